@@ -1,0 +1,433 @@
+"""What a run is: pydantic models, YAML files and dotted overrides.
+
+This module knows nothing of jax or of devices. A config that cannot work on any machine is refused here;
+one that does not fit the devices at hand is refused in `parallel.mesh`, before memory is touched.
+"""
+
+import difflib
+import math
+import types
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+AXES = ("pipeline", "data", "fsdp", "expert", "context", "tensor")  # slowest link first
+READY_AXES = ("data", "fsdp", "tensor")
+
+Positive = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[int, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """A frozen part of the config in which an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RopeScaling(Section):
+    """Llama-3.1's stretching of rotary frequencies to longer contexts (arXiv:2407.21783, 3.4.1)."""
+
+    factor: float = 8.0
+    low_frequency_factor: float = 1.0
+    high_frequency_factor: float = 4.0
+    original_max_len: Positive = 8192
+
+
+class Model(Section):
+    """A decoder-only transformer; the shipped files under `configs/models/` hold published ones."""
+
+    name: str = "decoder"
+    vocab_size: Positive
+    num_layers: Positive
+    embed_dim: Positive
+    num_heads: Positive
+    num_kv_heads: Positive | None = None  # None: as many as num_heads
+    head_dim: Positive | None = None  # None: embed_dim / num_heads
+    mlp_dim: Positive
+    max_seq_len: Positive = 8192
+    norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
+    norm_eps: float = 1e-5
+    position: Literal["rope", "learned"] = "rope"
+    rope_theta: float = 10_000.0
+    rope_scaling: RopeScaling | None = None
+    mlp: Literal["swiglu", "gelu"] = "swiglu"
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    sliding_window: Positive | None = None  # a token sees itself and the window - 1 tokens before it
+    tie_embeddings: bool = False
+    attention_softcap: float | None = None
+    logits_softcap: float | None = None
+    init_std: float = 0.02
+    vocab_multiple: Positive = 128  # the table is padded to this, so that its shape is the same on every mesh
+
+    @model_validator(mode="after")
+    def _fill_and_check(self) -> "Model":
+        if self.num_kv_heads is None:
+            object.__setattr__(self, "num_kv_heads", self.num_heads)
+        if self.head_dim is None:
+            if self.embed_dim % self.num_heads:
+                raise ValueError(
+                    f"embed_dim {self.embed_dim} is not divisible by num_heads {self.num_heads}; give head_dim"
+                )
+            object.__setattr__(self, "head_dim", self.embed_dim // self.num_heads)
+        if self.num_heads % self.kv_heads:
+            raise ValueError(f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}")
+        if self.position == "rope" and self.head_size % 2:
+            raise ValueError(f"head_dim {self.head_dim} is odd; rotary positions turn pairs, so make it even")
+        return self
+
+    @property
+    def kv_heads(self) -> int:
+        assert self.num_kv_heads is not None
+        return self.num_kv_heads
+
+    @property
+    def head_size(self) -> int:
+        assert self.head_dim is not None
+        return self.head_dim
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """Rows of the embedding table: vocab_size rounded up; the padding is never predicted."""
+        return math.ceil(self.vocab_size / self.vocab_multiple) * self.vocab_multiple
+
+
+class Mesh(Section):
+    """Sizes of the mesh axes. One may be -1: the devices that the others leave."""
+
+    pipeline: int = 1
+    data: int = -1
+    fsdp: int = 1
+    expert: int = 1
+    context: int = 1
+    tensor: int = 1
+
+    @model_validator(mode="after")
+    def _check(self) -> "Mesh":
+        wild = [a for a in AXES if getattr(self, a) == -1]
+        if len(wild) > 1 and "data" in wild and "data" not in self.model_fields_set:
+            object.__setattr__(self, "data", 1)  # the default gives way to an axis that asks for the rest
+            wild.remove("data")
+        if len(wild) > 1:
+            raise ValueError(f"{' and '.join(wild)} are both -1; only one axis can take the remaining devices")
+        for axis in AXES:
+            size = getattr(self, axis)
+            if size != -1 and size < 1:
+                raise ValueError(f"{axis}={size} must be a positive size, or -1 for the remaining devices")
+            if size != 1 and axis not in READY_AXES:
+                raise ValueError(f"{axis}={size}: the {axis} axis is reserved and not yet supported; set it to 1")
+        return self
+
+    def sizes(self, num_devices: int | None) -> dict[str, int]:
+        """Resolve -1 and check against the number of devices (None: any number that the sizes multiply to).
+
+        Returns axis name -> size, in the mesh's order, without axes of size 1 (one `data` axis of size 1 when
+        nothing is left, as JAX has no sharding on a mesh without axes).
+        """
+        sizes = {a: getattr(self, a) for a in AXES}
+        fixed = math.prod(s for s in sizes.values() if s != -1)
+        wild = [a for a, s in sizes.items() if s == -1]
+        text = ", ".join(f"{a}={s}" for a, s in sizes.items() if s != 1)
+        if num_devices is None:
+            num_devices = fixed
+        if wild:
+            if num_devices % fixed:
+                raise ValueError(
+                    f"mesh {text}: {fixed} does not divide {num_devices} devices; make the product of the fixed axes "
+                    f"one of {divisors(num_devices)}"
+                )
+            sizes[wild[0]] = num_devices // fixed
+        elif fixed != num_devices:
+            raise ValueError(
+                f"mesh {text or 'of one device'} needs {fixed} devices and there are {num_devices}; set one axis to -1, "
+                f"or on CPU runtime.simulated_devices={fixed}"
+            )
+        return {a: s for a, s in sizes.items() if s > 1} or {"data": 1}
+
+
+def divisors(n: int) -> list[int]:
+    return [d for d in range(1, n + 1) if n % d == 0]
+
+
+AxisNames = str | list[str] | None
+
+
+class Sharding(Section):
+    """Overrides of the logical rules: logical axis -> mesh axis, several, or null for not split."""
+
+    parameters: dict[str, AxisNames] = {}
+    activations: dict[str, AxisNames] = {}
+
+
+class Runtime(Section):
+    """Which devices to use. `simulated_devices` counts only where the platform is CPU."""
+
+    platform: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
+    simulated_devices: Positive | None = None
+    compilation_cache: str | None = "~/.cache/jaxscale/xla"
+
+
+class Data(Section):
+    """Where tokens come from and how many make a step. All sizes are global."""
+
+    kind: Literal["tokens", "llmc", "synthetic"] = "tokens"
+    path: str | None = None  # tokens: the folder `jaxscale data prepare` wrote; llmc: a glob of .bin files
+    validation_path: str | None = None  # llmc only; `tokens` has its own validation split
+    batch_size: Positive = 8  # sequences a step
+    seq_len: Positive = 1024
+    mask_documents: bool = True  # packed documents never see each other, positions restart
+    shuffle: bool = True
+    verify: Literal["always", "once", "size"] = "once"  # checksums of the shards
+    prefetch: Positive = 4  # batches
+
+    @model_validator(mode="after")
+    def _check(self) -> "Data":
+        if self.kind != "synthetic" and not self.path:
+            raise ValueError(f"data.kind={self.kind} needs data.path; `jaxscale data prepare --help` makes a dataset")
+        if self.kind != "llmc" and self.validation_path:
+            raise ValueError(f"data.validation_path is only for kind=llmc; kind={self.kind} does not read it")
+        if self.kind == "synthetic" and self.path:
+            raise ValueError("data.path is not read with kind=synthetic; remove it or choose kind=tokens")
+        return self
+
+
+RematAction = Literal["save", "offload", "recompute"]
+ACTIVATIONS = ("layer_in", "q", "k", "v", "attention_context", "attention_out", "mlp_gate", "mlp_up", "mlp_out")
+
+
+class Step(Section):
+    """How one training step is computed, leaving what it computes unchanged."""
+
+    microbatches: Positive = 1  # gradient accumulation: the batch in this many parts, one after another
+    remat: Literal["none", "full", "dots"] | dict[str, RematAction] = "full"
+    compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    param_dtype: Literal["bfloat16", "float32"] = "float32"
+    attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
+    unroll_layers: bool | None = None  # None: on CPU, where a loop costs more than the compile it saves
+
+    @model_validator(mode="after")
+    def _check(self) -> "Step":
+        if isinstance(self.remat, dict):
+            for name in self.remat:
+                if name not in ACTIVATIONS:
+                    raise ValueError(f"step.remat.{name}: no such activation{nearest(name, ACTIVATIONS)}")
+        return self
+
+
+class Loss(Section):
+    chunk: Positive | None = None  # tokens of each sequence whose logits exist at one time; None: all
+    z_loss: float = 0.0  # weight of log(Z)^2 (PaLM, arXiv:2204.02311, section 5)
+
+
+class Optimizer(Section):
+    """optax's optimizer and its learning-rate schedule."""
+
+    name: Literal["adamw", "lion", "adafactor", "muon"] = "adamw"
+    learning_rate: float = 3e-4
+    schedule: Literal["constant", "cosine", "linear", "wsd"] = "cosine"
+    warmup_steps: NonNegative = 0
+    decay_steps: NonNegative | None = None  # wsd: the last steps that decay; None: a fifth of the run
+    final_fraction: float = 0.1  # learning rate at the end / peak
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    no_decay: list[str] = ["norm", "bias"]  # parameters whose path contains one of these are not decayed
+    clip_norm: float | None = 1.0
+    ema: float | None = None  # decay of an exponential moving average of the parameters
+
+
+class Checkpoint(Section):
+    every: NonNegative = 1000  # steps; 0: only at the end
+    keep_last: Positive = 2
+    keep_every: Positive | None = None  # steps whose checkpoints are never deleted
+    resume: bool = True
+
+
+class Evaluation(Section):
+    every: NonNegative = 0  # steps; 0: only at the end
+    batches: Positive = 8
+
+
+class Metrics(Section):
+    every: Positive = 1  # steps between lines of metrics.jsonl
+    tensorboard: bool = True
+    wandb: bool = False
+    mfu: Literal["causal", "palm"] = "causal"
+
+
+class Config(Section):
+    """One run, from data to checkpoints; what a YAML file under `configs/` holds."""
+
+    name: str
+    out: str | None = None  # None: runs/<name>
+    seed: int = 0
+    steps: Positive
+    on_nonfinite: Literal["stop", "skip"] = "stop"  # a loss or gradient norm that is NaN or infinite
+    model: Model
+    mesh: Mesh = Mesh()
+    sharding: Sharding = Sharding()
+    runtime: Runtime = Runtime()
+    data: Data
+    step: Step = Step()
+    loss: Loss = Loss()
+    optimizer: Optimizer = Optimizer()
+    checkpoint: Checkpoint = Checkpoint()
+    evaluation: Evaluation = Evaluation()
+    metrics: Metrics = Metrics()
+
+    @model_validator(mode="after")
+    def _check(self) -> "Config":
+        if self.out is None:
+            object.__setattr__(self, "out", f"runs/{self.name}")
+        if self.model.position == "learned" and self.data.seq_len > self.model.max_seq_len:
+            raise ValueError(
+                f"data.seq_len {self.data.seq_len} is beyond the {self.model.max_seq_len} learned positions; "
+                "lower it or raise model.max_seq_len"
+            )
+        if self.data.batch_size % self.step.microbatches:
+            raise ValueError(
+                f"data.batch_size {self.data.batch_size} is not divisible by step.microbatches "
+                f"{self.step.microbatches}; try {divisors(self.data.batch_size)}"
+            )
+        if self.loss.chunk and self.data.seq_len % self.loss.chunk:
+            raise ValueError(
+                f"data.seq_len {self.data.seq_len} is not divisible by loss.chunk {self.loss.chunk}; "
+                f"try {nearest_divisor(self.data.seq_len, self.loss.chunk)}"
+            )
+        return self
+
+    @property
+    def out_dir(self) -> Path:
+        assert self.out is not None
+        return Path(self.out)
+
+
+def nearest_divisor(n: int, d: int) -> int:
+    return min(divisors(n), key=lambda x: abs(x - d))
+
+
+def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """Read a run file (or a bare model file, for `show`) and apply `section.key=value` overrides.
+
+    Raises ValueError with one line for an unreadable file, an unknown key, a wrong type or a broken rule.
+    """
+    path = find_config(path)
+    values = read_yaml(path)
+    if "model" not in values and "num_layers" in values:  # a model file: a run around it, enough to look at
+        name = values.get("name", path.stem)
+        values = {"name": name, "steps": 1, "model": values, "data": {"kind": "synthetic", "seq_len": 1024}}
+    for override in overrides:
+        apply_override(values, override)
+    model = values.get("model")
+    if isinstance(model, str) or (isinstance(model, dict) and "file" in model):
+        values["model"] = read_model(model, beside=path.parent)
+    return validate(values, source=str(path))
+
+
+def read_model(model: str | dict, *, beside: Path) -> dict:
+    """`model: NAME` or `model: {file: NAME, key: value}`: a file of configs/models/, with changes."""
+    changes = dict(model) if isinstance(model, dict) else {}
+    name = changes.pop("file", model)
+    for candidate in (beside / name, beside / "models" / f"{name}.yaml", beside / f"{name}.yaml"):
+        if candidate.is_file():
+            return read_yaml(candidate) | changes
+    return read_yaml(find_config(f"models/{name}")) | changes
+
+
+def find_config(path: str | Path) -> Path:
+    """`path`, with .yaml added, or of that name among the shipped configs."""
+    shipped = shipped_configs()
+    name = str(path).removeprefix("configs/")
+    names = [Path(path), Path(f"{path}.yaml")]
+    names += [shipped / sub / f"{name}{end}" for sub in ("", "models") for end in ("", ".yaml")]
+    for candidate in names:
+        if candidate.is_file():
+            return candidate
+    known = sorted(p.stem for p in shipped.rglob("*.yaml"))
+    raise ValueError(f"no config {path}{nearest(Path(path).stem, known)}; shipped ones: {', '.join(known)}")
+
+
+def shipped_configs() -> Path:
+    """The folder of shipped configs: inside an installed package, beside it in a checkout."""
+    package = Path(__file__).parent
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
+
+
+def read_yaml(path: Path) -> dict:
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"cannot read {path}: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds {type(values).__name__}, not `key: value` lines")
+    return values
+
+
+def apply_override(values: dict, override: str) -> None:
+    """Set `section.key=value` in place; the value is read as YAML."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ValueError(f"override {override!r} is not section.key=value")
+    *sections, last = key.split(".")
+    for section in sections:
+        child = values.setdefault(section, {})
+        if isinstance(child, str) and section == "model":
+            child = values[section] = {"file": child}
+        if not isinstance(child, dict):
+            raise ValueError(f"override {override!r}: {section} is a value, not a section")
+        values = child
+    try:
+        values[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"override {override!r}: {text!r} is not a YAML value") from error
+
+
+def validate(values: dict, *, source: str) -> Config:
+    """Values -> Config; every problem in one line, an unknown key with the nearest known one."""
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise ValueError(f"{source}: " + "; ".join(describe(e) for e in error.errors())) from None
+
+
+def describe(error: Any) -> str:
+    where = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        section = section_at(error["loc"][:-1])
+        known = list(section.model_fields) if section else []
+        return f"unknown key {where}{nearest(str(error['loc'][-1]), known)}"
+    if error["type"] == "value_error":
+        return f"{where}: {error['ctx']['error']}" if where else str(error["ctx"]["error"])
+    if error["type"] == "missing":
+        return f"{where} is missing; add it"
+    return f"{where}={error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
+
+
+def section_at(loc: tuple) -> type[Section] | None:
+    """The Section class that a pydantic error's location names."""
+    section: type[Section] = Config
+    for part in loc:
+        field = section.model_fields.get(part)
+        if field is None:
+            return None
+        options = get_args(field.annotation) if get_origin(field.annotation) in (Union, types.UnionType) else ()
+        classes = [c for c in (field.annotation, *options) if isinstance(c, type) and issubclass(c, Section)]
+        if not classes:
+            return None
+        section = classes[0]
+    return section
+
+
+def nearest(name: str, known: Any) -> str:
+    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {match[0]}?" if match else ""
+
+
+def dump_config(config: Config) -> str:
+    """The resolved config as YAML that `load_config` reads back to an equal config."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)

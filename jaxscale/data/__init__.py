@@ -1,0 +1,1 @@
+"""Token data: text -> token shards on disk -> the global batch of a step. Knows nothing of JAX or meshes."""

@@ -1,0 +1,175 @@
+"""Rows a model trains on: windows over stored tokens, or synthetic ones. Knows nothing of steps or processes.
+
+A row is a dict of arrays [T]: ``tokens`` and ``targets`` (the tokens one later), ``segments`` (which document
+of the row, from 1), ``positions`` (within the document), all int32, and ``weights`` (float32; 0 for padding).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from jaxscale.data.store import TokenStore
+
+ROW_DTYPES = {
+    "tokens": np.int32,
+    "targets": np.int32,
+    "segments": np.int32,
+    "positions": np.int32,
+    "weights": np.float32,
+}
+
+
+class RowSource(Protocol):
+    """A numbered collection of rows, each a pure function of its number."""
+
+    @property
+    def seq_len(self) -> int: ...
+
+    @property
+    def vocab_size(self) -> int:
+        """Every token id is below this."""
+
+    @property
+    def separator_id(self) -> int | None: ...
+
+    @property
+    def fingerprint(self) -> str | None:
+        """The tokenizer's, None where there is none."""
+
+    def __len__(self) -> int: ...
+
+    def row(self, i: int) -> dict[str, np.ndarray]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Windows:
+    """Row i is tokens ``i*T .. i*T+T+1`` of a store. Made by ``windows``."""
+
+    store: TokenStore
+    seq_len: int
+    model_vocab_size: int | None = None
+    mask_documents: bool = True
+
+    @property
+    def vocab_size(self) -> int:
+        return self.store.vocab_size
+
+    @property
+    def separator_id(self) -> int | None:
+        return self.store.separator_id
+
+    @property
+    def fingerprint(self) -> str | None:
+        return self.store.fingerprint
+
+    def __len__(self) -> int:
+        return max(0, self.store.num_tokens - 1) // self.seq_len
+
+    def row(self, i: int) -> dict[str, np.ndarray]:
+        if not 0 <= i < len(self):
+            raise IndexError(f"window {i} is not within 0..{len(self)}")
+        tokens = self.store.read(i * self.seq_len, self.seq_len + 1)
+        self._check_ids(tokens, i)
+        return make_row(tokens, self.store.separator_id, mask_documents=self.mask_documents)
+
+    def _check_ids(self, tokens: np.ndarray, i: int) -> None:
+        limit = self.vocab_size if self.model_vocab_size is None else self.model_vocab_size
+        highest = int(tokens.view(np.uint32).max())  # an id beyond int32 is negative by now: also too high
+        if highest < limit:
+            return
+        if self.model_vocab_size is None:
+            raise ValueError(
+                f"token id {highest} at window {i} is beyond the tokenizer's vocab_size {limit}; "
+                "the tokens are damaged or were made by another tokenizer: prepare them again"
+            )
+        raise ValueError(
+            f"token id {highest} at window {i} is beyond the model's vocab_size {limit}; "
+            f"give the model a vocab_size of {highest + 1} or more, or use tokens made by its own tokenizer"
+        )
+
+
+def windows(
+    store: TokenStore,
+    seq_len: int,
+    *,
+    model_vocab_size: int | None = None,
+    mask_documents: bool = True,
+) -> Windows:
+    """Cut a store into windows of ``seq_len`` inputs, each token a target once: (num_tokens-1) // seq_len rows.
+
+    Args:
+        model_vocab_size: checked against the store's at once and against each row when it is read.
+        mask_documents: number the documents of a row in ``segments`` and restart ``positions`` in each;
+            False makes a row one document.
+
+    Raises:
+        ValueError: not one window, or a vocabulary larger than the model's.
+    """
+    if seq_len < 1:
+        raise ValueError(f"seq_len {seq_len} is not positive; try 1024")
+    if model_vocab_size is not None and store.vocab_size > model_vocab_size:
+        raise ValueError(
+            f"the tokens of {store.name} have vocab_size {store.vocab_size}, beyond the model's vocab_size "
+            f"{model_vocab_size}; give the model {store.vocab_size} or more"
+        )
+    if store.num_tokens < seq_len + 1:
+        raise ValueError(
+            f"{store.name} has {store.num_tokens} tokens, one window needs seq_len + 1 = {seq_len + 1}; "
+            + (f"try seq_len {store.num_tokens - 1} or more text" if store.num_tokens > 1 else "prepare more text")
+        )
+    return Windows(store, seq_len, model_vocab_size, mask_documents)
+
+
+@dataclass(frozen=True)
+class Synthetic:
+    """Uniform random tokens without documents: row i is a pure function of (seed, i), on every machine."""
+
+    vocab_size: int
+    seq_len: int
+    seed: int = 0
+    num_rows: int = 2**40
+    separator_id: None = None
+    fingerprint: None = None
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+    def row(self, i: int) -> dict[str, np.ndarray]:
+        # The bit generator alone: unlike Generator's methods, its stream never changes between numpy versions.
+        bits = np.random.Philox(key=np.array([self.seed % 2**64, i], np.uint64)).random_raw(self.seq_len + 1)
+        return make_row((bits % np.uint64(self.vocab_size)).astype(np.int32), None)
+
+
+def make_row(tokens: np.ndarray, separator_id: int | None, *, mask_documents: bool = True) -> dict[str, np.ndarray]:
+    """The row of ``tokens[T+1]``: T inputs and the same shifted by one as targets.
+
+    A separator begins a document: ``segments`` counts up and ``positions`` restarts at 0 there. The first,
+    maybe partial, document is segment 1 from position 0. The separator that ends a document is a target like
+    any other, so every weight is 1.
+    """
+    inputs = tokens[:-1].astype(np.int32)
+    arange = np.arange(len(inputs), dtype=np.int32)
+    segments, positions = np.ones_like(inputs), arange
+    if mask_documents and separator_id is not None:
+        begins = inputs == separator_id
+        begins[:1] = True
+        segments = np.cumsum(begins, dtype=np.int32)
+        positions = arange - np.maximum.accumulate(np.where(begins, arange, np.int32(0)))
+    return {
+        "tokens": inputs,
+        "targets": tokens[1:].astype(np.int32),
+        "segments": segments,
+        "positions": positions,
+        "weights": np.ones(len(inputs), np.float32),
+    }
+
+
+def load_rows(source: RowSource, indices: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
+    """Rows ``indices[R]`` of a source, stacked: each array is [R, T]; R may be 0."""
+    loaded = {name: np.empty((len(indices), source.seq_len), dtype) for name, dtype in ROW_DTYPES.items()}
+    for r, i in enumerate(indices):
+        for name, values in source.row(int(i)).items():
+            loaded[name][r] = values
+    return loaded

@@ -1,0 +1,226 @@
+"""Tokenizers: raw bytes, a Hugging Face ``tokenizer.json``, or a byte-level BPE trained here.
+
+The convention everywhere in this package (llm.c's): one separator token stands at the START of every
+document. It is what generation begins from, and predicting it means "the document ends here".
+``encode`` never adds it and never returns it for ordinary text.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import tokenizers
+
+BYTE_SEPARATOR_ID = 256
+DEFAULT_SEPARATOR = "<|endoftext|>"
+# Which special token separates documents when the user names none: end-of-text tokens first (what GPT-2,
+# GPT-NeoX, Llama-3, Qwen, T5 and Mistral files hold), then begin-of-text ones.
+SEPARATOR_PREFERENCE = (
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "</s>",
+    "<eos>",
+    "<|begin_of_text|>",
+    "<s>",
+    "<bos>",
+    "[SEP]",
+)
+
+
+class Tokenizer(Protocol):
+    """What the rest of the package needs of a tokenizer."""
+
+    @property
+    def vocab_size(self) -> int:
+        """The highest token id + 1, added tokens included."""
+
+    @property
+    def separator_id(self) -> int:
+        """The token that stands at the start of every document."""
+
+    @property
+    def separator(self) -> str | None:
+        """The separator as the tokenizer file spells it; None where it has no spelling."""
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 (hex) of everything that decides which ids a text becomes."""
+
+    def encode(self, text: str) -> np.ndarray:
+        """The ids of ``text``, int32[n], without a separator."""
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """``encode`` of each text, in parallel where the library can."""
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ``ids``; separators and ids beyond the vocabulary are dropped."""
+
+    def save(self, directory: Path) -> Path | None:
+        """Write ``tokenizer.json`` into ``directory``; None for a tokenizer that needs no file."""
+
+
+@dataclass(frozen=True)
+class ByteTokenizer:
+    """Token ids 0..255 are the UTF-8 bytes; 256 separates documents."""
+
+    vocab_size: int = 257
+    separator_id: int = BYTE_SEPARATOR_ID
+    separator: str | None = None
+    fingerprint: str = hashlib.sha256(b"jaxscale byte tokenizer, version 1").hexdigest()
+
+    def encode(self, text: str) -> np.ndarray:
+        return np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(np.int32)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return [self.encode(text) for text in texts]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return bytes(i for i in map(int, ids) if 0 <= i < 256).decode("utf-8", errors="replace")
+
+    def save(self, directory: Path) -> Path | None:
+        return None
+
+
+@dataclass(frozen=True)
+class FileTokenizer:
+    """A Hugging Face tokenizer; ``content`` is the text of its ``tokenizer.json``, kept as it came."""
+
+    content: str
+    library: "tokenizers.Tokenizer"
+    separator: str
+    separator_id: int
+    vocab_size: int
+    fingerprint: str
+
+    def encode(self, text: str) -> np.ndarray:
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        encodings = self.library.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        known = [i for i in map(int, ids) if 0 <= i < self.vocab_size and i != self.separator_id]
+        return self.library.decode(known, skip_special_tokens=False)
+
+    def save(self, directory: Path) -> Path | None:
+        path = Path(directory) / "tokenizer.json"
+        path.write_text(self.content, encoding="utf-8")
+        return path
+
+
+def load_tokenizer(spec: str | Path, *, separator: str | None = None) -> Tokenizer:
+    """The tokenizer that ``spec`` names: ``byte``, or the path of a Hugging Face ``tokenizer.json``.
+
+    Args:
+        spec: ``byte`` or a path.
+        separator: the token that separates documents, as the file spells it. None picks the first of
+            ``SEPARATOR_PREFERENCE`` among the file's added tokens.
+
+    Raises:
+        ValueError: no such file, not a tokenizer file, or no separator found in it.
+    """
+    if str(spec) == "byte":
+        if separator is not None:
+            raise ValueError(
+                f"separator {separator!r} does not go with the byte tokenizer, whose separator is always id "
+                f"{BYTE_SEPARATOR_ID}; leave out --separator"
+            )
+        return ByteTokenizer()
+    path = Path(spec)
+    if not path.is_file():
+        raise ValueError(
+            f"tokenizer {str(spec)!r} is neither `byte` nor a file; give `byte` or the path of a tokenizer.json "
+            "(`bpe:N` is for `jaxscale data prepare`, which trains one and leaves tokenizer.json in the dataset)"
+        )
+    try:
+        content = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read tokenizer {path}: {error}; give a readable tokenizer.json") from error
+    return _from_content(content, separator, where=str(path))
+
+
+def train_bpe(texts: Iterator[str], vocab_size: int, *, separator: str = DEFAULT_SEPARATOR) -> Tokenizer:
+    """Train a byte-level BPE (GPT-2's recipe) on ``texts``; any text round-trips through it.
+
+    Args:
+        texts: pieces of text; consumed once.
+        vocab_size: the size to reach, at least 257 (256 bytes + the separator). A small corpus may run out
+            of pairs to merge and give a smaller vocabulary; ask the result for its ``vocab_size``.
+        separator: how the separator is spelled in the tokenizer file.
+    """
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    if vocab_size < 257:
+        raise ValueError(f"BPE vocab_size {vocab_size} is too small: 256 bytes + 1 separator need 257; try 4096")
+    library = tokenizers.Tokenizer(models.BPE())
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    library.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[separator],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    library.train_from_iterator(texts, trainer)
+    return _from_content(library.to_str(), separator, where="the trained BPE")
+
+
+def _from_content(content: str, separator: str | None, *, where: str) -> FileTokenizer:
+    import tokenizers
+
+    try:
+        library = tokenizers.Tokenizer.from_str(content)
+    except Exception as error:  # the library raises bare Exception for a malformed file
+        raise ValueError(
+            f"{where} is not a Hugging Face tokenizer file: {error}; give the `tokenizer.json` of a model"
+        ) from error
+    token, token_id = _pick_separator(library, separator, where)
+    # Promote the separator to a special token (its id stays), then have text that merely spells a special
+    # token encoded as text: a web page about GPT-2 must not end its own document.
+    library.add_special_tokens([token])
+    library.encode_special_tokens = True
+    # Files of embedding models truncate at 512 tokens or pad batches; a corpus wants neither.
+    library.no_truncation()
+    library.no_padding()
+    return FileTokenizer(
+        content=content,
+        library=library,
+        separator=token,
+        separator_id=token_id,
+        vocab_size=max(library.get_vocab(with_added_tokens=True).values()) + 1,
+        fingerprint=_fingerprint(content, token),
+    )
+
+
+def _pick_separator(library: "tokenizers.Tokenizer", separator: str | None, where: str) -> tuple[str, int]:
+    added = {token.content: token_id for token_id, token in library.get_added_tokens_decoder().items()}
+    if separator is not None:
+        token_id = library.token_to_id(separator)
+        if token_id is None:
+            raise ValueError(
+                f"separator {separator!r} is not a token of {where}; pass --separator TOKEN with one of its tokens"
+                + (f", e.g. {', '.join(list(added)[:8])}" if added else "")
+            )
+        return separator, token_id
+    for token in SEPARATOR_PREFERENCE:
+        if token in added:
+            return token, added[token]
+    raise ValueError(
+        f"{where} has no token known to separate documents (looked for {', '.join(SEPARATOR_PREFERENCE)}); "
+        f"pass --separator TOKEN, one of its tokens" + (f", e.g. {', '.join(list(added)[:8])}" if added else "")
+    )
+
+
+def _fingerprint(content: str, separator: str) -> str:
+    """Independent of the file's whitespace and key order, and of truncation and padding, which are not used."""
+    identity = json.loads(content) | {"truncation": None, "padding": None}
+    canonical = json.dumps({"tokenizer": identity, "separator": separator}, sort_keys=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()

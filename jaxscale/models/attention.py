@@ -1,0 +1,164 @@
+"""Attention behind one function: the reference in XLA, cuDNN's on NVIDIA, splash (Pallas) on TPU.
+
+Masks come from three facts: causal order, a sliding window, and which document a token belongs to. Nothing here
+knows of modules; the mesh is met once, in `attention`.
+"""
+
+import functools
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from jaxscale.parallel.sharding import platform, spec
+
+NEGATIVE = -1e30  # finite, so that a row with nothing to see gives no NaN
+
+
+@dataclass(frozen=True)
+class Attention:
+    """What one attention layer computes, apart from its arrays.
+
+    Attributes:
+        sliding_window: a token sees itself and the window - 1 tokens before it; None: all before it.
+        softcap: scores become cap * tanh(scores / cap).
+        implementation: `xla`, `cudnn`, `splash`, or `auto` (the fastest that computes this on the platform).
+    """
+
+    sliding_window: int | None = None
+    softcap: float | None = None
+    implementation: str = "auto"
+
+
+def attention(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, segments_BT: jax.Array | None, how: Attention) -> jax.Array:
+    """Causal attention within documents; heads split over the mesh, nothing sent.
+
+    Args:
+        q_BTNH: queries; N is a multiple of K, query head n reads kv head n // (N / K).
+        segments_BT: document numbers: a token sees only its own document. None: one document a row.
+
+    Returns:
+        Context of shape [B, T, N, H], in q's dtype.
+    """
+    run = {"xla": xla_attention, "cudnn": cudnn_attention, "splash": splash_attention}[choose(how, q_BTNH)]
+    qs, ks, ss = spec("batch", "sequence", "heads", None), spec("batch", "sequence", "kv_heads", None), spec("batch", "sequence")
+    # Every device has whole sequences of its own heads, so the body is local. shard_map, because the kernels are
+    # custom calls without rules for explicit axes, and because splitting N into (K, N/K) would need one too.
+    local = functools.partial(run, how=how)
+    if segments_BT is None:
+        body = jax.shard_map(lambda q, k, v: local(q, k, v, None), in_specs=(qs, ks, ks), out_specs=qs, check_vma=False)
+        return body(q_BTNH, k_BTKH, v_BTKH)
+    body = jax.shard_map(local, in_specs=(qs, ks, ks, ss), out_specs=qs, check_vma=False)
+    return body(q_BTNH, k_BTKH, v_BTKH, segments_BT)
+
+
+def choose(how: Attention, q: jax.Array) -> str:
+    """The implementation to use here; ValueError when the one asked for cannot compute this."""
+    where = platform()
+    problems = {
+        "xla": None,
+        "cudnn": cudnn_problem(how, q.dtype, q.shape, where),
+        "splash": splash_problem(q.shape, where),
+    }
+    if how.implementation != "auto":
+        if problem := problems[how.implementation]:
+            raise ValueError(f"step.attention={how.implementation}: {problem}; use auto or xla")
+        return how.implementation
+    return next(name for name in ("cudnn", "splash", "xla") if problems[name] is None)
+
+
+def cudnn_problem(how: Attention, dtype: jnp.dtype, shape: tuple[int, ...], where: str) -> str | None:
+    if where not in ("gpu", "cuda"):
+        return f"it needs an NVIDIA GPU and this is {where}"
+    if how.softcap:
+        return "cuDNN has no soft cap on scores"
+    if dtype not in (jnp.bfloat16, jnp.float16):
+        return f"cuDNN computes in bfloat16 or float16, not {jnp.dtype(dtype).name}"
+    if shape[-1] % 8 or shape[-1] > 128:
+        return f"cuDNN wants a head_dim that is a multiple of 8 up to 128, not {shape[-1]}"
+    return None
+
+
+def splash_problem(shape: tuple[int, ...], where: str) -> str | None:
+    if where != "tpu":
+        return f"it needs a TPU and this is {where}"
+    if shape[1] % 128:
+        return f"splash wants a sequence that is a multiple of 128, not {shape[1]}"
+    return None
+
+
+# --- the reference --------------------------------------------------------------------------------------------
+
+
+def xla_attention(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, segments_BT: jax.Array | None, *, how: Attention) -> jax.Array:
+    """Plain attention with scores and softmax in float32; the one that the others are compared with."""
+    T = q_BTNH.shape[1]
+    order = jnp.arange(T)
+    mask_TS = visible(order[:, None], order[None, :], how.sliding_window)
+    if segments_BT is None:
+        return attend(q_BTNH, k_BSKH, v_BSKH, mask_TS[None], softcap=how.softcap)
+    same_BTS = segments_BT[:, :, None] == segments_BT[:, None, :]
+    return attend(q_BTNH, k_BSKH, v_BSKH, mask_TS & same_BTS, softcap=how.softcap)
+
+
+def visible(query: jax.Array, key: jax.Array, sliding_window: int | None) -> jax.Array:
+    """True where a query at index `query` may see a key at index `key`."""
+    mask = key <= query
+    return mask if sliding_window is None else mask & (query - key < sliding_window)
+
+
+def attend(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask_BTS: jax.Array, *, softcap: float | None) -> jax.Array:
+    """softmax(q k^T / sqrt(H)) v over the visible keys; local arrays, any number of kv heads K that divides N."""
+    B, T, N, H = q_BTNH.shape
+    S, K = k_BSKH.shape[1:3]
+    q_BKGTH = q_BTNH.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
+    k_BKSH, v_BKSH = k_BSKH.transpose(0, 2, 1, 3), v_BSKH.transpose(0, 2, 1, 3)
+    scores = jnp.einsum("bkgth,bksh->bkgts", q_BKGTH, k_BKSH, preferred_element_type=jnp.float32) * H**-0.5
+    if softcap is not None:
+        scores = softcap * jnp.tanh(scores / softcap)
+    weights = jax.nn.softmax(jnp.where(mask_BTS[:, None, None], scores, NEGATIVE), axis=-1).astype(q_BTNH.dtype)
+    context = jnp.einsum("bkgts,bksh->bkgth", weights, v_BKSH)
+    return context.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
+
+
+# --- kernels --------------------------------------------------------------------------------------------------
+
+
+def cudnn_attention(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, segments_BT: jax.Array | None, *, how: Attention) -> jax.Array:
+    """cuDNN's fused attention. Documents become a [B, 1, T, T] mask; rows without any cost nothing extra."""
+    mask = None if segments_BT is None else (segments_BT[:, None, :, None] == segments_BT[:, None, None, :])
+    window = None if how.sliding_window is None else (how.sliding_window - 1, 0)
+    return jax.nn.dot_product_attention(
+        q_BTNH, k_BTKH, v_BTKH, mask=mask, is_causal=True, local_window_size=window, implementation="cudnn"
+    )
+
+
+def splash_attention(
+    q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, segments_BT: jax.Array | None, *, how: Attention, interpret: bool = False
+) -> jax.Array:
+    """JAX's splash attention (Pallas, TPU): blocks above the diagonal and outside the window are never computed."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    T, N, H = q_BTNH.shape[1:]
+    if how.sliding_window is None:
+        mask = masks.CausalMask((T, T))
+    else:
+        mask = masks.LocalMask((T, T), (how.sliding_window - 1, 0), offset=0)
+    block = next(b for b in (512, 256, 128) if T % b == 0)
+    sizes = kernel.BlockSizes(
+        block_q=block, block_kv=block, block_kv_compute=block, block_q_dkv=block, block_kv_dkv=block,
+        block_kv_dkv_compute=block, use_fused_bwd_kernel=True,
+    )  # fmt: skip
+    run = kernel.make_splash_mha(
+        masks.MultiHeadMask([mask] * N), block_sizes=sizes, head_shards=1, q_seq_shards=1,
+        attn_logits_soft_cap=how.softcap, interpret=interpret,
+    )  # fmt: skip
+    repeat = N // k_BTKH.shape[2]
+    q, k, v = (x.transpose(0, 2, 1, 3) for x in (q_BTNH * H**-0.5, k_BTKH, v_BTKH))
+    k, v = jnp.repeat(k, repeat, axis=1), jnp.repeat(v, repeat, axis=1)
+    if segments_BT is None:
+        out = jax.vmap(run)(q, k, v)
+    else:
+        out = jax.vmap(lambda q, k, v, s: run(q, k, v, kernel.SegmentIds(s, s)))(q, k, v, segments_BT)
+    return out.transpose(0, 2, 1, 3).astype(q_BTNH.dtype)

@@ -1,0 +1,46 @@
+"""Looking up rows of a table that is split over the mesh, without gathering the table."""
+
+import jax
+import jax.numpy as jnp
+
+from jaxscale.parallel.sharding import axes_of, dims_of, spec, to_spec
+
+
+def lookup(table_VD: jax.Array, ids_BT: jax.Array, *, dtype: jnp.dtype) -> jax.Array:
+    """Rows of the table for each id, as [B, T, D] in the layout of the residual stream.
+
+    # table[V_tensor, D_fsdp], ids[B_{data,fsdp}, T] -> x[B_{data,fsdp}, T_tensor, D]
+
+    Three steps, none of which moves the table: every device looks up the ids of all rows along fsdp in its own
+    block (rows of other vocab shards give zeros); the blocks' sums are reduce-scattered over tensor; an all-to-all
+    over fsdp trades columns for rows. Bytes sent go with the tokens of a device, not with the vocabulary, and
+    backward is the same in reverse, with the table's gradient added where its block lives.
+
+    shard_map, because a lookup in a split table makes the partitioner replicate it ("Involuntary full
+    rematerialization").
+    """
+    batch, sequence = axes_of("batch"), axes_of("residual_sequence")
+    vocab, embed = dims_of(table_VD)
+    vocab = tuple(a for a in vocab if a not in batch)  # by default all of both; what an override splits otherwise
+    trade = tuple(a for a in embed if a in batch)  # is gathered first
+    table_VD = jax.reshard(table_VD, to_spec([vocab, trade]))
+    scatter = sequence if sequence == vocab else ()
+
+    def local(table, ids):
+        if trade:
+            ids = jax.lax.all_gather(ids, trade, axis=0, tiled=True)
+        if vocab:
+            ids = ids - jax.lax.axis_index(vocab) * table.shape[0]
+            inside = (ids >= 0) & (ids < table.shape[0])
+            rows = jnp.where(inside[..., None], table[jnp.clip(ids, 0, table.shape[0] - 1)], 0).astype(dtype)
+        else:
+            rows = table[ids].astype(dtype)
+        if scatter:
+            rows = jax.lax.psum_scatter(rows, scatter, scatter_dimension=1, tiled=True)
+        elif vocab:
+            rows = jax.lax.psum(rows, vocab)
+        return jax.lax.all_to_all(rows, trade, split_axis=0, concat_axis=2, tiled=True) if trade else rows
+
+    out = spec("batch", "residual_sequence" if scatter else "sequence", None)
+    run = jax.shard_map(local, in_specs=(to_spec([vocab, trade]), spec("batch", "sequence")), out_specs=out)
+    return jax.reshard(run(table_VD, ids_BT), spec("batch", "residual_sequence", "embed"))

@@ -1,0 +1,347 @@
+"""One decoder that is Llama, Mistral, Qwen3 or GPT-2 by config: flax.nnx modules that know logical axes only.
+
+Dims: B batch, T sequence, D embed, N query heads, K kv heads, H head dim, F mlp, V vocab, L layers.
+Parameters are kept in `param_dtype` and cast where they are used, before they are gathered.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+
+from jaxscale import config as cfg
+from jaxscale.models.attention import NEGATIVE, Attention, attend, attention, visible
+from jaxscale.models.embedding import lookup
+from jaxscale.parallel.sharding import align, dims_of, einsum, gather, platform, shard, shard_count, spec, to_spec
+
+Cache = dict[str, jax.Array]  # k, v: [B, S, K, H]
+# remat `dots`, by name and not by JAX's policy for dots: that one would keep partial sums from before their reduction
+MATMUL_OUTPUTS = ("q", "k", "v", "attention_out", "mlp_gate", "mlp_up", "mlp_out")
+
+
+def parameter(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str, ...], *, dtype: str, std: float | None) -> nnx.Param:
+    """A parameter born sharded by its logical axes: normal with `std`, or ones (None), or zeros (0)."""
+    if std:
+        value = std * jax.random.normal(rngs.params(), shape, dtype)
+    else:
+        value = jnp.ones(shape, dtype) if std is None else jnp.zeros(shape, dtype)
+    return nnx.Param(value, out_sharding=axes)
+
+
+class Norm(nnx.Module):
+    """RMSNorm (arXiv:1910.07467) or LayerNorm, computed in float32."""
+
+    def __init__(self, size: int, axis: str, model: cfg.Model, dtype: str, rngs: nnx.Rngs, *, kind: str | None = None):
+        self.kind, self.eps = kind or model.norm, model.norm_eps
+        self.scale = parameter(rngs, (size,), (axis,), dtype=dtype, std=None)
+        if self.kind == "layernorm":
+            self.bias = parameter(rngs, (size,), (axis,), dtype=dtype, std=0)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = x.astype(jnp.float32)
+        if self.kind == "layernorm":
+            y = y - y.mean(-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), -1, keepdims=True) + self.eps)
+        y = y * self.scale[...].astype(jnp.float32)
+        if self.kind == "layernorm":
+            y = y + self.bias[...].astype(jnp.float32)
+        return y.astype(x.dtype)
+
+
+class SelfAttention(nnx.Module):
+    """Attention with grouped kv heads, rotary or no positions, optional biases and qk-norm."""
+
+    def __init__(self, model: cfg.Model, step: cfg.Step, rngs: nnx.Rngs):
+        self.model, self.dtype = model, jnp.dtype(step.compute_dtype)
+        self.how = Attention(model.sliding_window, model.attention_softcap, step.attention)
+        D, N, K, H = model.embed_dim, model.num_heads, model.kv_heads, model.head_size
+        make = Maker(rngs, step.param_dtype, model.init_std)
+        self.q = make((D, N, H), ("embed", "heads", "head_dim"))
+        self.k = make((D, K, H), ("embed", "kv_heads", "head_dim"))
+        self.v = make((D, K, H), ("embed", "kv_heads", "head_dim"))
+        self.out = make((N, H, D), ("heads", "head_dim", "embed"), scale=(2 * model.num_layers) ** -0.5)
+        if model.attention_bias:
+            self.q_bias = make((N, H), ("heads", "head_dim"), scale=0)
+            self.k_bias = make((K, H), ("kv_heads", "head_dim"), scale=0)
+            self.v_bias = make((K, H), ("kv_heads", "head_dim"), scale=0)
+            self.out_bias = make((D,), ("norm",), scale=0)
+        if model.qk_norm:
+            self.q_norm = Norm(H, "head_dim", model, step.param_dtype, rngs, kind="rmsnorm")
+            self.k_norm = Norm(H, "head_dim", model, step.param_dtype, rngs, kind="rmsnorm")
+
+    def __call__(self, x_BTD: jax.Array, positions: jax.Array, segments: jax.Array | None, cache: Cache | None = None, start: Any = None):
+        x_BTD = gather(x_BTD, "batch", "sequence", "embed", over="heads")
+        q = checkpoint_name(self.project(x_BTD, "q", "heads"), "q")
+        k = checkpoint_name(self.project(x_BTD, "k", "kv_heads"), "k")
+        v = checkpoint_name(self.project(x_BTD, "v", "kv_heads"), "v")
+        if self.model.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if self.model.position == "rope":
+            q, k = rotate(q, positions, self.model), rotate(k, positions, self.model)
+        if cache is None:
+            context = attention(q, k, v, segments, self.how)
+        else:
+            cache, context = self.attend_cached(q, k, v, cache, segments, start)
+        context = checkpoint_name(context, "attention_context")
+        # c[B, T, N_tensor, H] · w[N_tensor, H, D_fsdp] -> y[B, T_tensor, D]   gather w over fsdp; reduce-scatter y
+        y = einsum("btnh,nhd->btd", context, self.weight("out"), out=("batch", "residual_sequence", "embed"))
+        if self.model.attention_bias:
+            y = y + self.weight("out_bias")
+        y = checkpoint_name(y, "attention_out")
+        return y if cache is None else (y, cache)
+
+    def weight(self, name: str) -> jax.Array:
+        return getattr(self, name)[...].astype(self.dtype)
+
+    def project(self, x_BTD: jax.Array, name: str, axis: str) -> jax.Array:
+        # x[B, T, D] · w[D_fsdp, N_tensor, H] -> q[B, T, N_tensor, H]   gather w over fsdp
+        w_DKH = self.weight(name)
+        if axis == "kv_heads":
+            w_DKH = repeat_heads(w_DKH, 1)
+        y = einsum("btd,dnh->btnh", x_BTD, w_DKH, out=("batch", "sequence", axis, "head_dim"))
+        if self.model.attention_bias:
+            bias = self.weight(f"{name}_bias")
+            y = y + (repeat_heads(bias, 0) if axis == "kv_heads" else bias)
+        return y
+
+    def attend_cached(self, q, k, v, cache: Cache, segments, start):
+        """Write k, v at `start` of the cache and attend to all of it; `segments` [B, S] is 0 where nothing is."""
+        cache = {
+            "k": jax.lax.dynamic_update_slice_in_dim(cache["k"], k, start, 1),
+            "v": jax.lax.dynamic_update_slice_in_dim(cache["v"], v, start, 1),
+        }
+        heads, kv = spec("batch", None, "heads", None), spec("batch", None, "kv_heads", None)
+        T, S = q.shape[1], segments.shape[1]
+
+        def local(q, k, v, segments, start):
+            mask_TS = visible(start + jnp.arange(T)[:, None], jnp.arange(S)[None, :], self.how.sliding_window)
+            own = jax.lax.dynamic_slice_in_dim(segments, start, T, 1)
+            mask = mask_TS & (own[:, :, None] == segments[:, None, :])
+            return attend(q, k, v, mask, softcap=self.how.softcap)
+
+        specs = (heads, kv, kv, spec("batch", None), spec())
+        return cache, jax.shard_map(local, in_specs=specs, out_specs=heads, check_vma=False)(
+            q, cache["k"], cache["v"], segments, start
+        )
+
+
+def repeat_heads(w: jax.Array, dim: int) -> jax.Array:
+    """Repeat kv heads when there are fewer than shards, so that each shard holds the one that its queries read.
+
+    The weights are repeated, not the activations: each device then computes its own head only.
+    """
+    shards, heads = shard_count("kv_heads"), w.shape[dim]
+    if heads >= shards:
+        return w
+    dims = dims_of(w)
+    shape = w.shape[:dim] + (heads, shards // heads) + w.shape[dim + 1 :]
+    wide = to_spec(dims[: dim + 1] + [()] + dims[dim + 1 :])
+    w = jax.lax.broadcast_in_dim(w, shape, [i for i in range(len(shape)) if i != dim + 1], out_sharding=wide)
+    w = w.reshape(w.shape[:dim] + (shards,) + w.shape[dim + 2 :])
+    (split,) = [tuple(e if isinstance(e, tuple) else (e,)) for e in spec("kv_heads")]
+    return jax.reshard(w, to_spec(dims[:dim] + [split] + dims[dim + 1 :]))
+
+
+def rotate(x_BTNH: jax.Array, positions_BT: jax.Array, model: cfg.Model) -> jax.Array:
+    """Rotary positions (arXiv:2104.09864), halves paired as in Llama's published weights."""
+    angle = positions_BT.astype(jnp.float32)[..., None, None] * rope_frequencies(model)
+    a, b = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
+    sin, cos = jnp.sin(angle), jnp.cos(angle)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BTNH.dtype)
+
+
+def rope_frequencies(model: cfg.Model) -> jax.Array:
+    """Radians a position for each of the H/2 pairs, float32; long wavelengths stretched by Llama-3.1's scaling."""
+    half = model.head_size // 2
+    frequency = model.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    scaling = model.rope_scaling
+    if scaling is None:
+        return frequency
+    turns = scaling.original_max_len * frequency / (2 * math.pi)  # within the context trained on first
+    low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+    keep = jnp.clip((turns - low) / (high - low), 0, 1)
+    return frequency * (keep + (1 - keep) / scaling.factor)
+
+
+class Mlp(nnx.Module):
+    """SwiGLU (arXiv:2002.05202) or a gelu of two matmuls."""
+
+    def __init__(self, model: cfg.Model, step: cfg.Step, rngs: nnx.Rngs):
+        self.model, self.dtype = model, jnp.dtype(step.compute_dtype)
+        D, F = model.embed_dim, model.mlp_dim
+        make = Maker(rngs, step.param_dtype, model.init_std)
+        if model.mlp == "swiglu":
+            self.gate = make((D, F), ("embed", "mlp"))
+        self.up = make((D, F), ("embed", "mlp"))
+        self.down = make((F, D), ("mlp", "embed"), scale=(2 * model.num_layers) ** -0.5)
+        if model.mlp_bias:
+            self.up_bias = make((F,), ("mlp",), scale=0)
+            self.down_bias = make((D,), ("norm",), scale=0)
+            if model.mlp == "swiglu":
+                self.gate_bias = make((F,), ("mlp",), scale=0)
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        x_BTD = gather(x_BTD, "batch", "sequence", "embed", over="mlp")
+        up = checkpoint_name(self.project(x_BTD, "up"), "mlp_up")
+        if self.model.mlp == "swiglu":
+            h_BTF = jax.nn.silu(checkpoint_name(self.project(x_BTD, "gate"), "mlp_gate")) * up
+        else:
+            h_BTF = jax.nn.gelu(up, approximate=True)
+        # h[B, T, F_tensor] · w[F_tensor, D_fsdp] -> y[B, T_tensor, D]   gather w over fsdp; reduce-scatter y
+        down = self.down[...].astype(self.dtype)
+        y = einsum("btf,fd->btd", h_BTF, down, out=("batch", "residual_sequence", "embed"))
+        if self.model.mlp_bias:
+            y = y + self.down_bias[...].astype(self.dtype)
+        return checkpoint_name(y, "mlp_out")
+
+    def project(self, x_BTD: jax.Array, name: str) -> jax.Array:
+        # x[B, T, D] · w[D_fsdp, F_tensor] -> h[B, T, F_tensor]   gather w over fsdp
+        w_DF = getattr(self, name)[...].astype(self.dtype)
+        h_BTF = einsum("btd,df->btf", x_BTD, w_DF, out=("batch", "sequence", "mlp"))
+        return h_BTF + getattr(self, f"{name}_bias")[...].astype(self.dtype) if self.model.mlp_bias else h_BTF
+
+
+class Maker:
+    """Makes the parameters of one module: the same rngs, dtype and spread."""
+
+    def __init__(self, rngs: nnx.Rngs, dtype: str, std: float):
+        self.rngs, self.dtype, self.std = rngs, dtype, std
+
+    def __call__(self, shape: tuple[int, ...], axes: tuple[str, ...], *, scale: float = 1.0) -> nnx.Param:
+        return parameter(self.rngs, shape, axes, dtype=self.dtype, std=self.std * scale)
+
+
+class Block(nnx.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)). x[B, T_tensor, D] between the matmuls."""
+
+    def __init__(self, model: cfg.Model, step: cfg.Step, rngs: nnx.Rngs):
+        self.attention_norm = Norm(model.embed_dim, "norm", model, step.param_dtype, rngs)
+        self.attention = SelfAttention(model, step, rngs)
+        self.mlp_norm = Norm(model.embed_dim, "norm", model, step.param_dtype, rngs)
+        self.mlp = Mlp(model, step, rngs)
+
+    def __call__(self, x_BTD: jax.Array, positions: jax.Array, segments: jax.Array | None, cache: Cache | None = None, start: Any = None):
+        x_BTD = checkpoint_name(x_BTD, "layer_in")
+        y = self.attention(self.attention_norm(x_BTD), positions, segments, cache, start)
+        if cache is not None:
+            y, cache = y
+        x_BTD = x_BTD + y
+        x_BTD = x_BTD + self.mlp(self.mlp_norm(x_BTD))
+        return x_BTD if cache is None else (x_BTD, cache)
+
+
+class Transformer(nnx.Module):
+    """Tokens [B, T] to logits [B, T, V]. Its layers are one block whose parameters have a leading `layers` dim."""
+
+    def __init__(self, model: cfg.Model, step: cfg.Step = cfg.Step(), *, rngs: nnx.Rngs):
+        self.model, self.step, self.dtype = model, step, jnp.dtype(step.compute_dtype)
+        make = Maker(rngs, step.param_dtype, model.init_std)
+        D, V = model.embed_dim, model.padded_vocab_size
+        self.embedding = make((V, D), ("vocab", "embed"))
+        if model.position == "learned":
+            self.position_embedding = make((model.max_seq_len, D), ("positions", "embed"))
+        stack = nnx.vmap(
+            lambda rngs: Block(model, step, rngs), transform_metadata={nnx.PARTITION_NAME: "layers"}
+        )
+        self.layers = stack(rngs.fork(split=model.num_layers))
+        self.final_norm = Norm(D, "norm", model, step.param_dtype, rngs)
+        if not model.tie_embeddings:
+            self.unembedding = make((D, V), ("embed", "vocab"))
+
+    def __call__(self, tokens_BT: jax.Array, *, positions: jax.Array | None = None, segments: jax.Array | None = None) -> jax.Array:
+        """Logits [B, T, padded V] in float32, vocab split over the mesh; padding columns are never the largest."""
+        x_BTD = gather(self.hidden(tokens_BT, positions=positions, segments=segments), "batch", "sequence", "embed", over="vocab")
+        return self.unembed(x_BTD, self.head(x_BTD))
+
+    def hidden(self, tokens_BT: jax.Array, *, positions: jax.Array | None = None, segments: jax.Array | None = None) -> jax.Array:
+        """The last layer's output after the final norm: [B, T_tensor, D]."""
+        if positions is None:
+            positions = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape, out_sharding=spec("batch", "sequence"))
+        x_BTD = self.embed(tokens_BT, positions)
+        graph, blocks = nnx.split(self.layers)
+        layer = self.remat(lambda x, block: (nnx.merge(graph, block)(x, positions, segments), None))
+        x_BTD, _ = jax.lax.scan(layer, x_BTD, blocks, unroll=self.unroll)
+        return self.final_norm(x_BTD)
+
+    def embed(self, tokens_BT: jax.Array, positions: jax.Array) -> jax.Array:
+        x_BTD = lookup(self.embedding[...], tokens_BT, dtype=self.dtype)
+        if self.model.position == "learned":
+            x_BTD = x_BTD + lookup(self.position_embedding[...], positions, dtype=self.dtype)
+        return x_BTD
+
+    @property
+    def unroll(self) -> bool:
+        chosen = self.step.unroll_layers
+        return platform() == "cpu" if chosen is None else chosen
+
+    def remat(self, layer: Callable) -> Callable:
+        """`layer` with the activations that the backward pass recomputes, keeps, or takes from host memory."""
+        remat, policies = self.step.remat, jax.checkpoint_policies
+        if remat == "none":
+            return layer
+        if remat == "full":
+            policy = None
+        elif remat == "dots":
+            policy = policies.save_only_these_names(*MATMUL_OUTPUTS)
+        else:
+            actions = {action: [n for n, a in remat.items() if a == action] for action in ("save", "offload")}
+            policy = policies.save_and_offload_only_these_names(
+                names_which_can_be_saved=actions["save"],
+                names_which_can_be_offloaded=actions["offload"],
+                offload_src="device",
+                offload_dst="pinned_host",
+            )
+        return jax.checkpoint(layer, policy=policy, prevent_cse=self.unroll)
+
+    def head(self, x_BTD: jax.Array) -> jax.Array:
+        """The matrix of the last matmul, gathered once for all the calls of `unembed` that will use it."""
+        w = (self.embedding if self.model.tie_embeddings else self.unembedding)[...].astype(self.dtype)
+        return align(self.head_formula, x_BTD, w, out=("batch", "sequence", "vocab"))[1]
+
+    @property
+    def head_formula(self) -> str:
+        return "btd,vd->btv" if self.model.tie_embeddings else "btd,dv->btv"
+
+    def unembed(self, x_BTD: jax.Array, head: jax.Array) -> jax.Array:
+        """Logits in float32 from hidden states [B, T, D]: [B, T, padded V], vocab split."""
+        out = ("batch", "sequence", "vocab")
+        # x[B, T, D] · w[D_fsdp, V_tensor] -> logits[B, T, V_tensor]   gather w over fsdp (in `head`)
+        logits = einsum(self.head_formula, x_BTD, head, out=out, dtype=jnp.float32)
+        if self.model.logits_softcap is not None:
+            logits = self.model.logits_softcap * jnp.tanh(logits / self.model.logits_softcap)
+        if self.model.padded_vocab_size > self.model.vocab_size:
+            column = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 2, out_sharding=spec(*out))
+            logits = jnp.where(column < self.model.vocab_size, logits, NEGATIVE)
+        return logits
+
+    # --- decoding ---
+
+    def empty_cache(self, batch_size: int, length: int) -> Cache:
+        """Keys and values of every layer: [L, B, S, K, H], kv heads split over the mesh."""
+        heads = max(self.model.kv_heads, shard_count("kv_heads"))
+        shape = (self.model.num_layers, batch_size, length, heads, self.model.head_size)
+        layout = spec(None, "batch", None, "kv_heads", None)
+        return {name: jnp.zeros(shape, self.dtype, out_sharding=layout) for name in ("k", "v")}
+
+    def decode(self, tokens_BT: jax.Array, cache: Cache, *, positions: jax.Array, segments: jax.Array, start: jax.Array):
+        """Logits of the last token and the cache with these tokens written at `start`.
+
+        Args:
+            tokens_BT: the next T tokens (a prompt, or one).
+            positions: [B, T], their positions.
+            segments: [B, S] over the whole cache: 0 where there is padding or nothing yet, else 1.
+        """
+        graph, state = nnx.split(self.layers)
+
+        def layer(x, inputs):
+            block_state, layer_cache = inputs
+            return nnx.merge(graph, block_state)(x, positions, segments, layer_cache, start)
+
+        x_BTD, cache = jax.lax.scan(layer, self.embed(tokens_BT, positions), (state, cache))
+        x_BTD = self.final_norm(x_BTD)[:, -1:]
+        x_BTD = shard(x_BTD, "batch", "sequence", "embed")
+        return self.unembed(x_BTD, self.head(x_BTD))[:, 0], cache

@@ -1,0 +1,77 @@
+"""The mesh: devices arranged along named axes. Nothing here knows of models."""
+
+import math
+import os
+
+import jax
+import numpy as np
+from jax.sharding import AbstractMesh, AxisType, Mesh
+
+from jaxscale import config as cfg
+
+
+def start_devices(runtime: cfg.Runtime) -> list[jax.Device]:
+    """Choose the platform and simulate devices, before JAX first looks for any; returns the devices.
+
+    Raises ValueError when JAX already runs with another platform or fewer simulated devices.
+    """
+    platform = "cuda" if runtime.platform == "gpu" else runtime.platform
+    if platform != "auto":
+        jax.config.update("jax_platforms", platform)
+    if runtime.simulated_devices:
+        try:
+            jax.config.update("jax_num_cpu_devices", runtime.simulated_devices)
+        except RuntimeError:  # devices exist already (a notebook, a test): what counts is whether they suffice
+            pass
+    if runtime.compilation_cache:
+        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(runtime.compilation_cache))
+        jax.config.update("jax_compilation_cache_max_size", 4 * 2**30)
+    try:
+        devices = jax.devices()
+    except RuntimeError as error:
+        raise ValueError(
+            f"runtime.platform={runtime.platform}: JAX finds no such device ({first_line(error)}); install the "
+            "matching extra (cuda12, cuda13, tpu) or set runtime.platform=cpu"
+        ) from error
+    wanted = runtime.simulated_devices
+    if wanted and devices[0].platform == "cpu":
+        if len(devices) < wanted:
+            raise ValueError(
+                f"runtime.simulated_devices={wanted}, but JAX already started with {len(devices)}; "
+                "restart the process, or make the config's mesh fit"
+            )
+        devices = devices[:wanted]
+    return devices
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def make_mesh(mesh: cfg.Mesh | dict[str, int] | None = None, devices: list[jax.Device] | None = None, **axes: int) -> Mesh:
+    """A mesh with explicit axes, e.g. `make_mesh(data=2, fsdp=2, tensor=2)`; axes of size 1 are left out.
+
+    Every axis is `AxisType.Explicit`: shardings are part of array types, and a wrong layout is an error
+    while tracing. Raises ValueError when the sizes do not fit the devices.
+    """
+    wanted = mesh if isinstance(mesh, cfg.Mesh) else cfg.Mesh(**({"data": 1} | (mesh or {}) | axes))
+    devices = jax.devices() if devices is None else devices
+    sizes = wanted.sizes(len(devices))
+    shape, names = tuple(sizes.values()), tuple(sizes)
+    explicit = (AxisType.Explicit,) * len(names)
+    if devices[0].platform == "cpu":  # simulated devices have no topology to order them by
+        return Mesh(np.array(devices).reshape(shape), names, axis_types=explicit)
+    return jax.make_mesh(shape, names, axis_types=explicit, devices=devices)
+
+
+def make_abstract_mesh(mesh: cfg.Mesh, num_devices: int | None = None) -> AbstractMesh:
+    """The mesh's shape without devices: enough to trace, and to show how a model would be split."""
+    sizes = mesh.sizes(num_devices)
+    return AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Explicit,) * len(sizes))
+
+
+def describe_mesh(mesh: Mesh | AbstractMesh) -> str:
+    """`data=2, fsdp=2, tensor=2 (8 devices)`."""
+    count = math.prod(mesh.shape.values())
+    axes = ", ".join(f"{name}={size}" for name, size in mesh.shape.items())
+    return f"{axes} ({count} device{'s' if count > 1 else ''})"

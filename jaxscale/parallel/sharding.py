@@ -1,0 +1,304 @@
+"""Where a matmul meets the mesh: logical axis names, two small tables, and one `einsum`.
+
+A parameter or an activation says what its dims *mean* (`embed`, `heads`, `batch`); the two tables of `Rules`
+say which mesh axes split that meaning. Nothing else in jaxscale names a mesh axis, and this module knows
+nothing of transformers.
+
+Notation in comments is the scaling book's: `w[D_fsdp, F_tensor]` is split over fsdp along D, tensor along F.
+"""
+
+import contextlib
+import contextvars
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import flax.core.spmd
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
+
+from jaxscale import config as cfg
+
+Axes = tuple[str, ...]
+
+# The whole of FSDP is "embed -> fsdp" here and "batch -> fsdp" below; the whole of tensor parallelism, the rest.
+PARAMETERS: dict[str, Axes] = {
+    "layers": (),
+    "vocab": ("tensor",),
+    "embed": ("fsdp",),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "head_dim": (),
+    "mlp": ("tensor",),
+    "positions": (),
+    "norm": (),
+}
+ACTIVATIONS: dict[str, Axes] = {
+    "batch": ("data", "fsdp", "expert"),
+    "sequence": ("context",),
+    "residual_sequence": ("context", "tensor"),  # between the matmuls: sequence parallelism
+    "embed": (),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "head_dim": (),
+    "mlp": ("tensor",),
+    "vocab": ("tensor",),
+}
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Logical axis -> mesh axes, for parameters and for activations. An absent mesh axis means "not split"."""
+
+    parameters: Mapping[str, Axes]
+    activations: Mapping[str, Axes]
+
+    def with_activations(self, **changes: Axes) -> "Rules":
+        return replace(self, activations={**self.activations, **changes})
+
+    def with_parameters(self, **changes: Axes) -> "Rules":
+        return replace(self, parameters={**self.parameters, **changes})
+
+
+DEFAULT_RULES = Rules(PARAMETERS, ACTIVATIONS)
+_current_rules: contextvars.ContextVar[Rules] = contextvars.ContextVar("rules", default=DEFAULT_RULES)
+_current_platform: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform", default=None)
+
+
+def make_rules(overrides: cfg.Sharding) -> Rules:
+    """The default tables with a config's overrides; an unknown logical or mesh axis is a ValueError."""
+    tables = []
+    for table, changes in ((PARAMETERS, overrides.parameters), (ACTIVATIONS, overrides.activations)):
+        merged = dict(table)
+        for name, axes in changes.items():
+            if name not in table:
+                raise ValueError(f"sharding: no logical axis {name}{cfg.nearest(name, table)}; there are {', '.join(table)}")
+            merged[name] = (axes,) if isinstance(axes, str) else tuple(axes or ())
+            for axis in merged[name]:
+                if axis not in cfg.AXES:
+                    raise ValueError(f"sharding.{name}: no mesh axis {axis}; there are {', '.join(cfg.AXES)}")
+        tables.append(merged)
+    return Rules(*tables)
+
+
+def fit_rules(rules: Rules, sizes: Mapping[str, int], config: cfg.Config) -> Rules:
+    """Check every split dim of a decoder against the mesh; raises ValueError with the numbers that don't fit.
+
+    Fewer kv heads than shards are repeated when they divide the shards (the parameter is then kept whole over
+    that axis); the vocabulary is padded already (`Model.padded_vocab_size`).
+    """
+    model = config.model
+    kv_shards = count(rules.activations["kv_heads"], sizes)
+    if model.kv_heads < kv_shards and kv_shards % model.kv_heads == 0:
+        rules = rules.with_parameters(kv_heads=())
+    elif model.kv_heads % kv_shards:
+        raise ValueError(
+            f"num_kv_heads {model.kv_heads} neither divides nor is divided by the {kv_shards} shards of kv_heads "
+            f"({axes_text(rules.activations['kv_heads'], sizes)}); make tensor one of "
+            f"{sorted(set(cfg.divisors(model.kv_heads)))} or a multiple of {model.kv_heads} that divides {model.num_heads}"
+        )
+    embed = {"embed_dim": model.embed_dim}
+    sizes_of = {
+        "embed": embed,
+        "heads": {"num_heads": model.num_heads},
+        "kv_heads": {"num_kv_heads": max(model.kv_heads, kv_shards)},
+        "mlp": {"mlp_dim": model.mlp_dim},
+        "vocab": {f"padded vocab_size (vocab_multiple {model.vocab_multiple})": model.padded_vocab_size},
+        "batch": {"rows of a microbatch (data.batch_size / step.microbatches)": microbatch_rows(config)},
+        "sequence": {"data.seq_len": config.data.seq_len},
+        "residual_sequence": {"data.seq_len": config.data.seq_len},
+        "positions": {"max_seq_len": model.max_seq_len},
+        "head_dim": {"head_dim": model.head_size},
+    }
+    for kind, table in (("parameters", rules.parameters), ("activations", rules.activations)):
+        for name, axes in table.items():
+            for label, size in sizes_of.get(name, {}).items():
+                require_divides(label, size, count(axes, sizes), f"{axes_text(axes, sizes)}, sharding.{kind}.{name}")
+    return rules
+
+
+def microbatch_rows(config: cfg.Config) -> int:
+    return config.data.batch_size // config.step.microbatches
+
+
+def require_divides(label: str, size: int, shards: int, where: str) -> None:
+    if size % shards:
+        lower = size - size % shards
+        tries = f"{lower} or {lower + shards}" if lower else f"{shards}"
+        raise ValueError(f"{label} {size} is not divisible by {shards} ({where}); try {tries}, or another mesh")
+
+
+def count(axes: Axes, sizes: Mapping[str, int]) -> int:
+    return math.prod(sizes.get(axis, 1) for axis in axes)
+
+
+def axes_text(axes: Axes, sizes: Mapping[str, int]) -> str:
+    return "*".join(f"{a}={sizes[a]}" for a in axes if a in sizes) or "not split"
+
+
+# --- the context: which mesh, which rules ---------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def on_mesh(mesh: Mesh | AbstractMesh, rules: Rules = DEFAULT_RULES) -> Iterator[None]:
+    """Inside, parameters are born sharded by `rules` and `shard`/`einsum` know the mesh."""
+    table = [(name, present(axes, mesh.axis_names) or None) for name, axes in rules.parameters.items()]
+    rules_token = _current_rules.set(rules)
+    concrete = isinstance(mesh, Mesh)
+    platform_token = _current_platform.set(mesh.devices.flat[0].platform if concrete else None)
+    set_mesh = jax.set_mesh(mesh) if concrete else jax.sharding.use_abstract_mesh(mesh)
+    try:
+        with set_mesh, flax.core.spmd.logical_axis_rules(table):
+            yield
+    finally:
+        _current_rules.reset(rules_token)
+        _current_platform.reset(platform_token)
+
+
+def present(axes: Axes, names: tuple[str, ...]) -> Axes:
+    return tuple(a for a in axes if a in names)
+
+
+def current_mesh() -> AbstractMesh:
+    """The mesh of the surrounding `on_mesh` (or `jax.set_mesh`)."""
+    return jax.sharding.get_abstract_mesh()
+
+
+def platform() -> str:
+    """The platform that is compiled for: of the mesh's devices (which may not be here), or else JAX's default."""
+    return _current_platform.get() or jax.default_backend()
+
+
+def axes_of(name: str | None) -> Axes:
+    """The mesh axes, present here, that split an activation's logical axis."""
+    if name is None:
+        return ()
+    return present(_current_rules.get().activations[name], current_mesh().axis_names)
+
+
+def shard_count(name: str) -> int:
+    """Into how many parts the mesh cuts an activation's logical axis."""
+    return count(axes_of(name), current_mesh().shape)
+
+
+def spec(*names: str | None) -> PartitionSpec:
+    """PartitionSpec of an activation whose dims have these logical names."""
+    return to_spec([axes_of(name) for name in names])
+
+
+def to_spec(dims: list[Axes], **marks: set[str]) -> PartitionSpec:
+    entries = [d[0] if len(d) == 1 else (d or None) for d in dims]
+    return PartitionSpec(*entries, **{k: v for k, v in marks.items() if v})
+
+
+def dims_of(x: jax.Array) -> list[Axes]:
+    """The mesh axes that split each dim of `x`, read from its type."""
+    entries = tuple(jax.typeof(x).sharding.spec.partitions)
+    entries += (None,) * (x.ndim - len(entries))
+    return [() if e is None else (e,) if isinstance(e, str) else tuple(e) for e in entries]
+
+
+def reduced_of(x: jax.Array) -> frozenset[str]:
+    return frozenset(jax.typeof(x).sharding.spec.reduced)
+
+
+# --- moving and multiplying -----------------------------------------------------------------------------------
+
+
+def shard(x: jax.Array, *names: str | None) -> jax.Array:
+    """Move `x` to the layout of its dims' logical names. Already there: nothing is sent."""
+    return jax.reshard(x, spec(*names))
+
+
+def gather(x: jax.Array, *names: str | None, over: str) -> jax.Array:
+    """Move `x` to the layout of `names` for several matmuls whose outputs are split over `over`.
+
+    # x[B_data, T_tensor, D] -> x[B_data, T, D]   all-gather over tensor
+
+    Each of those matmuls sends back a partial sum of x's gradient. The mark `reduced` on x's type lets them be
+    added on the device first and sent once: one reduce-scatter instead of one all-reduce a matmul.
+    """
+    return jax.reshard(x, to_spec([axes_of(n) for n in names], reduced=set(axes_of(over))))
+
+
+def einsum(formula: str, x: jax.Array, w: jax.Array, *, out: tuple[str | None, ...], dtype: jnp.dtype | None = None) -> jax.Array:
+    """`jnp.einsum` of two operands on the mesh; `out` names the result's dims and so its layout.
+
+    What is sent follows from the operands' types and `out`, by the scaling book's four cases, letter by letter:
+
+    1. no contracted dim is split: nothing is sent.
+    2. one operand's contracted dim is split, or split over an axis that the result uses elsewhere (a parameter's
+       fsdp axis, which also splits the batch): that operand is all-gathered over that axis first, and its gradient
+       reduce-scattered back.
+    3. both contracted dims are split alike: partial sums, then reduce-scatter (where `out` is split over that axis)
+       or all-reduce.
+    4. both operands' other dims are split over one axis: the one that `out` does not want split is gathered.
+
+    Args:
+        formula: like `"btd,df->btf"`; letters only, no ellipsis.
+        out: logical activation names of the result's dims.
+        dtype: of the accumulator and the result (`preferred_element_type`).
+    """
+    x, w, result, contracted = align(formula, x, w, out=out)
+    if not contracted:
+        return jnp.einsum(formula, x, w, out_sharding=to_spec(result), preferred_element_type=dtype)
+    whole = to_spec([tuple(a for a in axes if a not in contracted) for axes in result], unreduced=contracted)
+    partial = jnp.einsum(formula, x, w, out_sharding=whole, preferred_element_type=dtype)
+    return jax.reshard(partial, to_spec(result))
+
+
+def align(
+    formula: str, x: jax.Array, w: jax.Array, *, out: tuple[str | None, ...]
+) -> tuple[jax.Array, jax.Array, list[Axes], set[str]]:
+    """The first half of `einsum`: both operands moved to where the matmul wants them.
+
+    Use it by itself to gather a weight once, outside a loop of einsums.
+
+    Returns:
+        x and w as the matmul takes them, the mesh axes of each dim of the result, and the axes over which the
+        contracted dims are split (over these the local products are partial sums).
+    """
+    inputs, out_letters = formula.split("->")
+    x_letters, w_letters = inputs.split(",")
+    result = dict(zip(out_letters, (axes_of(name) for name in out), strict=True))
+    split_x, split_w = dict(zip(x_letters, dims_of(x))), dict(zip(w_letters, dims_of(w)))
+    keep_x = {c: kept(c, split_x, split_w, result) for c in x_letters}
+    keep_w = {c: kept(c, split_w, split_x, result) for c in w_letters}
+    x = move(x, [keep_x[c] for c in x_letters], partial_over(keep_w, keep_x))
+    w = move(w, [keep_w[c] for c in w_letters], partial_over(keep_x, keep_w))
+    contracted = {a for c in x_letters if c not in result for a in keep_x[c]}
+    return x, w, list(result.values()), contracted
+
+
+def kept(letter: str, own: dict[str, Axes], other: dict[str, Axes], result: dict[str, Axes]) -> Axes:
+    """The axes that may go on splitting this operand's dim during the matmul; the rest is gathered."""
+    if letter in result:
+        wanted = result[letter]
+    else:  # contracted: useful only where the other operand is split alike
+        wanted = other[letter]
+    return own[letter] if own[letter] == wanted else ()
+
+
+def partial_over(other: dict[str, Axes], own: dict[str, Axes]) -> set[str]:
+    """Axes that split the other operand's dims but not ours: over these, our gradient comes as partial sums."""
+    ours = {a for axes in own.values() for a in axes}
+    return {a for axes in other.values() for a in axes} - ours
+
+
+def move(x: jax.Array, dims: list[Axes], reduced: set[str]) -> jax.Array:
+    """Gather `x` to `dims`, marked so that its gradient is reduced over `reduced` in two steps.
+
+    # w[D_fsdp, F_tensor] -> w[D, F_tensor]   all-gather over fsdp; back: reduce-scatter over fsdp, all-reduce over data
+
+    The mark comes in two steps because their transposes are the two collectives wanted: in one step the gradient
+    would be all-reduced whole over data and fsdp together, and then sliced.
+    """
+    mine = {a for axes in dims_of(x) for a in axes}
+    reduced = reduced | reduced_of(x)
+    first = reduced - mine
+    if first - reduced_of(x):
+        x = jax.reshard(x, to_spec(dims_of(x), reduced=first))
+    if dims_of(x) != dims or reduced_of(x) != reduced:
+        x = jax.reshard(x, to_spec(dims, reduced=reduced))
+    return x

@@ -1,0 +1,138 @@
+"""Checkpoints through orbax: saved in the background, restored onto any mesh.
+
+A checkpoint is the TrainState and a JSON beside it: the config, what every array of the state looks like, and which
+data the steps so far have read.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from jaxscale import config as cfg
+from jaxscale.training.step import TrainState
+
+Say = Callable[[str], None]
+
+
+class Checkpointer:
+    """The checkpoints of one run, under `<out>/checkpoints/<step>`."""
+
+    def __init__(self, directory: Path, options: cfg.Checkpoint | None = None):
+        options = options or cfg.Checkpoint()
+        self.directory = directory.absolute()
+        try:
+            self.manager = ocp.CheckpointManager(
+                self.directory,
+                options=ocp.CheckpointManagerOptions(
+                    max_to_keep=options.keep_last, keep_period=options.keep_every, cleanup_tmp_directories=True
+                ),
+            )
+        except OSError as error:
+            raise ValueError(f"cannot write checkpoints under {directory}: {error.strerror or error}") from error
+
+    def steps(self) -> list[int]:
+        return sorted(self.manager.all_steps())
+
+    def save(self, step: int, state: TrainState, config: cfg.Config, data: dict[str, Any]) -> float:
+        """Start writing; returns the seconds for which the caller was held up (the copy off the devices)."""
+        start = time.perf_counter()
+        meta = {"config": config.model_dump(mode="json"), "state": shapes(state), "data": data}
+        self.manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)))
+        return time.perf_counter() - start
+
+    def wait(self) -> None:
+        self.manager.wait_until_finished()
+
+    def close(self) -> None:
+        self.manager.close()
+
+    def meta(self, step: int) -> dict[str, Any]:
+        """The JSON of a checkpoint; raises whatever reading a damaged one raises."""
+        restored = self.manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
+        meta = restored["meta"]
+        if not isinstance(meta, dict) or not {"config", "state", "data"} <= set(meta):
+            raise ValueError("its metadata lacks config, state or data")
+        return meta
+
+    def restore_latest(self, abstract: TrainState, config: cfg.Config, *, say: Say) -> tuple[TrainState, dict] | None:
+        """The newest whole checkpoint in the layout of `abstract`, and its metadata; None where there is none.
+
+        A damaged checkpoint is said, set aside under `<out>/checkpoints-damaged`, and the one before is tried. One
+        of another model is a ValueError with the differences, as is a directory where every checkpoint is damaged.
+        """
+        steps = self.steps()
+        for step in reversed(steps):
+            try:
+                meta = self.meta(step)
+            except Exception as error:  # orbax, tensorstore and JSON each have their own ways to say "damaged"
+                self.set_aside(step, error, say)
+                continue
+            require_same_state(meta, abstract, config, where=str(self.directory / str(step)))
+            try:
+                return self.restore(step, abstract), meta
+            except Exception as error:
+                self.set_aside(step, error, say)
+        if steps:
+            raise ValueError(
+                f"all checkpoints under {self.directory} ({', '.join(map(str, steps))}) are damaged and were set aside "
+                "in checkpoints-damaged; start again with another out=, or copy a whole one back"
+            )
+        return None
+
+    def restore(self, step: int, abstract: Any) -> Any:
+        return self.manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))["state"]
+
+    def set_aside(self, step: int, error: Exception, say: Say) -> None:
+        target = self.directory.parent / "checkpoints-damaged" / f"{step}-{time.time_ns()}"
+        say(f"checkpoint {step} is damaged ({reason(error)}); set aside as {target}, trying the one before")
+        if jax.process_index() == 0:
+            target.parent.mkdir(exist_ok=True)
+            shutil.move(self.directory / str(step), target)
+        self.manager.reload()
+
+
+def reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+
+
+def shapes(state: Any) -> dict[str, str]:
+    """Path -> `float32[8,16]` of every array of a state."""
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return {jax.tree_util.keystr(p, simple=True, separator="."): f"{x.dtype}{list(x.shape)}" for p, x in leaves}
+
+
+def require_same_state(meta: dict, abstract: Any, config: cfg.Config, *, where: str) -> None:
+    """ValueError when the checkpoint's arrays are not those of this config's model and optimizer."""
+    saved, wanted = meta["state"], shapes(abstract)
+    if saved == wanted:
+        return
+    differences = config_differences(meta["config"], config.model_dump(mode="json"))
+    if not differences:  # a model of one's own: the arrays say what differs
+        names = [k for k in sorted(saved | wanted) if saved.get(k) != wanted.get(k)]
+        differences = [f"{k}: {saved.get(k, 'absent')} -> {wanted.get(k, 'absent')}" for k in names]
+    more = f" and {len(differences) - 4} more" if len(differences) > 4 else ""
+    raise ValueError(
+        f"the checkpoint {where} is of another model or optimizer: {'; '.join(differences[:4])}{more} "
+        "(checkpoint -> config); use its config, or another out="
+    )
+
+
+# what decides the arrays of a state; a list for model, whose keys nearly all do
+STATE_KEYS = {"optimizer": ("name", "ema"), "step": ("param_dtype",)}
+
+
+def config_differences(saved: dict, wanted: dict) -> list[str]:
+    """Settings that shape the state and differ, as `model.num_layers: 4 -> 6`."""
+    keys = {"model": tuple(k for k in wanted["model"] if k != "name"), **STATE_KEYS}
+    return [
+        f"{section}.{key}: {json.dumps(old)} -> {json.dumps(new)}"
+        for section, names in keys.items()
+        for key in names
+        if (old := saved.get(section, {}).get(key)) != (new := wanted[section][key])
+    ]

@@ -1,0 +1,119 @@
+"""optax, chosen by config. Parameters come as a nested dict; their logical axes as one of the same shape."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from optax.contrib import MuonDimensionNumbers, muon
+
+from jaxscale import config as cfg
+
+PyTree = Any
+INPUTS = ("embed",)  # logical axes that a matmul contracts, unless it comes last (then it is the output)
+
+
+def make_schedule(config: cfg.Optimizer, *, steps: int) -> optax.Schedule:
+    """Learning rate by step: a linear warm-up from 0, then the schedule's shape down to `final_fraction`."""
+    peak, warmup = config.learning_rate, config.warmup_steps
+    if warmup >= steps and warmup > 0:
+        raise ValueError(f"optimizer.warmup_steps {warmup} leaves nothing of {steps} steps; make it smaller")
+    rest, final = steps - warmup, peak * config.final_fraction
+    if config.schedule == "constant":
+        main = optax.constant_schedule(peak)
+    elif config.schedule == "cosine":
+        main = optax.cosine_decay_schedule(peak, rest, alpha=config.final_fraction)
+    elif config.schedule == "linear":
+        main = optax.linear_schedule(peak, final, rest)
+    else:  # warmup, stable, decay (arXiv:2404.06395)
+        decay = max(1, steps // 5) if config.decay_steps is None else config.decay_steps
+        if decay > rest:
+            raise ValueError(f"optimizer.decay_steps {decay} is more than the {rest} steps after warm-up")
+        main = optax.join_schedules(
+            [optax.constant_schedule(peak), optax.linear_schedule(peak, final, decay)], [rest - decay]
+        )
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), main], [warmup]) if warmup else main
+
+
+def make_optimizer(config: cfg.Optimizer, axes: PyTree, *, steps: int) -> optax.GradientTransformation:
+    """Clip by global norm, then the optimizer with its decay mask and schedule.
+
+    Args:
+        axes: for every parameter the tuple of its dims' logical names (a nested dict, tuples as leaves).
+    """
+    rate = make_schedule(config, steps=steps)
+    mask = decay_mask(axes, config.no_decay)
+    if config.name == "adamw":
+        main = optax.adamw(rate, config.b1, config.b2, config.eps, weight_decay=config.weight_decay, mask=mask)
+    elif config.name == "lion":
+        main = optax.lion(rate, config.b1, config.b2, weight_decay=config.weight_decay, mask=mask)
+    elif config.name == "adafactor":
+        # its decay is not scaled by the learning rate in optax: multiply, so that weight_decay means the same for all
+        main = optax.chain(
+            optax.adafactor(None, momentum=None, multiply_by_parameter_scale=True),
+            optax.scale(-1.0),  # adafactor's own sign; the next two add decay and turn it round again
+            optax.add_decayed_weights(config.weight_decay, mask),
+            optax.scale_by_learning_rate(rate),
+        )
+    else:
+        main = muon(
+            rate, beta=config.b2, weight_decay=config.weight_decay, weight_decay_mask=mask, adam_b1=config.b1,
+            adam_b2=config.b2, adam_weight_decay=0.0, muon_weight_dimension_numbers=muon_dims(axes), consistent_rms=0.2,
+        )  # fmt: skip
+    if config.name in ("adafactor", "muon"):
+        main = with_automatic_sharding(main)
+    clip = optax.identity() if config.clip_norm is None else optax.clip_by_global_norm(config.clip_norm)
+    return optax.chain(clip, main)
+
+
+def is_axes(leaf: Any) -> bool:
+    return isinstance(leaf, tuple)
+
+
+def decay_mask(axes: PyTree, no_decay: list[str]) -> PyTree:
+    """True where weights decay: no component of the parameter's path contains one of `no_decay`."""
+
+    def decays(path, _):
+        return not any(word in jax.tree_util.keystr(path) for word in no_decay)
+
+    return jax.tree_util.tree_map_with_path(decays, axes, is_leaf=is_axes)
+
+
+def muon_dims(axes: PyTree) -> PyTree:
+    """Which dims of each weight Muon orthogonalises over; None (AdamW) for vectors, tables and the unembedding.
+
+    All dims that a matmul contracts are one matrix side and the rest the other: q is [D] x [N, H], the attention's
+    output [N, H] x [D]; `layers` is a batch dim.
+    """
+
+    def dims(names: tuple[str, ...]) -> MuonDimensionNumbers | None:
+        own = [(i, n) for i, n in enumerate(names) if n != "layers"]
+        if len(own) < 2 or any(n in ("vocab", "positions") for _, n in own) or not any(n == "embed" for _, n in own):
+            return None
+        embed = tuple(i for i, n in own if n == "embed")
+        other = tuple(i for i, n in own if n != "embed")
+        return MuonDimensionNumbers(embed, other) if own[0][1] == "embed" else MuonDimensionNumbers(other, embed)
+
+    return jax.tree.map(dims, axes, is_leaf=is_axes)
+
+
+def with_automatic_sharding(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The same transformation, its sharding left to the compiler; state and updates keep their layouts.
+
+    Muon multiplies a matrix split on both dims by its transpose, and adafactor factors means over split dims: many
+    small choices of layout that optax, written for one device, does not make. Elementwise optimizers need none.
+    """
+
+    def update(updates, state, params=None):
+        def layout(x):
+            return jax.typeof(x).sharding
+
+        out = (jax.tree.map(layout, updates), jax.tree.map(layout, state))
+        run = jax.sharding.auto_axes(lambda u, s, p: inner.update(u, s, p), out_sharding=out)
+        return run(updates, state, params)
+
+    return optax.GradientTransformation(inner.init, update)
+
+
+def global_norm(tree: PyTree) -> jax.Array:
+    return jnp.sqrt(sum(jnp.sum(jnp.square(x.astype(jnp.float32))) for x in jax.tree.leaves(tree)))

@@ -1,0 +1,172 @@
+"""The training step: one jitted, donated program from state and batch to state and metrics.
+
+This step is the one that trains, is benchmarked, is compiled ahead of time and is explained. It knows nothing of
+files, clocks or consoles.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from jaxscale import config as cfg
+from jaxscale.models.transformer import Transformer
+from jaxscale.parallel.sharding import spec
+from jaxscale.training.loss import Batch, loss_sums
+from jaxscale.training.optimizer import global_norm, make_optimizer, make_schedule
+
+PyTree = Any
+ModelFactory = Callable[[nnx.Rngs], nnx.Module]
+
+
+class TrainState(NamedTuple):
+    """All that a step changes. Parameters and their moments are nested dicts of arrays, split over the mesh."""
+
+    step: jax.Array  # int32, steps done
+    params: PyTree
+    opt_state: PyTree
+    ema: PyTree | None
+    rng: jax.Array  # typed key; a step folds its number in
+
+
+@dataclass(frozen=True)
+class Program:
+    """What a config and a model mean on the mesh in context, before any memory is touched.
+
+    Attributes:
+        init: () -> TrainState; jitted, born sharded.
+        step: (state, batch) -> (state, metrics); jitted, the state donated.
+        evaluate: (state, batch) -> metrics; jitted.
+        abstract: the TrainState as shapes, dtypes and shardings.
+        axes: nested dict like `params` with each parameter's logical axes.
+        merge: params -> module.
+    """
+
+    init: Callable[[], TrainState]
+    step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
+    evaluate: Callable[[TrainState, Batch], dict[str, jax.Array]]
+    abstract: TrainState
+    axes: PyTree
+    merge: Callable[[PyTree], nnx.Module]
+
+
+def make_program(config: cfg.Config, model: ModelFactory | None = None) -> Program:
+    """Build the step of `config`, to be called inside `on_mesh(mesh, rules)`."""
+    factory = model or decoder(config)
+    params, axes, merge = abstract_model(factory)
+    optimizer = make_optimizer(config.optimizer, axes, steps=config.steps)
+
+    def init() -> TrainState:
+        key = jax.random.key(config.seed)
+        params = nnx.to_pure_dict(nnx.split(factory(nnx.Rngs(params=jax.random.fold_in(key, 0))), nnx.Param, ...)[1])
+        ema = jax.tree.map(jnp.copy, params) if config.optimizer.ema else None
+        return TrainState(jnp.int32(0), params, optimizer.init(params), ema, jax.random.fold_in(key, 1))
+
+    abstract = jax.eval_shape(init)
+    step = make_step(config, optimizer, merge)
+    evaluate = make_evaluate(config, merge)
+    return Program(jax.jit(init), jax.jit(step, donate_argnums=0), jax.jit(evaluate), abstract, axes, merge)
+
+
+def decoder(config: cfg.Config) -> ModelFactory:
+    return lambda rngs: Transformer(config.model, config.step, rngs=rngs)
+
+
+def abstract_model(factory: ModelFactory) -> tuple[PyTree, PyTree, Callable[[PyTree], nnx.Module]]:
+    """Shapes and shardings of the parameters, their logical axes, and how to make a module of a dict of them."""
+    module = nnx.eval_shape(lambda: factory(nnx.Rngs(params=0)))
+    graph, state, rest = nnx.split(module, nnx.Param, ...)
+    if jax.tree.leaves(rest):
+        names = [".".join(map(str, path)) for path, _ in nnx.to_flat_state(rest)][:3]
+        raise ValueError(f"the model has state that is not nnx.Param ({', '.join(names)}); only parameters are trained")
+    is_variable = lambda x: isinstance(x, nnx.Variable)  # noqa: E731
+    for path, variable in nnx.to_flat_state(state):
+        if logical_axes(variable) is None:
+            name = ".".join(map(str, path))
+            raise ValueError(f"parameter {name} has no logical axes; make it with nnx.Param(value, out_sharding=(...))")
+    axes = nnx.to_pure_dict(jax.tree.map(lambda v: v.replace(logical_axes(v)), state, is_leaf=is_variable))
+    params = nnx.to_pure_dict(state)
+
+    def merge(params: PyTree) -> nnx.Module:
+        filled = jax.tree.map(lambda x: x, state)
+        nnx.replace_by_pure_dict(filled, params)
+        return nnx.merge(graph, filled, rest)
+
+    return params, axes, merge
+
+
+def logical_axes(variable: nnx.Variable) -> tuple[str, ...] | None:
+    names = variable.get_metadata().get("out_sharding")
+    return None if names is None else tuple(names)
+
+
+def make_step(config: cfg.Config, optimizer: optax.GradientTransformation, merge: Callable) -> Callable:
+    schedule = make_schedule(config.optimizer, steps=config.steps)
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        rng = jax.random.fold_in(state.rng, state.step)
+        grads, metrics = gradients(config, merge, state.params, batch, rng)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = state.ema
+        if ema is not None:
+            decay = config.optimizer.ema
+            ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, ema, params)
+        metrics |= {"grad_norm": global_norm(grads), "learning_rate": schedule(state.step)}
+        new = TrainState(state.step + 1, params, opt_state, ema, state.rng)
+        if config.on_nonfinite == "skip":
+            good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+            kept = jax.tree.map(lambda a, b: jnp.where(good, a, b), new[1:4], state[1:4])
+            new = TrainState(new.step, *kept, new.rng)
+        return new, metrics
+
+    return train_step
+
+
+def gradients(config: cfg.Config, merge: Callable, params: PyTree, batch: Batch, rng: jax.Array) -> tuple[PyTree, dict]:
+    """Gradient and metrics of the mean loss over the global batch, whose arrays are [microbatches, B, T].
+
+    Microbatches come one after another; each divides by the tokens of the whole batch, so that their sum is the
+    gradient of one large batch, however padding falls.
+    """
+    tokens = batch["weights"].sum()
+    divisor = jnp.maximum(tokens, 1)
+
+    def loss(params, part, rng):
+        sums = loss_sums(merge(params), part, loss=config.loss, vocab_size=config.model.vocab_size, rng=rng)
+        total = sums["cross_entropy"] + config.loss.z_loss * sums["z"] if config.loss.z_loss else sums["cross_entropy"]
+        return total / divisor, {"loss": sums["cross_entropy"] / divisor, "z": sums["z"] / divisor}
+
+    grad = jax.grad(loss, has_aux=True)
+    if config.step.microbatches == 1:
+        grads, metrics = grad(params, jax.tree.map(lambda x: x[0], batch), rng)
+    else:
+
+        def add(total, inputs):
+            part, i = inputs
+            return jax.tree.map(jnp.add, total, grad(params, part, jax.random.fold_in(rng, i))), None
+
+        zeros = (jax.tree.map(jnp.zeros_like, params), {"loss": jnp.zeros(()), "z": jnp.zeros(())})
+        (grads, metrics), _ = jax.lax.scan(add, zeros, (batch, jnp.arange(config.step.microbatches)))
+    return grads, metrics | {"tokens": tokens}
+
+
+def make_evaluate(config: cfg.Config, merge: Callable) -> Callable:
+    def evaluate(state: TrainState, batch: Batch) -> dict[str, jax.Array]:
+        """Sums over a batch [1, B, T] of cross entropy and tokens, with the averaged parameters where there are any."""
+        model = merge(state.params if state.ema is None else state.ema)
+        model.eval()
+        part = jax.tree.map(lambda x: x[0], batch)
+        sums = loss_sums(model, part, loss=config.loss, vocab_size=config.model.vocab_size)
+        return {"cross_entropy": sums["cross_entropy"], "tokens": part["weights"].sum()}
+
+    return evaluate
+
+
+def batch_sharding(mesh: jax.sharding.Mesh) -> jax.NamedSharding:
+    """Layout of a batch's arrays [microbatches, B, T]: rows over the batch axes."""
+    return jax.NamedSharding(mesh, spec(None, "batch", "sequence"))
