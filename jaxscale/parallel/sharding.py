@@ -12,6 +12,7 @@ import contextvars
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import flax.core.spmd
 import jax
@@ -21,6 +22,7 @@ from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 from jaxscale import config as cfg
 
 Axes = tuple[str, ...]
+PyTree = Any
 
 # The whole of FSDP is "embed -> fsdp" here and "batch -> fsdp" below; the whole of tensor parallelism, the rest.
 PARAMETERS: dict[str, Axes] = {
@@ -63,7 +65,7 @@ class Rules:
 
 DEFAULT_RULES = Rules(PARAMETERS, ACTIVATIONS)
 _current_rules: contextvars.ContextVar[Rules] = contextvars.ContextVar("rules", default=DEFAULT_RULES)
-_current_platform: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform", default=None)
+_current_mesh: contextvars.ContextVar[Mesh | None] = contextvars.ContextVar("mesh", default=None)
 
 
 def make_rules(overrides: cfg.Sharding) -> Rules:
@@ -145,15 +147,14 @@ def on_mesh(mesh: Mesh | AbstractMesh, rules: Rules = DEFAULT_RULES) -> Iterator
     """Inside, parameters are born sharded by `rules` and `shard`/`einsum` know the mesh."""
     table = [(name, present(axes, mesh.axis_names) or None) for name, axes in rules.parameters.items()]
     rules_token = _current_rules.set(rules)
-    concrete = isinstance(mesh, Mesh)
-    platform_token = _current_platform.set(mesh.devices.flat[0].platform if concrete else None)
-    set_mesh = jax.set_mesh(mesh) if concrete else jax.sharding.use_abstract_mesh(mesh)
+    mesh_token = _current_mesh.set(mesh if isinstance(mesh, Mesh) else None)
+    set_mesh = jax.set_mesh(mesh) if isinstance(mesh, Mesh) else jax.sharding.use_abstract_mesh(mesh)
     try:
         with set_mesh, flax.core.spmd.logical_axis_rules(table):
             yield
     finally:
         _current_rules.reset(rules_token)
-        _current_platform.reset(platform_token)
+        _current_mesh.reset(mesh_token)
 
 
 def present(axes: Axes, names: tuple[str, ...]) -> Axes:
@@ -167,7 +168,21 @@ def current_mesh() -> AbstractMesh:
 
 def platform() -> str:
     """The platform that is compiled for: of the mesh's devices (which may not be here), or else JAX's default."""
-    return _current_platform.get() or jax.default_backend()
+    mesh = _current_mesh.get()
+    return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+
+
+def on_devices(abstract: PyTree) -> PyTree:
+    """Shapes as `jax.eval_shape` gives them, with their layouts on this mesh's devices where it has any."""
+    mesh = _current_mesh.get()
+    if mesh is None:
+        return abstract
+
+    def place(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        layout = x.sharding.spec if x.sharding is not None else PartitionSpec()  # keys come without
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=jax.NamedSharding(mesh, layout))
+
+    return jax.tree.map(place, abstract)
 
 
 def axes_of(name: str | None) -> Axes:

@@ -63,25 +63,29 @@ class Checkpointer:
     def restore_latest(self, abstract: TrainState, config: cfg.Config, *, say: Say) -> tuple[TrainState, dict] | None:
         """The newest whole checkpoint in the layout of `abstract`, and its metadata; None where there is none.
 
-        A damaged checkpoint is said, set aside under `<out>/checkpoints-damaged`, and the one before is tried. One
-        of another model is a ValueError with the differences, as is a directory where every checkpoint is damaged.
+        A damaged one gives way to the one before, and is then set aside under `<out>/checkpoints-damaged`. One of
+        another model is a ValueError with the differences, as is a directory with none that can be read.
         """
-        steps = self.steps()
-        for step in reversed(steps):
+        damaged: dict[int, Exception] = {}
+        for step in reversed(self.steps()):
             try:
                 meta = self.meta(step)
             except Exception as error:  # orbax, tensorstore and JSON each have their own ways to say "damaged"
-                self.set_aside(step, error, say)
+                damaged[step] = error
                 continue
             require_same_state(meta, abstract, config, where=str(self.directory / str(step)))
             try:
-                return self.restore(step, abstract), meta
+                state = self.restore(step, abstract)
             except Exception as error:
-                self.set_aside(step, error, say)
-        if steps:
+                damaged[step] = error
+                continue
+            for bad, error in damaged.items():
+                self.set_aside(bad, error, say)
+            return state, meta
+        if damaged:  # nothing is moved: it may be the reading that fails, and not the files
+            causes = "; ".join(f"{step}: {reason(error)}" for step, error in damaged.items())
             raise ValueError(
-                f"all checkpoints under {self.directory} ({', '.join(map(str, steps))}) are damaged and were set aside "
-                "in checkpoints-damaged; start again with another out=, or copy a whole one back"
+                f"no checkpoint under {self.directory} can be read ({causes}); choose another out= to start again"
             )
         return None
 
@@ -90,7 +94,7 @@ class Checkpointer:
 
     def set_aside(self, step: int, error: Exception, say: Say) -> None:
         target = self.directory.parent / "checkpoints-damaged" / f"{step}-{time.time_ns()}"
-        say(f"checkpoint {step} is damaged ({reason(error)}); set aside as {target}, trying the one before")
+        say(f"checkpoint {step} is damaged ({reason(error)}); set aside as {target}, and the one before is used")
         if jax.process_index() == 0:
             target.parent.mkdir(exist_ok=True)
             shutil.move(self.directory / str(step), target)

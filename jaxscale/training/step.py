@@ -15,7 +15,7 @@ from flax import nnx
 
 from jaxscale import config as cfg
 from jaxscale.models.transformer import Transformer
-from jaxscale.parallel.sharding import spec
+from jaxscale.parallel.sharding import on_devices, spec
 from jaxscale.training.loss import Batch, loss_sums
 from jaxscale.training.optimizer import global_norm, make_optimizer, make_schedule
 
@@ -66,7 +66,7 @@ def make_program(config: cfg.Config, model: ModelFactory | None = None) -> Progr
         ema = jax.tree.map(jnp.copy, params) if config.optimizer.ema else None
         return TrainState(jnp.int32(0), params, optimizer.init(params), ema, jax.random.fold_in(key, 1))
 
-    abstract = jax.eval_shape(init)
+    abstract = on_devices(jax.eval_shape(init))
     step = make_step(config, optimizer, merge)
     evaluate = make_evaluate(config, merge)
     return Program(jax.jit(init), jax.jit(step, donate_argnums=0), jax.jit(evaluate), abstract, axes, merge)

@@ -1,0 +1,89 @@
+"""A run's directory: what was run, with what, and by which code; and the signals that end it."""
+
+import contextlib
+import json
+import platform
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+import jax
+
+from jaxscale import config as cfg
+from jaxscale.data.tokenizer import Tokenizer
+
+LIBRARIES = ("jaxscale", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "libtpu")
+
+
+def write_run_files(out: Path, config: cfg.Config, devices: list[jax.Device], tokenizer: Tokenizer | None) -> None:
+    """config.yaml (resolved), environment.json (commit, versions, devices, command), tokenizer.json."""
+    if jax.process_index():
+        return
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "config.yaml").write_text(cfg.dump_config(config))
+        (out / "environment.json").write_text(json.dumps(environment(devices), indent=2) + "\n")
+        if tokenizer is not None:
+            path = tokenizer.save(out)
+            about = {"file": path.name if path else None, "separator": tokenizer.separator, "fingerprint": tokenizer.fingerprint}
+            (out / "tokenizer-identity.json").write_text(json.dumps(about, indent=2) + "\n")
+    except OSError as error:
+        raise ValueError(f"cannot write to out={out}: {error.strerror}; choose a directory that can be written") from error
+
+
+def environment(devices: list[jax.Device]) -> dict:
+    return {
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "git_commit": git_commit(),
+        "python": platform.python_version(),
+        "versions": {name: v for name in LIBRARIES if (v := version(name))},
+        "devices": {"count": len(devices), "kind": devices[0].device_kind, "platform": devices[0].platform},
+        "processes": jax.process_count(),
+    }
+
+
+def version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def git_commit() -> str | None:
+    """Commit of the checkout that the code runs from, with `-dirty` where it has changes; None outside one."""
+    try:
+        out = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return out.stdout.strip() or None
+
+
+class Interrupted(Exception):
+    """The run was stopped by Ctrl-C, after saving."""
+
+
+@contextlib.contextmanager
+def interrupts() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C sets; the second one ends the process at once, as it would without us."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    previous = signal.getsignal(signal.SIGINT)
+
+    def handle(number, frame):
+        stop.set()
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, previous)

@@ -1,0 +1,249 @@
+"""The trainer: the data flow of the README, in its order.
+
+    config -> mesh -> rules x parameters -> state;  tokens -> batch(step);  state, batch -> step -> metrics, checkpoints
+"""
+
+import math
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+from jax.sharding import Mesh
+
+from jaxscale import config as cfg
+from jaxscale.parallel.mesh import describe_mesh, make_mesh, start_devices
+from jaxscale.parallel.sharding import Rules, count, fit_rules, make_rules, on_mesh, require_divides
+from jaxscale.training.checkpoint import Checkpointer
+from jaxscale.training.feed import Feed, open_run_tokenizer, open_source
+from jaxscale.training.metrics import Meter, MetricsWriter, Peak, Speed, device_memory, find_peak, model_flops_per_token
+from jaxscale.training.run import Interrupted, interrupts, write_run_files
+from jaxscale.training.step import ModelFactory, Program, TrainState, batch_sharding, make_program
+
+
+class Watcher(Protocol):
+    """Who is told how a run goes; the command line's draws a bar. Every method may do nothing."""
+
+    def say(self, line: str) -> None: ...
+    def start(self, first_step: int, config: cfg.Config) -> None: ...
+    def step(self, step: int, values: dict[str, float], speed: Speed | None) -> None: ...
+    def finish(self) -> None: ...
+
+
+class Silent:
+    def say(self, line: str) -> None: ...
+    def start(self, first_step: int, config: cfg.Config) -> None: ...
+    def step(self, step: int, values: dict[str, float], speed: Speed | None) -> None: ...
+    def finish(self) -> None: ...
+
+
+@dataclass
+class Result:
+    """How a run ended. Losses are nats a token."""
+
+    step: int
+    loss: float | None
+    validation_loss: float | None
+    speed: Speed | None
+    peak: Peak | None
+    out: Path
+    mesh: Mesh
+    rules: Rules
+    program: Program
+    state: TrainState
+    losses: dict[int, float] = field(default_factory=dict)
+
+
+def train(config: cfg.Config, *, model: ModelFactory | None = None, watcher: Watcher | None = None) -> Result:
+    """Train as `config` says, from its newest checkpoint if there is one.
+
+    Args:
+        model: rngs -> any nnx.Module that maps tokens [B, T] to logits [B, T, V] and whose parameters carry logical
+            axes; None: the decoder of `config.model`.
+        watcher: told of every step; None: silence.
+
+    Raises:
+        ValueError: what cannot work, in one line; Interrupted: after Ctrl-C, the state saved.
+    """
+    watcher = watcher or Silent()
+    # --- machines
+    devices = start_devices(config.runtime)
+    mesh = make_mesh(config.mesh, devices)
+    rules = rules_for(config, mesh, decoder=model is None)
+    peak = find_peak(devices, config.step.compute_dtype)
+    # --- data
+    rows, validation_rows = open_source(config, "train"), open_source(config, "validation")
+    assert rows is not None
+    tokenizer = open_run_tokenizer(config)
+    watcher.say(f"mesh {describe_mesh(mesh)} of {devices[0].device_kind}; {len(rows):,} rows of {config.data.seq_len} tokens")
+    with on_mesh(mesh, rules), interrupts() as stop:
+        # --- state: from a checkpoint, or born sharded
+        program = make_program(config, model)
+        about_data = {"seed": config.seed, "batch_size": config.data.batch_size, "seq_len": config.data.seq_len,
+                      "fingerprint": rows.fingerprint, "path": config.data.path}  # fmt: skip
+        checkpointer = open_checkpoints(config)
+        try:
+            state = restore(config, program, checkpointer, about_data, watcher) or program.init()
+            first = int(state.step)
+            write_run_files(config.out_dir, config, devices, tokenizer)
+            run = Run(config, program, checkpointer, about_data, watcher, stop, mesh)
+            # --- the loop
+            run.meter = Meter(config, peak, model_flops_per_token(config, model))
+            run.writer = MetricsWriter(config.out_dir, config, start_step=first)
+            state = run.loop(state, first, Feed(
+                rows, config, batch_sharding(mesh), start_step=first, stop_step=config.steps,
+                microbatches=config.step.microbatches,
+            ), validation_rows)  # fmt: skip
+            run.writer.close()
+        finally:
+            watcher.finish()
+            checkpointer.close()
+    if stop.is_set() and int(state.step) < config.steps:
+        raise Interrupted(f"stopped after step {int(state.step)}; the same command resumes from there ({config.out_dir})")
+    last = run.losses[max(run.losses)] if run.losses else None
+    return Result(int(state.step), last, run.validation_loss, run.meter.speed(), peak, config.out_dir, mesh, rules,
+                  program, state, run.losses)  # fmt: skip
+
+
+def rules_for(config: cfg.Config, mesh: Mesh, *, decoder: bool) -> Rules:
+    """The sharding rules, checked against the mesh; a model of one's own is checked for its batch only."""
+    rules = make_rules(config.sharding)
+    if decoder:
+        return fit_rules(rules, mesh.shape, config)
+    rows = config.data.batch_size // config.step.microbatches
+    require_divides("rows of a microbatch", rows, count(rules.activations["batch"], mesh.shape), "the batch axes")
+    return rules
+
+
+def open_checkpoints(config: cfg.Config) -> Checkpointer:
+    try:
+        config.out_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"cannot write to out={config.out}: {error.strerror}; choose a directory that can be written") from error
+    checkpointer = Checkpointer(config.out_dir / "checkpoints", config.checkpoint)
+    if not config.checkpoint.resume and checkpointer.steps():
+        raise ValueError(
+            f"{config.out} has checkpoints and checkpoint.resume=false; choose another out= (nothing is overwritten)"
+        )
+    return checkpointer
+
+
+def restore(config: cfg.Config, program: Program, checkpointer: Checkpointer, data: dict, watcher: Watcher) -> TrainState | None:
+    found = checkpointer.restore_latest(program.abstract, config, say=watcher.say)
+    if found is None:
+        return None
+    state, meta = found
+    watcher.say(f"resuming from step {int(state.step)} of {config.out_dir}")
+    changed = [f"{k} {meta['data'].get(k)!r} -> {v!r}" for k, v in data.items() if meta["data"].get(k) != v]
+    if changed:
+        watcher.say(f"the data changed since the checkpoint ({', '.join(changed)}): its steps saw other rows")
+    return state
+
+
+class Run:
+    """The loop and what it carries from step to step."""
+
+    meter: Meter
+    writer: MetricsWriter
+
+    def __init__(self, config, program, checkpointer, about_data, watcher, stop, mesh):
+        self.config: cfg.Config = config
+        self.program: Program = program
+        self.checkpointer: Checkpointer = checkpointer
+        self.about_data, self.watcher, self.stop, self.mesh = about_data, watcher, stop, mesh
+        self.losses: dict[int, float] = {}
+        self.validation_loss: float | None = None
+        self.saved: int | None = None
+        self.checkpoint_seconds = 0.0
+        self.clock: float | None = None  # when the last read step was done; None: do not time the next
+
+    def loop(self, state: TrainState, first: int, feed: Feed, validation_rows: Any) -> TrainState:
+        """Steps first .. config.steps. The host reads a step's metrics after it has dispatched the next one."""
+        config, self.saved = self.config, first or None
+        self.watcher.start(first, config)
+        pending: tuple[int, Any, float] | None = None
+        try:
+            batch = next(feed) if first < config.steps else None
+            for step in range(first + 1, config.steps + 1):
+                wait = feed.wait_seconds
+                state, metrics = self.program.step(state, batch)
+                if step < config.steps:
+                    batch = next(feed)  # placed while the devices work
+                if pending:
+                    self.read(*pending)
+                pending = (step, metrics, wait)
+                stopping = self.stop.is_set() or step == config.steps
+                if stopping or due(step, config.evaluation.every) or due(step, config.checkpoint.every):
+                    self.read(*pending)  # nothing is saved or judged before this step's loss is known to be finite
+                    pending, self.clock = None, None
+                    if validation_rows is not None and (due(step, config.evaluation.every) or step == config.steps):
+                        self.evaluate(state, step, validation_rows)
+                    if stopping or due(step, config.checkpoint.every):
+                        self.save(state, step)
+                if stopping:
+                    break
+            self.checkpointer.wait()
+        finally:
+            feed.close()
+        return state
+
+    def read(self, step: int, metrics: Any, wait: float) -> None:
+        """Fetch one step's metrics (the only place where the host waits for the devices), and tell of them."""
+        values = {k: float(v) for k, v in jax.device_get(metrics).items()}
+        now = time.perf_counter()
+        if self.clock is not None:
+            self.meter.add(now - self.clock, wait)
+        self.clock = now
+        self.require_finite(step, values)
+        self.losses[step] = values["loss"]
+        speed = self.meter.speed(last=50)
+        self.watcher.step(step, values, speed)
+        if due(step, self.config.metrics.every) or step == self.config.steps:
+            self.writer.write("train", step, values | self.speed_values(speed, wait))
+
+    def require_finite(self, step: int, values: dict[str, float]) -> None:
+        if math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"]):
+            return
+        self.writer.write("nonfinite", step, values)
+        if self.config.on_nonfinite == "skip":
+            self.watcher.say(f"step {step}: loss {values['loss']}, gradient norm {values['grad_norm']}; update skipped")
+            return
+        last = f"the last good checkpoint is step {self.saved}" if self.saved else "there is no checkpoint yet"
+        raise ValueError(
+            f"loss {values['loss']}, gradient norm {values['grad_norm']} at step {step}: stopped; {last}; lower "
+            "optimizer.learning_rate, or set on_nonfinite=skip to leave out such updates"
+        )
+
+    def speed_values(self, speed: Speed | None, wait: float) -> dict[str, float]:
+        values: dict[str, float] = {"data_wait_seconds": wait} | dict(device_memory(list(self.mesh.devices.flat)))
+        if speed:
+            values |= {"step_seconds": self.meter.seconds[-1], "step_seconds_median": speed.step_seconds,
+                       "step_seconds_p95": speed.step_seconds_p95, "tokens_per_second": speed.tokens_per_second}  # fmt: skip
+            if speed.mfu is not None:
+                values["mfu"] = speed.mfu
+        return values
+
+    def evaluate(self, state: TrainState, step: int, rows: Any) -> None:
+        """Mean loss over the first `evaluation.batches` batches of the validation split, always the same ones."""
+        batches = min(self.config.evaluation.batches, max(1, len(rows) // self.config.data.batch_size))
+        feed = Feed(rows, self.config, batch_sharding(self.mesh), stop_step=batches, shuffle=False)
+        try:
+            sums = [self.program.evaluate(state, batch) for batch in feed]
+        finally:
+            feed.close()
+        totals = jax.device_get(sums)
+        self.validation_loss = float(sum(t["cross_entropy"] for t in totals) / sum(t["tokens"] for t in totals))
+        self.writer.write("validation", step, {"loss": self.validation_loss, "batches": batches})
+        self.watcher.say(f"step {step}: validation loss {self.validation_loss:.4f}")
+
+    def save(self, state: TrainState, step: int) -> None:
+        if step == self.saved:
+            return
+        seconds = self.checkpointer.save(step, state, self.config, self.about_data)
+        self.saved = step
+        self.writer.write("checkpoint", step, {"blocking_seconds": seconds})
+
+
+def due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
