@@ -65,7 +65,7 @@ def git_commit() -> str | None:
     return out.stdout.strip() or None
 
 
-class Interrupted(Exception):
+class Interrupted(KeyboardInterrupt):
     """The run was stopped by Ctrl-C, after saving."""
 
 

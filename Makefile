@@ -1,0 +1,38 @@
+# The two commands: `make quickstart` trains, `make test` checks. PYTHON chooses the interpreter (3.11 to 3.13).
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+STDLIB = data/stdlib
+
+.PHONY: quickstart test check lint types fast clean
+
+quickstart: $(VENV)/installed
+	$(BIN)/jaxscale data prepare --stdlib --tokenizer byte --validation-fraction 0.05 --out $(STDLIB)
+	$(BIN)/jaxscale train quickstart --sample "def "
+
+test: $(VENV)/installed-dev
+	$(BIN)/python -m pytest
+
+check: lint types test
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check jaxscale tests benchmarks
+	$(BIN)/ruff format --check jaxscale tests benchmarks
+
+types: $(VENV)/installed-dev
+	$(BIN)/mypy
+
+$(VENV)/bin/python:
+	$(PYTHON) -c "import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 14) else f'error: Python {v[0]}.{v[1]}; jaxscale needs 3.11 to 3.13: make PYTHON=python3.12')"
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/installed-dev: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@ $(VENV)/installed
+
+clean:
+	rm -rf $(VENV) runs data .pytest_cache .ruff_cache .mypy_cache

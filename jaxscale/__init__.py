@@ -1,0 +1,40 @@
+"""jaxscale: a transformer is matmuls, cut across a mesh of machines.
+
+Everything here is loaded when first used: `import jaxscale` does not import jax.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_WHERE = {
+    "load_config": "jaxscale.config",
+    "Config": "jaxscale.config",
+    "make_mesh": "jaxscale.parallel.mesh",
+    "on_mesh": "jaxscale.parallel.sharding",
+    "make_rules": "jaxscale.parallel.sharding",
+    "Rules": "jaxscale.parallel.sharding",
+    "einsum": "jaxscale.parallel.sharding",
+    "gather": "jaxscale.parallel.sharding",
+    "shard": "jaxscale.parallel.sharding",
+    "spec": "jaxscale.parallel.sharding",
+    "lookup": "jaxscale.models.embedding",
+    "Transformer": "jaxscale.models.transformer",
+    "make_program": "jaxscale.training.step",
+    "train": "jaxscale.training.trainer",
+    "prepare": "jaxscale.data.prepare",
+}
+__all__ = sorted(_WHERE)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib import metadata
+
+        return metadata.version("jaxscale")
+    if name not in _WHERE:
+        raise AttributeError(f"jaxscale has no {name}; it has {', '.join(__all__)}")
+    return getattr(import_module(_WHERE[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,156 @@
+"""The verbs. Each imports its room when it runs, so that `--help` answers at once."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+    help="Train transformers across meshes of TPUs, GPUs or simulated devices.",
+)  # fmt: skip
+data_app = typer.Typer(no_args_is_help=True, help="Make datasets.", rich_markup_mode=None)
+app.add_typer(data_app, name="data")
+
+Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value ...", metavar="[section.key=value ...]")]
+CONFIG_HELP = "a YAML file, or the name of a shipped one: quickstart, llama3.1-8b, ..."
+
+
+def version(show: bool) -> None:
+    if not show:
+        return
+    from importlib import metadata
+
+    import jax
+
+    devices = jax.devices()
+    print(f"jaxscale {metadata.version('jaxscale')}, jax {jax.__version__}, {len(devices)} x {devices[0].device_kind}")
+    raise typer.Exit()
+
+
+@app.callback()
+def root(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=version, is_eager=True, help="Package, jax and devices.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def train(
+    config: Annotated[str, typer.Argument(help=CONFIG_HELP)],
+    overrides: Overrides = None,
+    sample: Annotated[str | None, typer.Option(help="At the end, continue this text with the trained model.")] = None,
+) -> None:
+    """Train a model; on a directory that has checkpoints, go on from the newest."""
+    from jaxscale import console
+    from jaxscale.config import load_config
+
+    loaded = load_config(config, overrides or [])
+    from jaxscale.training.trainer import train as run
+
+    result = run(loaded, watcher=console.TrainingConsole(loaded))
+    console.summarise(loaded, result, sample=sample)
+
+
+@app.command()
+def show(
+    config: Annotated[str, typer.Argument(help=CONFIG_HELP)],
+    overrides: Overrides = None,
+    devices: Annotated[int | None, typer.Option(help="Devices of the mesh, where one axis is -1. Need not be here.")] = None,
+) -> None:
+    """The resolved config, parameter counts, and how every parameter is split. Nothing is allocated."""
+    from jaxscale import console
+    from jaxscale.config import load_config
+
+    console.show_config(load_config(config, overrides or []), devices)
+
+
+@app.command()
+def generate(
+    run: Annotated[Path, typer.Argument(help="The directory of a run, e.g. runs/quickstart.")],
+    overrides: Overrides = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="Text to continue; may be given several times.")] = None,
+    max_new_tokens: int = 200,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.8,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int = 0,
+    step: Annotated[int | None, typer.Option(help="Of this checkpoint; by default the newest.")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="byte or a tokenizer.json, where the run has none.")] = None,
+) -> None:
+    """Sample from a checkpoint, on any mesh."""
+    from jaxscale.training.serve import continue_texts
+
+    texts = continue_texts(
+        run, prompt or [""], overrides or [], max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k,
+        top_p=top_p, seed=seed, step=step, tokenizer=tokenizer,
+    )  # fmt: skip
+    for start, text in zip(prompt or [""], texts, strict=True):
+        print(start + text)
+        print()
+
+
+@data_app.command()
+def prepare(
+    out: Annotated[Path, typer.Option(help="The dataset's directory; made whole or not at all.")],
+    text: Annotated[list[str] | None, typer.Option(help="Text file, folder or glob; a file is a document.")] = None,
+    jsonl: Annotated[list[str] | None, typer.Option(help="JSON lines; a line is a document.")] = None,
+    field: Annotated[str, typer.Option(help="With --jsonl: the field that holds the text.")] = "text",
+    parquet: Annotated[list[str] | None, typer.Option(help="Parquet files; a row is a document.")] = None,
+    column: Annotated[str, typer.Option(help="With --parquet: the column that holds the text.")] = "text",
+    stdlib: Annotated[bool, typer.Option("--stdlib", help="This Python's standard library, which is always there.")] = False,
+    tokenizer: Annotated[str, typer.Option(help="byte, bpe:N (trained on the text), or a tokenizer.json.")] = "byte",
+    separator: Annotated[str | None, typer.Option(help="The token that begins each document.")] = None,
+    validation_fraction: Annotated[float, typer.Option(help="Share of the documents held out.")] = 0.01,
+    shard_tokens: Annotated[int, typer.Option(help="Most tokens in a shard file.")] = 2**27,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a dataset that stands there.")] = False,
+) -> None:
+    """Text to token shards with an index and checksums. Streams: memory stays flat."""
+    from jaxscale.data import sources
+    from jaxscale.data.prepare import prepare as run
+
+    makers: list[Callable[[], sources.Source]] = []
+    if text:
+        makers.append(lambda: sources.text_source(text))
+    if jsonl:
+        makers.append(lambda: sources.jsonl_source(jsonl, field=field))
+    if parquet:
+        makers.append(lambda: sources.parquet_source(parquet, column=column))
+    if stdlib:
+        makers.append(sources.stdlib_source)
+    if len(makers) != 1:
+        raise ValueError(f"{len(makers)} sources given; give exactly one of --text, --jsonl, --parquet, --stdlib")
+    summary = run(
+        makers[0](), tokenizer, out, validation_fraction=validation_fraction, separator=separator,
+        shard_tokens=shard_tokens, overwrite=overwrite,
+    )  # fmt: skip
+    for note in summary.notes:
+        print(note)
+    for name, split in summary.index.splits.items():
+        print(f"{name}: {split.documents:,} documents, {split.tokens:,} tokens, {len(split.shards)} shards")
+    print(f"tokens in {summary.path}; train on them with data.path={summary.path}")
+
+
+def main() -> None:
+    """Run a verb; what a user can mend is one line on stderr and exit code 2, Ctrl-C is 130."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # XLA's INFO lines; its warnings stay
+    try:
+        app(standalone_mode=True)
+    except ValueError as error:
+        sys.exit(fail(str(error), 2))
+    except KeyboardInterrupt as error:
+        sys.exit(fail(str(error) or "stopped", 130))
+
+
+def fail(message: str, code: int) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""From a run's directory to text: its config, tokenizer and checkpoint, on any mesh."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import orbax.checkpoint as ocp
+
+from jaxscale import config as cfg
+from jaxscale.data.tokenizer import Tokenizer, load_tokenizer
+from jaxscale.parallel.mesh import make_mesh, start_devices
+from jaxscale.parallel.sharding import fit_rules, make_rules, on_mesh
+from jaxscale.training.checkpoint import Checkpointer, config_differences, reason
+from jaxscale.training.generate import decode_rules, generate
+from jaxscale.training.step import Program, make_program
+from jaxscale.training.trainer import Result
+
+
+def continue_texts(
+    run: Path, prompts: list[str], overrides: list[str], *, step: int | None = None, tokenizer: str | None = None, **sampling
+) -> list[str]:
+    """Sampled continuations from the newest checkpoint of a run (or that of `step`).
+
+    Args:
+        overrides: `section.key=value`, for another mesh or platform than the run's.
+        sampling: as for `generate`.
+    """
+    if not (run / "config.yaml").is_file():
+        raise ValueError(f"{run} is not a run: it has no config.yaml; give the out= directory of `jaxscale train`")
+    config = cfg.load_config(run / "config.yaml", overrides)
+    codec = run_tokenizer(run, tokenizer)
+    if codec.vocab_size > config.model.vocab_size:
+        raise ValueError(f"the tokenizer has {codec.vocab_size} tokens and the model {config.model.vocab_size}; give the run's own")
+    mesh = make_mesh(config.mesh, start_devices(config.runtime))
+    rules = decode_rules(make_rules(config.sharding), mesh.shape, len(prompts))
+    rules = fit_rules(rules, mesh.shape, without_batch(config, len(prompts)))
+    with on_mesh(mesh, rules):
+        program = make_program(config)
+        params = restore_params(run, program, config, step)
+        return complete(program, params, codec, prompts, config, **sampling)
+
+
+def without_batch(config: cfg.Config, prompts: int) -> cfg.Config:
+    """The config as far as decoding goes: as many rows as prompts, one token at a time."""
+    data = config.data.model_copy(update={"batch_size": prompts})
+    return config.model_copy(update={"data": data, "step": config.step.model_copy(update={"microbatches": 1})})
+
+
+def complete(program: Program, params, codec: Tokenizer, prompts: list[str], config: cfg.Config, **sampling) -> list[str]:
+    """Decoded continuations; a document's separator begins every prompt and ends every continuation."""
+    tokens = [[codec.separator_id, *np.asarray(codec.encode(p)).tolist()] for p in prompts]
+    longest = max(map(len, tokens)) + sampling["max_new_tokens"]
+    if config.model.position == "learned" and longest > config.model.max_seq_len:
+        raise ValueError(
+            f"prompt and new tokens make {longest}, beyond the {config.model.max_seq_len} learned positions; lower "
+            "--max-new-tokens or shorten the prompt"
+        )
+    new = generate(program.merge, params, tokens, vocab_size=min(codec.vocab_size, config.model.vocab_size),
+                   stop_id=codec.separator_id, **sampling)  # fmt: skip
+    return [codec.decode(ids) for ids in new]
+
+
+def sample_after(result: Result, config: cfg.Config, prompt: str, *, max_new_tokens: int = 200) -> str:
+    """A continuation by the model that a run has just trained, where it trained."""
+    rules = decode_rules(result.rules, result.mesh.shape, 1)
+    with on_mesh(result.mesh, rules):
+        program = make_program(config)
+        params = result.state.params if result.state.ema is None else result.state.ema
+        codec = run_tokenizer(result.out, None)
+        return complete(program, params, codec, [prompt], config, max_new_tokens=max_new_tokens, temperature=0.8, top_p=0.95)[0]
+
+
+def run_tokenizer(run: Path, spec: str | None) -> Tokenizer:
+    """The tokenizer that made the run's tokens, from the copy beside the run, or the one asked for if it is the same."""
+    identity_file = run / "tokenizer-identity.json"
+    identity = json.loads(identity_file.read_text()) if identity_file.is_file() else None
+    if spec is not None:
+        codec = load_tokenizer(spec, separator=identity["separator"] if identity and spec != "byte" else None)
+    elif identity is None:
+        raise ValueError(f"{run} has no tokenizer (its data carried none); give --tokenizer byte or a tokenizer.json")
+    elif identity["file"] is None:
+        codec = load_tokenizer("byte")
+    else:
+        codec = load_tokenizer(run / identity["file"], separator=identity["separator"])
+    if identity is not None and codec.fingerprint != identity["fingerprint"]:
+        raise ValueError(
+            f"tokenizer {spec or run / identity['file']} (fingerprint {codec.fingerprint[:12]}) is not the one that made "
+            f"this run's tokens ({identity['fingerprint'][:12]}); leave out --tokenizer, or restore {run}/tokenizer.json"
+        )
+    return codec
+
+
+def restore_params(run: Path, program: Program, config: cfg.Config, step: int | None):
+    """The parameters alone (averaged ones where the run keeps them), in this mesh's layout; the newest that can be read."""
+    if not (run / "checkpoints").is_dir():
+        raise ValueError(f"{run} has no checkpoints yet; train it first: jaxscale train {run / 'config.yaml'}")
+    checkpointer = Checkpointer(run / "checkpoints")
+    steps = checkpointer.steps()
+    if not steps or (step is not None and step not in steps):
+        raise ValueError(f"{run} has no checkpoint{f' of step {step}' if step is not None else ''}; it has {steps or 'none'}")
+    part = "params" if program.abstract.ema is None else "ema"
+    item = {part: getattr(program.abstract, part)}
+    problems = []
+    try:
+        for candidate in [step] if step is not None else reversed(steps):
+            try:
+                saved = checkpointer.meta(candidate)["config"]
+                params = read_params(run / "checkpoints" / str(candidate) / "state", item)[part]
+            except Exception as error:  # damaged, in the words of orbax, tensorstore or JSON: try the one before
+                problems.append(f"{candidate}: {reason(error)}")
+                continue
+            if changed := config_differences(saved, config.model_dump(mode="json")):
+                raise ValueError(f"the model is not the checkpoint's: {'; '.join(changed)}; override mesh and runtime only")
+            return params
+    finally:
+        checkpointer.close()
+    raise ValueError(f"no checkpoint of {run} can be read ({'; '.join(problems)})")
+
+
+def read_params(path: Path, item: dict) -> dict:
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        arguments = ocp.checkpoint_utils.construct_restore_args(item)
+        args = ocp.args.PyTreeRestore(item=item, restore_args=arguments, partial_restore=True)
+        return reader.restore(path.absolute(), args=args)
