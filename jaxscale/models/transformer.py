@@ -247,7 +247,7 @@ class Transformer(nnx.Module):
         stack = nnx.vmap(
             lambda rngs: Block(model, step, rngs), transform_metadata={nnx.PARTITION_NAME: "layers"}
         )
-        self.layers = stack(rngs.fork(split=model.num_layers))
+        self.layers = stack(rngs.split(model.num_layers))
         self.final_norm = Norm(D, "norm", model, step.param_dtype, rngs)
         if not model.tie_embeddings:
             self.unembedding = make((D, V), ("embed", "vocab"))

@@ -1,0 +1,147 @@
+"""What several tests share: tiny configs, batches, one training step on any mesh, and reading compiled HLO."""
+
+import math
+import re
+from collections import Counter
+
+import jax
+import numpy as np
+
+from jaxscale import config as cfg
+from jaxscale.parallel.mesh import make_mesh
+from jaxscale.parallel.sharding import fit_rules, make_rules, on_mesh
+from jaxscale.training.step import batch_sharding, make_program
+
+TINY = {"vocab_size": 250, "num_layers": 2, "embed_dim": 32, "num_heads": 8, "num_kv_heads": 2, "mlp_dim": 64}
+B, T = 8, 32
+
+
+def make_config(mesh: dict | None = None, **sections) -> cfg.Config:
+    """A float32 config of the tiny decoder; `sections` are merged into it (model=..., step=..., ...)."""
+    values = {
+        "name": "test", "steps": 100, "model": TINY, "mesh": {"data": 1} | (mesh or {}),
+        "data": {"kind": "synthetic", "batch_size": B, "seq_len": T},
+        "step": {"compute_dtype": "float32", "remat": "none", "unroll_layers": False},
+        "optimizer": {"learning_rate": 1e-2}, "metrics": {"tensorboard": False},
+        "runtime": {"platform": "cpu", "compilation_cache": None},
+    }  # fmt: skip
+    for name, section in sections.items():
+        values[name] = values.get(name, {}) | section if isinstance(section, dict) else section
+    return cfg.validate(values, source="test")
+
+
+def make_batch(config: cfg.Config, *, seed: int = 0, padding: float = 0.2, documents: bool = True) -> dict[str, np.ndarray]:
+    """Random tokens [B, T] with some padding and several documents a row."""
+    rng = np.random.default_rng(seed)
+    shape = (config.data.batch_size, config.data.seq_len)
+    batch = {
+        "tokens": rng.integers(0, config.model.vocab_size, shape, np.int32),
+        "targets": rng.integers(0, config.model.vocab_size, shape, np.int32),
+        "weights": (rng.random(shape) >= padding).astype(np.float32),
+    }
+    if documents:
+        batch["segments"] = np.sort(rng.integers(1, 4, shape), axis=1).astype(np.int32)
+        batch["positions"] = np.tile(np.arange(shape[1], dtype=np.int32), (shape[0], 1))
+    return batch
+
+
+def random_params(config: cfg.Config, *, seed: int = 0, std: float = 0.1) -> dict:
+    """Parameters of a decoder on the host, none of them zero (so that every bias and norm is tested)."""
+    abstract = Setup(config).program.abstract.params
+    rng = np.random.default_rng(seed)
+
+    def draw(path, x):
+        centre = 1.0 if "scale" in jax.tree_util.keystr(path) else 0.0
+        return (centre + std * rng.standard_normal(x.shape)).astype(x.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, abstract)
+
+
+def place(batch: dict[str, np.ndarray], mesh, microbatches: int = 1) -> dict[str, jax.Array]:
+    sharding = batch_sharding(mesh)
+    return {k: jax.device_put(v.reshape(microbatches, -1, v.shape[1]), sharding) for k, v in batch.items()}
+
+
+class Setup:
+    """A program on its mesh, with a batch placed; use `with setup.context():` around calls."""
+
+    def __init__(self, config: cfg.Config, *, model=None, batch=None):
+        self.config = config
+        count = math.prod(config.mesh.sizes(None).values())
+        self.mesh = make_mesh(config.mesh, jax.devices()[:count])
+        self.rules = make_rules(config.sharding)
+        if model is None:
+            self.rules = fit_rules(self.rules, self.mesh.shape, config)
+        with self.context():
+            self.program = make_program(config, model)
+            host = make_batch(config) if batch is None else batch
+            self.batch = place(host, self.mesh, config.step.microbatches)
+
+    def context(self):
+        return on_mesh(self.mesh, self.rules)
+
+    def steps(self, count: int):
+        """(losses, gradient norms, final state) of some steps on the same batch."""
+        with self.context():
+            state, out = self.program.init(), []
+            for _ in range(count):
+                state, metrics = self.program.step(state, self.batch)
+                out.append(jax.device_get(metrics))
+        return np.array([m["loss"] for m in out]), np.array([m["grad_norm"] for m in out]), state
+
+    def hlo(self) -> str:
+        with self.context():
+            return self.program.step.lower(self.program.abstract, self.batch).compile().as_text()
+
+
+def axes_of_groups(line: str, mesh) -> tuple[str, ...]:
+    """The mesh axes over which a collective of compiled HLO runs, from its replica groups."""
+    ids = np.arange(math.prod(mesh.shape.values())).reshape(tuple(mesh.shape.values()))
+    groups = replica_groups(line, ids.size)
+    for k in range(1, 2 ** len(mesh.axis_names)):
+        axes = [i for i in range(len(mesh.axis_names)) if k >> i & 1]
+        rest = [i for i in range(len(mesh.axis_names)) if i not in axes]
+        size = math.prod(ids.shape[i] for i in axes)
+        wanted = {frozenset(row) for row in ids.transpose(rest + axes).reshape(-1, size).tolist()}
+        if wanted == groups:
+            return tuple(mesh.axis_names[i] for i in axes)
+    raise AssertionError(f"these replica groups are no set of mesh axes: {line}")
+
+
+def replica_groups(line: str, count: int) -> set[frozenset[int]]:
+    if m := re.search(r"replica_groups=\{(\{[\d,{}]*\})\}", line):
+        return {frozenset(map(int, g.split(","))) for g in re.findall(r"\{([\d,]+)\}", m[1])}
+    if m := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", line):
+        sizes = {k.strip("'"): int(v) for k, v in (pair.split("=") for pair in m[1].split(","))}
+        names = list(sizes)
+        chosen = [names.index(n.strip("' ")) for n in m[2].split(",")]
+        ids = np.arange(count).reshape(tuple(sizes.values()))
+        rest = [i for i in range(len(names)) if i not in chosen]
+        size = math.prod(ids.shape[i] for i in chosen)
+        return {frozenset(row) for row in ids.transpose(rest + chosen).reshape(-1, size).tolist()}
+    m = re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line)
+    assert m, line
+    ids = np.arange(count).reshape([int(x) for x in m[3].split(",")])
+    if m[4]:
+        ids = ids.transpose([int(x) for x in m[4].split(",")])
+    return {frozenset(row) for row in ids.reshape(int(m[1]), int(m[2])).tolist()}
+
+
+KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
+
+
+def collectives(hlo: str, mesh) -> Counter:
+    """(kind, axes, arrays) of compiled HLO -> how often: each array of a combined collective counts, scalars do not.
+
+    Instructions inside a loop's body count once, as they stand in the text.
+    """
+    found: Counter = Counter()
+    for line in hlo.splitlines():
+        m = re.search(rf"= (.+?) ({KINDS})(?:-start)?\(", line)
+        if not m or "replica_groups" not in line:
+            continue
+        arrays = [a for a in re.findall(r"\w+\[([\d,]*)\]", m[1]) if a]
+        count = 1 if m[2] == "all-to-all" else len(arrays)
+        if arrays:
+            found[m[2], axes_of_groups(line, mesh)] += count
+    return found
