@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -16,6 +16,7 @@ data_app = typer.Typer(no_args_is_help=True, help="Make datasets.", rich_markup_
 app.add_typer(data_app, name="data")
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value ...", metavar="[section.key=value ...]")]
+USAGE_ERROR: Any = typer.BadParameter.__base__  # click's, wherever typer keeps it
 CONFIG_HELP = "a YAML file, or the name of a shipped one: quickstart, llama3.1-8b, ..."
 
 
@@ -53,7 +54,10 @@ def train(
     loaded = load_config(config, overrides or [])
     from jaxscale.training.trainer import train as run
 
-    result = run(loaded, watcher=console.TrainingConsole(loaded))
+    try:
+        result = run(loaded, watcher=console.TrainingConsole(loaded))
+    except KeyboardInterrupt as error:  # typer would leave without saying how to resume
+        sys.exit(fail(str(error) or "stopped", 130))
     console.summarise(loaded, result, sample=sample)
 
 
@@ -61,7 +65,7 @@ def train(
 def show(
     config: Annotated[str, typer.Argument(help=CONFIG_HELP)],
     overrides: Overrides = None,
-    devices: Annotated[int | None, typer.Option(help="Devices of the mesh, where one axis is -1. Need not be here.")] = None,
+    devices: Annotated[int | None, typer.Option(min=1, help="Devices of the mesh, where one axis is -1. Need not be here.")] = None,
 ) -> None:
     """The resolved config, parameter counts, and how every parameter is split. Nothing is allocated."""
     from jaxscale import console
@@ -79,7 +83,7 @@ def generate(
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.8,
     top_k: int | None = None,
     top_p: float | None = None,
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 0,
     step: Annotated[int | None, typer.Option(help="Of this checkpoint; by default the newest.")] = None,
     tokenizer: Annotated[str | None, typer.Option(help="byte or a tokenizer.json, where the run has none.")] = None,
 ) -> None:
@@ -140,11 +144,20 @@ def main() -> None:
     """Run a verb; what a user can mend is one line on stderr and exit code 2, Ctrl-C is 130."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # XLA's INFO lines; its warnings stay
     try:
-        app(standalone_mode=True)
+        code = app(standalone_mode=False)
+    except USAGE_ERROR as error:
+        if len(sys.argv) == 1 or sys.argv[1:] == ["data"]:  # the help, as no verb was given
+            print(error.format_message())
+            sys.exit(2)
+        verb = error.ctx.command_path if error.ctx else "jaxscale"
+        sys.exit(fail(f"{error.format_message().rstrip('.')}; `{verb} --help` shows what there is", 2))
     except ValueError as error:
         sys.exit(fail(str(error), 2))
-    except KeyboardInterrupt as error:
-        sys.exit(fail(str(error) or "stopped", 130))
+    except OSError as error:  # a full disk, a file that may not be read
+        sys.exit(fail(f"{error.filename or 'the operating system'}: {error.strerror or error}", 2))
+    except KeyboardInterrupt:
+        code = 130
+    sys.exit(fail("stopped", code) if code == 130 else code)
 
 
 def fail(message: str, code: int) -> int:

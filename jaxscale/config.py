@@ -6,32 +6,48 @@ one that does not fit the devices at hand is refused in `parallel.mesh`, before 
 
 import difflib
 import math
+import os
 import types
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 AXES = ("pipeline", "data", "fsdp", "expert", "context", "tensor")  # slowest link first
 READY_AXES = ("data", "fsdp", "tensor")
 
-Positive = Annotated[int, Field(gt=0)]
-NonNegative = Annotated[int, Field(ge=0)]
+INT32 = 2**31  # sizes and steps are int32 on the devices
+Positive = Annotated[int, Field(gt=0, lt=INT32)]
+NonNegative = Annotated[int, Field(ge=0, lt=INT32)]
+Above0 = Annotated[float, Field(gt=0)]
+AtLeast0 = Annotated[float, Field(ge=0)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Text = Annotated[str, Field(min_length=1)]
 
 
 class Section(BaseModel):
-    """A frozen part of the config in which an unknown key is an error."""
+    """A frozen part of the config in which an unknown key, a NaN and a `true` for a number are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_bool_for_number(cls, value: Any, info: ValidationInfo) -> Any:
+        assert info.field_name
+        annotation = cls.model_fields[info.field_name].annotation
+        if isinstance(value, bool) and bool not in (annotation, *get_args(annotation)):
+            raise ValueError(f"{str(value).lower()} is not a value that it takes; give a number or a name")
+        return value
 
 
 class RopeScaling(Section):
     """Llama-3.1's stretching of rotary frequencies to longer contexts (arXiv:2407.21783, 3.4.1)."""
 
-    factor: float = 8.0
-    low_frequency_factor: float = 1.0
-    high_frequency_factor: float = 4.0
+    factor: Above0 = 8.0
+    low_frequency_factor: Above0 = 1.0
+    high_frequency_factor: Above0 = 4.0
     original_max_len: Positive = 8192
 
 
@@ -48,9 +64,9 @@ class Model(Section):
     mlp_dim: Positive
     max_seq_len: Positive = 8192
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
-    norm_eps: float = 1e-5
+    norm_eps: Above0 = 1e-5
     position: Literal["rope", "learned"] = "rope"
-    rope_theta: float = 10_000.0
+    rope_theta: Above0 = 10_000.0
     rope_scaling: RopeScaling | None = None
     mlp: Literal["swiglu", "gelu"] = "swiglu"
     attention_bias: bool = False
@@ -58,9 +74,9 @@ class Model(Section):
     qk_norm: bool = False
     sliding_window: Positive | None = None  # a token sees itself and the window - 1 tokens before it
     tie_embeddings: bool = False
-    attention_softcap: float | None = None
-    logits_softcap: float | None = None
-    init_std: float = 0.02
+    attention_softcap: Above0 | None = None
+    logits_softcap: Above0 | None = None
+    init_std: AtLeast0 = 0.02
     vocab_multiple: Positive = 128  # the table is padded to this, so that its shape is the same on every mesh
 
     @model_validator(mode="after")
@@ -191,6 +207,9 @@ class Data(Section):
             raise ValueError(f"data.validation_path is only for kind=llmc; kind={self.kind} does not read it")
         if self.kind == "synthetic" and self.path:
             raise ValueError("data.path is not read with kind=synthetic; remove it or choose kind=tokens")
+        for name in ("path", "validation_path"):
+            if value := getattr(self, name):
+                object.__setattr__(self, name, os.path.expanduser(value))
         return self
 
 
@@ -219,25 +238,31 @@ class Step(Section):
 
 class Loss(Section):
     chunk: Positive | None = None  # tokens of each sequence whose logits exist at one time; None: all
-    z_loss: float = 0.0  # weight of log(Z)^2 (PaLM, arXiv:2204.02311, section 5)
+    z_loss: AtLeast0 = 0.0  # weight of log(Z)^2 (PaLM, arXiv:2204.02311, section 5)
 
 
 class Optimizer(Section):
     """optax's optimizer and its learning-rate schedule."""
 
     name: Literal["adamw", "lion", "adafactor", "muon"] = "adamw"
-    learning_rate: float = 3e-4
+    learning_rate: AtLeast0 = 3e-4
     schedule: Literal["constant", "cosine", "linear", "wsd"] = "cosine"
     warmup_steps: NonNegative = 0
     decay_steps: NonNegative | None = None  # wsd: the last steps that decay; None: a fifth of the run
-    final_fraction: float = 0.1  # learning rate at the end / peak
-    b1: float = 0.9
-    b2: float = 0.95
-    eps: float = 1e-8
-    weight_decay: float = 0.1
+    final_fraction: Share = 0.1  # learning rate at the end / peak
+    b1: Decay = 0.9
+    b2: Decay = 0.95
+    eps: Above0 = 1e-8
+    weight_decay: AtLeast0 = 0.1
     no_decay: list[str] = ["norm", "bias"]  # parameters whose path contains one of these are not decayed
-    clip_norm: float | None = 1.0
-    ema: float | None = None  # decay of an exponential moving average of the parameters
+    clip_norm: Above0 | None = 1.0
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None  # decay of an exponential moving average of the parameters
+
+    @model_validator(mode="after")
+    def _check(self) -> "Optimizer":
+        if self.decay_steps is not None and self.schedule != "wsd":
+            raise ValueError(f"decay_steps is only for schedule=wsd; {self.schedule} decays over the whole run, so remove it")
+        return self
 
 
 class Checkpoint(Section):
@@ -262,9 +287,9 @@ class Metrics(Section):
 class Config(Section):
     """One run, from data to checkpoints; what a YAML file under `configs/` holds."""
 
-    name: str
-    out: str | None = None  # None: runs/<name>
-    seed: int = 0
+    name: Text
+    out: Text | None = None  # None: runs/<name>
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     steps: Positive
     on_nonfinite: Literal["stop", "skip"] = "stop"  # a loss or gradient norm that is NaN or infinite
     model: Model
@@ -283,6 +308,7 @@ class Config(Section):
     def _check(self) -> "Config":
         if self.out is None:
             object.__setattr__(self, "out", f"runs/{self.name}")
+        object.__setattr__(self, "out", os.path.expanduser(self.out or ""))
         if self.model.position == "learned" and self.data.seq_len > self.model.max_seq_len:
             raise ValueError(
                 f"data.seq_len {self.data.seq_len} is beyond the {self.model.max_seq_len} learned positions; "
@@ -332,8 +358,10 @@ def read_model(model: str | dict, *, beside: Path) -> dict:
     """`model: NAME` or `model: {file: NAME, key: value}`: a file of configs/models/, with changes."""
     changes = dict(model) if isinstance(model, dict) else {}
     name = changes.pop("file", model)
+    if not isinstance(name, str):
+        raise ValueError(f"model.file={name!r} is not a file; give a name of configs/models/ or a path")
     for candidate in (beside / name, beside / "models" / f"{name}.yaml", beside / f"{name}.yaml"):
-        if candidate.is_file():
+        if os.path.isfile(candidate):  # unlike Path.is_file, no error for a name too long
             return read_yaml(candidate) | changes
     return read_yaml(find_config(f"models/{name}")) | changes
 
@@ -345,9 +373,11 @@ def find_config(path: str | Path) -> Path:
     names = [Path(path), Path(f"{path}.yaml")]
     names += [shipped / sub / f"{name}{end}" for sub in ("", "models") for end in ("", ".yaml")]
     for candidate in names:
-        if candidate.is_file():
+        if os.path.isfile(candidate):
             return candidate
-    known = sorted(p.stem for p in shipped.rglob("*.yaml"))
+    known = sorted({p.stem for p in shipped.rglob("*.yaml")})
+    if os.path.isdir(path):
+        raise ValueError(f"{path} is a directory; give a YAML file, as {Path(path) / 'config.yaml'}, or a shipped name")
     raise ValueError(f"no config {path}{nearest(Path(path).stem, known)}; shipped ones: {', '.join(known)}")
 
 
@@ -358,9 +388,22 @@ def shipped_configs() -> Path:
     return inside if inside.is_dir() else package.parent / "configs"
 
 
+class Loader(yaml.SafeLoader):
+    """YAML in which a key stands once: the first of two would be silently ignored."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key.value} stands twice", key.start_mark)
+            if isinstance(key.value, str):
+                seen.add(key.value)
+        return super().construct_mapping(node, deep=deep)
+
+
 def read_yaml(path: Path) -> dict:
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.load(path.read_text(), Loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"cannot read {path}: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
@@ -371,7 +414,7 @@ def read_yaml(path: Path) -> dict:
 def apply_override(values: dict, override: str) -> None:
     """Set `section.key=value` in place; the value is read as YAML."""
     key, equals, text = override.partition("=")
-    if not equals or not key:
+    if not equals or not all(key.split(".")):
         raise ValueError(f"override {override!r} is not section.key=value")
     *sections, last = key.split(".")
     for section in sections:
@@ -382,7 +425,7 @@ def apply_override(values: dict, override: str) -> None:
             raise ValueError(f"override {override!r}: {section} is a value, not a section")
         values = child
     try:
-        values[last] = yaml.safe_load(text)
+        values[last] = yaml.load(text, Loader)
     except yaml.YAMLError as error:
         raise ValueError(f"override {override!r}: {text!r} is not a YAML value") from error
 
@@ -396,7 +439,7 @@ def validate(values: dict, *, source: str) -> Config:
 
 
 def describe(error: Any) -> str:
-    where = ".".join(str(part) for part in error["loc"])
+    where = ".".join(str(p) for p in error["loc"] if "[" not in str(p) and p != "str")  # without a union's members
     if error["type"] == "extra_forbidden":
         section = section_at(error["loc"][:-1])
         known = list(section.model_fields) if section else []
@@ -405,6 +448,8 @@ def describe(error: Any) -> str:
         return f"{where}: {error['ctx']['error']}" if where else str(error["ctx"]["error"])
     if error["type"] == "missing":
         return f"{where} is missing; add it"
+    if error["type"] == "model_type":
+        return f"{where}={error['input']!r}: a section; give it `key: value` lines or leave it out"
     return f"{where}={error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
 
 

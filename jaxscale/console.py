@@ -76,6 +76,8 @@ def summarise(config: cfg.Config, result, *, sample: str | None) -> None:
     records = read_records(result.out / "metrics.jsonl")
     curve = plot_losses(records, result.out / "loss.png", title=config.name)
     table = Table(title=f"{config.name}, step {result.step}", show_header=False, title_justify="left")
+    table.add_column()
+    table.add_column(overflow="fold")  # a path cut short is of no use
     for name, value in summary_rows(config, result, records):
         table.add_row(name, escape(value))
     table.add_row("loss curve", str(curve))
@@ -86,8 +88,8 @@ def summarise(config: cfg.Config, result, *, sample: str | None) -> None:
         console.print(f"\nA continuation of {sample!r}:\n", markup=False)
         console.print(sample + sample_after(result, config, sample), markup=False)
     console.print("\nNext:")
-    console.print(f'  jaxscale generate {result.out} --prompt "class "', markup=False)
-    console.print(f"  jaxscale train {result.out}/config.yaml steps={2 * config.steps}    # goes on from here", markup=False)
+    console.print(f'  jaxscale generate {result.out} --prompt "class "', markup=False, soft_wrap=True)
+    console.print(f"  jaxscale train {result.out}/config.yaml steps={2 * config.steps}    # goes on from here", markup=False, soft_wrap=True)
 
 
 def summary_rows(config: cfg.Config, result, records: list[dict]) -> list[tuple[str, str]]:
@@ -124,6 +126,7 @@ def fall(losses: list[float]) -> str:
 def show_config(config: cfg.Config, num_devices: int | None) -> None:
     from jaxscale.training.layout import parameter_layout
 
+    mesh_text, rows = parameter_layout(config, num_devices)  # first, as it may refuse
     console = Console(highlight=False)
     console.print(cfg.dump_config(config), markup=False)
     counts = parameter_counts(config.model)
@@ -136,7 +139,6 @@ def show_config(config: cfg.Config, num_devices: int | None) -> None:
             table.add_row(part, f"{number:,}", f"{number / sum(counts.values()):.1%}")
     table.add_row("all", f"{sum(counts.values()):,}", "100%", style="bold")
     console.print(table)
-    mesh_text, rows = parameter_layout(config, num_devices)
     table = Table(title=f"Every parameter on {mesh_text}", title_justify="left")
     for name, justify in (("parameter", "left"), ("logical axes", "left"), ("PartitionSpec", "left"), ("global shape", "left"),
                           ("global bytes", "right"), ("shape a device", "left"), ("bytes a device", "right")):  # fmt: skip

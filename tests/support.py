@@ -57,6 +57,18 @@ def random_params(config: cfg.Config, *, seed: int = 0, std: float = 0.1) -> dic
     return jax.tree_util.tree_map_with_path(draw, abstract)
 
 
+def assert_gradients_equal(got, wanted, *, rtol: float = 1e-5) -> None:
+    """Every gradient within `rtol` of its largest element: float32 sums in another order differ at that scale.
+
+    A gradient that is zero in exact arithmetic (a bias of keys, without rotary positions) is what cancels out of larger
+    ones: it is measured against a hundredth of the largest of all.
+    """
+    largest = max(np.abs(b).max() for b in jax.tree.leaves(wanted))
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(wanted), strict=True):
+        error = np.abs(a - b).max() / max(np.abs(b).max(), largest / 100)
+        assert error < rtol, f"gradient of {jax.tree_util.keystr(path)} differs by {error:.1e}"
+
+
 def place(batch: dict[str, np.ndarray], mesh, microbatches: int = 1) -> dict[str, jax.Array]:
     sharding = batch_sharding(mesh)
     return {k: jax.device_put(v.reshape(microbatches, -1, v.shape[1]), sharding) for k, v in batch.items()}
@@ -111,11 +123,14 @@ def axes_of_groups(line: str, mesh) -> tuple[str, ...]:
 def replica_groups(line: str, count: int) -> set[frozenset[int]]:
     if m := re.search(r"replica_groups=\{(\{[\d,{}]*\})\}", line):
         return {frozenset(map(int, g.split(","))) for g in re.findall(r"\{([\d,]+)\}", m[1])}
-    if m := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", line):
+    if m := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\]T\(([\d,]+)\)\))? \{([^}]*)\}", line):
         sizes = {k.strip("'"): int(v) for k, v in (pair.split("=") for pair in m[1].split(","))}
         names = list(sizes)
-        chosen = [names.index(n.strip("' ")) for n in m[2].split(",")]
-        ids = np.arange(count).reshape(tuple(sizes.values()))
+        chosen = [names.index(n.strip("' ")) for n in m[4].split(",")]
+        ids = np.arange(count)
+        if m[2]:
+            ids = ids.reshape([int(x) for x in m[2].split(",")]).transpose([int(x) for x in m[3].split(",")])
+        ids = ids.reshape(tuple(sizes.values()))
         rest = [i for i in range(len(names)) if i not in chosen]
         size = math.prod(ids.shape[i] for i in chosen)
         return {frozenset(row) for row in ids.transpose(rest + chosen).reshape(-1, size).tolist()}

@@ -16,7 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxscale import config as cfg
 from jaxscale.models.attention import NEGATIVE, Attention, attend, attention, visible
 from jaxscale.models.embedding import lookup
-from jaxscale.parallel.sharding import align, dims_of, einsum, gather, platform, shard, shard_count, spec, to_spec
+from jaxscale.parallel.sharding import align, axes_of, dims_of, einsum, gather, platform, shard, shard_count, spec, to_spec
 
 Cache = dict[str, jax.Array]  # k, v: [B, S, K, H]
 # remat `dots`, by name and not by JAX's policy for dots: that one would keep partial sums from before their reduction
@@ -234,6 +234,16 @@ class Block(nnx.Module):
         return x_BTD if cache is None else (x_BTD, cache)
 
 
+def all_but_gathered_parameters(primitive: Any, *_: Any, **parameters: Any) -> bool:
+    """What remat `none` keeps: all activations, but no gathered weights, or every device would end up with whole layers.
+
+    A weight's gather is the reshard whose result is marked reduced over the batch axes (see `sharding.move`).
+    """
+    if primitive.name != "reshard":
+        return True
+    return not set(parameters["dst_sharding"].spec.reduced) & set(axes_of("batch"))
+
+
 class Transformer(nnx.Module):
     """Tokens [B, T] to logits [B, T, V]. Its layers are one block whose parameters have a leading `layers` dim."""
 
@@ -282,8 +292,11 @@ class Transformer(nnx.Module):
         """`layer` with the activations that the backward pass recomputes, keeps, or takes from host memory."""
         remat, policies = self.step.remat, jax.checkpoint_policies
         if remat == "none":
-            return layer
-        if remat == "full":
+            split = {axis for axes in dims_of(self.layers.attention.q[...]) for axis in axes}
+            if not split & set(axes_of("batch")):
+                return layer
+            policy = all_but_gathered_parameters
+        elif remat == "full":
             policy = None
         elif remat == "dots":
             policy = policies.save_only_these_names(*MATMUL_OUTPUTS)

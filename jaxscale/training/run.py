@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import platform
 import signal
 import subprocess
@@ -80,6 +81,7 @@ def interrupts() -> Iterator[threading.Event]:
 
     def handle(number, frame):
         stop.set()
+        os.write(2, b"\nstopping after this step; Ctrl-C again leaves at once\n")  # print may not be called in a handler
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     signal.signal(signal.SIGINT, handle)

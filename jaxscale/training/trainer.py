@@ -82,22 +82,23 @@ def train(config: cfg.Config, *, model: ModelFactory | None = None, watcher: Wat
         program = make_program(config, model)
         about_data = {"seed": config.seed, "batch_size": config.data.batch_size, "seq_len": config.data.seq_len,
                       "fingerprint": rows.fingerprint, "path": config.data.path}  # fmt: skip
-        checkpointer = open_checkpoints(config)
+        checkpointer, run = open_checkpoints(config), None
         try:
             state = restore(config, program, checkpointer, about_data, watcher) or program.init()
             first = int(state.step)
             write_run_files(config.out_dir, config, devices, tokenizer)
-            run = Run(config, program, checkpointer, about_data, watcher, stop, mesh)
             # --- the loop
+            run = Run(config, program, checkpointer, about_data, watcher, stop, mesh)
             run.meter = Meter(config, peak, model_flops_per_token(config, model))
             run.writer = MetricsWriter(config.out_dir, config, start_step=first)
             state = run.loop(state, first, Feed(
                 rows, config, batch_sharding(mesh), start_step=first, stop_step=config.steps,
                 microbatches=config.step.microbatches,
             ), validation_rows)  # fmt: skip
-            run.writer.close()
         finally:
             watcher.finish()
+            if run:
+                run.writer.close()
             checkpointer.close()
     if stop.is_set() and int(state.step) < config.steps:
         raise Interrupted(f"stopped after step {int(state.step)}; the same command resumes from there ({config.out_dir})")

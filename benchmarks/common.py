@@ -1,0 +1,109 @@
+"""What the benchmarks share: workers that take turns, and a record of the machine, the versions and every sample."""
+
+import datetime
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+LIBRARIES = ("jaxscale", "jax", "jaxlib", "flax", "optax", "numpy", "torch", "transformers")
+
+
+class Worker:
+    """A subprocess that answers one JSON line for each JSON line it is sent; silent in between, so it costs nothing.
+
+    It begins by sending one JSON line about itself (`about`).
+    """
+
+    def __init__(self, script: str, *arguments: str, env: dict[str, str] | None = None):
+        self.process = subprocess.Popen(
+            [sys.executable, script, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env=os.environ | (env or {}),
+        )  # fmt: skip
+        self.about = self.read()
+
+    def ask(self, command: str, **arguments: Any) -> Any:
+        assert self.process.stdin
+        self.process.stdin.write(json.dumps({"command": command} | arguments) + "\n")
+        self.process.stdin.flush()
+        return self.read()
+
+    def read(self) -> Any:
+        assert self.process.stdout
+        for line in self.process.stdout:
+            if line.startswith(("{", "[")):  # libraries may print
+                return json.loads(line)
+        raise SystemExit(f"a worker ended: exit code {self.process.wait()}")
+
+    def close(self) -> None:
+        assert self.process.stdin
+        self.process.stdin.close()
+        self.process.wait(timeout=60)
+
+
+def serve(about: dict, **commands: Any) -> None:
+    """The worker's side: answer until the parent closes its end."""
+    print(json.dumps(about), flush=True)
+    for line in sys.stdin:
+        request = json.loads(line)
+        print(json.dumps(commands[request.pop("command")](**request)), flush=True)
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def spread_text(values: list[float]) -> str:
+    return f"{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+
+
+def machine() -> dict[str, Any]:
+    model = platform.processor() or platform.machine()
+    if (cpuinfo := Path("/proc/cpuinfo")).exists():
+        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        model = names[0] if names else model
+    return {"cpu": model, "cores": cores(), "system": platform.platform(), "load_before": os.getloadavg()[0]}
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def write_record(name: str, record: dict[str, Any], folder: Path) -> Path:
+    """`<folder>/<date>-<name>.json`; a second one of a day gets a number, so that nothing recorded is lost."""
+    folder.mkdir(parents=True, exist_ok=True)
+    now = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
+    stem, number = f"{now.date()}-{name}", 1
+    path = folder / f"{stem}.json"
+    while path.exists():
+        number += 1
+        path = folder / f"{stem}-{number}.json"
+    about = {"name": name, "date": now.isoformat(), "git_commit": git_commit(), "versions": versions()}
+    path.write_text(json.dumps(about | record, indent=1) + "\n")
+    return path
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def git_commit() -> str | None:
+    """Of the checkout, with `-dirty` where it has changes; None outside one."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        out = subprocess.run(command, cwd=HERE, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return out.stdout.strip() or None

@@ -1,0 +1,340 @@
+"""What a run file may say, what it may not, and that the shipped ones are the models they are named after."""
+
+import math
+import re
+
+import pytest
+import yaml
+
+from jaxscale import config as cfg
+from jaxscale.analysis.costs import parameter_counts, train_flops_per_token
+from jaxscale.config import dump_config, load_config, shipped_configs
+from jaxscale.training.layout import parameter_layout
+
+RUNS = sorted(shipped_configs().glob("*.yaml"))
+MODELS = sorted((shipped_configs() / "models").glob("*.yaml"))
+PUBLISHED = {
+    "gpt2-124m": 124_439_808,
+    "llama3.2-1b": 1_235_814_400,
+    "llama3.1-8b": 8_030_261_248,
+    "llama3.1-70b": 70_553_706_496,
+    "llama3.1-405b": 405_853_388_800,
+    "qwen3-8b": 8_190_735_360,
+    "mistral-7b": 7_241_732_096,
+}
+MODEL = {"vocab_size": 257, "num_layers": 1, "embed_dim": 32, "num_heads": 2, "mlp_dim": 64}
+BASE = {"name": "t", "steps": 2, "model": MODEL, "data": {"kind": "synthetic", "batch_size": 8, "seq_len": 32}}
+
+
+@pytest.fixture
+def base(tmp_path):
+    """A small valid run file."""
+    path = tmp_path / "base.yaml"
+    path.write_text(yaml.safe_dump(BASE))
+    return path
+
+
+def refused(path, *overrides: str) -> str:
+    """The message with which a config is refused: one line."""
+    with pytest.raises(ValueError) as error:  # noqa: PT011
+        load_config(path, overrides)
+    assert type(error.value) is ValueError
+    message = str(error.value)
+    assert message.strip()
+    assert "\n" not in message
+    return message
+
+
+# --- shipped configs ------------------------------------------------------------------------------------------
+
+
+def test_the_shipped_configs_are_the_promised_ones():
+    assert {p.stem for p in RUNS} == {*PUBLISHED, "quickstart"}
+    assert {p.stem for p in MODELS} == set(PUBLISHED)
+
+
+@pytest.mark.parametrize("path", [*RUNS, *MODELS], ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_shipped_configs_load_and_round_trip(path, tmp_path):
+    config = load_config(path)
+    assert config.model.name
+    written = tmp_path / "again.yaml"
+    written.write_text(dump_config(config))
+    assert load_config(written) == config
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda p: p.stem)
+def test_run_files_say_command_hardware_and_expectation(path):
+    header = "\n".join(line for line in path.read_text().splitlines() if line.startswith("#"))
+    assert re.search(rf"^#\s+jaxscale train {re.escape(path.stem)}\b", header, re.M)
+    assert re.search(r"^# For: \S", header, re.M)
+    assert re.search(r"^# Expect: \S", header, re.M)
+    assert load_config(path.stem).name == path.stem
+
+
+@pytest.mark.parametrize(("name", "published"), PUBLISHED.items())
+def test_parameter_counts_are_the_published_ones(name, published):
+    """By formula, and counted in the tree of the model itself, on the mesh of its run file."""
+    config = load_config(name)
+    assert sum(parameter_counts(config.model).values()) == published
+    _, rows = parameter_layout(config)
+    tables = 1 if config.model.tie_embeddings else 2
+    padding = tables * (config.model.padded_vocab_size - config.model.vocab_size) * config.model.embed_dim
+    assert sum(math.prod(row.shape) for row in rows) - padding == published
+
+
+def test_model_file_alone_is_a_run_to_look_at():
+    assert load_config("models/llama3.1-8b").model == load_config("llama3.1-8b").model
+
+
+# --- MFU conventions ------------------------------------------------------------------------------------------
+
+
+def test_palm_over_causal_flops_of_llama_8b():
+    model = load_config("llama3.1-8b").model
+    ratio = train_flops_per_token(model, 8192, convention="palm") / train_flops_per_token(model, 8192)
+    assert ratio == pytest.approx(1.125, rel=0.005)
+
+
+def test_sliding_window_flops_count_what_the_mask_shows():
+    model = load_config("mistral-7b").model
+    window, T = 4096, 8192
+    assert model.sliding_window == window
+
+    def attention(seq_len):  # FLOPs of one token's attention
+        wide = model.model_copy(update={"sliding_window": None})
+        parameters = train_flops_per_token(wide, seq_len) - 6 * model.num_layers * model.num_heads * model.head_size * seq_len
+        return train_flops_per_token(model, seq_len) - parameters
+
+    keys = sum(min(t + 0.5, window) for t in range(T)) / T  # a token's own key counts half, as in T/2
+    assert attention(T) == pytest.approx(12 * model.num_layers * model.num_heads * model.head_size * keys, rel=1e-3)
+    wide = model.model_copy(update={"sliding_window": 10 * T})
+    assert train_flops_per_token(wide, T) == train_flops_per_token(model.model_copy(update={"sliding_window": None}), T)
+
+
+# --- overrides ------------------------------------------------------------------------------------------------
+
+
+def test_overrides_are_yaml_values(base):
+    config = load_config(
+        base,
+        ["steps=7", "optimizer.learning_rate=1e-3", "step.remat={q: save}", "runtime.compilation_cache=null",
+         "checkpoint.resume=no", "sharding.parameters.embed=[fsdp, tensor]", "mesh.tensor=2", "data.seq_len=64"],
+    )  # fmt: skip
+    assert config.steps == 7
+    assert config.optimizer.learning_rate == 1e-3
+    assert config.step.remat == {"q": "save"}
+    assert config.runtime.compilation_cache is None
+    assert config.checkpoint.resume is False
+    assert config.sharding.parameters == {"embed": ["fsdp", "tensor"]}
+    assert (config.mesh.tensor, config.data.seq_len, config.data.batch_size) == (2, 64, 8)
+
+
+def test_override_reaches_into_a_model_that_is_named_by_its_file():
+    config = load_config("gpt2-124m", ["model.num_layers=2", "model.sliding_window=64"])
+    assert (config.model.num_layers, config.model.sliding_window, config.model.embed_dim) == (2, 64, 768)
+
+
+def test_model_by_file_with_changes(base, tmp_path):
+    config = load_config(base, ["model={file: gpt2-124m, num_layers: 3}"])
+    assert (config.model.num_layers, config.model.vocab_size) == (3, 50257)
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(MODEL | {"num_layers": 5}))
+    assert load_config(base, ["model=mine"]).model.num_layers == 5
+    assert load_config(base, ["model.file=mine.yaml", "model.mlp_dim=8"]).model.mlp_dim == 8
+
+
+def test_later_overrides_win(base):
+    assert load_config(base, ["steps=3", "steps=4"]).steps == 4
+
+
+@pytest.mark.parametrize("override", ["steps", "=3", "", ".steps=3", "model.=3", "model..x=3", "steps 3"])
+def test_override_without_key_or_value(base, override):
+    assert refused(base, override) == f"override {override!r} is not section.key=value"
+
+
+@pytest.mark.parametrize("text", ["[", "{a: ", "!!python/object:os.system", "{a: 1, a: 2}"])
+def test_override_that_is_no_yaml(base, text):
+    assert "is not a YAML value" in refused(base, f"steps={text}")
+
+
+def test_override_into_a_value(base):
+    assert "steps is a value, not a section" in refused(base, "steps.foo=3")
+
+
+# --- what is refused ------------------------------------------------------------------------------------------
+
+UNKNOWN = {
+    "optimiser.learning_rate=1": ("optimiser", "optimizer"),
+    "mesh.tensr=2": ("mesh.tensr", "tensor"),
+    "data.sequence_length=3": ("data.sequence_length", "seq_len"),
+    "model.n_layers=3": ("model.n_layers", "num_layers"),
+    "model.rope_scaling={factr: 3}": ("model.rope_scaling.factr", "factor"),
+    "sharding.parametrs={}": ("sharding.parametrs", "parameters"),
+    "step.microbatch=2": ("step.microbatch", "microbatches"),
+}
+
+
+@pytest.mark.parametrize(("override", "names"), UNKNOWN.items())
+def test_unknown_key_names_the_nearest(base, override, names):
+    key, near = names
+    assert f"unknown key {key}; did you mean {near}?" in refused(base, override)
+
+
+TYPES = {
+    "steps=many": ("steps='many'", "integer"),
+    "steps=true": ("steps", "true"),
+    "steps=1e3": ("steps='1e3'", "integer"),
+    "steps=2.5": ("steps=2.5", "integer"),
+    "steps=": ("steps=None", "integer"),
+    "optimizer.learning_rate=yes": ("optimizer.learning_rate", "true"),
+    "optimizer.learning_rate=fast": ("optimizer.learning_rate='fast'", "number"),
+    "optimizer.learning_rate=.nan": ("optimizer.learning_rate=nan", "finite"),
+    "optimizer.clip_norm=.inf": ("optimizer.clip_norm=inf", "finite"),
+    "checkpoint.resume=maybe": ("checkpoint.resume='maybe'", "boolean"),
+    "mesh=8": ("mesh=8", "section"),
+    "mesh=": ("mesh=None", "section"),
+    "model=[gpt2-124m]": ("model=['gpt2-124m']", "section"),
+    "model={file: 3}": ("model.file=3", "not a file"),
+    "data.path=3": ("data.path=3", "string"),
+    "name=3": ("name=3", "string"),
+    "metrics.mfu=standard": ("metrics.mfu='standard'", "'causal' or 'palm'"),
+    "step.compute_dtype=float16": ("step.compute_dtype='float16'", "'bfloat16' or 'float32'"),
+    "step.remat=ful": ("step.remat='ful'", "'none', 'full' or 'dots'"),
+    "step.remat={q: sav}": ("step.remat.q='sav'", "'save', 'offload' or 'recompute'"),
+    "sharding.parameters={embed: 3}": ("sharding.parameters.embed=3", "string"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("override", "words"), TYPES.items())
+def test_wrong_type_names_the_value_and_the_rule(base, override, words):
+    message = refused(base, override)
+    assert all(word in message for word in words), message
+
+
+OUT_OF_RANGE = (
+    "steps=0", "steps=-1", "steps=99999999999", "seed=-1", "seed=99999999999999999999", "out=''", "name=''",
+    "data.batch_size=0", "data.batch_size=-8", "data.seq_len=0", "data.prefetch=0", "runtime.simulated_devices=0",
+    "model.num_layers=0", "model.norm_eps=0", "model.rope_theta=0", "model.rope_scaling.factor=0", "model.init_std=-1",
+    "model.logits_softcap=0", "model.attention_softcap=-3", "model.sliding_window=0", "loss.chunk=0", "loss.z_loss=-1",
+    "optimizer.learning_rate=-1", "optimizer.b1=1", "optimizer.b2=-0.1", "optimizer.eps=0", "optimizer.ema=0",
+    "optimizer.ema=1", "optimizer.clip_norm=0", "optimizer.final_fraction=1.5", "optimizer.weight_decay=-1",
+    "optimizer.warmup_steps=-1", "checkpoint.every=-1", "checkpoint.keep_last=0", "checkpoint.keep_every=0",
+    "evaluation.batches=0", "metrics.every=0", "step.microbatches=0",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("override", OUT_OF_RANGE)
+def test_number_out_of_range_names_key_and_value(base, override):
+    key, value = override.split("=")
+    assert re.search(rf"{re.escape(key)}={re.escape(value)}: \S+ should ", refused(base, override))
+
+
+RULES = {
+    "model.num_heads=3": "embed_dim 32 is not divisible by num_heads 3; give head_dim",
+    "model.num_kv_heads=3": "num_heads 2 is not a multiple of num_kv_heads 3",
+    "model.head_dim=3": "head_dim 3 is odd; rotary positions turn pairs, so make it even",
+    "mesh.tensor=0": "tensor=0 must be a positive size, or -1",
+    "mesh.fsdp=-2": "fsdp=-2 must be a positive size, or -1",
+    "mesh={fsdp: -1, tensor: -1}": "fsdp and tensor are both -1; only one axis",
+    "mesh={data: -1, tensor: -1}": "data and tensor are both -1; only one axis",
+    "mesh.pipeline=2": "pipeline=2: the pipeline axis is reserved and not yet supported; set it to 1",
+    "mesh.expert=2": "expert=2: the expert axis is reserved and not yet supported; set it to 1",
+    "mesh.context=2": "context=2: the context axis is reserved and not yet supported; set it to 1",
+    "data.kind=tokens": "data.kind=tokens needs data.path; `jaxscale data prepare",
+    "data.kind=llmc": "data.kind=llmc needs data.path",
+    "data.path=data/x": "data.path is not read with kind=synthetic",
+    "data.validation_path=x": "data.validation_path is only for kind=llmc",
+    "step.remat={qq: save}": "step.remat.qq: no such activation; did you mean q?",
+    "step.microbatches=3": "data.batch_size 8 is not divisible by step.microbatches 3; try [1, 2, 4, 8]",
+    "loss.chunk=5": "data.seq_len 32 is not divisible by loss.chunk 5; try 4",
+    "model={file: gpt2-124m, max_seq_len: 16}": "data.seq_len 32 is beyond the 16 learned positions",
+    "optimizer.decay_steps=5": "decay_steps is only for schedule=wsd",
+    "model=nope": "no config models/nope; shipped ones: gpt2-124m, ",
+}
+
+
+@pytest.mark.parametrize(("override", "message"), RULES.items())
+def test_broken_rule_says_value_rule_and_fix(base, override, message):
+    assert message in refused(base, override)
+
+
+FILES = {
+    "": "holds NoneType, not `key: value` lines",
+    "# only a comment": "holds NoneType",
+    "[1, 2]": "holds list",
+    "just text": "holds str",
+    "name: a\n\tsteps: 3": "cannot read",
+    "a: [": "cannot read",
+    "name: a\nname: b\n": "the key name stands twice",
+    "model:\n  num_layers: 2\n  num_layers: 3\n": "the key num_layers stands twice",
+    "{}": "name is missing; add it; steps is missing; add it; model is missing; add it; data is missing; add it",
+    "1: 2": "keys should be strings",
+    "name: t\nsteps: 1\nmodel:\ndata:\n": "model=None: a section",
+}
+
+
+@pytest.mark.parametrize(("text", "message"), FILES.items())
+def test_file_that_is_no_run(tmp_path, text, message):
+    path = tmp_path / "odd.yaml"
+    path.write_text(text)
+    answer = refused(path)
+    assert message in answer
+    assert str(path) in answer
+
+
+def test_file_that_is_not_text(tmp_path):
+    path = tmp_path / "odd.yaml"
+    path.write_bytes(b"\xff\xfe\x00\x80")
+    assert f"cannot read {path}" in refused(path)
+
+
+def test_config_that_does_not_exist(tmp_path):
+    assert "did you mean quickstart?; shipped ones: gpt2-124m, llama3.1-405b" in refused("qucikstart")
+    assert f"no config {tmp_path / 'none.yaml'}" in refused(tmp_path / "none.yaml")
+    assert "is a directory; give a YAML file" in refused(tmp_path)
+    assert "no config aaaa" in refused("a" * 5000)
+
+
+# --- meshes on devices ----------------------------------------------------------------------------------------
+
+
+def test_mesh_sizes_resolve():
+    assert cfg.Mesh().sizes(8) == {"data": 8}
+    assert cfg.Mesh(data=2, tensor=-1).sizes(8) == {"data": 2, "tensor": 4}
+    assert cfg.Mesh(fsdp=-1).sizes(8) == {"fsdp": 8}, "the default of data gives way"
+    assert list(cfg.Mesh(tensor=2, fsdp=2, data=2).sizes(8)) == ["data", "fsdp", "tensor"], "slowest link first"
+    assert cfg.Mesh(data=1).sizes(1) == {"data": 1}, "never a mesh without axes"
+    assert cfg.Mesh(data=-1, fsdp=4).sizes(None) == {"fsdp": 4}
+
+
+@pytest.mark.parametrize(
+    ("mesh", "devices", "message"),
+    [
+        ({"data": 2, "fsdp": 2}, 8, "mesh data=2, fsdp=2 needs 4 devices and there are 8; set one axis to -1"),
+        ({"data": 4, "tensor": 4}, 8, "needs 16 devices and there are 8"),
+        ({"data": 1}, 8, "mesh of one device needs 1 devices and there are 8"),
+        ({"fsdp": 3}, 8, "mesh data=-1, fsdp=3: 3 does not divide 8 devices; make the product"),
+    ],
+)
+def test_mesh_that_does_not_fit(mesh, devices, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        cfg.Mesh(**mesh).sizes(devices)
+
+
+# --- values that are filled in --------------------------------------------------------------------------------
+
+
+def test_defaults_are_resolved(base):
+    config = load_config(base)
+    assert config.out == "runs/t"
+    assert (config.model.num_kv_heads, config.model.head_dim, config.model.padded_vocab_size) == (2, 16, 384)
+
+
+def test_home_is_expanded(base, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/someone")
+    config = load_config(base, ["out=~/runs/a", "data.kind=tokens", "data.path=~/data/a"])
+    assert (config.out, config.data.path) == ("/home/someone/runs/a", "/home/someone/data/a")
+
+
+def test_config_is_frozen(base):
+    with pytest.raises(ValueError, match="frozen"):
+        load_config(base).steps = 3

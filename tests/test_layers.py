@@ -1,0 +1,141 @@
+"""The layering, read from the imports: a room knows the rooms below it, and never those above or beside."""
+
+import ast
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import jaxscale
+
+PACKAGE = Path(jaxscale.__file__).parent
+FILES = {p.relative_to(PACKAGE).as_posix(): p for p in sorted(PACKAGE.rglob("*.py"))}
+
+# room -> the rooms that it may import besides itself; a module that stands alone is a room of its own
+BELOW = {
+    "__init__": set(),
+    "config": set(),
+    "hardware": set(),
+    "data": {"config"},
+    "analysis": {"hardware", "config"},
+    "parallel": {"hardware", "config"},
+    "models": {"parallel", "hardware", "config"},
+    "training": {"data", "models", "parallel", "analysis", "hardware", "config"},
+    "report": {"training", "data", "models", "parallel", "analysis", "hardware", "config"},
+    "console": {"report", "training", "data", "models", "parallel", "analysis", "hardware", "config"},
+    "cli": {"console", "report", "training", "data", "models", "parallel", "analysis", "hardware", "config"},
+}
+WITH_JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "grain"}
+NO_JAX = [f for f in FILES if f in ("config.py", "hardware.py", "analysis/costs.py", "__init__.py") or f.startswith("data/")]
+CORE = ["config.py", *(f for f in FILES if f.startswith(("parallel/", "models/")))] + [
+    f"training/{name}.py" for name in ("loss", "optimizer", "step", "feed", "metrics", "run", "trainer", "checkpoint")
+]
+
+
+def room(module: str) -> str:
+    """`jaxscale.training.step` -> training."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else "__init__"
+
+
+def imports(path: Path) -> list[tuple[str, bool]]:
+    """(module, whether it is imported when the file is) of every import, `from jaxscale import x` as jaxscale.x."""
+    tree = ast.parse(path.read_text())
+    lazy = {id(n) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef | ast.AsyncFunctionDef) for n in ast.walk(f)}
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, id(node) not in lazy) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: a relative import"
+            names = [f"jaxscale.{a.name}" for a in node.names] if node.module == "jaxscale" else [node.module or ""]
+            found += [(name, id(node) not in lazy) for name in names]
+    return found
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_room_imports_only_from_below(file):
+    own = room("jaxscale." + file.removesuffix(".py").replace("/", "."))
+    assert own in BELOW, f"{file} is in a room that has no place among the layers"
+    for module, _ in imports(FILES[file]):
+        if module.split(".")[0] == "jaxscale" and room(module) != own:
+            assert room(module) in BELOW[own], f"{file} imports {module}, which is not below {own}"
+
+
+@pytest.mark.parametrize("file", NO_JAX)
+def test_no_jax_where_none_is_needed(file):
+    """Neither itself nor by a library that brings it along; grain only once batches are wanted."""
+    for module, at_import in imports(FILES[file]):
+        library = module.split(".")[0]
+        assert library not in WITH_JAX or (file, library, at_import) == ("data/batches.py", "grain", False), module
+
+
+def test_the_layers_form_no_circle():
+    """Lazy imports included: every import within the package, as a graph, is a tree of layers."""
+    edges = {}
+    for file, path in FILES.items():
+        name = "jaxscale." + file.removesuffix(".py").replace("/", ".")
+        edges[name] = {m for m, _ in imports(path) if m.startswith("jaxscale.")}
+    done: set[str] = set()
+
+    def visit(name: str, above: tuple[str, ...]) -> None:
+        assert name not in above, f"circle: {' -> '.join([*above, name])}"
+        if name not in done:
+            for other in edges.get(name, ()):
+                visit(other, (*above, name))
+            done.add(name)
+
+    for name in edges:
+        visit(name, ())
+
+
+def test_the_core_stays_short_enough_to_read():
+    lines = {f: len(FILES[f].read_text().splitlines()) for f in CORE}
+    assert sum(lines.values()) < 3000, lines
+
+
+@pytest.mark.parametrize("name", dir(jaxscale))
+def test_every_public_name_is_there(name):
+    assert getattr(jaxscale, name) is not None
+    assert name in jaxscale.__all__ or name == "__version__"
+
+
+def test_an_unknown_name_says_what_there_is():
+    with pytest.raises(AttributeError, match="jaxscale has no trian; it has .*train"):
+        jaxscale.trian  # noqa: B018
+
+
+MODULES = ["jaxscale", *("jaxscale." + f.removesuffix(".py").replace("/", ".") for f in NO_JAX if f != "__init__.py")]
+
+
+def loaded_after(code: str) -> set[str]:
+    """Top-level modules that a fresh interpreter has loaded after `code`."""
+    out = subprocess.run(
+        [sys.executable, "-c", f"{code}\nimport sys; print('\\nLOADED', *{{m.split('.')[0] for m in sys.modules}})"],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    return set(out.rsplit("LOADED", 1)[1].split())
+
+
+def test_importing_is_light():
+    """One interpreter for all modules that promise it."""
+    loaded = loaded_after("\n".join(f"import {m.removesuffix('.__init__')}" for m in MODULES))
+    assert "jaxscale" in loaded
+    assert not loaded & WITH_JAX
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["data", "prepare", "--help"], ["train", "nope"]])
+def test_answers_without_jax(arguments):
+    loaded = loaded_after(
+        f"import sys; sys.argv = ['jaxscale', *{arguments!r}]\nfrom jaxscale.cli import main\n"
+        "try: main()\nexcept SystemExit: pass"
+    )
+    assert "typer" in loaded
+    assert not loaded & WITH_JAX
+
+
+def test_every_module_imports():
+    for file in FILES:
+        importlib.import_module("jaxscale." + file.removesuffix(".py").removesuffix("/__init__").replace("/", "."))
