@@ -43,4 +43,5 @@ def lookup(table_VD: jax.Array, ids_BT: jax.Array, *, dtype: jnp.dtype) -> jax.A
 
     out = spec("batch", "residual_sequence" if scatter else "sequence", None)
     run = jax.shard_map(local, in_specs=(to_spec([vocab, trade]), spec("batch", "sequence")), out_specs=out)
-    return jax.reshard(run(table_VD, ids_BT), spec("batch", "residual_sequence", "embed"))
+    x_BTD = run(table_VD, jax.reshard(ids_BT, spec("batch", "sequence")))
+    return jax.reshard(x_BTD, spec("batch", "residual_sequence", "embed"))

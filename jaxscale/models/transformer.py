@@ -270,7 +270,9 @@ class Transformer(nnx.Module):
     def hidden(self, tokens_BT: jax.Array, *, positions: jax.Array | None = None, segments: jax.Array | None = None) -> jax.Array:
         """The last layer's output after the final norm: [B, T_tensor, D]."""
         if positions is None:
-            positions = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape, out_sharding=spec("batch", "sequence"))
+            positions = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
+        positions = shard(positions, "batch", "sequence")
+        segments = None if segments is None else shard(segments, "batch", "sequence")
         x_BTD = self.embed(tokens_BT, positions)
         graph, blocks = nnx.split(self.layers)
         layer = self.remat(lambda x, block: (nnx.merge(graph, block)(x, positions, segments), None))

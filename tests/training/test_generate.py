@@ -1,0 +1,90 @@
+"""Decoding with a cache: greedy equals greedy without one, on any mesh; sampling obeys its settings."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from support import Setup, make_config, random_params
+
+from jaxscale.parallel.sharding import on_mesh
+from jaxscale.training.generate import decode_rules, generate, sample
+
+PROMPTS = [[3, 14, 15, 92, 6], [5, 35], [89, 79, 32, 38, 46, 26, 43], [249]]
+MODELS = {
+    "llama": {}, "gpt2": {"position": "learned", "norm": "layernorm", "mlp": "gelu", "attention_bias": True, "tie_embeddings": True},
+    "mistral": {"sliding_window": 4}, "qwen": {"qk_norm": True},
+}  # fmt: skip
+
+
+def decode(model, mesh, prompts=PROMPTS, **sampling):
+    config = make_config(mesh, model=model)
+    setup = Setup(config)
+    params = random_params(config, std=0.3)
+    with on_mesh(setup.mesh, decode_rules(setup.rules, setup.mesh.shape, len(prompts))):
+        placed = jax.device_put(params, jax.tree.map(lambda x: x.sharding, setup.program.abstract.params))
+        options = {"max_new_tokens": 10, "vocab_size": 250, "temperature": 0.0} | sampling
+        return generate(setup.program.merge, placed, prompts, **options)
+
+
+def without_cache(model, prompts=PROMPTS, count=10):
+    """The whole text through the model again for every token."""
+    config = make_config(model=model)
+    setup = Setup(config)
+    params = random_params(config, std=0.3)
+    run = jax.jit(lambda p, t: setup.program.merge(p)(t))
+    out = []
+    with setup.context():
+        for prompt in prompts:
+            text = np.zeros((1, 24), np.int32)  # causal: what is behind does not matter
+            text[0, : len(prompt)] = prompt
+            for i in range(len(prompt), len(prompt) + count):
+                text[0, i] = np.argmax(run(params, jnp.asarray(text))[0, i - 1, :250])
+            out.append(text[0, len(prompt) : len(prompt) + count].tolist())
+    return out
+
+
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+def test_greedy_with_the_cache_is_greedy_without_it(model):
+    assert decode(model, {"data": 1}) == without_cache(model)
+
+
+@pytest.mark.parametrize("mesh", [{"data": 2, "fsdp": 2, "tensor": 2}, {"tensor": 8}, {"fsdp": 8}], ids=str)
+def test_every_mesh_decodes_the_same(mesh):
+    assert decode({}, mesh) == decode({}, {"data": 1})
+
+
+def test_a_sequence_ends_before_the_separator():
+    free = decode({}, {"data": 1})
+    stop = free[0][4]
+    for row, whole in zip(decode({}, {"data": 1}, stop_id=stop), free, strict=True):
+        assert row == (whole[: whole.index(stop)] if stop in whole else whole)
+
+
+def test_the_seed_decides():
+    a, b, c = (decode({}, {"data": 1}, temperature=1.0, seed=s) for s in (1, 1, 2))
+    assert a == b != c
+
+
+def test_top_k_and_top_p_leave_only_likely_tokens():
+    logits = jnp.log(jnp.array([[0.5, 0.3, 0.15, 0.05]]))
+    keys = jax.random.split(jax.random.key(0), 200)
+
+    def drawn(**settings):
+        defaults = {"temperature": 1.0, "top_k": None, "top_p": None}
+        return set(np.asarray(jax.vmap(lambda k: sample(logits, k, **defaults | settings)[0])(keys)).tolist())
+
+    assert drawn() == {0, 1, 2, 3}
+    assert drawn(top_k=2) == {0, 1}
+    assert drawn(top_p=0.6) == {0, 1}  # the fewest that hold 0.6
+    assert drawn(top_p=0.5) == {0}
+    assert drawn(temperature=0.0) == {0}
+
+
+@pytest.mark.parametrize(
+    ("sampling", "message"),
+    [({"temperature": -1.0}, "temperature=-1.0 is negative"), ({"top_k": 0}, "top_k=0"), ({"top_p": 2.0}, "top_p=2.0"),
+     ({"max_new_tokens": 0}, "max_new_tokens=0"), ({"prompts": [[250]]}, "prompt token 250 is beyond"), ({"prompts": [[]]}, "empty")],
+)  # fmt: skip
+def test_impossible_settings_are_refused(sampling, message):
+    with pytest.raises(ValueError, match=message):
+        decode({}, {"data": 1}, **sampling)

@@ -1,0 +1,82 @@
+"""Schedules, decay masks and every optimizer: on a mesh as on one device."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+from support import Setup, make_config
+
+from jaxscale import config as cfg
+from jaxscale.training.optimizer import decay_mask, make_schedule, muon_dims
+
+
+def rates(steps=100, **settings):
+    schedule = make_schedule(cfg.Optimizer(learning_rate=1.0, **settings), steps=steps)
+    return [float(schedule(s)) for s in range(steps + 1)]
+
+
+def test_schedules_have_their_shapes():
+    cosine = rates(schedule="cosine", warmup_steps=10)
+    assert cosine[0] == 0
+    assert cosine[5] == pytest.approx(0.5)
+    assert max(cosine) == cosine[10] == 1
+    assert cosine[55] == pytest.approx(0.55)
+    assert cosine[100] == pytest.approx(0.1)
+    linear = rates(schedule="linear", final_fraction=0.0)
+    assert linear[50] == pytest.approx(0.5)
+    assert linear[100] == 0
+    wsd = rates(schedule="wsd", warmup_steps=10, decay_steps=30, final_fraction=0.0)
+    assert wsd[10:71] == [1.0] * 61
+    assert wsd[85] == pytest.approx(0.5)
+    assert wsd[100] == pytest.approx(0)
+    assert rates(schedule="constant") == [1.0] * 101
+
+
+@pytest.mark.parametrize("settings", [{"warmup_steps": 100}, {"schedule": "wsd", "warmup_steps": 50, "decay_steps": 60}])
+def test_schedules_longer_than_the_run_are_refused(settings):
+    with pytest.raises(ValueError, match="optimizer"):
+        rates(**settings)
+
+
+def test_norms_and_biases_do_not_decay_and_muon_takes_matrices():
+    setup = Setup(make_config(model={"attention_bias": True}))
+    mask = decay_mask(setup.program.axes, ["norm", "bias"])
+    assert mask["embedding"]
+    assert mask["layers"]["attention"]["q"]
+    assert not mask["layers"]["attention"]["q_bias"]
+    assert not mask["layers"]["mlp_norm"]["scale"]
+    dims = muon_dims(setup.program.axes)
+    assert dims["embedding"] is None
+    assert dims["layers"]["attention_norm"]["scale"] is None
+    assert dims["layers"]["attention"]["q_bias"] is None
+    assert dims["layers"]["attention"]["q"] == optax.contrib.MuonDimensionNumbers((1,), (2, 3))
+    assert dims["layers"]["attention"]["out"] == optax.contrib.MuonDimensionNumbers((1, 2), (3,))
+
+
+@pytest.mark.parametrize("name", ["lion", "adafactor", "muon"])
+def test_every_optimizer_learns_alike_on_a_mesh(name):
+    rate = {"lion": 1e-3, "adafactor": 1e-1, "muon": 1e-2}[name]
+    optimizer = {"name": name, "learning_rate": rate, "schedule": "constant"}
+    one = Setup(make_config(optimizer=optimizer)).steps(4)
+    many = Setup(make_config({"data": 2, "fsdp": 2, "tensor": 2}, optimizer=optimizer)).steps(4)
+    np.testing.assert_allclose(many[0], one[0], rtol=2e-5)
+    assert one[0][-1] < one[0][0]
+
+
+def test_the_moving_average_follows_the_parameters():
+    setup = Setup(make_config(optimizer={"ema": 0.5}))
+    with setup.context():
+        state = setup.program.init()
+        start = np.asarray(state.params["embedding"])
+        state, _ = setup.program.step(state, setup.batch)
+    np.testing.assert_allclose(state.ema["embedding"], (start + np.asarray(state.params["embedding"])) / 2, rtol=1e-6)
+
+
+def test_bfloat16_compute_keeps_float32_parameters_and_moments():
+    setup = Setup(make_config({"fsdp": 2, "tensor": 4}, step={"compute_dtype": "bfloat16"}))
+    losses, _, state = setup.steps(3)
+    assert {str(x.dtype) for x in jax.tree.leaves(state.params)} == {"float32"}
+    assert {str(x.dtype) for x in jax.tree.leaves(state.opt_state) if x.ndim} == {"float32"}
+    full = Setup(make_config()).steps(3)[0]
+    np.testing.assert_allclose(losses, full, rtol=2e-2)
+    assert "bf16" in setup.hlo()
