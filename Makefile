@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 STDLIB = data/stdlib
 
-.PHONY: quickstart test check lint types fast clean
+.PHONY: quickstart test core check lint types clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/jaxscale data prepare --stdlib --tokenizer byte --validation-fraction 0.05 --out $(STDLIB)
@@ -12,6 +12,11 @@ quickstart: $(VENV)/installed
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest
+
+# What tells most in least time: shardings, models, collectives, whole runs, decoding. CI runs it on a second Python.
+core: $(VENV)/installed-dev
+	$(BIN)/python -m pytest tests/parallel tests/models tests/training/test_collectives.py tests/training/test_trainer.py \
+		tests/training/test_generate.py tests/training/test_feed.py tests/data
 
 check: lint types test
 

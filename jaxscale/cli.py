@@ -92,7 +92,7 @@ def generate(
 
     texts = continue_texts(
         run, prompt or [""], overrides or [], max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k,
-        top_p=top_p, seed=seed, step=step, tokenizer=tokenizer,
+        top_p=top_p, seed=seed, step=step, tokenizer=tokenizer, say=lambda line: print(line, file=sys.stderr),
     )  # fmt: skip
     for start, text in zip(prompt or [""], texts, strict=True):
         print(start + text)

@@ -39,5 +39,11 @@ def stdlib(tmp_path_factory) -> Path:
     from jaxscale.data.sources import text_source
 
     out = tmp_path_factory.mktemp("data") / "stdlib"
-    prepare(text_source([f"{folder}/*.py" for folder in (*json.__path__, *email_path)]), "byte", out, validation_fraction=0.15, progress=lambda p: None)
+    prepare(
+        text_source([f"{folder}/*.py" for folder in (*json.__path__, *email_path)]),
+        "byte",
+        out,
+        validation_fraction=0.15,
+        progress=lambda p: None,
+    )
     return out

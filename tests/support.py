@@ -30,7 +30,9 @@ def make_config(mesh: dict | None = None, **sections) -> cfg.Config:
     return cfg.validate(values, source="test")
 
 
-def make_batch(config: cfg.Config, *, seed: int = 0, padding: float = 0.2, documents: bool = True) -> dict[str, np.ndarray]:
+def make_batch(
+    config: cfg.Config, *, seed: int = 0, padding: float = 0.2, documents: bool = True
+) -> dict[str, np.ndarray]:
     """Random tokens [B, T] with some padding and several documents a row."""
     rng = np.random.default_rng(seed)
     shape = (config.data.batch_size, config.data.seq_len)
@@ -123,7 +125,9 @@ def axes_of_groups(line: str, mesh) -> tuple[str, ...]:
 def replica_groups(line: str, count: int) -> set[frozenset[int]]:
     if m := re.search(r"replica_groups=\{(\{[\d,{}]*\})\}", line):
         return {frozenset(map(int, g.split(","))) for g in re.findall(r"\{([\d,]+)\}", m[1])}
-    if m := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\]T\(([\d,]+)\)\))? \{([^}]*)\}", line):
+    if m := re.search(
+        r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\]T\(([\d,]+)\)\))? \{([^}]*)\}", line
+    ):
         sizes = {k.strip("'"): int(v) for k, v in (pair.split("=") for pair in m[1].split(","))}
         names = list(sizes)
         chosen = [names.index(n.strip("' ")) for n in m[4].split(",")]

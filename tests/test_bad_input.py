@@ -95,9 +95,433 @@ def snapshot(directory: Path) -> dict[str, bytes]:
     return {str(p.relative_to(directory)): p.read_bytes() for p in sorted(directory.rglob("*")) if p.is_file()}
 
 
-def test_x(work, shell):
-    print(shell("train", work / "tiny.yaml", "steps=6"))
-    print(shell("train", work / "tiny.yaml", "steps=6"))
-    print(shell("generate", work / "run", "--max-new-tokens", "4"))
-    print(*snapshot(work))
-    assert 0
+def losses(run: Path) -> dict[int, float]:
+    return {r["step"]: r["loss"] for r in read_records(run / "metrics.jsonl") if r["kind"] == "train"}
+
+
+def steps_kept(run: Path) -> list[int]:
+    return sorted(int(p.name) for p in (run / "checkpoints").iterdir() if p.name.isdecimal())
+
+
+# --- configs, meshes, batches ---------------------------------------------------------------------------------
+
+TRAIN = {
+    "optimiser.b1=0.9": "unknown key optimiser; did you mean optimizer?",
+    "steps=many": "steps='many': input should be a valid integer",
+    "steps=true": "steps: true",
+    "steps": "override 'steps' is not section.key=value",
+    "mesh.tensor=0": "tensor=0 must be a positive size",
+    "mesh.data=4": "mesh data=4, fsdp=2, tensor=2 needs 16 devices and there are 8",
+    "mesh.data=1": "mesh fsdp=2, tensor=2 needs 4 devices and there are 8",
+    "mesh={data: -1, tensor: 3}": "3 does not divide 8 devices",
+    "runtime.simulated_devices=16": "runtime.simulated_devices=16, but JAX already started with 8",
+    "data.batch_size=6": "is not divisible by 4 (data=2*fsdp=2",
+    "step.microbatches=4": "is not divisible by 4 (data=2*fsdp=2",
+    "data.seq_len=31": "data.seq_len 31 is not divisible by 2 (tensor=2",
+    "data.seq_len=2000000": "one window needs seq_len + 1 = 2000001; try seq_len",
+    "model.mlp_dim=65": "mlp_dim 65 is not divisible by 2",
+    "mesh={data: 1, tensor: 8}": "num_heads 2 is not divisible by 8",
+    "sharding.parameters.embd=fsdp": "no logical axis embd; did you mean embed?",
+    "sharding.parameters.embed=fdsp": "no mesh axis fdsp",
+    "model.vocab_size=200": "have vocab_size 257, beyond the model's vocab_size 200; give the model 257 or more",
+    "optimizer.warmup_steps=9": "optimizer.warmup_steps 9 leaves nothing of 4 steps",
+    "optimizer={schedule: wsd, decay_steps: 9}": "optimizer.decay_steps 9 is more than the 4 steps",
+    "data.path=nowhere": "nowhere is no prepared dataset: nowhere/index.json is missing; make one with",
+    "data={kind: llmc, path: 'no/*.bin', seq_len: 32}": "'no/*.bin' matches no file",
+    "checkpoint.resume=false": "has checkpoints and checkpoint.resume=false; choose another out=",
+    "model.num_layers=2": "is of another model or optimizer: model.num_layers: 1 -> 2",
+    "model.rope_theta=500": "is of another model or optimizer: model.rope_theta: 10000.0 -> 500.0",
+    "model.sliding_window=8": "is of another model or optimizer: model.sliding_window: null -> 8",
+    "optimizer.name=lion": 'is of another model or optimizer: optimizer.name: "adamw" -> "lion"',
+    "optimizer.ema=0.9": "is of another model or optimizer: optimizer.ema: null -> 0.9",
+}
+
+
+@pytest.mark.parametrize(("override", "message"), TRAIN.items())
+def test_train_refuses_and_loses_nothing(trained, shell, override, message):
+    before = snapshot(trained)
+    assert message in shell.refused("train", trained / "tiny.yaml", override)
+    assert snapshot(trained) == before
+
+
+def test_train_on_a_directory_or_a_typo(trained, shell):
+    assert f"{trained / 'run'} is a directory; give a YAML file" in shell.refused("train", trained / "run")
+    assert "no config qucikstart; did you mean quickstart?" in shell.refused("train", "qucikstart")
+
+
+def test_steps_that_are_done_already(work, shell):
+    out = shell.good("train", work / "tiny.yaml", "steps=2")
+    assert "already at step 4 of 2; raise steps to train on" in out
+    assert steps_kept(work / "run") == [2, 4]
+
+
+# --- output ---------------------------------------------------------------------------------------------------
+
+
+def test_out_that_cannot_be_written(trained, tmp_path, shell):
+    blocker = tmp_path / "file"
+    blocker.write_text("mine")
+    for out in (blocker, blocker / "run"):
+        message = shell.refused("train", trained / "tiny.yaml", f"out={out}")
+        assert f"cannot write to out={out}" in message
+        assert "choose a directory that can be written" in message
+    assert blocker.read_text() == "mine"
+
+
+def test_checkpoints_that_cannot_be_written(trained, tmp_path, shell):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoints").write_text("mine")
+    assert "checkpoints" in shell.refused("train", trained / "tiny.yaml", f"out={tmp_path / 'run'}")
+    assert (tmp_path / "run" / "checkpoints").read_text() == "mine"
+
+
+# --- datasets -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def dataset(stdlib, tmp_path) -> Path:
+    return Path(shutil.copytree(stdlib, tmp_path / "dataset"))
+
+
+def refused_dataset(shell, trained: Path, dataset: Path) -> str:
+    """Refused before the run's directory is made."""
+    out = dataset.parent / "new"
+    message = shell.refused("train", trained / "tiny.yaml", f"data.path={dataset}", f"out={out}")
+    assert not out.exists()
+    return message
+
+
+def test_dataset_that_is_a_file(trained, dataset, shell):
+    assert "is no prepared dataset" in refused_dataset(shell, trained, dataset / "index.json")
+
+
+def test_dataset_with_a_shard_missing(trained, dataset, shell):
+    (dataset / "train-00000.bin").unlink()
+    assert "train-00000.bin is missing, though the index names it; prepare it again" in refused_dataset(shell, trained, dataset)
+
+
+def test_dataset_truncated(trained, dataset, shell):
+    shard = dataset / "train-00000.bin"
+    size = shard.stat().st_size
+    shard.write_bytes(shard.read_bytes()[:-2])
+    message = refused_dataset(shell, trained, dataset)
+    assert f"train-00000.bin has {size - 2} bytes, the index says {size}; prepare it again" in message
+
+
+def test_dataset_edited(trained, dataset, shell):
+    """One token, the size unchanged: the checksum tells, though it was verified before."""
+    shell.good("train", trained / "tiny.yaml", f"data.path={dataset}", f"out={dataset.parent / 'first'}", "steps=1")
+    with (dataset / "train-00000.bin").open("r+b") as file:
+        file.seek(1000)
+        byte = file.read(1)
+        file.seek(1000)
+        file.write(bytes([byte[0] ^ 1]))
+    message = refused_dataset(shell, trained, dataset)
+    assert "train-00000.bin has changed since it was made (sha256" in message
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": "jaxscale.tokens", "version": 99}', '{"format": "jaxscale.tokens", "version": 1}'])
+def test_dataset_with_a_broken_index(trained, dataset, shell, text):
+    (dataset / "index.json").write_text(text)
+    assert str(dataset / "index.json") in refused_dataset(shell, trained, dataset)
+
+
+def write_llmc(path: Path, tokens: np.ndarray) -> Path:
+    header = np.zeros(256, "<i4")
+    header[:3] = 20240520, 1, len(tokens)
+    path.write_bytes(header.tobytes() + tokens.astype("<u2").tobytes())
+    return path
+
+
+def test_token_id_beyond_the_vocabulary(tmp_path, trained, shell):
+    """The file's vocabulary fits and one of its tokens does not: found where the row is read."""
+    tokens = np.arange(33 * 8) % 100
+    tokens[70] = 60_000
+    path = write_llmc(tmp_path / "a.bin", tokens)
+    message = shell.refused(
+        "train", trained / "tiny.yaml", f"data={{kind: llmc, path: '{path}', batch_size: 8, seq_len: 32}}",
+        "model.vocab_size=50257", f"out={tmp_path / 'run'}",
+    )  # fmt: skip
+    assert "token id 60000 at window 2 is beyond the model's vocab_size 50257; give the model a vocab_size of 60001" in message
+    assert steps_kept(tmp_path / "run") == []
+
+
+def test_llmc_file_cut_short(tmp_path, trained, shell):
+    path = write_llmc(tmp_path / "a.bin", np.arange(1000) % 100)
+    path.write_bytes(path.read_bytes()[:-10])
+    data = f"data={{kind: llmc, path: '{path}', seq_len: 32}}"
+    message = shell.refused("train", trained / "tiny.yaml", data, "model.vocab_size=50257", f"out={tmp_path / 'run'}")
+    assert f"{path} has 3014 bytes, its header (1000 tokens) says 3024" in message
+
+
+# --- data prepare ---------------------------------------------------------------------------------------------
+
+
+def test_prepare_without_text(tmp_path, shell):
+    empty, out = tmp_path / "empty.txt", tmp_path / "out"
+    empty.write_text("")
+    assert "no text in 1 files; give a corpus with at least one document" in shell.refused(
+        "data", "prepare", "--text", empty, "--out", out
+    )
+    assert [p.name for p in tmp_path.iterdir()] == ["empty.txt"], "nothing half made is left"
+
+
+def corpus(directory: Path) -> dict[str, Path]:
+    files = {"text": b"hello", "latin": b"caf\xe9", "jsonl": b'{"text": "a"}\n{"tekst": "b"}\n', "broken": b'{"text": "a"}\n{"te',
+             "json": b"{}", "parquet": b"no parquet"}  # fmt: skip
+    for name, content in files.items():
+        (directory / name).write_bytes(content)
+    return {name: directory / name for name in files}
+
+
+PREPARE = [
+    (["--text", "nowhere"], "'nowhere' names no file"),
+    ([], "0 sources given; give exactly one of --text, --jsonl, --parquet, --stdlib"),
+    (["--stdlib", "--text", "{text}"], "2 sources given"),
+    (["--text", "{latin}"], "latin is not UTF-8 at byte 3"),
+    (["--jsonl", "{jsonl}"], "jsonl:2"),
+    (["--jsonl", "{broken}"], "broken:2"),
+    (["--parquet", "{parquet}"], "parquet"),
+    (["--text", "{text}", "--tokenizer", "gpt2"], "tokenizer 'gpt2' is neither `byte` nor a file"),
+    (["--text", "{text}", "--tokenizer", "bpe:100"], "bpe:N takes a whole number N >= 257"),
+    (["--text", "{text}", "--tokenizer", "bpe:many"], "bpe:N takes a whole number N >= 257"),
+    (["--text", "{text}", "--tokenizer", "{json}"], "json is not a Hugging Face tokenizer file"),
+    (["--text", "{text}", "--separator", "x"], "does not go with the byte tokenizer"),
+    (["--text", "{text}", "--validation-fraction", "1"], "validation_fraction 1.0 is not in [0, 1)"),
+    (["--text", "{text}", "--validation-fraction", "-0.1"], "validation_fraction -0.1 is not in [0, 1)"),
+    (["--text", "{text}", "--validation-fraction", "nan"], "validation_fraction nan is not in [0, 1)"),
+    (["--text", "{text}", "--shard-tokens", "0"], "shard_tokens 0 is not positive"),
+    (["--text", "{text}", "--shard-tokens", "many"], "Invalid value for '--shard-tokens'"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), PREPARE)
+def test_prepare_refuses_and_leaves_nothing(tmp_path, shell, arguments, message):
+    files = corpus(tmp_path)
+    before = snapshot(tmp_path)
+    arguments = [a.format(**files) for a in arguments]
+    assert message in shell.refused("data", "prepare", *arguments, "--out", tmp_path / "out")
+    assert snapshot(tmp_path) == before
+    assert not (tmp_path / "out").exists()
+
+
+def test_prepare_where_something_stands(tmp_path, dataset, shell):
+    text = corpus(tmp_path)["text"]
+    before = snapshot(tmp_path)
+    there = ["data", "prepare", "--text", text, "--out"]
+    assert "already holds another dataset" in shell.refused(*there, dataset)
+    assert "is not a whole dataset" in shell.refused(*there, text)
+    assert "cannot write" in shell.refused(*there, text / "below")
+    assert "is a file, not a dataset directory" in shell.refused(*there, text, "--overwrite")
+    assert "lies inside the output" in shell.refused(*there, tmp_path, "--overwrite")
+    (dataset / "mine.txt").write_text("mine")
+    assert "holds 'mine.txt', which `jaxscale data prepare` did not write" in shell.refused(*there, dataset, "--overwrite")
+    (dataset / "mine.txt").unlink()
+    assert snapshot(tmp_path) == before
+
+
+# --- checkpoints ----------------------------------------------------------------------------------------------
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+
+
+def largest(directory: Path) -> Path:
+    return max((p for p in directory.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+DAMAGE = {
+    "array file truncated": lambda c: truncate(largest(c / "state" / "ocdbt.process_0" / "d")),
+    "array file changed": lambda c: flip(largest(c / "state" / "ocdbt.process_0" / "d")),
+    "array files lost": lambda c: shutil.rmtree(c / "state" / "ocdbt.process_0"),
+    "state lost": lambda c: shutil.rmtree(c / "state"),
+    "manifest empty": lambda c: (c / "state" / "manifest.ocdbt").write_bytes(b""),
+    "tree truncated": lambda c: truncate(c / "state" / "_METADATA"),
+    "meta truncated": lambda c: truncate(c / "meta" / "metadata"),
+    "meta of something else": lambda c: (c / "meta" / "metadata").write_text("[]"),
+    "all of it lost": lambda c: [shutil.rmtree(c), c.mkdir()],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_damaged_checkpoint_gives_way_to_the_one_before(trained, work, shell, damage):
+    run = work / "run"
+    before = losses(trained / "run")
+    damage(run / "checkpoints" / "4")
+    out = shell.good("train", work / "tiny.yaml", "checkpoint.every=0")
+    assert "checkpoint 4 is damaged" in out
+    assert f"resuming from step 2 of {run}" in out
+    assert losses(run) == before, "steps 3 and 4 again, from the same state: the same bits"
+    assert steps_kept(run) == [2, 4]
+    (aside,) = (run / "checkpoints-damaged").iterdir()
+    assert aside.name.startswith("4-"), "what was damaged is kept"
+
+
+def test_no_checkpoint_that_can_be_read(work, shell):
+    for step in (2, 4):
+        truncate(largest(work / "run" / "checkpoints" / str(step) / "state" / "ocdbt.process_0" / "d"))
+    before = snapshot(work)
+    message = shell.refused("train", work / "tiny.yaml")
+    assert "no checkpoint under" in message
+    assert "4: " in message
+    assert "2: " in message
+    assert "choose another out= to start again" in message
+    assert snapshot(work) == before
+    assert "no checkpoint of" in shell.refused("generate", work / "run")
+    assert snapshot(work) == before
+
+
+def test_generate_from_the_checkpoint_before_a_damaged_one(work, shell):
+    arguments = ["generate", work / "run", "--prompt", "def ", "--max-new-tokens", 4, "--temperature", 0]
+    older = shell.good(*arguments, "--step", 2)
+    DAMAGE["array file truncated"](work / "run" / "checkpoints" / "4")
+    before = snapshot(work)
+    code, out, err = shell(*arguments)
+    assert (code, out) == (0, older)
+    assert err.startswith("checkpoint 4 cannot be read")
+    assert err.rstrip().endswith("step 2 is used")
+    assert snapshot(work) == before, "generate only reads"
+    assert "no checkpoint of" in shell.refused(*arguments, "--step", 4)
+
+
+def test_what_else_lies_among_the_checkpoints(work, shell):
+    """A save that was killed, and a person's own files."""
+    checkpoints = work / "run" / "checkpoints"
+    killed = checkpoints / "6.orbax-checkpoint-tmp"
+    shutil.copytree(checkpoints / "4", killed)
+    (killed / "commit_success.txt").unlink(missing_ok=True)
+    (checkpoints / "notes").mkdir()
+    (checkpoints / "notes" / "why.txt").write_text("mine")
+    (checkpoints / "readme.txt").write_text("mine")
+    shell.good("generate", work / "run", "--max-new-tokens", 1)
+    assert killed.exists(), "it may be a save that is under way"
+    assert "resuming from step 4" in shell.good("train", work / "tiny.yaml", "steps=5")
+    assert (checkpoints / "notes" / "why.txt").read_text() == (checkpoints / "readme.txt").read_text() == "mine"
+
+
+# --- numbers that are none ------------------------------------------------------------------------------------
+
+
+def test_nan_stops_with_the_step_and_keeps_the_last_good_checkpoint(work, shell):
+    checkpoints = snapshot(work / "run" / "checkpoints")
+    code, out, err = shell("train", work / "tiny.yaml", "steps=12", "optimizer.learning_rate=1e30", "checkpoint.every=20")
+    assert code == 2
+    assert err.startswith("error: loss ")
+    assert err.count("\n") == 1
+    assert "nan" in err
+    step = int(err.split(" at step ")[1].split(":")[0])
+    assert 4 < step <= 7
+    assert "stopped; the last good checkpoint is step 4; lower optimizer.learning_rate, or set on_nonfinite=skip" in err
+    assert snapshot(work / "run" / "checkpoints") == checkpoints
+    record = json.loads((work / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert (record["kind"], record["step"]) == ("nonfinite", step)
+    assert "resuming from step 4" in shell.good("train", work / "tiny.yaml", "steps=6"), "and it goes on from there"
+    assert all(np.isfinite(list(losses(work / "run").values())))
+
+
+def test_nan_before_any_checkpoint(trained, tmp_path, shell):
+    message = shell.refused("train", trained / "tiny.yaml", f"out={tmp_path}", "optimizer.learning_rate=1e30")
+    assert "stopped; there is no checkpoint yet" in message or "the last good checkpoint is step 2" in message
+
+
+def test_nan_skipped_by_policy(work, shell):
+    out = shell.good("train", work / "tiny.yaml", "steps=8", "optimizer.learning_rate=1e30", "on_nonfinite=skip")
+    assert "update skipped" in out
+    assert steps_kept(work / "run")[-1] == 8
+
+
+# --- generate -------------------------------------------------------------------------------------------------
+
+GENERATE = [
+    (["--step", 3], "has no checkpoint of step 3; it has [2, 4]"),
+    (["--top-p", 2], "top_p=2.0 must be above 0 and at most 1"),
+    (["--top-p", 0], "top_p=0.0 must be above 0"),
+    (["--top-p", "nan"], "top_p=nan must be"),
+    (["--top-k", 0], "top_k=0 must be at least 1"),
+    (["--temperature", -1], "temperature=-1.0 is negative"),
+    (["--temperature", "nan"], "temperature=nan"),
+    (["--max-new-tokens", 0], "max_new_tokens=0 must be at least 1"),
+    (["--max-new-tokens", "many"], "Invalid value for '--max-new-tokens'"),
+    (["--seed", -1], "Invalid value for '--seed'"),
+    (["--tokenizer", "nowhere.json"], "tokenizer 'nowhere.json' is neither `byte` nor a file"),
+    (["model.num_layers=2"], "model.num_layers: 1 -> 2; override mesh and runtime only"),
+    (["model.rope_theta=500"], "model.rope_theta: 10000.0 -> 500.0"),
+    (["mesh.tensor=16"], "needs 64 devices and there are 8"),
+    (["mesh={data: 1, tensor: 8}"], "num_heads 2 is not divisible by 8"),
+    (["mseh.tensor=2"], "unknown key mseh; did you mean mesh?"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), GENERATE)
+def test_generate_refuses(trained, shell, arguments, message):
+    before = snapshot(trained)
+    assert message in shell.refused("generate", trained / "run", *arguments)
+    assert snapshot(trained) == before
+
+
+def test_generate_where_there_is_no_run(trained, tmp_path, shell):
+    assert "is not a run: it has no config.yaml" in shell.refused("generate", tmp_path)
+    assert "is not a run" in shell.refused("generate", tmp_path / "nowhere")
+    assert "is not a run" in shell.refused("generate", trained / "tiny.yaml")
+    for name in ("config.yaml", "tokenizer-identity.json"):
+        shutil.copy(trained / "run" / name, tmp_path)
+    assert "has no checkpoints yet; train it first" in shell.refused("generate", tmp_path)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}"])
+def test_generate_with_a_damaged_tokenizer_identity(trained, tmp_path, shell, text):
+    shutil.copy(trained / "run" / "config.yaml", tmp_path)
+    (tmp_path / "tokenizer-identity.json").write_text(text)
+    assert f"{tmp_path / 'tokenizer-identity.json'} is damaged" in shell.refused("generate", tmp_path)
+
+
+def test_tokenizers_that_do_not_match(trained, tmp_path, shell):
+    """Another one for `generate`; a dataset whose tokenizer was exchanged; ids that the model does not have."""
+    text = tmp_path / "text"
+    text.mkdir()
+    for i in range(8):
+        (text / f"{i}.txt").write_text(f"some words {i} and some more of them " * 20)
+    for name, size in (("a", 270), ("b", 280)):
+        shell.good("data", "prepare", "--text", text, "--tokenizer", f"bpe:{size}", "--out", tmp_path / name)
+    other = tmp_path / "b" / "tokenizer.json"
+    assert "is not the one that made this run's tokens" in shell.refused(
+        "generate", trained / "run", "--tokenizer", other, "model.vocab_size=280"
+    )
+    assert "the tokenizer has 2" in shell.refused("generate", trained / "run", "--tokenizer", other)
+    shutil.copy(other, tmp_path / "a" / "tokenizer.json")
+    message = shell.refused(
+        "train", trained / "tiny.yaml", f"data.path={tmp_path / 'a'}", "model.vocab_size=300", f"out={tmp_path / 'run'}"
+    )
+    assert "is not the tokenizer that made these tokens (fingerprint" in message
+    (tmp_path / "config.yaml").write_text((trained / "run" / "config.yaml").read_text().replace("257", "200"))
+    message = shell.refused("generate", tmp_path, "--tokenizer", "byte")
+    assert "the tokenizer has 257 tokens and the model 200" in message
+
+
+# --- how verbs are called -------------------------------------------------------------------------------------
+
+USAGE = [
+    (["trian", "quickstart"], "No such command 'trian'"),
+    (["train"], "Missing argument"),
+    (["train", "quickstart", "--steps", "5"], "No such option: --steps"),
+    (["data", "prepare", "--stdlib"], "Missing option '--out'"),
+    (["generate"], "Missing argument"),
+    (["generate", "x", "--top-p"], "requires an argument"),
+    (["show", "gpt2-124m", "--devices", "0"], "Invalid value for '--devices'"),
+    (["show", "gpt2-124m", "--devices", "7", "mesh.fsdp=2"], "2 does not divide 7 devices"),
+    (["show", "gpt2"], "no config gpt2; did you mean gpt2-124m?"),
+    (["data", "prepar"], "No such command 'prepar'"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), USAGE)
+def test_wrong_usage_is_one_line_too(shell, arguments, message):
+    assert message in shell.refused(*arguments)

@@ -32,7 +32,9 @@ class Attention:
     implementation: str = "auto"
 
 
-def attention(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, segments_BT: jax.Array | None, how: Attention) -> jax.Array:
+def attention(
+    q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, segments_BT: jax.Array | None, how: Attention
+) -> jax.Array:
     """Causal attention within documents; heads split over the mesh, nothing sent.
 
     Args:
@@ -43,7 +45,11 @@ def attention(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, segments_
         Context of shape [B, T, N, H], in q's dtype.
     """
     run = {"xla": xla_attention, "cudnn": cudnn_attention, "splash": splash_attention}[choose(how, q_BTNH)]
-    qs, ks, ss = spec("batch", "sequence", "heads", None), spec("batch", "sequence", "kv_heads", None), spec("batch", "sequence")
+    qs, ks, ss = (
+        spec("batch", "sequence", "heads", None),
+        spec("batch", "sequence", "kv_heads", None),
+        spec("batch", "sequence"),
+    )
     # Every device has whole sequences of its own heads, so the body is local. shard_map, because the kernels are
     # custom calls without rules for explicit axes, and because splitting N into (K, N/K) would need one too.
     local = functools.partial(run, how=how)
@@ -92,7 +98,9 @@ def splash_problem(shape: tuple[int, ...], where: str) -> str | None:
 # --- the reference --------------------------------------------------------------------------------------------
 
 
-def xla_attention(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, segments_BT: jax.Array | None, *, how: Attention) -> jax.Array:
+def xla_attention(
+    q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, segments_BT: jax.Array | None, *, how: Attention
+) -> jax.Array:
     """Attention in plain XLA, scores and softmax in float32; the one that the others are compared with.
 
     In blocks of queries, each with the keys that any of them sees: half the FLOPs of the square at most, and on a CPU
@@ -107,7 +115,9 @@ def xla_attention(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, segme
         mask = visible(np.arange(start, stop)[:, None], np.arange(first, stop)[None, :], how.sliding_window)[None]
         if segments_BT is not None:
             mask = mask & (segments_BT[:, start:stop, None] == segments_BT[:, None, first:stop])
-        out.append(attend(q_BTNH[:, start:stop], k_BTKH[:, first:stop], v_BTKH[:, first:stop], mask, softcap=how.softcap))
+        out.append(
+            attend(q_BTNH[:, start:stop], k_BTKH[:, first:stop], v_BTKH[:, first:stop], mask, softcap=how.softcap)
+        )
     return jnp.concatenate(out, axis=1)
 
 
@@ -117,7 +127,9 @@ def visible(query: Any, key: Any, sliding_window: int | None) -> Any:
     return mask if sliding_window is None else mask & (query - key < sliding_window)
 
 
-def attend(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask_BTS: Any, *, softcap: float | None) -> jax.Array:
+def attend(
+    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask_BTS: Any, *, softcap: float | None
+) -> jax.Array:
     """softmax(q k^T / sqrt(H)) v over the visible keys; local arrays, any number of kv heads K that divides N.
 
     One batch dim of B*K and the N/K queries of a kv head folded into rows: the form in which XLA's CPU backend finds
@@ -139,7 +151,9 @@ def attend(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask_BTS: An
 # --- kernels --------------------------------------------------------------------------------------------------
 
 
-def cudnn_attention(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, segments_BT: jax.Array | None, *, how: Attention) -> jax.Array:
+def cudnn_attention(
+    q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, segments_BT: jax.Array | None, *, how: Attention
+) -> jax.Array:
     """cuDNN's fused attention. Documents become a [B, 1, T, T] mask; rows without any cost nothing extra."""
     mask = None if segments_BT is None else (segments_BT[:, None, :, None] == segments_BT[:, None, None, :])
     window = None if how.sliding_window is None else (how.sliding_window - 1, 0)
@@ -149,17 +163,21 @@ def cudnn_attention(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, seg
 
 
 def splash_attention(
-    q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, segments_BT: jax.Array | None, *, how: Attention, interpret: bool = False
+    q_BTNH: jax.Array,
+    k_BTKH: jax.Array,
+    v_BTKH: jax.Array,
+    segments_BT: jax.Array | None,
+    *,
+    how: Attention,
+    interpret: bool = False,
 ) -> jax.Array:
     """JAX's splash attention (Pallas, TPU): blocks above the diagonal and outside the window are never computed."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
     T, N, H = q_BTNH.shape[1:]
-    if how.sliding_window is None:
-        mask = masks.CausalMask((T, T))
-    else:
-        mask = masks.LocalMask((T, T), (how.sliding_window - 1, 0), offset=0)
+    window = how.sliding_window
+    mask = masks.CausalMask((T, T)) if window is None else masks.LocalMask((T, T), (window - 1, 0), offset=0)
     block = next(b for b in (512, 256, 128) if T % b == 0)
     sizes = kernel.BlockSizes(
         block_q=block, block_kv=block, block_kv_compute=block, block_q_dkv=block, block_kv_dkv=block,

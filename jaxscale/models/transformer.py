@@ -16,14 +16,27 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxscale import config as cfg
 from jaxscale.models.attention import NEGATIVE, Attention, attend, attention, visible
 from jaxscale.models.embedding import lookup
-from jaxscale.parallel.sharding import align, axes_of, dims_of, einsum, gather, platform, shard, shard_count, spec, to_spec
+from jaxscale.parallel.sharding import (
+    align,
+    axes_of,
+    dims_of,
+    einsum,
+    gather,
+    platform,
+    shard,
+    shard_count,
+    spec,
+    to_spec,
+)
 
 Cache = dict[str, jax.Array]  # k, v: [B, S, K, H]
 # remat `dots`, by name and not by JAX's policy for dots: that one would keep partial sums from before their reduction
 MATMUL_OUTPUTS = ("q", "k", "v", "attention_out", "mlp_gate", "mlp_up", "mlp_out")
 
 
-def parameter(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str, ...], *, dtype: str, std: float | None) -> nnx.Param:
+def parameter(
+    rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str, ...], *, dtype: str, std: float | None
+) -> nnx.Param:
     """A parameter born sharded by its logical axes: normal with `std`, or ones (None), or zeros (0)."""
     if std:
         value = std * jax.random.normal(rngs.params(), shape, dtype)
@@ -73,7 +86,14 @@ class SelfAttention(nnx.Module):
             self.q_norm = Norm(H, "head_dim", model, step.param_dtype, rngs, kind="rmsnorm")
             self.k_norm = Norm(H, "head_dim", model, step.param_dtype, rngs, kind="rmsnorm")
 
-    def __call__(self, x_BTD: jax.Array, positions: jax.Array, segments: jax.Array | None, cache: Cache | None = None, start: Any = None):
+    def __call__(
+        self,
+        x_BTD: jax.Array,
+        positions: jax.Array,
+        segments: jax.Array | None,
+        cache: Cache | None = None,
+        start: Any = None,
+    ):
         x_BTD = gather(x_BTD, "batch", "sequence", "embed", over="heads")
         q = checkpoint_name(self.project(x_BTD, "q", "heads"), "q")
         k = checkpoint_name(self.project(x_BTD, "k", "kv_heads"), "k")
@@ -138,12 +158,12 @@ def repeat_heads(w: jax.Array, dim: int) -> jax.Array:
     if heads >= shards:
         return w
     dims = dims_of(w)
-    shape = w.shape[:dim] + (heads, shards // heads) + w.shape[dim + 1 :]
-    wide = to_spec(dims[: dim + 1] + [()] + dims[dim + 1 :])
+    shape = (*w.shape[:dim], heads, shards // heads, *w.shape[dim + 1 :])
+    wide = to_spec([*dims[: dim + 1], (), *dims[dim + 1 :]])
     w = jax.lax.broadcast_in_dim(w, shape, [i for i in range(len(shape)) if i != dim + 1], out_sharding=wide)
-    w = w.reshape(w.shape[:dim] + (shards,) + w.shape[dim + 2 :])
+    w = w.reshape((*w.shape[:dim], shards, *w.shape[dim + 2 :]))
     (split,) = [tuple(e if isinstance(e, tuple) else (e,)) for e in spec("kv_heads")]
-    return jax.reshard(w, to_spec(dims[:dim] + [split] + dims[dim + 1 :]))
+    return jax.reshard(w, to_spec([*dims[:dim], split, *dims[dim + 1 :]]))
 
 
 def rotate(x_BTNH: jax.Array, positions_BT: jax.Array, model: cfg.Model) -> jax.Array:
@@ -224,7 +244,14 @@ class Block(nnx.Module):
         self.mlp_norm = Norm(model.embed_dim, "norm", model, step.param_dtype, rngs)
         self.mlp = Mlp(model, step, rngs)
 
-    def __call__(self, x_BTD: jax.Array, positions: jax.Array, segments: jax.Array | None, cache: Cache | None = None, start: Any = None):
+    def __call__(
+        self,
+        x_BTD: jax.Array,
+        positions: jax.Array,
+        segments: jax.Array | None,
+        cache: Cache | None = None,
+        start: Any = None,
+    ):
         x_BTD = checkpoint_name(x_BTD, "layer_in")
         y = self.attention(self.attention_norm(x_BTD), positions, segments, cache, start)
         if cache is not None:
@@ -235,7 +262,7 @@ class Block(nnx.Module):
 
 
 def all_but_gathered_parameters(primitive: Any, *_: Any, **parameters: Any) -> bool:
-    """What remat `none` keeps: all activations, but no gathered weights, or every device would end up with whole layers.
+    """What remat `none` keeps: all activations, but no gathered weights, or every device would end with whole layers.
 
     A weight's gather is the reshard whose result is marked reduced over the batch axes (see `sharding.move`).
     """
@@ -247,27 +274,32 @@ def all_but_gathered_parameters(primitive: Any, *_: Any, **parameters: Any) -> b
 class Transformer(nnx.Module):
     """Tokens [B, T] to logits [B, T, V]. Its layers are one block whose parameters have a leading `layers` dim."""
 
-    def __init__(self, model: cfg.Model, step: cfg.Step = cfg.Step(), *, rngs: nnx.Rngs):
+    def __init__(self, model: cfg.Model, step: cfg.Step | None = None, *, rngs: nnx.Rngs):
+        step = step or cfg.Step()
         self.model, self.step, self.dtype = model, step, jnp.dtype(step.compute_dtype)
         make = Maker(rngs, step.param_dtype, model.init_std)
         D, V = model.embed_dim, model.padded_vocab_size
         self.embedding = make((V, D), ("vocab", "embed"))
         if model.position == "learned":
             self.position_embedding = make((model.max_seq_len, D), ("positions", "embed"))
-        stack = nnx.vmap(
-            lambda rngs: Block(model, step, rngs), transform_metadata={nnx.PARTITION_NAME: "layers"}
-        )
+        stack = nnx.vmap(lambda rngs: Block(model, step, rngs), transform_metadata={nnx.PARTITION_NAME: "layers"})
         self.layers = stack(rngs.split(model.num_layers))
         self.final_norm = Norm(D, "norm", model, step.param_dtype, rngs)
         if not model.tie_embeddings:
             self.unembedding = make((D, V), ("embed", "vocab"))
 
-    def __call__(self, tokens_BT: jax.Array, *, positions: jax.Array | None = None, segments: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, tokens_BT: jax.Array, *, positions: jax.Array | None = None, segments: jax.Array | None = None
+    ) -> jax.Array:
         """Logits [B, T, padded V] in float32, vocab split over the mesh; padding columns are never the largest."""
-        x_BTD = gather(self.hidden(tokens_BT, positions=positions, segments=segments), "batch", "sequence", "embed", over="vocab")
+        x_BTD = gather(
+            self.hidden(tokens_BT, positions=positions, segments=segments), "batch", "sequence", "embed", over="vocab"
+        )
         return self.unembed(x_BTD, self.head(x_BTD))
 
-    def hidden(self, tokens_BT: jax.Array, *, positions: jax.Array | None = None, segments: jax.Array | None = None) -> jax.Array:
+    def hidden(
+        self, tokens_BT: jax.Array, *, positions: jax.Array | None = None, segments: jax.Array | None = None
+    ) -> jax.Array:
         """The last layer's output after the final norm: [B, T_tensor, D]."""
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
@@ -342,7 +374,9 @@ class Transformer(nnx.Module):
         layout = spec(None, "batch", None, "kv_heads", None)
         return {name: jnp.zeros(shape, self.dtype, out_sharding=layout) for name in ("k", "v")}
 
-    def decode(self, tokens_BT: jax.Array, cache: Cache, *, positions: jax.Array, segments: jax.Array, start: jax.Array):
+    def decode(
+        self, tokens_BT: jax.Array, cache: Cache, *, positions: jax.Array, segments: jax.Array, start: jax.Array
+    ):
         """Logits of the last token and the cache with these tokens written at `start`.
 
         Args:

@@ -1,5 +1,6 @@
 """The mesh: devices arranged along named axes. Nothing here knows of models."""
 
+import contextlib
 import math
 import os
 
@@ -20,10 +21,8 @@ def start_devices(runtime: cfg.Runtime) -> list[jax.Device]:
         jax.config.update("jax_platforms", platform)
     if runtime.simulated_devices:
         give_threads(runtime.simulated_devices)
-        try:
+        with contextlib.suppress(RuntimeError):  # devices exist already (a notebook, a test): do they suffice?
             jax.config.update("jax_num_cpu_devices", runtime.simulated_devices)
-        except RuntimeError:  # devices exist already (a notebook, a test): what counts is whether they suffice
-            pass
     if runtime.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(runtime.compilation_cache))
         jax.config.update("jax_compilation_cache_max_size", 4 * 2**30)
@@ -60,7 +59,9 @@ def first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def make_mesh(mesh: cfg.Mesh | dict[str, int] | None = None, devices: list[jax.Device] | None = None, **axes: int) -> Mesh:
+def make_mesh(
+    mesh: cfg.Mesh | dict[str, int] | None = None, devices: list[jax.Device] | None = None, **axes: int
+) -> Mesh:
     """A mesh with explicit axes, e.g. `make_mesh(data=2, fsdp=2, tensor=2)`; axes of size 1 are left out.
 
     Every axis is `AxisType.Explicit`: shardings are part of array types, and a wrong layout is an error

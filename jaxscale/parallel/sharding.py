@@ -75,7 +75,9 @@ def make_rules(overrides: cfg.Sharding) -> Rules:
         merged = dict(table)
         for name, axes in changes.items():
             if name not in table:
-                raise ValueError(f"sharding: no logical axis {name}{cfg.nearest(name, table)}; there are {', '.join(table)}")
+                raise ValueError(
+                    f"sharding: no logical axis {name}{cfg.nearest(name, table)}; there are {', '.join(table)}"
+                )
             merged[name] = (axes,) if isinstance(axes, str) else tuple(axes or ())
             for axis in merged[name]:
                 if axis not in cfg.AXES:
@@ -237,7 +239,9 @@ def gather(x: jax.Array, *names: str | None, over: str) -> jax.Array:
     return jax.reshard(x, to_spec([axes_of(n) for n in names], reduced=set(axes_of(over))))
 
 
-def einsum(formula: str, x: jax.Array, w: jax.Array, *, out: tuple[str | None, ...], dtype: jnp.dtype | None = None) -> jax.Array:
+def einsum(
+    formula: str, x: jax.Array, w: jax.Array, *, out: tuple[str | None, ...], dtype: jnp.dtype | None = None
+) -> jax.Array:
     """`jnp.einsum` of two operands on the mesh; `out` names the result's dims and so its layout.
 
     What is sent follows from the operands' types and `out`, by the scaling book's four cases, letter by letter:
@@ -277,7 +281,7 @@ def align(
     inputs, out_letters = formula.split("->")
     x_letters, w_letters = inputs.split(",")
     result = dict(zip(out_letters, (axes_of(name) for name in out), strict=True))
-    split_x, split_w = dict(zip(x_letters, dims_of(x))), dict(zip(w_letters, dims_of(w)))
+    split_x, split_w = dict(zip(x_letters, dims_of(x), strict=False)), dict(zip(w_letters, dims_of(w), strict=False))
     keep_x = {c: kept(c, split_x, split_w, result) for c in x_letters}
     keep_w = {c: kept(c, split_w, split_x, result) for c in w_letters}
     x = move(x, [keep_x[c] for c in x_letters], partial_over(keep_w, keep_x))

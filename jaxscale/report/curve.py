@@ -12,11 +12,14 @@ def plot_losses(records: list[dict[str, Any]], path: Path, *, title: str) -> Pat
     figure = Figure(figsize=(7, 4.2), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    for kind, style, label in (("train", {"lw": 1.2, "color": "#4477aa"}, "training"),
-                               ("validation", {"lw": 1.6, "color": "#cc6633", "marker": "o", "ms": 4}, "validation")):  # fmt: skip
+    for kind, label, color, marker in (
+        ("train", "training", "#4477aa", ""),
+        ("validation", "validation", "#cc6633", "o"),
+    ):
         points = [(r["step"], r["loss"]) for r in records if r["kind"] == kind and isinstance(r.get("loss"), float)]
         if points:
-            axes.plot(*zip(*points, strict=True), label=f"{label}, last {points[-1][1]:.3f}", **style)
+            text = f"{label}, last {points[-1][1]:.3f}"
+            axes.plot(*zip(*points, strict=True), label=text, color=color, marker=marker, markersize=4, linewidth=1.4)
     axes.set(xlabel="step", ylabel="loss (nats a token)", title=title)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)

@@ -21,17 +21,18 @@ Say = Callable[[str], None]
 
 
 class Checkpointer:
-    """The checkpoints of one run, under `<out>/checkpoints/<step>`."""
+    """The checkpoints of one run, under `<out>/checkpoints/<step>`; without options, to be read only."""
 
     def __init__(self, directory: Path, options: cfg.Checkpoint | None = None):
-        options = options or cfg.Checkpoint()
         self.directory = directory.absolute()
         try:
             self.manager = ocp.CheckpointManager(
                 self.directory,
                 options=ocp.CheckpointManagerOptions(
                     max_to_keep=options.keep_last, keep_period=options.keep_every, cleanup_tmp_directories=True
-                ),
+                )
+                if options
+                else ocp.CheckpointManagerOptions(read_only=True),  # of a run that may be saving just now
             )
         except OSError as error:
             raise ValueError(f"cannot write checkpoints under {directory}: {error.strerror or error}") from error
@@ -79,11 +80,11 @@ class Checkpointer:
             except Exception as error:
                 damaged[step] = error
                 continue
-            for bad, error in damaged.items():
-                self.set_aside(bad, error, say)
+            for bad, cause in damaged.items():
+                self.set_aside(bad, cause, say)
             return state, meta
         if damaged:  # nothing is moved: it may be the reading that fails, and not the files
-            causes = "; ".join(f"{step}: {reason(error)}" for step, error in damaged.items())
+            causes = "; ".join(f"{step}: {reason(cause)}" for step, cause in damaged.items())
             raise ValueError(
                 f"no checkpoint under {self.directory} can be read ({causes}); choose another out= to start again"
             )
@@ -114,9 +115,9 @@ def shapes(state: Any) -> dict[str, str]:
 def require_same_state(meta: dict, abstract: Any, config: cfg.Config, *, where: str) -> None:
     """ValueError when the checkpoint's arrays are not those of this config's model and optimizer."""
     saved, wanted = meta["state"], shapes(abstract)
-    if saved == wanted:
-        return
     differences = config_differences(meta["config"], config.model_dump(mode="json"))
+    if saved == wanted and not any(d.startswith("model.") for d in differences):
+        return
     if not differences:  # a model of one's own: the arrays say what differs
         names = [k for k in sorted(saved | wanted) if saved.get(k) != wanted.get(k)]
         differences = [f"{k}: {saved.get(k, 'absent')} -> {wanted.get(k, 'absent')}" for k in names]
@@ -127,13 +128,14 @@ def require_same_state(meta: dict, abstract: Any, config: cfg.Config, *, where: 
     )
 
 
-# what decides the arrays of a state; a list for model, whose keys nearly all do
+# what decides the arrays of a state, and what they mean; of model, whose keys nearly all do, those that do not
+NOT_IN_STATE = ("name", "init_std", "max_seq_len")  # learned positions have max_seq_len in their shape
 STATE_KEYS = {"optimizer": ("name", "ema"), "step": ("param_dtype",)}
 
 
 def config_differences(saved: dict, wanted: dict) -> list[str]:
     """Settings that shape the state and differ, as `model.num_layers: 4 -> 6`."""
-    keys = {"model": tuple(k for k in wanted["model"] if k != "name"), **STATE_KEYS}
+    keys = {"model": tuple(k for k in wanted["model"] if k not in NOT_IN_STATE), **STATE_KEYS}
     return [
         f"{section}.{key}: {json.dumps(old)} -> {json.dumps(new)}"
         for section, names in keys.items()

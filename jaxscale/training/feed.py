@@ -49,7 +49,9 @@ def rows_needed(sharding: jax.sharding.Sharding, shape: tuple[int, int, int], de
     everywhere = sharding.devices_indices_map(shape)
     devices = set(sharding.addressable_devices) if devices is None else devices
     rows = np.arange(shape[0] * shape[1]).reshape(shape[:2])
-    return np.unique(np.concatenate([rows[index[:2]].ravel() for device, index in everywhere.items() if device in devices]))
+    return np.unique(
+        np.concatenate([rows[index[:2]].ravel() for device, index in everywhere.items() if device in devices])
+    )
 
 
 class Feed:
@@ -63,7 +65,9 @@ class Feed:
         self.rows = rows_needed(sharding, self.shape)
         names = {"tokens", "targets", "weights"}
         # one document a row: no mask to build, and plain causal attention is all that is compiled
-        self.names = names | {"positions", "segments"} if data.mask_documents and source.separator_id is not None else names
+        self.names = (
+            names | {"positions", "segments"} if data.mask_documents and source.separator_id is not None else names
+        )
         self.wait_seconds = 0.0
         self.batches = batches(
             source, seed=config.seed, batch_size=data.batch_size, start_step=start_step, stop_step=stop_step,
@@ -82,7 +86,8 @@ class Feed:
     def place(self, local: np.ndarray) -> jax.Array:
         """This process's rows [R, T] as its part of the global array."""
 
-        def block(index: tuple[slice, ...]) -> np.ndarray:
+        def block(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None
             wanted = np.arange(self.shape[0] * self.shape[1]).reshape(self.shape[:2])[index[:2]]
             return local[np.searchsorted(self.rows, wanted)][..., index[2]]
 

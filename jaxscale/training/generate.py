@@ -14,7 +14,9 @@ from jaxscale.parallel.sharding import Rules, count, spec
 def decode_rules(rules: Rules, mesh_shape: dict[str, int], batch_size: int) -> Rules:
     """The rules for decoding: one token has no sequence to split, and few prompts may not fill the batch axes."""
     rules = rules.with_activations(sequence=(), residual_sequence=())
-    return rules if batch_size % count(rules.activations["batch"], mesh_shape) == 0 else rules.with_activations(batch=())
+    return (
+        rules if batch_size % count(rules.activations["batch"], mesh_shape) == 0 else rules.with_activations(batch=())
+    )
 
 
 def pad_prompts(prompts: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
@@ -28,9 +30,18 @@ def pad_prompts(prompts: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def generate(
-    merge: Callable, params: Any, prompts: list[list[int]], *, max_new_tokens: int, vocab_size: int,
-    temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None, seed: int = 0, stop_id: int | None = None,
-) -> list[list[int]]:  # fmt: skip
+    merge: Callable,
+    params: Any,
+    prompts: list[list[int]],
+    *,
+    max_new_tokens: int,
+    vocab_size: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int = 0,
+    stop_id: int | None = None,
+) -> list[list[int]]:
     """Continue each prompt; to be called inside `on_mesh(mesh, decode_rules(...))`.
 
     Args:
@@ -55,7 +66,9 @@ def check_sampling(prompts, max_new_tokens, temperature, top_k, top_p, vocab_siz
         raise ValueError("a prompt is empty; give at least one token (the document separator will do)")
     highest = max(max(p) for p in prompts)
     if highest >= vocab_size:
-        raise ValueError(f"prompt token {highest} is beyond the model's vocab_size {vocab_size}; use the run's tokenizer")
+        raise ValueError(
+            f"prompt token {highest} is beyond the model's vocab_size {vocab_size}; use the run's tokenizer"
+        )
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens={max_new_tokens} must be at least 1")
     if temperature < 0:
@@ -105,7 +118,9 @@ def choose(pick, logits_BV: jax.Array, key: jax.Array, i: Any, vocab_size: int) 
     return pick(whole, jax.random.fold_in(key, i)).astype(jnp.int32)
 
 
-def sample(logits_BV: jax.Array, key: jax.Array, *, temperature: float, top_k: int | None, top_p: float | None) -> jax.Array:
+def sample(
+    logits_BV: jax.Array, key: jax.Array, *, temperature: float, top_k: int | None, top_p: float | None
+) -> jax.Array:
     if temperature == 0:
         return jnp.argmax(logits_BV, -1)
     logits = logits_BV / temperature

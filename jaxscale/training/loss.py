@@ -17,7 +17,9 @@ Batch = dict[str, jax.Array]  # tokens, targets, weights [B, T]; positions, segm
 Sums = dict[str, jax.Array]  # cross_entropy and z, summed over real tokens
 
 
-def loss_sums(model: nnx.Module, batch: Batch, *, loss: cfg.Loss, vocab_size: int, rng: jax.Array | None = None) -> Sums:
+def loss_sums(
+    model: nnx.Module, batch: Batch, *, loss: cfg.Loss, vocab_size: int, rng: jax.Array | None = None
+) -> Sums:
     """Sums over the batch's real tokens of the cross entropy (nats) and of log(Z)^2.
 
     Args:
@@ -63,7 +65,9 @@ def chunked_sums(model: Any, hidden_BTD: jax.Array, batch: Batch, *, chunk: int 
         return sums(x_BTD, batch["targets"], batch["weights"])
 
     def body(total, i):
-        parts = (jax.lax.dynamic_slice_in_dim(a, i * chunk, chunk, 1) for a in (x_BTD, batch["targets"], batch["weights"]))
+        parts = (
+            jax.lax.dynamic_slice_in_dim(a, i * chunk, chunk, 1) for a in (x_BTD, batch["targets"], batch["weights"])
+        )
         return jax.tree.map(jnp.add, total, jax.checkpoint(sums)(*parts)), None
 
     zero = {"cross_entropy": jnp.zeros(()), "z": jnp.zeros(())}

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,11 @@ def device_memory(devices: list[jax.Device]) -> dict[str, int]:
     """Bytes in use and at most in use on the fullest local device; empty where the device does not tell."""
     stats = [s for d in devices if d.process_index == jax.process_index() and (s := d.memory_stats())]
     names = {"bytes_in_use": "memory_bytes", "peak_bytes_in_use": "peak_memory_bytes"}
-    return {ours: max(s[theirs] for s in stats) for theirs, ours in names.items() if stats and all(theirs in s for s in stats)}
+    return {
+        ours: max(s[theirs] for s in stats)
+        for theirs, ours in names.items()
+        if stats and all(theirs in s for s in stats)
+    }
 
 
 class MetricsWriter:
@@ -119,7 +124,7 @@ class MetricsWriter:
         self.board = open_tensorboard(out) if config.metrics.tensorboard else None
         self.wandb = open_wandb(out, config) if config.metrics.wandb else None
 
-    def write(self, kind: str, step: int, values: dict[str, float | int | str]) -> None:
+    def write(self, kind: str, step: int, values: Mapping[str, float]) -> None:
         if not self.active:
             return
         finite = {k: (v if not isinstance(v, float) or math.isfinite(v) else str(v)) for k, v in values.items()}
@@ -151,7 +156,9 @@ def open_wandb(out: Path, config: cfg.Config) -> Any:
     try:
         import wandb
     except ImportError:
-        raise ValueError("metrics.wandb=true needs wandb: pip install 'jaxscale[wandb]', or set metrics.wandb=false") from None
+        raise ValueError(
+            "metrics.wandb=true needs wandb: pip install 'jaxscale[wandb]', or set metrics.wandb=false"
+        ) from None
     return wandb.init(project="jaxscale", name=config.name, dir=str(out), config=config.model_dump(mode="json"))
 
 

@@ -10,19 +10,21 @@ from jaxscale import config as cfg
 from jaxscale.data.tokenizer import Tokenizer, load_tokenizer
 from jaxscale.parallel.mesh import make_mesh, start_devices
 from jaxscale.parallel.sharding import fit_rules, make_rules, on_mesh
-from jaxscale.training.checkpoint import Checkpointer, config_differences, reason
+from jaxscale.training.checkpoint import Checkpointer, Say, config_differences, reason
 from jaxscale.training.generate import decode_rules, generate
 from jaxscale.training.step import Program, make_program
 from jaxscale.training.trainer import Result
 
 
 def continue_texts(
-    run: Path, prompts: list[str], overrides: list[str], *, step: int | None = None, tokenizer: str | None = None, **sampling
-) -> list[str]:
+    run: Path, prompts: list[str], overrides: list[str], *, step: int | None = None, tokenizer: str | None = None,
+    say: Say = lambda line: None, **sampling,
+) -> list[str]:  # fmt: skip
     """Sampled continuations from the newest checkpoint of a run (or that of `step`).
 
     Args:
         overrides: `section.key=value`, for another mesh or platform than the run's.
+        say: told of a checkpoint that cannot be read.
         sampling: as for `generate`.
     """
     if not (run / "config.yaml").is_file():
@@ -36,7 +38,7 @@ def continue_texts(
     rules = fit_rules(rules, mesh.shape, without_batch(config, len(prompts)))
     with on_mesh(mesh, rules):
         program = make_program(config)
-        params = restore_params(run, program, config, step)
+        params = restore_params(run, program, config, step, say)
         return complete(program, params, codec, prompts, config, **sampling)
 
 
@@ -72,8 +74,7 @@ def sample_after(result: Result, config: cfg.Config, prompt: str, *, max_new_tok
 
 def run_tokenizer(run: Path, spec: str | None) -> Tokenizer:
     """The tokenizer that made the run's tokens, from the copy beside the run, or the one asked for if it is the same."""
-    identity_file = run / "tokenizer-identity.json"
-    identity = json.loads(identity_file.read_text()) if identity_file.is_file() else None
+    identity = read_identity(run / "tokenizer-identity.json")
     if spec is not None:
         codec = load_tokenizer(spec, separator=identity["separator"] if identity and spec != "byte" else None)
     elif identity is None:
@@ -90,7 +91,17 @@ def run_tokenizer(run: Path, spec: str | None) -> Tokenizer:
     return codec
 
 
-def restore_params(run: Path, program: Program, config: cfg.Config, step: int | None):
+def read_identity(path: Path) -> dict | None:
+    if not path.is_file():
+        return None
+    try:
+        identity = json.loads(path.read_text())
+        return {key: identity[key] for key in ("file", "separator", "fingerprint")}
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} is damaged ({reason(error)}); training a step more writes it again") from None
+
+
+def restore_params(run: Path, program: Program, config: cfg.Config, step: int | None, say: Say):
     """The parameters alone (averaged ones where the run keeps them), in this mesh's layout; the newest that can be read."""
     if not (run / "checkpoints").is_dir():
         raise ValueError(f"{run} has no checkpoints yet; train it first: jaxscale train {run / 'config.yaml'}")
@@ -107,14 +118,16 @@ def restore_params(run: Path, program: Program, config: cfg.Config, step: int | 
                 saved = checkpointer.meta(candidate)["config"]
                 params = read_params(run / "checkpoints" / str(candidate) / "state", item)[part]
             except Exception as error:  # damaged, in the words of orbax, tensorstore or JSON: try the one before
-                problems.append(f"{candidate}: {reason(error)}")
+                problems.append(f"{candidate} cannot be read ({reason(error)})")
                 continue
             if changed := config_differences(saved, config.model_dump(mode="json")):
                 raise ValueError(f"the model is not the checkpoint's: {'; '.join(changed)}; override mesh and runtime only")
+            for problem in problems:
+                say(f"checkpoint {problem}; step {candidate} is used")
             return params
     finally:
         checkpointer.close()
-    raise ValueError(f"no checkpoint of {run} can be read ({'; '.join(problems)})")
+    raise ValueError(f"no checkpoint of {run} is left: {'; '.join(problems)}; --step names another one of {steps}")
 
 
 def read_params(path: Path, item: dict) -> dict:

@@ -57,7 +57,7 @@ class Program:
 def make_program(config: cfg.Config, model: ModelFactory | None = None) -> Program:
     """Build the step of `config`, to be called inside `on_mesh(mesh, rules)`."""
     factory = model or decoder(config)
-    params, axes, merge = abstract_model(factory)
+    _params, axes, merge = abstract_model(factory)
     optimizer = make_optimizer(config.optimizer, axes, steps=config.steps)
 
     def init() -> TrainState:
@@ -79,7 +79,7 @@ def decoder(config: cfg.Config) -> ModelFactory:
 def abstract_model(factory: ModelFactory) -> tuple[PyTree, PyTree, Callable[[PyTree], nnx.Module]]:
     """Shapes and shardings of the parameters, their logical axes, and how to make a module of a dict of them."""
     module = nnx.eval_shape(lambda: factory(nnx.Rngs(params=0)))
-    graph, state, rest = nnx.split(module, nnx.Param, ...)
+    graph, state, rest = nnx.split(module, nnx.Param, ...)  # type: ignore[misc]
     if jax.tree.leaves(rest):
         names = [".".join(map(str, path)) for path, _ in nnx.to_flat_state(rest)][:3]
         raise ValueError(f"the model has state that is not nnx.Param ({', '.join(names)}); only parameters are trained")
@@ -114,14 +114,15 @@ def make_step(config: cfg.Config, optimizer: optax.GradientTransformation, merge
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
         if ema is not None:
-            decay = config.optimizer.ema
+            decay = config.optimizer.ema or 0.0
             ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, ema, params)
         metrics |= {"grad_norm": global_norm(grads), "learning_rate": schedule(state.step)}
         new = TrainState(state.step + 1, params, opt_state, ema, state.rng)
         if config.on_nonfinite == "skip":
             good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
-            kept = jax.tree.map(lambda a, b: jnp.where(good, a, b), new[1:4], state[1:4])
-            new = TrainState(new.step, *kept, new.rng)
+            old = (state.params, state.opt_state, state.ema)
+            params, opt_state, ema = jax.tree.map(lambda a, b: jnp.where(good, a, b), (params, opt_state, ema), old)
+            new = TrainState(new.step, params, opt_state, ema, new.rng)
         return new, metrics
 
     return train_step

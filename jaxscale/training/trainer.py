@@ -92,7 +92,7 @@ def train(config: cfg.Config, *, model: ModelFactory | None = None, watcher: Wat
             run.meter = Meter(config, peak, model_flops_per_token(config, model))
             run.writer = MetricsWriter(config.out_dir, config, start_step=first)
             state = run.loop(state, first, Feed(
-                rows, config, batch_sharding(mesh), start_step=first, stop_step=config.steps,
+                rows, config, batch_sharding(mesh), start_step=first, stop_step=max(first, config.steps),
                 microbatches=config.step.microbatches,
             ), validation_rows)  # fmt: skip
         finally:
@@ -167,6 +167,7 @@ class Run:
         try:
             batch = next(feed) if first < config.steps else None
             for step in range(first + 1, config.steps + 1):
+                assert batch is not None
                 wait = feed.wait_seconds
                 state, metrics = self.program.step(state, batch)
                 if step < config.steps:

@@ -36,7 +36,9 @@ def by_hand(q, k, v, segments, how):
 
 
 @pytest.mark.parametrize("T", [9, 64, 150], ids=["one block", "a whole block", "a part of a block"])
-@pytest.mark.parametrize("how", [Attention(), Attention(sliding_window=5), Attention(sliding_window=70, softcap=2.0)], ids=str)
+@pytest.mark.parametrize(
+    "how", [Attention(), Attention(sliding_window=5), Attention(sliding_window=70, softcap=2.0)], ids=str
+)
 def test_the_reference_is_attention_by_its_definition(T, how):
     q, k, v = numbers(2, T, 4, 2, 8)
     segments = np.sort(RNG.integers(1, 4, (2, T)), axis=1)
@@ -72,7 +74,9 @@ def test_auto_takes_what_this_platform_can_run_and_the_impossible_is_refused():
     q = jnp.zeros((1, 8, 2, 8))
     with on_mesh(make_mesh(data=8)):
         assert choose(Attention(), q) == "xla"
-        with pytest.raises(ValueError, match="step.attention=cudnn: it needs an NVIDIA GPU and this is cpu; use auto or xla"):
+        with pytest.raises(
+            ValueError, match=r"step\.attention=cudnn: it needs an NVIDIA GPU and this is cpu; use auto or xla"
+        ):
             choose(Attention(implementation="cudnn"), q)
         with pytest.raises(ValueError, match="splash: it needs a TPU"):
             choose(Attention(implementation="splash"), q)

@@ -19,30 +19,85 @@ from jaxscale.training.step import gradients  # noqa: E402
 
 V, L, D, N, K, H, F = 90, 3, 32, 4, 2, 8, 48
 B, T = 4, 24
-ADAMW = {"learning_rate": 3e-3, "schedule": "constant", "b1": 0.9, "b2": 0.95, "eps": 1e-8, "weight_decay": 0.1, "clip_norm": None}
+ADAMW = {
+    "learning_rate": 3e-3,
+    "schedule": "constant",
+    "b1": 0.9,
+    "b2": 0.95,
+    "eps": 1e-8,
+    "weight_decay": 0.1,
+    "clip_norm": None,
+}
 # transformers announces renamed arguments of its own; none of them is ours to mend
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]
 
-GPT2 = {"vocab_size": V, "num_layers": L, "embed_dim": D, "num_heads": N, "mlp_dim": 4 * D, "max_seq_len": T, "norm": "layernorm",
-        "position": "learned", "mlp": "gelu", "attention_bias": True, "mlp_bias": True, "tie_embeddings": True}  # fmt: skip
-LLAMA = {"vocab_size": V, "num_layers": L, "embed_dim": D, "num_heads": N, "num_kv_heads": K, "head_dim": H, "mlp_dim": F,
-         "rope_theta": 10000.0, "rope_scaling": {"factor": 8.0, "original_max_len": 16}}  # fmt: skip
+GPT2 = {
+    "vocab_size": V,
+    "num_layers": L,
+    "embed_dim": D,
+    "num_heads": N,
+    "mlp_dim": 4 * D,
+    "max_seq_len": T,
+    "norm": "layernorm",
+    "position": "learned",
+    "mlp": "gelu",
+    "attention_bias": True,
+    "mlp_bias": True,
+    "tie_embeddings": True,
+}
+LLAMA = {
+    "vocab_size": V,
+    "num_layers": L,
+    "embed_dim": D,
+    "num_heads": N,
+    "num_kv_heads": K,
+    "head_dim": H,
+    "mlp_dim": F,
+    "rope_theta": 10000.0,
+    "rope_scaling": {"factor": 8.0, "original_max_len": 16},
+}
 
 
 def gpt2_of_torch():
-    return transformers.GPT2LMHeadModel(transformers.GPT2Config(
-        vocab_size=V, n_positions=T, n_embd=D, n_layer=L, n_head=N, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0,
-        attn_implementation="eager",
-    ))  # fmt: skip
+    return transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(
+            vocab_size=V,
+            n_positions=T,
+            n_embd=D,
+            n_layer=L,
+            n_head=N,
+            resid_pdrop=0,
+            embd_pdrop=0,
+            attn_pdrop=0,
+            attn_implementation="eager",
+        )
+    )
 
 
 def llama_of_torch():
-    return transformers.LlamaForCausalLM(transformers.LlamaConfig(
-        vocab_size=V, hidden_size=D, intermediate_size=F, num_hidden_layers=L, num_attention_heads=N, num_key_value_heads=K,
-        head_dim=H, max_position_embeddings=128, rms_norm_eps=1e-5, tie_word_embeddings=False, attn_implementation="eager",
-        rope_parameters={"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0,
-                         "high_freq_factor": 4.0, "original_max_position_embeddings": 16},
-    ))  # fmt: skip
+    return transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=V,
+            hidden_size=D,
+            intermediate_size=F,
+            num_hidden_layers=L,
+            num_attention_heads=N,
+            num_key_value_heads=K,
+            head_dim=H,
+            max_position_embeddings=128,
+            rms_norm_eps=1e-5,
+            tie_word_embeddings=False,
+            attn_implementation="eager",
+            rope_parameters={
+                "rope_type": "llama3",
+                "rope_theta": 10000.0,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 16,
+            },
+        )
+    )
 
 
 def padded(table, rows):
@@ -57,15 +112,26 @@ def gpt2_params(weights, rows=128):
         return np.stack([w[f"h.{i}.{name}"] for i in range(L)])
 
     qkv, qkv_bias = layers("attn.c_attn.weight").reshape(L, D, 3, N, H), layers("attn.c_attn.bias").reshape(L, 3, N, H)
-    attention = {name: qkv[:, :, i] for i, name in enumerate("qkv")} | {f"{n}_bias": qkv_bias[:, i] for i, n in enumerate("qkv")}
+    attention = {name: qkv[:, :, i] for i, name in enumerate("qkv")} | {
+        f"{n}_bias": qkv_bias[:, i] for i, n in enumerate("qkv")
+    }
     attention |= {"out": layers("attn.c_proj.weight").reshape(L, N, H, D), "out_bias": layers("attn.c_proj.bias")}
-    mlp = {"up": layers("mlp.c_fc.weight"), "up_bias": layers("mlp.c_fc.bias"), "down": layers("mlp.c_proj.weight"),
-           "down_bias": layers("mlp.c_proj.bias")}  # fmt: skip
-    norms = {ours: {"scale": layers(f"{theirs}.weight"), "bias": layers(f"{theirs}.bias")}
-             for ours, theirs in (("attention_norm", "ln_1"), ("mlp_norm", "ln_2"))}  # fmt: skip
-    return {"embedding": padded(w["wte.weight"], rows), "position_embedding": w["wpe.weight"],
-            "final_norm": {"scale": w["ln_f.weight"], "bias": w["ln_f.bias"]},
-            "layers": {"attention": attention, "mlp": mlp, **norms}}  # fmt: skip
+    mlp = {
+        "up": layers("mlp.c_fc.weight"),
+        "up_bias": layers("mlp.c_fc.bias"),
+        "down": layers("mlp.c_proj.weight"),
+        "down_bias": layers("mlp.c_proj.bias"),
+    }
+    norms = {
+        ours: {"scale": layers(f"{theirs}.weight"), "bias": layers(f"{theirs}.bias")}
+        for ours, theirs in (("attention_norm", "ln_1"), ("mlp_norm", "ln_2"))
+    }
+    return {
+        "embedding": padded(w["wte.weight"], rows),
+        "position_embedding": w["wpe.weight"],
+        "final_norm": {"scale": w["ln_f.weight"], "bias": w["ln_f.bias"]},
+        "layers": {"attention": attention, "mlp": mlp, **norms},
+    }
 
 
 def llama_params(weights, rows=128):
@@ -76,11 +142,20 @@ def llama_params(weights, rows=128):
 
     attention = {n: layers(f"self_attn.{n}_proj").reshape(L, D, h, H) for n, h in (("q", N), ("k", K), ("v", K))}
     attention["out"] = layers("self_attn.o_proj").reshape(L, N, H, D)
-    norms = {ours: {"scale": layers(theirs)} for ours, theirs in
-             (("attention_norm", "input_layernorm"), ("mlp_norm", "post_attention_layernorm"))}  # fmt: skip
-    return {"embedding": padded(w["embed_tokens.weight"], rows), "unembedding": padded(w["lm_head.weight"], rows).T,
-            "final_norm": {"scale": w["norm.weight"]},
-            "layers": {"attention": attention, "mlp": {n: layers(f"mlp.{n}_proj") for n in ("gate", "up", "down")}, **norms}}  # fmt: skip
+    norms = {
+        ours: {"scale": layers(theirs)}
+        for ours, theirs in (("attention_norm", "input_layernorm"), ("mlp_norm", "post_attention_layernorm"))
+    }
+    return {
+        "embedding": padded(w["embed_tokens.weight"], rows),
+        "unembedding": padded(w["lm_head.weight"], rows).T,
+        "final_norm": {"scale": w["norm.weight"]},
+        "layers": {
+            "attention": attention,
+            "mlp": {n: layers(f"mlp.{n}_proj") for n in ("gate", "up", "down")},
+            **norms,
+        },
+    }
 
 
 CASES = {
@@ -142,8 +217,10 @@ def test_fifty_steps_of_adamw(pair):
     rest = [p for n, p in pair.torch.named_parameters() if "norm" in n or "ln_" in n or "bias" in n]
     optimizer = torch.optim.AdamW(
         [{"params": decayed, "weight_decay": ADAMW["weight_decay"]}, {"params": rest, "weight_decay": 0.0}],
-        lr=ADAMW["learning_rate"], betas=(ADAMW["b1"], ADAMW["b2"]), eps=ADAMW["eps"],
-    )  # fmt: skip
+        lr=ADAMW["learning_rate"],
+        betas=(ADAMW["b1"], ADAMW["b2"]),
+        eps=ADAMW["eps"],
+    )
     wanted = []
     for _ in range(50):
         optimizer.zero_grad()

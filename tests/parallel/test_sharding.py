@@ -139,8 +139,16 @@ def test_bad_rules_are_refused(sharding, message):
 @pytest.mark.parametrize(
     ("model", "mesh", "message"),
     [
-        ({"num_heads": 6, "head_dim": 8, "num_kv_heads": 2}, {"tensor": 4}, r"num_heads 6 is not divisible by 4 \(tensor=4"),
-        ({"num_heads": 12, "head_dim": 8, "num_kv_heads": 3}, {"tensor": 4}, "num_kv_heads 3 neither divides nor is divided by the 4"),
+        (
+            {"num_heads": 6, "head_dim": 8, "num_kv_heads": 2},
+            {"tensor": 4},
+            r"num_heads 6 is not divisible by 4 \(tensor=4",
+        ),
+        (
+            {"num_heads": 12, "head_dim": 8, "num_kv_heads": 3},
+            {"tensor": 4},
+            "num_kv_heads 3 neither divides nor is divided by the 4",
+        ),
         ({"mlp_dim": 100}, {"tensor": 8}, "mlp_dim 100 is not divisible by 8"),
         ({"embed_dim": 36, "head_dim": 8}, {"fsdp": 8}, "embed_dim 36 is not divisible by 8"),
         ({}, {"data": 16}, "rows of a microbatch .* 8 is not divisible by 16 .*; try 16"),

@@ -24,7 +24,9 @@ def test_data_parallel_reduces_each_gradient_once_and_sends_nothing_else():
 
 def test_fsdp_gathers_each_matrix_forward_and_backward_and_scatters_its_gradient():
     found = step_collectives({"fsdp": 8})
-    assert found.pop(("all-gather", ("fsdp",))) == 2 * SEVEN + 1 + 1  # layers twice, the unembedding once, token ids once
+    assert (
+        found.pop(("all-gather", ("fsdp",))) == 2 * SEVEN + 1 + 1
+    )  # layers twice, the unembedding once, token ids once
     assert found.pop(("all-reduce", ("fsdp",))) == SEVEN + LAYER_NORMS + 2  # and the unembedding, the final norm
     assert found.pop(("all-to-all", ("fsdp",))) == 2  # looked-up rows change columns for rows, forward and backward
     assert not found
@@ -32,8 +34,8 @@ def test_fsdp_gathers_each_matrix_forward_and_backward_and_scatters_its_gradient
 
 def test_tensor_parallel_gathers_and_scatters_activations():
     found = step_collectives({"tensor": 8})
-    # forward: before attention, before mlp, before the unembedding; backward: the same inputs again are kept (remat none),
-    # the gradients of the two outputs of a layer, and of the embedding
+    # forward: before attention, before mlp, before the unembedding; backward (remat none keeps gathered inputs): the
+    # gradients of the two outputs of a layer, and of the embedding
     assert found.pop(("all-gather", ("tensor",))) == 2 + 1 + 2 + 1
     gathered_back = 2 + 1  # gradients of the three gathered inputs
     reduced_forward = 2  # attention's and mlp's output

@@ -11,9 +11,11 @@ from jaxscale.training.generate import decode_rules, generate, sample
 
 PROMPTS = [[3, 14, 15, 92, 6], [5, 35], [89, 79, 32, 38, 46, 26, 43], [249]]
 MODELS = {
-    "llama": {}, "gpt2": {"position": "learned", "norm": "layernorm", "mlp": "gelu", "attention_bias": True, "tie_embeddings": True},
-    "mistral": {"sliding_window": 4}, "qwen": {"qk_norm": True},
-}  # fmt: skip
+    "llama": {},
+    "gpt2": {"position": "learned", "norm": "layernorm", "mlp": "gelu", "attention_bias": True, "tie_embeddings": True},
+    "mistral": {"sliding_window": 4},
+    "qwen": {"qk_norm": True},
+}
 
 
 def decode(model, mesh, prompts=PROMPTS, **sampling):
@@ -82,9 +84,15 @@ def test_top_k_and_top_p_leave_only_likely_tokens():
 
 @pytest.mark.parametrize(
     ("sampling", "message"),
-    [({"temperature": -1.0}, "temperature=-1.0 is negative"), ({"top_k": 0}, "top_k=0"), ({"top_p": 2.0}, "top_p=2.0"),
-     ({"max_new_tokens": 0}, "max_new_tokens=0"), ({"prompts": [[250]]}, "prompt token 250 is beyond"), ({"prompts": [[]]}, "empty")],
-)  # fmt: skip
+    [
+        ({"temperature": -1.0}, "temperature=-1.0 is negative"),
+        ({"top_k": 0}, "top_k=0"),
+        ({"top_p": 2.0}, "top_p=2.0"),
+        ({"max_new_tokens": 0}, "max_new_tokens=0"),
+        ({"prompts": [[250]]}, "prompt token 250 is beyond"),
+        ({"prompts": [[]]}, "empty"),
+    ],
+)
 def test_impossible_settings_are_refused(sampling, message):
     with pytest.raises(ValueError, match=message):
         decode({}, {"data": 1}, **sampling)

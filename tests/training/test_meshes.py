@@ -105,7 +105,13 @@ def runs(draw):
 
 
 @pytest.mark.slow
-@settings(max_examples=8, phases=[Phase.explicit, Phase.generate], deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(
+    max_examples=8,
+    phases=[Phase.explicit, Phase.generate],
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
 @given(runs())
 def test_random_models_and_meshes_equal_one_device(run):
     mesh, sections = run
@@ -113,4 +119,6 @@ def test_random_models_and_meshes_equal_one_device(run):
     one = sections | {"step": {"microbatches": 1, "remat": "none"}, "loss": sections["loss"] | {"chunk": None}}
     alone = make_config(**one)
     params = random_params(alone)
-    assert_same(loss_and_gradients(make_config(mesh, **sections), params, batch), loss_and_gradients(alone, params, batch))
+    assert_same(
+        loss_and_gradients(make_config(mesh, **sections), params, batch), loss_and_gradients(alone, params, batch)
+    )

@@ -32,7 +32,9 @@ def test_schedules_have_their_shapes():
     assert rates(schedule="constant") == [1.0] * 101
 
 
-@pytest.mark.parametrize("settings", [{"warmup_steps": 100}, {"schedule": "wsd", "warmup_steps": 50, "decay_steps": 60}])
+@pytest.mark.parametrize(
+    "settings", [{"warmup_steps": 100}, {"schedule": "wsd", "warmup_steps": 50, "decay_steps": 60}]
+)
 def test_schedules_longer_than_the_run_are_refused(settings):
     with pytest.raises(ValueError, match="optimizer"):
         rates(**settings)

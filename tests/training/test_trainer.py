@@ -22,11 +22,14 @@ MESH = {"data": 2, "fsdp": 2, "tensor": 2}
 def run_config(stdlib, out, mesh=None, *, steps=20, **sections):
     sizes = MESH if mesh is None else mesh
     sections = {
-        "model": MODEL, "data": {"kind": "tokens", "path": str(stdlib), "batch_size": 8, "seq_len": 64},
+        "model": MODEL,
+        "data": {"kind": "tokens", "path": str(stdlib), "batch_size": 8, "seq_len": 64},
         "runtime": {"platform": "cpu", "simulated_devices": math.prod(sizes.values()), "compilation_cache": None},
-        "checkpoint": {"every": 10}, "optimizer": {"learning_rate": 5e-3, "schedule": "constant"},
-        "evaluation": {"batches": 2}, "metrics": {"tensorboard": False},
-    } | sections  # fmt: skip
+        "checkpoint": {"every": 10},
+        "optimizer": {"learning_rate": 5e-3, "schedule": "constant"},
+        "evaluation": {"batches": 2},
+        "metrics": {"tensorboard": False},
+    } | sections
     return make_config(sizes, steps=steps, out=str(out), **sections)
 
 
@@ -59,8 +62,16 @@ def test_training_on_real_text_learns_and_writes_what_it_did(straight):
     records = read_records(straight.out / "metrics.jsonl")
     steps = [r for r in records if r["kind"] == "train"]
     assert [r["step"] for r in steps] == list(range(1, 21))
-    assert {"loss", "grad_norm", "learning_rate", "tokens_per_second", "step_seconds", "step_seconds_p95",
-            "data_wait_seconds", "mfu"} <= set(steps[-1])  # fmt: skip
+    assert {
+        "loss",
+        "grad_norm",
+        "learning_rate",
+        "tokens_per_second",
+        "step_seconds",
+        "step_seconds_p95",
+        "data_wait_seconds",
+        "mfu",
+    } <= set(steps[-1])
     assert [r["step"] for r in records if r["kind"] == "checkpoint"] == [10, 20]
     assert "measured" in straight.peak.source
     environment = json.loads((straight.out / "environment.json").read_text())
@@ -82,7 +93,9 @@ def test_stop_and_resume_is_bitwise_the_straight_run(stdlib, tmp_path, straight)
 def test_resume_on_another_mesh_agrees(stdlib, tmp_path, straight, mesh):
     train(run_config(stdlib, tmp_path, steps=10))
     second = train(run_config(stdlib, tmp_path, mesh, steps=20))
-    np.testing.assert_allclose([second.losses[s] for s in range(11, 21)], [straight.losses[s] for s in range(11, 21)], rtol=1e-5)
+    np.testing.assert_allclose(
+        [second.losses[s] for s in range(11, 21)], [straight.losses[s] for s in range(11, 21)], rtol=1e-5
+    )
 
 
 def test_the_last_n_and_every_kth_checkpoint_are_kept(stdlib, tmp_path):
@@ -92,8 +105,13 @@ def test_the_last_n_and_every_kth_checkpoint_are_kept(stdlib, tmp_path):
 
 
 def test_documents_off_and_no_validation_split(tmp_path):
-    config = make_config({"data": 8}, steps=2, out=str(tmp_path), runtime={"simulated_devices": 8},
-                         data={"kind": "synthetic", "batch_size": 8, "seq_len": 16, "mask_documents": False})  # fmt: skip
+    config = make_config(
+        {"data": 8},
+        steps=2,
+        out=str(tmp_path),
+        runtime={"simulated_devices": 8},
+        data={"kind": "synthetic", "batch_size": 8, "seq_len": 16, "mask_documents": False},
+    )
     result = train(config)
     assert result.step == 2
     assert np.isfinite(result.validation_loss)  # synthetic data has one
@@ -111,9 +129,17 @@ class Spoiled(nnx.Module):
 
 
 def spoiled_config(tmp_path, **changes):
-    return make_config({"data": 2}, steps=30, out=str(tmp_path), model=MODEL | {"vocab_size": 256},
-                       runtime={"simulated_devices": 2}, data={"kind": "synthetic", "batch_size": 8, "seq_len": 16},
-                       optimizer={"learning_rate": 1e-2, "schedule": "constant"}, checkpoint={"every": 4}, **changes)  # fmt: skip
+    return make_config(
+        {"data": 2},
+        steps=30,
+        out=str(tmp_path),
+        model=MODEL | {"vocab_size": 256},
+        runtime={"simulated_devices": 2},
+        data={"kind": "synthetic", "batch_size": 8, "seq_len": 16},
+        optimizer={"learning_rate": 1e-2, "schedule": "constant"},
+        checkpoint={"every": 4},
+        **changes,
+    )
 
 
 def test_nan_stops_and_keeps_the_last_good_checkpoint(tmp_path):
