@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
+ANSWER = "answer: "
 LIBRARIES = ("jaxscale", "jax", "jaxlib", "flax", "optax", "numpy", "torch", "transformers")
 
 
@@ -37,8 +38,8 @@ class Worker:
     def read(self) -> Any:
         assert self.process.stdout
         for line in self.process.stdout:
-            if line.startswith(("{", "[")):  # libraries may print
-                return json.loads(line)
+            if line.startswith(ANSWER):  # libraries may print too
+                return json.loads(line.removeprefix(ANSWER))
         raise SystemExit(f"a worker ended: exit code {self.process.wait()}")
 
     def close(self) -> None:
@@ -49,10 +50,10 @@ class Worker:
 
 def serve(about: dict, **commands: Any) -> None:
     """The worker's side: answer until the parent closes its end."""
-    print(json.dumps(about), flush=True)
+    print(ANSWER + json.dumps(about), flush=True)
     for line in sys.stdin:
         request = json.loads(line)
-        print(json.dumps(commands[request.pop("command")](**request)), flush=True)
+        print(ANSWER + json.dumps(commands[request.pop("command")](**request)), flush=True)
 
 
 def spread(values: list[float]) -> dict[str, float]:

@@ -100,7 +100,7 @@ def fit_rules(rules: Rules, sizes: Mapping[str, int], config: cfg.Config) -> Rul
         raise ValueError(
             f"num_kv_heads {model.kv_heads} neither divides nor is divided by the {kv_shards} shards of kv_heads "
             f"({axes_text(rules.activations['kv_heads'], sizes)}); make tensor one of "
-            f"{sorted(set(cfg.divisors(model.kv_heads)))} or a multiple of {model.kv_heads} that divides {model.num_heads}"
+            f"{cfg.divisors(model.kv_heads)} or a multiple of {model.kv_heads} that divides {model.num_heads}"
         )
     embed = {"embed_dim": model.embed_dim}
     sizes_of = {

@@ -163,6 +163,8 @@ class Run:
         """Steps first .. config.steps. The host reads a step's metrics after it has dispatched the next one."""
         config, self.saved = self.config, first or None
         self.watcher.start(first, config)
+        if first == 0 and config.evaluation.every and validation_rows is not None:
+            self.evaluate(state, 0, validation_rows)
         pending: tuple[int, Any, float] | None = None
         try:
             batch = next(feed) if first < config.steps else None
