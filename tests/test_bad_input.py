@@ -310,9 +310,10 @@ def test_prepare_where_something_stands(tmp_path, dataset, shell):
     before = snapshot(tmp_path)
     there = ["data", "prepare", "--text", text, "--out"]
     assert "already holds another dataset" in shell.refused(*there, dataset)
-    assert "is not a whole dataset" in shell.refused(*there, text)
+    assert "lies inside the output" in shell.refused(*there, text)
     assert "cannot write" in shell.refused(*there, text / "below")
-    assert "is a file, not a dataset directory" in shell.refused(*there, text, "--overwrite")
+    assert "is not a whole dataset" in shell.refused(*there, tmp_path / "json")
+    assert "is a file, not a dataset directory" in shell.refused(*there, tmp_path / "json", "--overwrite")
     assert "lies inside the output" in shell.refused(*there, tmp_path, "--overwrite")
     (dataset / "mine.txt").write_text("mine")
     assert "holds 'mine.txt', which `jaxscale data prepare` did not write" in shell.refused(*there, dataset, "--overwrite")
@@ -338,8 +339,8 @@ def largest(directory: Path) -> Path:
 
 
 DAMAGE = {
-    "array file truncated": lambda c: truncate(largest(c / "state" / "ocdbt.process_0" / "d")),
-    "array file changed": lambda c: flip(largest(c / "state" / "ocdbt.process_0" / "d")),
+    "array files truncated": lambda c: [truncate(p) for p in (c / "state" / "ocdbt.process_0" / "d").iterdir()],
+    "array index changed": lambda c: flip(largest(c / "state" / "d")),
     "array files lost": lambda c: shutil.rmtree(c / "state" / "ocdbt.process_0"),
     "state lost": lambda c: shutil.rmtree(c / "state"),
     "manifest empty": lambda c: (c / "state" / "manifest.ocdbt").write_bytes(b""),
@@ -366,7 +367,7 @@ def test_damaged_checkpoint_gives_way_to_the_one_before(trained, work, shell, da
 
 def test_no_checkpoint_that_can_be_read(work, shell):
     for step in (2, 4):
-        truncate(largest(work / "run" / "checkpoints" / str(step) / "state" / "ocdbt.process_0" / "d"))
+        DAMAGE["array files lost"](work / "run" / "checkpoints" / str(step))
     before = snapshot(work)
     message = shell.refused("train", work / "tiny.yaml")
     assert "no checkpoint under" in message
@@ -381,7 +382,7 @@ def test_no_checkpoint_that_can_be_read(work, shell):
 def test_generate_from_the_checkpoint_before_a_damaged_one(work, shell):
     arguments = ["generate", work / "run", "--prompt", "def ", "--max-new-tokens", 4, "--temperature", 0]
     older = shell.good(*arguments, "--step", 2)
-    DAMAGE["array file truncated"](work / "run" / "checkpoints" / "4")
+    DAMAGE["array files truncated"](work / "run" / "checkpoints" / "4")
     before = snapshot(work)
     code, out, err = shell(*arguments)
     assert (code, out) == (0, older)
@@ -446,7 +447,6 @@ GENERATE = [
     (["--top-p", "nan"], "top_p=nan must be"),
     (["--top-k", 0], "top_k=0 must be at least 1"),
     (["--temperature", -1], "temperature=-1.0 is negative"),
-    (["--temperature", "nan"], "temperature=nan"),
     (["--max-new-tokens", 0], "max_new_tokens=0 must be at least 1"),
     (["--max-new-tokens", "many"], "Invalid value for '--max-new-tokens'"),
     (["--seed", -1], "Invalid value for '--seed'"),
@@ -495,7 +495,6 @@ def test_tokenizers_that_do_not_match(trained, tmp_path, shell):
     assert "is not the one that made this run's tokens" in shell.refused(
         "generate", trained / "run", "--tokenizer", other, "model.vocab_size=280"
     )
-    assert "the tokenizer has 2" in shell.refused("generate", trained / "run", "--tokenizer", other)
     shutil.copy(other, tmp_path / "a" / "tokenizer.json")
     message = shell.refused(
         "train", trained / "tiny.yaml", f"data.path={tmp_path / 'a'}", "model.vocab_size=300", f"out={tmp_path / 'run'}"

@@ -114,13 +114,14 @@ def restore_params(run: Path, program: Program, config: cfg.Config, step: int | 
     problems = []
     try:
         for candidate in [step] if step is not None else reversed(steps):
+            changed = []
             try:
-                saved = checkpointer.meta(candidate)["config"]
-                params = read_params(run / "checkpoints" / str(candidate) / "state", item)[part]
+                changed = config_differences(checkpointer.meta(candidate)["config"], config.model_dump(mode="json"))
+                params = None if changed else read_params(run / "checkpoints" / str(candidate) / "state", item)[part]
             except Exception as error:  # damaged, in the words of orbax, tensorstore or JSON: try the one before
                 problems.append(f"{candidate} cannot be read ({reason(error)})")
                 continue
-            if changed := config_differences(saved, config.model_dump(mode="json")):
+            if changed:
                 raise ValueError(f"the model is not the checkpoint's: {'; '.join(changed)}; override mesh and runtime only")
             for problem in problems:
                 say(f"checkpoint {problem}; step {candidate} is used")

@@ -2,13 +2,11 @@
 
 from collections import Counter
 
-import pytest
 from support import Setup, collectives, make_config
 
-# One layer, so that a loop body stands once for the layers; counts are of arrays, combined or not. Per layer there are
-# 7 matrices (q k v out gate up down) and 2 norms; outside, the embedding, the unembedding and the final norm.
-LAYER_MATRICES, LAYER_NORMS = 7, 2
-SEVEN, NINE = LAYER_MATRICES, LAYER_MATRICES + 2
+# Layers are scanned, so a loop's body stands once for all of them; counts are of arrays, combined or not. A layer has
+# 7 matrices (q k v out gate up down) and 2 norms; outside are the embedding, the unembedding and the final norm.
+SEVEN, LAYER_NORMS = 7, 2
 
 
 def step_collectives(mesh: dict, **sections) -> Counter:
@@ -23,37 +21,49 @@ def test_data_parallel_reduces_each_gradient_once_and_sends_nothing_else():
 
 
 def test_fsdp_gathers_each_matrix_forward_and_backward_and_scatters_its_gradient():
-    found = step_collectives({"fsdp": 8})
-    assert (
-        found.pop(("all-gather", ("fsdp",))) == 2 * SEVEN + 1 + 1
-    )  # layers twice, the unembedding once, token ids once
-    assert found.pop(("all-reduce", ("fsdp",))) == SEVEN + LAYER_NORMS + 2  # and the unembedding, the final norm
-    assert found.pop(("all-to-all", ("fsdp",))) == 2  # looked-up rows change columns for rows, forward and backward
-    assert not found
+    assert step_collectives({"fsdp": 8}) == {
+        ("all-gather", ("fsdp",)): 2 * SEVEN + 1 + 1,  # layers twice, the unembedding once, token ids once
+        ("all-reduce", ("fsdp",)): SEVEN + 1 + LAYER_NORMS + 1,  # the unembedding; the norms
+        ("all-to-all", ("fsdp",)): 2,  # looked-up rows change columns for rows, forward and backward
+    }
+
+
+# forward: before attention, mlp and unembedding; backward (remat none keeps gathered activations): the gradients of a
+# layer's two outputs, and of the embedding
+TENSOR_GATHERS = 3 + 3
+# forward: attention's and mlp's output; the highest logit, the sum of exponentials and the target's logit of a token;
+# backward: the gradients of the three gathered inputs, and of the norms (sums over the split sequence)
+TENSOR_REDUCES = 2 + 3 + 3 + LAYER_NORMS + 1
 
 
 def test_tensor_parallel_gathers_and_scatters_activations():
-    found = step_collectives({"tensor": 8})
-    # forward: before attention, before mlp, before the unembedding; backward (remat none keeps gathered inputs): the
-    # gradients of the two outputs of a layer, and of the embedding
-    assert found.pop(("all-gather", ("tensor",))) == 2 + 1 + 2 + 1
-    gathered_back = 2 + 1  # gradients of the three gathered inputs
-    reduced_forward = 2  # attention's and mlp's output
-    loss = 2  # highest logit and sum of exponentials a token; the target's logit is reduced with the sum
-    norms = LAYER_NORMS + 1  # their gradients are sums over the split sequence
-    reduced = found.pop(("all-reduce", ("tensor",)))
-    assert reduced - gathered_back - reduced_forward - norms in (loss, loss + 1, loss + 2)
-    assert found.pop(("reduce-scatter", ("tensor",))) == 1  # the embedding's rows
-    assert not found
+    assert step_collectives({"tensor": 8}) == {
+        ("all-gather", ("tensor",)): TENSOR_GATHERS,
+        ("all-reduce", ("tensor",)): TENSOR_REDUCES,
+        ("reduce-scatter", ("tensor",)): 1,  # the embedding's rows
+    }
 
 
-@pytest.mark.parametrize("mesh", [{"data": 2, "fsdp": 4}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=str)
-def test_a_weight_gradient_crosses_data_only_as_its_shard(mesh):
+WEIGHTS_OVER_DATA_AND_FSDP = {
+    ("all-gather", ("fsdp",)): 2 * SEVEN + 1 + 1,
+    ("all-reduce", ("fsdp",)): SEVEN + 1,  # matrices and the unembedding, whole: scattered
+    ("all-reduce", ("data",)): SEVEN + 2,  # the same and the embedding, as shards
+    ("all-reduce", ("data", "fsdp")): LAYER_NORMS + 1,  # norms are split over neither
+    ("all-to-all", ("fsdp",)): 2,
+}
+
+
+def test_a_weight_gradient_crosses_data_only_as_its_shard():
     """Gradients are scattered over fsdp before they are reduced over data: never reduced whole over both."""
-    found = step_collectives(mesh)
-    assert found["all-gather", ("data",)] == 0
-    assert found["all-reduce", ("data",)] >= SEVEN + 2
-    assert sum(n for (kind, axes), n in found.items() if {"data", "fsdp"} <= set(axes)) <= LAYER_NORMS + 3 + 2
+    assert step_collectives({"data": 2, "fsdp": 4}) == WEIGHTS_OVER_DATA_AND_FSDP
+
+
+def test_all_three_axes_send_what_each_sends_alone():
+    assert step_collectives({"data": 2, "fsdp": 2, "tensor": 2}) == WEIGHTS_OVER_DATA_AND_FSDP | {
+        ("all-gather", ("tensor",)): TENSOR_GATHERS,
+        ("all-reduce", ("tensor",)): TENSOR_REDUCES,
+        ("reduce-scatter", ("tensor",)): 1,
+    }
 
 
 def test_full_recompute_gathers_the_layer_again_and_nothing_more():
