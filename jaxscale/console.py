@@ -1,7 +1,5 @@
 """What a person sees in the terminal: the bar of a run, its closing table, and what `show` prints."""
 
-import logging
-
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -15,7 +13,6 @@ class TrainingConsole:
     """Follows a run: a live bar on a terminal, a line now and then elsewhere. Only process 0 speaks."""
 
     def __init__(self, config: cfg.Config):
-        logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells every save at length
         self.console = Console(highlight=False)
         self.config = config
         self.progress: Progress | None = None
