@@ -10,9 +10,12 @@ from typing import Annotated, Any
 import typer
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     help="Train transformers across meshes of TPUs, GPUs or simulated devices.",
-)  # fmt: skip
+)
 data_app = typer.Typer(no_args_is_help=True, help="Make datasets.", rich_markup_mode=None)
 app.add_typer(data_app, name="data")
 
@@ -53,8 +56,11 @@ def train(
     from jaxscale.config import load_config
 
     loaded = load_config(config, overrides or [])
+    from jaxscale.parallel.mesh import keep_heap
     from jaxscale.training.trainer import train as run
 
+    if loaded.runtime.platform == "cpu":
+        keep_heap()
     try:
         result = run(loaded, watcher=console.TrainingConsole(loaded))
     except KeyboardInterrupt as error:  # typer would leave without saying how to resume
@@ -66,7 +72,9 @@ def train(
 def show(
     config: Annotated[str, typer.Argument(help=CONFIG_HELP)],
     overrides: Overrides = None,
-    devices: Annotated[int | None, typer.Option(min=1, help="Devices of the mesh, where one axis is -1. Need not be here.")] = None,
+    devices: Annotated[
+        int | None, typer.Option(min=1, help="Devices of the mesh, where one axis is -1. Need not be here.")
+    ] = None,
 ) -> None:
     """The resolved config, parameter counts, and how every parameter is split. Nothing is allocated."""
     from jaxscale import console
@@ -92,9 +100,18 @@ def generate(
     from jaxscale.training.serve import continue_texts
 
     texts = continue_texts(
-        run, prompt or [""], overrides or [], max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k,
-        top_p=top_p, seed=seed, step=step, tokenizer=tokenizer, say=lambda line: print(line, file=sys.stderr),
-    )  # fmt: skip
+        run,
+        prompt or [""],
+        overrides or [],
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        step=step,
+        tokenizer=tokenizer,
+        say=lambda line: print(line, file=sys.stderr),
+    )
     for start, text in zip(prompt or [""], texts, strict=True):
         print(start + text)
         print()
@@ -108,7 +125,9 @@ def prepare(
     field: Annotated[str, typer.Option(help="With --jsonl: the field that holds the text.")] = "text",
     parquet: Annotated[list[str] | None, typer.Option(help="Parquet files; a row is a document.")] = None,
     column: Annotated[str, typer.Option(help="With --parquet: the column that holds the text.")] = "text",
-    stdlib: Annotated[bool, typer.Option("--stdlib", help="This Python's standard library, which is always there.")] = False,
+    stdlib: Annotated[
+        bool, typer.Option("--stdlib", help="This Python's standard library, which is always there.")
+    ] = False,
     tokenizer: Annotated[str, typer.Option(help="byte, bpe:N (trained on the text), or a tokenizer.json.")] = "byte",
     separator: Annotated[str | None, typer.Option(help="The token that begins each document.")] = None,
     validation_fraction: Annotated[float, typer.Option(help="Share of the documents held out.")] = 0.01,
@@ -131,9 +150,14 @@ def prepare(
     if len(makers) != 1:
         raise ValueError(f"{len(makers)} sources given; give exactly one of --text, --jsonl, --parquet, --stdlib")
     summary = run(
-        makers[0](), tokenizer, out, validation_fraction=validation_fraction, separator=separator,
-        shard_tokens=shard_tokens, overwrite=overwrite,
-    )  # fmt: skip
+        makers[0](),
+        tokenizer,
+        out,
+        validation_fraction=validation_fraction,
+        separator=separator,
+        shard_tokens=shard_tokens,
+        overwrite=overwrite,
+    )
     for note in summary.notes:
         print(note)
     for name, split in summary.index.splits.items():

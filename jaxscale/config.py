@@ -158,7 +158,7 @@ class Mesh(Section):
             sizes[wild[0]] = num_devices // fixed
         elif fixed != num_devices:
             raise ValueError(
-                f"mesh {text or 'of one device'} needs {fixed} devices and there are {num_devices}; set one axis to -1, "
+                f"mesh {text or 'of one device'} needs {fixed} devices and there are {num_devices}; set an axis to -1, "
                 f"or on CPU runtime.simulated_devices={fixed}"
             )
         return {a: s for a, s in sizes.items() if s > 1} or {"data": 1}
@@ -261,7 +261,9 @@ class Optimizer(Section):
     @model_validator(mode="after")
     def _check(self) -> "Optimizer":
         if self.decay_steps is not None and self.schedule != "wsd":
-            raise ValueError(f"decay_steps is only for schedule=wsd; {self.schedule} decays over the whole run, so remove it")
+            raise ValueError(
+                f"decay_steps is only for schedule=wsd; {self.schedule} decays over the whole run, so remove it"
+            )
         return self
 
 

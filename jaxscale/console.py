@@ -1,5 +1,9 @@
 """What a person sees in the terminal: the bar of a run, its closing table, and what `show` prints."""
 
+import os
+import shutil
+import sys
+
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -33,10 +37,18 @@ class TrainingConsole:
         if first_step >= config.steps:
             self.say(f"already at step {first_step} of {config.steps}; raise steps to train on")
         elif self.console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
-                       TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[figures]}"))  # fmt: skip
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.completed}/{task.total}"),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[figures]}"),
+            )
             self.progress = Progress(*columns, console=self.console)
-            self.task = self.progress.add_task(config.name, total=config.steps, completed=first_step, figures="compiling")
+            self.task = self.progress.add_task(
+                config.name, total=config.steps, completed=first_step, figures="compiling"
+            )
             self.progress.start()
         else:
             self.say(f"training {config.name}: steps {first_step + 1} to {config.steps} (the first one compiles)")
@@ -85,8 +97,14 @@ def summarise(config: cfg.Config, result, *, sample: str | None) -> None:
         console.print(f"\nA continuation of {sample!r}:\n", markup=False)
         console.print(sample + sample_after(result, config, sample), markup=False)
     console.print("\nNext:")
-    console.print(f'  jaxscale generate {result.out} --prompt "class "', markup=False, soft_wrap=True)
-    console.print(f"  jaxscale train {result.out}/config.yaml steps={2 * config.steps}    # goes on from here", markup=False, soft_wrap=True)
+    console.print(f'  {program()} generate {result.out} --prompt "class "', markup=False, soft_wrap=True)
+    again = f"  {program()} train {result.out}/config.yaml steps={2 * config.steps}    # goes on from here"
+    console.print(again, markup=False, soft_wrap=True)
+
+
+def program() -> str:
+    """How to call jaxscale from here: its name where the shell finds it, else the path it was called by."""
+    return "jaxscale" if shutil.which("jaxscale") else os.path.relpath(sys.argv[0])
 
 
 def summary_rows(config: cfg.Config, result, records: list[dict]) -> list[tuple[str, str]]:
@@ -97,7 +115,10 @@ def summary_rows(config: cfg.Config, result, records: list[dict]) -> list[tuple[
     if speed:
         rows += [
             ("tokens/s, measured", f"{speed.tokens_per_second:,.0f}"),
-            ("step seconds, measured", f"median {speed.step_seconds:.3f}, 95th percentile {speed.step_seconds_p95:.3f}"),
+            (
+                "step seconds, measured",
+                f"median {speed.step_seconds:.3f}, 95th percentile {speed.step_seconds_p95:.3f}",
+            ),
             ("waiting for data", f"median {speed.data_wait_seconds * 1e3:.2f} ms a step"),
         ]
         if speed.mfu is not None and result.peak:
@@ -137,15 +158,33 @@ def show_config(config: cfg.Config, num_devices: int | None) -> None:
     table.add_row("all", f"{sum(counts.values()):,}", "100%", style="bold")
     console.print(table)
     table = Table(title=f"Every parameter on {mesh_text}", title_justify="left")
-    for name, justify in (("parameter", "left"), ("logical axes", "left"), ("PartitionSpec", "left"), ("global shape", "left"),
-                          ("global bytes", "right"), ("shape a device", "left"), ("bytes a device", "right")):  # fmt: skip
+    for name, justify in (
+        ("parameter", "left"),
+        ("logical axes", "left"),
+        ("PartitionSpec", "left"),
+        ("global shape", "left"),
+        ("global bytes", "right"),
+        ("shape a device", "left"),
+        ("bytes a device", "right"),
+    ):
         table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
     for row in rows:
-        table.add_row(row.name, ", ".join(row.axes), row.spec, shape_text(row.shape), f"{row.bytes:,}",
-                      shape_text(row.device_shape), f"{row.device_bytes:,}")  # fmt: skip
-    table.add_row("all", "", "", "", f"{sum(r.bytes for r in rows):,}", "", f"{sum(r.device_bytes for r in rows):,}", style="bold")
+        table.add_row(
+            row.name,
+            ", ".join(row.axes),
+            row.spec,
+            shape_text(row.shape),
+            f"{row.bytes:,}",
+            shape_text(row.device_shape),
+            f"{row.device_bytes:,}",
+        )
+    table.add_row(
+        "all", "", "", "", f"{sum(r.bytes for r in rows):,}", "", f"{sum(r.device_bytes for r in rows):,}", style="bold"
+    )
     if num_devices is None and -1 in config.mesh.model_dump().values() and len(rows):
-        console.print("An axis of the mesh is -1 (the devices that are left), taken as 1 here; --devices N says how many.")
+        console.print(
+            "An axis of the mesh is -1 (the devices that are left), taken as 1 here; --devices N says how many."
+        )
     wide = console if console.width >= 180 else Console(highlight=False, width=180)  # a wrapped row cannot be read
     wide.print(table)
 

@@ -31,8 +31,7 @@ class Shell:
             cli.main()
             code = 0
         except SystemExit as exit:
-            assert exit.code is None or isinstance(exit.code, int)
-            code = exit.code or 0
+            code = 0 if exit.code is None else exit.code
         out, err = self.capfd.readouterr()
         return code, out, err
 
@@ -208,7 +207,9 @@ def test_dataset_that_is_a_file(trained, dataset, shell):
 
 def test_dataset_with_a_shard_missing(trained, dataset, shell):
     (dataset / "train-00000.bin").unlink()
-    assert "train-00000.bin is missing, though the index names it; prepare it again" in refused_dataset(shell, trained, dataset)
+    assert "train-00000.bin is missing, though the index names it; prepare it again" in refused_dataset(
+        shell, trained, dataset
+    )
 
 
 def test_dataset_truncated(trained, dataset, shell):
@@ -231,7 +232,10 @@ def test_dataset_edited(trained, dataset, shell):
     assert "train-00000.bin has changed since it was made (sha256" in message
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": "jaxscale.tokens", "version": 99}', '{"format": "jaxscale.tokens", "version": 1}'])
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", '{"format": "jaxscale.tokens", "version": 99}', '{"format": "jaxscale.tokens", "version": 1}'],
+)
 def test_dataset_with_a_broken_index(trained, dataset, shell, text):
     (dataset / "index.json").write_text(text)
     assert str(dataset / "index.json") in refused_dataset(shell, trained, dataset)
@@ -253,7 +257,10 @@ def test_token_id_beyond_the_vocabulary(tmp_path, trained, shell):
         "train", trained / "tiny.yaml", f"data={{kind: llmc, path: '{path}', batch_size: 8, seq_len: 32}}",
         "model.vocab_size=50257", f"out={tmp_path / 'run'}",
     )  # fmt: skip
-    assert "token id 60000 at window 2 is beyond the model's vocab_size 50257; give the model a vocab_size of 60001" in message
+    assert (
+        "token id 60000 at window 2 is beyond the model's vocab_size 50257; give the model a vocab_size of 60001"
+        in message
+    )
     assert steps_kept(tmp_path / "run") == []
 
 
@@ -278,8 +285,14 @@ def test_prepare_without_text(tmp_path, shell):
 
 
 def corpus(directory: Path) -> dict[str, Path]:
-    files = {"text": b"hello", "latin": b"caf\xe9", "jsonl": b'{"text": "a"}\n{"tekst": "b"}\n', "broken": b'{"text": "a"}\n{"te',
-             "json": b"{}", "parquet": b"no parquet"}  # fmt: skip
+    files = {
+        "text": b"hello",
+        "latin": b"caf\xe9",
+        "jsonl": b'{"text": "a"}\n{"tekst": "b"}\n',
+        "broken": b'{"text": "a"}\n{"te',
+        "json": b"{}",
+        "parquet": b"no parquet",
+    }
     for name, content in files.items():
         (directory / name).write_bytes(content)
     return {name: directory / name for name in files}
@@ -327,7 +340,9 @@ def test_prepare_where_something_stands(tmp_path, dataset, shell):
     assert "is a file, not a dataset directory" in shell.refused(*there, tmp_path / "json", "--overwrite")
     assert "lies inside the output" in shell.refused(*there, tmp_path, "--overwrite")
     (dataset / "mine.txt").write_text("mine")
-    assert "holds 'mine.txt', which `jaxscale data prepare` did not write" in shell.refused(*there, dataset, "--overwrite")
+    assert "holds 'mine.txt', which `jaxscale data prepare` did not write" in shell.refused(
+        *there, dataset, "--overwrite"
+    )
     (dataset / "mine.txt").unlink()
     assert snapshot(tmp_path) == before
 
@@ -421,7 +436,7 @@ def test_what_else_lies_among_the_checkpoints(work, shell):
 
 def test_nan_stops_with_the_step_and_keeps_the_last_good_checkpoint(work, shell):
     checkpoints = snapshot(work / "run" / "checkpoints")
-    code, out, err = shell("train", work / "tiny.yaml", "steps=12", "optimizer.learning_rate=1e30", "checkpoint.every=20")
+    code, _, err = shell("train", work / "tiny.yaml", "steps=12", "optimizer.learning_rate=1e30", "checkpoint.every=20")
     assert code == 2
     assert err.startswith("error: loss ")
     assert err.count("\n") == 1

@@ -110,14 +110,28 @@ def test_story(run, tmp_path, monkeypatch):
     )
     path = run_file(tmp_path, Path("data/text"), out=None)
     out = run("train", path, "--sample", "def ")
-    for words in ("mesh data=2, fsdp=2, tensor=2 (8 devices) of cpu", "steps 1 to 3", "validation loss", "tokens/s, measured",
-                  "MFU, measured", "its peak", "its convention", "A continuation of 'def '", "jaxscale generate runs/tiny",
-                  "jaxscale train runs/tiny/config.yaml steps=6"):  # fmt: skip
+    for words in (
+        "mesh data=2, fsdp=2, tensor=2 (8 devices) of cpu",
+        "steps 1 to 3",
+        "validation loss",
+        "tokens/s, measured",
+        "MFU, measured",
+        "its peak",
+        "its convention",
+        "A continuation of 'def '",
+        "jaxscale generate runs/tiny",
+        "jaxscale train runs/tiny/config.yaml steps=6",
+    ):
         assert words in out, words
     directory = Path("runs/tiny")
-    assert {"config.yaml", "environment.json", "metrics.jsonl", "loss.png", "checkpoints", "tokenizer-identity.json"} <= {
-        p.name for p in directory.iterdir()
-    }
+    assert {
+        "config.yaml",
+        "environment.json",
+        "metrics.jsonl",
+        "loss.png",
+        "checkpoints",
+        "tokenizer-identity.json",
+    } <= {p.name for p in directory.iterdir()}
     assert load_config(directory / "config.yaml") == load_config(path)
     about = json.loads((directory / "environment.json").read_text())
     assert about["command"][1:] == ["train", str(path), "--sample", "def "]
@@ -128,7 +142,18 @@ def test_story(run, tmp_path, monkeypatch):
     assert "resuming from step 3 of runs/tiny" in out
     assert [r["step"] for r in read_records(directory / "metrics.jsonl") if r["kind"] == "train"] == [1, 2, 3, 4, 5]
 
-    arguments = ["generate", "runs/tiny", "--prompt", "def f", "--prompt", "x", "--max-new-tokens", 5, "--temperature", 0]
+    arguments = [
+        "generate",
+        "runs/tiny",
+        "--prompt",
+        "def f",
+        "--prompt",
+        "x",
+        "--max-new-tokens",
+        5,
+        "--temperature",
+        0,
+    ]
     out = run(*arguments)
     assert out.startswith("def f")
     assert "\nx" in out
@@ -150,8 +175,11 @@ class Training:
         code = "import sys; from jaxscale.cli import main; sys.argv[0] = 'jaxscale'; main()"
         self.process = subprocess.Popen(
             [sys.executable, "-X", "faulthandler", "-c", code, "train", *map(str, arguments)],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | QUICK,
-        )  # fmt: skip
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | QUICK,
+        )
 
     def __enter__(self) -> "Training":
         return self
@@ -207,8 +235,13 @@ def test_ctrl_c_finishes_the_step_saves_and_says_how_to_resume(run, stdlib, tmp_
 def test_second_ctrl_c_leaves_at_once(stdlib, tmp_path):
     """While a step is being compiled the first one waits for it; the second does not."""
     path = run_file(
-        tmp_path, stdlib, steps=10, model=MODEL | {"num_layers": 48}, step={"remat": "full", "unroll_layers": True}, **SMALL,
-    )  # fmt: skip
+        tmp_path,
+        stdlib,
+        steps=10,
+        model=MODEL | {"num_layers": 48},
+        step={"remat": "full", "unroll_layers": True},
+        **SMALL,
+    )
     with Training(path) as training:
         training.wait_for(tmp_path / "run" / "environment.json", 1)  # written before the first step
         time.sleep(0.5)

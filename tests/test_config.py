@@ -102,7 +102,9 @@ def test_sliding_window_flops_count_what_the_mask_shows():
 
     def attention(seq_len):  # FLOPs of one token's attention
         wide = model.model_copy(update={"sliding_window": None})
-        parameters = train_flops_per_token(wide, seq_len) - 6 * model.num_layers * model.num_heads * model.head_size * seq_len
+        parameters = (
+            train_flops_per_token(wide, seq_len) - 6 * model.num_layers * model.num_heads * model.head_size * seq_len
+        )
         return train_flops_per_token(model, seq_len) - parameters
 
     keys = sum(min(t + 0.5, window) for t in range(T)) / T  # a token's own key counts half, as in T/2

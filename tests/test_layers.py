@@ -28,7 +28,9 @@ BELOW = {
     "cli": {"console", "report", "training", "data", "models", "parallel", "analysis", "hardware", "config"},
 }
 WITH_JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "grain"}
-NO_JAX = [f for f in FILES if f in ("config.py", "hardware.py", "analysis/costs.py", "__init__.py") or f.startswith("data/")]
+NO_JAX = [
+    f for f in FILES if f in ("config.py", "hardware.py", "analysis/costs.py", "__init__.py") or f.startswith("data/")
+]
 CORE = ["config.py", *(f for f in FILES if f.startswith(("parallel/", "models/")))] + [
     f"training/{name}.py" for name in ("loss", "optimizer", "step", "feed", "metrics", "run", "trainer", "checkpoint")
 ]
@@ -103,7 +105,7 @@ def test_every_public_name_is_there(name):
 
 
 def test_an_unknown_name_says_what_there_is():
-    with pytest.raises(AttributeError, match="jaxscale has no trian; it has .*train"):
+    with pytest.raises(AttributeError, match=r"jaxscale has no trian; it has .*train"):
         jaxscale.trian  # noqa: B018
 
 
@@ -126,7 +128,9 @@ def test_importing_is_light():
     assert not loaded & WITH_JAX
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["data", "prepare", "--help"], ["train", "nope"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["train", "--help"], ["data", "prepare", "--help"], ["train", "nope"]]
+)
 def test_answers_without_jax(arguments):
     loaded = loaded_after(
         f"import sys; sys.argv = ['jaxscale', *{arguments!r}]\nfrom jaxscale.cli import main\n"

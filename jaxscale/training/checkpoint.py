@@ -4,8 +4,10 @@ A checkpoint is the TrainState and a JSON beside it: the config, what every arra
 data the steps so far have read.
 """
 
+import gc
 import json
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -44,7 +46,9 @@ class Checkpointer:
         """Start writing; returns the seconds for which the caller was held up (the copy off the devices)."""
         start = time.perf_counter()
         meta = {"config": config.model_dump(mode="json"), "state": shapes(state), "data": data}
-        self.manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)))
+        self.manager.save(
+            step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
+        )
         return time.perf_counter() - start
 
     def wait(self) -> None:
@@ -67,24 +71,24 @@ class Checkpointer:
         A damaged one gives way to the one before, and is then set aside under `<out>/checkpoints-damaged`. One of
         another model is a ValueError with the differences, as is a directory with none that can be read.
         """
-        damaged: dict[int, Exception] = {}
+        damaged: dict[int, str] = {}
         for step in reversed(self.steps()):
             try:
-                meta = self.meta(step)
-            except Exception as error:  # orbax, tensorstore and JSON each have their own ways to say "damaged"
-                damaged[step] = error
+                meta = reading(self.meta, step)
+            except Damaged as error:
+                damaged[step] = str(error)
                 continue
             require_same_state(meta, abstract, config, where=str(self.directory / str(step)))
             try:
-                state = self.restore(step, abstract)
-            except Exception as error:
-                damaged[step] = error
+                state = reading(self.restore, step, abstract)
+            except Damaged as error:
+                damaged[step] = str(error)
                 continue
             for bad, cause in damaged.items():
                 self.set_aside(bad, cause, say)
             return state, meta
         if damaged:  # nothing is moved: it may be the reading that fails, and not the files
-            causes = "; ".join(f"{step}: {reason(cause)}" for step, cause in damaged.items())
+            causes = "; ".join(f"{step}: {cause}" for step, cause in damaged.items())
             raise ValueError(
                 f"no checkpoint under {self.directory} can be read ({causes}); choose another out= to start again"
             )
@@ -93,13 +97,35 @@ class Checkpointer:
     def restore(self, step: int, abstract: Any) -> Any:
         return self.manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))["state"]
 
-    def set_aside(self, step: int, error: Exception, say: Say) -> None:
+    def set_aside(self, step: int, cause: str, say: Say) -> None:
         target = self.directory.parent / "checkpoints-damaged" / f"{step}-{time.time_ns()}"
-        say(f"checkpoint {step} is damaged ({reason(error)}); set aside as {target}, and the one before is used")
+        say(f"checkpoint {step} is damaged ({cause}); set aside as {target}, and the one before is used")
         if jax.process_index() == 0:
             target.parent.mkdir(exist_ok=True)
             shutil.move(self.directory / str(step), target)
         self.manager.reload()
+
+
+class Damaged(Exception):
+    """A checkpoint that cannot be read; its text is the cause."""
+
+
+def reading(read: Callable[..., Any], *arguments: Any) -> Any:
+    """read(*arguments); Damaged for whatever orbax, tensorstore or JSON raise where a checkpoint is.
+
+    A failed read leaves half-run coroutines, of whose end Python would print a traceback each: they end here, unheard.
+    """
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        try:
+            return read(*arguments)
+        except Exception as error:  # each library has its own ways to say "damaged"
+            cause = reason(error)
+        time.sleep(0.2)  # for the reads of other arrays that are under way
+        gc.collect()
+    finally:
+        sys.unraisablehook = hook
+    raise Damaged(cause)
 
 
 def reason(error: Exception) -> str:
@@ -140,5 +166,10 @@ def config_differences(saved: dict, wanted: dict) -> list[str]:
         f"{section}.{key}: {json.dumps(old)} -> {json.dumps(new)}"
         for section, names in keys.items()
         for key in names
-        if (old := saved.get(section, {}).get(key)) != (new := wanted[section][key])
+        if (old := saved.get(section, {}).get(key, default(section, key))) != (new := wanted[section][key])
     ]
+
+
+def default(section: str, key: str) -> Any:
+    """What a checkpoint means that was written before this setting existed."""
+    return getattr(cfg, section.capitalize()).model_fields[key].get_default()

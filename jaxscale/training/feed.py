@@ -2,11 +2,13 @@
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import jax
 import numpy as np
 
 from jaxscale import config as cfg
+from jaxscale.data.index import read_index
 from jaxscale.data.store import TokenStore
 from jaxscale.data.tokenizer import Tokenizer
 from jaxscale.data.tokens import RowSource, Synthetic, batches, open_llmc, open_tokenizer, open_tokens, windows
@@ -30,6 +32,8 @@ def open_store(data: cfg.Data, split: str) -> TokenStore | None:
     if data.kind == "llmc":
         path = data.path if split == "train" else data.validation_path
         return open_llmc(path) if path else None
+    if split == "validation" and not read_index(Path(data.path)).splits["validation"].shards:
+        return None  # a corpus of one document has no part to hold out
     return open_tokens(data.path, split, verify=data.verify)
 
 

@@ -71,8 +71,10 @@ def check_sampling(prompts, max_new_tokens, temperature, top_k, top_p, vocab_siz
         )
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens={max_new_tokens} must be at least 1")
-    if temperature < 0:
-        raise ValueError(f"temperature={temperature} is negative; 0 is greedy, 1 samples the model's distribution")
+    if not 0 <= temperature < float("inf"):
+        raise ValueError(
+            f"temperature={temperature} is no number from 0 up; 0 is greedy, 1 samples the model's distribution"
+        )
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k={top_k} must be at least 1")
     if top_p is not None and not 0 < top_p <= 1:

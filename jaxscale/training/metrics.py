@@ -176,7 +176,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 def drop_records_after(path: Path, step: int) -> None:
     """A run that resumes from `step` does the later ones again: their first records go, so that a step has one."""
     records = read_records(path)
-    kept = [r for r in records if r["step"] <= step]
+    kept = [r for r in records if r.get("step", 0) <= step]
     if len(kept) == len(records):
         return
     temporary = path.with_suffix(".tmp")

@@ -30,10 +30,16 @@ def write_run_files(out: Path, config: cfg.Config, devices: list[jax.Device], to
         (out / "environment.json").write_text(json.dumps(environment(devices), indent=2) + "\n")
         if tokenizer is not None:
             path = tokenizer.save(out)
-            about = {"file": path.name if path else None, "separator": tokenizer.separator, "fingerprint": tokenizer.fingerprint}
+            about = {
+                "file": path.name if path else None,
+                "separator": tokenizer.separator,
+                "fingerprint": tokenizer.fingerprint,
+            }
             (out / "tokenizer-identity.json").write_text(json.dumps(about, indent=2) + "\n")
     except OSError as error:
-        raise ValueError(f"cannot write to out={out}: {error.strerror}; choose a directory that can be written") from error
+        raise ValueError(
+            f"cannot write to out={out}: {error.strerror}; choose a directory that can be written"
+        ) from error
 
 
 def environment(devices: list[jax.Device]) -> dict:
@@ -81,7 +87,9 @@ def interrupts() -> Iterator[threading.Event]:
 
     def handle(number, frame):
         stop.set()
-        os.write(2, b"\nstopping after this step; Ctrl-C again leaves at once\n")  # print may not be called in a handler
+        os.write(
+            2, b"\nstopping after this step; Ctrl-C again leaves at once\n"
+        )  # print may not be called in a handler
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     signal.signal(signal.SIGINT, handle)

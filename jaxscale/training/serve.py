@@ -10,16 +10,22 @@ from jaxscale import config as cfg
 from jaxscale.data.tokenizer import Tokenizer, load_tokenizer
 from jaxscale.parallel.mesh import make_mesh, start_devices
 from jaxscale.parallel.sharding import fit_rules, make_rules, on_mesh
-from jaxscale.training.checkpoint import Checkpointer, Say, config_differences, reason
+from jaxscale.training.checkpoint import Checkpointer, Damaged, Say, config_differences, reading, reason
 from jaxscale.training.generate import decode_rules, generate
 from jaxscale.training.step import Program, make_program
 from jaxscale.training.trainer import Result
 
 
 def continue_texts(
-    run: Path, prompts: list[str], overrides: list[str], *, step: int | None = None, tokenizer: str | None = None,
-    say: Say = lambda line: None, **sampling,
-) -> list[str]:  # fmt: skip
+    run: Path,
+    prompts: list[str],
+    overrides: list[str],
+    *,
+    step: int | None = None,
+    tokenizer: str | None = None,
+    say: Say = lambda line: None,
+    **sampling,
+) -> list[str]:
     """Sampled continuations from the newest checkpoint of a run (or that of `step`).
 
     Args:
@@ -32,7 +38,9 @@ def continue_texts(
     config = cfg.load_config(run / "config.yaml", overrides)
     codec = run_tokenizer(run, tokenizer)
     if codec.vocab_size > config.model.vocab_size:
-        raise ValueError(f"the tokenizer has {codec.vocab_size} tokens and the model {config.model.vocab_size}; give the run's own")
+        raise ValueError(
+            f"the tokenizer has {codec.vocab_size} tokens and the model {config.model.vocab_size}; give the run's own"
+        )
     mesh = make_mesh(config.mesh, start_devices(config.runtime))
     rules = decode_rules(make_rules(config.sharding), mesh.shape, len(prompts))
     rules = fit_rules(rules, mesh.shape, without_batch(config, len(prompts)))
@@ -48,7 +56,9 @@ def without_batch(config: cfg.Config, prompts: int) -> cfg.Config:
     return config.model_copy(update={"data": data, "step": config.step.model_copy(update={"microbatches": 1})})
 
 
-def complete(program: Program, params, codec: Tokenizer, prompts: list[str], config: cfg.Config, **sampling) -> list[str]:
+def complete(
+    program: Program, params, codec: Tokenizer, prompts: list[str], config: cfg.Config, **sampling
+) -> list[str]:
     """Decoded continuations; a document's separator begins every prompt and ends every continuation."""
     tokens = [[codec.separator_id, *np.asarray(codec.encode(p)).tolist()] for p in prompts]
     longest = max(map(len, tokens)) + sampling["max_new_tokens"]
@@ -57,8 +67,14 @@ def complete(program: Program, params, codec: Tokenizer, prompts: list[str], con
             f"prompt and new tokens make {longest}, beyond the {config.model.max_seq_len} learned positions; lower "
             "--max-new-tokens or shorten the prompt"
         )
-    new = generate(program.merge, params, tokens, vocab_size=min(codec.vocab_size, config.model.vocab_size),
-                   stop_id=codec.separator_id, **sampling)  # fmt: skip
+    new = generate(
+        program.merge,
+        params,
+        tokens,
+        vocab_size=min(codec.vocab_size, config.model.vocab_size),
+        stop_id=codec.separator_id,
+        **sampling,
+    )
     return [codec.decode(ids) for ids in new]
 
 
@@ -69,11 +85,13 @@ def sample_after(result: Result, config: cfg.Config, prompt: str, *, max_new_tok
         program = make_program(config)
         params = result.state.params if result.state.ema is None else result.state.ema
         codec = run_tokenizer(result.out, None)
-        return complete(program, params, codec, [prompt], config, max_new_tokens=max_new_tokens, temperature=0.8, top_p=0.95)[0]
+        return complete(
+            program, params, codec, [prompt], config, max_new_tokens=max_new_tokens, temperature=0.8, top_p=0.95
+        )[0]
 
 
 def run_tokenizer(run: Path, spec: str | None) -> Tokenizer:
-    """The tokenizer that made the run's tokens, from the copy beside the run, or the one asked for if it is the same."""
+    """The tokenizer that made the run's tokens, from the copy beside the run, or `spec` if it is the same."""
     identity = read_identity(run / "tokenizer-identity.json")
     if spec is not None:
         codec = load_tokenizer(spec, separator=identity["separator"] if identity and spec != "byte" else None)
@@ -85,8 +103,9 @@ def run_tokenizer(run: Path, spec: str | None) -> Tokenizer:
         codec = load_tokenizer(run / identity["file"], separator=identity["separator"])
     if identity is not None and codec.fingerprint != identity["fingerprint"]:
         raise ValueError(
-            f"tokenizer {spec or run / identity['file']} (fingerprint {codec.fingerprint[:12]}) is not the one that made "
-            f"this run's tokens ({identity['fingerprint'][:12]}); leave out --tokenizer, or restore {run}/tokenizer.json"
+            f"tokenizer {spec or run / identity['file']} (fingerprint {codec.fingerprint[:12]}) is not the one that "
+            f"made this run's tokens ({identity['fingerprint'][:12]}); leave out --tokenizer, or restore "
+            f"{run}/tokenizer.json"
         )
     return codec
 
@@ -102,27 +121,30 @@ def read_identity(path: Path) -> dict | None:
 
 
 def restore_params(run: Path, program: Program, config: cfg.Config, step: int | None, say: Say):
-    """The parameters alone (averaged ones where the run keeps them), in this mesh's layout; the newest that can be read."""
+    """The parameters alone (averaged ones where the run keeps them), in this mesh's layout; the newest readable."""
     if not (run / "checkpoints").is_dir():
         raise ValueError(f"{run} has no checkpoints yet; train it first: jaxscale train {run / 'config.yaml'}")
     checkpointer = Checkpointer(run / "checkpoints")
     steps = checkpointer.steps()
     if not steps or (step is not None and step not in steps):
-        raise ValueError(f"{run} has no checkpoint{f' of step {step}' if step is not None else ''}; it has {steps or 'none'}")
+        raise ValueError(
+            f"{run} has no checkpoint{f' of step {step}' if step is not None else ''}; it has {steps or 'none'}"
+        )
     part = "params" if program.abstract.ema is None else "ema"
     item = {part: getattr(program.abstract, part)}
     problems = []
     try:
         for candidate in [step] if step is not None else reversed(steps):
-            changed = []
             try:
-                changed = config_differences(checkpointer.meta(candidate)["config"], config.model_dump(mode="json"))
-                params = None if changed else read_params(run / "checkpoints" / str(candidate) / "state", item)[part]
-            except Exception as error:  # damaged, in the words of orbax, tensorstore or JSON: try the one before
-                problems.append(f"{candidate} cannot be read ({reason(error)})")
+                saved = reading(checkpointer.meta, candidate)["config"]
+                if changed := config_differences(saved, config.model_dump(mode="json")):
+                    raise ValueError(
+                        f"the model is not the checkpoint's: {'; '.join(changed)}; override mesh and runtime only"
+                    )
+                params = reading(read_params, run / "checkpoints" / str(candidate) / "state", item)[part]
+            except Damaged as error:
+                problems.append(f"{candidate} cannot be read ({error})")
                 continue
-            if changed:
-                raise ValueError(f"the model is not the checkpoint's: {'; '.join(changed)}; override mesh and runtime only")
             for problem in problems:
                 say(f"checkpoint {problem}; step {candidate} is used")
             return params

@@ -1,6 +1,6 @@
 """The trainer: the data flow of the README, in its order.
 
-    config -> mesh -> rules x parameters -> state;  tokens -> batch(step);  state, batch -> step -> metrics, checkpoints
+config -> mesh -> rules x parameters -> state;  tokens -> batch(step);  state, batch -> step -> metrics, checkpoints
 """
 
 import math
@@ -71,17 +71,24 @@ def train(config: cfg.Config, *, model: ModelFactory | None = None, watcher: Wat
     devices = start_devices(config.runtime)
     mesh = make_mesh(config.mesh, devices)
     rules = rules_for(config, mesh, decoder=model is None)
-    peak = find_peak(devices, config.step.compute_dtype)
     # --- data
     rows, validation_rows = open_source(config, "train"), open_source(config, "validation")
     assert rows is not None
     tokenizer = open_run_tokenizer(config)
-    watcher.say(f"mesh {describe_mesh(mesh)} of {devices[0].device_kind}; {len(rows):,} rows of {config.data.seq_len} tokens")
+    peak = find_peak(devices, config.step.compute_dtype)
+    watcher.say(
+        f"mesh {describe_mesh(mesh)} of {devices[0].device_kind}; {len(rows):,} rows of {config.data.seq_len} tokens"
+    )
     with on_mesh(mesh, rules), interrupts() as stop:
         # --- state: from a checkpoint, or born sharded
         program = make_program(config, model)
-        about_data = {"seed": config.seed, "batch_size": config.data.batch_size, "seq_len": config.data.seq_len,
-                      "fingerprint": rows.fingerprint, "path": config.data.path}  # fmt: skip
+        about_data = {
+            "seed": config.seed,
+            "batch_size": config.data.batch_size,
+            "seq_len": config.data.seq_len,
+            "fingerprint": rows.fingerprint,
+            "path": config.data.path,
+        }
         checkpointer, run = open_checkpoints(config), None
         try:
             state = restore(config, program, checkpointer, about_data, watcher) or program.init()
@@ -91,20 +98,42 @@ def train(config: cfg.Config, *, model: ModelFactory | None = None, watcher: Wat
             run = Run(config, program, checkpointer, about_data, watcher, stop, mesh)
             run.meter = Meter(config, peak, model_flops_per_token(config, model))
             run.writer = MetricsWriter(config.out_dir, config, start_step=first)
-            state = run.loop(state, first, Feed(
-                rows, config, batch_sharding(mesh), start_step=first, stop_step=max(first, config.steps),
-                microbatches=config.step.microbatches,
-            ), validation_rows)  # fmt: skip
+            state = run.loop(
+                state,
+                first,
+                Feed(
+                    rows,
+                    config,
+                    batch_sharding(mesh),
+                    start_step=first,
+                    stop_step=max(first, config.steps),
+                    microbatches=config.step.microbatches,
+                ),
+                validation_rows,
+            )
         finally:
             watcher.finish()
             if run:
                 run.writer.close()
             checkpointer.close()
     if stop.is_set() and int(state.step) < config.steps:
-        raise Interrupted(f"stopped after step {int(state.step)}; the same command resumes from there ({config.out_dir})")
+        raise Interrupted(
+            f"stopped after step {int(state.step)}; the same command resumes from there ({config.out_dir})"
+        )
     last = run.losses[max(run.losses)] if run.losses else None
-    return Result(int(state.step), last, run.validation_loss, run.meter.speed(), peak, config.out_dir, mesh, rules,
-                  program, state, run.losses)  # fmt: skip
+    return Result(
+        int(state.step),
+        last,
+        run.validation_loss,
+        run.meter.speed(),
+        peak,
+        config.out_dir,
+        mesh,
+        rules,
+        program,
+        state,
+        run.losses,
+    )
 
 
 def rules_for(config: cfg.Config, mesh: Mesh, *, decoder: bool) -> Rules:
@@ -121,7 +150,9 @@ def open_checkpoints(config: cfg.Config) -> Checkpointer:
     try:
         config.out_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"cannot write to out={config.out}: {error.strerror}; choose a directory that can be written") from error
+        raise ValueError(
+            f"cannot write to out={config.out}: {error.strerror}; choose a directory that can be written"
+        ) from error
     checkpointer = Checkpointer(config.out_dir / "checkpoints", config.checkpoint)
     if not config.checkpoint.resume and checkpointer.steps():
         raise ValueError(
@@ -130,7 +161,9 @@ def open_checkpoints(config: cfg.Config) -> Checkpointer:
     return checkpointer
 
 
-def restore(config: cfg.Config, program: Program, checkpointer: Checkpointer, data: dict, watcher: Watcher) -> TrainState | None:
+def restore(
+    config: cfg.Config, program: Program, checkpointer: Checkpointer, data: dict, watcher: Watcher
+) -> TrainState | None:
     found = checkpointer.restore_latest(program.abstract, config, say=watcher.say)
     if found is None:
         return None
@@ -222,8 +255,12 @@ class Run:
     def speed_values(self, speed: Speed | None, wait: float) -> dict[str, float]:
         values: dict[str, float] = {"data_wait_seconds": wait} | dict(device_memory(list(self.mesh.devices.flat)))
         if speed:
-            values |= {"step_seconds": self.meter.seconds[-1], "step_seconds_median": speed.step_seconds,
-                       "step_seconds_p95": speed.step_seconds_p95, "tokens_per_second": speed.tokens_per_second}  # fmt: skip
+            values |= {
+                "step_seconds": self.meter.seconds[-1],
+                "step_seconds_median": speed.step_seconds,
+                "step_seconds_p95": speed.step_seconds_p95,
+                "tokens_per_second": speed.tokens_per_second,
+            }
             if speed.mfu is not None:
                 values["mfu"] = speed.mfu
         return values

@@ -85,7 +85,7 @@ def test_top_k_and_top_p_leave_only_likely_tokens():
 @pytest.mark.parametrize(
     ("sampling", "message"),
     [
-        ({"temperature": -1.0}, "temperature=-1.0 is negative"),
+        ({"temperature": -1.0}, "temperature=-1.0 is no number"),
         ({"top_k": 0}, "top_k=0"),
         ({"top_p": 2.0}, "top_p=2.0"),
         ({"max_new_tokens": 0}, "max_new_tokens=0"),
