@@ -470,7 +470,7 @@ GENERATE = [
     (["--top-p", 0], "top_p=0.0 must be above 0"),
     (["--top-p", "nan"], "top_p=nan must be"),
     (["--top-k", 0], "top_k=0 must be at least 1"),
-    (["--temperature", -1], "temperature=-1.0 is negative"),
+    (["--temperature", -1], "temperature=-1.0 is no number"),
     (["--max-new-tokens", 0], "max_new_tokens=0 must be at least 1"),
     (["--max-new-tokens", "many"], "Invalid value for '--max-new-tokens'"),
     (["--seed", -1], "Invalid value for '--seed'"),

@@ -311,7 +311,7 @@ def test_mesh_sizes_resolve():
 @pytest.mark.parametrize(
     ("mesh", "devices", "message"),
     [
-        ({"data": 2, "fsdp": 2}, 8, "mesh data=2, fsdp=2 needs 4 devices and there are 8; set one axis to -1"),
+        ({"data": 2, "fsdp": 2}, 8, "mesh data=2, fsdp=2 needs 4 devices and there are 8; set an axis to -1"),
         ({"data": 4, "tensor": 4}, 8, "needs 16 devices and there are 8"),
         ({"data": 1}, 8, "mesh of one device needs 1 devices and there are 8"),
         ({"fsdp": 3}, 8, "mesh data=-1, fsdp=3: 3 does not divide 8 devices; make the product"),
