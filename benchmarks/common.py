@@ -24,9 +24,12 @@ class Worker:
 
     def __init__(self, script: str, *arguments: str, env: dict[str, str] | None = None):
         self.process = subprocess.Popen(
-            [sys.executable, script, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            [sys.executable, script, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
             env=os.environ | (env or {}),
-        )  # fmt: skip
+        )
         self.about = self.read()
 
     def ask(self, command: str, **arguments: Any) -> Any:
@@ -67,7 +70,9 @@ def spread_text(values: list[float]) -> str:
 def machine() -> dict[str, Any]:
     model = platform.processor() or platform.machine()
     if (cpuinfo := Path("/proc/cpuinfo")).exists():
-        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        names = [
+            line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
+        ]
         model = names[0] if names else model
     return {"cpu": model, "cores": cores(), "system": platform.platform(), "load_before": os.getloadavg()[0]}
 

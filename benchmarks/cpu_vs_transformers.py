@@ -32,16 +32,21 @@ MATMULS = (1024, 1536, 2048)
 def run_config() -> cfg.Config:
     model = cfg.Model(vocab_size=256, num_layers=6, embed_dim=384, num_heads=6, mlp_dim=1024, max_seq_len=256)
     return cfg.Config(
-        name="cpu-vs-transformers", steps=100_000, model=model, mesh=cfg.Mesh(data=1), runtime=cfg.Runtime(platform="cpu"),
-        data=cfg.Data(kind="synthetic", batch_size=8, seq_len=256), step=cfg.Step(remat="none", compute_dtype="float32"),
+        name="cpu-vs-transformers",
+        steps=100_000,
+        model=model,
+        mesh=cfg.Mesh(data=1),
+        runtime=cfg.Runtime(platform="cpu"),
+        data=cfg.Data(kind="synthetic", batch_size=8, seq_len=256),
+        step=cfg.Step(remat="none", compute_dtype="float32"),
         optimizer=cfg.Optimizer(schedule="constant", no_decay=[], clip_norm=None),
-    )  # fmt: skip
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--steps", type=int, default=4, help="of each in a round")
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=2, help="of each in a round")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     parser.add_argument("--worker", choices=WORKERS, help=argparse.SUPPRESS)
     parser.add_argument("--initial", type=Path, help=argparse.SUPPRESS)
@@ -64,7 +69,8 @@ def compare(rounds: int, steps: int, out: Path) -> None:
     for number in range(rounds):
         for name in list(workers)[:: 1 if number % 2 else -1]:  # each goes first in every other round
             samples[name].append(workers[name].ask("steps", count=steps))
-            matmuls[name].append(workers[name].ask("matmul"))
+            if number % 4 == 0:
+                matmuls[name].append(workers[name].ask("matmul"))
     pieces = ours.ask("pieces")
     for worker in workers.values():
         worker.close()
@@ -76,7 +82,10 @@ def compare(rounds: int, steps: int, out: Path) -> None:
     flops = train_flops_per_token(config.model, config.data.seq_len)
     best = max(max(m) for m in matmuls.values())
     shares = {n: flops * tokens / statistics.median(s) / best for n, s in seconds.items()}
-    print(f"{about_machine['cores']} cores, {about_machine['cpu']}; {rounds} rounds of {steps} steps each, {tokens} tokens a step")
+    print(
+        f"{about_machine['cores']} cores, {about_machine['cpu']}; {rounds} rounds of {steps} steps each, "
+        f"{tokens} tokens a step"
+    )
     print(f"{'':14}{'tokens/s, median (min to max)':>34}{'step':>10}{'of best matmul':>16}{'page faults a step':>20}")
     for name, s in seconds.items():
         rates = [tokens / x for x in s]
@@ -84,15 +93,25 @@ def compare(rounds: int, steps: int, out: Path) -> None:
         faults = statistics.median(r["page_faults"] for r in samples[name]) / steps
         print(f"{name:14}{rate:>34}{statistics.median(s) * 1e3:>7.0f} ms{shares[name]:>16.1%}{faults:>20,.0f}")
     print(f"ratio of tokens/s, jaxscale to transformers: {spread_text(ratios)}")
-    print(f"best matmul in this run, float32 square: {best / 1e9:.0f} GFLOP/s; model FLOPs a token {flops:,.0f} (causal)")
+    print(
+        f"best matmul in this run, float32 square: {best / 1e9:.0f} GFLOP/s; model FLOPs a token {flops:,.0f} (causal)"
+    )
     print(f"losses: finite, and equal to {worst:.1e} relative over {rounds * steps + ours.about['warm_steps']} steps")
     breakdown = print_pieces(pieces, statistics.median(seconds["jaxscale"]), best)
     record = {
-        "machine": about_machine, "config": config.model_dump(mode="json"), "workers": {n: w.about for n, w in workers.items()},
-        "tokens_per_second_ratio": spread(ratios), "ratios": ratios, "samples": samples, "matmul_flops_per_second": matmuls,
-        "best_matmul_flops_per_second": best, "model_flops_per_token": flops, "share_of_best_matmul": shares,
-        "worst_relative_loss_difference": worst, "pieces": breakdown,
-    }  # fmt: skip
+        "machine": about_machine,
+        "config": config.model_dump(mode="json"),
+        "workers": {n: w.about for n, w in workers.items()},
+        "tokens_per_second_ratio": spread(ratios),
+        "ratios": ratios,
+        "samples": samples,
+        "matmul_flops_per_second": matmuls,
+        "best_matmul_flops_per_second": best,
+        "model_flops_per_token": flops,
+        "share_of_best_matmul": shares,
+        "worst_relative_loss_difference": worst,
+        "pieces": breakdown,
+    }
     print(f"recorded in {write_record('cpu_vs_transformers', record, out)}")
 
 
@@ -103,7 +122,9 @@ def losses_difference(samples: dict[str, list[dict]]) -> float:
         raise SystemExit(f"a loss is not finite: {a} and {b}")
     worst = max(abs(x - y) / abs(y) for x, y in zip(a, b, strict=True))
     if worst > LOSS_TOLERANCE:
-        raise SystemExit(f"losses differ by {worst:.1e} relative, beyond {LOSS_TOLERANCE}: not the same work ({a[:3]}, {b[:3]})")
+        raise SystemExit(
+            f"losses differ by {worst:.1e} relative, beyond {LOSS_TOLERANCE}: not the same work ({a[:3]}, {b[:3]})"
+        )
     return worst
 
 
@@ -123,7 +144,13 @@ def print_pieces(pieces: dict[str, dict], step_seconds: float, best: float) -> d
             reach = f"{piece['share_of_best_matmul']:.1%}"
         label = f"{'  ' if piece['part'] else ''}{name}" + (f", x{piece['times']}" if piece["times"] > 1 else "")
         print(f"{label:44}{seconds * 1e3:>8.1f}{seconds / step:>9.1%}{reach:>16}")
-    pieces["the rest"] = {"seconds": step - parts, "times": 1, "flops": 0, "part": True, "share_of_step": 1 - parts / step}
+    pieces["the rest"] = {
+        "seconds": step - parts,
+        "times": 1,
+        "flops": 0,
+        "part": True,
+        "share_of_step": 1 - parts / step,
+    }
     print(f"{'  the rest':44}{(step - parts) * 1e3:>8.1f}{1 - parts / step:>9.1%}")
     print(f"(whole step here {step * 1e3:.0f} ms, in the rounds {step_seconds * 1e3:.0f} ms)")
     return pieces
@@ -135,20 +162,24 @@ def print_pieces(pieces: dict[str, dict], step_seconds: float, best: float) -> d
 def jaxscale_worker(initial: Path) -> None:
     import jax
 
-    from jaxscale.parallel.mesh import make_mesh, start_devices
+    from jaxscale.parallel.mesh import keep_heap, make_mesh, start_devices
     from jaxscale.parallel.sharding import on_mesh
     from jaxscale.training.feed import Feed, open_source
     from jaxscale.training.metrics import measure_peak
     from jaxscale.training.step import batch_sharding, make_program
     from jaxscale.training.trainer import rules_for
 
+    keep_heap()  # as the command line does
     config = run_config()
     devices = start_devices(config.runtime)
     mesh = make_mesh(config.mesh, devices)
     with on_mesh(mesh, rules_for(config, mesh, decoder=True)):
         program = make_program(config)
         held = {"state": program.init()}
-        np.savez(initial, **{jax.tree_util.keystr(k): v for k, v in jax.tree_util.tree_leaves_with_path(held["state"].params)})
+        np.savez(
+            initial,
+            **{jax.tree_util.keystr(k): v for k, v in jax.tree_util.tree_leaves_with_path(held["state"].params)},
+        )
         feed = Feed(open_source(config, "train"), config, batch_sharding(mesh))
 
         def one() -> float:
@@ -178,6 +209,7 @@ def time_pieces(config: cfg.Config, program, held: dict, batch, repeats: int = 1
 
     from jaxscale.models.attention import Attention, attention
     from jaxscale.models.embedding import lookup
+    from jaxscale.models.transformer import rotations
     from jaxscale.parallel.sharding import spec
     from jaxscale.training.loss import chunked_sums, loss_sums
     from jaxscale.training.optimizer import make_optimizer
@@ -185,13 +217,22 @@ def time_pieces(config: cfg.Config, program, held: dict, batch, repeats: int = 1
 
     model, data = config.model, config.data
     tokens = data.batch_size * data.seq_len
-    L, D, N, H, F, V = model.num_layers, model.embed_dim, model.num_heads, model.head_size, model.mlp_dim, model.vocab_size
+    L, D, N, H, F, V = (
+        model.num_layers,
+        model.embed_dim,
+        model.num_heads,
+        model.head_size,
+        model.mlp_dim,
+        model.vocab_size,
+    )
     state = held["state"]
     part = jax.tree.map(lambda x: x[0], batch)
     module = program.merge(state.params)
     graph, blocks = nnx.split(module.layers)
     block = nnx.merge(graph, jax.tree.map(lambda x: x[0], blocks))
-    positions = jax.device_put(np.broadcast_to(np.arange(data.seq_len), (data.batch_size, data.seq_len)), spec("batch", "sequence"))
+    shape = (data.batch_size, data.seq_len)
+    positions = jax.device_put(np.broadcast_to(np.arange(data.seq_len), shape), spec("batch", "sequence"))
+    rope = rotations(positions, model)
 
     def normal(*shape: int, names: tuple):
         values = np.random.default_rng(len(shape)).standard_normal((data.batch_size, data.seq_len, *shape), np.float32)
@@ -208,9 +249,9 @@ def time_pieces(config: cfg.Config, program, held: dict, batch, repeats: int = 1
 
         return run
 
-    def of(module):
+    def of(module, *rest):
         graph, params = nnx.split(module)
-        return both_ways(lambda params, x, *rest: nnx.merge(graph, params)(x, *rest)), params
+        return both_ways(lambda params, x: nnx.merge(graph, params)(x, *rest)), params
 
     def head_loss(params, x):
         return chunked_sums(program.merge(params), x, part, chunk=None, vocab_size=V)["cross_entropy"] / tokens
@@ -219,7 +260,7 @@ def time_pieces(config: cfg.Config, program, held: dict, batch, repeats: int = 1
     run_attention = both_ways(lambda q, k, v: attention(q, k, v, None, how))
     run_mlp, mlp = of(block.mlp)
     run_norm, norm = of(block.mlp_norm)
-    whole_attention, attention_params = of(block.attention)
+    whole_attention, attention_params = of(block.attention, rope, None)
     run_lookup = both_ways(lambda table: lookup(table, part["tokens"], dtype=x.dtype))
     run_head = jax.jit(jax.grad(head_loss, argnums=(0, 1)))
     forward = jax.jit(lambda p: loss_sums(program.merge(p), part, loss=config.loss, vocab_size=V)["cross_entropy"])
@@ -251,14 +292,18 @@ def time_pieces(config: cfg.Config, program, held: dict, batch, repeats: int = 1
         "forward and loss": (lambda: forward(held["state"].params), 1, all_flops / 3, False),
         "forward and backward": (lambda: backward(held["state"].params, held["state"].rng), 1, all_flops, False),
         "attention with its projections and rope": (
-            lambda: whole_attention(x, attention_params, x, positions, None), L, core + projections, True),
+            lambda: whole_attention(x, attention_params, x),
+            L,
+            core + projections,
+            True,
+        ),
         "of it, attention alone": (lambda: run_attention(heads, heads, heads, heads), L, core, False),
         "mlp": (lambda: run_mlp(x, mlp, x), L, 6 * 3 * D * F * tokens, True),
         "norm": (lambda: run_norm(x, norm, x), 2 * L + 1, 0, True),
         "embedding": (lambda: run_lookup(x, held["state"].params["embedding"]), 1, 0, True),
         "head and loss": (lambda: run_head(held["state"].params, x), 1, 6 * D * V * tokens, True),
         "optimizer": (run_update, 1, 0, True),
-    }  # fmt: skip
+    }
     assert matmul_parameters(model) * 6 * tokens + L * core == all_flops
     seconds: dict[str, list[float]] = {name: [] for name in table}
     for turn in range(repeats + 2):
@@ -286,15 +331,31 @@ def transformers_worker(initial: Path) -> None:
     torch.set_num_threads(cores())
     config = run_config()
     model, data, adam = config.model, config.data, config.optimizer
-    llama = LlamaForCausalLM(LlamaConfig(
-        vocab_size=model.vocab_size, hidden_size=model.embed_dim, intermediate_size=model.mlp_dim,
-        num_hidden_layers=model.num_layers, num_attention_heads=model.num_heads, num_key_value_heads=model.kv_heads,
-        head_dim=model.head_size, max_position_embeddings=model.max_seq_len, rms_norm_eps=model.norm_eps,
-        rope_theta=model.rope_theta, tie_word_embeddings=False, use_cache=False, attn_implementation="sdpa",
-    )).train()  # fmt: skip
+    llama = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=model.vocab_size,
+            hidden_size=model.embed_dim,
+            intermediate_size=model.mlp_dim,
+            num_hidden_layers=model.num_layers,
+            num_attention_heads=model.num_heads,
+            num_key_value_heads=model.kv_heads,
+            head_dim=model.head_size,
+            max_position_embeddings=model.max_seq_len,
+            rms_norm_eps=model.norm_eps,
+            rope_theta=model.rope_theta,
+            tie_word_embeddings=False,
+            use_cache=False,
+            attn_implementation="sdpa",
+        )
+    ).train()
     llama.load_state_dict({k: torch.tensor(v) for k, v in llama_weights(dict(np.load(initial)), model).items()})
     optimizer = torch.optim.AdamW(
-        llama.parameters(), adam.learning_rate, betas=(adam.b1, adam.b2), eps=adam.eps, weight_decay=adam.weight_decay, fused=True
+        llama.parameters(),
+        adam.learning_rate,
+        betas=(adam.b1, adam.b2),
+        eps=adam.eps,
+        weight_decay=adam.weight_decay,
+        fused=True,
     )
     source = Synthetic(model.vocab_size, data.seq_len, seed=config.seed)
     done = 0
@@ -322,7 +383,12 @@ def transformers_worker(initial: Path) -> None:
         return best
 
     warm = [one() for _ in range(2)]
-    about = {"warm_steps": len(warm), "warm_losses": warm, "threads": torch.get_num_threads(), "optimizer": "AdamW, fused"}
+    about = {
+        "warm_steps": len(warm),
+        "warm_losses": warm,
+        "threads": torch.get_num_threads(),
+        "optimizer": "AdamW, fused",
+    }
     serve(about, steps=lambda count: time_steps(one, count), matmul=matmul)
 
 
@@ -348,12 +414,19 @@ def llama_weights(ours: dict[str, np.ndarray], model: cfg.Model) -> dict[str, np
 
 
 def time_steps(one, count: int) -> dict:
-    seconds, losses, faults = [], [], resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    seconds, losses, before = [], [], resource.getrusage(resource.RUSAGE_SELF)
     for _ in range(count):
         start = time.perf_counter()
         losses.append(one())
         seconds.append(time.perf_counter() - start)
-    return {"seconds": seconds, "losses": losses, "page_faults": resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults}
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    return {
+        "seconds": seconds,
+        "losses": losses,
+        "page_faults": after.ru_minflt - before.ru_minflt,
+        "user_seconds": after.ru_utime - before.ru_utime,
+        "system_seconds": after.ru_stime - before.ru_stime,
+    }
 
 
 WORKERS = {"jaxscale": jaxscale_worker, "transformers": transformers_worker}
