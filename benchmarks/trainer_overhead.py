@@ -5,7 +5,7 @@
 One process, one model, on this machine's CPU. `train(config)` runs as the command line runs it: synthetic rows through
 the feed, metrics.jsonl and TensorBoard written every step, the console's live bar drawn (on a terminal that leads
 nowhere). Every few dozen steps its watcher holds it back and runs the same jitted step, with one batch and a state of
-its own, as many times in a bare loop: the two alternate through the whole run, so that a noisy machine hurts both alike.
+its own, as many times in a bare loop: the two alternate through the whole run, so a noisy machine hurts both alike.
 """
 
 import argparse
