@@ -36,7 +36,7 @@ def run_config(steps: int, out: str) -> cfg.Config:
         model=model,
         mesh=cfg.Mesh(data=1),
         runtime=cfg.Runtime(platform="cpu"),
-        data=cfg.Data(kind="synthetic", batch_size=4, seq_len=128),
+        data=cfg.Data(kind="synthetic", batch_size=2, seq_len=128),
         step=cfg.Step(remat="none", compute_dtype="float32"),
         evaluation=cfg.Evaluation(batches=1),
     )
@@ -52,6 +52,7 @@ class Turns(TrainingConsole):
         super().__init__(config)
         self.console = Console(file=open(os.devnull, "w"), force_terminal=True)  # noqa: SIM115
         self.chunk, self.trainer, self.bare = chunk, [], []
+        self.trainer_cpu, self.bare_cpu = [], []
 
     def start(self, first_step: int, config: cfg.Config) -> None:
         super().start(first_step, config)
@@ -67,12 +68,15 @@ class Turns(TrainingConsole):
         super().step(step, values, speed)
         place = step % (self.chunk + 2)
         if place == 2:
-            self.began = time.perf_counter()
+            self.began, self.began_cpu = time.perf_counter(), time.process_time()
         elif place == 0:
             self.trainer.append((time.perf_counter() - self.began) / self.chunk)
+            self.trainer_cpu.append((time.process_time() - self.began_cpu) / self.chunk)
             time.sleep(0.3)  # the step that the trainer has dispatched ends
             self.run_bare(2)
+            began_cpu = time.process_time()
             self.bare.append(self.run_bare(self.chunk))
+            self.bare_cpu.append((time.process_time() - began_cpu) / self.chunk)
 
     def run_bare(self, steps: int) -> float:
         start = time.perf_counter()
@@ -97,28 +101,30 @@ def main() -> None:
     # a trainer's chunk against the mean of the bare ones before and after it, where there are both
     around = [(a + b) / 2 for a, b in zip(turns.bare, turns.bare[1:], strict=False)]
     ratios = [t / b for t, b in zip(turns.trainer[1:], around, strict=True)]
-    print(
-        f"{about_machine['cores']} cores, {about_machine['cpu']}; {arguments.rounds} rounds of "
-        f"{arguments.chunk} steps each"
-    )
-    for name, values in (("trainer's loop", turns.trainer), ("bare step", turns.bare)):
+    print(f"{about_machine['cores']} cores, {about_machine['cpu']}")
+    print(f"{arguments.rounds} rounds of {arguments.chunk} steps each")
+    names = ("trainer's loop", turns.trainer, turns.trainer_cpu), ("bare step", turns.bare, turns.bare_cpu)
+    for name, seconds, cpu in names:
+        low, middle, high = (1e3 * f(seconds) for f in (min, statistics.median, max))
         print(
-            f"{name:16}{statistics.median(values) * 1e3:7.2f} ms a step "
-            f"({min(values) * 1e3:.2f} to {max(values) * 1e3:.2f})"
+            f"{name:16}{middle:7.2f} ms a step ({low:.2f} to {high:.2f}), {1e3 * statistics.median(cpu):.2f} ms of CPU"
         )
-    print(
-        f"ratio, trainer's loop to bare step: {spread_text(ratios)}; of the fastest: "
-        f"{min(turns.trainer) / min(turns.bare):.3f}"
-    )
+    fastest = min(turns.trainer) / min(turns.bare)
+    cpu_ratio = statistics.median(turns.trainer_cpu) / statistics.median(turns.bare_cpu)
+    print(f"ratio of time a step, trainer's loop to bare step: {spread_text(ratios)}; of the fastest {fastest:.3f}")
+    print(f"ratio of CPU time a step, all threads: {cpu_ratio:.3f}")
     record = {
         "machine": about_machine,
         "config": config.model_dump(mode="json") | {"out": None},
         "ratio": spread(ratios),
-        "ratio_of_fastest": min(turns.trainer) / min(turns.bare),
+        "ratio_of_fastest": fastest,
+        "ratio_of_cpu_time": cpu_ratio,
         "ratios": ratios,
         "steps_a_chunk": arguments.chunk,
         "trainer_seconds_a_step": turns.trainer,
         "bare_seconds_a_step": turns.bare,
+        "trainer_cpu_seconds_a_step": turns.trainer_cpu,
+        "bare_cpu_seconds_a_step": turns.bare_cpu,
     }
     print(f"recorded in {write_record('trainer_overhead', record, arguments.out)}")
 

@@ -1,6 +1,7 @@
 """Eight simulated CPU devices for every test, and one rule for all: the partitioner never gives up."""
 
 import os
+import signal
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -10,6 +11,8 @@ import pytest
 
 from jaxscale.parallel.mesh import give_threads
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in the background of a shell: children would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 give_threads(8)
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_disable_most_optimizations", True)  # LLVM's: half of the suite would be waiting for them
