@@ -36,7 +36,7 @@ def run_config(steps: int, out: str) -> cfg.Config:
         model=model,
         mesh=cfg.Mesh(data=1),
         runtime=cfg.Runtime(platform="cpu"),
-        data=cfg.Data(kind="synthetic", batch_size=2, seq_len=128),
+        data=cfg.Data(kind="synthetic", batch_size=3, seq_len=128),
         step=cfg.Step(remat="none", compute_dtype="float32"),
         evaluation=cfg.Evaluation(batches=1),
     )
