@@ -21,6 +21,7 @@ app.add_typer(data_app, name="data")
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value ...", metavar="[section.key=value ...]")]
 USAGE_ERROR: Any = typer.BadParameter.__base__  # click's, wherever typer keeps it
+TOPOLOGY_HELP = "e.g. v5p:8x8x8, v6e:16x16, v5e:16x16, tpu7x:4x4x4, h100:16x8 (nodes x GPUs), h200:8"
 CONFIG_HELP = "a YAML file, or the name of a shipped one: quickstart, llama3.1-8b, ..."
 
 
@@ -115,6 +116,54 @@ def generate(
     for start, text in zip(prompt or [""], texts, strict=True):
         print(start + text)
         print()
+
+
+@app.command("compile")
+def compile_(
+    config: Annotated[str, typer.Argument(help=CONFIG_HELP)],
+    overrides: Overrides = None,
+    topology: Annotated[str, typer.Option(help=TOPOLOGY_HELP)] = "",
+    slices: Annotated[int, typer.Option(min=1, help="TPU slices of that shape, joined by the slow network.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Everything, for programs.")] = False,
+    hlo: Annotated[Path | None, typer.Option(help="Write the compiled program's text here.")] = None,
+    save: Annotated[Path | None, typer.Option(help="Write the executable here, for train --executable.")] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Let the compilers speak.")] = False,
+) -> None:
+    """Compile the training step for machines that are not here: memory, FLOPs, collectives, predicted speed."""
+    from jaxscale import console_predict, predict
+
+    loaded, where = load_for(config, overrides, topology, slices)
+    found = predict.answer(loaded, where, save=save, verbose=verbose)
+    if hlo is not None:
+        hlo.write_text(found.kept.hlo)
+    if as_json:
+        console_predict.print_json(found)
+    elif found.report is not None:
+        console_predict.show_report(loaded, found.report, cached=found.cached)
+    if found.report is None or not found.report.fits:
+        if not as_json:
+            console_predict.show_out_of_memory(loaded, where, found.needed, found.buffers, found.tried)
+        raise typer.Exit(1)
+
+
+def load_for(config: str, overrides: list[str] | None, topology: str, slices: int) -> tuple[Any, Any]:
+    """A config for a topology; the data need not be here."""
+    from jaxscale.config import load_config
+    from jaxscale.hardware import find_topology
+    from jaxscale.predict import fit_mesh
+
+    if not topology:
+        raise ValueError("--topology is missing; give e.g. --topology v5p:4x4x4 or --topology h100:8")
+    where = find_topology(topology, slices)
+    return fit_mesh(load_config(config, overrides or []), where), where
+
+
+@app.command()
+def chips() -> None:
+    """The chip table: peaks, memory and links, with the source of every figure."""
+    from jaxscale.console_predict import show_chips
+
+    show_chips()
 
 
 @data_app.command()

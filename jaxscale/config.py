@@ -111,8 +111,22 @@ class Model(Section):
         return math.ceil(self.vocab_size / self.vocab_multiple) * self.vocab_multiple
 
 
+class Dcn(Section):
+    """How many slices (GPU: groups of nodes) each axis runs over, on the slow network between them."""
+
+    pipeline: Positive = 1
+    data: Positive = 1
+    fsdp: Positive = 1
+    expert: Positive = 1
+    context: Positive = 1
+    tensor: Positive = 1
+
+
 class Mesh(Section):
-    """Sizes of the mesh axes. One may be -1: the devices that the others leave."""
+    """Sizes of the mesh axes within a slice. One may be -1: the devices that the others leave.
+
+    An axis's whole size is its size here times its size in `dcn`.
+    """
 
     pipeline: int = 1
     data: int = -1
@@ -120,6 +134,7 @@ class Mesh(Section):
     expert: int = 1
     context: int = 1
     tensor: int = 1
+    dcn: Dcn = Dcn()
 
     @model_validator(mode="after")
     def _check(self) -> "Mesh":
@@ -133,9 +148,15 @@ class Mesh(Section):
             size = getattr(self, axis)
             if size != -1 and size < 1:
                 raise ValueError(f"{axis}={size} must be a positive size, or -1 for the remaining devices")
-            if size != 1 and axis not in READY_AXES:
+            if axis not in READY_AXES and (size != 1 or self.over_slices.get(axis)):
+                size = size if size != 1 else f"1, dcn.{axis}={self.over_slices[axis]}"
                 raise ValueError(f"{axis}={size}: the {axis} axis is reserved and not yet supported; set it to 1")
         return self
+
+    @property
+    def over_slices(self) -> dict[str, int]:
+        """Axis -> size over the slow network, of those that cross it."""
+        return {a: n for a in AXES if (n := getattr(self.dcn, a)) > 1}
 
     def sizes(self, num_devices: int | None) -> dict[str, int]:
         """Resolve -1 and check against the number of devices (None: any number that the sizes multiply to).
@@ -144,9 +165,11 @@ class Mesh(Section):
         nothing is left, as JAX has no sharding on a mesh without axes).
         """
         sizes = {a: getattr(self, a) for a in AXES}
-        fixed = math.prod(s for s in sizes.values() if s != -1)
+        slices = math.prod(self.over_slices.values())
+        fixed = math.prod(s for s in sizes.values() if s != -1) * slices
         wild = [a for a, s in sizes.items() if s == -1]
         text = ", ".join(f"{a}={s}" for a, s in sizes.items() if s != 1)
+        text += "".join(f", dcn.{a}={s}" for a, s in self.over_slices.items())
         if num_devices is None:
             num_devices = fixed
         if wild:
@@ -161,6 +184,7 @@ class Mesh(Section):
                 f"mesh {text or 'of one device'} needs {fixed} devices and there are {num_devices}; set an axis to -1, "
                 f"or on CPU runtime.simulated_devices={fixed}"
             )
+        sizes = {a: s * getattr(self.dcn, a) for a, s in sizes.items()}
         return {a: s for a, s in sizes.items() if s > 1} or {"data": 1}
 
 
@@ -184,6 +208,7 @@ class Runtime(Section):
     platform: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
     simulated_devices: Positive | None = None
     compilation_cache: str | None = "~/.cache/jaxscale/xla"
+    compiler_options: dict[str, bool | int | str] = {}  # XLA's, over the preset of parallel/compiler.py
 
 
 class Data(Section):

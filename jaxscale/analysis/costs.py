@@ -1,39 +1,151 @@
-"""What a step should cost, by arithmetic alone: parameters and FLOPs. No jax here: it answers at once."""
+"""What a step should cost, by arithmetic alone: parameters, FLOPs, traffic. No jax here: it answers at once.
+
+Figures "of a device" are of one JAX device and one step. Dims: B batch, T sequence, D embed, N query heads, K kv heads,
+H head dim, F mlp, V vocab (padded), L layers.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from jaxscale import config as cfg
+from jaxscale.parallel.rules import ACTIVATIONS, PARAMETERS, count
 
 CONVENTIONS = {
     "causal": "matmuls 6 FLOPs a parameter and token, attention over the tokens that the causal mask shows",
     "palm": "matmuls 6 FLOPs a parameter and token, attention over the whole sequence (PaLM, arXiv:2204.02311, app. B)",
 }
+BYTES = {"bfloat16": 2, "float32": 4}
+
+
+# --- parameters -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One parameter: its dims with their logical axes; `part` is its line in tables, `matmul` a matrix of a layer."""
+
+    name: str
+    part: str
+    dims: tuple[int, ...]
+    axes: tuple[str, ...]
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.dims)
+
+    @property
+    def in_layers(self) -> bool:
+        return self.axes[0] == "layers"
+
+    def shard(self, sizes: Mapping[str, int], table: Mapping[str, tuple[str, ...]] = PARAMETERS) -> int:
+        """Elements of it that one device holds."""
+        return math.prod(n // count(table[a], sizes) for n, a in zip(self.dims, self.axes, strict=True))
+
+
+def weights(model: cfg.Model) -> list[Weight]:
+    """Every parameter of the decoder (`models/transformer.py`), in the order in which it is used."""
+    D, F, N, K, H, V = (model.embed_dim, model.mlp_dim, model.num_heads, model.kv_heads, model.head_size,
+                        model.padded_vocab_size)  # fmt: skip
+    found = [Weight("embedding", "embedding", (V, D), ("vocab", "embed"))]
+    if model.position == "learned":
+        found.append(Weight("position", "position_embedding", (model.max_seq_len, D), ("positions", "embed")))
+
+    def layer(name: str, part: str, dims: tuple[int, ...], axes: tuple[str, ...]) -> None:
+        found.append(Weight(name, part, (model.num_layers, *dims), ("layers", *axes)))
+
+    def norm(name: str, size: int, axis: str, kind: str = model.norm) -> None:
+        for suffix in ("scale", "bias")[: 2 if kind == "layernorm" else 1]:
+            layer(f"{name}_{suffix}", "norms", (size,), (axis,))
+
+    norm("attention_norm", D, "norm")
+    heads = {"q": (N, "heads"), "k": (K, "kv_heads"), "v": (K, "kv_heads")}
+    for name, (n, axis) in heads.items():
+        layer(name, "attention", (D, n, H), ("embed", axis, "head_dim"))
+        if model.attention_bias:
+            layer(f"{name}_bias", "attention", (n, H), (axis, "head_dim"))
+    layer("out", "attention", (N, H, D), ("heads", "head_dim", "embed"))
+    if model.attention_bias:
+        layer("out_bias", "attention", (D,), ("norm",))
+    if model.qk_norm:
+        norm("q_norm", H, "head_dim", "rmsnorm")
+        norm("k_norm", H, "head_dim", "rmsnorm")
+    norm("mlp_norm", D, "norm")
+    for name in ("gate", "up") if model.mlp == "swiglu" else ("up",):
+        layer(name, "mlp", (D, F), ("embed", "mlp"))
+        if model.mlp_bias:
+            layer(f"{name}_bias", "mlp", (F,), ("mlp",))
+    layer("down", "mlp", (F, D), ("mlp", "embed"))
+    if model.mlp_bias:
+        layer("down_bias", "mlp", (D,), ("norm",))
+    for suffix in ("scale", "bias")[: 2 if model.norm == "layernorm" else 1]:
+        found.append(Weight(f"final_norm_{suffix}", "norms", (D,), ("norm",)))
+    if not model.tie_embeddings:
+        found.append(Weight("unembedding", "unembedding", (D, V), ("embed", "vocab")))
+    return found
+
+
+MATRICES = ("q", "k", "v", "out", "gate", "up", "down")
 
 
 def parameter_counts(model: cfg.Model) -> dict[str, int]:
     """Parameters by part, without the padding of the vocabulary; their sum is the published size."""
-    L, D, F = model.num_layers, model.embed_dim, model.mlp_dim
-    N, K, H = model.num_heads, model.kv_heads, model.head_size
-    attention = 2 * D * N * H + 2 * D * K * H
-    if model.attention_bias:
-        attention += N * H + 2 * K * H + D
-    mlp = (3 if model.mlp == "swiglu" else 2) * D * F
-    if model.mlp_bias:
-        mlp += (2 if model.mlp == "swiglu" else 1) * F + D
-    norm = D * (2 if model.norm == "layernorm" else 1)
-    return {
-        "embedding": model.vocab_size * D,
-        "position_embedding": model.max_seq_len * D if model.position == "learned" else 0,
-        "attention": L * attention,
-        "mlp": L * mlp,
-        "norms": L * (2 * norm + (2 * H if model.qk_norm else 0)) + norm,
-        "unembedding": 0 if model.tie_embeddings else model.vocab_size * D,
-    }
+    counts = dict.fromkeys(("embedding", "position_embedding", "attention", "mlp", "norms", "unembedding"), 0)
+    for weight in weights(model):
+        padding = weight.size // model.padded_vocab_size * (model.padded_vocab_size - model.vocab_size)
+        counts[weight.part] += weight.size - (padding if "vocab" in weight.axes else 0)
+    return counts
 
 
 def matmul_parameters(model: cfg.Model) -> int:
     """Parameters that a token is multiplied by: all matrices of the layers, and the unembedding (tied or not)."""
-    D, N, K, H = model.embed_dim, model.num_heads, model.kv_heads, model.head_size
-    layer = 2 * D * N * H + 2 * D * K * H + (3 if model.mlp == "swiglu" else 2) * D * model.mlp_dim
-    return model.num_layers * layer + model.vocab_size * D
+    matrices = sum(w.size for w in weights(model) if w.name in MATRICES)
+    return matrices + model.vocab_size * model.embed_dim
+
+
+def parameter_table(config: cfg.Config, sizes: Mapping[str, int]) -> dict[str, tuple[str, ...]]:
+    """Logical axis -> mesh axes of the parameters: the default rules, the config's, and few kv heads kept whole."""
+    table = dict(PARAMETERS)
+    for name, axes in config.sharding.parameters.items():
+        table[name] = (axes,) if isinstance(axes, str) else tuple(axes or ())
+    kv = config.sharding.activations.get("kv_heads", ACTIVATIONS["kv_heads"])
+    if config.model.kv_heads < count((kv,) if isinstance(kv, str) else tuple(kv or ()), sizes):
+        table["kv_heads"] = ()
+    return table
+
+
+def state_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> dict[str, int]:
+    """Bytes of one device's part of the train state, equal to the trainer's abstract tree.
+
+    AdamW holds two moments a parameter, Lion one, both in the parameter's dtype; counters are int32. Muon and Adafactor
+    hold other shapes for other parameters: `aot` reads theirs from the tree. Raises ValueError for them here.
+    """
+    table = parameter_table(config, sizes)
+    own = sum(w.shard(sizes, table) for w in weights(config.model)) * BYTES[config.step.param_dtype]
+    moments = {"adamw": 2, "lion": 1}.get(config.optimizer.name)
+    if moments is None:
+        raise ValueError(f"optimizer.name={config.optimizer.name}: its state has no formula here; use adamw or lion, "
+                         "or `jaxscale compile`")  # fmt: skip
+    # adam counts its steps, and so does the schedule; lion's transformation counts too
+    counters = 4 * 2 if config.optimizer.schedule != "constant" or config.optimizer.warmup_steps else 4
+    return {
+        "parameters": own, "optimizer state": moments * own + counters,
+        "averaged parameters": own if config.optimizer.ema else 0,
+    }  # fmt: skip
+
+
+def batch_bytes(config: cfg.Config, sizes: Mapping[str, int], *, documents: bool) -> int:
+    rows = config.data.batch_size // count(ACTIVATIONS["batch"], sizes)
+    return rows * (config.data.seq_len // sizes.get("context", 1)) * 4 * (5 if documents else 3)
+
+
+# --- FLOPs ----------------------------------------------------------------------------------------------------
+
+
+def visible_keys(model: cfg.Model, seq_len: int) -> float:
+    """Keys that a query meets on average under the causal mask: T/2, or W (1 - W/2T) under a sliding window W < T."""
+    window = min(model.sliding_window or seq_len, seq_len)
+    return window * (1 - window / (2 * seq_len))
 
 
 def train_flops_per_token(model: cfg.Model, seq_len: int, *, convention: str = "causal") -> float:
@@ -42,9 +154,211 @@ def train_flops_per_token(model: cfg.Model, seq_len: int, *, convention: str = "
     `keys` is how many tokens a query meets: T in PaLM's convention (arXiv:2204.02311, appendix B); on average half of
     T counted causally, or W * (1 - W / 2T) under a sliding window W < T. Recompute is not counted.
     """
-    keys = float(seq_len)
-    if convention == "causal":
-        window = min(model.sliding_window or seq_len, seq_len)
-        keys = window * (1 - window / (2 * seq_len))
+    keys = visible_keys(model, seq_len) if convention == "causal" else float(seq_len)
     attention = 12 * model.num_layers * model.num_heads * model.head_size * keys
     return 6 * matmul_parameters(model) + attention
+
+
+@dataclass(frozen=True)
+class Matmul:
+    """x[M, K] · w[K, N] of a device, forward; `runs` a step, of which 1 in 3 or 4 is forward.
+
+    Attributes:
+        forward, backward, recomputed: how often this many FLOPs are done a step.
+    """
+
+    name: str
+    m: int
+    k: int
+    n: int
+    forward: int
+    backward: int
+    recomputed: int
+
+    @property
+    def flops(self) -> float:
+        """Of one run: 2 M K N."""
+        return 2.0 * self.m * self.k * self.n
+
+    @property
+    def step_flops(self) -> float:
+        return self.flops * (self.forward + self.backward + self.recomputed)
+
+
+KEPT_BY_DOTS = ("q", "k", "v", "attention_out", "mlp_gate", "mlp_up", "mlp_out")
+OUTPUT_OF = {"q": "q", "k": "k", "v": "v", "out": "attention_out", "gate": "mlp_gate", "up": "mlp_up"}
+
+
+def kept(step: cfg.Step) -> dict[str, str] | None:
+    """Activation -> `save` or `offload`, of those that the backward pass finds; None: all are kept (remat none)."""
+    if step.remat == "none":
+        return None
+    if step.remat == "full":
+        return {}
+    if step.remat == "dots":
+        return dict.fromkeys(KEPT_BY_DOTS, "save")
+    return {name: action for name, action in step.remat.items() if action != "recompute"}
+
+
+def recomputed_matmuls(step: cfg.Step) -> set[str]:
+    """Matrices whose forward matmul runs again in the backward pass: those whose output is needed and was not kept.
+
+    The last one of a layer (`down`) never is: nothing of the backward pass needs its output.
+    """
+    names = kept(step)
+    return set() if names is None else {w for w, output in OUTPUT_OF.items() if output not in names}
+
+
+def matmuls(config: cfg.Config, sizes: Mapping[str, int]) -> list[Matmul]:
+    """Every matmul of a device and step, attention apart."""
+    model, step = config.model, config.step
+    batch, tensor = count(ACTIVATIONS["batch"], sizes), sizes.get("tensor", 1)
+    tokens = config.data.batch_size // step.microbatches // batch * (config.data.seq_len // sizes.get("context", 1))
+    D, F, H, V = model.embed_dim, model.mlp_dim, model.head_size, model.padded_vocab_size
+    N, K = model.num_heads // tensor, max(model.kv_heads, tensor) // tensor
+    shapes = {"q": (D, N * H), "k": (D, K * H), "v": (D, K * H), "out": (N * H, D), "gate": (D, F // tensor),
+              "up": (D, F // tensor), "down": (F // tensor, D)}  # fmt: skip
+    if model.mlp != "swiglu":
+        del shapes["gate"]
+    again, runs = recomputed_matmuls(step), model.num_layers * step.microbatches
+    found = [Matmul(name, tokens, k, n, runs, 2 * runs, runs * (name in again)) for name, (k, n) in shapes.items()]
+    return [*found, Matmul("unembedding", tokens, D, V // tensor, step.microbatches, 2 * step.microbatches, 0)]
+
+
+@dataclass(frozen=True)
+class AttentionCost:
+    """Attention of a device and step, scores and context: FLOPs of one forward call of one layer, and calls a step.
+
+    Attributes:
+        forward_flops: 4 * tokens * heads * H * keys (two matmuls).
+        backward_flops: 5 matmuls in a kernel that makes the scores again (FlashAttention-2, arXiv:2307.08691), 4 where
+            they were kept.
+        forward_calls, backward_calls: with recompute.
+    """
+
+    forward_flops: float
+    backward_flops: float
+    forward_calls: int
+    backward_calls: int
+
+    @property
+    def step_flops(self) -> float:
+        return self.forward_flops * self.forward_calls + self.backward_flops * self.backward_calls
+
+
+def attention(config: cfg.Config, sizes: Mapping[str, int]) -> AttentionCost:
+    """By a fused kernel (splash, cuDNN): causal tokens only."""
+    model, step = config.model, config.step
+    rows = config.data.batch_size // step.microbatches // count(ACTIVATIONS["batch"], sizes)
+    heads = model.num_heads // sizes.get("tensor", 1)
+    keys = visible_keys(model, config.data.seq_len)
+    forward = 4.0 * rows * config.data.seq_len * heads * model.head_size * keys
+    names = kept(step)
+    again = names is not None and "attention_context" not in names
+    runs = model.num_layers * step.microbatches
+    return AttentionCost(forward, 2.5 * forward, runs * (2 if again else 1), runs)
+
+
+# --- traffic --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """A collective that a step needs: V bytes (see `analysis.compiled.Collective`), `times` a step.
+
+    Attributes:
+        phase: `forward`, `backward` or `update`; `overlaps`: other matmuls of the step do not wait for it.
+    """
+
+    what: str
+    kind: str
+    axes: tuple[str, ...]
+    bytes: float
+    times: int
+    phase: str
+    overlaps: bool
+
+    @property
+    def step_bytes(self) -> float:
+        return self.bytes * self.times
+
+
+def traffic(config: cfg.Config, sizes: Mapping[str, int]) -> list[Traffic]:
+    """What the default rules send (scaling book, sharding.md and training.md): see `docs/architecture.md`, Sharding.
+
+    Scalars and vectors (norms' gradients, losses) are left out.
+    """
+    return [t for t in (*weight_traffic(config, sizes), *activation_traffic(config, sizes)) if t.times and t.bytes]
+
+
+def weight_traffic(config: cfg.Config, sizes: Mapping[str, int]) -> list[Traffic]:
+    """FSDP gathers each matrix forward and backward and scatters its gradient; data all-reduces the scattered shard."""
+    fsdp, tensor, parts = sizes.get("fsdp", 1), sizes.get("tensor", 1), config.step.microbatches
+    width, L = BYTES[config.step.compute_dtype], config.model.num_layers
+    table = parameter_table(config, sizes)
+    found = []
+    for weight in weights(config.model):
+        head = weight.name == "unembedding" or (weight.name == "embedding" and config.model.tie_embeddings)
+        if weight.name not in MATRICES and not head:
+            continue
+        times = parts * (1 if head else L)
+        shard = weight.shard(sizes, table) // (1 if head else L)
+        whole = shard * fsdp * width  # what a device multiplies with: all of it but for tensor's split
+        if fsdp > 1:
+            gathers = 1 if head else 2
+            found += [
+                Traffic(f"{weight.name} weight", "all-gather", ("fsdp",), whole, times * gathers, "forward", not head),
+                Traffic(f"{weight.name} gradient", "reduce-scatter", ("fsdp",), whole, times, "backward", True),
+            ]
+        if weight.axes[-1] == "kv_heads" or "kv_heads" in weight.axes:
+            found += repeated_heads(config, sizes, weight, shard, times, tensor)
+        if sizes.get("data", 1) > 1:
+            found.append(Traffic(f"{weight.name} gradient", "all-reduce", ("data",), shard * width, times, "backward",
+                                 True))  # fmt: skip
+    if sizes.get("data", 1) > 1:  # the lookup's gradient, float32, where the table lives
+        table_bytes = next(w for w in weights(config.model) if w.name == "embedding").shard(sizes, table) * 4
+        found.append(Traffic("embedding gradient", "all-reduce", ("data",), table_bytes, parts, "backward", True))
+    return found
+
+
+def repeated_heads(
+    config: cfg.Config, sizes: Mapping[str, int], weight: Weight, shard: int, times: int, tensor: int
+) -> list[Traffic]:
+    """Fewer kv heads than tensor shards: the weight is whole over tensor, and so is its gradient's sum."""
+    if config.model.kv_heads >= tensor or tensor == 1:
+        return []
+    width = BYTES[config.step.compute_dtype]
+    return [Traffic(f"{weight.name} gradient", "all-reduce", ("tensor",), shard * sizes.get("fsdp", 1) * width, times,
+                    "backward", True)]  # fmt: skip
+
+
+def activation_traffic(config: cfg.Config, sizes: Mapping[str, int]) -> list[Traffic]:
+    """Tensor parallelism with sequence parallelism (arXiv:2205.05198), and the embedding's two all-to-alls over fsdp."""
+    model, step, fsdp, tensor = config.model, config.step, sizes.get("fsdp", 1), sizes.get("tensor", 1)
+    width, parts = BYTES[step.compute_dtype], step.microbatches
+    rows = config.data.batch_size // parts // count(ACTIVATIONS["batch"], sizes)
+    tokens, runs = rows * config.data.seq_len, parts * model.num_layers
+    x = float(tokens * model.embed_dim * width)
+    found = []
+    if fsdp > 1:
+        ids = tokens * fsdp * 4
+        found += [
+            Traffic("token ids", "all-gather", ("fsdp",), ids, parts, "forward", False),
+            Traffic("looked-up rows", "all-to-all", ("fsdp",), x / tensor, 2 * parts, "forward", False),
+        ]
+    if tensor > 1:
+        names = kept(step)
+        again_gather = 0 if names is None else 2
+        again_scatter = 0 if names is None or "attention_out" in names else 1
+        found += [
+            Traffic("layer inputs", "all-gather", ("tensor",), x, 2 * runs + parts, "forward", False),
+            Traffic("layer inputs, again", "all-gather", ("tensor",), x, again_gather * runs, "backward", False),
+            Traffic("layer outputs", "reduce-scatter", ("tensor",), x, 2 * runs, "forward", False),
+            Traffic("layer outputs, again", "reduce-scatter", ("tensor",), x, again_scatter * runs, "backward", False),
+            Traffic("outputs' gradients", "all-gather", ("tensor",), x, 2 * runs, "backward", False),
+            Traffic("inputs' gradients", "reduce-scatter", ("tensor",), x, 2 * runs + parts, "backward", False),
+            Traffic("looked-up rows", "reduce-scatter", ("tensor",), x, parts, "forward", False),
+            Traffic("rows' gradients", "all-gather", ("tensor",), x, parts, "backward", False),
+            Traffic("losses", "all-reduce", ("tensor",), tokens * 4.0, 3 * parts, "forward", False),
+        ]
+    return found

@@ -178,18 +178,18 @@ def splash_attention(
     T, N, H = q_BTNH.shape[1:]
     window = how.sliding_window
     mask = masks.CausalMask((T, T)) if window is None else masks.LocalMask((T, T), (window - 1, 0), offset=0)
-    block = next(b for b in (512, 256, 128) if T % b == 0)
+    # forward and backward in large blocks: the fused backward writes one partial dq for each block of keys
+    block, wide = (next(b for b in sizes if T % b == 0) for sizes in ((512, 256, 128), (2048, 1024, 512, 256, 128)))
     sizes = kernel.BlockSizes(
-        block_q=block, block_kv=block, block_kv_compute=block, block_q_dkv=block, block_kv_dkv=block,
+        block_q=block, block_kv=wide, block_kv_compute=block, block_q_dkv=block, block_kv_dkv=wide,
         block_kv_dkv_compute=block, use_fused_bwd_kernel=True,
     )  # fmt: skip
     run = kernel.make_splash_mha(
         masks.MultiHeadMask([mask] * N), block_sizes=sizes, head_shards=1, q_seq_shards=1,
         attn_logits_soft_cap=how.softcap, interpret=interpret,
+        residual_checkpoint_name="attention_context",  # remat may keep it, and then the kernel does not run again
     )  # fmt: skip
-    repeat = N // k_BTKH.shape[2]
     q, k, v = (x.transpose(0, 2, 1, 3) for x in (q_BTNH * H**-0.5, k_BTKH, v_BTKH))
-    k, v = jnp.repeat(k, repeat, axis=1), jnp.repeat(v, repeat, axis=1)
     if segments_BT is None:
         out = jax.vmap(run)(q, k, v)
     else:

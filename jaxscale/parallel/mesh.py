@@ -7,6 +7,7 @@ import os
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from jaxscale import config as cfg
@@ -89,16 +90,38 @@ def make_mesh(
     """A mesh with explicit axes, e.g. `make_mesh(data=2, fsdp=2, tensor=2)`; axes of size 1 are left out.
 
     Every axis is `AxisType.Explicit`: shardings are part of array types, and a wrong layout is an error
-    while tracing. Raises ValueError when the sizes do not fit the devices.
+    while tracing. Raises ValueError when the sizes do not fit the devices, or `mesh.dcn` not their slices.
     """
     wanted = mesh if isinstance(mesh, cfg.Mesh) else cfg.Mesh(**({"data": 1} | (mesh or {}) | axes))
     devices = jax.devices() if devices is None else devices
     sizes = wanted.sizes(len(devices))
-    shape, names = tuple(sizes.values()), tuple(sizes)
-    explicit = (AxisType.Explicit,) * len(names)
-    if devices[0].platform == "cpu":  # simulated devices have no topology to order them by
-        return Mesh(np.array(devices).reshape(shape), names, axis_types=explicit)
-    return jax.make_mesh(shape, names, axis_types=explicit, devices=devices)
+    over = tuple(wanted.over_slices.get(name, 1) for name in sizes)
+    inside = tuple(size // n for size, n in zip(sizes.values(), over, strict=True))
+    return Mesh(arrange(devices, inside, over), tuple(sizes), axis_types=(AxisType.Explicit,) * len(sizes))
+
+
+def arrange(devices: list[jax.Device], inside: tuple[int, ...], over: tuple[int, ...]) -> np.ndarray:
+    """Devices as an array of the mesh's shape, `inside * over`: slices along `over`, a slice's devices along `inside`.
+
+    Within a TPU slice jax lays axes along the torus, the last one on the fastest links; a torus dim is split between two
+    axes where whole dims don't fit. Elsewhere devices stay in their order, which keeps the last axes within a node.
+    """
+    torus = devices[0].platform == "tpu"
+    found = sorted({getattr(d, "slice_index", 0) for d in devices}) if torus else list(range(math.prod(over)))
+    if len(found) != math.prod(over):
+        raise ValueError(
+            f"the devices are in {len(found)} slices and mesh.dcn spans {math.prod(over)}; "
+            f"set e.g. mesh.dcn.data={len(found)}, and the axes of mesh for one slice"
+        )
+    blocks = np.empty(len(found), dtype=object)
+    for i, number in enumerate(found):
+        if torus:
+            own = [d for d in devices if getattr(d, "slice_index", 0) == number]
+            blocks[i] = mesh_utils.create_device_mesh(inside, own, allow_split_physical_axes=True)
+        else:
+            size = math.prod(inside)
+            blocks[i] = np.array(sorted(devices, key=lambda d: d.id)[i * size : (i + 1) * size]).reshape(inside)
+    return np.block(blocks.reshape(over).tolist())
 
 
 def make_abstract_mesh(mesh: cfg.Mesh, num_devices: int | None = None) -> AbstractMesh:

@@ -20,33 +20,9 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from jaxscale import config as cfg
+from jaxscale.parallel.rules import ACTIVATIONS, PARAMETERS, Axes, count
 
-Axes = tuple[str, ...]
 PyTree = Any
-
-# The whole of FSDP is "embed -> fsdp" here and "batch -> fsdp" below; the whole of tensor parallelism, the rest.
-PARAMETERS: dict[str, Axes] = {
-    "layers": (),
-    "vocab": ("tensor",),
-    "embed": ("fsdp",),
-    "heads": ("tensor",),
-    "kv_heads": ("tensor",),
-    "head_dim": (),
-    "mlp": ("tensor",),
-    "positions": (),
-    "norm": (),
-}
-ACTIVATIONS: dict[str, Axes] = {
-    "batch": ("data", "fsdp", "expert"),
-    "sequence": ("context",),
-    "residual_sequence": ("context", "tensor"),  # between the matmuls: sequence parallelism
-    "embed": (),
-    "heads": ("tensor",),
-    "kv_heads": ("tensor",),
-    "head_dim": (),
-    "mlp": ("tensor",),
-    "vocab": ("tensor",),
-}
 
 
 @dataclass(frozen=True)
@@ -133,10 +109,6 @@ def require_divides(label: str, size: int, shards: int, where: str) -> None:
         raise ValueError(f"{label} {size} is not divisible by {shards} ({where}); try {tries}, or another mesh")
 
 
-def count(axes: Axes, sizes: Mapping[str, int]) -> int:
-    return math.prod(sizes.get(axis, 1) for axis in axes)
-
-
 def axes_text(axes: Axes, sizes: Mapping[str, int]) -> str:
     return "*".join(f"{a}={sizes[a]}" for a in axes if a in sizes) or "not split"
 
@@ -172,6 +144,12 @@ def platform() -> str:
     """The platform that is compiled for: of the mesh's devices (which may not be here), or else JAX's default."""
     mesh = _current_mesh.get()
     return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+
+
+def device_kind() -> str:
+    """As JAX names the devices that are compiled for."""
+    mesh = _current_mesh.get()
+    return (jax.devices()[0] if mesh is None else mesh.devices.flat[0]).device_kind
 
 
 def on_devices(abstract: PyTree) -> PyTree:

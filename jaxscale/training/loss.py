@@ -4,6 +4,7 @@ The loss is a mean over the real tokens of the *global* batch: sums here, one di
 """
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,29 +15,47 @@ from jaxscale import config as cfg
 from jaxscale.parallel.sharding import dims_of, gather, to_spec
 
 Batch = dict[str, jax.Array]  # tokens, targets, weights [B, T]; positions, segments where documents are masked
-Sums = dict[str, jax.Array]  # cross_entropy and z, summed over real tokens
+Sums = dict[str, jax.Array]  # cross_entropy, z and objective, summed over real tokens
 
 
 def loss_sums(
-    model: nnx.Module, batch: Batch, *, loss: cfg.Loss, vocab_size: int, rng: jax.Array | None = None
+    model: nnx.Module,
+    batch: Batch,
+    *,
+    loss: cfg.Loss,
+    vocab_size: int,
+    divisor: jax.Array | float = 1.0,
+    rng: jax.Array | None = None,
 ) -> Sums:
-    """Sums over the batch's real tokens of the cross entropy (nats) and of log(Z)^2.
+    """Sums over the batch's real tokens of the cross entropy (nats), of log(Z)^2, and of what is minimised.
 
     Args:
         model: maps tokens [B, T] to logits [B, T, V >= vocab_size]. With `hidden`, `head` and `unembed` (as
-            `Transformer` has) the logits are made chunk by chunk; without them `loss.chunk` is refused.
+            `Transformer` has; `unembed` reads nothing but its arguments) the logits are made chunk by chunk; without
+            them `loss.chunk` is refused.
+        divisor: of the objective: real tokens of the global batch. It belongs in here, so that the gradient's scale is
+            1 and the last matrix's gradient, the step's largest array, is not copied to be scaled.
+
+    Returns:
+        `cross_entropy`, `z`, and `objective` = (cross_entropy + z_loss * z) / divisor, the one to differentiate.
     """
     arguments = model_arguments(model, batch, rng)
-    if loss.chunk is None and not hasattr(model, "hidden"):
-        logits = model(batch["tokens"], **arguments)  # type: ignore[operator]
-        return cross_entropy_sums(logits, batch["targets"], batch["weights"], vocab_size=vocab_size)
     if not hasattr(model, "hidden"):
-        raise ValueError(
-            f"loss.chunk={loss.chunk} needs a model with hidden(), head() and unembed(); {type(model).__name__} has "
-            "none; set loss.chunk=null"
-        )
+        if loss.chunk is not None:
+            raise ValueError(
+                f"loss.chunk={loss.chunk} needs a model with hidden(), head() and unembed(); {type(model).__name__} "
+                "has none; set loss.chunk=null"
+            )
+        logits = model(batch["tokens"], **arguments)  # type: ignore[operator]
+        sums = cross_entropy_sums(logits, batch["targets"], batch["weights"], vocab_size=vocab_size)
+        return with_objective(sums, loss.z_loss, divisor)
     hidden = model.hidden(batch["tokens"], **arguments)
-    return chunked_sums(model, hidden, batch, chunk=loss.chunk, vocab_size=vocab_size)
+    return chunked_sums(model, hidden, batch, loss=loss, vocab_size=vocab_size, divisor=divisor)
+
+
+def with_objective(sums: Sums, z_loss: float, divisor: jax.Array | float) -> Sums:
+    total = sums["cross_entropy"] + z_loss * sums["z"] if z_loss else sums["cross_entropy"]
+    return sums | {"objective": total / divisor}
 
 
 def model_arguments(model: nnx.Module, batch: Batch, rng: jax.Array | None) -> dict[str, Any]:
@@ -48,30 +67,78 @@ def model_arguments(model: nnx.Module, batch: Batch, rng: jax.Array | None) -> d
     return arguments
 
 
-def chunked_sums(model: Any, hidden_BTD: jax.Array, batch: Batch, *, chunk: int | None, vocab_size: int) -> Sums:
-    """`cross_entropy_sums` of the model's logits, with those of only `chunk` tokens of each row alive at one time.
+def chunked_sums(
+    model: Any, hidden_BTD: jax.Array, batch: Batch, *, loss: cfg.Loss, vocab_size: int, divisor: jax.Array | float
+) -> Sums:
+    """The sums of the model's logits, with those of only `loss.chunk` tokens of each row alive at one time.
 
-    The backward pass makes each chunk's logits again. The head's matrix is gathered once, before the loop, and its
-    gradient is summed over chunks on the device and sent once, after it.
+    The head's matrix is gathered once, before the loop, and its gradient is summed over chunks on the device and sent
+    once, after it.
     """
     x_BTD = gather(hidden_BTD, "batch", "sequence", "embed", over="vocab")
     head = model.head(x_BTD)
 
-    def sums(x, targets, weights):
-        return cross_entropy_sums(model.unembed(x, head), targets, weights, vocab_size=vocab_size)
+    def sums(x, head, targets, weights, divisor):
+        logits = model.unembed(x, head)
+        found = cross_entropy_sums(logits, targets, weights, vocab_size=vocab_size)
+        return with_objective(found, loss.z_loss, divisor)
 
-    T = x_BTD.shape[1]
-    if chunk is None or chunk >= T:
-        return sums(x_BTD, batch["targets"], batch["weights"])
+    run = sums if loss.chunk is None or loss.chunk >= x_BTD.shape[1] else in_chunks(sums, loss.chunk)
+    return run(x_BTD, head, batch["targets"], batch["weights"], jnp.asarray(divisor, jnp.float32))
 
-    def body(total, i):
-        parts = (
-            jax.lax.dynamic_slice_in_dim(a, i * chunk, chunk, 1) for a in (x_BTD, batch["targets"], batch["weights"])
-        )
-        return jax.tree.map(jnp.add, total, jax.checkpoint(sums)(*parts)), None
 
-    zero = {"cross_entropy": jnp.zeros(()), "z": jnp.zeros(())}
-    return jax.lax.scan(body, zero, jnp.arange(T // chunk))[0]
+def in_chunks(sums: Callable[..., Sums], chunk: int) -> Callable[..., Sums]:
+    """`sums(x, head, targets, weights, divisor)` over the sequence in chunks, its gradient made in the forward pass.
+
+    A chunk's logits are there once: their gradient is taken at once, for a cotangent of 1, and scaled in the backward
+    pass, as the objective is one number. Making the logits again there would cost a third more of the last matmul.
+    """
+
+    def part(i, *arrays):
+        return [jax.lax.dynamic_slice_in_dim(a, i * chunk, chunk, 1) for a in arrays]
+
+    @jax.custom_vjp
+    def run(x, head, targets, weights, divisor):
+        def body(total, i):
+            x_i, *rest = part(i, x, targets, weights)
+            return jax.tree.map(jnp.add, total, sums(x_i, head, *rest, divisor)), None
+
+        zeros = {name: jnp.zeros(()) for name in ("cross_entropy", "z", "objective")}
+        return jax.lax.scan(body, zeros, jnp.arange(x.shape[1] // chunk))[0]
+
+    def objective(x, head, *rest):
+        found = sums(x, head, *rest)
+        return found["objective"], found
+
+    gradient = jax.grad(objective, argnums=(0, 1), has_aux=True)
+
+    def forward(x, head, targets, weights, divisor):
+        def chunk_gradient(i):
+            x_i, *rest = part(i, x, targets, weights)
+            return gradient(x_i, head, *rest, divisor)
+
+        def body(carry, i):
+            total, dhead = carry
+            (dx_i, dhead_i), found = chunk_gradient(i)
+            return (jax.tree.map(jnp.add, total, found), dhead + dhead_i), dx_i
+
+        (dx_0, dhead), total = chunk_gradient(0)
+        (total, dhead), dx = jax.lax.scan(body, (total, dhead), jnp.arange(1, x.shape[1] // chunk))
+        return total, (dx_0, dx, dhead)
+
+    def backward(saved, cotangent):
+        dx_0, dx, dhead = saved
+
+        def scaled(x):  # a number that multiplies partial sums must be marked so
+            marks = set(jax.typeof(x).sharding.spec.unreduced)
+            return jax.reshard(cotangent["objective"].astype(x.dtype), to_spec([], reduced=marks)) * x
+
+        rest = [jax.lax.squeeze(jax.lax.slice_in_dim(dx, i, i + 1), (0,)) for i in range(dx.shape[0])]
+        dx = jnp.concatenate([dx_0, *rest], axis=1)  # reshape knows no arrays that are unreduced
+        return scaled(dx), scaled(dhead), None, None, None
+
+    run.defvjp(forward, backward)
+    return run
 
 
 def cross_entropy_sums(logits_BTV: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array, *, vocab_size: int) -> Sums:

@@ -15,7 +15,8 @@ from flax import nnx
 
 from jaxscale import config as cfg
 from jaxscale.models.transformer import Transformer
-from jaxscale.parallel.sharding import on_devices, spec
+from jaxscale.parallel.compiler import compiler_options
+from jaxscale.parallel.sharding import device_kind, on_devices, spec
 from jaxscale.training.loss import Batch, loss_sums
 from jaxscale.training.optimizer import global_norm, make_optimizer, make_schedule
 
@@ -69,7 +70,9 @@ def make_program(config: cfg.Config, model: ModelFactory | None = None) -> Progr
     abstract = on_devices(jax.eval_shape(init))
     step = make_step(config, optimizer, merge)
     evaluate = make_evaluate(config, merge)
-    return Program(jax.jit(init), jax.jit(step, donate_argnums=0), jax.jit(evaluate), abstract, axes, merge)
+    options = compiler_options(device_kind(), config.runtime)
+    jitted = jax.jit(step, donate_argnums=0, compiler_options=options or None)
+    return Program(jax.jit(init), jitted, jax.jit(evaluate), abstract, axes, merge)
 
 
 def decoder(config: cfg.Config) -> ModelFactory:
@@ -138,9 +141,9 @@ def gradients(config: cfg.Config, merge: Callable, params: PyTree, batch: Batch,
     divisor = jnp.maximum(tokens, 1)
 
     def loss(params, part, rng):
-        sums = loss_sums(merge(params), part, loss=config.loss, vocab_size=config.model.vocab_size, rng=rng)
-        total = sums["cross_entropy"] + config.loss.z_loss * sums["z"] if config.loss.z_loss else sums["cross_entropy"]
-        return total / divisor, {"loss": sums["cross_entropy"] / divisor, "z": sums["z"] / divisor}
+        about = {"loss": config.loss, "vocab_size": config.model.vocab_size}
+        sums = loss_sums(merge(params), part, **about, divisor=divisor, rng=rng)
+        return sums["objective"], {"loss": sums["cross_entropy"] / divisor, "z": sums["z"] / divisor}
 
     grad = jax.grad(loss, has_aux=True)
     if config.step.microbatches == 1:
@@ -166,6 +169,20 @@ def make_evaluate(config: cfg.Config, merge: Callable) -> Callable:
         return {"cross_entropy": sums["cross_entropy"], "tokens": part["weights"].sum()}
 
     return evaluate
+
+
+def abstract_batch(config: cfg.Config, mesh: jax.sharding.Mesh, *, documents: bool) -> Batch:
+    """Shapes and layouts of the arrays of a batch as `training.feed` places them; inside `on_mesh`.
+
+    Args:
+        documents: several documents a row, with their masks and positions.
+    """
+    rows = config.data.batch_size // config.step.microbatches
+    shape, layout = (config.step.microbatches, rows, config.data.seq_len), batch_sharding(mesh)
+    dtypes = {"tokens": jnp.int32, "targets": jnp.int32, "weights": jnp.float32}
+    if documents:
+        dtypes |= {"positions": jnp.int32, "segments": jnp.int32}
+    return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=layout) for name, dtype in dtypes.items()}
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> jax.NamedSharding:

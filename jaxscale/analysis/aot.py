@@ -1,0 +1,173 @@
+"""Compile the trainer's own step for machines that are not here, with the TPU's or NVIDIA's own compiler.
+
+What comes out (HLO text, memory, versions) is kept on disk under a key of everything that it depends on; reading it is
+the work of `analysis.examine`, which knows no jax.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+
+from jaxscale import config as cfg
+from jaxscale.analysis.gpu_targets import CUDNN, target_config
+from jaxscale.analysis.store import Compiled, Memory
+from jaxscale.hardware import Topology
+from jaxscale.parallel.mesh import first_line, make_mesh
+from jaxscale.parallel.sharding import fit_rules, make_rules, on_mesh
+from jaxscale.training.step import abstract_batch, make_program
+
+
+@dataclass(frozen=True)
+class Built:
+    """A compiled step: what was kept of it, and the executable itself (None when it ran out of memory)."""
+
+    kept: Compiled
+    executable: Any
+
+
+def compile_step(config: cfg.Config, topology: Topology, *, verbose: bool = False) -> Built:
+    """Lower and compile `config`'s training step for `topology`.
+
+    Returns the compiled text and memory; a program that does not fit the device's memory is an answer too
+    (`kept.memory_error`). Raises ValueError for a config that does not fit the topology or a missing compiler.
+    """
+    jax.config.update("jax_platforms", "cpu")
+    with quiet(verbose):
+        devices = find_devices(topology)
+        mesh = make_mesh(config.mesh, devices)
+        rules = fit_rules(make_rules(config.sharding), mesh.shape, config)
+        with on_mesh(mesh, rules):
+            program = make_program(config)
+            documents = config.data.mask_documents and config.data.kind != "synthetic"
+            batch = abstract_batch(config, mesh, documents=documents)
+            parts = {
+                "parameters": device_bytes(program.abstract.params),
+                "optimizer state": device_bytes(program.abstract.opt_state),
+                "averaged parameters": device_bytes(program.abstract.ema),
+                "batch": device_bytes(batch),
+            }
+            start = time.perf_counter()
+            lowered = program.step.lower(program.abstract, batch)
+            lower_seconds = time.perf_counter() - start
+            start = time.perf_counter()
+            try:
+                executable = lowered.compile()
+            except jax.errors.JaxRuntimeError as error:
+                if "RESOURCE_EXHAUSTED" not in str(error):
+                    raise
+                kept = Compiled(
+                    "", None, parts, dict(mesh.shape), lower_seconds, time.perf_counter() - start, str(error)
+                )
+                return Built(kept, None)
+            seconds = time.perf_counter() - start
+            kept = Compiled(
+                executable.as_text(), read_memory(executable), parts, dict(mesh.shape), lower_seconds, seconds
+            )
+    return Built(kept, executable)
+
+
+def device_bytes(tree: Any) -> int:
+    """Bytes of one device's shards of a tree of shapes."""
+    leaves = [x for x in jax.tree.leaves(tree) if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)]
+    return sum(x.dtype.itemsize * _size(x.sharding.shard_shape(x.shape)) for x in leaves)
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    total = 1
+    for n in shape:
+        total *= n
+    return total
+
+
+def read_memory(executable: Any) -> Memory:
+    stats = executable.memory_analysis()
+    return Memory(
+        stats.argument_size_in_bytes, stats.output_size_in_bytes, stats.alias_size_in_bytes, stats.temp_size_in_bytes,
+        stats.generated_code_size_in_bytes, stats.host_temp_size_in_bytes,
+    )  # fmt: skip
+
+
+# --- compilers ------------------------------------------------------------------------------------------------
+
+
+def find_devices(topology: Topology) -> list[jax.Device]:
+    """Compile-only devices of a topology. Raises ValueError, with what to install, where its compiler is missing."""
+    return list((gpu_topology if topology.chip.node else tpu_topology)(topology).devices)
+
+
+def tpu_topology(topology: Topology) -> Any:
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # two compiles at the same time
+    more: dict[str, Any] = {"num_slices": topology.slices} if topology.slices > 1 else {}
+    # Unless it is told, libtpu takes no dim for a ring, and writes all-gathers over three dims as all-reduces of padded
+    # arrays: twice the bytes
+    more["wrap"] = (*topology.wraps, False)[:3]
+    name = f"{topology.chip.name}:{'x'.join(map(str, topology.shape))}"
+    try:
+        import libtpu  # noqa: F401
+    except ImportError as error:
+        raise ValueError(f"compiling for {name} needs libtpu: pip install 'jaxscale[aot-tpu]'") from error
+    try:
+        return topologies.get_topology_desc(platform="tpu", topology_name=name, **more)
+    except (RuntimeError, ValueError, NotImplementedError) as error:
+        raise ValueError(f"libtpu does not take the topology {topology.name}: {first_line(error)}") from error
+
+
+def gpu_topology(topology: Topology) -> Any:
+    """Compile-only GPUs. cuDNN's attention compiles without cuDNN: only JAX's check of its version wants the library."""
+    if not (find_spec("jax_cuda13_plugin") and find_spec("jax_plugins")):
+        raise ValueError(
+            f"compiling for {topology.name} needs NVIDIA's compiler (about 1 GB): pip install 'jaxscale[aot-gpu]'"
+        )
+    shape = "1x" + "x".join(map(str, topology.shape))
+    try:
+        found = topologies.get_topology_desc(
+            topology.chip.name, "cuda", target_config=target_config(topology.chip.name), topology=shape
+        )
+    except (RuntimeError, ValueError, NotImplementedError) as error:
+        raise ValueError(f"XLA does not take the topology {topology.name}: {first_line(error)}") from error
+    if find_spec("nvidia") is None or find_spec("nvidia.cudnn") is None:
+        with contextlib.suppress(ImportError):  # a private name: where it is gone, attention needs nvidia-cudnn-cu13
+            from jax._src.cudnn import fused_attention_stablehlo
+
+            version = CUDNN[0] * 10_000 + CUDNN[1] * 100 + CUDNN[2]
+            fused_attention_stablehlo.check_cudnn_version = lambda: version
+    return found
+
+
+# --- noise ----------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def quiet(verbose: bool = False) -> Iterator[None]:
+    """Keep what compilers write on stderr from the terminal; Ctrl-C ends the process, compilers do not listen to it."""
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGINT, signal.SIG_DFL) if main else None
+    try:
+        if verbose:
+            yield
+            return
+        sys.stderr.flush()
+        saved = os.dup(2)
+        with tempfile.TemporaryFile() as sink:
+            os.dup2(sink.fileno(), 2)
+            try:
+                yield
+            finally:
+                sys.stderr.flush()
+                os.dup2(saved, 2)
+                os.close(saved)
+    finally:
+        if main:
+            signal.signal(signal.SIGINT, handler)

@@ -1,0 +1,133 @@
+"""From a compiled program to what a person wants to know: memory by part, FLOPs, collectives by axis, seconds. No jax."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from jaxscale import config as cfg
+from jaxscale.analysis import costs
+from jaxscale.analysis.compiled import Collective, Work, Worker, collectives, matmuls
+from jaxscale.analysis.hlo import Program, parse
+from jaxscale.analysis.store import Compiled
+from jaxscale.analysis.timing import Rates, Sent, StepTime, collective_seconds, rates, step_time
+from jaxscale.hardware import Topology, links
+
+SMALL = 4096  # bytes: collectives below are scalars and vectors
+
+
+@dataclass(frozen=True)
+class Report:
+    """Figures of one device and step, compiled unless they say otherwise.
+
+    Attributes:
+        memory: part -> bytes; `memory_needed` their sum; `memory_usable` what the device has for a program.
+        matmul_flops: in the compiled program; `model_flops`: what the model needs without recompute, a device's share.
+        attention_calls: forward, backward kernels a step; their FLOPs are by formula (the compiler does not see inside).
+        time: predicted from the compiled program.
+    """
+
+    topology: str
+    mesh: dict[str, int]
+    fits: bool
+    memory: dict[str, int]
+    memory_needed: int
+    memory_usable: int
+    matmul_flops: float
+    attention_flops: float
+    model_flops: float
+    attention_calls: tuple[int, int]
+    hbm_bytes: float
+    sent: list[Sent]
+    time: StepTime
+    tokens_per_second_per_chip: float
+    mfu: float
+    convention: str
+    peak: float
+    peak_source: str
+    unknown_loops: list[str]
+    lower_seconds: float
+    compile_seconds: float
+
+    def as_json(self) -> dict[str, Any]:
+        values = asdict(self)
+        values["time"]["binds"] = self.time.binds
+        return values
+
+
+def examine(config: cfg.Config, topology: Topology, kept: Compiled) -> Report:
+    """Read a compiled step. Raises ValueError when there is no program (it ran out of memory: see `explain_memory`)."""
+    if kept.memory is None:
+        raise ValueError("the program did not fit the device's memory; there is nothing to examine")
+    program = parse(kept.hlo)
+    speed = rates(topology.chip, config.step.compute_dtype)
+    attention = costs.attention(config, kept.mesh)
+    worker = Worker(program, seconds_of(speed, attention))
+    work = worker.of_computation(program.entry)
+    sent = [timed(c, config, topology, kept.mesh, speed) for c in collectives(program, kept.mesh, worker)]
+    by_kernel = attention.forward_flops * work.forward_kernels + attention.backward_flops * work.backward_kernels
+    time = step_time({"compute and HBM": work.seconds}, sent)
+    tokens = config.data.batch_size * config.data.seq_len
+    flops_per_token = costs.train_flops_per_token(config.model, config.data.seq_len, convention=config.metrics.mfu)
+    peak = topology.chip.bf16_flops * topology.chips
+    memory = memory_parts(kept)
+    return Report(
+        topology.name, kept.mesh, sum(memory.values()) <= topology.chip.usable_hbm_bytes, memory, sum(memory.values()),
+        int(topology.chip.usable_hbm_bytes), sum(m.flops * m.times for m in matmuls(program)), by_kernel,
+        flops_per_token * tokens / topology.devices, (work.forward_kernels, work.backward_kernels), work.bytes,
+        merged(sent), time, tokens / time.best / topology.chips, flops_per_token * tokens / time.best / peak,
+        config.metrics.mfu, peak, topology.chip.source, program.unknown_loops, kept.lower_seconds, kept.compile_seconds,
+    )  # fmt: skip
+
+
+def seconds_of(speed: Rates, attention: costs.AttentionCost):
+    """Work of one instruction -> seconds."""
+
+    def seconds(work: Work) -> float:
+        kernels = work.forward_kernels * attention.forward_flops + work.backward_kernels * attention.backward_flops
+        return max(speed.seconds(work.flops, work.bytes), kernels / speed.attention_flops)
+
+    return seconds
+
+
+def memory_parts(kept: Compiled) -> dict[str, int]:
+    """Bytes of one device: the state and batch from the abstract tree, the rest as the compiler says."""
+    assert kept.memory is not None
+    named = {name: size for name, size in kept.parts.items() if size}
+    parts = named | {"gradients and temporaries": kept.memory.temporaries, "code": kept.memory.code}
+    other = kept.memory.peak - sum(parts.values())  # padding of arguments, outputs that are not donated
+    return parts | ({"other arguments and outputs": other} if other > 0 else {})
+
+
+def timed(c: Collective, config: cfg.Config, topology: Topology, mesh: Mapping[str, int], speed: Rates) -> Sent:
+    inside, over = split_mesh(config, mesh)
+    own = links(topology, inside, over)
+    once, network = collective_seconds(c.kind, c.axes or tuple(mesh), c.bytes, own, speed.network)
+    hidden = min(once, c.meanwhile.seconds) if c.asynchronous else 0.0
+    return Sent(c.kind, c.axes, c.bytes, c.times, once * c.times, network, hidden * c.times, c.asynchronous, c.source)
+
+
+def split_mesh(config: cfg.Config, mesh: Mapping[str, int]) -> tuple[dict[str, int], dict[str, int]]:
+    """A mesh's sizes within a slice and over slices."""
+    over = {a: n for a, n in config.mesh.over_slices.items() if a in mesh}
+    return {a: n // over.get(a, 1) for a, n in mesh.items()}, over
+
+
+def merged(sent: list[Sent]) -> list[Sent]:
+    """One line for each kind, axes and whether asynchronous; the largest first, scalars and vectors left out."""
+    found: dict[tuple, Sent] = {}
+    for s in sent:
+        if s.bytes < SMALL:
+            continue
+        key = (s.kind, s.axes, s.asynchronous)
+        old = found.get(key)
+        total = s.bytes * s.times
+        if old is None:
+            found[key] = Sent(s.kind, s.axes, total, s.times, s.seconds, s.network, s.hidden, s.asynchronous)
+        else:
+            found[key] = Sent(s.kind, s.axes, old.bytes + total, old.times + s.times, old.seconds + s.seconds,
+                              old.network, old.hidden + s.hidden, s.asynchronous)  # fmt: skip
+    return sorted(found.values(), key=lambda s: -s.seconds)
+
+
+def program_of(kept: Compiled) -> Program:
+    return parse(kept.hlo)

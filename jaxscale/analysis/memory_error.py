@@ -1,0 +1,28 @@
+"""A compiler's out-of-memory message as figures."""
+
+import re
+
+UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def size_of(number: str, unit: str) -> int:
+    return int(float(number) * UNITS[unit])
+
+
+def needed_bytes(error: str) -> int | None:
+    """Bytes of one device that the program wanted: libtpu's `Used 161.08G of 95.74G hbm`."""
+    found = re.search(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", error)
+    return size_of(*found.groups()) if found else None
+
+
+def buffers_of(error: str) -> list[tuple[str, int]]:
+    """The largest allocations that the message lists: (jax operation or shape, bytes)."""
+    found = []
+    for block in re.split(r"\n\s*\d+\. Size: ", error)[1:]:
+        size = re.match(r"([\d.]+)([KMGT]?)", block)
+        name = re.search(r'op_name="([^"]*)"', block)
+        shape = re.search(r"Shape: ([^\n{]*)", block)
+        if size:
+            words = " ".join(x for x in (shape[1].strip() if shape else "", name[1] if name else "") if x)
+            found.append((words or "unnamed", size_of(*size.groups())))
+    return found

@@ -1,0 +1,120 @@
+"""Compiled programs kept on disk: asking again is instant, and needs no jax.
+
+The key is everything that the compiled program depends on: the parts of the config that reach the step, the topology,
+the versions of the compilers, and jaxscale's own source.
+"""
+
+import gzip
+import hashlib
+import json
+import os
+import tempfile
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+
+from jaxscale import config as cfg
+from jaxscale.hardware import Topology
+
+LIBRARIES = ("jax", "jaxlib", "flax", "optax", "libtpu", "jax-cuda13-plugin", "nvidia-cuda-nvcc", "nvidia-cudnn-cu13")
+ROOMS = ("config.py", "parallel", "models", "training/step.py", "training/loss.py", "training/optimizer.py")
+NOT_IN_THE_STEP = ("name", "out", "seed", "checkpoint", "evaluation", "metrics")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one device, as the compiler counts them. Donated arguments are `alias` bytes of the output."""
+
+    arguments: int
+    outputs: int
+    alias: int
+    temporaries: int
+    code: int
+    host: int = 0
+
+    @property
+    def peak(self) -> int:
+        """What must fit at one time: arguments, outputs that are not donated arguments, temporaries and code."""
+        return self.arguments + self.outputs - self.alias + self.temporaries + self.code
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What a compile leaves.
+
+    Attributes:
+        hlo: text of the compiled program; empty when it ran out of memory.
+        parts: bytes of one device's parameters, optimizer state and batch, from the trainer's abstract tree.
+        mesh: axis -> size.
+        memory_error: the compiler's words when the program does not fit.
+    """
+
+    hlo: str
+    memory: Memory | None
+    parts: dict[str, int]
+    mesh: dict[str, int]
+    lower_seconds: float
+    compile_seconds: float
+    memory_error: str | None = None
+
+
+def versions() -> dict[str, str]:
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def what_it_depends_on(config: cfg.Config, topology: Topology) -> dict:
+    """All that decides the compiled program, as plain values; what `train --executable` compares."""
+    values = config.model_dump(mode="json")
+    for name in NOT_IN_THE_STEP:
+        values.pop(name, None)
+    data = values["data"]
+    values["data"] = {
+        "batch_size": data["batch_size"], "seq_len": data["seq_len"],
+        "documents": data["mask_documents"] and data["kind"] != "synthetic",
+    }  # fmt: skip
+    values["runtime"] = {"compiler_options": values["runtime"]["compiler_options"]}
+    return {"config": values, "topology": topology.name, "versions": versions(), "source": source_hash()}
+
+
+def source_hash() -> str:
+    """Of the files that make the step."""
+    package, digest = Path(__file__).parent.parent, hashlib.sha256()
+    for room in ROOMS:
+        path = package / room
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+class Store:
+    """A folder of compiled programs, one gzipped JSON each."""
+
+    def __init__(self, folder: Path | None = None):
+        self.folder = folder or Path(os.path.expanduser("~/.cache/jaxscale/compiled"))
+
+    def path(self, config: cfg.Config, topology: Topology) -> Path:
+        text = json.dumps(what_it_depends_on(config, topology), sort_keys=True)
+        return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json.gz"
+
+    def load(self, config: cfg.Config, topology: Topology) -> Compiled | None:
+        """What was kept; None where nothing (whole) is."""
+        try:
+            values = json.loads(gzip.decompress(self.path(config, topology).read_bytes()))
+            memory = Memory(**values.pop("memory")) if values.get("memory") else values.pop("memory", None)
+            return Compiled(memory=memory, **values)
+        except (OSError, ValueError, TypeError, EOFError):
+            return None  # compile again
+
+    def save(self, config: cfg.Config, topology: Topology, compiled: Compiled) -> None:
+        """Written beside and moved into place: a second compile at the same time, or a kill, leaves no half."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        text = gzip.compress(json.dumps(asdict(compiled)).encode(), compresslevel=6)
+        with tempfile.NamedTemporaryFile(dir=self.folder, delete=False) as file:
+            file.write(text)
+        os.replace(file.name, self.path(config, topology))

@@ -1,0 +1,136 @@
+"""From work to seconds: what a chip reaches of its datasheet, how long matmuls, kernels and collectives take.
+
+One set of fractions a chip, fitted to published runs (`benchmarks/published.py` has them, and the errors that remain);
+everything else is physics: FLOPs, bytes and links. No jax.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from jaxscale.hardware import Chip, Link, Topology, combined
+
+
+@dataclass(frozen=True)
+class Fractions:
+    """What a chip reaches of its datasheet.
+
+    Attributes:
+        matmul: of the dense bf16 peak, in the matmuls of a decoder.
+        attention: of the same peak, in its attention kernel.
+        memory: of HBM bandwidth.
+        network: of links.
+        overlap: share of the communication that could be hidden, which is.
+    """
+
+    matmul: float
+    attention: float
+    memory: float = 0.8
+    network: float = 0.85
+    overlap: float = 0.8
+
+
+FRACTIONS: dict[str, Fractions] = {
+    "v4": Fractions(0.75, 0.4),
+    "v5e": Fractions(0.75, 0.4),
+    "v5p": Fractions(0.85, 0.4),
+    "v6e": Fractions(0.62, 0.35),
+    "tpu7x": Fractions(0.68, 0.35),
+    "a100": Fractions(0.75, 0.55),
+    "h100": Fractions(0.68, 0.5),
+    "h200": Fractions(0.70, 0.5),
+    "b200": Fractions(0.65, 0.45),
+}
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Seconds of a device's work. FLOP/s and bytes/s are achievable ones."""
+
+    matmul_flops: float
+    attention_flops: float
+    memory: float
+    network: float
+    overlap: float
+
+    def seconds(self, flops: float, moved: float) -> float:
+        """Roofline: of matmul FLOPs and HBM bytes, the slower (Williams et al., CACM 52(4), 2009)."""
+        return max(flops / self.matmul_flops, moved / self.memory)
+
+
+def rates(chip: Chip, dtype: str = "bfloat16") -> Rates:
+    """Float32 matmuls run at a sixth of bf16's on a TPU (six bf16 passes), at an eighth on an NVIDIA GPU (TF32 off)."""
+    own = FRACTIONS[chip.name]
+    slower = 1.0 if dtype == "bfloat16" else (1 / 8 if chip.node else 1 / 6)
+    peak = chip.device_flops * slower
+    return Rates(peak * own.matmul, peak * own.attention, chip.device_bandwidth * own.memory, own.network, own.overlap)
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A collective with its time: `seconds` of one step on each network it uses, and how much work can hide it."""
+
+    kind: str
+    axes: tuple[str, ...]
+    bytes: float
+    times: int
+    seconds: float
+    network: str
+    hidden: float
+    asynchronous: bool
+    what: str = ""
+
+    @property
+    def exposed(self) -> float:
+        return self.seconds - self.hidden
+
+
+def collective_seconds(
+    kind: str, axes: tuple[str, ...], size: float, links: Mapping[str, Link], network: float
+) -> tuple[float, str]:
+    """Seconds of one run, and the network on which most of them go."""
+    link = combined(links, tuple(a for a in axes if a in links))
+    parts = {name: seconds / network for name, seconds in link.seconds(kind, size).items()}
+    return sum(parts.values()), max(parts, key=parts.__getitem__, default="none")
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of a step.
+
+    Attributes:
+        overlapped, nothing_overlapped: bounds; `best`: the estimate between them.
+        parts: seconds by what they go to, without overlap.
+        binds: the part that is longest.
+    """
+
+    overlapped: float
+    nothing_overlapped: float
+    best: float
+    parts: dict[str, float]
+    exposed: float
+
+    @property
+    def binds(self) -> str:
+        return max(self.parts, key=self.parts.__getitem__)
+
+
+def step_time(compute: Mapping[str, float], sent: Iterable[Sent]) -> StepTime:
+    """Compute runs one after another; collectives of one network too; networks and compute beside each other at best."""
+    sent = list(sent)
+    busy = sum(compute.values())
+    by_network: dict[str, float] = {}
+    for s in sent:
+        name = f"{s.network} ({'+'.join(s.axes) or 'all'})"
+        by_network[name] = by_network.get(name, 0.0) + s.seconds
+    networks: dict[str, float] = {}
+    for s in sent:
+        networks[s.network] = networks.get(s.network, 0.0) + s.seconds
+    exposed = sum(s.exposed for s in sent)
+    total = sum(networks.values())
+    lower = max(busy, *networks.values()) if networks else busy
+    return StepTime(lower, busy + total, max(lower, busy + exposed), dict(compute) | by_network, exposed)
+
+
+def usable_bytes(topology: Topology) -> float:
+    """HBM of one device that a program may use."""
+    return topology.chip.usable_hbm_bytes

@@ -1,0 +1,169 @@
+"""What `compile`, `plan` and `chips` print."""
+
+import json
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from jaxscale import config as cfg
+from jaxscale.analysis.costs import CONVENTIONS
+from jaxscale.analysis.examine import Report
+from jaxscale.hardware import CHIPS, GIB, Topology
+from jaxscale.predict import Answer
+
+FIGURES = ("bf16_flops", "hbm_bytes", "usable_hbm_bytes", "hbm_bandwidth", "link_bandwidth", "network_bandwidth",
+           "host_bandwidth")  # fmt: skip
+
+
+def make_console() -> Console:
+    """At least 120 columns: a wrapped row cannot be read."""
+    console = Console(highlight=False)
+    return console if console.width >= 120 else Console(highlight=False, width=120)
+
+
+def make_table(title: str, *columns: str) -> Table:
+    """The first column is left-aligned; of the others those that begin with `<` are too."""
+    table = Table(title=title, title_justify="left")
+    for i, name in enumerate(columns):
+        left = i == 0 or name.startswith("<")
+        table.add_column(name.removeprefix("<"), justify="left" if left else "right", no_wrap=not left)
+    return table
+
+
+def gib(size: float) -> str:
+    return f"{size / GIB:,.2f} GiB"
+
+
+def mesh_text(mesh: dict[str, int]) -> str:
+    return ", ".join(f"{axis}={n}" for axis, n in mesh.items())
+
+
+# --- compile --------------------------------------------------------------------------------------------------
+
+
+def show_report(config: cfg.Config, report: Report, *, cached: bool) -> None:
+    console = make_console()
+    how = "kept from an earlier compile" if cached else f"compiled in {report.compile_seconds:.0f} s"
+    console.print(f"{config.name} on {report.topology}, mesh {mesh_text(report.mesh)}; {how}", markup=False)
+    console.print(memory_table(report))
+    console.print(flops_table(report))
+    console.print(collectives_table(report))
+    console.print(time_table(report))
+    for line in verdict(report):
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def memory_table(report: Report) -> Table:
+    table = make_table("HBM of one device, compiled", "part", "size", "share of usable")
+    for name, size in report.memory.items():
+        table.add_row(name, gib(size), f"{size / report.memory_usable:.1%}")
+    table.add_row("all", gib(report.memory_needed), f"{report.memory_needed / report.memory_usable:.1%}", style="bold")
+    table.add_row("usable", gib(report.memory_usable), "")
+    return table
+
+
+def flops_table(report: Report) -> Table:
+    table = make_table("FLOPs of one device and step", "what", "TFLOP", "<from")
+    forward, backward = report.attention_calls
+    done = report.matmul_flops + report.attention_flops
+    table.add_row("matmuls", f"{report.matmul_flops / 1e12:,.3f}", "compiled program, loops multiplied out")
+    if forward:
+        table.add_row(
+            "attention kernels", f"{report.attention_flops / 1e12:,.3f}",
+            f"{forward} forward and {backward} backward calls in the program, FLOPs by formula (causal)",
+        )  # fmt: skip
+    table.add_row("the model's", f"{report.model_flops / 1e12:,.3f}", f"formula, {report.convention}, no recompute")
+    if report.model_flops:
+        table.add_row("done : model's", f"{done / report.model_flops:.3f}", "more than 1: recompute, repeated kv heads")
+    return table
+
+
+def collectives_table(report: Report) -> Table:
+    table = make_table(
+        "Collectives of one device and step, compiled; seconds predicted",
+        "kind", "<mesh axes", "runs", "GB (V)", "ms", "hidden", "<how", "<network",
+    )  # fmt: skip
+    for s in report.sent:
+        table.add_row(
+            s.kind, "+".join(s.axes) or "other groups", f"{s.times:,}", f"{s.bytes / 1e9:,.3f}", f"{s.seconds * 1e3:,.2f}",
+            f"{s.hidden / s.seconds:.0%}" if s.seconds else "", "asynchronous" if s.asynchronous else "synchronous",
+            s.network,
+        )  # fmt: skip
+    if not report.sent:
+        table.add_row("none", "", "", "", "", "", "", "")
+    return table
+
+
+def time_table(report: Report) -> Table:
+    time = report.time
+    table = make_table("One step, predicted from the compiled program", "what", "seconds", "<")
+    for name, seconds in sorted(time.parts.items(), key=lambda p: -p[1]):
+        table.add_row(name, f"{seconds:.4g}", "binds" if name == time.binds else "")
+    table.add_row("if all overlapped", f"{time.overlapped:.4g}", "lower bound")
+    table.add_row("if nothing overlapped", f"{time.nothing_overlapped:.4g}", "upper bound")
+    table.add_row(
+        "best estimate", f"{time.best:.4g}", f"{time.exposed:.4g} s of communication not hidden", style="bold"
+    )
+    return table
+
+
+def verdict(report: Report) -> Iterable[str]:
+    left = report.memory_usable - report.memory_needed
+    yield (f"fits, with {gib(left)} of {gib(report.memory_usable)} to spare" if report.fits else
+           f"DOES NOT FIT: {gib(-left)} too much for {gib(report.memory_usable)}")  # fmt: skip
+    yield f"{report.tokens_per_second_per_chip:,.0f} tokens/s a chip, predicted"
+    yield (f"MFU {report.mfu:.1%}, predicted, of {report.peak / 1e12:,.0f} TFLOP/s ({report.peak_source}); convention "
+           f"{report.convention}: {CONVENTIONS[report.convention]}")  # fmt: skip
+    if report.unknown_loops:
+        yield f"counted once, as their trip count could not be read: loops {', '.join(report.unknown_loops)}"
+
+
+def show_out_of_memory(
+    config: cfg.Config, topology: Topology, needed: int | None, buffers: list[tuple[str, int]], tried: list[str]
+) -> None:
+    console = make_console()
+    usable = int(topology.chip.usable_hbm_bytes)
+    console.print(f"{config.name} on {topology.name}", markup=False)
+    if needed is not None:
+        console.print(f"DOES NOT FIT: needs {gib(needed)} of {gib(usable)} usable, {gib(needed - usable)} too much")
+    else:
+        console.print(f"DOES NOT FIT in {gib(usable)}")
+    if buffers:
+        table = make_table("Largest buffers, as the compiler tells", "size", "<what")
+        for name, size in buffers:
+            table.add_row(gib(size), escape(name))
+        console.print(table)
+    for line in tried:
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def print_json(found: Answer) -> None:
+    """One object: the report (null where there is no program), and what out of memory told."""
+    print(json.dumps({
+        "report": found.report.as_json() if found.report else None, "cached": found.cached, "needed": found.needed,
+        "largest_buffers": found.buffers, "tried": found.tried,
+    }, indent=1))  # fmt: skip
+
+
+# --- chips ----------------------------------------------------------------------------------------------------
+
+
+def show_chips() -> None:
+    console = make_console()
+    table = make_table("Chips (dense bf16; one way; GB is 1e9 bytes)", "chip", "TFLOP/s", "HBM", "usable a device",
+                       "HBM GB/s", "link GB/s", "network GB/s", "host GB/s", "devices", "<shape")  # fmt: skip
+    for c in CHIPS:
+        shape = f"{c.torus_dims}D torus" if c.torus_dims else f"NVLink domain of {c.node}"
+        table.add_row(
+            c.name, f"{c.bf16_flops / 1e12:,.0f}", gib(c.hbm_bytes), gib(c.usable_hbm_bytes),
+            f"{c.hbm_bandwidth / 1e9:,.0f}", f"{c.link_bandwidth / 1e9:,.0f}", f"{c.network_bandwidth / 1e9:,.3g}",
+            f"{c.host_bandwidth / 1e9:,.0f}", str(c.devices), shape,
+        )  # fmt: skip
+    console.print(table)
+    table = make_table("Where each figure is from", "chip", "<figure", "<source")
+    for c in CHIPS:
+        for i, figure in enumerate(FIGURES):
+            table.add_row(c.name if i == 0 else "", figure, escape(c.sources[figure]))
+    console.print(table)

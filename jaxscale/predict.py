@@ -1,0 +1,136 @@
+"""The stories behind `compile` and `plan`: config and topology in, figures out; jax only where something is compiled."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jaxscale import config as cfg
+from jaxscale.analysis.examine import Report, examine
+from jaxscale.analysis.store import Compiled, Store
+from jaxscale.hardware import Topology
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a compile told: a report, or by how much and why the program does not fit.
+
+    Attributes:
+        needed: bytes of one device, where the compiler says so.
+        buffers: the largest ones (what, bytes).
+        tried: changes that were compiled (or found not to work), in words.
+    """
+
+    report: Report | None
+    kept: Compiled
+    cached: bool
+    needed: int | None = None
+    buffers: list[tuple[str, int]] = field(default_factory=list)
+    tried: list[str] = field(default_factory=list)
+
+
+def fit_mesh(config: cfg.Config, topology: Topology) -> cfg.Config:
+    """`config` with the slices of `topology` on its data axis where it says nothing of them."""
+    slices = topology.slices
+    if slices > 1 and not config.mesh.over_slices:
+        values = config.model_dump(mode="json")
+        values["mesh"]["dcn"]["data"] = slices
+        return cfg.validate(values, source="--slices")
+    return config
+
+
+def compile_one(
+    config: cfg.Config,
+    topology: Topology,
+    *,
+    store: Store | None = None,
+    save: Path | None = None,
+    verbose: bool = False,
+) -> tuple[Compiled, bool]:
+    """The compiled step, from disk where it was compiled before; True in that case."""
+    store = store or Store()
+    kept = None if save else store.load(config, topology)
+    if kept is not None:
+        return kept, True
+    from jaxscale.analysis import aot
+
+    built = aot.compile_step(config, topology, verbose=verbose)
+    store.save(config, topology, built.kept)
+    if save:
+        from jaxscale.analysis.executable import save_executable
+
+        save_executable(save, built, config, topology)
+    return built.kept, False
+
+
+def answer(config: cfg.Config, topology: Topology, **options: Any) -> Answer:
+    """Compile and read; when it does not fit, say by how much and try what would."""
+    kept, cached = compile_one(config, topology, **options)
+    if kept.memory is None:
+        from jaxscale.analysis.memory_error import buffers_of, needed_bytes
+
+        assert kept.memory_error is not None
+        needed = needed_bytes(kept.memory_error)
+        buffers = buffers_of(kept.memory_error)
+        return Answer(None, kept, cached, needed, buffers, try_changes(config, topology, options))
+    report = examine(config, topology, kept)
+    if report.fits:
+        return Answer(report, kept, cached)
+    from jaxscale.analysis.live import largest_buffers
+
+    return Answer(report, kept, cached, report.memory_needed, largest_buffers(kept.hlo),
+                  try_changes(config, topology, options))  # fmt: skip
+
+
+def changes(config: cfg.Config) -> list[tuple[str, dict[str, Any]]]:
+    """What would save memory, the cheapest in speed first: (in words, overrides)."""
+    found: list[tuple[str, dict[str, Any]]] = []
+    rows, T = config.data.batch_size // config.step.microbatches, config.data.seq_len
+    chunk = config.loss.chunk or T
+    if chunk > 512 and T % 512 == 0:
+        found.append(("loss.chunk=512", {"loss": {"chunk": 512}}))
+    if config.step.remat != "full":
+        found.append(("step.remat=full", {"step": {"remat": "full"}}))
+    for parts in (2, 4, 8):
+        if rows % parts == 0:
+            total = config.step.microbatches * parts
+            found.append((f"step.microbatches={total}", {"step": {"microbatches": total}}))
+    return found
+
+
+def with_changes(config: cfg.Config, overrides: dict[str, Any]) -> cfg.Config:
+    values = config.model_dump(mode="json")
+    for section, own in overrides.items():
+        values[section] |= own
+    return cfg.validate(values, source="tried")
+
+
+def try_changes(config: cfg.Config, topology: Topology, options: dict[str, Any]) -> list[str]:
+    """Compile `config` with one change more each time, until it fits; says of each what came out."""
+    told, current, names = [], config, []
+    options = options | {"save": None}
+    for name, overrides in changes(config):
+        if names and name.partition("=")[0] == names[-1].partition("=")[0]:
+            names.pop()
+        names.append(name)
+        current = with_changes(current, overrides)
+        words = " ".join(names)
+        try:
+            kept, _ = compile_one(current, topology, **options)
+        except ValueError as error:
+            told.append(f"tried {words}: {error}")
+            names.pop()
+            continue
+        if kept.memory is None:
+            told.append(f"tried {words}: still does not fit")
+            continue
+        usable = topology.chip.usable_hbm_bytes
+        needed = kept.memory.peak
+        told.append(f"tried {words}: {needed / 2**30:,.2f} GiB of {usable / 2**30:,.2f}, "
+                    f"{'fits' if needed <= usable else 'still does not fit'}")  # fmt: skip
+        if needed <= usable:
+            break
+    else:
+        told.append(
+            "none of these fits: take more devices, or split the state over more of them (mesh.fsdp, mesh.tensor)"
+        )
+    return told
