@@ -146,6 +146,39 @@ def compile_(
         raise typer.Exit(1)
 
 
+@app.command()
+def plan(
+    config: Annotated[str, typer.Argument(help=CONFIG_HELP)],
+    overrides: Overrides = None,
+    topology: Annotated[str, typer.Option(help=TOPOLOGY_HELP)] = "",
+    slices: Annotated[int, typer.Option(min=1, help="TPU slices of that shape, joined by the slow network.")] = 1,
+    batch_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of a step; by default the config's.")] = None,
+    rows: Annotated[int, typer.Option(min=1, help="How many to show.")] = 10,
+    compile_best: Annotated[int, typer.Option("--compile", min=0, help="Compile the best K, beside predicted.")] = 0,
+    budget: Annotated[str | None, typer.Option(help="FLOPs to spend, e.g. 1e24 or 1mol: tokens, days.")] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Write the best one as a config for train.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Everything, for programs.")] = False,
+) -> None:
+    """Rank every mesh, microbatch count and remat for a topology by predicted speed, among those that fit."""
+    from jaxscale import console_predict, predict
+    from jaxscale.analysis import plan as planning
+
+    amount = None if budget is None else planning.read_budget(budget)
+    loaded, where = load_for(config, overrides, topology, slices)
+    if batch_tokens is not None:
+        loaded = predict.with_batch_tokens(loaded, batch_tokens)
+    documents = loaded.data.mask_documents and loaded.data.kind != "synthetic"
+    found = planning.plan(loaded, where, documents=documents)
+    compiled = [predict.answer(c.config, where) for c in found.choices[:compile_best]]
+    if out is not None:
+        predict.write_config(found.choices[0], where, out)
+    spent = None if amount is None else planning.spend(amount, found.choices[0])
+    if as_json:
+        console_predict.print_plan_json(found, compiled, spent, rows)
+    else:
+        console_predict.show_plan(loaded, found, compiled, spent, rows=rows, out=out)
+
+
 def load_for(config: str, overrides: list[str] | None, topology: str, slices: int) -> tuple[Any, Any]:
     """A config for a topology; the data need not be here."""
     from jaxscale.config import load_config

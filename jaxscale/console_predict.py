@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
@@ -10,6 +12,7 @@ from rich.table import Table
 from jaxscale import config as cfg
 from jaxscale.analysis.costs import CONVENTIONS
 from jaxscale.analysis.examine import Report
+from jaxscale.analysis.plan import Budget, Plan, mesh_words
 from jaxscale.hardware import CHIPS, GIB, Topology
 from jaxscale.predict import Answer
 
@@ -144,6 +147,81 @@ def print_json(found: Answer) -> None:
     print(json.dumps({
         "report": found.report.as_json() if found.report else None, "cached": found.cached, "needed": found.needed,
         "largest_buffers": found.buffers, "tried": found.tried,
+    }, indent=1))  # fmt: skip
+
+
+# --- plan -----------------------------------------------------------------------------------------------------
+
+
+def show_plan(
+    config: cfg.Config, found: Plan, compiled: list[Answer], spent: Budget | None, *, rows: int, out: Path | None
+) -> None:
+    console = make_console()
+    tokens = config.data.batch_size * config.data.seq_len
+    console.print(
+        f"{config.name} on {found.topology.name}: {tokens:,} tokens a step; {found.considered} ways, "
+        f"{len(found.choices)} fit", markup=False,
+    )  # fmt: skip
+    table = make_table("The fastest, predicted", "mesh", "micro-\nbatches", "<remat", "HBM", "of\nusable", "s a step",
+                       "tokens/s\na chip", "MFU", "<binds (share of the step)")  # fmt: skip
+    usable = found.topology.chip.usable_hbm_bytes
+    for c in found.choices[:rows]:
+        table.add_row(
+            mesh_words(c.mesh, c.config), str(c.config.step.microbatches), c.remat, gib(c.memory.peak),
+            f"{c.memory.peak / usable:.0%}", f"{c.forecast.time.best:.4g}",
+            f"{c.forecast.tokens_per_second_per_chip:,.0f}", f"{c.forecast.mfu:.1%}", c.binds,
+        )  # fmt: skip
+    console.print(table)
+    if compiled:
+        console.print(compiled_table(found, compiled))
+    if found.left_out:
+        table = make_table("Left out", "why", "ways")
+        for reason, count in found.left_out:
+            table.add_row(escape(reason), f"{count:,}")
+        console.print(table)
+    best = found.choices[0].forecast
+    console.print(f"MFU by convention {config.metrics.mfu}, of {best.topology.chip.bf16_flops / 1e12:,.0f} TFLOP/s a chip "
+                  f"({best.topology.chip.source})", markup=False, soft_wrap=True)  # fmt: skip
+    if spent:
+        console.print(
+            f"{spent.flops:.3g} FLOPs: {spent.tokens:,.3g} tokens, {spent.steps:,.0f} steps, {spent.days:,.1f} days on "
+            f"{spent.chips:,} chips, predicted", markup=False, soft_wrap=True,
+        )  # fmt: skip
+    if out:
+        console.print(f"the first one is in {out}: jaxscale train {out}", markup=False, soft_wrap=True)
+
+
+def compiled_table(found: Plan, compiled: list[Answer]) -> Table:
+    table = make_table("Predicted beside compiled", "mesh", "<remat", "HBM\npredicted", "HBM\ncompiled", "TFLOP\npredicted",
+                       "TFLOP\ncompiled", "s a step\npredicted", "s a step\nfrom compiled", "<fits")  # fmt: skip
+    for choice, answer in zip(found.choices, compiled, strict=False):
+        report = answer.report
+        needed = report.memory_needed if report else answer.needed
+        table.add_row(
+            mesh_words(choice.mesh, choice.config), choice.remat, gib(choice.memory.peak), gib(needed) if needed else "?",
+            f"{choice.forecast.flops / 1e12:,.1f}",
+            f"{(report.matmul_flops + report.attention_flops) / 1e12:,.1f}" if report else "",
+            f"{choice.forecast.time.best:.4g}", f"{report.time.best:.4g}" if report else "",
+            "yes" if report and report.fits else "no",
+        )  # fmt: skip
+    return table
+
+
+def print_plan_json(found: Plan, compiled: list[Answer], spent: Budget | None, rows: int) -> None:
+    choices = [
+        {
+            "mesh": c.mesh, "over_slices": c.config.mesh.over_slices, "microbatches": c.config.step.microbatches,
+            "remat": c.config.step.remat, "hbm_bytes": c.memory.peak, "step_seconds": c.forecast.time.best,
+            "tokens_per_second_per_chip": c.forecast.tokens_per_second_per_chip, "mfu": c.forecast.mfu,
+            "parts": c.forecast.time.parts, "binds": c.forecast.time.binds,
+        }
+        for c in found.choices[:rows]
+    ]  # fmt: skip
+    print(json.dumps({
+        "topology": found.topology.name, "considered": found.considered, "fit": len(found.choices), "choices": choices,
+        "left_out": [{"why": why, "ways": n} for why, n in found.left_out],
+        "compiled": [a.report.as_json() if a.report else {"needed": a.needed} for a in compiled],
+        "budget": asdict(spent) if spent else None,
     }, indent=1))  # fmt: skip
 
 

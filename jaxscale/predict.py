@@ -6,8 +6,9 @@ from typing import Any
 
 from jaxscale import config as cfg
 from jaxscale.analysis.examine import Report, examine
+from jaxscale.analysis.plan import Choice
 from jaxscale.analysis.store import Compiled, Store
-from jaxscale.hardware import Topology
+from jaxscale.hardware import GIB, Topology
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,25 @@ def fit_mesh(config: cfg.Config, topology: Topology) -> cfg.Config:
         values["mesh"]["dcn"]["data"] = slices
         return cfg.validate(values, source="--slices")
     return config
+
+
+def with_batch_tokens(config: cfg.Config, tokens: int) -> cfg.Config:
+    """`config` with so many tokens a step; they must be whole sequences."""
+    T = config.data.seq_len
+    if tokens % T:
+        raise ValueError(f"--batch-tokens {tokens} is not a multiple of data.seq_len {T}; try {max(1, tokens // T) * T}")
+    values = config.model_dump(mode="json")
+    values["data"]["batch_size"], values["step"]["microbatches"] = tokens // T, 1
+    return cfg.validate(values, source="--batch-tokens")
+
+
+def write_config(choice: Choice, topology: Topology, path: Path) -> None:
+    """The choice as a run file that `train` takes as it is."""
+    found = choice.forecast
+    head = (f"# {choice.config.name} on {topology.name}, chosen by `jaxscale plan`: predicted {found.time.best:.3f} s a step, "
+            f"{found.tokens_per_second_per_chip:,.0f} tokens/s a chip,\n# {choice.memory.peak / GIB:.1f} GiB of "
+            f"{topology.chip.usable_hbm_bytes / GIB:.1f} a device.\n")  # fmt: skip
+    path.write_text(head + cfg.dump_config(cfg.validate(choice.config.model_dump(mode="json"), source=str(path))))
 
 
 def compile_one(

@@ -4,6 +4,7 @@ Figures "of a device" are of one JAX device and one step. Dims: B batch, T seque
 H head dim, F mlp, V vocab (padded), L layers.
 """
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -43,7 +44,8 @@ class Weight:
         return math.prod(n // count(table[a], sizes) for n, a in zip(self.dims, self.axes, strict=True))
 
 
-def weights(model: cfg.Model) -> list[Weight]:
+@functools.cache
+def weights(model: cfg.Model) -> tuple[Weight, ...]:
     """Every parameter of the decoder (`models/transformer.py`), in the order in which it is used."""
     D, F, N, K, H, V = (model.embed_dim, model.mlp_dim, model.num_heads, model.kv_heads, model.head_size,
                         model.padded_vocab_size)  # fmt: skip
@@ -82,7 +84,7 @@ def weights(model: cfg.Model) -> list[Weight]:
         found.append(Weight(f"final_norm_{suffix}", "norms", (D,), ("norm",)))
     if not model.tie_embeddings:
         found.append(Weight("unembedding", "unembedding", (D, V), ("embed", "vocab")))
-    return found
+    return tuple(found)
 
 
 MATRICES = ("q", "k", "v", "out", "gate", "up", "down")
@@ -252,11 +254,27 @@ def attention(config: cfg.Config, sizes: Mapping[str, int]) -> AttentionCost:
     rows = config.data.batch_size // step.microbatches // count(ACTIVATIONS["batch"], sizes)
     heads = model.num_heads // sizes.get("tensor", 1)
     keys = visible_keys(model, config.data.seq_len)
-    forward = 4.0 * rows * config.data.seq_len * heads * model.head_size * keys
+    tokens = rows * config.data.seq_len // sizes.get("context", 1)
+    forward = 4.0 * tokens * heads * model.head_size * keys
     names = kept(step)
     again = names is not None and "attention_context" not in names
     runs = model.num_layers * step.microbatches
     return AttentionCost(forward, 2.5 * forward, runs * (2 if again else 1), runs)
+
+
+def activation_bytes(config: cfg.Config, sizes: Mapping[str, int], name: str) -> float:
+    """Bytes of a named activation (`config.ACTIVATIONS`) of all layers and one microbatch, on a device."""
+    model, tensor = config.model, sizes.get("tensor", 1)
+    rows = config.data.batch_size // config.step.microbatches // count(ACTIVATIONS["batch"], sizes)
+    tokens = rows * config.data.seq_len // sizes.get("context", 1)
+    heads = model.num_heads * model.head_size / tensor
+    kv = max(model.kv_heads, tensor) * model.head_size / tensor
+    wide = model.embed_dim / tensor  # sequence parallelism: between the matmuls tokens are split over tensor
+    per_token = {
+        "layer_in": wide, "q": heads, "k": kv, "v": kv, "attention_context": heads, "attention_out": wide,
+        "mlp_gate": model.mlp_dim / tensor, "mlp_up": model.mlp_dim / tensor, "mlp_out": wide,
+    }  # fmt: skip
+    return model.num_layers * tokens * per_token[name] * BYTES[config.step.compute_dtype]
 
 
 # --- traffic --------------------------------------------------------------------------------------------------
@@ -337,7 +355,7 @@ def activation_traffic(config: cfg.Config, sizes: Mapping[str, int]) -> list[Tra
     model, step, fsdp, tensor = config.model, config.step, sizes.get("fsdp", 1), sizes.get("tensor", 1)
     width, parts = BYTES[step.compute_dtype], step.microbatches
     rows = config.data.batch_size // parts // count(ACTIVATIONS["batch"], sizes)
-    tokens, runs = rows * config.data.seq_len, parts * model.num_layers
+    tokens, runs = rows * config.data.seq_len // sizes.get("context", 1), parts * model.num_layers
     x = float(tokens * model.embed_dim * width)
     found = []
     if fsdp > 1:
@@ -345,6 +363,14 @@ def activation_traffic(config: cfg.Config, sizes: Mapping[str, int]) -> list[Tra
         found += [
             Traffic("token ids", "all-gather", ("fsdp",), ids, parts, "forward", False),
             Traffic("looked-up rows", "all-to-all", ("fsdp",), x / tensor, 2 * parts, "forward", False),
+        ]
+    if sizes.get("context", 1) > 1:  # keys and values of the whole sequence, gathered; their gradients scattered
+        both = 2.0 * rows * config.data.seq_len * max(model.kv_heads // tensor, 1) * model.head_size * width
+        names = kept(step)
+        again = 0 if names is None or "attention_context" in names else 1
+        found += [
+            Traffic("keys and values", "all-gather", ("context",), both, (2 + again) * runs, "forward", True),
+            Traffic("their gradients", "reduce-scatter", ("context",), both, runs, "backward", True),
         ]
     if tensor > 1:
         names = kept(step)

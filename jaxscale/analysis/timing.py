@@ -20,6 +20,7 @@ class Fractions:
         memory: of HBM bandwidth.
         network: of links.
         overlap: share of the communication that could be hidden, which is.
+        elementwise: HBM traffic outside matmuls, times what a well-fused program needs.
     """
 
     matmul: float
@@ -27,6 +28,7 @@ class Fractions:
     memory: float = 0.8
     network: float = 0.85
     overlap: float = 0.8
+    elementwise: float = 1.0
 
 
 FRACTIONS: dict[str, Fractions] = {
@@ -35,10 +37,10 @@ FRACTIONS: dict[str, Fractions] = {
     "v5p": Fractions(0.85, 0.4),
     "v6e": Fractions(0.62, 0.35),
     "tpu7x": Fractions(0.68, 0.35),
-    "a100": Fractions(0.75, 0.55),
-    "h100": Fractions(0.68, 0.5),
-    "h200": Fractions(0.70, 0.5),
-    "b200": Fractions(0.65, 0.45),
+    "a100": Fractions(0.72, 0.5, elementwise=1.8),
+    "h100": Fractions(0.64, 0.5, elementwise=1.8),
+    "h200": Fractions(0.62, 0.5, elementwise=1.8),
+    "b200": Fractions(0.62, 0.45, elementwise=1.8),
 }
 
 
@@ -51,18 +53,21 @@ class Rates:
     memory: float
     network: float
     overlap: float
+    elementwise: float
 
     def seconds(self, flops: float, moved: float) -> float:
         """Roofline: of matmul FLOPs and HBM bytes, the slower (Williams et al., CACM 52(4), 2009)."""
         return max(flops / self.matmul_flops, moved / self.memory)
 
 
-def rates(chip: Chip, dtype: str = "bfloat16") -> Rates:
-    """Float32 matmuls run at a sixth of bf16's on a TPU (six bf16 passes), at an eighth on an NVIDIA GPU (TF32 off)."""
+def rates(chip: Chip, dtype: str = "bfloat16", *, quantized: bool = False, power: float = 1.0) -> Rates:
+    """Float32 matmuls run at a sixth of bf16's on a TPU (six bf16 passes), at an eighth on an NVIDIA GPU (TF32 off);
+    int8 or fp8 ones at twice it where `quantized`."""
     own = FRACTIONS[chip.name]
     slower = 1.0 if dtype == "bfloat16" else (1 / 8 if chip.node else 1 / 6)
-    peak = chip.device_flops * slower
-    return Rates(peak * own.matmul, peak * own.attention, chip.device_bandwidth * own.memory, own.network, own.overlap)
+    peak = chip.device_flops * slower * power
+    return Rates(peak * own.matmul * (2 if quantized else 1), peak * own.attention, chip.device_bandwidth * own.memory, own.network, own.overlap,
+                 own.elementwise)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,8 @@
-"""The two tables of logical axes: what splits parameters, what splits activations. No jax: predictions read them too."""
+"""The two tables of logical axes, and what they ask of a config on a mesh. No jax: predictions read them too."""
 
 from collections.abc import Mapping
+
+from jaxscale import config as cfg
 
 Axes = tuple[str, ...]
 
@@ -35,3 +37,52 @@ def count(axes: Axes, sizes: Mapping[str, int]) -> int:
     for axis in axes:
         shards *= sizes.get(axis, 1)
     return shards
+
+
+def check_divides(
+    parameters: Mapping[str, Axes], activations: Mapping[str, Axes], sizes: Mapping[str, int], config: cfg.Config
+) -> None:
+    """Check every split dim of a decoder against the mesh; raises ValueError with the numbers that don't fit.
+
+    Fewer kv heads than shards are repeated when they divide the shards (the parameter is then kept whole over that
+    axis); the vocabulary is padded already (`Model.padded_vocab_size`).
+    """
+    model = config.model
+    kv_shards = count(activations["kv_heads"], sizes)
+    if model.kv_heads < kv_shards and kv_shards % model.kv_heads == 0:
+        parameters = {**parameters, "kv_heads": ()}
+    elif model.kv_heads % kv_shards:
+        raise ValueError(
+            f"num_kv_heads {model.kv_heads} neither divides nor is divided by the {kv_shards} shards of kv_heads "
+            f"({axes_text(activations['kv_heads'], sizes)}); make tensor one of "
+            f"{cfg.divisors(model.kv_heads)} or a multiple of {model.kv_heads} that divides {model.num_heads}"
+        )
+    rows = config.data.batch_size // config.step.microbatches
+    sizes_of = {
+        "embed": ("embed_dim", model.embed_dim),
+        "heads": ("num_heads", model.num_heads),
+        "kv_heads": ("num_kv_heads", max(model.kv_heads, kv_shards)),
+        "mlp": ("mlp_dim", model.mlp_dim),
+        "vocab": (f"padded vocab_size (vocab_multiple {model.vocab_multiple})", model.padded_vocab_size),
+        "batch": ("rows of a microbatch (data.batch_size / step.microbatches)", rows),
+        "sequence": ("data.seq_len", config.data.seq_len),
+        "residual_sequence": ("data.seq_len", config.data.seq_len),
+        "positions": ("max_seq_len", model.max_seq_len),
+        "head_dim": ("head_dim", model.head_size),
+    }
+    for kind, table in (("parameters", parameters), ("activations", activations)):
+        for name, axes in table.items():
+            if name in sizes_of:
+                where = f"{axes_text(axes, sizes)}, sharding.{kind}.{name}"
+                require_divides(*sizes_of[name], count(axes, sizes), where)
+
+
+def require_divides(label: str, size: int, shards: int, where: str) -> None:
+    if size % shards:
+        lower = size - size % shards
+        tries = f"{lower} or {lower + shards}" if lower else f"{shards}"
+        raise ValueError(f"{label} {size} is not divisible by {shards} ({where}); try {tries}, or another mesh")
+
+
+def axes_text(axes: Axes, sizes: Mapping[str, int]) -> str:
+    return "*".join(f"{a}={sizes[a]}" for a in axes if a in sizes) or "not split"

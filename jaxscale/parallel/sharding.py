@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from jaxscale import config as cfg
-from jaxscale.parallel.rules import ACTIVATIONS, PARAMETERS, Axes, count
+from jaxscale.parallel.rules import ACTIVATIONS, PARAMETERS, Axes, check_divides, count
 
 PyTree = Any
 
@@ -68,49 +68,10 @@ def fit_rules(rules: Rules, sizes: Mapping[str, int], config: cfg.Config) -> Rul
     Fewer kv heads than shards are repeated when they divide the shards (the parameter is then kept whole over
     that axis); the vocabulary is padded already (`Model.padded_vocab_size`).
     """
-    model = config.model
-    kv_shards = count(rules.activations["kv_heads"], sizes)
-    if model.kv_heads < kv_shards and kv_shards % model.kv_heads == 0:
+    check_divides(rules.parameters, rules.activations, sizes, config)
+    if config.model.kv_heads < count(rules.activations["kv_heads"], sizes):
         rules = rules.with_parameters(kv_heads=())
-    elif model.kv_heads % kv_shards:
-        raise ValueError(
-            f"num_kv_heads {model.kv_heads} neither divides nor is divided by the {kv_shards} shards of kv_heads "
-            f"({axes_text(rules.activations['kv_heads'], sizes)}); make tensor one of "
-            f"{cfg.divisors(model.kv_heads)} or a multiple of {model.kv_heads} that divides {model.num_heads}"
-        )
-    embed = {"embed_dim": model.embed_dim}
-    sizes_of = {
-        "embed": embed,
-        "heads": {"num_heads": model.num_heads},
-        "kv_heads": {"num_kv_heads": max(model.kv_heads, kv_shards)},
-        "mlp": {"mlp_dim": model.mlp_dim},
-        "vocab": {f"padded vocab_size (vocab_multiple {model.vocab_multiple})": model.padded_vocab_size},
-        "batch": {"rows of a microbatch (data.batch_size / step.microbatches)": microbatch_rows(config)},
-        "sequence": {"data.seq_len": config.data.seq_len},
-        "residual_sequence": {"data.seq_len": config.data.seq_len},
-        "positions": {"max_seq_len": model.max_seq_len},
-        "head_dim": {"head_dim": model.head_size},
-    }
-    for kind, table in (("parameters", rules.parameters), ("activations", rules.activations)):
-        for name, axes in table.items():
-            for label, size in sizes_of.get(name, {}).items():
-                require_divides(label, size, count(axes, sizes), f"{axes_text(axes, sizes)}, sharding.{kind}.{name}")
     return rules
-
-
-def microbatch_rows(config: cfg.Config) -> int:
-    return config.data.batch_size // config.step.microbatches
-
-
-def require_divides(label: str, size: int, shards: int, where: str) -> None:
-    if size % shards:
-        lower = size - size % shards
-        tries = f"{lower} or {lower + shards}" if lower else f"{shards}"
-        raise ValueError(f"{label} {size} is not divisible by {shards} ({where}); try {tries}, or another mesh")
-
-
-def axes_text(axes: Axes, sizes: Mapping[str, int]) -> str:
-    return "*".join(f"{a}={sizes[a]}" for a in axes if a in sizes) or "not split"
 
 
 # --- the context: which mesh, which rules ---------------------------------------------------------------------

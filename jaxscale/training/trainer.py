@@ -14,7 +14,8 @@ from jax.sharding import Mesh
 
 from jaxscale import config as cfg
 from jaxscale.parallel.mesh import describe_mesh, make_mesh, start_devices
-from jaxscale.parallel.sharding import Rules, count, fit_rules, make_rules, on_mesh, require_divides
+from jaxscale.parallel.rules import count, require_divides
+from jaxscale.parallel.sharding import Rules, fit_rules, make_rules, on_mesh
 from jaxscale.training.checkpoint import Checkpointer
 from jaxscale.training.feed import Feed, open_run_tokenizer, open_source
 from jaxscale.training.metrics import Meter, MetricsWriter, Peak, Speed, device_memory, find_peak, model_flops_per_token

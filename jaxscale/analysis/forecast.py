@@ -1,0 +1,137 @@
+"""The time of a step predicted from its config alone: `costs` says what is done and sent, `timing` how fast. No jax."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from jaxscale import config as cfg
+from jaxscale.analysis import costs
+from jaxscale.analysis.timing import Rates, Sent, StepTime, collective_seconds, rates, step_time
+from jaxscale.hardware import Topology, links
+from jaxscale.parallel.rules import ACTIVATIONS, count
+
+# Arrays of [tokens, D] and [tokens, F] that a layer's elementwise operations read and write, once forward: two norms, two
+# residual sums, rotary positions; the activation. Counted on the compiled programs of Llama-3.1-8B.
+WIDE_READS_AND_WRITES, MLP_READS_AND_WRITES = 8, 2
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Predicted figures of one step.
+
+    Attributes:
+        flops: of a device, matmuls and attention with recompute; `model_flops`: without, of all devices.
+    """
+
+    time: StepTime
+    sent: list[Sent]
+    flops: float
+    model_flops: float
+    tokens: int
+    topology: Topology
+
+    @property
+    def tokens_per_second_per_chip(self) -> float:
+        return self.tokens / self.time.best / self.topology.chips
+
+    @property
+    def mfu(self) -> float:
+        return self.model_flops / self.time.best / (self.topology.chip.bf16_flops * self.topology.chips)
+
+
+def forecast(
+    config: cfg.Config, topology: Topology, sizes: Mapping[str, int], over: Mapping[str, int] | None = None, *,
+    quantized: bool = False, power: float = 1.0,
+) -> Forecast:  # fmt: skip
+    """Predict a step of `config` on a mesh.
+
+    Args:
+        sizes: mesh axis -> whole size; `over`: of it, over slices (None: as `config.mesh.dcn` says).
+        quantized: matmuls in int8 or fp8, at twice the bf16 peak; nothing else changes.
+        power: share of the chip's power that the machine lets it have; matmuls slow down with it.
+    """
+    over = dict(config.mesh.over_slices if over is None else over)
+    speed = rates(topology.chip, config.step.compute_dtype, quantized=quantized, power=power)
+    compute = compute_seconds(config, topology, sizes, speed)
+    own = links(topology, {a: n // over.get(a, 1) for a, n in sizes.items()}, over)
+    sent = hide([timed(t, own, speed) for t in costs.traffic(config, sizes)], sum(compute.values()), speed)
+    attention = costs.attention(config, sizes)
+    tokens = config.data.batch_size * config.data.seq_len
+    per_token = costs.train_flops_per_token(config.model, config.data.seq_len, convention=config.metrics.mfu)
+    flops = sum(m.step_flops for m in costs.matmuls(config, sizes)) + attention.step_flops
+    return Forecast(step_time(compute, [s for s, _ in sent]), [s for s, _ in sent], flops, per_token * tokens, tokens,
+                    topology)  # fmt: skip
+
+
+def compute_seconds(
+    config: cfg.Config, topology: Topology, sizes: Mapping[str, int], speed: Rates
+) -> dict[str, float]:
+    """Seconds of a device by part, one after another; host transfers only where they take longer than all else."""
+    width = costs.BYTES[config.step.compute_dtype]
+    matmul = 0.0
+    for m in costs.matmuls(config, sizes):
+        moved = (m.m * m.k + m.k * m.n + m.m * m.n) * width
+        matmul += speed.seconds(m.flops, moved) * (m.forward + m.backward + m.recomputed)
+    parts = {
+        "matmuls": matmul,
+        "attention": costs.attention(config, sizes).step_flops / speed.attention_flops,
+        "elementwise": elementwise_bytes(config, sizes, speed.elementwise) / speed.memory,
+        "optimizer": optimizer_bytes(config, sizes) / speed.memory,
+    }
+    moved = offloaded_bytes(config, sizes)
+    if moved:  # out and in again, both ways at the same time, beside the compute
+        seconds = moved / topology.chip.host_bandwidth
+        parts["host offload, not hidden"] = max(0.0, seconds - sum(parts.values()))
+    return parts
+
+
+def tokens_of_device(config: cfg.Config, sizes: Mapping[str, int]) -> int:
+    rows = config.data.batch_size // count(ACTIVATIONS["batch"], sizes)
+    return rows * config.data.seq_len // sizes.get("context", 1)
+
+
+def elementwise_bytes(config: cfg.Config, sizes: Mapping[str, int], factor: float = 1.0) -> float:
+    """HBM bytes of what is no matmul: forward once, backward twice, and once again where the layer is recomputed.
+
+    Args:
+        factor: of the layers' traffic over that of a well-fused program.
+    """
+    model, tensor = config.model, sizes.get("tensor", 1)
+    passes = 3 + (1 if costs.recomputed_matmuls(config.step) else 0)
+    elements = WIDE_READS_AND_WRITES * model.embed_dim + MLP_READS_AND_WRITES * model.mlp_dim
+    elements += 2 * (model.num_heads + model.kv_heads) * model.head_size
+    layers = tokens_of_device(config, sizes) * elements / tensor * model.num_layers * passes
+    logits = 4 * tokens_of_device(config, sizes) * model.padded_vocab_size / tensor  # float32: made, normalised, derived
+    return layers * factor * costs.BYTES[config.step.compute_dtype] + logits * 4
+
+
+def optimizer_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> float:
+    """Gradients written and read, parameters and moments read and written."""
+    table = costs.parameter_table(config, sizes)
+    own = sum(w.shard(sizes, table) for w in costs.weights(config.model)) * costs.BYTES[config.step.param_dtype]
+    moments = {"adamw": 2, "lion": 1, "muon": 1, "adafactor": 0}[config.optimizer.name]
+    return own * (2 * config.step.microbatches + 2 + 2 * moments)
+
+
+def offloaded_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> float:
+    """Bytes that a device sends to its host's memory in the forward pass (as many come back in the backward pass)."""
+    names = costs.kept(config.step) or {}
+    return sum(costs.activation_bytes(config, sizes, name) for name, action in names.items() if action == "offload")
+
+
+def timed(t: costs.Traffic, own: Mapping, speed: Rates) -> tuple[Sent, bool]:
+    once, network = collective_seconds(t.kind, t.axes, t.bytes, own, speed.network)
+    return Sent(t.kind, t.axes, t.bytes * t.times, t.times, once * t.times, network, 0.0, t.overlaps, t.what), t.overlaps
+
+
+def hide(sent: list[tuple[Sent, bool]], compute: float, speed: Rates) -> list[tuple[Sent, bool]]:
+    """What may overlap does, on each network, up to `speed.overlap` of the compute and of itself."""
+    totals: dict[str, float] = {}
+    for s, overlaps in sent:
+        if overlaps:
+            totals[s.network] = totals.get(s.network, 0.0) + s.seconds
+    found = []
+    for s, overlaps in sent:
+        share = speed.overlap * min(1.0, compute / totals[s.network]) if overlaps else 0.0
+        found.append((Sent(s.kind, s.axes, s.bytes, s.times, s.seconds, s.network, share * s.seconds, s.asynchronous,
+                           s.what), overlaps))  # fmt: skip
+    return found

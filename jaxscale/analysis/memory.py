@@ -1,0 +1,109 @@
+"""HBM of a device predicted from the config alone: the state exactly, temporaries as the larger of two moments. No jax.
+
+Two moments of a step can be its peak: the loss, when the last matrix and its gradient are whole on a device beside a
+chunk of logits; and the backward pass of a layer, when the layer's gathered weights and their gradients are. Both stand on
+the activations that the forward pass has kept. How far that is from compiled programs is recorded in `benchmarks/`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from jaxscale import config as cfg
+from jaxscale.analysis import costs
+from jaxscale.analysis.costs import BYTES
+from jaxscale.parallel.rules import ACTIVATIONS, count
+
+
+@dataclass(frozen=True)
+class MemoryForecast:
+    """Bytes of one device: `state` by part (exact), what each moment needs on top, `host` for offloaded activations."""
+
+    state: dict[str, int]
+    loss: dict[str, float]
+    backward: dict[str, float]
+    host: float
+
+    @property
+    def temporaries(self) -> float:
+        return max(sum(self.loss.values()), sum(self.backward.values()))
+
+    @property
+    def peak(self) -> float:
+        return sum(self.state.values()) + self.temporaries
+
+
+def memory(config: cfg.Config, sizes: Mapping[str, int], *, documents: bool = False) -> MemoryForecast:
+    """Predict a device's HBM for `config` on a mesh of these sizes. Raises ValueError as `costs.state_bytes`."""
+    state = costs.state_bytes(config, sizes) | {"batch": costs.batch_bytes(config, sizes, documents=documents)}
+    kept = kept_bytes(config, sizes)
+    own = state["parameters"]
+    width, param = BYTES[config.step.compute_dtype], BYTES[config.step.param_dtype]
+    always = {
+        "kept activations": kept,
+        "gradients": own * (2 if config.step.microbatches > 1 else 1),
+        "parameters in compute dtype": own * width / param if width != param else 0,
+    }
+    head = whole_bytes(config, sizes, "unembedding" if not config.model.tie_embeddings else "embedding")
+    tokens = tokens_of(config, sizes)
+    chunk = min(config.loss.chunk or config.data.seq_len, config.data.seq_len) / config.data.seq_len
+    logits = tokens * chunk * config.model.padded_vocab_size / sizes.get("tensor", 1) * 4
+    layer = sum(whole_bytes(config, sizes, name) for name in layer_matrices(config)) / config.model.num_layers
+    offloaded = {name for name, action in (costs.kept(config.step) or {}).items() if action == "offload"}
+    return MemoryForecast(
+        state,
+        always | {"last matrix and its gradient": 2 * head, "logits": 2 * logits},
+        always | {"a layer's weights and gradients": 2 * layer, "a layer's activations": working_bytes(config, sizes)},
+        sum(costs.activation_bytes(config, sizes, name) for name in offloaded),
+    )  # fmt: skip
+
+
+def layer_matrices(config: cfg.Config) -> list[str]:
+    return [w.name for w in costs.weights(config.model) if w.name in costs.MATRICES]
+
+
+def whole_bytes(config: cfg.Config, sizes: Mapping[str, int], name: str) -> float:
+    """A weight as a device multiplies with it: gathered over fsdp, in the compute dtype."""
+    weight = next(w for w in costs.weights(config.model) if w.name == name)
+    shard = weight.shard(sizes, costs.parameter_table(config, sizes))
+    return shard * sizes.get("fsdp", 1) * BYTES[config.step.compute_dtype]
+
+
+def tokens_of(config: cfg.Config, sizes: Mapping[str, int]) -> float:
+    """Tokens of a device and microbatch."""
+    rows = config.data.batch_size // config.step.microbatches // count(ACTIVATIONS["batch"], sizes)
+    return rows * config.data.seq_len / sizes.get("context", 1)
+
+
+def kept_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> float:
+    """Activations that wait in HBM for the backward pass, all layers, one microbatch."""
+    names = costs.kept(config.step)
+    if names is None:
+        return everything_bytes(config, sizes)
+    saved = {name for name, action in names.items() if action == "save"} - {"mlp_out"}  # nothing reads it again
+    if "layer_in" not in names:
+        saved.add("layer_in")
+    if config.model.mlp != "swiglu":
+        saved.discard("mlp_gate")
+    total = sum(costs.activation_bytes(config, sizes, name) for name in saved)
+    if "attention_context" in saved:  # with it, the softmax's sums, float32
+        total += config.model.num_layers * tokens_of(config, sizes) * config.model.num_heads / sizes.get("tensor", 1) * 4
+    return total
+
+
+def everything_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> float:
+    """What remat `none` keeps of the layers: inputs and outputs of every matmul, norm and activation."""
+
+    def size(name: str) -> float:
+        return costs.activation_bytes(config, sizes, name)
+
+    tensor = sizes.get("tensor", 1)
+    total = 4 * size("layer_in") + 2 * size("layer_in") * tensor  # residuals and norms; the two gathered inputs
+    total += 2 * (size("q") + size("k")) + size("v") + size("attention_context")
+    total += (4 if config.model.mlp == "swiglu" else 3) * size("mlp_up")
+    return total
+
+
+def working_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> float:
+    """Alive at one time in a layer's backward pass: the mlp's arrays and their gradients, and a few of [tokens, D]."""
+    L = config.model.num_layers
+    return (5 * costs.activation_bytes(config, sizes, "mlp_up") + 4 * costs.activation_bytes(config, sizes, "layer_in")) / L
