@@ -3,8 +3,8 @@
     python benchmarks/published.py             # the table
     python benchmarks/published.py --record    # and benchmarks/results/<date>-published.json
 
-No jax, no compile: `analysis.forecast` answers in milliseconds. The fractions in `analysis/timing.py` are the only fitted
-numbers; rows marked `fit` were looked at when they were chosen, the others were not.
+No jax, no compile: `analysis.forecast` answers in milliseconds. The fractions in `analysis/timing.py` are the only
+fitted numbers, a few for each chip; rows marked `fit` are what they were chosen by.
 """
 
 import argparse
@@ -19,14 +19,16 @@ from jaxscale.config import Config, read_model, shipped_configs, validate
 from jaxscale.hardware import find_topology
 
 RECIPES = "AI-Hypercomputer/tpu-recipes, training/..., log lines in the READMEs"
-GPT3 = {"name": "gpt3-175b", "vocab_size": 50304, "num_layers": 96, "embed_dim": 12288, "num_heads": 96, "mlp_dim": 49152,
-        "max_seq_len": 2048, "mlp": "gelu", "norm": "layernorm", "position": "learned", "tie_embeddings": True}  # fmt: skip
+GPT3 = {"name": "gpt3-175b", "vocab_size": 50304, "num_layers": 96, "embed_dim": 12288, "num_heads": 96,
+        "mlp_dim": 49152, "max_seq_len": 2048, "mlp": "gelu", "norm": "layernorm", "position": "learned",
+        "tie_embeddings": True}  # fmt: skip
 LLAMA2_70B = {"name": "llama2-70b", "vocab_size": 32000, "num_layers": 80, "embed_dim": 8192, "num_heads": 64,
               "num_kv_heads": 8, "mlp_dim": 28672, "max_seq_len": 4096}  # fmt: skip
-LLAMA2_7B = {"name": "llama2-7b", "vocab_size": 32000, "num_layers": 32, "embed_dim": 4096, "num_heads": 32, "mlp_dim": 11008,
-             "max_seq_len": 4096}  # fmt: skip
+LLAMA2_7B = {"name": "llama2-7b", "vocab_size": 32000, "num_layers": 32, "embed_dim": 4096, "num_heads": 32,
+             "mlp_dim": 11008, "max_seq_len": 4096}  # fmt: skip
 MPT_7B = {"name": "mpt-7b", "vocab_size": 50368, "num_layers": 32, "embed_dim": 4096, "num_heads": 32, "mlp_dim": 16384,
-          "mlp": "gelu", "norm": "layernorm", "position": "learned", "max_seq_len": 2048, "tie_embeddings": True}  # fmt: skip
+          "mlp": "gelu", "norm": "layernorm", "position": "learned", "max_seq_len": 2048,
+          "tie_embeddings": True}  # fmt: skip
 MPT_1B = MPT_7B | {"name": "mpt-1b", "num_layers": 24, "embed_dim": 2048, "num_heads": 16, "mlp_dim": 8192}
 OFFLOAD_8B = {"layer_in": "offload", "q": "offload", "k": "offload", "v": "offload", "attention_out": "offload"}
 OFFLOAD_70B = {"layer_in": "offload", "q": "offload", "k": "offload", "v": "offload"}
@@ -79,13 +81,13 @@ RUNS = (
         "llm-foundry, scripts/train/benchmarking", figures=True),
     Run("GPT-2 124M, 8 x H100", "gpt2-124m", "h100:8", 1024, 65536, {"data": 8}, "none", from_rate(65536, 468e3),
         "llm.c, discussion 481", figures=True),
-    # --- not looked at when the fractions were chosen
+    # --- others: other sizes, chip counts, slices over DCN, 128k sequences
     Run("8B, 16 x v6e", LLAMA8, "v6e:4x4", 8192, 24576, {"fsdp": 16}, OFFLOAD_8B, 3.393, RECIPES),
     Run("8B, 128 x v6e", LLAMA8, "v6e:8x16", 8192, 32768, {"fsdp": 128}, OFFLOAD_8B, 4.602, RECIPES),
     Run("70B, 64 x v6e", LLAMA70, "v6e:8x8", 8192, 16384, {"fsdp": 64}, OFFLOAD_70B, 18.688, RECIPES),
     Run("70B, 256 x v6e", LLAMA70, "v6e:16x16", 8192, 40960, {"fsdp": 256}, OFFLOAD_70B, 42.656, RECIPES),
-    Run("405B, 2 slices of 256 x v6e", LLAMA405, "v6e:16x16", 8192, 8192, {"fsdp": 512}, {"layer_in": "offload"}, 54.803,
-        RECIPES, slices=2, over={"fsdp": 2}),
+    Run("405B, 2 slices of 256 x v6e", LLAMA405, "v6e:16x16", 8192, 8192, {"fsdp": 512}, {"layer_in": "offload"},
+        54.803, RECIPES, slices=2, over={"fsdp": 2}),
     Run("Llama-2-70B, 256 x v6e", LLAMA2_70B, "v6e:16x16", 4096, 8192, {"fsdp": 256},
         {"q": "offload", "k": "offload", "v": "offload"}, 9.052, RECIPES),
     Run("Mistral-7B, 8 x v6e", {"file": "mistral-7b", "sliding_window": None}, "v6e:2x4", 8192, 49152, {"fsdp": 8},
@@ -99,8 +101,8 @@ RUNS = (
     Run("405B, 256 x TPU7x", LLAMA405, "tpu7x:4x8x8", 8192, 49152, {"fsdp": 512},
         {"layer_in": "offload", "mlp_out": "offload", "k": "save", "v": "save"}, 98.34, RECIPES),
     Run("70B, 4 slices of 256 x v6e", LLAMA2_70B, "v6e:16x16", 4096, 4096, {"data": 4, "fsdp": 256},
-        {"layer_in": "offload", "q": "offload", "k": "offload", "v": "offload"}, 4.9, "axlearn, fuji.py (undated comment)",
-        slices=4, over={"data": 4}),
+        {"layer_in": "offload", "q": "offload", "k": "offload", "v": "offload"}, 4.9,
+        "axlearn, fuji.py (undated comment)", slices=4, over={"data": 4}),
     Run("70B, 4 slices of 256 x v5e", LLAMA2_70B, "v5e:16x16", 4096, 4096, {"data": 4, "fsdp": 256}, "dots", 14.3736,
         "axlearn, fuji.py (undated comment)", slices=4, over={"data": 4}, note="all dots offloaded in the source"),
     Run("70B, 128 x H100", LLAMA70, "h100:16x8", 8192, 16384, {"fsdp": 128},
@@ -142,11 +144,18 @@ def main() -> None:
                      "predicted_seconds": found.time.best, "error": error, "listed": run.figures, "source": run.source,
                      "bounds": [found.time.overlapped, found.time.nothing_overlapped], "binds": found.time.binds,
                      "note": run.note})  # fmt: skip
-        print(f"{'fit ' if run.figures else '    '}{run.what:30s} {run.topology:12s} x{run.slices}  published {run.seconds:8.3f}  "
-              f"predicted {found.time.best:8.3f}  {error:+7.1%}")  # fmt: skip
+        where = f"{'fit ' if run.figures else '    '}{run.what:30s} {run.topology:12s} x{run.slices}"
+        print(f"{where}  published {run.seconds:8.3f}  predicted {found.time.best:8.3f}  {error:+7.1%}")
         if options.parts:
-            print("       ", "  ".join(f"{k} {v:.3f}" for k, v in found.time.parts.items()), f" exposed {found.time.exposed:.3f}")
-    for name, own in (("listed", [r for r in rows if r["listed"]]), ("not looked at", [r for r in rows if not r["listed"]])):
+            print(
+                "       ",
+                "  ".join(f"{k} {v:.3f}" for k, v in found.time.parts.items()),
+                f" exposed {found.time.exposed:.3f}",
+            )
+    for name, own in (
+        ("listed", [r for r in rows if r["listed"]]),
+        ("others", [r for r in rows if not r["listed"]]),
+    ):
         errors = [abs(r["error"]) for r in own]
         print(f"{name}: mean error {mean(errors):.1%}, largest {max(errors):.1%}, {len(own)} runs")
     if options.record:

@@ -51,6 +51,9 @@ def train(
     config: Annotated[str, typer.Argument(help=CONFIG_HELP)],
     overrides: Overrides = None,
     sample: Annotated[str | None, typer.Option(help="At the end, continue this text with the trained model.")] = None,
+    executable: Annotated[
+        Path | None, typer.Option(help="A step that `compile --save` wrote: nothing to compile.")
+    ] = None,
 ) -> None:
     """Train a model; on a directory that has checkpoints, go on from the newest."""
     from jaxscale import console
@@ -63,7 +66,7 @@ def train(
     if loaded.runtime.platform == "cpu":
         keep_heap()
     try:
-        result = run(loaded, watcher=console.TrainingConsole(loaded))
+        result = run(loaded, watcher=console.TrainingConsole(loaded), executable=executable)
     except KeyboardInterrupt as error:  # typer would leave without saying how to resume
         sys.exit(fail(str(error) or "stopped", 130))
     console.summarise(loaded, result, sample=sample)

@@ -90,7 +90,8 @@ def collectives_table(report: Report) -> Table:
     )  # fmt: skip
     for s in report.sent:
         table.add_row(
-            s.kind, "+".join(s.axes) or "other groups", f"{s.times:,}", f"{s.bytes / 1e9:,.3f}", f"{s.seconds * 1e3:,.2f}",
+            s.kind, "+".join(s.axes) or "other groups", f"{s.times:,}", f"{s.bytes / 1e9:,.3f}",
+            f"{s.seconds * 1e3:,.2f}",
             f"{s.hidden / s.seconds:.0%}" if s.seconds else "", "asynchronous" if s.asynchronous else "synchronous",
             s.network,
         )  # fmt: skip
@@ -180,8 +181,9 @@ def show_plan(
             table.add_row(escape(reason), f"{count:,}")
         console.print(table)
     best = found.choices[0].forecast
-    console.print(f"MFU by convention {config.metrics.mfu}, of {best.topology.chip.bf16_flops / 1e12:,.0f} TFLOP/s a chip "
-                  f"({best.topology.chip.source})", markup=False, soft_wrap=True)  # fmt: skip
+    chip = best.topology.chip
+    words = f"MFU by convention {config.metrics.mfu}, of {chip.bf16_flops / 1e12:,.0f} TFLOP/s a chip ({chip.source})"
+    console.print(words, markup=False, soft_wrap=True)
     if spent:
         console.print(
             f"{spent.flops:.3g} FLOPs: {spent.tokens:,.3g} tokens, {spent.steps:,.0f} steps, {spent.days:,.1f} days on "
@@ -192,13 +194,14 @@ def show_plan(
 
 
 def compiled_table(found: Plan, compiled: list[Answer]) -> Table:
-    table = make_table("Predicted beside compiled", "mesh", "<remat", "HBM\npredicted", "HBM\ncompiled", "TFLOP\npredicted",
-                       "TFLOP\ncompiled", "s a step\npredicted", "s a step\nfrom compiled", "<fits")  # fmt: skip
+    pairs = [f"{what}\n{how}" for what in ("HBM", "TFLOP", "s a step") for how in ("predicted", "compiled")]
+    table = make_table("Predicted beside compiled", "mesh", "<remat", *pairs, "<fits")
     for choice, answer in zip(found.choices, compiled, strict=False):
         report = answer.report
         needed = report.memory_needed if report else answer.needed
         table.add_row(
-            mesh_words(choice.mesh, choice.config), choice.remat, gib(choice.memory.peak), gib(needed) if needed else "?",
+            mesh_words(choice.mesh, choice.config), choice.remat, gib(choice.memory.peak),
+            gib(needed) if needed else "?",
             f"{choice.forecast.flops / 1e12:,.1f}",
             f"{(report.matmul_flops + report.attention_flops) / 1e12:,.1f}" if report else "",
             f"{choice.forecast.time.best:.4g}", f"{report.time.best:.4g}" if report else "",

@@ -75,7 +75,7 @@ class Chip:
 def tpu_sources(**others: str) -> dict[str, str]:
     return {
         "bf16_flops": f"{VENDOR_TPU}; {BOOK_TPU}", "hbm_bytes": VENDOR_TPU, "usable_hbm_bytes": COMPILER,
-        "hbm_bandwidth": f"{VENDOR_TPU}; {BOOK_TPU}", "link_bandwidth": f"{BOOK_TPU} (an older edition gives 10 % more)",
+        "hbm_bandwidth": f"{VENDOR_TPU}; {BOOK_TPU}", "link_bandwidth": f"{BOOK_TPU} (older edition: 10 % more)",
         "network_bandwidth": BOOK_TPU, "host_bandwidth": f"{BOOK_TPU}: PCIe, a chip's share",
     } | others  # fmt: skip
 
@@ -343,7 +343,7 @@ def assign(physical: tuple[int, ...], mesh: Mapping[str, int]) -> dict[str, list
     """axis -> the (dim, size, stride) that it takes of each torus dim; the last axis chooses first."""
     whole: dict[str, list[tuple[int, int, int]]] = {}
     free = [d for d, n in enumerate(physical) if n > 1]
-    for axis, size in reversed(mesh.items()):
+    for axis, size in reversed(list(mesh.items())):
         if size == 1:
             continue
         for k in range(len(free), 0, -1):
@@ -360,7 +360,7 @@ def assign(physical: tuple[int, ...], mesh: Mapping[str, int]) -> dict[str, list
 def assign_parts(physical: tuple[int, ...], mesh: Mapping[str, int]) -> dict[str, list[tuple[int, int, int]]]:
     """Where whole dims don't fit: axes from the last take factors of the dims, innermost first."""
     left, found = list(physical), {}
-    for axis, size in reversed(mesh.items()):
+    for axis, size in reversed(list(mesh.items())):
         own: list[tuple[int, int, int]] = []
         order = sorted(range(len(left)), key=lambda d: (math.gcd(size, left[d]) != left[d], -left[d]))
         for dim in order:
@@ -381,7 +381,7 @@ def gpu_links(topology: Topology, mesh: Mapping[str, int]) -> dict[str, Link]:
     On NVLink V (n-1)/n / W with W of one GPU; across nodes V / W of the node, shared by the groups that a node is in.
     """
     chip, inside, found = topology.chip, topology.shape[1], {}
-    for axis, size in reversed(mesh.items()):
+    for axis, size in reversed(list(mesh.items())):
         if size == 1:
             continue
         near = math.gcd(size, inside)

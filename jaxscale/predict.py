@@ -1,4 +1,4 @@
-"""The stories behind `compile` and `plan`: config and topology in, figures out; jax only where something is compiled."""
+"""The stories behind `compile` and `plan`: config and topology in, figures out; jax only to compile."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Any
 
 from jaxscale import config as cfg
 from jaxscale.analysis.examine import Report, examine
+from jaxscale.analysis.memory import memory
 from jaxscale.analysis.plan import Choice
 from jaxscale.analysis.store import Compiled, Store
 from jaxscale.hardware import GIB, Topology
@@ -43,7 +44,9 @@ def with_batch_tokens(config: cfg.Config, tokens: int) -> cfg.Config:
     """`config` with so many tokens a step; they must be whole sequences."""
     T = config.data.seq_len
     if tokens % T:
-        raise ValueError(f"--batch-tokens {tokens} is not a multiple of data.seq_len {T}; try {max(1, tokens // T) * T}")
+        raise ValueError(
+            f"--batch-tokens {tokens} is not a multiple of data.seq_len {T}; try {max(1, tokens // T) * T}"
+        )
     values = config.model_dump(mode="json")
     values["data"]["batch_size"], values["step"]["microbatches"] = tokens // T, 1
     return cfg.validate(values, source="--batch-tokens")
@@ -52,9 +55,11 @@ def with_batch_tokens(config: cfg.Config, tokens: int) -> cfg.Config:
 def write_config(choice: Choice, topology: Topology, path: Path) -> None:
     """The choice as a run file that `train` takes as it is."""
     found = choice.forecast
-    head = (f"# {choice.config.name} on {topology.name}, chosen by `jaxscale plan`: predicted {found.time.best:.3f} s a step, "
-            f"{found.tokens_per_second_per_chip:,.0f} tokens/s a chip,\n# {choice.memory.peak / GIB:.1f} GiB of "
-            f"{topology.chip.usable_hbm_bytes / GIB:.1f} a device.\n")  # fmt: skip
+    usable, rate = topology.chip.usable_hbm_bytes / GIB, found.tokens_per_second_per_chip
+    head = (
+        f"# {choice.config.name} on {topology.name}, chosen by `jaxscale plan`.\n# Predicted: {found.time.best:.3f} s a "
+        f"step, {rate:,.0f} tokens/s a chip, {choice.memory.peak / GIB:.1f} GiB of {usable:.1f} a device.\n"
+    )
     path.write_text(head + cfg.dump_config(cfg.validate(choice.config.model_dump(mode="json"), source=str(path))))
 
 
@@ -73,12 +78,8 @@ def compile_one(
         return kept, True
     from jaxscale.analysis import aot
 
-    built = aot.compile_step(config, topology, verbose=verbose)
+    built = aot.compile_step(config, topology, verbose=verbose, save=save)
     store.save(config, topology, built.kept)
-    if save:
-        from jaxscale.analysis.executable import save_executable
-
-        save_executable(save, built, config, topology)
     return built.kept, False
 
 
@@ -89,8 +90,8 @@ def answer(config: cfg.Config, topology: Topology, **options: Any) -> Answer:
         from jaxscale.analysis.memory_error import buffers_of, needed_bytes
 
         assert kept.memory_error is not None
-        needed = needed_bytes(kept.memory_error)
-        buffers = buffers_of(kept.memory_error)
+        needed = needed_bytes(kept.memory_error, sum(kept.parts.values()))
+        buffers = buffers_of(kept.memory_error) or predicted_buffers(config, kept)
         return Answer(None, kept, cached, needed, buffers, try_changes(config, topology, options))
     report = examine(config, topology, kept)
     if report.fits:
@@ -99,6 +100,14 @@ def answer(config: cfg.Config, topology: Topology, **options: Any) -> Answer:
 
     return Answer(report, kept, cached, report.memory_needed, largest_buffers(kept.hlo),
                   try_changes(config, topology, options))  # fmt: skip
+
+
+def predicted_buffers(config: cfg.Config, kept: Compiled) -> list[tuple[str, int]]:
+    """The parts of the predicted peak, where the compiler names none."""
+    found = memory(config, kept.mesh)
+    moment = max(found.loss, found.backward, key=lambda m: sum(m.values()))
+    parts = [(f"{name} (predicted)", int(size)) for name, size in (found.state | moment).items() if size >= 2**20]
+    return sorted(parts, key=lambda p: -p[1])
 
 
 def changes(config: cfg.Config) -> list[tuple[str, dict[str, Any]]]:
@@ -126,7 +135,9 @@ def with_changes(config: cfg.Config, overrides: dict[str, Any]) -> cfg.Config:
 
 def try_changes(config: cfg.Config, topology: Topology, options: dict[str, Any]) -> list[str]:
     """Compile `config` with one change more each time, until it fits; says of each what came out."""
-    told, current, names = [], config, []
+    told: list[str] = []
+    names: list[str] = []
+    current = config
     options = options | {"save": None}
     for name, overrides in changes(config):
         if names and name.partition("=")[0] == names[-1].partition("=")[0]:

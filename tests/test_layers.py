@@ -19,19 +19,40 @@ BELOW = {
     "config": set(),
     "hardware": set(),
     "data": {"config"},
-    "analysis": {"hardware", "config"},
-    "parallel": {"hardware", "config"},
-    "models": {"parallel", "hardware", "config"},
-    "training": {"data", "models", "parallel", "analysis", "hardware", "config"},
+    "rules": {"config"},
+    "analysis": {"rules", "hardware", "config"},
+    "parallel": {"rules", "hardware", "config"},
+    "models": {"parallel", "rules", "hardware", "config"},
+    "training": {"data", "models", "parallel", "rules", "analysis", "hardware", "config"},
+    "aot": {"training", "parallel", "analysis", "hardware", "config"},  # compiles the trainer's own step
+    "predict": {"aot", "analysis", "hardware", "config"},
     "report": {"training", "data", "models", "parallel", "analysis", "hardware", "config"},
     "console": {"report", "training", "data", "models", "parallel", "analysis", "hardware", "config"},
-    "cli": {"console", "report", "training", "data", "models", "parallel", "analysis", "hardware", "config"},
+    "console_predict": {"predict", "analysis", "hardware", "config"},
+    "cli": {
+        "console",
+        "console_predict",
+        "predict",
+        "report",
+        "training",
+        "data",
+        "models",
+        "parallel",
+        "analysis",
+        "hardware",
+        "config",
+    },
 }
+OWN_ROOM = {"jaxscale.analysis.aot": "aot", "jaxscale.parallel.rules": "rules"}
 WITH_JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "grain"}
 NO_JAX = [
-    f for f in FILES if f in ("config.py", "hardware.py", "analysis/costs.py", "__init__.py") or f.startswith("data/")
-]
-CORE = ["config.py", *(f for f in FILES if f.startswith(("parallel/", "models/")))] + [
+    f for f in FILES
+    if f in ("config.py", "hardware.py", "parallel/rules.py", "predict.py", "console_predict.py", "__init__.py")
+    or (f.startswith(("data/", "analysis/"))
+    and f != "analysis/aot.py")
+]  # fmt: skip
+# parallel/compiler.py is a table of XLA's options
+CORE = ["config.py", *(f for f in FILES if f.startswith(("parallel/", "models/")) and f != "parallel/compiler.py")] + [
     f"training/{name}.py" for name in ("loss", "optimizer", "step", "feed", "metrics", "run", "trainer", "checkpoint")
 ]
 
@@ -39,6 +60,9 @@ CORE = ["config.py", *(f for f in FILES if f.startswith(("parallel/", "models/")
 def room(module: str) -> str:
     """`jaxscale.training.step` -> training."""
     parts = module.split(".")
+    for own, name in OWN_ROOM.items():
+        if module == own or module.startswith(f"{own}."):
+            return name
     return parts[1] if len(parts) > 1 else "__init__"
 
 
@@ -129,7 +153,16 @@ def test_importing_is_light():
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["train", "--help"], ["data", "prepare", "--help"], ["train", "nope"]]
+    "arguments",
+    [
+        ["--help"],
+        ["train", "--help"],
+        ["data", "prepare", "--help"],
+        ["train", "nope"],
+        ["chips"],
+        ["plan", "llama3.1-8b", "--topology", "v5p:8x8x8"],
+        ["compile", "llama3.1-8b", "--topology", "v5p:9x9"],
+    ],
 )
 def test_answers_without_jax(arguments):
     loaded = loaded_after(

@@ -5,6 +5,7 @@ the work of `analysis.examine`, which knows no jax.
 """
 
 import contextlib
+import math
 import os
 import signal
 import sys
@@ -14,7 +15,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import jax
 from jax.experimental import topologies
@@ -25,6 +27,7 @@ from jaxscale.analysis.store import Compiled, Memory
 from jaxscale.hardware import Topology
 from jaxscale.parallel.mesh import first_line, make_mesh
 from jaxscale.parallel.sharding import fit_rules, make_rules, on_mesh
+from jaxscale.training.executable import save_executable
 from jaxscale.training.step import abstract_batch, make_program
 
 
@@ -36,8 +39,11 @@ class Built:
     executable: Any
 
 
-def compile_step(config: cfg.Config, topology: Topology, *, verbose: bool = False) -> Built:
+def compile_step(config: cfg.Config, topology: Topology, *, verbose: bool = False, save: Path | None = None) -> Built:
     """Lower and compile `config`'s training step for `topology`.
+
+    Args:
+        save: write the executable here, for `train --executable`.
 
     Returns the compiled text and memory; a program that does not fit the device's memory is an answer too
     (`kept.memory_error`). Raises ValueError for a config that does not fit the topology or a missing compiler.
@@ -45,49 +51,49 @@ def compile_step(config: cfg.Config, topology: Topology, *, verbose: bool = Fals
     jax.config.update("jax_platforms", "cpu")
     with quiet(verbose):
         devices = find_devices(topology)
-        mesh = make_mesh(config.mesh, devices)
-        rules = fit_rules(make_rules(config.sharding), mesh.shape, config)
-        with on_mesh(mesh, rules):
-            program = make_program(config)
-            documents = config.data.mask_documents and config.data.kind != "synthetic"
-            batch = abstract_batch(config, mesh, documents=documents)
-            parts = {
-                "parameters": device_bytes(program.abstract.params),
-                "optimizer state": device_bytes(program.abstract.opt_state),
-                "averaged parameters": device_bytes(program.abstract.ema),
-                "batch": device_bytes(batch),
-            }
-            start = time.perf_counter()
-            lowered = program.step.lower(program.abstract, batch)
-            lower_seconds = time.perf_counter() - start
-            start = time.perf_counter()
-            try:
-                executable = lowered.compile()
-            except jax.errors.JaxRuntimeError as error:
-                if "RESOURCE_EXHAUSTED" not in str(error):
-                    raise
-                kept = Compiled(
-                    "", None, parts, dict(mesh.shape), lower_seconds, time.perf_counter() - start, str(error)
-                )
-                return Built(kept, None)
+        documents = config.data.mask_documents and config.data.kind != "synthetic"
+        built = compile_on(config, devices, documents=documents)
+        if save:
+            if built.executable is None:
+                raise ValueError(f"--save {save}: the program does not fit, so there is no executable")
+            save_executable(save, built.executable, config, devices)
+    return built
+
+
+def compile_on(config: cfg.Config, devices: list[jax.Device], *, documents: bool) -> Built:
+    """Compile the step for these devices, compile-only or real."""
+    mesh = make_mesh(config.mesh, devices)
+    rules = fit_rules(make_rules(config.sharding), mesh.shape, config)
+    with on_mesh(mesh, rules):
+        program = make_program(config)
+        batch = abstract_batch(config, mesh, documents=documents)
+        parts = {
+            "parameters": device_bytes(program.abstract.params),
+            "optimizer state": device_bytes(program.abstract.opt_state),
+            "averaged parameters": device_bytes(program.abstract.ema),
+            "batch": device_bytes(batch),
+        }
+        sizes, jitted = dict(mesh.shape), cast(Any, program.step)
+        start = time.perf_counter()
+        lowered = jitted.lower(program.abstract, batch)
+        lower_seconds = time.perf_counter() - start
+        start = time.perf_counter()
+        try:
+            executable = lowered.compile()
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
             seconds = time.perf_counter() - start
-            kept = Compiled(
-                executable.as_text(), read_memory(executable), parts, dict(mesh.shape), lower_seconds, seconds
-            )
-    return Built(kept, executable)
+            return Built(Compiled("", None, parts, sizes, lower_seconds, seconds, str(error)), None)
+        seconds = time.perf_counter() - start
+        return Built(
+            Compiled(executable.as_text(), read_memory(executable), parts, sizes, lower_seconds, seconds), executable
+        )
 
 
 def device_bytes(tree: Any) -> int:
     """Bytes of one device's shards of a tree of shapes."""
-    leaves = [x for x in jax.tree.leaves(tree) if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)]
-    return sum(x.dtype.itemsize * _size(x.sharding.shard_shape(x.shape)) for x in leaves)
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    total = 1
-    for n in shape:
-        total *= n
-    return total
+    return sum(x.dtype.itemsize * math.prod(x.sharding.shard_shape(x.shape)) for x in jax.tree.leaves(tree))
 
 
 def read_memory(executable: Any) -> Memory:
@@ -125,7 +131,7 @@ def tpu_topology(topology: Topology) -> Any:
 
 
 def gpu_topology(topology: Topology) -> Any:
-    """Compile-only GPUs. cuDNN's attention compiles without cuDNN: only JAX's check of its version wants the library."""
+    """Compile-only GPUs. cuDNN's attention compiles without cuDNN: only JAX's check of its version wants it."""
     if not (find_spec("jax_cuda13_plugin") and find_spec("jax_plugins")):
         raise ValueError(
             f"compiling for {topology.name} needs NVIDIA's compiler (about 1 GB): pip install 'jaxscale[aot-gpu]'"

@@ -112,7 +112,7 @@ def numbers(text: str) -> list[int]:
 
 
 def attention_kernel(i: Instruction) -> str | None:
-    """`forward` or `backward` for a kernel whose inside the compiler does not see: splash (Pallas), cuDNN's attention."""
+    """`forward` or `backward` for a kernel that is opaque to the compiler: splash (Pallas), cuDNN's attention."""
     if i.opcode != "custom-call" or not re.search(r"splash|fmha", f"{i.name} {i.target}"):
         return None
     return "backward" if re.search(r"dkv|dq|[Bb]ackward", f"{i.name} {i.target}") else "forward"
@@ -317,8 +317,8 @@ def only_sliced(computation: Computation, i: Instruction) -> bool:
                 frontier.append(user.name)
             else:
                 readers.append(user)
-    return bool(readers) and all(r.opcode == "dynamic-slice" or "slice" in r.name.split(".")[0] and
-                                 r.bytes < i.bytes for r in readers)  # fmt: skip
+    return bool(readers) and all(r.opcode == "dynamic-slice" or ("slice" in r.name.split(".")[0] and
+                                 r.bytes < i.bytes) for r in readers)  # fmt: skip
 
 
 def async_spans(worker: Worker, computation: Computation) -> dict[str, Work]:
@@ -343,10 +343,10 @@ def async_spans(worker: Worker, computation: Computation) -> dict[str, Work]:
 
 def started_computations(worker: Worker) -> dict[str, Work]:
     """Computations that run beside the program (called by a `-start`) -> the program's work meanwhile."""
-    found = {}
+    found: dict[str, Work] = {}
     for computation, _ in worker.program.running():
         for name, work in async_spans(worker, computation).items():
-            found |= {called: work for called in computation.instructions[name].called}
+            found |= dict.fromkeys(computation.instructions[name].called, work)
     return found
 
 

@@ -351,7 +351,7 @@ def repeated_heads(
 
 
 def activation_traffic(config: cfg.Config, sizes: Mapping[str, int]) -> list[Traffic]:
-    """Tensor parallelism with sequence parallelism (arXiv:2205.05198), and the embedding's two all-to-alls over fsdp."""
+    """Tensor parallelism with sequence parallelism (arXiv:2205.05198); the embedding's all-to-alls over fsdp."""
     model, step, fsdp, tensor = config.model, config.step, sizes.get("fsdp", 1), sizes.get("tensor", 1)
     width, parts = BYTES[step.compute_dtype], step.microbatches
     rows = config.data.batch_size // parts // count(ACTIVATIONS["batch"], sizes)

@@ -1,4 +1,4 @@
-"""From a compiled program to what a person wants to know: memory by part, FLOPs, collectives by axis, seconds. No jax."""
+"""From a compiled program to what a person asks: memory by part, FLOPs, collectives by axis, seconds. No jax."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -22,7 +22,7 @@ class Report:
     Attributes:
         memory: part -> bytes; `memory_needed` their sum; `memory_usable` what the device has for a program.
         matmul_flops: in the compiled program; `model_flops`: what the model needs without recompute, a device's share.
-        attention_calls: forward, backward kernels a step; their FLOPs are by formula (the compiler does not see inside).
+        attention_calls: forward, backward kernels a step; their FLOPs are by formula (opaque to the compiler).
         time: predicted from the compiled program.
     """
 

@@ -9,8 +9,8 @@ from jaxscale.analysis.timing import Rates, Sent, StepTime, collective_seconds, 
 from jaxscale.hardware import Topology, links
 from jaxscale.parallel.rules import ACTIVATIONS, count
 
-# Arrays of [tokens, D] and [tokens, F] that a layer's elementwise operations read and write, once forward: two norms, two
-# residual sums, rotary positions; the activation. Counted on the compiled programs of Llama-3.1-8B.
+# Arrays of [tokens, D] and [tokens, F] that a layer's elementwise operations read and write, once forward: two
+# norms, two residual sums, rotary positions; the activation. Counted on the compiled programs of Llama-3.1-8B.
 WIDE_READS_AND_WRITES, MLP_READS_AND_WRITES = 8, 2
 
 
@@ -62,14 +62,12 @@ def forecast(
                     topology)  # fmt: skip
 
 
-def compute_seconds(
-    config: cfg.Config, topology: Topology, sizes: Mapping[str, int], speed: Rates
-) -> dict[str, float]:
+def compute_seconds(config: cfg.Config, topology: Topology, sizes: Mapping[str, int], speed: Rates) -> dict[str, float]:
     """Seconds of a device by part, one after another; host transfers only where they take longer than all else."""
     width = costs.BYTES[config.step.compute_dtype]
     matmul = 0.0
     for m in costs.matmuls(config, sizes):
-        moved = (m.m * m.k + m.k * m.n + m.m * m.n) * width
+        moved = float((m.m * m.k + m.k * m.n + m.m * m.n) * width)
         matmul += speed.seconds(m.flops, moved) * (m.forward + m.backward + m.recomputed)
     parts = {
         "matmuls": matmul,
@@ -77,9 +75,9 @@ def compute_seconds(
         "elementwise": elementwise_bytes(config, sizes, speed.elementwise) / speed.memory,
         "optimizer": optimizer_bytes(config, sizes) / speed.memory,
     }
-    moved = offloaded_bytes(config, sizes)
-    if moved:  # out and in again, both ways at the same time, beside the compute
-        seconds = moved / topology.chip.host_bandwidth
+    offloaded = offloaded_bytes(config, sizes)
+    if offloaded:  # out and in again, both ways at the same time, beside the compute
+        seconds = offloaded / topology.chip.host_bandwidth
         parts["host offload, not hidden"] = max(0.0, seconds - sum(parts.values()))
     return parts
 
@@ -100,7 +98,9 @@ def elementwise_bytes(config: cfg.Config, sizes: Mapping[str, int], factor: floa
     elements = WIDE_READS_AND_WRITES * model.embed_dim + MLP_READS_AND_WRITES * model.mlp_dim
     elements += 2 * (model.num_heads + model.kv_heads) * model.head_size
     layers = tokens_of_device(config, sizes) * elements / tensor * model.num_layers * passes
-    logits = 4 * tokens_of_device(config, sizes) * model.padded_vocab_size / tensor  # float32: made, normalised, derived
+    logits = (
+        4 * tokens_of_device(config, sizes) * model.padded_vocab_size / tensor
+    )  # float32: made, normalised, derived
     return layers * factor * costs.BYTES[config.step.compute_dtype] + logits * 4
 
 
@@ -120,7 +120,9 @@ def offloaded_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> float:
 
 def timed(t: costs.Traffic, own: Mapping, speed: Rates) -> tuple[Sent, bool]:
     once, network = collective_seconds(t.kind, t.axes, t.bytes, own, speed.network)
-    return Sent(t.kind, t.axes, t.bytes * t.times, t.times, once * t.times, network, 0.0, t.overlaps, t.what), t.overlaps
+    return Sent(
+        t.kind, t.axes, t.bytes * t.times, t.times, once * t.times, network, 0.0, t.overlaps, t.what
+    ), t.overlaps
 
 
 def hide(sent: list[tuple[Sent, bool]], compute: float, speed: Rates) -> list[tuple[Sent, bool]]:

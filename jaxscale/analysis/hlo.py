@@ -203,7 +203,7 @@ def arrays(kind: str) -> tuple[Array, ...]:
 
 
 def trip_count(program: Program, loop: Instruction) -> int | None:
-    """How often a `while` runs: said by the compiler, or the bound that its condition compares a counter from 0 with."""
+    """How often a `while` runs: as the compiler says, or the bound that its condition compares a counter with."""
     if known := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.attributes):
         return int(known[1])
     condition = re.search(r"condition=%?([\w.\-]+)", loop.attributes)

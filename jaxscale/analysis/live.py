@@ -40,7 +40,7 @@ def largest_buffers(hlo: str, count: int = 8) -> list[tuple[str, int]]:
 def peak(program: Program, name: str) -> Peak:
     """Of one computation; the bodies of its loops count where they run."""
     computation = program.computations[name]
-    bases = {i.name: [] for i in computation}
+    bases: dict[str, list[Base]] = {i.name: [] for i in computation}
     for i in computation:
         bases[i.name] = base_of(program, computation, i, bases)
     last: dict[tuple[str, int], int] = {}
@@ -58,7 +58,7 @@ def peak(program: Program, name: str) -> Peak:
     best, total = Peak(), 0
     for t, i in enumerate(order):
         for k, array in enumerate(i.arrays):
-            if (i.name, k) in last and (i.name, k) in set().union(*bases[i.name] or [set()]) and not array.memory_space:
+            if (i.name, k) in last and (i.name, k) in frozenset().union(*bases[i.name]) and not array.memory_space:
                 alive[i.name, k] = array.bytes
                 total += array.bytes
         inner = loop_peak(program, i)

@@ -1,8 +1,8 @@
 """HBM of a device predicted from the config alone: the state exactly, temporaries as the larger of two moments. No jax.
 
 Two moments of a step can be its peak: the loss, when the last matrix and its gradient are whole on a device beside a
-chunk of logits; and the backward pass of a layer, when the layer's gathered weights and their gradients are. Both stand on
-the activations that the forward pass has kept. How far that is from compiled programs is recorded in `benchmarks/`.
+chunk of logits; and the backward pass of a layer, when the layer's gathered weights and their gradients are. Both
+stand on the activations that the forward pass has kept. How far that is from compiled programs: `benchmarks/memory.py`.
 """
 
 from collections.abc import Mapping
@@ -40,19 +40,28 @@ def memory(config: cfg.Config, sizes: Mapping[str, int], *, documents: bool = Fa
     width, param = BYTES[config.step.compute_dtype], BYTES[config.step.param_dtype]
     always = {
         "kept activations": kept,
-        "gradients": own * (2 if config.step.microbatches > 1 else 1),
-        "parameters in compute dtype": own * width / param if width != param else 0,
+        "gradients": float(own),
+        "parameters in compute dtype": own * width / param if width != param else 0.0,
     }
     head = whole_bytes(config, sizes, "unembedding" if not config.model.tie_embeddings else "embedding")
     tokens = tokens_of(config, sizes)
     chunk = min(config.loss.chunk or config.data.seq_len, config.data.seq_len) / config.data.seq_len
     logits = tokens * chunk * config.model.padded_vocab_size / sizes.get("tensor", 1) * 4
+    logits *= 2 if chunk < 1 else 1  # in chunks, a chunk's gradient stands beside it
+    head *= 3 if config.model.tie_embeddings else 2  # its gradient; tied, a transposed copy too
     layer = sum(whole_bytes(config, sizes, name) for name in layer_matrices(config)) / config.model.num_layers
     offloaded = {name for name, action in (costs.kept(config.step) or {}).items() if action == "offload"}
     return MemoryForecast(
         state,
-        always | {"last matrix and its gradient": 2 * head, "logits": 2 * logits},
-        always | {"a layer's weights and gradients": 2 * layer, "a layer's activations": working_bytes(config, sizes)},
+        always
+        | {
+            "last matrix and its gradient": head,
+            "logits": logits,
+            "the last layer's output": 4 * tokens * config.model.embed_dim * width,
+        },
+        always
+        | {"gradients of a microbatch": own if config.step.microbatches > 1 else 0.0}
+        | {"a layer's weights and gradients": 2 * layer, "a layer's activations": working_bytes(config, sizes)},
         sum(costs.activation_bytes(config, sizes, name) for name in offloaded),
     )  # fmt: skip
 
@@ -86,7 +95,9 @@ def kept_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> float:
         saved.discard("mlp_gate")
     total = sum(costs.activation_bytes(config, sizes, name) for name in saved)
     if "attention_context" in saved:  # with it, the softmax's sums, float32
-        total += config.model.num_layers * tokens_of(config, sizes) * config.model.num_heads / sizes.get("tensor", 1) * 4
+        total += (
+            config.model.num_layers * tokens_of(config, sizes) * config.model.num_heads / sizes.get("tensor", 1) * 4
+        )
     return total
 
 
@@ -104,6 +115,9 @@ def everything_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> float:
 
 
 def working_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> float:
-    """Alive at one time in a layer's backward pass: the mlp's arrays and their gradients, and a few of [tokens, D]."""
-    L = config.model.num_layers
-    return (5 * costs.activation_bytes(config, sizes, "mlp_up") + 4 * costs.activation_bytes(config, sizes, "layer_in")) / L
+    """Alive at one time in a layer's backward pass: the mlp's arrays and their gradients, a few of [tokens, D] as they
+    are split between matmuls, and with tensor parallelism whole ones: inputs gathered, gradients not yet summed."""
+    mlp, wide = (costs.activation_bytes(config, sizes, name) for name in ("mlp_up", "layer_in"))
+    tensor = sizes.get("tensor", 1)
+    whole = 3.5 * wide * tensor if tensor > 1 else 0.0
+    return (5 * mlp + 4 * wide + whole) / config.model.num_layers

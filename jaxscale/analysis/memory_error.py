@@ -9,10 +9,16 @@ def size_of(number: str, unit: str) -> int:
     return int(float(number) * UNITS[unit])
 
 
-def needed_bytes(error: str) -> int | None:
-    """Bytes of one device that the program wanted: libtpu's `Used 161.08G of 95.74G hbm`."""
-    found = re.search(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", error)
-    return size_of(*found.groups()) if found else None
+def needed_bytes(error: str, arguments: int) -> int | None:
+    """Bytes of one device that the program wanted.
+
+    libtpu says `Used 161.08G of 95.74G hbm`, or `total memory required for HLO temporaries (31.26G) exceeds`, to which
+    the `arguments` belong.
+    """
+    if found := re.search(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", error):
+        return size_of(*found.groups())
+    found = re.search(r"required for HLO temporaries \(([\d.]+)([KMGT]?)\)", error)
+    return size_of(*found.groups()) + arguments if found else None
 
 
 def buffers_of(error: str) -> list[tuple[str, int]]:

@@ -1,6 +1,7 @@
-"""Which mesh, how many microbatches and which remat for a topology: all that are legal, costed by arithmetic. No jax."""
+"""Which mesh, how many microbatches and which remat for a topology: all legal ways, costed by arithmetic. No jax."""
 
 import itertools
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -51,7 +52,9 @@ def plan(config: cfg.Config, topology: Topology, *, documents: bool = False) -> 
     """
     if config.sharding.parameters or config.sharding.activations:
         raise ValueError("plan knows the default rules only; remove sharding.* from the config, or use `compile`")
-    choices, reasons, shortest, considered = [], Counter(), {}, 0
+    choices: list[Choice] = []
+    reasons: Counter[str] = Counter()
+    shortest, considered = (math.inf, ""), 0
     for mesh in meshes(config, topology):
         sizes = mesh.sizes(topology.devices)
         for candidate, name in variants(config, mesh, sizes):
@@ -65,10 +68,10 @@ def plan(config: cfg.Config, topology: Topology, *, documents: bool = False) -> 
             short = needed.peak - topology.chip.usable_hbm_bytes
             if short > 0:
                 reasons["memory is short"] += 1
-                shortest = min((shortest or (short, "")), (short, describe(sizes, candidate, name)))
+                shortest = min(shortest, (short, describe(sizes, candidate, name)))
                 continue
             choices.append(Choice(candidate, sizes, name, needed, forecast(candidate, topology, sizes)))
-    if shortest:
+    if shortest[1]:
         count = reasons.pop("memory is short")
         reasons[f"memory is short by {shortest[0] / GIB:,.1f} GiB or more (nearest: {shortest[1]})"] = count
     if not choices:

@@ -68,8 +68,8 @@ def versions() -> dict[str, str]:
     return found
 
 
-def what_it_depends_on(config: cfg.Config, topology: Topology) -> dict:
-    """All that decides the compiled program, as plain values; what `train --executable` compares."""
+def what_it_depends_on(config: cfg.Config) -> dict:
+    """All that decides the compiled program but the devices, as plain values; what `train --executable` compares."""
     values = config.model_dump(mode="json")
     for name in NOT_IN_THE_STEP:
         values.pop(name, None)
@@ -79,7 +79,7 @@ def what_it_depends_on(config: cfg.Config, topology: Topology) -> dict:
         "documents": data["mask_documents"] and data["kind"] != "synthetic",
     }  # fmt: skip
     values["runtime"] = {"compiler_options": values["runtime"]["compiler_options"]}
-    return {"config": values, "topology": topology.name, "versions": versions(), "source": source_hash()}
+    return {"config": values, "versions": versions(), "source": source_hash()}
 
 
 def source_hash() -> str:
@@ -99,7 +99,7 @@ class Store:
         self.folder = folder or Path(os.path.expanduser("~/.cache/jaxscale/compiled"))
 
     def path(self, config: cfg.Config, topology: Topology) -> Path:
-        text = json.dumps(what_it_depends_on(config, topology), sort_keys=True)
+        text = json.dumps(what_it_depends_on(config) | {"topology": topology.name}, sort_keys=True)
         return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json.gz"
 
     def load(self, config: cfg.Config, topology: Topology) -> Compiled | None:

@@ -66,8 +66,14 @@ def rates(chip: Chip, dtype: str = "bfloat16", *, quantized: bool = False, power
     own = FRACTIONS[chip.name]
     slower = 1.0 if dtype == "bfloat16" else (1 / 8 if chip.node else 1 / 6)
     peak = chip.device_flops * slower * power
-    return Rates(peak * own.matmul * (2 if quantized else 1), peak * own.attention, chip.device_bandwidth * own.memory, own.network, own.overlap,
-                 own.elementwise)
+    return Rates(
+        peak * own.matmul * (2 if quantized else 1),
+        peak * own.attention,
+        chip.device_bandwidth * own.memory,
+        own.network,
+        own.overlap,
+        own.elementwise,
+    )
 
 
 @dataclass(frozen=True)
@@ -120,7 +126,7 @@ class StepTime:
 
 
 def step_time(compute: Mapping[str, float], sent: Iterable[Sent]) -> StepTime:
-    """Compute runs one after another; collectives of one network too; networks and compute beside each other at best."""
+    """Compute runs one after another; collectives of one network too; networks and compute beside each other."""
     sent = list(sent)
     busy = sum(compute.values())
     by_network: dict[str, float] = {}

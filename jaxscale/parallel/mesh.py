@@ -92,7 +92,7 @@ def make_mesh(
     Every axis is `AxisType.Explicit`: shardings are part of array types, and a wrong layout is an error
     while tracing. Raises ValueError when the sizes do not fit the devices, or `mesh.dcn` not their slices.
     """
-    wanted = mesh if isinstance(mesh, cfg.Mesh) else cfg.Mesh(**({"data": 1} | (mesh or {}) | axes))
+    wanted = mesh if isinstance(mesh, cfg.Mesh) else cfg.Mesh.model_validate({"data": 1} | (mesh or {}) | axes)
     devices = jax.devices() if devices is None else devices
     sizes = wanted.sizes(len(devices))
     over = tuple(wanted.over_slices.get(name, 1) for name in sizes)
@@ -101,10 +101,11 @@ def make_mesh(
 
 
 def arrange(devices: list[jax.Device], inside: tuple[int, ...], over: tuple[int, ...]) -> np.ndarray:
-    """Devices as an array of the mesh's shape, `inside * over`: slices along `over`, a slice's devices along `inside`.
+    """Devices as an array of the mesh's shape, `inside * over`: slices along `over`, a slice's devices along
+    `inside`.
 
-    Within a TPU slice jax lays axes along the torus, the last one on the fastest links; a torus dim is split between two
-    axes where whole dims don't fit. Elsewhere devices stay in their order, which keeps the last axes within a node.
+    Within a TPU slice jax lays axes along the torus, the last one on the fastest links; a torus dim is split between
+    two axes where whole dims don't fit. Elsewhere devices stay in their order, which keeps the last axes within a node.
     """
     torus = devices[0].platform == "tpu"
     found = sorted({getattr(d, "slice_index", 0) for d in devices}) if torus else list(range(math.prod(over)))

@@ -42,6 +42,11 @@ def open_run_tokenizer(config: cfg.Config) -> Tokenizer | None:
     return open_tokenizer(config.data.path) if config.data.kind == "tokens" and config.data.path else None
 
 
+def has_documents(config: cfg.Config, source: RowSource) -> bool:
+    """Are there several documents a row, to be masked from each other?"""
+    return config.data.mask_documents and source.separator_id is not None
+
+
 def rows_needed(sharding: jax.sharding.Sharding, shape: tuple[int, int, int], devices: set | None = None) -> np.ndarray:
     """Rows of the global batch that these devices hold, sorted: [microbatches, B, T] laid out by `sharding`.
 
@@ -69,9 +74,7 @@ class Feed:
         self.rows = rows_needed(sharding, self.shape)
         names = {"tokens", "targets", "weights"}
         # one document a row: no mask to build, and plain causal attention is all that is compiled
-        self.names = (
-            names | {"positions", "segments"} if data.mask_documents and source.separator_id is not None else names
-        )
+        self.names = names | {"positions", "segments"} if has_documents(config, source) else names
         self.wait_seconds = 0.0
         self.batches = batches(
             source, seed=config.seed, batch_size=data.batch_size, start_step=start_step, stop_step=stop_step,

@@ -141,8 +141,8 @@ def gradients(config: cfg.Config, merge: Callable, params: PyTree, batch: Batch,
     divisor = jnp.maximum(tokens, 1)
 
     def loss(params, part, rng):
-        about = {"loss": config.loss, "vocab_size": config.model.vocab_size}
-        sums = loss_sums(merge(params), part, **about, divisor=divisor, rng=rng)
+        model, vocab_size = merge(params), config.model.vocab_size
+        sums = loss_sums(model, part, loss=config.loss, vocab_size=vocab_size, divisor=divisor, rng=rng)
         return sums["objective"], {"loss": sums["cross_entropy"] / divisor, "z": sums["z"] / divisor}
 
     grad = jax.grad(loss, has_aux=True)
@@ -171,7 +171,7 @@ def make_evaluate(config: cfg.Config, merge: Callable) -> Callable:
     return evaluate
 
 
-def abstract_batch(config: cfg.Config, mesh: jax.sharding.Mesh, *, documents: bool) -> Batch:
+def abstract_batch(config: cfg.Config, mesh: jax.sharding.Mesh, *, documents: bool) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes and layouts of the arrays of a batch as `training.feed` places them; inside `on_mesh`.
 
     Args:

@@ -5,7 +5,7 @@ config -> mesh -> rules x parameters -> state;  tokens -> batch(step);  state, b
 
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,10 +17,11 @@ from jaxscale.parallel.mesh import describe_mesh, make_mesh, start_devices
 from jaxscale.parallel.rules import count, require_divides
 from jaxscale.parallel.sharding import Rules, fit_rules, make_rules, on_mesh
 from jaxscale.training.checkpoint import Checkpointer
-from jaxscale.training.feed import Feed, open_run_tokenizer, open_source
+from jaxscale.training.executable import load_executable
+from jaxscale.training.feed import Feed, has_documents, open_run_tokenizer, open_source
 from jaxscale.training.metrics import Meter, MetricsWriter, Peak, Speed, device_memory, find_peak, model_flops_per_token
 from jaxscale.training.run import Interrupted, interrupts, write_run_files
-from jaxscale.training.step import ModelFactory, Program, TrainState, batch_sharding, make_program
+from jaxscale.training.step import ModelFactory, Program, TrainState, abstract_batch, batch_sharding, make_program
 
 
 class Watcher(Protocol):
@@ -56,13 +57,20 @@ class Result:
     losses: dict[int, float] = field(default_factory=dict)
 
 
-def train(config: cfg.Config, *, model: ModelFactory | None = None, watcher: Watcher | None = None) -> Result:
+def train(
+    config: cfg.Config,
+    *,
+    model: ModelFactory | None = None,
+    watcher: Watcher | None = None,
+    executable: Path | None = None,
+) -> Result:
     """Train as `config` says, from its newest checkpoint if there is one.
 
     Args:
         model: rngs -> any nnx.Module that maps tokens [B, T] to logits [B, T, V] and whose parameters carry logical
             axes; None: the decoder of `config.model`.
         watcher: told of every step; None: silence.
+        executable: a step that `jaxscale compile --save` wrote for this config and these devices: nothing is compiled.
 
     Raises:
         ValueError: what cannot work, in one line; Interrupted: after Ctrl-C, the state saved.
@@ -83,6 +91,9 @@ def train(config: cfg.Config, *, model: ModelFactory | None = None, watcher: Wat
     with on_mesh(mesh, rules), interrupts() as stop:
         # --- state: from a checkpoint, or born sharded
         program = make_program(config, model)
+        if executable is not None:
+            batch = abstract_batch(config, mesh, documents=has_documents(config, rows))
+            program = replace(program, step=load_executable(executable, config, devices, program, batch))
         about_data = {
             "seed": config.seed,
             "batch_size": config.data.batch_size,
@@ -99,19 +110,9 @@ def train(config: cfg.Config, *, model: ModelFactory | None = None, watcher: Wat
             run = Run(config, program, checkpointer, about_data, watcher, stop, mesh)
             run.meter = Meter(config, peak, model_flops_per_token(config, model))
             run.writer = MetricsWriter(config.out_dir, config, start_step=first)
-            state = run.loop(
-                state,
-                first,
-                Feed(
-                    rows,
-                    config,
-                    batch_sharding(mesh),
-                    start_step=first,
-                    stop_step=max(first, config.steps),
-                    microbatches=config.step.microbatches,
-                ),
-                validation_rows,
-            )
+            last_step, parts = max(first, config.steps), config.step.microbatches
+            feed = Feed(rows, config, batch_sharding(mesh), start_step=first, stop_step=last_step, microbatches=parts)
+            state = run.loop(state, first, feed, validation_rows)
         finally:
             watcher.finish()
             if run:
@@ -122,18 +123,9 @@ def train(config: cfg.Config, *, model: ModelFactory | None = None, watcher: Wat
             f"stopped after step {int(state.step)}; the same command resumes from there ({config.out_dir})"
         )
     last = run.losses[max(run.losses)] if run.losses else None
+    speed = run.meter.speed()
     return Result(
-        int(state.step),
-        last,
-        run.validation_loss,
-        run.meter.speed(),
-        peak,
-        config.out_dir,
-        mesh,
-        rules,
-        program,
-        state,
-        run.losses,
+        int(state.step), last, run.validation_loss, speed, peak, config.out_dir, mesh, rules, program, state, run.losses
     )
 
 
