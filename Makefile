@@ -1,6 +1,7 @@
 # The two commands: `make quickstart` trains, `make test` checks. PYTHON chooses the interpreter (3.11 to 3.13).
 PYTHON ?= python3
 VENV ?= .venv
+EXTRAS ?= dev
 BIN = $(VENV)/bin
 STDLIB = data/stdlib
 
@@ -15,7 +16,7 @@ test: $(VENV)/installed-dev
 
 # What tells most in least time: shardings, models, collectives, whole runs, decoding. CI runs it on a second Python.
 core: $(VENV)/installed-dev
-	$(BIN)/python -m pytest tests/parallel tests/models tests/training/test_collectives.py tests/training/test_trainer.py \
+	$(BIN)/python -m pytest tests/analysis tests/test_predict.py tests/parallel tests/models tests/training/test_collectives.py tests/training/test_trainer.py \
 		tests/training/test_generate.py tests/training/test_feed.py tests/data
 
 check: lint types test
@@ -36,7 +37,7 @@ $(VENV)/installed: pyproject.toml | $(VENV)/bin/python
 	touch $@
 
 $(VENV)/installed-dev: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --editable ".[$(EXTRAS)]"
 	touch $@ $(VENV)/installed
 
 clean:

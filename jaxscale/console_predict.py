@@ -135,7 +135,7 @@ def show_out_of_memory(
     else:
         console.print(f"DOES NOT FIT in {gib(usable)}")
     if buffers:
-        table = make_table("Largest buffers, as the compiler tells", "size", "<what")
+        table = make_table("Largest buffers, compiled unless it says predicted", "size", "<what")
         for name, size in buffers:
             table.add_row(gib(size), escape(name))
         console.print(table)

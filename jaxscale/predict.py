@@ -6,8 +6,11 @@ from typing import Any
 
 from jaxscale import config as cfg
 from jaxscale.analysis.examine import Report, examine
+from jaxscale.analysis.live import largest_buffers
 from jaxscale.analysis.memory import memory
+from jaxscale.analysis.memory_error import buffers_of, needed_bytes
 from jaxscale.analysis.plan import Choice
+from jaxscale.analysis.quiet import quiet
 from jaxscale.analysis.store import Compiled, Store
 from jaxscale.hardware import GIB, Topology
 
@@ -57,8 +60,8 @@ def write_config(choice: Choice, topology: Topology, path: Path) -> None:
     found = choice.forecast
     usable, rate = topology.chip.usable_hbm_bytes / GIB, found.tokens_per_second_per_chip
     head = (
-        f"# {choice.config.name} on {topology.name}, chosen by `jaxscale plan`.\n# Predicted: {found.time.best:.3f} s a "
-        f"step, {rate:,.0f} tokens/s a chip, {choice.memory.peak / GIB:.1f} GiB of {usable:.1f} a device.\n"
+        f"# {choice.config.name} on {topology.name}, chosen by `jaxscale plan`.\n# Predicted: {found.time.best:.3f} s "
+        f"a step, {rate:,.0f} tokens/s a chip, {choice.memory.peak / GIB:.1f} GiB of {usable:.1f} a device.\n"
     )
     path.write_text(head + cfg.dump_config(cfg.validate(choice.config.model_dump(mode="json"), source=str(path))))
 
@@ -76,9 +79,10 @@ def compile_one(
     kept = None if save else store.load(config, topology)
     if kept is not None:
         return kept, True
-    from jaxscale.analysis import aot
+    with quiet(verbose):
+        from jaxscale.analysis import aot
 
-    built = aot.compile_step(config, topology, verbose=verbose, save=save)
+        built = aot.compile_step(config, topology, save=save)
     store.save(config, topology, built.kept)
     return built.kept, False
 
@@ -87,19 +91,20 @@ def answer(config: cfg.Config, topology: Topology, **options: Any) -> Answer:
     """Compile and read; when it does not fit, say by how much and try what would."""
     kept, cached = compile_one(config, topology, **options)
     if kept.memory is None:
-        from jaxscale.analysis.memory_error import buffers_of, needed_bytes
-
-        assert kept.memory_error is not None
-        needed = needed_bytes(kept.memory_error, sum(kept.parts.values()))
-        buffers = buffers_of(kept.memory_error) or predicted_buffers(config, kept)
-        return Answer(None, kept, cached, needed, buffers, try_changes(config, topology, options))
+        buffers = buffers_of(kept.memory_error or "") or predicted_buffers(config, kept)
+        return Answer(None, kept, cached, bytes_needed(kept), buffers, try_changes(config, topology, options))
     report = examine(config, topology, kept)
     if report.fits:
         return Answer(report, kept, cached)
-    from jaxscale.analysis.live import largest_buffers
-
     return Answer(report, kept, cached, report.memory_needed, largest_buffers(kept.hlo),
                   try_changes(config, topology, options))  # fmt: skip
+
+
+def bytes_needed(kept: Compiled) -> int | None:
+    """Of one device, whether it fits or not; None where the compiler does not say."""
+    if kept.memory is not None:
+        return kept.memory.peak
+    return needed_bytes(kept.memory_error or "", sum(kept.parts.values()))
 
 
 def predicted_buffers(config: cfg.Config, kept: Compiled) -> list[tuple[str, int]]:
@@ -151,14 +156,11 @@ def try_changes(config: cfg.Config, topology: Topology, options: dict[str, Any])
             told.append(f"tried {words}: {error}")
             names.pop()
             continue
-        if kept.memory is None:
-            told.append(f"tried {words}: still does not fit")
-            continue
-        usable = topology.chip.usable_hbm_bytes
-        needed = kept.memory.peak
-        told.append(f"tried {words}: {needed / 2**30:,.2f} GiB of {usable / 2**30:,.2f}, "
-                    f"{'fits' if needed <= usable else 'still does not fit'}")  # fmt: skip
-        if needed <= usable:
+        usable, needed = topology.chip.usable_hbm_bytes, bytes_needed(kept)
+        size = f"{needed / GIB:,.2f} GiB of {usable / GIB:,.2f}, " if needed else ""
+        fits = kept.memory is not None and kept.memory.peak <= usable
+        told.append(f"tried {words}: {size}{'fits' if fits else 'still does not fit'}")
+        if fits:
             break
     else:
         told.append(

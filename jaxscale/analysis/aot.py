@@ -7,12 +7,7 @@ the work of `analysis.examine`, which knows no jax.
 import contextlib
 import math
 import os
-import signal
-import sys
-import tempfile
-import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -39,7 +34,7 @@ class Built:
     executable: Any
 
 
-def compile_step(config: cfg.Config, topology: Topology, *, verbose: bool = False, save: Path | None = None) -> Built:
+def compile_step(config: cfg.Config, topology: Topology, *, save: Path | None = None) -> Built:
     """Lower and compile `config`'s training step for `topology`.
 
     Args:
@@ -49,14 +44,13 @@ def compile_step(config: cfg.Config, topology: Topology, *, verbose: bool = Fals
     (`kept.memory_error`). Raises ValueError for a config that does not fit the topology or a missing compiler.
     """
     jax.config.update("jax_platforms", "cpu")
-    with quiet(verbose):
-        devices = find_devices(topology)
-        documents = config.data.mask_documents and config.data.kind != "synthetic"
-        built = compile_on(config, devices, documents=documents)
-        if save:
-            if built.executable is None:
-                raise ValueError(f"--save {save}: the program does not fit, so there is no executable")
-            save_executable(save, built.executable, config, devices)
+    devices = find_devices(topology)
+    documents = config.data.mask_documents and config.data.kind != "synthetic"
+    built = compile_on(config, devices, documents=documents)
+    if save:
+        if built.executable is None:
+            raise ValueError(f"--save {save}: the program does not fit, so there is no executable")
+        save_executable(save, built.executable, config, devices)
     return built
 
 
@@ -119,6 +113,8 @@ def tpu_topology(topology: Topology) -> Any:
     # Unless it is told, libtpu takes no dim for a ring, and writes all-gathers over three dims as all-reduces of padded
     # arrays: twice the bytes
     more["wrap"] = (*topology.wraps, False)[:3]
+    if topology.chips == topology.slices:
+        more["chips_per_host_bounds"] = (1, 1, 1)
     name = f"{topology.chip.name}:{'x'.join(map(str, topology.shape))}"
     try:
         import libtpu  # noqa: F401
@@ -150,30 +146,3 @@ def gpu_topology(topology: Topology) -> Any:
             version = CUDNN[0] * 10_000 + CUDNN[1] * 100 + CUDNN[2]
             fused_attention_stablehlo.check_cudnn_version = lambda: version
     return found
-
-
-# --- noise ----------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def quiet(verbose: bool = False) -> Iterator[None]:
-    """Keep what compilers write on stderr from the terminal; Ctrl-C ends the process, compilers do not listen to it."""
-    main = threading.current_thread() is threading.main_thread()
-    handler = signal.signal(signal.SIGINT, signal.SIG_DFL) if main else None
-    try:
-        if verbose:
-            yield
-            return
-        sys.stderr.flush()
-        saved = os.dup(2)
-        with tempfile.TemporaryFile() as sink:
-            os.dup2(sink.fileno(), 2)
-            try:
-                yield
-            finally:
-                sys.stderr.flush()
-                os.dup2(saved, 2)
-                os.close(saved)
-    finally:
-        if main:
-            signal.signal(signal.SIGINT, handler)

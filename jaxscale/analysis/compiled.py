@@ -246,6 +246,8 @@ class Collective:
         asynchronous: other work can run between its start and its end.
         meanwhile: the work scheduled there, of one run.
         times: runs a step.
+        between_slices: on the slow network: libtpu compiles each slice's program by itself and hands these to its
+            runtime.
     """
 
     kind: str
@@ -259,9 +261,12 @@ class Collective:
     meanwhile: Work
     source: str
     name: str
+    between_slices: bool = False
 
 
-def collectives(program: Program, mesh: Mapping[str, int], worker: Worker | None = None) -> list[Collective]:
+def collectives(
+    program: Program, mesh: Mapping[str, int], worker: Worker | None = None, over: Mapping[str, int] | None = None
+) -> list[Collective]:
     """Every collective that runs, once each however many instructions the compiler spreads it over.
 
     Four forms are met: plain ones; `-start`/`-done` pairs; computations that a `-start` calls (TPU's SparseCore, GPU's
@@ -271,8 +276,11 @@ def collectives(program: Program, mesh: Mapping[str, int], worker: Worker | None
 
     Args:
         mesh: axis -> size in the mesh's order; the program's partitions are numbered along it.
+        over: of TPU slices, axis -> size over them: the program is one slice's, and what goes between slices is sent
+            to the runtime.
     """
-    axes, worker = GroupAxes(mesh), worker or Worker(program)
+    over, worker = over or {}, worker or Worker(program)
+    axes = GroupAxes({a: n // over.get(a, 1) for a, n in mesh.items() if n > over.get(a, 1)})
     found, chains, beside = [], set(), started_computations(worker)
     for computation, times in program.running():
         own = async_spans(worker, computation)
@@ -288,7 +296,30 @@ def collectives(program: Program, mesh: Mapping[str, int], worker: Worker | None
                 chains.add(key)
                 meanwhile = chain_work(worker, *key)
             found.append(read_collective(computation, i, kind, times, axes, meanwhile))
+        found += sent_between_slices(worker, computation, times, over)
     return found
+
+
+def sent_between_slices(
+    worker: Worker, computation: Computation, times: int, over: Mapping[str, int]
+) -> Iterator[Collective]:
+    """What a program sends to libtpu's multi-slice runtime: a `send`, and the end of the `recv` that meets it."""
+    total = NOTHING
+    began: dict[str, tuple[Instruction, str, Work]] = {}
+    for i in computation:
+        about = computation.instructions[i.operands[0]] if i.opcode == "recv-done" else i
+        kind = re.search(r'megascale_transfer_type="(\w+)"', about.attributes)
+        key = re.search(r'host_transfer_rendezvous="([^"]*)"', about.attributes)
+        if kind and key and i.opcode == "send":
+            began[key[1]] = (i, kind[1].lower().replace("_", "-"), total)
+        elif kind and key and i.opcode == "recv-done" and key[1] in began:
+            send, name, then = began.pop(key[1])
+            array = computation.instructions[send.operands[0]].arrays[0]
+            yield Collective(
+                name, tuple(over), math.prod(over.values()), array.bytes, array.dtype, 1, times, True, total - then,
+                send.source, send.name, True,
+            )  # fmt: skip
+        total += worker.of(computation, i)
 
 
 def read_collective(

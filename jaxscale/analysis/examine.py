@@ -63,7 +63,9 @@ def examine(config: cfg.Config, topology: Topology, kept: Compiled) -> Report:
     attention = costs.attention(config, kept.mesh)
     worker = Worker(program, seconds_of(speed, attention))
     work = worker.of_computation(program.entry)
-    sent = [timed(c, config, topology, kept.mesh, speed) for c in collectives(program, kept.mesh, worker)]
+    inside, over = split_mesh(config, kept.mesh)
+    found = collectives(program, kept.mesh, worker, over if topology.slices > 1 else None)
+    sent = [timed(c, topology, inside, over, speed) for c in found]
     by_kernel = attention.forward_flops * work.forward_kernels + attention.backward_flops * work.backward_kernels
     time = step_time({"compute and HBM": work.seconds}, sent)
     tokens = config.data.batch_size * config.data.seq_len
@@ -98,16 +100,15 @@ def memory_parts(kept: Compiled) -> dict[str, int]:
     return parts | ({"other arguments and outputs": other} if other > 0 else {})
 
 
-def timed(c: Collective, config: cfg.Config, topology: Topology, mesh: Mapping[str, int], speed: Rates) -> Sent:
-    inside, over = split_mesh(config, mesh)
-    own = links(topology, inside, over)
-    once, network = collective_seconds(c.kind, c.axes or tuple(mesh), c.bytes, own, speed.network)
+def timed(c: Collective, topology: Topology, inside: Mapping[str, int], over: Mapping[str, int], speed: Rates) -> Sent:
+    own = links(topology, {}, over) if c.between_slices else links(topology, inside)
+    once, network = collective_seconds(c.kind, c.axes or tuple(inside), c.bytes, own, speed.network)
     hidden = min(once, c.meanwhile.seconds) if c.asynchronous else 0.0
     return Sent(c.kind, c.axes, c.bytes, c.times, once * c.times, network, hidden * c.times, c.asynchronous, c.source)
 
 
 def split_mesh(config: cfg.Config, mesh: Mapping[str, int]) -> tuple[dict[str, int], dict[str, int]]:
-    """A mesh's sizes within a slice and over slices."""
+    """A mesh's sizes within a slice and over slices (GPU nodes have no slices: all is within)."""
     over = {a: n for a, n in config.mesh.over_slices.items() if a in mesh}
     return {a: n // over.get(a, 1) for a, n in mesh.items()}, over
 

@@ -139,7 +139,7 @@ def read_budget(text: str) -> float:
     """`1e24`, `1mol`, `2.5 mol`: FLOPs. Raises ValueError for another form."""
     number, mol = text.strip().removesuffix("mol").strip(), text.strip().endswith("mol")
     try:
-        value = float(number or "1")
+        value = float(number or ("1" if mol else "none"))
     except ValueError:
         value = 0.0
     if not 0 < value < 1e40:

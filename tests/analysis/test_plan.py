@@ -1,0 +1,166 @@
+"""Plans and forecasts: what is legal, what fits, what binds; by hand where a hand can do it."""
+
+import math
+
+import pytest
+from support import make_config
+
+from jaxscale import config as cfg
+from jaxscale.analysis.costs import attention, matmuls, recomputed_matmuls, traffic
+from jaxscale.analysis.forecast import forecast
+from jaxscale.analysis.memory import memory
+from jaxscale.analysis.plan import MOL, plan, read_budget, spend
+from jaxscale.analysis.timing import FRACTIONS, rates
+from jaxscale.hardware import CHIPS, find_topology
+
+
+def shipped(name: str, *overrides: str) -> cfg.Config:
+    return cfg.load_config(name, ["data.kind=synthetic", "data.path=null", *overrides])
+
+
+@pytest.fixture(scope="module")
+def found():
+    return plan(shipped("llama3.1-8b"), find_topology("v5p:4x4x4"))
+
+
+def test_all_splits_of_the_devices_are_considered(found):
+    meshes = {tuple(sorted(c.mesh.items())) for c in found.choices}
+    assert (("fsdp", 64),) in meshes
+    assert (("data", 4), ("fsdp", 8), ("tensor", 2)) in meshes
+    assert all(math.prod(c.mesh.values()) == 64 for c in found.choices)
+    assert found.considered == len(found.choices) + sum(n for _, n in found.left_out)
+
+
+def test_the_fastest_comes_first_and_all_fit(found):
+    seconds = [c.forecast.time.best for c in found.choices]
+    assert seconds == sorted(seconds)
+    assert all(c.memory.peak <= find_topology("v5p:4x4x4").chip.usable_hbm_bytes for c in found.choices)
+
+
+def test_what_is_left_out_says_why():
+    tight = plan(shipped("llama3.1-8b"), find_topology("v6e:4x4"))
+    assert any(why.startswith("memory is short by") for why, _ in tight.left_out)
+    odd = plan(shipped("llama3.1-8b", "data.batch_size=24"), find_topology("v5p:4x4x4"))
+    assert any("data.batch_size" in why and "does not divide" in why for why, _ in odd.left_out)
+
+
+def test_what_cannot_fit_is_refused_with_the_nearest():
+    with pytest.raises(ValueError, match=r"nothing fits on v5e:4x4: .*memory is short by .* GiB or more"):
+        plan(shipped("llama3.1-405b"), find_topology("v5e:4x4"))
+
+
+def test_overridden_rules_are_refused():
+    config = shipped("llama3.1-8b", "sharding.parameters.mlp=fsdp")
+    with pytest.raises(ValueError, match="plan knows the default rules only"):
+        plan(config, find_topology("v5p:4x4x4"))
+
+
+def test_slices_go_over_data_or_fsdp():
+    found = plan(shipped("llama3.1-8b"), find_topology("v5p:4x4x4", slices=2))
+    over = {tuple(c.config.mesh.over_slices.items()) for c in found.choices}
+    assert over == {(("data", 2),), (("fsdp", 2),)}
+    assert all(math.prod(c.mesh.values()) == 128 for c in found.choices)
+
+
+@pytest.mark.parametrize(("text", "flops"), [("1mol", MOL), ("2.5mol", 2.5 * MOL), ("1e24", 1e24), ("mol", MOL)])
+def test_budgets(text, flops):
+    assert read_budget(text) == flops
+
+
+@pytest.mark.parametrize("text", ["", "lots", "-1", "nan", "0", "inf", "1kg"])
+def test_a_budget_that_is_none_is_refused(text):
+    with pytest.raises(ValueError, match="no number of FLOPs"):
+        read_budget(text)
+
+
+def test_a_budget_is_spent_at_the_predicted_speed(found):
+    best = found.choices[0]
+    spent = spend(1e22, best)
+    assert spent.tokens * best.forecast.model_flops / best.forecast.tokens == pytest.approx(1e22)
+    assert spent.days * 86400 == pytest.approx(spent.steps * best.forecast.time.best)
+
+
+# --- forecasts ------------------------------------------------------------------------------------------------
+
+
+def test_every_chip_has_fractions_below_one():
+    assert set(FRACTIONS) == {c.name for c in CHIPS}
+    for own in FRACTIONS.values():
+        assert 0 < own.attention <= own.matmul < 1
+
+
+def test_one_matmul_by_hand():
+    """q of Llama-3.1-8B, 8192 tokens, tensor=2: [8192, 4096] x [4096, 2048], 2 M K N FLOPs, 32 layers."""
+    config = shipped("llama3.1-8b", "data.batch_size=8", "data.seq_len=8192", "step.remat=full")
+    q = next(m for m in matmuls(config, {"fsdp": 8, "tensor": 2}) if m.name == "q")
+    assert (q.m, q.k, q.n, q.flops) == (8192, 4096, 2048, 2 * 8192 * 4096 * 2048)
+    assert (q.forward, q.backward, q.recomputed) == (32, 64, 32)
+
+
+def test_what_remat_makes_again():
+    def again(remat):
+        return recomputed_matmuls(make_config(step={"remat": remat}).step)
+
+    assert again("none") == again("dots") == set()
+    assert again("full") == {"q", "k", "v", "out", "gate", "up"}  # nothing needs the output of `down`
+    assert again({"q": "save", "attention_out": "offload"}) == {"k", "v", "gate", "up"}
+
+
+def test_attention_runs_again_unless_its_context_is_kept():
+    keep = {"attention_context": "save"}
+    calls = {str(r): attention(make_config(step={"remat": r}), {"data": 1}).forward_calls for r in ("none", "full", keep)}
+    assert list(calls.values()) == [2, 4, 2]  # 2 layers
+
+
+def test_fsdp_gathers_twice_and_scatters_once_a_layer():
+    config = shipped("llama3.1-8b")
+    up = {t.kind: t for t in traffic(config, {"fsdp": 64}) if t.what.startswith("up ")}
+    assert {kind: (t.bytes, t.times) for kind, t in up.items()} == {
+        "all-gather": (4096 * 14336 * 2, 64), "reduce-scatter": (4096 * 14336 * 2, 32),
+    }  # fmt: skip
+
+
+def test_bounds_hold_the_best_estimate():
+    for name, where, sizes in (
+        ("llama3.1-8b", "v6e:8x8", {"fsdp": 64}),
+        ("llama3.1-70b", "h100:16x8", {"data": 4, "fsdp": 8, "tensor": 4}),
+    ):
+        time = forecast(shipped(name, "step.microbatches=1"), find_topology(where), sizes).time
+        assert time.overlapped <= time.best <= time.nothing_overlapped
+        assert time.parts[time.binds] == max(time.parts.values())
+
+
+def test_compute_bound_steps_take_their_flops():
+    """With one device nothing is sent: the step is its matmuls at the achievable rate, and little else."""
+    config = shipped("llama3.1-8b", "data.batch_size=4")
+    found = forecast(config, find_topology("h200:1"), {"data": 1})
+    floor = sum(m.step_flops for m in matmuls(config, {"data": 1})) / rates(find_topology("h200:1").chip).matmul_flops
+    assert found.sent == []
+    assert floor < found.time.best < 1.6 * floor
+
+
+def test_more_slices_on_the_slow_network_never_help_the_time_of_a_step():
+    config = shipped("llama3.1-8b", "data.batch_size=512")
+    one = forecast(config, find_topology("v6e:8x8"), {"fsdp": 64})
+    two = forecast(config, find_topology("v6e:8x8", slices=2), {"data": 2, "fsdp": 64}, {"data": 2})
+    assert two.time.best > one.time.best / 2
+
+
+# --- memory ---------------------------------------------------------------------------------------------------
+
+
+def test_remat_and_microbatches_save_memory():
+    def peak(**step):
+        config = cfg.validate(shipped("llama3.1-8b").model_dump(mode="json") | {"step": step}, source="test")
+        return memory(config, {"fsdp": 32}).peak
+
+    assert peak(remat="full") < peak(remat="dots") < peak(remat="none")
+    assert peak(remat="dots", microbatches=4) < peak(remat="dots")
+
+
+def test_offloaded_activations_are_on_the_host():
+    kept, moved = ({"layer_in": how} for how in ("save", "offload"))
+    a, b = (memory(shipped("llama3.1-8b", f"step.remat={r}"), {"fsdp": 64}) for r in (kept, moved))
+    layer_in = 32 * 4 * 8192 * 4096 * 2  # layers, rows of a device, tokens, embed, bf16
+    assert b.host == layer_in
+    assert a.peak - b.peak == layer_in

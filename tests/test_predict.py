@@ -1,0 +1,217 @@
+"""`compile`, `plan`, `chips` and `train --executable` as a person types them, each in a process of its own.
+
+The compiles are real: libtpu's for TPU topologies, NVIDIA's for GPU ones, with no such device. They run where the extras
+aot-tpu and aot-gpu are installed (CI installs both on one Python).
+"""
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import yaml
+
+from jaxscale.config import load_config
+
+TPU = pytest.mark.skipif(find_spec("libtpu") is None, reason="needs the aot-tpu extra")
+GPU = pytest.mark.skipif(find_spec("jax_cuda13_plugin") is None, reason="needs the aot-gpu extra")
+MODEL = {"vocab_size": 1000, "num_layers": 2, "embed_dim": 256, "num_heads": 4, "num_kv_heads": 2, "head_dim": 128,
+         "mlp_dim": 512}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    """A home of its own, where compiled programs are kept: the second question is answered from there."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture
+def run_file(tmp_path):
+    def write(**sections) -> Path:
+        values = {
+            "name": "tiny", "out": str(tmp_path / "run"), "steps": 3, "model": MODEL, "mesh": {"fsdp": -1},
+            "data": {"kind": "synthetic", "batch_size": 16, "seq_len": 128}, "step": {"remat": "full"},
+            "metrics": {"tensorboard": False},
+        }  # fmt: skip
+        path = tmp_path / "tiny.yaml"
+        path.write_text(yaml.safe_dump(values | sections))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def jaxscale(home):
+    def call(*arguments: object, code: int = 0) -> subprocess.CompletedProcess:
+        program = "from jaxscale.cli import main; main()"
+        out = subprocess.run(
+            [sys.executable, "-c", program, *map(str, arguments)], capture_output=True, text=True, timeout=500,
+            env=os.environ | {"HOME": str(home), "COLUMNS": "160"},
+        )  # fmt: skip
+        assert out.returncode == code, (out.returncode, out.stdout[-3000:], out.stderr[-3000:])
+        return out
+
+    return call
+
+
+def refused(out: subprocess.CompletedProcess) -> str:
+    assert out.stderr.startswith("error: "), out.stderr
+    assert out.stderr.count("\n") == 1, out.stderr
+    return out.stderr
+
+
+# --- without a compiler ---------------------------------------------------------------------------------------
+
+
+def test_chips_prints_every_chip_with_sources(jaxscale):
+    out = jaxscale("chips").stdout
+    assert all(name in out for name in ("v4", "v5e", "v5p", "v6e", "tpu7x", "a100", "h100", "h200", "b200"))
+    assert "scaling book" in out
+    assert "datasheet" in out
+
+
+def test_plan_ranks_says_what_binds_and_why_others_are_left_out(jaxscale, tmp_path):
+    best = tmp_path / "best.yaml"
+    out = jaxscale("plan", "llama3.1-8b", "--topology", "v6e:4x4", "--batch-tokens", 16 * 8192, "--budget", "1mol",
+                   "-o", best).stdout  # fmt: skip
+    assert "tokens/s" in out
+    assert "matmuls" in out
+    assert "memory is short by" in out
+    assert "days on 16 chips, predicted" in out
+    config = load_config(best)  # a config that train takes as it is
+    assert config.data.batch_size == 16
+    assert config.mesh.sizes(16)
+
+
+def test_plan_as_json(jaxscale):
+    found = json.loads(jaxscale("plan", "llama3.1-8b", "--topology", "h100:4x8", "--json", "--rows", 3).stdout)
+    assert len(found["choices"]) == 3
+    assert found["choices"][0]["step_seconds"] <= found["choices"][1]["step_seconds"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["plan", "llama3.1-8b"], "--topology is missing"),
+        (["plan", "llama3.1-8b", "--topology", "v5p:3x3"], "the nearest are"),
+        (["plan", "llama3.1-8b", "--topology", "v5p:4x4x4", "--batch-tokens", "1000"], "not a multiple of data.seq_len"),
+        (["plan", "llama3.1-8b", "--topology", "v5p:4x4x4", "--budget", "much"], "no number of FLOPs"),
+        (["plan", "llama3.1-405b", "--topology", "v5e:2x2"], "nothing fits"),
+        (["compile", "llama3.1-8b", "--topology", "tpu9:1"], "no chip 'tpu9'"),
+    ],
+)
+def test_bad_questions_are_one_line(jaxscale, arguments, says):
+    assert says in refused(jaxscale(*arguments, code=2))
+
+
+@pytest.mark.skipif(find_spec("libtpu") is not None, reason="the compiler is here")
+def test_a_missing_tpu_compiler_says_what_to_install(jaxscale):
+    out = jaxscale("compile", "llama3.1-8b", "--topology", "v5e:4x4", code=2)
+    assert "pip install 'jaxscale[aot-tpu]'" in refused(out)
+
+
+@pytest.mark.skipif(find_spec("jax_cuda13_plugin") is not None, reason="the compiler is here")
+def test_a_missing_gpu_compiler_says_what_to_install(jaxscale):
+    out = jaxscale("compile", "llama3.1-8b", "--topology", "h100:8", code=2)
+    assert "pip install 'jaxscale[aot-gpu]'" in refused(out)
+    assert "about 1 GB" in out.stderr
+
+
+# --- with one -------------------------------------------------------------------------------------------------
+
+
+def check_report(report: dict, *, chips: int) -> None:
+    assert report["fits"]
+    assert report["unknown_loops"] == []
+    assert sum(report["memory"].values()) == report["memory_needed"]
+    assert report["memory"]["optimizer state"] > report["memory"]["parameters"]
+    assert 1 < (report["matmul_flops"] + report["attention_flops"]) / report["model_flops"] < 1.6  # full recompute
+    assert report["attention_calls"] == [4, 2]  # the kernel is in the program; 2 layers, forward again for backward
+    time = report["time"]
+    assert time["overlapped"] <= time["best"] <= time["nothing_overlapped"]
+    gathers = [s for s in report["sent"] if s["kind"] == "all-gather" and s["axes"] == ["fsdp"]]
+    matrices = 2 * 256 * 512 + 2 * 256 * 256 + 3 * 256 * 512  # of a layer: q, out; k, v; gate, up, down
+    head = 256 * 1024  # the unembedding, once
+    assert sum(s["bytes"] for s in gathers) == pytest.approx((2 * 2 * matrices + head) * 2, rel=0.1)  # bf16
+    assert report["tokens_per_second_per_chip"] * time["best"] * chips == pytest.approx(16 * 128)
+
+
+@TPU
+@pytest.mark.slow
+def test_compile_for_a_tpu_and_ask_again(jaxscale, run_file, tmp_path):
+    """Splash attention and asynchronous all-gathers in the program; the second answer needs no compiler and no jax."""
+    config, hlo = run_file(), tmp_path / "step.txt"
+    out = jaxscale("compile", config, "--topology", "v6e:2x2", "--json", "--hlo", hlo)
+    assert out.stderr == ""  # the compilers' noise stays away
+    found = json.loads(out.stdout)
+    check_report(found["report"], chips=4)
+    assert "splash" in hlo.read_text()
+    assert any(s["asynchronous"] for s in found["report"]["sent"] if s["kind"] == "all-gather")
+    assert not found["cached"]
+    again = jaxscale("compile", config, "--topology", "v6e:2x2")
+    assert "kept from an earlier compile" in again.stdout
+    assert "fits, with" in again.stdout
+    assert "MFU" in again.stdout
+
+
+@TPU
+@pytest.mark.slow
+def test_out_of_memory_is_an_answer_with_what_would_fit(jaxscale, run_file):
+    """Logits of 16 x 4096 tokens by 128k entries: too much at once, and not in chunks."""
+    model = MODEL | {"vocab_size": 256_000}
+    config = run_file(model=model, data={"kind": "synthetic", "batch_size": 16, "seq_len": 4096}, mesh={"data": -1})
+    out = jaxscale("compile", config, "--topology", "v5e:1x1", code=1).stdout
+    assert "DOES NOT FIT" in out
+    assert "too much" in out
+    assert "logits" in out or "f32[" in out
+    assert "tried loss.chunk=512" in out
+
+
+@GPU
+@pytest.mark.slow
+def test_compile_for_gpus(jaxscale, run_file, tmp_path):
+    hlo = tmp_path / "step.txt"
+    out = jaxscale("compile", run_file(), "--topology", "h100:8", "--json", "--hlo", hlo)
+    check_report(json.loads(out.stdout)["report"], chips=8)
+    assert "fmha" in hlo.read_text()  # cuDNN's attention
+
+
+# --- executables ----------------------------------------------------------------------------------------------
+
+SAVE = """
+import sys
+import jax
+jax.config.update("jax_num_cpu_devices", 4)
+from pathlib import Path
+from jaxscale.analysis.aot import compile_on
+from jaxscale.config import load_config
+from jaxscale.training.executable import save_executable
+config = load_config(sys.argv[1])
+built = compile_on(config, jax.devices(), documents=False)
+save_executable(Path(sys.argv[2]), built.executable, config, jax.devices())
+"""
+
+
+def test_train_starts_from_an_executable_and_refuses_another_run_s(jaxscale, run_file, tmp_path):
+    runtime = {"platform": "cpu", "simulated_devices": 4, "compilation_cache": None}
+    step = {"compute_dtype": "float32", "remat": "full"}
+    config, file = run_file(runtime=runtime, step=step), tmp_path / "step.bin"
+    subprocess.run([sys.executable, "-c", SAVE, config, file], check=True, timeout=300,
+                   env=os.environ | {"PJRT_NPROC": "16"})  # fmt: skip
+    plain = jaxscale("train", config, f"out={tmp_path / 'plain'}")
+    from_file = jaxscale("train", config, "--executable", file, f"out={tmp_path / 'from-file'}")
+    assert "step 3" in plain.stdout
+    losses = [
+        [json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+         if json.loads(line)["kind"] == "train"] for name in ("plain", "from-file")
+    ]  # fmt: skip
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 3
+    assert "step 3" in from_file.stdout
+    out = jaxscale("train", config, "--executable", file, "data.batch_size=32", code=2)
+    assert "data.batch_size 16 there, 32 here" in refused(out)
+    file.write_bytes(b"something else")
+    assert "is no executable" in refused(jaxscale("train", config, "--executable", file, code=2))
