@@ -15,9 +15,11 @@ from statistics import mean
 from jaxscale.analysis import costs
 from jaxscale.analysis.examine import examine
 from jaxscale.analysis.memory import memory
+from jaxscale.analysis.traffic import traffic
 from jaxscale.config import load_config
-from jaxscale.hardware import GIB, find_topology
+from jaxscale.hardware import GIB
 from jaxscale.predict import compile_one
+from jaxscale.topology import find_topology
 
 SYNTHETIC = ["data.kind=synthetic", "data.path=null"]
 OFFLOAD = "step.remat={layer_in: offload, q: offload, k: offload, v: offload, attention_out: offload}"
@@ -54,7 +56,7 @@ def main() -> None:
         kept, _ = compile_one(config, topology)
         report, predicted = examine(config, topology, kept), memory(config, kept.mesh)
         flops = sum(m.step_flops for m in costs.matmuls(config, kept.mesh))
-        sent = sum(t.step_bytes for t in costs.traffic(config, kept.mesh))
+        sent = sum(t.step_bytes for t in traffic(config, kept.mesh))
         row = {
             "config": name, "topology": where, "overrides": overrides, "mesh": kept.mesh,
             "predicted_bytes": predicted.peak, "compiled_bytes": report.memory_needed,

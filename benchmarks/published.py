@@ -16,7 +16,7 @@ from typing import Any
 
 from jaxscale.analysis.forecast import Forecast, forecast
 from jaxscale.config import Config, read_model, shipped_configs, validate
-from jaxscale.hardware import find_topology
+from jaxscale.topology import find_topology
 
 RECIPES = "AI-Hypercomputer/tpu-recipes, training/..., log lines in the READMEs"
 GPT3 = {"name": "gpt3-175b", "vocab_size": 50304, "num_layers": 96, "embed_dim": 12288, "num_heads": 96,

@@ -185,8 +185,8 @@ def plan(
 def load_for(config: str, overrides: list[str] | None, topology: str, slices: int) -> tuple[Any, Any]:
     """A config for a topology; the data need not be here."""
     from jaxscale.config import load_config
-    from jaxscale.hardware import find_topology
     from jaxscale.predict import fit_mesh
+    from jaxscale.topology import find_topology
 
     if not topology:
         raise ValueError("--topology is missing; give e.g. --topology v5p:4x4x4 or --topology h100:8")

@@ -13,8 +13,9 @@ from jaxscale import config as cfg
 from jaxscale.analysis.costs import CONVENTIONS
 from jaxscale.analysis.examine import Report
 from jaxscale.analysis.plan import Budget, Plan, mesh_words
-from jaxscale.hardware import CHIPS, GIB, Topology
+from jaxscale.hardware import CHIPS, GIB
 from jaxscale.predict import Answer
+from jaxscale.topology import Topology
 
 FIGURES = ("bf16_flops", "hbm_bytes", "usable_hbm_bytes", "hbm_bandwidth", "link_bandwidth", "network_bandwidth",
            "host_bandwidth")  # fmt: skip

@@ -12,7 +12,8 @@ from jaxscale.analysis.memory_error import buffers_of, needed_bytes
 from jaxscale.analysis.plan import Choice
 from jaxscale.analysis.quiet import quiet
 from jaxscale.analysis.store import Compiled, Store
-from jaxscale.hardware import GIB, Topology
+from jaxscale.hardware import GIB
+from jaxscale.topology import Topology
 
 
 @dataclass(frozen=True)

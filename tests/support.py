@@ -8,6 +8,8 @@ import jax
 import numpy as np
 
 from jaxscale import config as cfg
+from jaxscale.analysis.collectives import GroupAxes
+from jaxscale.analysis.hlo import parse_instruction
 from jaxscale.parallel.mesh import make_mesh
 from jaxscale.parallel.sharding import fit_rules, make_rules, on_mesh
 from jaxscale.training.step import batch_sharding, make_program
@@ -108,44 +110,6 @@ class Setup:
             return self.program.step.lower(self.program.abstract, self.batch).compile().as_text()
 
 
-def axes_of_groups(line: str, mesh) -> tuple[str, ...]:
-    """The mesh axes over which a collective of compiled HLO runs, from its replica groups."""
-    ids = np.arange(math.prod(mesh.shape.values())).reshape(tuple(mesh.shape.values()))
-    groups = replica_groups(line, ids.size)
-    for k in range(1, 2 ** len(mesh.axis_names)):
-        axes = [i for i in range(len(mesh.axis_names)) if k >> i & 1]
-        rest = [i for i in range(len(mesh.axis_names)) if i not in axes]
-        size = math.prod(ids.shape[i] for i in axes)
-        wanted = {frozenset(row) for row in ids.transpose(rest + axes).reshape(-1, size).tolist()}
-        if wanted == groups:
-            return tuple(mesh.axis_names[i] for i in axes)
-    raise AssertionError(f"these replica groups are no set of mesh axes: {line}")
-
-
-def replica_groups(line: str, count: int) -> set[frozenset[int]]:
-    if m := re.search(r"replica_groups=\{(\{[\d,{}]*\})\}", line):
-        return {frozenset(map(int, g.split(","))) for g in re.findall(r"\{([\d,]+)\}", m[1])}
-    if m := re.search(
-        r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\]T\(([\d,]+)\)\))? \{([^}]*)\}", line
-    ):
-        sizes = {k.strip("'"): int(v) for k, v in (pair.split("=") for pair in m[1].split(","))}
-        names = list(sizes)
-        chosen = [names.index(n.strip("' ")) for n in m[4].split(",")]
-        ids = np.arange(count)
-        if m[2]:
-            ids = ids.reshape([int(x) for x in m[2].split(",")]).transpose([int(x) for x in m[3].split(",")])
-        ids = ids.reshape(tuple(sizes.values()))
-        rest = [i for i in range(len(names)) if i not in chosen]
-        size = math.prod(ids.shape[i] for i in chosen)
-        return {frozenset(row) for row in ids.transpose(rest + chosen).reshape(-1, size).tolist()}
-    m = re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line)
-    assert m, line
-    ids = np.arange(count).reshape([int(x) for x in m[3].split(",")])
-    if m[4]:
-        ids = ids.transpose([int(x) for x in m[4].split(",")])
-    return {frozenset(row) for row in ids.reshape(int(m[1]), int(m[2])).tolist()}
-
-
 KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
 
 
@@ -155,6 +119,7 @@ def collectives(hlo: str, mesh) -> Counter:
     Instructions inside a loop's body count once, as they stand in the text.
     """
     found: Counter = Counter()
+    groups = GroupAxes(dict(mesh.shape))
     for line in hlo.splitlines():
         m = re.search(rf"= (.+?) ({KINDS})(?:-start)?\(", line)
         if not m or "replica_groups" not in line:
@@ -162,5 +127,9 @@ def collectives(hlo: str, mesh) -> Counter:
         arrays = [a for a in re.findall(r"\w+\[([\d,]*)\]", m[1]) if a]
         count = 1 if m[2] == "all-to-all" else len(arrays)
         if arrays:
-            found[m[2], axes_of_groups(line, mesh)] += count
+            instruction = parse_instruction(line)
+            assert instruction
+            axes = groups.of(instruction).axes
+            assert axes, f"these replica groups are no set of mesh axes: {line}"
+            found[m[2], axes] += count
     return found

@@ -20,15 +20,16 @@ BELOW = {
     "hardware": set(),
     "data": {"config"},
     "rules": {"config"},
-    "analysis": {"rules", "hardware", "config"},
+    "topology": {"hardware"},
+    "analysis": {"rules", "topology", "hardware", "config"},
     "parallel": {"rules", "hardware", "config"},
     "models": {"parallel", "rules", "hardware", "config"},
     "training": {"data", "models", "parallel", "rules", "analysis", "hardware", "config"},
-    "aot": {"training", "parallel", "analysis", "hardware", "config"},  # compiles the trainer's own step
-    "predict": {"aot", "analysis", "hardware", "config"},
+    "aot": {"training", "parallel", "analysis", "topology", "hardware", "config"},  # compiles the trainer's own step
+    "predict": {"aot", "analysis", "topology", "hardware", "config"},
     "report": {"training", "data", "models", "parallel", "analysis", "hardware", "config"},
     "console": {"report", "training", "data", "models", "parallel", "analysis", "hardware", "config"},
-    "console_predict": {"predict", "analysis", "hardware", "config"},
+    "console_predict": {"predict", "analysis", "topology", "hardware", "config"},
     "cli": {
         "console",
         "console_predict",
@@ -39,18 +40,17 @@ BELOW = {
         "models",
         "parallel",
         "analysis",
+        "topology",
         "hardware",
         "config",
     },
 }
 OWN_ROOM = {"jaxscale.analysis.aot": "aot", "jaxscale.parallel.rules": "rules"}
 WITH_JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "grain"}
-NO_JAX = [
-    f for f in FILES
-    if f in ("config.py", "hardware.py", "parallel/rules.py", "predict.py", "console_predict.py", "__init__.py")
-    or (f.startswith(("data/", "analysis/"))
-    and f != "analysis/aot.py")
-]  # fmt: skip
+ALONE = ("config", "hardware", "topology", "parallel/rules", "predict", "console_predict", "__init__")
+NO_JAX = [f"{name}.py" for name in ALONE] + [
+    f for f in FILES if f.startswith(("data/", "analysis/")) and f != "analysis/aot.py"
+]
 # parallel/compiler.py is a table of XLA's options
 CORE = ["config.py", *(f for f in FILES if f.startswith(("parallel/", "models/")) and f != "parallel/compiler.py")] + [
     f"training/{name}.py" for name in ("loss", "optimizer", "step", "feed", "metrics", "run", "trainer", "checkpoint")

@@ -19,9 +19,9 @@ from jax.experimental import topologies
 from jaxscale import config as cfg
 from jaxscale.analysis.gpu_targets import CUDNN, target_config
 from jaxscale.analysis.store import Compiled, Memory
-from jaxscale.hardware import Topology
 from jaxscale.parallel.mesh import first_line, make_mesh
 from jaxscale.parallel.sharding import fit_rules, make_rules, on_mesh
+from jaxscale.topology import Topology
 from jaxscale.training.executable import save_executable
 from jaxscale.training.step import abstract_batch, make_program
 

@@ -6,11 +6,12 @@ from typing import Any
 
 from jaxscale import config as cfg
 from jaxscale.analysis import costs
-from jaxscale.analysis.compiled import Collective, Work, Worker, collectives, matmuls
+from jaxscale.analysis.collectives import Collective, collectives
+from jaxscale.analysis.compiled import Work, Worker, matmuls
 from jaxscale.analysis.hlo import Program, parse
 from jaxscale.analysis.store import Compiled
 from jaxscale.analysis.timing import Rates, Sent, StepTime, collective_seconds, rates, step_time
-from jaxscale.hardware import Topology, links
+from jaxscale.topology import Topology, links
 
 SMALL = 4096  # bytes: collectives below are scalars and vectors
 

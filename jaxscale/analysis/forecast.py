@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from jaxscale import config as cfg
 from jaxscale.analysis import costs
 from jaxscale.analysis.timing import Rates, Sent, StepTime, collective_seconds, rates, step_time
-from jaxscale.hardware import Topology, links
+from jaxscale.analysis.traffic import Traffic, traffic
 from jaxscale.parallel.rules import ACTIVATIONS, count
+from jaxscale.topology import Topology, links
 
 # Arrays of [tokens, D] and [tokens, F] that a layer's elementwise operations read and write, once forward: two
 # norms, two residual sums, rotary positions; the activation. Counted on the compiled programs of Llama-3.1-8B.
@@ -53,7 +54,7 @@ def forecast(
     speed = rates(topology.chip, config.step.compute_dtype, quantized=quantized, power=power)
     compute = compute_seconds(config, topology, sizes, speed)
     own = links(topology, {a: n // over.get(a, 1) for a, n in sizes.items()}, over)
-    sent = hide([timed(t, own, speed) for t in costs.traffic(config, sizes)], sum(compute.values()), speed)
+    sent = hide([timed(t, own, speed) for t in traffic(config, sizes)], sum(compute.values()), speed)
     attention = costs.attention(config, sizes)
     tokens = config.data.batch_size * config.data.seq_len
     per_token = costs.train_flops_per_token(config.model, config.data.seq_len, convention=config.metrics.mfu)
@@ -118,7 +119,7 @@ def offloaded_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> float:
     return sum(costs.activation_bytes(config, sizes, name) for name, action in names.items() if action == "offload")
 
 
-def timed(t: costs.Traffic, own: Mapping, speed: Rates) -> tuple[Sent, bool]:
+def timed(t: Traffic, own: Mapping, speed: Rates) -> tuple[Sent, bool]:
     once, network = collective_seconds(t.kind, t.axes, t.bytes, own, speed.network)
     return Sent(
         t.kind, t.axes, t.bytes * t.times, t.times, once * t.times, network, 0.0, t.overlaps, t.what

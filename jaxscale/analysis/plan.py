@@ -10,8 +10,9 @@ from jaxscale import config as cfg
 from jaxscale.analysis import costs
 from jaxscale.analysis.forecast import Forecast, forecast
 from jaxscale.analysis.memory import MemoryForecast, memory
-from jaxscale.hardware import GIB, Topology
+from jaxscale.hardware import GIB
 from jaxscale.parallel.rules import ACTIVATIONS, check_divides
+from jaxscale.topology import Topology
 
 KEEP_QKV = {"q": "save", "k": "save", "v": "save", "attention_context": "save"}
 REMATS: dict[str, str | dict[str, str]] = {"none": "none", "dots": "dots", "q, k, v, context": KEEP_QKV, "full": "full"}

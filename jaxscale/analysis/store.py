@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 
 from jaxscale import config as cfg
-from jaxscale.hardware import Topology
+from jaxscale.topology import Topology
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "libtpu", "jax-cuda13-plugin", "nvidia-cuda-nvcc", "nvidia-cudnn-cu13")
 ROOMS = ("config.py", "parallel", "models", "training/step.py", "training/loss.py", "training/optimizer.py")

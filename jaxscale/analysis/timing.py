@@ -7,7 +7,8 @@ everything else is physics: FLOPs, bytes and links. No jax.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from jaxscale.hardware import Chip, Link, Topology, combined
+from jaxscale.hardware import Chip
+from jaxscale.topology import Link, Topology, combined
 
 
 @dataclass(frozen=True)

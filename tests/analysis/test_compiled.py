@@ -11,14 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from jaxscale.analysis.compiled import (
-    Worker,
-    attention_kernel,
-    collectives,
-    convolution_flops,
-    matmuls,
-    replica_groups,
-)
+from jaxscale.analysis.collectives import collectives, replica_groups
+from jaxscale.analysis.compiled import Worker, attention_kernel, convolution_flops, matmuls
 from jaxscale.analysis.hlo import Array, parse, parse_instruction
 from jaxscale.analysis.live import largest_buffers, peak
 

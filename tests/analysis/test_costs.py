@@ -7,8 +7,10 @@ from support import Setup, make_config
 from jaxscale import config as cfg
 from jaxscale.analysis import costs
 from jaxscale.analysis.aot import device_bytes
-from jaxscale.analysis.compiled import collectives, matmuls
+from jaxscale.analysis.collectives import collectives
+from jaxscale.analysis.compiled import matmuls
 from jaxscale.analysis.hlo import parse
+from jaxscale.analysis.traffic import traffic
 
 MESHES = [{"data": 8}, {"fsdp": 8}, {"tensor": 8}, {"data": 2, "fsdp": 4}, {"data": 2, "fsdp": 2, "tensor": 2}]
 GPT = {"norm": "layernorm", "position": "learned", "mlp": "gelu", "attention_bias": True, "mlp_bias": True,
@@ -69,7 +71,7 @@ def compare(config: cfg.Config) -> None:
         if c.bytes >= 1024:
             sent[c.axes] = sent.get(c.axes, 0) + c.bytes * c.times
     predicted: dict[tuple[str, ...], float] = {}
-    for t in costs.traffic(config, sizes):
+    for t in traffic(config, sizes):
         if t.bytes >= 1024:
             predicted[t.axes] = predicted.get(t.axes, 0) + t.step_bytes
     assert predicted == {axes: pytest.approx(sent.get(axes, 0), rel=0.1) for axes in predicted}

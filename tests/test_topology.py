@@ -2,7 +2,8 @@
 
 import pytest
 
-from jaxscale.hardware import CHIPS, assign, combined, find_topology, links
+from jaxscale.hardware import CHIPS
+from jaxscale.topology import assign, combined, find_topology, links
 
 
 def test_every_figure_has_a_source():

@@ -1,0 +1,284 @@
+"""Topologies of chips, and how fast a mesh axis is on one: which torus dims or networks it rides. No jax.
+
+Bandwidths are bytes/s in one direction.
+"""
+
+import difflib
+import itertools
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from jaxscale.hardware import CHIPS, Chip
+
+
+@dataclass(frozen=True)
+class Topology:
+    """`slices` copies of a torus of chips, or nodes of GPUs.
+
+    Attributes:
+        shape: TPU: chips along each torus dim; GPU: (nodes, GPUs of a node).
+    """
+
+    chip: Chip
+    shape: tuple[int, ...]
+    slices: int = 1
+
+    @property
+    def name(self) -> str:
+        text = f"{self.chip.name}:{'x'.join(map(str, self.shape))}"
+        return text if self.slices == 1 else f"{text} x {self.slices} slices"
+
+    @property
+    def chips(self) -> int:
+        return math.prod(self.shape) * self.slices
+
+    @property
+    def devices(self) -> int:
+        return self.chips * self.chip.devices
+
+    @property
+    def wraps(self) -> tuple[bool, ...]:
+        """Which torus dims close into rings: 3D slices made of whole 4x4x4 cubes in all, 2D ones in dims of 16."""
+        if self.chip.torus_dims == 3:
+            return (all(n % self.chip.wrap_multiple == 0 for n in self.shape),) * 3
+        return tuple(n % self.chip.wrap_multiple == 0 for n in self.shape)
+
+    @property
+    def physical(self) -> tuple[int, ...]:
+        """The dims of one slice that a mesh is laid along: the torus, and the devices of a chip where there are two."""
+        return (*self.shape, self.chip.devices) if self.chip.devices > 1 else self.shape
+
+
+def find_topology(name: str, slices: int = 1) -> Topology:
+    """`v5p:8x8x8`, `h100:16x8` (nodes x GPUs), `h200:8` (one node). Raises ValueError with the nearest valid ones."""
+    chip_name, _, shape_text = name.partition(":")
+    chips = {c.name: c for c in CHIPS}
+    if chip_name not in chips:
+        close = difflib.get_close_matches(chip_name, chips, n=1, cutoff=0.3)
+        raise ValueError(
+            f"topology {name!r}: no chip {chip_name!r}{f'; did you mean {close[0]}?' if close else ''}; "
+            f"there are {', '.join(chips)}"
+        )
+    chip = chips[chip_name]
+    if not re.fullmatch(r"[1-9]\d{0,5}(x[1-9]\d{0,5})*", shape_text):
+        raise ValueError(f"topology {name!r}: give the shape, as {', '.join(examples(chip))}")
+    shape = tuple(int(n) for n in shape_text.split("x"))
+    if slices < 1:
+        raise ValueError(f"slices={slices}: at least 1")
+    if chip.node:
+        shape = (1, *shape) if len(shape) == 1 else shape
+        if len(shape) != 2 or shape[1] > chip.node:
+            raise ValueError(f"topology {name!r}: {chip_name} is nodes x GPUs, at most {chip.node} GPUs a node; "
+                             f"as {', '.join(examples(chip))}")  # fmt: skip
+        if slices > 1:
+            raise ValueError(f"slices={slices}: {chip_name} has nodes, not slices; write {chip_name}:{slices}x8")
+        return Topology(chip, shape)
+    if shape not in (valid := valid_shapes(chip)):
+        count = math.prod(shape)
+        near = sorted(valid, key=lambda s: (abs(math.log(math.prod(s) / count)), distance(s, shape)))[:3]
+        raise ValueError(
+            f"topology {name!r}: {chip_name} has no such slice; the nearest are "
+            f"{', '.join(chip_name + ':' + 'x'.join(map(str, s)) for s in near)}"
+        )
+    return Topology(chip, shape, slices)
+
+
+def distance(a: tuple[int, ...], b: tuple[int, ...]) -> float:
+    return sum(abs(math.log(x / y)) for x, y in itertools.zip_longest(a, b, fillvalue=1))
+
+
+def examples(chip: Chip) -> list[str]:
+    shapes = {0: ("8", "16x8"), 2: ("4x4", "16x16"), 3: ("4x4x4", "8x8x8")}[chip.torus_dims]
+    return [f"{chip.name}:{s}" for s in shapes]
+
+
+def valid_shapes(chip: Chip) -> list[tuple[int, ...]]:
+    """The slices of a TPU that can be had: 2D powers of two up to 16x16; 3D parts of a 4x4x4 cube, then cubes."""
+    if chip.torus_dims == 2:
+        return [(1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16)]
+    cubes = itertools.combinations_with_replacement(range(4, chip.largest[-1] + 1, 4), 3)
+    fits = [c for c in cubes if all(a <= b for a, b in zip(c, chip.largest, strict=True))]
+    return [(1, 1, 1), (2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4), *fits]
+
+
+# --- how fast a mesh axis is ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One network that a mesh axis rides: `size` devices on it.
+
+    Attributes:
+        bandwidth: bytes/s at which a device takes in an all-gather on it, all physical axes and directions together.
+        hop_seconds, hops: latency of a collective is their product.
+        exchange: all-to-all bandwidth of a device here.
+    """
+
+    kind: str
+    size: int
+    bandwidth: float
+    hops: int
+    hop_seconds: float
+    exchange: float
+
+
+@dataclass(frozen=True)
+class Link:
+    """A mesh axis (or several together) on the machine: its networks, the fastest first."""
+
+    stages: tuple[Stage, ...]
+
+    @property
+    def size(self) -> int:
+        return math.prod(s.size for s in self.stages)
+
+    @property
+    def slowest(self) -> str:
+        return self.stages[-1].kind if self.stages else "none"
+
+    def seconds(self, kind: str, size: float) -> dict[str, float]:
+        """Seconds on each network of a collective of V = `size` bytes (see `analysis.compiled.Collective.bytes`).
+
+        All-gather and reduce-scatter: V (n-1)/n / W, an all-reduce twice that, an all-to-all of V bytes a device by the
+        bandwidth between halves (scaling book, sharding.md), each at least its hops' latency. On several networks the
+        slow one carries the shard that the fast ones leave: V / n_fast.
+        """
+        found: dict[str, float] = {}
+        left = size
+        for stage in self.stages:
+            if stage.size == 1:
+                continue
+            share = (stage.size - 1) / stage.size
+            if kind == "collective-permute":
+                seconds = left / stage.bandwidth
+            elif kind.endswith("all-to-all"):
+                seconds = left * share / stage.exchange
+            else:
+                seconds = left * share / stage.bandwidth
+            seconds = max(seconds, stage.hops * stage.hop_seconds)
+            found[stage.kind] = found.get(stage.kind, 0.0) + seconds * (2 if kind == "all-reduce" else 1)
+            if not kind.endswith(("all-to-all", "permute")):
+                left /= stage.size
+        return found
+
+
+ICI_HOP, NETWORK_HOP = 1e-6, 1e-5  # about 1 us a hop on ICI (scaling book, sharding.md); 10 us through a data centre's
+CORE_LINK = 6.0  # TPU7x: between the two devices of a chip, this many ICI links (the vendor's page: "6 times faster")
+
+
+def links(topology: Topology, mesh: Mapping[str, int], dcn: Mapping[str, int] | None = None) -> dict[str, Link]:
+    """Which network each mesh axis rides, and how fast.
+
+    Args:
+        mesh: axis -> size within a slice (GPU: over all nodes), in the mesh's order, fastest axis last.
+        dcn: axis -> size over slices.
+    """
+    found = gpu_links(topology, mesh) if topology.chip.node else tpu_links(topology, mesh)
+    chip = topology.chip
+    for axis, size in (dcn or {}).items():
+        if size > 1:
+            slow = chip.network_bandwidth / chip.devices
+            stage = Stage("DCN", size, slow, 1, NETWORK_HOP * 5, slow)
+            found[axis] = Link((*found.get(axis, Link(())).stages, stage))
+    return found
+
+
+def combined(links: Mapping[str, Link], axes: tuple[str, ...]) -> Link:
+    """Several axes as one: their ICI bandwidths add up, other networks are passed one after another."""
+    stages = [s for axis in axes for s in links[axis].stages]
+    ici = [s for s in stages if s.kind == "ICI"]
+    rest = sorted((s for s in stages if s.kind != "ICI"), key=lambda s: ("NVLink", "network", "DCN").index(s.kind))
+    if ici:
+        one = Stage("ICI", math.prod(s.size for s in ici), sum(s.bandwidth for s in ici), sum(s.hops for s in ici),
+                    ICI_HOP, min(s.exchange for s in ici))  # fmt: skip
+        return Link((one, *rest))
+    return Link(tuple(rest))
+
+
+def tpu_links(topology: Topology, mesh: Mapping[str, int]) -> dict[str, Link]:
+    """Each axis takes whole torus dims where their product fits, as `jax.make_mesh` lays it, else parts of dims.
+
+    A ring of n takes in from both sides: W = 2 links; without wrap-around the end of a line has one: W = 1 link. Axes
+    that share a torus dim have parts of it: the inner one a line, the outer one rings whose hops pass over the inner
+    devices, so that they share the links.
+    """
+    chip, found = topology.chip, {}
+    parts = assign(topology.physical, mesh)
+    for axis, own in parts.items():
+        stages = []
+        for dim, size, stride in own:
+            whole = size * stride == topology.physical[dim]
+            if dim >= len(topology.shape):  # the devices of one chip
+                bandwidth, wrap = chip.link_bandwidth * CORE_LINK, False
+            else:
+                wrap = whole and topology.wraps[dim]
+                bandwidth = chip.link_bandwidth * (2 if wrap else 1) / stride
+            hops = (size // 2 if wrap else size - 1) * stride
+            # all-to-all of S bytes a device on a ring: n S / 4 over 2 links in each direction (V/4W, scaling book)
+            stages.append((size, bandwidth, hops, bandwidth * 4 / size))
+        if stages:
+            found[axis] = Link((Stage(
+                "ICI", math.prod(s[0] for s in stages), sum(s[1] for s in stages), sum(s[2] for s in stages),
+                ICI_HOP, min(s[3] for s in stages)),))  # fmt: skip
+    return found
+
+
+def assign(physical: tuple[int, ...], mesh: Mapping[str, int]) -> dict[str, list[tuple[int, int, int]]]:
+    """axis -> the (dim, size, stride) that it takes of each torus dim; the last axis chooses first."""
+    whole: dict[str, list[tuple[int, int, int]]] = {}
+    free = [d for d, n in enumerate(physical) if n > 1]
+    for axis, size in reversed(list(mesh.items())):
+        if size == 1:
+            continue
+        for k in range(len(free), 0, -1):
+            fits = [c for c in itertools.combinations(free, k) if math.prod(physical[d] for d in c) == size]
+            if fits:
+                whole[axis] = [(d, physical[d], 1) for d in fits[0]]
+                free = [d for d in free if d not in fits[0]]
+                break
+        else:
+            return assign_parts(physical, mesh)
+    return whole
+
+
+def assign_parts(physical: tuple[int, ...], mesh: Mapping[str, int]) -> dict[str, list[tuple[int, int, int]]]:
+    """Where whole dims don't fit: axes from the last take factors of the dims, innermost first."""
+    left, found = list(physical), {}
+    for axis, size in reversed(list(mesh.items())):
+        own: list[tuple[int, int, int]] = []
+        order = sorted(range(len(left)), key=lambda d: (math.gcd(size, left[d]) != left[d], -left[d]))
+        for dim in order:
+            part = math.gcd(size, left[dim])
+            if part > 1:
+                own.append((dim, part, physical[dim] // left[dim]))
+                left[dim] //= part
+                size //= part
+        if size > 1:
+            raise ValueError(f"mesh {dict(mesh)} does not fit a torus of {'x'.join(map(str, physical))}")
+        found[axis] = own
+    return found
+
+
+def gpu_links(topology: Topology, mesh: Mapping[str, int]) -> dict[str, Link]:
+    """Ranks run along the mesh, last axis fastest: what fits the NVLink domain is on it, the rest on the network.
+
+    On NVLink V (n-1)/n / W with W of one GPU; across nodes V / W of the node, shared by the groups that a node is in.
+    """
+    chip, inside, found = topology.chip, topology.shape[1], {}
+    for axis, size in reversed(list(mesh.items())):
+        if size == 1:
+            continue
+        near = math.gcd(size, inside)
+        stages = []
+        if near > 1:
+            stages.append(Stage("NVLink", near, chip.link_bandwidth, 1, ICI_HOP * 3, chip.link_bandwidth))
+        if size > near:
+            # the GPUs of a node that belong to one group bring their network cards together for its V / near
+            stages.append(
+                Stage("network", size // near, chip.network_bandwidth, 1, NETWORK_HOP, chip.network_bandwidth)
+            )
+        inside //= near
+        found[axis] = Link(tuple(stages))
+    return found
