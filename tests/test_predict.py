@@ -159,6 +159,24 @@ def test_compile_for_a_tpu_and_ask_again(jaxscale, run_file, tmp_path):
 
 @TPU
 @pytest.mark.slow
+def test_two_compiles_at_the_same_time(run_file, tmp_path):
+    config, program = run_file(), "from jaxscale.cli import main; main()"
+    command = [sys.executable, "-c", program, "compile", str(config), "--topology", "v5e:2x2", "--json"]
+    both = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                         env=os.environ | {"HOME": str(tmp_path / name)}) for name in ("a", "b")
+    ]  # fmt: skip
+    reports = []
+    for process in both:
+        out, err = process.communicate(timeout=500)
+        assert process.returncode == 0, err
+        assert err == ""
+        reports.append(json.loads(out)["report"])
+    assert reports[0]["memory"] == reports[1]["memory"]
+
+
+@TPU
+@pytest.mark.slow
 def test_out_of_memory_is_an_answer_with_what_would_fit(jaxscale, run_file):
     """Logits of 16 x 4096 tokens by 128k entries: too much at once, and not in chunks."""
     model = MODEL | {"vocab_size": 256_000}

@@ -38,8 +38,11 @@ def memory(config: cfg.Config, sizes: Mapping[str, int], *, documents: bool = Fa
     kept = kept_bytes(config, sizes)
     own = state["parameters"]
     width, param = BYTES[config.step.compute_dtype], BYTES[config.step.param_dtype]
+    offloaded = [name for name, action in (costs.kept(config.step) or {}).items() if action == "offload"]
+    host = sum(costs.activation_bytes(config, sizes, name) for name in offloaded)
     always = {
         "kept activations": kept,
+        "on the way to the host": host / config.model.num_layers,
         "gradients": float(own),
         "parameters in compute dtype": own * width / param if width != param else 0.0,
     }
@@ -50,7 +53,6 @@ def memory(config: cfg.Config, sizes: Mapping[str, int], *, documents: bool = Fa
     logits *= 2 if chunk < 1 else 1  # in chunks, a chunk's gradient stands beside it
     head *= 3 if config.model.tie_embeddings else 2  # its gradient; tied, a transposed copy too
     layer = sum(whole_bytes(config, sizes, name) for name in layer_matrices(config)) / config.model.num_layers
-    offloaded = {name for name, action in (costs.kept(config.step) or {}).items() if action == "offload"}
     return MemoryForecast(
         state,
         always
@@ -62,7 +64,7 @@ def memory(config: cfg.Config, sizes: Mapping[str, int], *, documents: bool = Fa
         always
         | {"gradients of a microbatch": own if config.step.microbatches > 1 else 0.0}
         | {"a layer's weights and gradients": 2 * layer, "a layer's activations": working_bytes(config, sizes)},
-        sum(costs.activation_bytes(config, sizes, name) for name in offloaded),
+        host,
     )  # fmt: skip
 
 

@@ -204,3 +204,26 @@ ENTRY %main (p: f32[100]) -> f32[100] {
     found = parse(text)
     assert peak(found, found.entry).bytes == 1200
     assert largest_buffers(text, 1) == [("f32[100] jit(f)/neg", 400)]
+
+
+def test_what_is_sent_between_slices_is_a_collective_on_the_slow_axis():
+    """libtpu compiles one slice's program: its groups number its own devices, and the rest goes to the runtime."""
+    text = """HloModule m, is_scheduled=true
+
+ENTRY %main (p: bf16[64,8], x: bf16[16,64]) -> bf16[64,8] {
+  %p = bf16[64,8]{1,0} parameter(0)
+  %x = bf16[16,64]{1,0} parameter(1)
+  %g = bf16[128,8]{1,0} all-gather(%p), channel_id=1, replica_groups={{0,1}}, dimensions={0}
+  %t = token[] after-all()
+  %s = (bf16[64,8]{1,0}, u32[], token[]) send(%p, %t), channel_id=2, frontend_attributes={_xla_host_transfer_rendezvous="a",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %r = (bf16[64,8]{1,0}, u32[], token[]) recv(%t), channel_id=3, frontend_attributes={_xla_host_transfer_rendezvous="a",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %d = bf16[16,8]{1,0} dot(%x, %p), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  %e = (bf16[64,8]{1,0}, token[]) recv-done(%r), channel_id=3
+  ROOT %o = bf16[64,8]{1,0} get-tuple-element(%e), index=0
+}
+"""  # noqa: E501
+    gather, reduce = collectives(parse(text), {"data": 2, "fsdp": 2}, over={"data": 2})
+    assert (gather.axes, gather.between_slices) == (("fsdp",), False)
+    assert (reduce.kind, reduce.axes, reduce.bytes, reduce.between_slices) == ("all-reduce", ("data",), 1024, True)
+    assert reduce.asynchronous
+    assert reduce.meanwhile.flops == 2 * 16 * 64 * 8
