@@ -37,7 +37,12 @@ def make_table(title: str, *columns: str) -> Table:
 
 
 def gib(size: float) -> str:
-    return f"{size / GIB:,.2f} GiB"
+    """`5.54 GiB`, and in MiB what would be lost in that."""
+    return f"{size / GIB:,.2f} GiB" if abs(size) >= GIB / 10 else f"{size / 2**20:,.2f} MiB"
+
+
+def tera(flops: float) -> str:
+    return f"{flops / 1e12:,.3f}" if flops >= 1e11 else f"{flops / 1e12:.3g}"
 
 
 def mesh_text(mesh: dict[str, int]) -> str:
@@ -72,13 +77,13 @@ def flops_table(report: Report) -> Table:
     table = make_table("FLOPs of one device and step", "what", "TFLOP", "<from")
     forward, backward = report.attention_calls
     done = report.matmul_flops + report.attention_flops
-    table.add_row("matmuls", f"{report.matmul_flops / 1e12:,.3f}", "compiled program, loops multiplied out")
+    table.add_row("matmuls", tera(report.matmul_flops), "compiled program, loops multiplied out")
     if forward:
         table.add_row(
-            "attention kernels", f"{report.attention_flops / 1e12:,.3f}",
+            "attention kernels", tera(report.attention_flops),
             f"{forward} forward and {backward} backward calls in the program, FLOPs by formula (causal)",
         )  # fmt: skip
-    table.add_row("the model's", f"{report.model_flops / 1e12:,.3f}", f"formula, {report.convention}, no recompute")
+    table.add_row("the model's", tera(report.model_flops), f"formula, {report.convention}, no recompute")
     if report.model_flops:
         table.add_row("done : model's", f"{done / report.model_flops:.3f}", "more than 1: recompute, repeated kv heads")
     return table

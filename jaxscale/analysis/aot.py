@@ -113,6 +113,8 @@ def tpu_topology(topology: Topology) -> Any:
     # Unless it is told, libtpu takes no dim for a ring, and writes all-gathers over three dims as all-reduces of padded
     # arrays: twice the bytes
     more["wrap"] = (*topology.wraps, False)[:3]
+    if topology.chip.name == "v4":
+        more["chip_config_name"] = "megacore"  # the two cores of a chip as one device, as on the machine
     if topology.chips == topology.slices:
         more["chips_per_host_bounds"] = (1, 1, 1)
     name = f"{topology.chip.name}:{'x'.join(map(str, topology.shape))}"

@@ -43,7 +43,7 @@ PRESETS: dict[str, Preset] = {
     "v6e": SPARSE_CORE | LAYOUT,
     "tpu7x": SPARSE_CORE | LAYOUT,
     "v5e": LAYOUT,  # no SparseCore; its compiler overlaps all-gathers with matmuls by itself
-    "v4": LAYOUT,
+    "v4": LAYOUT,  # its compiler keeps all-gathers synchronous whatever it is told
     "a100": NVIDIA,
     "h100": NVIDIA,
     "h200": NVIDIA,
