@@ -136,6 +136,7 @@ def compile_(
     from jaxscale import console_predict, predict
 
     loaded, where = load_for(config, overrides, topology, slices)
+    predict.require_writable(hlo, save)
     found = predict.answer(loaded, where, save=save, verbose=verbose)
     if hlo is not None:
         hlo.write_text(found.kept.hlo)
@@ -143,6 +144,8 @@ def compile_(
         console_predict.print_json(found)
     elif found.report is not None:
         console_predict.show_report(loaded, found.report, cached=found.cached)
+        if save is not None:
+            print(f"executable in {save}" if found.report.fits else f"--save {save}: not written, as it does not fit")
     if found.report is None or not found.report.fits:
         if not as_json:
             console_predict.show_out_of_memory(loaded, where, found.needed, found.buffers, found.tried)
@@ -167,19 +170,22 @@ def plan(
     from jaxscale.analysis import plan as planning
 
     amount = None if budget is None else planning.read_budget(budget)
+    predict.require_writable(out)
     loaded, where = load_for(config, overrides, topology, slices)
     if batch_tokens is not None:
         loaded = predict.with_batch_tokens(loaded, batch_tokens)
     documents = loaded.data.mask_documents and loaded.data.kind != "synthetic"
     found = planning.plan(loaded, where, documents=documents)
     compiled = [predict.answer(c.config, where) for c in found.choices[:compile_best]]
-    if out is not None:
+    if out is not None and found.choices:
         predict.write_config(found.choices[0], where, out)
-    spent = None if amount is None else planning.spend(amount, found.choices[0])
+    spent = None if amount is None or not found.choices else planning.spend(amount, found.choices[0])
     if as_json:
         console_predict.print_plan_json(found, compiled, spent, rows)
     else:
         console_predict.show_plan(loaded, found, compiled, spent, rows=rows, out=out)
+    if not found.choices:
+        raise typer.Exit(1)
 
 
 def load_for(config: str, overrides: list[str] | None, topology: str, slices: int) -> tuple[Any, Any]:

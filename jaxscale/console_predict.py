@@ -60,8 +60,9 @@ def show_report(config: cfg.Config, report: Report, *, cached: bool) -> None:
     console.print(flops_table(report))
     console.print(collectives_table(report))
     console.print(time_table(report))
-    for line in verdict(report):
-        console.print(line, markup=False, soft_wrap=True)
+    if report.fits:  # else what does not fit is told by `show_out_of_memory`
+        for line in verdict(report):
+            console.print(line, markup=False, soft_wrap=True)
 
 
 def memory_table(report: Report) -> Table:
@@ -165,10 +166,11 @@ def show_plan(
 ) -> None:
     console = make_console()
     tokens = config.data.batch_size * config.data.seq_len
-    console.print(
-        f"{config.name} on {found.topology.name}: {tokens:,} tokens a step; {found.considered} ways, "
-        f"{len(found.choices)} fit", markup=False,
-    )  # fmt: skip
+    ways = f"{found.considered} ways of mesh, microbatches and remat in place of the config's own"
+    words = (
+        f"{config.name} on {found.topology.name}: {tokens:,} tokens a step; {ways}, {len(found.choices)} fit, predicted"
+    )
+    console.print(words, markup=False, soft_wrap=True)
     table = make_table("The fastest, predicted", "mesh", "micro-\nbatches", "<remat", "HBM", "of\nusable", "s a step",
                        "tokens/s\na chip", "MFU", "<binds (share of the step)")  # fmt: skip
     usable = found.topology.chip.usable_hbm_bytes
@@ -178,7 +180,12 @@ def show_plan(
             f"{c.memory.peak / usable:.0%}", f"{c.forecast.time.best:.4g}",
             f"{c.forecast.tokens_per_second_per_chip:,.0f}", f"{c.forecast.mfu:.1%}", c.binds,
         )  # fmt: skip
-    console.print(table)
+    if found.choices:
+        console.print(table)
+    else:
+        console.print(
+            f"DOES NOT FIT on {found.topology.name}: take more chips, or another data.batch_size", markup=False
+        )
     if compiled:
         console.print(compiled_table(found, compiled))
     if found.left_out:
@@ -186,8 +193,9 @@ def show_plan(
         for reason, count in found.left_out:
             table.add_row(escape(reason), f"{count:,}")
         console.print(table)
-    best = found.choices[0].forecast
-    chip = best.topology.chip
+    if not found.choices:
+        return
+    chip = found.topology.chip
     words = f"MFU by convention {config.metrics.mfu}, of {chip.bf16_flops / 1e12:,.0f} TFLOP/s a chip ({chip.source})"
     console.print(words, markup=False, soft_wrap=True)
     if spent:

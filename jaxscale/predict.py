@@ -1,5 +1,6 @@
 """The stories behind `compile` and `plan`: config and topology in, figures out; jax only to compile."""
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,13 @@ def fit_mesh(config: cfg.Config, topology: Topology) -> cfg.Config:
     return config
 
 
+def require_writable(*paths: Path | None) -> None:
+    """Refuse a file that cannot be written before anything long is done."""
+    for path in paths:
+        if path is not None and (path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK)):
+            raise ValueError(f"cannot write {path}; give a file in a directory that exists and can be written")
+
+
 def with_batch_tokens(config: cfg.Config, tokens: int) -> cfg.Config:
     """`config` with so many tokens a step; they must be whole sequences."""
     T = config.data.seq_len
@@ -61,10 +69,12 @@ def write_config(choice: Choice, topology: Topology, path: Path) -> None:
     found = choice.forecast
     usable, rate = topology.chip.usable_hbm_bytes / GIB, found.tokens_per_second_per_chip
     head = (
-        f"# {choice.config.name} on {topology.name}, chosen by `jaxscale plan`.\n# Predicted: {found.time.best:.3f} s "
+        f"# {choice.config.name} on {topology.name}, chosen by `jaxscale plan`.\n# Predicted: {found.time.best:.4g} s "
         f"a step, {rate:,.0f} tokens/s a chip, {choice.memory.peak / GIB:.1f} GiB of {usable:.1f} a device.\n"
     )
-    path.write_text(head + cfg.dump_config(cfg.validate(choice.config.model_dump(mode="json"), source=str(path))))
+    values = choice.config.model_dump(mode="json")
+    values["runtime"] |= {"platform": topology.chip.platform, "simulated_devices": None}
+    path.write_text(head + cfg.dump_config(cfg.validate(values, source=str(path))))
 
 
 def compile_one(
@@ -110,7 +120,10 @@ def bytes_needed(kept: Compiled) -> int | None:
 
 def predicted_buffers(config: cfg.Config, kept: Compiled) -> list[tuple[str, int]]:
     """The parts of the predicted peak, where the compiler names none."""
-    found = memory(config, kept.mesh)
+    try:
+        found = memory(config, kept.mesh)
+    except ValueError:  # an optimizer whose state has no formula
+        return sorted(((name, size) for name, size in kept.parts.items() if size), key=lambda p: -p[1])
     moment = max(found.loss, found.backward, key=lambda m: sum(m.values()))
     parts = [(f"{name} (predicted)", int(size)) for name, size in (found.state | moment).items() if size >= 2**20]
     return sorted(parts, key=lambda p: -p[1])
@@ -149,14 +162,15 @@ def try_changes(config: cfg.Config, topology: Topology, options: dict[str, Any])
         if names and name.partition("=")[0] == names[-1].partition("=")[0]:
             names.pop()
         names.append(name)
-        current = with_changes(current, overrides)
         words = " ".join(names)
         try:
-            kept, _ = compile_one(current, topology, **options)
+            changed = with_changes(current, overrides)
+            kept, _ = compile_one(changed, topology, **options)
         except ValueError as error:
             told.append(f"tried {words}: {error}")
             names.pop()
             continue
+        current = changed
         usable, needed = topology.chip.usable_hbm_bytes, bytes_needed(kept)
         size = f"{needed / GIB:,.2f} GiB of {usable / GIB:,.2f}, " if needed else ""
         fits = kept.memory is not None and kept.memory.peak <= usable

@@ -210,12 +210,15 @@ def tpu_links(topology: Topology, mesh: Mapping[str, int]) -> dict[str, Link]:
         stages = []
         for dim, size, stride in own:
             whole = size * stride == topology.physical[dim]
-            if dim >= len(topology.shape):  # the devices of one chip
-                bandwidth, wrap = chip.link_bandwidth * CORE_LINK, False
+            if dim >= len(topology.shape):  # the devices of one chip: never what a collective over chips waits for
+                bandwidth, wrap = (chip.link_bandwidth * CORE_LINK if len(own) == 1 else 0.0), False
             else:
                 wrap = whole and topology.wraps[dim]
-                bandwidth = chip.link_bandwidth * (2 if wrap else 1) / stride
+                bandwidth = chip.link_bandwidth * (2 if wrap else 1) / stride / chip.devices
             hops = (size // 2 if wrap else size - 1) * stride
+            if not bandwidth:
+                stages.append((size, 0.0, hops, math.inf))
+                continue
             # all-to-all of S bytes a device on a ring: n S / 4 over 2 links in each direction (V/4W, scaling book)
             stages.append((size, bandwidth, hops, bandwidth * 4 / size))
         if stages:
@@ -266,19 +269,19 @@ def gpu_links(topology: Topology, mesh: Mapping[str, int]) -> dict[str, Link]:
 
     On NVLink V (n-1)/n / W with W of one GPU; across nodes V / W of the node, shared by the groups that a node is in.
     """
-    chip, inside, found = topology.chip, topology.shape[1], {}
+    chip, found, stride = topology.chip, {}, 1
     for axis, size in reversed(list(mesh.items())):
         if size == 1:
             continue
-        near = math.gcd(size, inside)
+        # members of one group in a node, whose ranks lie `stride` apart; where nothing divides, none are counted on
+        near = math.gcd(size, topology.shape[1] // stride) if topology.shape[1] % stride == 0 else 1
         stages = []
         if near > 1:
             stages.append(Stage("NVLink", near, chip.link_bandwidth, 1, ICI_HOP * 3, chip.link_bandwidth))
         if size > near:
             # the GPUs of a node that belong to one group bring their network cards together for its V / near
-            stages.append(
-                Stage("network", size // near, chip.network_bandwidth, 1, NETWORK_HOP, chip.network_bandwidth)
-            )
-        inside //= near
+            slow = chip.network_bandwidth
+            stages.append(Stage("network", size // near, slow, 1, NETWORK_HOP, slow))
+        stride *= size
         found[axis] = Link(tuple(stages))
     return found

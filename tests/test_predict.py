@@ -92,6 +92,15 @@ def test_plan_as_json(jaxscale):
     assert found["choices"][0]["step_seconds"] <= found["choices"][1]["step_seconds"]
 
 
+def test_a_plan_in_which_nothing_fits_is_an_answer(jaxscale):
+    out = jaxscale("plan", "llama3.1-405b", "--topology", "v5e:2x2", code=1).stdout
+    assert "DOES NOT FIT on v5e:2x2" in out
+    assert "memory is short by" in out
+    found = json.loads(jaxscale("plan", "llama3.1-405b", "--topology", "v5e:2x2", "--json", code=1).stdout)
+    assert found["choices"] == []
+    assert found["left_out"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -99,7 +108,8 @@ def test_plan_as_json(jaxscale):
         (["plan", "llama3.1-8b", "--topology", "v5p:3x3"], "the nearest are"),
         (["plan", "llama3.1-8b", "--topology", "v5p:4x4x4", "--batch-tokens", "1000"], "multiple of data.seq_len"),
         (["plan", "llama3.1-8b", "--topology", "v5p:4x4x4", "--budget", "much"], "no number of FLOPs"),
-        (["plan", "llama3.1-405b", "--topology", "v5e:2x2"], "nothing fits"),
+        (["plan", "llama3.1-8b", "--topology", "v5p:4x4x4", "-o", "/nowhere/x.yaml"], "cannot write /nowhere/x.yaml"),
+        (["compile", "llama3.1-8b", "--topology", "v5p:4x4x4", "--save", "/nowhere/x"], "cannot write /nowhere/x"),
         (["compile", "llama3.1-8b", "--topology", "tpu9:1"], "no chip 'tpu9'"),
     ],
 )
@@ -141,7 +151,7 @@ def check_report(report: dict, *, chips: int) -> None:
 
 @TPU
 @pytest.mark.slow
-def test_compile_for_a_tpu_and_ask_again(jaxscale, run_file, tmp_path):
+def test_compile_for_a_tpu_and_ask_again(jaxscale, run_file, tmp_path, home):
     """Splash attention and asynchronous all-gathers in the program; the second answer needs no compiler and no jax."""
     config, hlo = run_file(), tmp_path / "step.txt"
     out = jaxscale("compile", config, "--topology", "v6e:2x2", "--json", "--hlo", hlo)
@@ -155,6 +165,11 @@ def test_compile_for_a_tpu_and_ask_again(jaxscale, run_file, tmp_path):
     assert "kept from an earlier compile" in again.stdout
     assert "fits, with" in again.stdout
     assert "MFU" in again.stdout
+    (kept,) = (home / ".cache" / "jaxscale" / "compiled").iterdir()
+    whole = kept.read_bytes()
+    kept.write_bytes(whole[:100] + b"damaged" + whole[107:])  # is compiled again, not believed
+    assert "compiled in" in jaxscale("compile", config, "--topology", "v6e:2x2").stdout
+    assert kept.read_bytes() == whole or kept.stat().st_size > 0
 
 
 @TPU
@@ -186,6 +201,16 @@ def test_out_of_memory_is_an_answer_with_what_would_fit(jaxscale, run_file):
     assert "too much" in out
     assert "logits" in out or "f32[" in out
     assert "tried loss.chunk=512" in out
+
+
+@GPU
+@pytest.mark.slow
+def test_a_compiler_option_that_there_is_not_is_one_line(jaxscale, run_file):
+    out = jaxscale(
+        "compile", run_file(runtime={"compiler_options": {"xla_nope": True}}), "--topology", "h100:8", code=2
+    )
+    assert "runtime.compiler_options: " in refused(out)
+    assert "xla_nope" in out.stderr
 
 
 @GPU

@@ -103,3 +103,21 @@ def test_within_a_node_nvlink_between_nodes_the_network():
     assert own["data"].seconds("reduce-scatter", 5e9) == {"network": pytest.approx(15 / 16 * 0.1)}
     wide = links(find_topology("h100:16x8"), {"fsdp": 128})["fsdp"]
     assert wide.seconds("all-gather", 4e9)["network"] == pytest.approx(15 / 16 * 4e9 / 400e9)  # V / the node's 400 GB/s
+
+
+def test_gpu_meshes_that_do_not_divide_a_node_count_on_the_network():
+    """Three GPUs side by side, eight a node: groups of the outer axis straddle nodes."""
+    own = links(find_topology("h100:3x8"), {"fsdp": 8, "tensor": 3})
+    assert [s.kind for s in own["tensor"].stages] == ["network"]
+    assert [s.kind for s in own["fsdp"].stages] == ["network"]
+    own = links(find_topology("h100:2x8"), {"data": 2, "fsdp": 4, "tensor": 2})
+    assert [s.kind for s in own["fsdp"].stages] == ["NVLink"]
+    assert [s.kind for s in own["data"].stages] == ["network"]
+
+
+def test_the_two_devices_of_a_chip_share_its_links():
+    """TPU7x: 3 dims, both ways, 100 GB/s a link make 600 GB/s a chip, 300 a device."""
+    own = links(find_topology("tpu7x:4x4x4"), {"fsdp": 128})["fsdp"]
+    assert own.stages[0].bandwidth == pytest.approx(300e9)
+    core = links(find_topology("tpu7x:4x4x4"), {"fsdp": 64, "tensor": 2})["tensor"]
+    assert core.stages[0].bandwidth == pytest.approx(600e9)

@@ -47,9 +47,8 @@ def compile_step(config: cfg.Config, topology: Topology, *, save: Path | None = 
     devices = find_devices(topology)
     documents = config.data.mask_documents and config.data.kind != "synthetic"
     built = compile_on(config, devices, documents=documents)
-    if save:
-        if built.executable is None:
-            raise ValueError(f"--save {save}: the program does not fit, so there is no executable")
+    memory = built.kept.memory
+    if save and memory is not None and memory.peak <= topology.chip.usable_hbm_bytes:  # else there is nothing to start
         save_executable(save, built.executable, config, devices)
     return built
 
@@ -69,14 +68,21 @@ def compile_on(config: cfg.Config, devices: list[jax.Device], *, documents: bool
         }
         sizes, jitted = dict(mesh.shape), cast(Any, program.step)
         start = time.perf_counter()
-        lowered = jitted.lower(program.abstract, batch)
+        try:
+            lowered = jitted.lower(program.abstract, batch)
+        except (NotImplementedError, RuntimeError) as error:
+            raise ValueError(
+                f"this config cannot be compiled for {devices[0].device_kind}: {first_line(error)}"
+            ) from error
         lower_seconds = time.perf_counter() - start
         start = time.perf_counter()
         try:
             executable = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
+            if "compile option" in str(error) or "Failed to parse" in str(error) or "not a valid" in str(error):
+                raise ValueError(f"runtime.compiler_options: {first_line(error)}") from error
             if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
+                raise ValueError(f"the compiler refuses the program: {first_line(error)}") from error
             seconds = time.perf_counter() - start
             return Built(Compiled("", None, parts, sizes, lower_seconds, seconds, str(error)), None)
         seconds = time.perf_counter() - start

@@ -128,8 +128,7 @@ def state_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> dict[str, int]:
     if moments is None:
         raise ValueError(f"optimizer.name={config.optimizer.name}: its state has no formula here; use adamw or lion, "
                          "or `jaxscale compile`")  # fmt: skip
-    # adam counts its steps, and so does the schedule; lion's transformation counts too
-    counters = 4 * 2 if config.optimizer.schedule != "constant" or config.optimizer.warmup_steps else 4
+    counters = 4 * 2  # the optimizer counts its steps, and so does the schedule
     return {
         "parameters": own, "optimizer state": moments * own + counters,
         "averaged parameters": own if config.optimizer.ema else 0,

@@ -64,7 +64,7 @@ def examine(config: cfg.Config, topology: Topology, kept: Compiled) -> Report:
     attention = costs.attention(config, kept.mesh)
     worker = Worker(program, seconds_of(speed, attention))
     work = worker.of_computation(program.entry)
-    inside, over = split_mesh(config, kept.mesh)
+    inside, over = split_mesh(config, topology, kept.mesh)
     found = collectives(program, kept.mesh, worker, over if topology.slices > 1 else None)
     sent = [timed(c, topology, inside, over, speed) for c in found]
     by_kernel = attention.forward_flops * work.forward_kernels + attention.backward_flops * work.backward_kernels
@@ -108,9 +108,11 @@ def timed(c: Collective, topology: Topology, inside: Mapping[str, int], over: Ma
     return Sent(c.kind, c.axes, c.bytes, c.times, once * c.times, network, hidden * c.times, c.asynchronous, c.source)
 
 
-def split_mesh(config: cfg.Config, mesh: Mapping[str, int]) -> tuple[dict[str, int], dict[str, int]]:
-    """A mesh's sizes within a slice and over slices (GPU nodes have no slices: all is within)."""
-    over = {a: n for a, n in config.mesh.over_slices.items() if a in mesh}
+def split_mesh(
+    config: cfg.Config, topology: Topology, mesh: Mapping[str, int]
+) -> tuple[dict[str, int], dict[str, int]]:
+    """A mesh's sizes within a slice and over slices. GPU nodes are no slices: there all is within."""
+    over = {} if topology.chip.node else {a: n for a, n in config.mesh.over_slices.items() if a in mesh}
     return {a: n // over.get(a, 1) for a, n in mesh.items()}, over
 
 

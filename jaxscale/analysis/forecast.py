@@ -50,7 +50,7 @@ def forecast(
         quantized: matmuls in int8 or fp8, at twice the bf16 peak; nothing else changes.
         power: share of the chip's power that the machine lets it have; matmuls slow down with it.
     """
-    over = dict(config.mesh.over_slices if over is None else over)
+    over = {} if topology.chip.node else dict(config.mesh.over_slices if over is None else over)
     speed = rates(topology.chip, config.step.compute_dtype, quantized=quantized, power=power)
     compute = compute_seconds(config, topology, sizes, speed)
     own = links(topology, {a: n // over.get(a, 1) for a, n in sizes.items()}, over)

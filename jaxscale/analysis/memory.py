@@ -32,22 +32,32 @@ class MemoryForecast:
         return sum(self.state.values()) + self.temporaries
 
 
-def memory(config: cfg.Config, sizes: Mapping[str, int], *, documents: bool = False) -> MemoryForecast:
-    """Predict a device's HBM for `config` on a mesh of these sizes. Raises ValueError as `costs.state_bytes`."""
+def memory(
+    config: cfg.Config, sizes: Mapping[str, int], *, documents: bool = False, platform: str = "tpu"
+) -> MemoryForecast:
+    """Predict a device's HBM for `config` on a mesh of these sizes. Raises ValueError as `costs.state_bytes`.
+
+    Args:
+        documents: several documents a row, masked from each other; cuDNN's attention (`platform` gpu) takes that as a
+            mask [B, 1, T, T] and copies it once.
+    """
     state = costs.state_bytes(config, sizes) | {"batch": costs.batch_bytes(config, sizes, documents=documents)}
     kept = kept_bytes(config, sizes)
     own = state["parameters"]
     width, param = BYTES[config.step.compute_dtype], BYTES[config.step.param_dtype]
     offloaded = [name for name, action in (costs.kept(config.step) or {}).items() if action == "offload"]
     host = sum(costs.activation_bytes(config, sizes, name) for name in offloaded)
+    tokens = tokens_of(config, sizes)
     always = {
         "kept activations": kept,
         "on the way to the host": host / config.model.num_layers,
+        "document mask": 2 * 2 * tokens_of(config, sizes) * config.data.seq_len
+        if documents and platform == "gpu"
+        else 0.0,
         "gradients": float(own),
         "parameters in compute dtype": own * width / param if width != param else 0.0,
     }
     head = whole_bytes(config, sizes, "unembedding" if not config.model.tie_embeddings else "embedding")
-    tokens = tokens_of(config, sizes)
     chunk = min(config.loss.chunk or config.data.seq_len, config.data.seq_len) / config.data.seq_len
     logits = tokens * chunk * config.model.padded_vocab_size / sizes.get("tensor", 1) * 4
     logits *= 2 if chunk < 1 else 1  # in chunks, a chunk's gradient stands beside it

@@ -49,7 +49,8 @@ class Plan:
 def plan(config: cfg.Config, topology: Topology, *, documents: bool = False) -> Plan:
     """Cost every mesh x microbatches x remat for `config`'s batch on `topology`.
 
-    Raises ValueError when the config overrides sharding rules (their traffic has no formula), or nothing is legal.
+    A plan without choices is an answer too. Raises ValueError when the config overrides sharding rules, or has an
+    optimizer whose state has no formula.
     """
     if config.sharding.parameters or config.sharding.activations:
         raise ValueError("plan knows the default rules only; remove sharding.* from the config, or use `compile`")
@@ -65,7 +66,7 @@ def plan(config: cfg.Config, topology: Topology, *, documents: bool = False) -> 
             except ValueError as error:
                 reasons[reason_of(error)] += 1
                 continue
-            needed = memory(candidate, sizes, documents=documents)
+            needed = memory(candidate, sizes, documents=documents, platform=topology.chip.platform)
             short = needed.peak - topology.chip.usable_hbm_bytes
             if short > 0:
                 reasons["memory is short"] += 1
@@ -75,9 +76,6 @@ def plan(config: cfg.Config, topology: Topology, *, documents: bool = False) -> 
     if shortest[1]:
         count = reasons.pop("memory is short")
         reasons[f"memory is short by {shortest[0] / GIB:,.1f} GiB or more (nearest: {shortest[1]})"] = count
-    if not choices:
-        why = "; ".join(f"{n} x {reason}" for reason, n in reasons.most_common(3))
-        raise ValueError(f"nothing fits on {topology.name}: {why}; take more chips or another data.batch_size")
     choices.sort(key=lambda c: (c.forecast.time.best, c.memory.peak))
     return Plan(topology, choices, reasons.most_common(), considered)
 
@@ -105,7 +103,9 @@ def meshes(config: cfg.Config, topology: Topology) -> Iterator[cfg.Mesh]:
 def variants(config: cfg.Config, mesh: cfg.Mesh, sizes: dict[str, int]) -> Iterator[tuple[cfg.Config, str]]:
     rows = config.data.batch_size
     shards = sizes.get("data", 1) * sizes.get("fsdp", 1)
-    parts = [n for n in (1, 2, 4, 8, 16, 32) if rows % n == 0 and rows // n >= shards] or [1]
+    parts = [
+        n for n in sorted({1, 2, 4, 8, 16, 32, config.step.microbatches}) if rows % n == 0 and rows // n >= shards
+    ] or [1]
     remats = REMATS if config.step.remat in REMATS.values() else REMATS | {"the config's own": config.step.remat}
     for count, (name, remat) in itertools.product(parts, remats.items()):
         step = config.step.model_copy(update={"microbatches": count, "remat": remat})

@@ -9,15 +9,18 @@ import hashlib
 import json
 import os
 import tempfile
+import zlib
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 
 from jaxscale import config as cfg
+from jaxscale.analysis.hlo import parse
 from jaxscale.topology import Topology
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "libtpu", "jax-cuda13-plugin", "nvidia-cuda-nvcc", "nvidia-cudnn-cu13")
 ROOMS = ("config.py", "parallel", "models", "training/step.py", "training/loss.py", "training/optimizer.py")
+FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
 NOT_IN_THE_STEP = ("name", "out", "seed", "checkpoint", "evaluation", "metrics")
 
 
@@ -82,14 +85,19 @@ def what_it_depends_on(config: cfg.Config) -> dict:
     return {"config": values, "versions": versions(), "source": source_hash()}
 
 
-def source_hash() -> str:
+def source_hash(rooms: tuple[str, ...] = ROOMS) -> str:
     """Of the files that make the step."""
     package, digest = Path(__file__).parent.parent, hashlib.sha256()
-    for room in ROOMS:
+    for room in rooms:
         path = package / room
         for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
             digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def made_by() -> str:
+    """Of the files that say how it is compiled ahead of time."""
+    return source_hash(("hardware.py", "topology.py", "analysis/aot.py", "analysis/gpu_targets.py"))
 
 
 class Store:
@@ -99,7 +107,12 @@ class Store:
         self.folder = folder or Path(os.path.expanduser("~/.cache/jaxscale/compiled"))
 
     def path(self, config: cfg.Config, topology: Topology) -> Path:
-        text = json.dumps(what_it_depends_on(config) | {"topology": topology.name}, sort_keys=True)
+        more = {
+            "topology": topology.name,
+            "flags": {name: os.environ.get(name) for name in FLAGS},
+            "made by": made_by(),
+        }
+        text = json.dumps(what_it_depends_on(config) | more, sort_keys=True)
         return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json.gz"
 
     def load(self, config: cfg.Config, topology: Topology) -> Compiled | None:
@@ -107,13 +120,19 @@ class Store:
         try:
             values = json.loads(gzip.decompress(self.path(config, topology).read_bytes()))
             memory = Memory(**values.pop("memory")) if values.get("memory") else values.pop("memory", None)
-            return Compiled(memory=memory, **values)
-        except (OSError, ValueError, TypeError, EOFError):
+            found = Compiled(memory=memory, **values)
+            if found.hlo:
+                parse(found.hlo)
+            return found
+        except (OSError, ValueError, TypeError, AttributeError, EOFError, zlib.error):
             return None  # compile again
 
     def save(self, config: cfg.Config, topology: Topology, compiled: Compiled) -> None:
         """Written beside and moved into place: a second compile at the same time, or a kill, leaves no half."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError:  # a home that cannot be written: the answer is what counts
+            return
         text = gzip.compress(json.dumps(asdict(compiled)).encode(), compresslevel=6)
         with tempfile.NamedTemporaryFile(dir=self.folder, delete=False) as file:
             file.write(text)

@@ -38,7 +38,7 @@ FRACTIONS: dict[str, Fractions] = {
     "v5e": Fractions(0.75, 0.4),
     "v5p": Fractions(0.85, 0.4),
     "v6e": Fractions(0.62, 0.35),
-    "tpu7x": Fractions(0.68, 0.35),
+    "tpu7x": Fractions(0.70, 0.35),
     "a100": Fractions(0.72, 0.5, elementwise=1.8),
     "h100": Fractions(0.64, 0.5, elementwise=1.8),
     "h200": Fractions(0.62, 0.5, elementwise=1.8),

@@ -11,6 +11,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from jaxscale import config as cfg
+from jaxscale.hardware import GPU_MEMORY_FRACTION
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -2, -3, -8  # from malloc.h
 
@@ -20,6 +21,7 @@ def start_devices(runtime: cfg.Runtime) -> list[jax.Device]:
 
     Raises ValueError when JAX already runs with another platform or fewer simulated devices.
     """
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", str(GPU_MEMORY_FRACTION))  # read where there is a GPU
     platform = "cuda" if runtime.platform == "gpu" else runtime.platform
     if platform != "auto":
         jax.config.update("jax_platforms", platform)
@@ -71,12 +73,8 @@ def keep_heap() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return
-    for option, value in (
-        (M_ARENA_MAX, 1),
-        (M_MMAP_THRESHOLD, 2**31 - 1),
-        (M_TRIM_THRESHOLD, 2**31 - 1),
-        (M_TOP_PAD, 2**26),
-    ):
+    most = 2**31 - 1
+    for option, value in ((M_ARENA_MAX, 1), (M_MMAP_THRESHOLD, most), (M_TRIM_THRESHOLD, most), (M_TOP_PAD, 2**26)):
         mallopt(option, value)
 
 

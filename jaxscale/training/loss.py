@@ -91,7 +91,8 @@ def in_chunks(sums: Callable[..., Sums], chunk: int) -> Callable[..., Sums]:
     """`sums(x, head, targets, weights, divisor)` over the sequence in chunks, its gradient made in the forward pass.
 
     A chunk's logits are there once: their gradient is taken at once, for a cotangent of 1, and scaled in the backward
-    pass, as the objective is one number. Making the logits again there would cost a third more of the last matmul.
+    pass, as the objective is one number: it alone is differentiated, the other sums have no gradient. Making the logits
+    again there would cost a third more of the last matmul. The last matrix's gradient is summed in the compute dtype.
     """
 
     def part(i, *arrays):

@@ -46,9 +46,11 @@ def test_what_is_left_out_says_why():
     assert any("data.batch_size" in why and "does not divide" in why for why, _ in odd.left_out)
 
 
-def test_what_cannot_fit_is_refused_with_the_nearest():
-    with pytest.raises(ValueError, match=r"nothing fits on v5e:4x4: .*memory is short by .* GiB or more"):
-        plan(shipped("llama3.1-405b"), find_topology("v5e:4x4"))
+def test_where_nothing_fits_the_nearest_is_named():
+    none = plan(shipped("llama3.1-405b"), find_topology("v5e:4x4"))
+    assert none.choices == []
+    assert "memory is short by" in none.left_out[0][0]
+    assert "(nearest: fsdp=" in none.left_out[0][0]
 
 
 def test_overridden_rules_are_refused():
