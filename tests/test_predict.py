@@ -117,6 +117,16 @@ def test_bad_questions_are_one_line(jaxscale, arguments, says):
     assert says in refused(jaxscale(*arguments, code=2))
 
 
+def test_a_compiler_that_crashes_is_heard():
+    code = (
+        "import os\nfrom jaxscale.analysis.quiet import quiet\nwith quiet():\n    os.write(2, b'noise')\n    os.abort()"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert out.returncode != 0
+    assert "Fatal Python error: Aborted" in out.stderr
+    assert "noise" not in out.stderr
+
+
 @pytest.mark.skipif(find_spec("libtpu") is not None, reason="the compiler is here")
 def test_a_missing_tpu_compiler_says_what_to_install(jaxscale):
     out = jaxscale("compile", "llama3.1-8b", "--topology", "v5e:4x4", code=2)
