@@ -134,10 +134,6 @@ class Link:
     def size(self) -> int:
         return math.prod(s.size for s in self.stages)
 
-    @property
-    def slowest(self) -> str:
-        return self.stages[-1].kind if self.stages else "none"
-
     def seconds(self, kind: str, size: float) -> dict[str, float]:
         """Seconds on each network of a collective of V = `size` bytes (see `analysis.compiled.Collective.bytes`).
 

@@ -35,10 +35,6 @@ class Weight:
     def size(self) -> int:
         return math.prod(self.dims)
 
-    @property
-    def in_layers(self) -> bool:
-        return self.axes[0] == "layers"
-
     def shard(self, sizes: Mapping[str, int], table: Mapping[str, tuple[str, ...]] = PARAMETERS) -> int:
         """Elements of it that one device holds."""
         return math.prod(n // count(table[a], sizes) for n, a in zip(self.dims, self.axes, strict=True))

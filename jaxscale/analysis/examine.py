@@ -8,7 +8,7 @@ from jaxscale import config as cfg
 from jaxscale.analysis import costs
 from jaxscale.analysis.collectives import Collective, collectives
 from jaxscale.analysis.compiled import Work, Worker, matmuls
-from jaxscale.analysis.hlo import Program, parse
+from jaxscale.analysis.hlo import parse
 from jaxscale.analysis.store import Compiled
 from jaxscale.analysis.timing import Rates, Sent, StepTime, collective_seconds, rates, step_time
 from jaxscale.topology import Topology, links
@@ -131,7 +131,3 @@ def merged(sent: list[Sent]) -> list[Sent]:
             found[key] = Sent(s.kind, s.axes, old.bytes + total, old.times + s.times, old.seconds + s.seconds,
                               old.network, old.hidden + s.hidden, s.asynchronous)  # fmt: skip
     return sorted(found.values(), key=lambda s: -s.seconds)
-
-
-def program_of(kept: Compiled) -> Program:
-    return parse(kept.hlo)

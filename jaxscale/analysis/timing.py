@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from jaxscale.hardware import Chip
-from jaxscale.topology import Link, Topology, combined
+from jaxscale.topology import Link, combined
 
 
 @dataclass(frozen=True)
@@ -142,8 +142,3 @@ def step_time(compute: Mapping[str, float], sent: Iterable[Sent]) -> StepTime:
     total = sum(networks.values())
     lower = max(busy, *networks.values()) if networks else busy
     return StepTime(lower, busy + total, max(lower, busy + exposed), dict(compute) | by_network, exposed)
-
-
-def usable_bytes(topology: Topology) -> float:
-    """HBM of one device that a program may use."""
-    return topology.chip.usable_hbm_bytes

@@ -21,8 +21,9 @@ MAGIC = b"jaxscale executable 1\n"
 
 def about(config: cfg.Config, devices: list[jax.Device]) -> dict[str, Any]:
     """What must be the same where the executable is made and where it is loaded."""
-    kind = {"kind": devices[0].device_kind, "count": len(devices)}
-    return what_it_depends_on(config) | {"devices": kind}
+    found = what_it_depends_on(config)
+    found["config"]["mesh"] = config.mesh.sizes(len(devices)) | {"over slices": config.mesh.over_slices}  # without -1
+    return found | {"devices": {"kind": devices[0].device_kind, "count": len(devices)}}
 
 
 def save_executable(path: Path, executable: Any, config: cfg.Config, devices: list[jax.Device]) -> None:
