@@ -39,22 +39,32 @@ ROWS = (
     ("llama3.1-8b", "h100:16x8", ["step.remat=full"]),
     ("llama3.1-8b", "h100:16x8", []),
     ("llama3.1-70b", "h100:32x8", ["mesh.fsdp=32", "mesh.tensor=8"]),
+    ("llama3.1-8b", "h100:4x8", ["data.batch_size=16", "data.seq_len=4096", "mesh.fsdp=4", "mesh.tensor=8",
+                                 "step.remat=full"]),
+    ("qwen3-8b", "h100:4x8", ["mesh.fsdp=32", "data.batch_size=64", "data.seq_len=4096", "step.microbatches=1",
+                              "step.remat=none", "loss.chunk=512"]),
+    ("llama3.2-1b", "h100:8", ["mesh.data=1", "mesh.fsdp=8", "data.batch_size=16", "data.seq_len=2048",
+                               "step.microbatches=1", "step.remat=none", "loss.chunk=512"]),
+    ("gpt2-124m", "h100:8", ["data.validation_path=null", "mesh.data=8", "step.remat=none", "step.microbatches=1"]),
 )  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--record", action="store_true", help="write benchmarks/results/<date>-memory.json")
+    parser.add_argument("--only", default="", help="rows whose topology begins so, e.g. h100 or v5p")
     options = parser.parse_args()
     gpu, rows = find_spec("jax_cuda13_plugin") is not None, []
     for name, where, overrides in ROWS:
         topology = find_topology(where)
+        if not where.startswith(options.only):
+            continue
         if topology.chip.node and not gpu:
             print(f"left out: {name} on {where} (pip install 'jaxscale[aot-gpu]')")
             continue
         config = load_config(name, SYNTHETIC + overrides)
         kept, _ = compile_one(config, topology)
-        report, predicted = examine(config, topology, kept), memory(config, kept.mesh)
+        report, predicted = examine(config, topology, kept), memory(config, kept.mesh, platform=topology.chip.platform)
         flops = sum(m.step_flops for m in costs.matmuls(config, kept.mesh))
         sent = sum(t.step_bytes for t in traffic(config, kept.mesh))
         row = {

@@ -114,16 +114,19 @@ def kept_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> float:
 
 
 def everything_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> float:
-    """What remat `none` keeps of the layers: inputs and outputs of every matmul, norm and activation."""
+    """What remat `none` keeps of the layers: all that jax's rules of differentiation ask for, float32 inside norms."""
 
     def size(name: str) -> float:
         return costs.activation_bytes(config, sizes, name)
 
-    tensor = sizes.get("tensor", 1)
-    total = 4 * size("layer_in") + 2 * size("layer_in") * tensor  # residuals and norms; the two gathered inputs
-    total += 2 * (size("q") + size("k")) + size("v") + size("attention_context")
-    total += (4 if config.model.mlp == "swiglu" else 3) * size("mlp_up")
-    return total
+    model, tensor, float32 = config.model, sizes.get("tensor", 1), 4 / BYTES[config.step.compute_dtype]
+    wide, heads = size("layer_in"), size("q") + size("k")
+    arrays = 3 if model.norm == "layernorm" else 2  # of float32 in a norm: centred, normalised, scaled
+    total = 2 * (arrays * float32 + 1) * wide + 2 * wide  # two norms; the residual twice
+    total += 2 * wide * tensor if tensor > 1 else 0.0  # inputs gathered over tensor
+    total += 2 * heads + size("v") + size("attention_context")  # queries and keys before and after they are turned
+    total += 2 * float32 * heads if model.qk_norm else 0.0
+    return total + (6 if model.mlp == "swiglu" else 5) * size("mlp_up")
 
 
 def working_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> float:
