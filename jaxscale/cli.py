@@ -22,6 +22,8 @@ app.add_typer(data_app, name="data")
 Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value ...", metavar="[section.key=value ...]")]
 USAGE_ERROR: Any = typer.BadParameter.__base__  # click's, wherever typer keeps it
 TOPOLOGY_HELP = "e.g. v5p:8x8x8, v6e:16x16, v5e:16x16, tpu7x:4x4x4, h100:16x8 (nodes x GPUs), h200:8"
+TopologyName = Annotated[str, typer.Option(help=TOPOLOGY_HELP)]
+Slices = Annotated[int, typer.Option(min=1, help="TPU slices of that shape, joined by the slow network.")]
 CONFIG_HELP = "a YAML file, or the name of a shipped one: quickstart, llama3.1-8b, ..."
 
 
@@ -125,8 +127,8 @@ def generate(
 def compile_(
     config: Annotated[str, typer.Argument(help=CONFIG_HELP)],
     overrides: Overrides = None,
-    topology: Annotated[str, typer.Option(help=TOPOLOGY_HELP)] = "",
-    slices: Annotated[int, typer.Option(min=1, help="TPU slices of that shape, joined by the slow network.")] = 1,
+    topology: TopologyName = "",
+    slices: Slices = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Everything, for programs.")] = False,
     hlo: Annotated[Path | None, typer.Option(help="Write the compiled program's text here.")] = None,
     save: Annotated[Path | None, typer.Option(help="Write the executable here, for train --executable.")] = None,
@@ -156,8 +158,8 @@ def compile_(
 def plan(
     config: Annotated[str, typer.Argument(help=CONFIG_HELP)],
     overrides: Overrides = None,
-    topology: Annotated[str, typer.Option(help=TOPOLOGY_HELP)] = "",
-    slices: Annotated[int, typer.Option(min=1, help="TPU slices of that shape, joined by the slow network.")] = 1,
+    topology: TopologyName = "",
+    slices: Slices = 1,
     batch_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of a step; by default the config's.")] = None,
     rows: Annotated[int, typer.Option(min=1, help="How many to show.")] = 10,
     compile_best: Annotated[int, typer.Option("--compile", min=0, help="Compile the best K, beside predicted.")] = 0,
@@ -167,6 +169,7 @@ def plan(
 ) -> None:
     """Rank every mesh, microbatch count and remat for a topology by predicted speed, among those that fit."""
     from jaxscale import console_predict, predict
+    from jaxscale.analysis import costs
     from jaxscale.analysis import plan as planning
 
     amount = None if budget is None else planning.read_budget(budget)
@@ -174,8 +177,7 @@ def plan(
     loaded, where = load_for(config, overrides, topology, slices)
     if batch_tokens is not None:
         loaded = predict.with_batch_tokens(loaded, batch_tokens)
-    documents = loaded.data.mask_documents and loaded.data.kind != "synthetic"
-    found = planning.plan(loaded, where, documents=documents)
+    found = planning.plan(loaded, where, documents=costs.packs_documents(loaded))
     compiled = [predict.answer(c.config, where) for c in found.choices[:compile_best]]
     if out is not None and found.choices:
         predict.write_config(found.choices[0], where, out)

@@ -39,9 +39,7 @@ def fit_mesh(config: cfg.Config, topology: Topology) -> cfg.Config:
     """`config` with the slices of `topology` on its data axis where it says nothing of them."""
     slices = topology.slices
     if slices > 1 and not config.mesh.over_slices:
-        values = config.model_dump(mode="json")
-        values["mesh"]["dcn"]["data"] = slices
-        return cfg.validate(values, source="--slices")
+        return with_changes(config, {"mesh": {"dcn": {"data": slices}}}, source="--slices")
     return config
 
 
@@ -59,9 +57,8 @@ def with_batch_tokens(config: cfg.Config, tokens: int) -> cfg.Config:
         raise ValueError(
             f"--batch-tokens {tokens} is not a multiple of data.seq_len {T}; try {max(1, tokens // T) * T}"
         )
-    values = config.model_dump(mode="json")
-    values["data"]["batch_size"], values["step"]["microbatches"] = tokens // T, 1
-    return cfg.validate(values, source="--batch-tokens")
+    overrides = {"data": {"batch_size": tokens // T}, "step": {"microbatches": 1}}
+    return with_changes(config, overrides, source="--batch-tokens")
 
 
 def write_config(choice: Choice, topology: Topology, path: Path) -> None:
@@ -72,9 +69,8 @@ def write_config(choice: Choice, topology: Topology, path: Path) -> None:
         f"# {choice.config.name} on {topology.name}, chosen by `jaxscale plan`.\n# Predicted: {found.time.best:.4g} s "
         f"a step, {rate:,.0f} tokens/s a chip, {choice.memory.peak / GIB:.1f} GiB of {usable:.1f} a device.\n"
     )
-    values = choice.config.model_dump(mode="json")
-    values["runtime"] |= {"platform": topology.chip.platform, "simulated_devices": None}
-    path.write_text(head + cfg.dump_config(cfg.validate(values, source=str(path))))
+    runtime = {"platform": topology.chip.platform, "simulated_devices": None}
+    path.write_text(head + cfg.dump_config(with_changes(choice.config, {"runtime": runtime}, source=str(path))))
 
 
 def compile_one(
@@ -145,11 +141,12 @@ def changes(config: cfg.Config) -> list[tuple[str, dict[str, Any]]]:
     return found
 
 
-def with_changes(config: cfg.Config, overrides: dict[str, Any]) -> cfg.Config:
+def with_changes(config: cfg.Config, overrides: dict[str, Any], *, source: str) -> cfg.Config:
+    """`config` with other values in some sections, validated anew."""
     values = config.model_dump(mode="json")
     for section, own in overrides.items():
         values[section] |= own
-    return cfg.validate(values, source="tried")
+    return cfg.validate(values, source=source)
 
 
 def try_changes(config: cfg.Config, topology: Topology, options: dict[str, Any]) -> list[str]:
@@ -164,7 +161,7 @@ def try_changes(config: cfg.Config, topology: Topology, options: dict[str, Any])
         names.append(name)
         words = " ".join(names)
         try:
-            changed = with_changes(current, overrides)
+            changed = with_changes(current, overrides, source="tried")
             kept, _ = compile_one(changed, topology, **options)
         except ValueError as error:
             told.append(f"tried {words}: {error}")

@@ -17,6 +17,7 @@ import jax
 from jax.experimental import topologies
 
 from jaxscale import config as cfg
+from jaxscale.analysis.costs import packs_documents
 from jaxscale.analysis.gpu_targets import CUDNN, target_config
 from jaxscale.analysis.store import Compiled, Memory
 from jaxscale.parallel.mesh import first_line, make_mesh
@@ -45,8 +46,7 @@ def compile_step(config: cfg.Config, topology: Topology, *, save: Path | None = 
     """
     jax.config.update("jax_platforms", "cpu")
     devices = find_devices(topology)
-    documents = config.data.mask_documents and config.data.kind != "synthetic"
-    built = compile_on(config, devices, documents=documents)
+    built = compile_on(config, devices, documents=packs_documents(config))
     memory = built.kept.memory
     if save and memory is not None and memory.peak <= topology.chip.usable_hbm_bytes:  # else there is nothing to start
         save_executable(save, built.executable, config, devices)

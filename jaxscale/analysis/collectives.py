@@ -58,9 +58,10 @@ def collectives(
     """
     over, worker = over or {}, worker or Worker(program)
     axes = GroupAxes({a: n // over.get(a, 1) for a, n in mesh.items() if n > over.get(a, 1)})
-    found, chains, beside = [], set(), started_computations(worker)
+    spans = {computation.name: async_spans(worker, computation) for computation, _ in program.running()}
+    found, chains, beside = [], set(), started_computations(program, spans)
     for computation, times in program.running():
-        own = async_spans(worker, computation)
+        own = spans[computation.name]
         for i in computation:
             kind = i.opcode.removesuffix("-start")
             if kind not in KINDS:
@@ -149,12 +150,12 @@ def async_spans(worker: Worker, computation: Computation) -> dict[str, Work]:
     return spans
 
 
-def started_computations(worker: Worker) -> dict[str, Work]:
+def started_computations(program: Program, spans: Mapping[str, Mapping[str, Work]]) -> dict[str, Work]:
     """Computations that run beside the program (called by a `-start`) -> the program's work meanwhile."""
     found: dict[str, Work] = {}
-    for computation, _ in worker.program.running():
-        for name, work in async_spans(worker, computation).items():
-            found |= dict.fromkeys(computation.instructions[name].called, work)
+    for computation, own in spans.items():
+        for name, work in own.items():
+            found |= dict.fromkeys(program.computations[computation].instructions[name].called, work)
     return found
 
 
@@ -191,9 +192,7 @@ class GroupAxes:
             yield tuple(i for i in range(n) if bits >> i & 1)
 
     def groups_over(self, chosen: tuple[int, ...]) -> frozenset[frozenset[int]]:
-        rest = [i for i in range(len(self.sizes)) if i not in chosen]
-        ids = np.arange(self.count).reshape(self.sizes).transpose([*rest, *chosen])
-        return frozenset(map(frozenset, ids.reshape(-1, math.prod(self.sizes[i] for i in chosen)).tolist()))
+        return rows(np.arange(self.count).reshape(self.sizes), list(chosen))
 
     def of(self, i: Instruction) -> Groups:
         if "source_target_pairs" in i.attributes:
@@ -216,7 +215,7 @@ class GroupAxes:
 
 
 def replica_groups(text: str, count: int) -> frozenset[frozenset[int]]:
-    """Replica groups in each of the three ways in which HLO writes them. Raises ValueError for another."""
+    """Replica groups in each of the ways in which HLO writes them. Raises ValueError for another."""
     if re.search(r"replica_groups=\{\}", text):
         return frozenset([frozenset(range(count))])
     if m := re.search(r"replica_groups=\{(\{[\d,{}\s]*\})\}", text):

@@ -136,6 +136,21 @@ def batch_bytes(config: cfg.Config, sizes: Mapping[str, int], *, documents: bool
     return rows * (config.data.seq_len // sizes.get("context", 1)) * 4 * (5 if documents else 3)
 
 
+def microbatch_rows(config: cfg.Config, sizes: Mapping[str, int]) -> int:
+    """Rows of a device and microbatch."""
+    return config.data.batch_size // config.step.microbatches // count(ACTIVATIONS["batch"], sizes)
+
+
+def microbatch_tokens(config: cfg.Config, sizes: Mapping[str, int]) -> int:
+    """Tokens of a device and microbatch."""
+    return microbatch_rows(config, sizes) * config.data.seq_len // sizes.get("context", 1)
+
+
+def packs_documents(config: cfg.Config) -> bool:
+    """Will the feed place several documents in a row, with their masks? Asked before the data is there."""
+    return config.data.mask_documents and config.data.kind != "synthetic"
+
+
 # --- FLOPs ----------------------------------------------------------------------------------------------------
 
 
@@ -209,8 +224,7 @@ def recomputed_matmuls(step: cfg.Step) -> set[str]:
 def matmuls(config: cfg.Config, sizes: Mapping[str, int]) -> list[Matmul]:
     """Every matmul of a device and step, attention apart."""
     model, step = config.model, config.step
-    batch, tensor = count(ACTIVATIONS["batch"], sizes), sizes.get("tensor", 1)
-    tokens = config.data.batch_size // step.microbatches // batch * (config.data.seq_len // sizes.get("context", 1))
+    tokens, tensor = microbatch_tokens(config, sizes), sizes.get("tensor", 1)
     D, F, H, V = model.embed_dim, model.mlp_dim, model.head_size, model.padded_vocab_size
     N, K = model.num_heads // tensor, max(model.kv_heads, tensor) // tensor
     shapes = {"q": (D, N * H), "k": (D, K * H), "v": (D, K * H), "out": (N * H, D), "gate": (D, F // tensor),
@@ -246,11 +260,9 @@ class AttentionCost:
 def attention(config: cfg.Config, sizes: Mapping[str, int]) -> AttentionCost:
     """By a fused kernel (splash, cuDNN): causal tokens only."""
     model, step = config.model, config.step
-    rows = config.data.batch_size // step.microbatches // count(ACTIVATIONS["batch"], sizes)
     heads = model.num_heads // sizes.get("tensor", 1)
     keys = visible_keys(model, config.data.seq_len)
-    tokens = rows * config.data.seq_len // sizes.get("context", 1)
-    forward = 4.0 * tokens * heads * model.head_size * keys
+    forward = 4.0 * microbatch_tokens(config, sizes) * heads * model.head_size * keys
     names = kept(step)
     again = names is not None and "attention_context" not in names
     runs = model.num_layers * step.microbatches
@@ -260,8 +272,7 @@ def attention(config: cfg.Config, sizes: Mapping[str, int]) -> AttentionCost:
 def activation_bytes(config: cfg.Config, sizes: Mapping[str, int], name: str) -> float:
     """Bytes of a named activation (`config.ACTIVATIONS`) of all layers and one microbatch, on a device."""
     model, tensor = config.model, sizes.get("tensor", 1)
-    rows = config.data.batch_size // config.step.microbatches // count(ACTIVATIONS["batch"], sizes)
-    tokens = rows * config.data.seq_len // sizes.get("context", 1)
+    tokens = microbatch_tokens(config, sizes)
     heads = model.num_heads * model.head_size / tensor
     kv = max(model.kv_heads, tensor) * model.head_size / tensor
     wide = model.embed_dim / tensor  # sequence parallelism: between the matmuls tokens are split over tensor

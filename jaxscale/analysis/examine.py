@@ -1,7 +1,7 @@
 """From a compiled program to what a person asks: memory by part, FLOPs, collectives by axis, seconds. No jax."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from jaxscale import config as cfg
@@ -56,7 +56,7 @@ class Report:
 
 
 def examine(config: cfg.Config, topology: Topology, kept: Compiled) -> Report:
-    """Read a compiled step. Raises ValueError when there is no program (it ran out of memory: see `explain_memory`)."""
+    """Read a compiled step. Raises ValueError when there is no program (it ran out of memory)."""
     if kept.memory is None:
         raise ValueError("the program did not fit the device's memory; there is nothing to examine")
     program = parse(kept.hlo)
@@ -126,8 +126,8 @@ def merged(sent: list[Sent]) -> list[Sent]:
         old = found.get(key)
         total = s.bytes * s.times
         if old is None:
-            found[key] = Sent(s.kind, s.axes, total, s.times, s.seconds, s.network, s.hidden, s.asynchronous)
+            found[key] = replace(s, bytes=total, what="")
         else:
-            found[key] = Sent(s.kind, s.axes, old.bytes + total, old.times + s.times, old.seconds + s.seconds,
-                              old.network, old.hidden + s.hidden, s.asynchronous)  # fmt: skip
+            sums = {name: getattr(old, name) + getattr(s, name) for name in ("times", "seconds", "hidden")}
+            found[key] = replace(old, bytes=old.bytes + total, **sums)
     return sorted(found.values(), key=lambda s: -s.seconds)

@@ -1,13 +1,12 @@
 """The time of a step predicted from its config alone: `costs` says what is done and sent, `timing` how fast. No jax."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jaxscale import config as cfg
 from jaxscale.analysis import costs
 from jaxscale.analysis.timing import Rates, Sent, StepTime, collective_seconds, rates, step_time
 from jaxscale.analysis.traffic import Traffic, traffic
-from jaxscale.parallel.rules import ACTIVATIONS, count
 from jaxscale.topology import Topology, links
 
 # Arrays of [tokens, D] and [tokens, F] that a layer's elementwise operations read and write, once forward: two
@@ -59,8 +58,7 @@ def forecast(
     tokens = config.data.batch_size * config.data.seq_len
     per_token = costs.train_flops_per_token(config.model, config.data.seq_len, convention=config.metrics.mfu)
     flops = sum(m.step_flops for m in costs.matmuls(config, sizes)) + attention.step_flops
-    return Forecast(step_time(compute, [s for s, _ in sent]), [s for s, _ in sent], flops, per_token * tokens, tokens,
-                    topology)  # fmt: skip
+    return Forecast(step_time(compute, sent), sent, flops, per_token * tokens, tokens, topology)
 
 
 def compute_seconds(config: cfg.Config, topology: Topology, sizes: Mapping[str, int], speed: Rates) -> dict[str, float]:
@@ -83,11 +81,6 @@ def compute_seconds(config: cfg.Config, topology: Topology, sizes: Mapping[str, 
     return parts
 
 
-def tokens_of_device(config: cfg.Config, sizes: Mapping[str, int]) -> int:
-    rows = config.data.batch_size // count(ACTIVATIONS["batch"], sizes)
-    return rows * config.data.seq_len // sizes.get("context", 1)
-
-
 def elementwise_bytes(config: cfg.Config, sizes: Mapping[str, int], factor: float = 1.0) -> float:
     """HBM bytes of what is no matmul: forward once, backward twice, and once again where the layer is recomputed.
 
@@ -98,10 +91,9 @@ def elementwise_bytes(config: cfg.Config, sizes: Mapping[str, int], factor: floa
     passes = 3 + (1 if costs.recomputed_matmuls(config.step) else 0)
     elements = WIDE_READS_AND_WRITES * model.embed_dim + MLP_READS_AND_WRITES * model.mlp_dim
     elements += 2 * (model.num_heads + model.kv_heads) * model.head_size
-    layers = tokens_of_device(config, sizes) * elements / tensor * model.num_layers * passes
-    logits = (
-        4 * tokens_of_device(config, sizes) * model.padded_vocab_size / tensor
-    )  # float32: made, normalised, derived
+    tokens = costs.microbatch_tokens(config, sizes) * config.step.microbatches
+    layers = tokens * elements / tensor * model.num_layers * passes
+    logits = 4 * tokens * model.padded_vocab_size / tensor  # float32: made, normalised, derived
     return layers * factor * costs.BYTES[config.step.compute_dtype] + logits * 4
 
 
@@ -119,22 +111,19 @@ def offloaded_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> float:
     return sum(costs.activation_bytes(config, sizes, name) for name, action in names.items() if action == "offload")
 
 
-def timed(t: Traffic, own: Mapping, speed: Rates) -> tuple[Sent, bool]:
+def timed(t: Traffic, own: Mapping, speed: Rates) -> Sent:
     once, network = collective_seconds(t.kind, t.axes, t.bytes, own, speed.network)
-    return Sent(
-        t.kind, t.axes, t.bytes * t.times, t.times, once * t.times, network, 0.0, t.overlaps, t.what
-    ), t.overlaps
+    return Sent(t.kind, t.axes, t.bytes * t.times, t.times, once * t.times, network, 0.0, t.overlaps, t.what)
 
 
-def hide(sent: list[tuple[Sent, bool]], compute: float, speed: Rates) -> list[tuple[Sent, bool]]:
+def hide(sent: list[Sent], compute: float, speed: Rates) -> list[Sent]:
     """What may overlap does, on each network, up to `speed.overlap` of the compute and of itself."""
     totals: dict[str, float] = {}
-    for s, overlaps in sent:
-        if overlaps:
+    for s in sent:
+        if s.asynchronous:
             totals[s.network] = totals.get(s.network, 0.0) + s.seconds
-    found = []
-    for s, overlaps in sent:
-        share = speed.overlap * min(1.0, compute / totals[s.network]) if overlaps else 0.0
-        found.append((Sent(s.kind, s.axes, s.bytes, s.times, s.seconds, s.network, share * s.seconds, s.asynchronous,
-                           s.what), overlaps))  # fmt: skip
-    return found
+
+    def hidden(s: Sent) -> float:
+        return speed.overlap * min(1.0, compute / totals[s.network]) * s.seconds if s.asynchronous else 0.0
+
+    return [replace(s, hidden=hidden(s)) for s in sent]

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from jaxscale import config as cfg
 from jaxscale.analysis import costs
 from jaxscale.analysis.costs import BYTES
-from jaxscale.parallel.rules import ACTIVATIONS, count
 
 
 @dataclass(frozen=True)
@@ -47,11 +46,11 @@ def memory(
     width, param = BYTES[config.step.compute_dtype], BYTES[config.step.param_dtype]
     offloaded = [name for name, action in (costs.kept(config.step) or {}).items() if action == "offload"]
     host = sum(costs.activation_bytes(config, sizes, name) for name in offloaded)
-    tokens = tokens_of(config, sizes)
+    tokens = costs.microbatch_tokens(config, sizes)
     always = {
         "kept activations": kept,
         "on the way to the host": host / config.model.num_layers,
-        "document mask": 2 * 2 * tokens_of(config, sizes) * config.data.seq_len
+        "document mask": 2 * 2 * costs.microbatch_tokens(config, sizes) * config.data.seq_len
         if documents and platform == "gpu"
         else 0.0,
         "gradients": float(own),
@@ -89,12 +88,6 @@ def whole_bytes(config: cfg.Config, sizes: Mapping[str, int], name: str) -> floa
     return shard * sizes.get("fsdp", 1) * BYTES[config.step.compute_dtype]
 
 
-def tokens_of(config: cfg.Config, sizes: Mapping[str, int]) -> float:
-    """Tokens of a device and microbatch."""
-    rows = config.data.batch_size // config.step.microbatches // count(ACTIVATIONS["batch"], sizes)
-    return rows * config.data.seq_len / sizes.get("context", 1)
-
-
 def kept_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> float:
     """Activations that wait in HBM for the backward pass, all layers, one microbatch."""
     names = costs.kept(config.step)
@@ -108,7 +101,11 @@ def kept_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> float:
     total = sum(costs.activation_bytes(config, sizes, name) for name in saved)
     if "attention_context" in saved:  # with it, the softmax's sums, float32
         total += (
-            config.model.num_layers * tokens_of(config, sizes) * config.model.num_heads / sizes.get("tensor", 1) * 4
+            config.model.num_layers
+            * costs.microbatch_tokens(config, sizes)
+            * config.model.num_heads
+            / sizes.get("tensor", 1)
+            * 4
         )
     return total
 

@@ -15,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 
 from jaxscale import config as cfg
+from jaxscale.analysis.costs import packs_documents
 from jaxscale.analysis.hlo import parse
 from jaxscale.topology import Topology
 
@@ -61,9 +62,10 @@ class Compiled:
     memory_error: str | None = None
 
 
-def versions() -> dict[str, str]:
+def versions(names: tuple[str, ...] = LIBRARIES) -> dict[str, str]:
+    """Of those that are installed."""
     found = {}
-    for name in LIBRARIES:
+    for name in names:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -79,7 +81,7 @@ def what_it_depends_on(config: cfg.Config) -> dict:
     data = values["data"]
     values["data"] = {
         "batch_size": data["batch_size"], "seq_len": data["seq_len"],
-        "documents": data["mask_documents"] and data["kind"] != "synthetic",
+        "documents": packs_documents(config),
     }  # fmt: skip
     values["runtime"] = {"compiler_options": values["runtime"]["compiler_options"]}
     return {"config": values, "versions": versions(), "source": source_hash()}

@@ -7,13 +7,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from jaxscale import config as cfg
-from jaxscale.analysis.costs import BYTES, MATRICES, Weight, kept, parameter_table, weights
-from jaxscale.parallel.rules import ACTIVATIONS, count
+from jaxscale.analysis.costs import (
+    BYTES,
+    MATRICES,
+    Weight,
+    kept,
+    microbatch_rows,
+    microbatch_tokens,
+    parameter_table,
+    weights,
+)
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """A collective that a step needs: V bytes (see `analysis.compiled.Collective`), `times` a step.
+    """A collective that a step needs: V bytes (see `analysis.collectives.Collective`), `times` a step.
 
     Attributes:
         phase: `forward`, `backward` or `update`; `overlaps`: other matmuls of the step do not wait for it.
@@ -59,7 +67,7 @@ def weight_traffic(config: cfg.Config, sizes: Mapping[str, int]) -> list[Traffic
                 Traffic(f"{weight.name} weight", "all-gather", ("fsdp",), whole, times * gathers, "forward", not head),
                 Traffic(f"{weight.name} gradient", "reduce-scatter", ("fsdp",), whole, times, "backward", True),
             ]
-        if weight.axes[-1] == "kv_heads" or "kv_heads" in weight.axes:
+        if "kv_heads" in weight.axes:
             found += repeated_heads(config, sizes, weight, shard, times, tensor)
         if sizes.get("data", 1) > 1:
             found.append(Traffic(f"{weight.name} gradient", "all-reduce", ("data",), shard * width, times, "backward",
@@ -85,8 +93,8 @@ def activation_traffic(config: cfg.Config, sizes: Mapping[str, int]) -> list[Tra
     """Tensor parallelism with sequence parallelism (arXiv:2205.05198); the embedding's all-to-alls over fsdp."""
     model, step, fsdp, tensor = config.model, config.step, sizes.get("fsdp", 1), sizes.get("tensor", 1)
     width, parts = BYTES[step.compute_dtype], step.microbatches
-    rows = config.data.batch_size // parts // count(ACTIVATIONS["batch"], sizes)
-    tokens, runs = rows * config.data.seq_len // sizes.get("context", 1), parts * model.num_layers
+    rows, tokens = microbatch_rows(config, sizes), microbatch_tokens(config, sizes)
+    runs = parts * model.num_layers
     x = float(tokens * model.embed_dim * width)
     found = []
     if fsdp > 1:

@@ -9,12 +9,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 
 import jax
 
 from jaxscale import config as cfg
+from jaxscale.analysis.store import versions
 from jaxscale.data.tokenizer import Tokenizer
 
 LIBRARIES = ("jaxscale", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "libtpu")
@@ -47,17 +47,10 @@ def environment(devices: list[jax.Device]) -> dict:
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "git_commit": git_commit(),
         "python": platform.python_version(),
-        "versions": {name: v for name in LIBRARIES if (v := version(name))},
+        "versions": versions(LIBRARIES),
         "devices": {"count": len(devices), "kind": devices[0].device_kind, "platform": devices[0].platform},
         "processes": jax.process_count(),
     }
-
-
-def version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def git_commit() -> str | None:
