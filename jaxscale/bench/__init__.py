@@ -1,0 +1,1 @@
+"""What a clock says: benchmarks that each leave a `BenchRecord` behind."""

@@ -1,0 +1,178 @@
+"""What a benchmark leaves behind: a `BenchRecord`, one JSON file with every sample and where it is from. No jax.
+
+A record has rows; a row has labels (what was varied) and figures (what came out), each with its unit, its samples and
+whether it is measured, compiled or predicted. Everything that reads records (`compare`, `report`) knows no more than this.
+"""
+
+import datetime
+import json
+import math
+import os
+import statistics
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+SCHEMA_VERSION = 1
+Basis = Literal["measured", "compiled", "predicted"]
+Label = str | int | float | bool | None
+
+
+class Part(BaseModel):
+    """A part of a record: unknown keys are errors, as they would be lost."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Figure(Part):
+    """A number with its unit; `value` is the median of `samples` where there are any.
+
+    Attributes:
+        unit: e.g. `s`, `FLOP/s`, `bytes/s`, `bytes`, `tokens/s`, `share` (of 1), `FLOPs`, `count`.
+    """
+
+    value: float
+    unit: str
+    basis: Basis = "measured"
+    samples: list[float] = []
+
+    @property
+    def low(self) -> float:
+        return min(self.samples, default=self.value)
+
+    @property
+    def high(self) -> float:
+        return max(self.samples, default=self.value)
+
+    @property
+    def p95(self) -> float:
+        return quantile(self.samples, 0.95) if self.samples else self.value
+
+
+class Row(Part):
+    """What came out for one choice of the labels; `error`: in one line, why there are no figures."""
+
+    labels: dict[str, Label] = {}
+    figures: dict[str, Figure] = {}
+    error: str | None = None
+
+
+class Device(Part):
+    """What it ran on. `memory_bytes`: of one device, where it tells."""
+
+    platform: str
+    kind: str
+    count: int
+    processes: int = 1
+    memory_bytes: int | None = None
+
+
+class Peak(Part):
+    """The denominator of utilization: FLOP/s of all devices together, dense, and where the figure is from."""
+
+    flops_per_second: float
+    source: str
+
+
+class Clock(Part):
+    """How time was taken.
+
+    Attributes:
+        source: e.g. `host, blocking on the result`, or the device's own clock.
+        load: the machine's load average before and after, one minute.
+        burn_in: runs before the first sample.
+    """
+
+    source: str
+    load: tuple[float, float] | None = None
+    burn_in: int = 0
+    notes: list[str] = []
+
+
+class BenchRecord(Part):
+    """One benchmark's outcome, whole.
+
+    Attributes:
+        kind: which benchmark: `matmul`, `memory`, `collectives`, `attention`, `step`, `loader`, `checkpoint`, `startup`, `sweep`.
+        time: when it began, ISO 8601 in UTC.
+        peak: None where the device has no published one and none was measured.
+        config: the resolved run, where there is one.
+        convention: how model FLOPs are counted, in words, where they are.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    kind: str
+    name: str
+    time: str
+    command: list[str] = []
+    device: Device
+    peak: Peak | None = None
+    topology: str | None = None
+    mesh: dict[str, int] = {}
+    config: dict[str, Any] | None = None
+    commit: str | None = None
+    versions: dict[str, str] = {}
+    compiler_options: dict[str, str | bool | int] = {}
+    convention: str | None = None
+    clock: Clock
+    rows: list[Row]
+    notes: list[str] = []
+
+
+def measured(samples: list[float], unit: str) -> Figure:
+    """The median of samples, which are kept."""
+    return Figure(value=statistics.median(samples), unit=unit, samples=samples)
+
+
+def now() -> str:
+    return datetime.datetime.now(datetime.UTC).replace(microsecond=0).isoformat()
+
+
+def quantile(values: list[float], share: float) -> float:
+    """Linear between the two nearest of the sorted values (numpy's default), without numpy."""
+    ordered = sorted(values)
+    place = share * (len(ordered) - 1)
+    below = math.floor(place)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
+
+
+def command_line() -> list[str]:
+    return [Path(sys.argv[0]).name, *sys.argv[1:]]
+
+
+def write_record(record: BenchRecord, path: Path) -> Path:
+    """Write whole or not at all; into a directory under a name of date, kind and name, never over another record."""
+    if path.is_dir():
+        stem, number = f"{record.time[:10]}-{record.kind}-{record.name}".replace("/", "-").replace(" ", "-"), 1
+        folder, path = path, path / f"{stem}.json"
+        while path.exists():
+            number += 1
+            path = folder / f"{stem}-{number}.json"
+    text = json.dumps(record.model_dump(mode="json"), indent=1, allow_nan=False) + "\n"
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+    return path
+
+
+def read_record(path: Path) -> BenchRecord:
+    """A record from its file. Raises ValueError, in one line, for what is no record of this schema."""
+    try:
+        values = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a record: {error}") from error
+    if not isinstance(values, dict) or "schema_version" not in values:
+        raise ValueError(f"{path} is not a record that `jaxscale bench` wrote: it has no schema_version")
+    if values["schema_version"] != SCHEMA_VERSION:
+        raise ValueError(
+            f"{path} has schema {values['schema_version']} and this jaxscale reads {SCHEMA_VERSION}; measure it again, or "
+            "use the version that wrote it"
+        )
+    try:
+        return BenchRecord.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{path} is damaged: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
