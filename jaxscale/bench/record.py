@@ -1,7 +1,7 @@
 """What a benchmark leaves behind: a `BenchRecord`, one JSON file with every sample and where it is from. No jax.
 
 A record has rows; a row has labels (what was varied) and figures (what came out), each with its unit, its samples and
-whether it is measured, compiled or predicted. Everything that reads records (`compare`, `report`) knows no more than this.
+whether it is measured, compiled or predicted. What reads records (`compare`, `report`) knows no more than this.
 """
 
 import datetime
@@ -95,7 +95,8 @@ class BenchRecord(Part):
     """One benchmark's outcome, whole.
 
     Attributes:
-        kind: which benchmark: `matmul`, `memory`, `collectives`, `attention`, `step`, `loader`, `checkpoint`, `startup`, `sweep`.
+        kind: which benchmark: `matmul`, `memory`, `collectives`, `attention`, `step`, `loader`, `checkpoint`,
+            `startup`, `sweep`.
         time: when it began, ISO 8601 in UTC.
         peak: None where the device has no published one and none was measured.
         config: the resolved run, where there is one.
@@ -168,8 +169,8 @@ def read_record(path: Path) -> BenchRecord:
         raise ValueError(f"{path} is not a record that `jaxscale bench` wrote: it has no schema_version")
     if values["schema_version"] != SCHEMA_VERSION:
         raise ValueError(
-            f"{path} has schema {values['schema_version']} and this jaxscale reads {SCHEMA_VERSION}; measure it again, or "
-            "use the version that wrote it"
+            f"{path} has schema {values['schema_version']} and this jaxscale reads {SCHEMA_VERSION}; measure it "
+            "again, or use the version that wrote it"
         )
     try:
         return BenchRecord.model_validate(values)
