@@ -26,6 +26,8 @@ BELOW = {
     "models": {"parallel", "rules", "hardware", "config"},
     "training": {"data", "models", "parallel", "rules", "analysis", "hardware", "config"},
     "aot": {"training", "parallel", "analysis", "topology", "hardware", "config"},  # compiles the trainer's own step
+    "record": set(),
+    "bench": {"record", "training", "data", "models", "parallel", "rules", "analysis", "topology", "hardware", "config"},
     "predict": {"aot", "analysis", "topology", "hardware", "config"},
     "report": {"training", "data", "models", "parallel", "analysis", "hardware", "config"},
     "console": {"report", "training", "data", "models", "parallel", "analysis", "hardware", "config"},
@@ -45,7 +47,7 @@ BELOW = {
         "config",
     },
 }
-OWN_ROOM = {"jaxscale.analysis.aot": "aot", "jaxscale.parallel.rules": "rules"}
+OWN_ROOM = {"jaxscale.analysis.aot": "aot", "jaxscale.parallel.rules": "rules", "jaxscale.bench.record": "record"}
 WITH_JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "grain"}
 ALONE = ("config", "hardware", "topology", "parallel/rules", "predict", "console_predict", "__init__")
 NO_JAX = [f"{name}.py" for name in ALONE] + [

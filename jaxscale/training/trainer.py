@@ -3,6 +3,7 @@
 config -> mesh -> rules x parameters -> state;  tokens -> batch(step);  state, batch -> step -> metrics, checkpoints
 """
 
+import contextlib
 import math
 import time
 from dataclasses import dataclass, field, replace
@@ -17,9 +18,11 @@ from jaxscale.parallel.mesh import describe_mesh, make_mesh, start_devices
 from jaxscale.parallel.rules import count, require_divides
 from jaxscale.parallel.sharding import Rules, fit_rules, make_rules, on_mesh
 from jaxscale.training.checkpoint import Checkpointer
+from jaxscale.training.events import Events
 from jaxscale.training.executable import load_executable
 from jaxscale.training.feed import Feed, has_documents, open_run_tokenizer, open_source
-from jaxscale.training.metrics import Meter, MetricsWriter, Peak, Speed, device_memory, find_peak, model_flops_per_token
+from jaxscale.training.metrics import Meter, MetricsWriter, Speed, device_memory, model_flops_per_token
+from jaxscale.training.peak import Peak, find_peak
 from jaxscale.training.run import Interrupted, interrupts, write_run_files
 from jaxscale.training.step import ModelFactory, Program, TrainState, abstract_batch, batch_sharding, make_program
 
@@ -75,19 +78,22 @@ def train(
     Raises:
         ValueError: what cannot work, in one line; Interrupted: after Ctrl-C, the state saved.
     """
-    watcher = watcher or Silent()
+    watcher, events = watcher or Silent(), Events()
     # --- machines
-    devices = start_devices(config.runtime)
-    mesh = make_mesh(config.mesh, devices)
-    rules = rules_for(config, mesh, decoder=model is None)
+    with events.during("devices"):
+        devices = start_devices(config.runtime)
+        mesh = make_mesh(config.mesh, devices)
+        rules = rules_for(config, mesh, decoder=model is None)
+        peak = find_peak(devices, config.step.compute_dtype)
     # --- data
-    rows, validation_rows = open_source(config, "train"), open_source(config, "validation")
-    assert rows is not None
-    tokenizer = open_run_tokenizer(config)
-    peak = find_peak(devices, config.step.compute_dtype)
+    with events.during("data"):
+        rows, validation_rows = open_source(config, "train"), open_source(config, "validation")
+        assert rows is not None
+        tokenizer = open_run_tokenizer(config)
     watcher.say(
         f"mesh {describe_mesh(mesh)} of {devices[0].device_kind}; {len(rows):,} rows of {config.data.seq_len} tokens"
     )
+    events.write("init", "start")
     with on_mesh(mesh, rules), interrupts() as stop:
         # --- state: from a checkpoint, or born sharded
         program = make_program(config, model)
@@ -103,11 +109,13 @@ def train(
         }
         checkpointer, run = open_checkpoints(config), None
         try:
+            events.open(config.out_dir)
             state = restore(config, program, checkpointer, about_data, watcher) or program.init()
             first = int(state.step)
             write_run_files(config.out_dir, config, devices, tokenizer)
             # --- the loop
-            run = Run(config, program, checkpointer, about_data, watcher, stop, mesh)
+            run = Run(config, program, checkpointer, about_data, watcher, stop, mesh, events)
+            events.write("init", "end", first)
             run.meter = Meter(config, peak, model_flops_per_token(config, model))
             run.writer = MetricsWriter(config.out_dir, config, start_step=first)
             last_step, parts = max(first, config.steps), config.step.microbatches
@@ -118,6 +126,7 @@ def train(
             if run:
                 run.writer.close()
             checkpointer.close()
+            events.close()
     if stop.is_set() and int(state.step) < config.steps:
         raise Interrupted(
             f"stopped after step {int(state.step)}; the same command resumes from there ({config.out_dir})"
@@ -174,11 +183,11 @@ class Run:
     meter: Meter
     writer: MetricsWriter
 
-    def __init__(self, config, program, checkpointer, about_data, watcher, stop, mesh):
+    def __init__(self, config, program, checkpointer, about_data, watcher, stop, mesh, events):
         self.config: cfg.Config = config
         self.program: Program = program
         self.checkpointer: Checkpointer = checkpointer
-        self.about_data, self.watcher, self.stop, self.mesh = about_data, watcher, stop, mesh
+        self.about_data, self.watcher, self.stop, self.mesh, self.events = about_data, watcher, stop, mesh, events
         self.losses: dict[int, float] = {}
         self.validation_loss: float | None = None
         self.saved: int | None = None
@@ -193,7 +202,11 @@ class Run:
             self.evaluate(state, 0, validation_rows)
         pending: tuple[int, Any, float] | None = None
         try:
-            batch = next(feed) if first < config.steps else None
+            batch = None
+            if first < config.steps:
+                with self.events.during("data wait", first):
+                    batch = next(feed)
+                self.compile(state, batch)
             for step in range(first + 1, config.steps + 1):
                 assert batch is not None
                 wait = feed.wait_seconds
@@ -213,10 +226,17 @@ class Run:
                         self.save(state, step)
                 if stopping:
                     break
-            self.checkpointer.wait()
+            with self.events.during("checkpoint"):  # the last one is written
+                self.checkpointer.wait()
         finally:
             feed.close()
         return state
+
+    def compile(self, state: TrainState, batch: Any) -> None:
+        """Before the first step, so that its time is the compiler's alone; `step` finds the program in jit's cache."""
+        if lower := getattr(self.program.step, "lower", None):  # an executable from a file has nothing to compile
+            with self.events.during("compile"):
+                lower(state, batch).compile()
 
     def read(self, step: int, metrics: Any, wait: float) -> None:
         """Fetch one step's metrics (the only place where the host waits for the devices), and tell of them."""
@@ -225,6 +245,7 @@ class Run:
         if self.clock is not None:
             self.meter.add(now - self.clock, wait)
         self.clock = now
+        self.events.step(step, wait)
         self.require_finite(step, values)
         self.losses[step] = values["loss"]
         speed = self.meter.speed(last=50)
@@ -262,11 +283,8 @@ class Run:
         """Mean loss over the first `evaluation.batches` batches of the validation split, always the same ones."""
         batches = min(self.config.evaluation.batches, max(1, len(rows) // self.config.data.batch_size))
         feed = Feed(rows, self.config, batch_sharding(self.mesh), stop_step=batches, shuffle=False)
-        try:
-            sums = [self.program.evaluate(state, batch) for batch in feed]
-        finally:
-            feed.close()
-        totals = jax.device_get(sums)
+        with self.events.during("evaluation", step), contextlib.closing(feed):
+            totals = jax.device_get([self.program.evaluate(state, batch) for batch in feed])
         self.validation_loss = float(sum(t["cross_entropy"] for t in totals) / sum(t["tokens"] for t in totals))
         self.writer.write("validation", step, {"loss": self.validation_loss, "batches": batches})
         self.watcher.say(f"step {step}: validation loss {self.validation_loss:.4f}")
@@ -274,7 +292,8 @@ class Run:
     def save(self, state: TrainState, step: int) -> None:
         if step == self.saved:
             return
-        seconds = self.checkpointer.save(step, state, self.config, self.about_data)
+        with self.events.during("checkpoint", step):
+            seconds = self.checkpointer.save(step, state, self.config, self.about_data)
         self.saved = step
         self.writer.write("checkpoint", step, {"blocking_seconds": seconds})
 

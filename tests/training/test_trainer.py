@@ -79,6 +79,33 @@ def test_training_on_real_text_learns_and_writes_what_it_did(straight):
     assert jaxscale.load_config(straight.out / "config.yaml").model.num_layers == 2
 
 
+def read_events(out):
+    return [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
+
+
+def test_events_tell_where_the_time_went(straight):
+    """Whatever starts ends, nothing overlaps, and every step is there once with its seconds."""
+    events = read_events(straight.out)
+    assert {e["attempt"] for e in events} == {1}
+    assert [e["time"] for e in events] == sorted(e["time"] for e in events)
+    assert [e["step"] for e in events if e["event"] == "step"] == list(range(1, 21))
+    assert (events[0]["event"], events[-1]["event"]) == ("run", "run")
+    open_event = None
+    for e in events[1:-1]:
+        if e["phase"] == "start":
+            assert open_event is None, f"{e['event']} starts inside {open_event}"
+            open_event = e["event"]
+        elif e["event"] != "step":
+            assert e["event"] == open_event
+            open_event = None
+    names = {e["event"] for e in events}
+    assert names == {"run", "devices", "data", "init", "data wait", "compile", "step", "evaluation", "checkpoint"}
+    before = dict(zip([e["time"] for e in events[1:]], [e["time"] for e in events[:-1]], strict=True))
+    for e in events:
+        if e["event"] == "step":
+            assert e["seconds"] == pytest.approx(e["time"] - before[e["time"]], abs=1e-3)
+
+
 def test_stop_and_resume_is_bitwise_the_straight_run(stdlib, tmp_path, straight):
     first = train(run_config(stdlib, tmp_path, steps=10))
     listener = Listener()

@@ -1,0 +1,72 @@
+"""events.jsonl: what a run's wall time goes to, start and end of each, over all its restarts. Read by `report`.
+
+One JSON object a line: `event`, `phase` (start, end), `time` (unix seconds), `attempt` (1, 2, ... of this directory),
+`step`. A step has one line, when its metrics have been read, with its `seconds` and those it waited for data. A process
+that is killed leaves starts without ends.
+"""
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+import jax
+
+
+class Events:
+    """Written by process 0; lines made before `open` are kept until then, as the directory is not there yet."""
+
+    def __init__(self) -> None:
+        self.waiting: list[dict[str, Any]] = []
+        self.file: TextIO | None = None
+        self.attempt = 1
+        self.last = time.time()
+        self.write("run", "start")
+
+    def open(self, out: Path) -> None:
+        if jax.process_index():
+            return
+        path = out / "events.jsonl"
+        self.attempt = 1 + last_attempt(path)
+        self.file = path.open("a", buffering=1)
+        for line in self.waiting:
+            self.file.write(json.dumps(line | {"attempt": self.attempt}) + "\n")
+        self.waiting.clear()
+
+    def write(self, event: str, phase: str, step: int | None = None, **more: float) -> None:
+        self.last = time.time()
+        line = {"event": event, "phase": phase, "time": self.last, "attempt": self.attempt, "step": step} | more
+        if self.file:
+            self.file.write(json.dumps(line) + "\n")
+        elif self.file is None:
+            self.waiting.append(line)
+
+    def step(self, step: int, data_wait_seconds: float) -> None:
+        """Its seconds are those since whatever was written before it, so that the parts of a run add up."""
+        seconds = time.time() - self.last
+        self.write("step", "end", step, seconds=seconds, data_wait_seconds=data_wait_seconds)
+
+    @contextlib.contextmanager
+    def during(self, event: str, step: int | None = None) -> Iterator[None]:
+        """Start and end of what is done inside; an end also when it fails."""
+        self.write(event, "start", step)
+        try:
+            yield
+        finally:
+            self.write(event, "end", step)
+
+    def close(self, step: int | None = None) -> None:
+        self.write("run", "end", step)
+        if self.file:
+            self.file.close()
+
+
+def last_attempt(path: Path) -> int:
+    """The number of the newest attempt in the file; 0 where there is none. A line cut short by a crash is left out."""
+    found = 0
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError, AttributeError, TypeError):
+            found = max(found, int(json.loads(line).get("attempt", 0)))
+    return found
