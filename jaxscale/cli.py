@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from jaxscale import cli_bench
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -18,6 +20,7 @@ app = typer.Typer(
 )
 data_app = typer.Typer(no_args_is_help=True, help="Make datasets.", rich_markup_mode=None)
 app.add_typer(data_app, name="data")
+app.add_typer(cli_bench.app, name="bench")
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value ...", metavar="[section.key=value ...]")]
 USAGE_ERROR: Any = typer.BadParameter.__base__  # click's, wherever typer keeps it
@@ -265,7 +268,7 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
     except USAGE_ERROR as error:
-        if len(sys.argv) == 1 or sys.argv[1:] == ["data"]:  # the help, as no verb was given
+        if len(sys.argv) == 1 or sys.argv[1:] in (["data"], ["bench"]):  # the help, as no verb was given
             print(error.format_message())
             sys.exit(2)
         verb = error.ctx.command_path if error.ctx else "jaxscale"

@@ -27,12 +27,29 @@ BELOW = {
     "training": {"data", "models", "parallel", "rules", "analysis", "hardware", "config"},
     "aot": {"training", "parallel", "analysis", "topology", "hardware", "config"},  # compiles the trainer's own step
     "record": set(),
-    "bench": {"record", "training", "data", "models", "parallel", "rules", "analysis", "topology", "hardware", "config"},
+    "compare": {"record"},
+    "sweep": {"record", "config"},
+    "bench": {
+        "record",
+        "aot",
+        "training",
+        "data",
+        "models",
+        "parallel",
+        "rules",
+        "analysis",
+        "topology",
+        "hardware",
+        "config",
+    },
     "predict": {"aot", "analysis", "topology", "hardware", "config"},
     "report": {"training", "data", "models", "parallel", "analysis", "hardware", "config"},
     "console": {"report", "training", "data", "models", "parallel", "analysis", "hardware", "config"},
     "console_predict": {"predict", "analysis", "topology", "hardware", "config"},
+    "console_bench": {"record", "compare"},
+    "cli_bench": {"bench", "record", "console_bench", "compare", "sweep", "parallel", "config"},
     "cli": {
+        "cli_bench",
         "console",
         "console_predict",
         "predict",
@@ -47,9 +64,28 @@ BELOW = {
         "config",
     },
 }
-OWN_ROOM = {"jaxscale.analysis.aot": "aot", "jaxscale.parallel.rules": "rules", "jaxscale.bench.record": "record"}
+OWN_ROOM = {
+    "jaxscale.analysis.aot": "aot",
+    "jaxscale.parallel.rules": "rules",
+    "jaxscale.bench.record": "record",
+    "jaxscale.bench.compare": "compare",
+    "jaxscale.bench.sweep": "sweep",
+}
 WITH_JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "grain"}
-ALONE = ("config", "hardware", "topology", "parallel/rules", "predict", "console_predict", "__init__")
+ALONE = (
+    "bench/record",
+    "bench/compare",
+    "bench/sweep",
+    "console_bench",
+    "cli_bench",
+    "config",
+    "hardware",
+    "topology",
+    "parallel/rules",
+    "predict",
+    "console_predict",
+    "__init__",
+)
 NO_JAX = [f"{name}.py" for name in ALONE] + [
     f for f in FILES if f.startswith(("data/", "analysis/")) and f != "analysis/aot.py"
 ]

@@ -144,6 +144,18 @@ def command_line() -> list[str]:
     return [Path(sys.argv[0]).name, *sys.argv[1:]]
 
 
+def require_writable(path: Path) -> Path:
+    """A directory, made where it is missing, or a `.json` file in one; ValueError before anything is measured."""
+    try:
+        folder = path.parent if path.suffix == ".json" else path
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"cannot write records to {path}: {error.strerror}; choose another --out") from error
+    if not os.access(path if path.exists() else folder, os.W_OK):
+        raise ValueError(f"cannot write records to {path}; choose another --out")
+    return path
+
+
 def write_record(record: BenchRecord, path: Path) -> Path:
     """Write whole or not at all; into a directory under a name of date, kind and name, never over another record."""
     if path.is_dir():

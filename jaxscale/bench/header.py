@@ -1,0 +1,69 @@
+"""What every record says of where it was measured: device, mesh, versions, commit, options, the machine's load."""
+
+import os
+import platform
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import jax
+
+from jaxscale import config as cfg
+from jaxscale.analysis.costs import CONVENTIONS
+from jaxscale.analysis.store import versions
+from jaxscale.bench import record as rec
+from jaxscale.bench.clock import SOURCE
+from jaxscale.parallel.compiler import compiler_options
+from jaxscale.training.peak import Peak
+from jaxscale.training.run import LIBRARIES, git_commit
+
+
+@dataclass
+class Header:
+    """Made before anything is measured, as it notes the time and the load; `record` closes it."""
+
+    kind: str
+    name: str
+    devices: list[jax.Device]
+    config: cfg.Config | None = None
+    mesh: dict[str, int] = field(default_factory=dict)
+    peak: Peak | None = None
+    time: str = field(default_factory=rec.now)
+    load: float | None = field(default_factory=lambda: load_now())
+
+    def record(self, rows: list[rec.Row], *, clock: str = SOURCE, burn_in: int = 0, notes: list[str] | None = None,
+               topology: str | None = None, command: list[str] | None = None) -> rec.BenchRecord:  # fmt: skip
+        runtime = self.config.runtime if self.config else cfg.Runtime()
+        now = load_now()
+        return rec.BenchRecord(
+            kind=self.kind, name=self.name, time=self.time, command=command or rec.command_line(),
+            device=about_devices(self.devices), mesh=self.mesh, topology=topology,
+            peak=rec.Peak(flops_per_second=self.peak.flops_per_second, source=self.peak.source) if self.peak else None,
+            config=self.config.model_dump(mode="json") if self.config else None,
+            commit=git_commit(), versions=versions(LIBRARIES) | {"python": platform.python_version()},
+            compiler_options=compiler_options(self.devices[0].device_kind, runtime),
+            convention=CONVENTIONS[self.config.metrics.mfu] if self.config and self.kind == "step" else None,
+            clock=rec.Clock(source=clock, load=None if self.load is None or now is None else (self.load, now),
+                            burn_in=burn_in),
+            rows=rows, notes=notes or [],
+        )  # fmt: skip
+
+
+def about_devices(devices: list[jax.Device]) -> rec.Device:
+    first = devices[0]
+    kind = f"{cpu_name()}, {os.cpu_count()} cores" if first.platform == "cpu" else first.device_kind
+    limit = (first.memory_stats() or {}).get("bytes_limit")
+    return rec.Device(
+        platform=first.platform, kind=kind, count=len(devices), processes=jax.process_count(), memory_bytes=limit
+    )
+
+
+def cpu_name() -> str:
+    """The processor by its own name, where the system tells it."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def load_now() -> float | None:
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
