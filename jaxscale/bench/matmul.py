@@ -128,6 +128,7 @@ def search(
     every = list(itertools.product(grid, repeat=3))
     chance.shuffle(every)
     found: dict[tuple[int, ...], float] = {}
+    pool.numbers(dtype)  # made before the clock runs
     began = time.perf_counter()
 
     def look(mkn: tuple[int, ...]) -> Row:
