@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxscale import config as cfg
 from jaxscale.analysis import costs
@@ -51,24 +52,26 @@ class Shape:
 
 
 class Pool:
-    """Random numbers made once, from which operands are cut."""
+    """Random numbers made once on the host, from which operands are cut: nothing is compiled for a new shape."""
 
     def __init__(self, device: jax.Device):
         self.device = device
+        self.made: dict[str, np.ndarray] = {}
 
-    @functools.cache  # noqa: B019  a pool lives as long as its benchmark
-    def numbers(self, dtype: str) -> jax.Array:
-        with jax.default_device(self.device):
-            return jax.random.normal(jax.random.key(0), (COLD_BYTES // jnp.dtype(dtype).itemsize // 2,), dtype)
+    def numbers(self, dtype: str) -> np.ndarray:
+        if dtype not in self.made:
+            size = COLD_BYTES // jnp.dtype(dtype).itemsize // 2
+            self.made[dtype] = np.random.default_rng(0).standard_normal(size, np.float32).astype(jnp.dtype(dtype))
+        return self.made[dtype]
 
     def cut(self, shape: tuple[int, ...], dtype: str, number: int) -> jax.Array:
         """The `number`th array of this shape; numbers repeat where the pool is smaller than what is asked for."""
         numbers, size = self.numbers(dtype), math.prod(shape)
-        if size >= numbers.size:
-            whole = jnp.tile(numbers, -(-size // numbers.size))[:size]
-            return jnp.roll(whole, number).reshape(shape)
-        start = (number * size) % (numbers.size - size)
-        return jnp.copy(jax.lax.dynamic_slice(numbers, (start,), (size,)).reshape(shape))
+        start = (number * size) % numbers.size
+        cut = (
+            np.resize(np.roll(numbers, -start), size) if start + size > numbers.size else numbers[start : start + size]
+        )
+        return jax.device_put(cut.reshape(shape), self.device, may_alias=False)
 
 
 @functools.cache

@@ -75,9 +75,9 @@ def test_a_models_matmuls_are_all_of_them(mesh, remat):
 
 def test_search_measures_its_best_again(monkeypatch):
     monkeypatch.setitem(matmul.GRIDS, "cpu", (64, 128))
-    rows = list(matmul.search(jax.devices()[0], "float32", None, seconds=1.0, effort=QUICK))
+    rows = list(matmul.search(jax.devices()[0], "float32", None, seconds=3.0, effort=QUICK))
     stages = [r.labels["stage"] for r in rows]
-    assert stages.count("best") == 5
+    assert stages.count("best") == min(5, stages.count("tried"))
     best = matmul.best_row(rows)
     assert best.figures["flops_per_second"].samples
     assert "share_of_peak" not in best.figures  # no peak, no utilization

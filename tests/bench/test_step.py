@@ -140,7 +140,7 @@ def test_a_failed_run_is_a_row_and_the_others_are_kept(config_file, tmp_path):
     record = sweep.summary(grid, found, ["test"])
     assert [r.labels["mesh.tensor"] for r in record.rows] == [1, 3]
     assert [r.error is None for r in record.rows] == [True, False]
-    with pytest.raises(ValueError, match="none of the 1 runs of test came through; the first: .*3 devices"):
+    with pytest.raises(ValueError, match=r"none of the 1 runs of test came through; the first: .*3 devices"):
         sweep.summary(grid, found[1:], ["test"])
 
 
