@@ -28,6 +28,7 @@ from jaxscale.parallel.sharding import (
     shard_count,
     spec,
     to_spec,
+    with_vectors,
 )
 
 Cache = dict[str, jax.Array]  # k, v: [B, S, K, H]
@@ -60,11 +61,14 @@ class Norm(nnx.Module):
         y = x.astype(jnp.float32)
         if self.kind == "layernorm":
             y = y - y.mean(-1, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), -1, keepdims=True) + self.eps)
-        y = y * self.scale[...].astype(jnp.float32)
-        if self.kind == "layernorm":
-            y = y + self.bias[...].astype(jnp.float32)
-        return y.astype(x.dtype)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + self.eps)
+        vectors = [self.scale, self.bias] if self.kind == "layernorm" else [self.scale]
+        return with_vectors(affine, y, *(v[...].astype(x.dtype) for v in vectors)).astype(x.dtype)
+
+
+def affine(y: jax.Array, scale: jax.Array, *bias: jax.Array) -> jax.Array:
+    y = y * scale.astype(y.dtype)
+    return y + bias[0].astype(y.dtype) if bias else y
 
 
 def named(x: jax.Array, name: str, step: cfg.Step) -> jax.Array:

@@ -10,7 +10,7 @@ Notation in comments is the scaling book's: `w[D_fsdp, F_tensor]` is split over 
 import contextlib
 import contextvars
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -176,6 +176,23 @@ def gather(x: jax.Array, *names: str | None, over: str) -> jax.Array:
     added on the device first and sent once: one reduce-scatter instead of one all-reduce a matmul.
     """
     return jax.reshard(x, to_spec([axes_of(n) for n in names], reduced=set(axes_of(over))))
+
+
+def with_vectors(run: Callable[..., jax.Array], x: jax.Array, *vectors: jax.Array) -> jax.Array:
+    """An elementwise `run(x, *vectors)`; the vectors' gradients cross the mesh in their own dtype.
+
+    shard_map, because outside one a vector that `run` computes with in float32 gets its gradient summed in float32.
+    """
+    axes = tuple(a for dim in dims_of(x) for a in dim)
+    if not axes or current_mesh().size == 1:
+        return run(x, *vectors)
+
+    def local(x, *vectors):
+        return run(x, *(jax.lax.pcast(v, axes, to="varying") for v in vectors))
+
+    here, whole = to_spec(dims_of(x)), PartitionSpec()
+    body = jax.shard_map(local, in_specs=(here, *[whole] * len(vectors)), out_specs=here)
+    return body(x, *(jax.reshard(v, whole) for v in vectors))
 
 
 def einsum(
