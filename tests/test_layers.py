@@ -18,15 +18,16 @@ BELOW = {
     "__init__": set(),
     "config": set(),
     "hardware": set(),
+    "quiet": set(),
     "data": {"config"},
     "rules": {"config"},
     "topology": {"hardware"},
     "analysis": {"rules", "topology", "hardware", "config"},
-    "parallel": {"rules", "hardware", "config"},
+    "parallel": {"rules", "hardware", "config", "quiet"},
     "models": {"parallel", "rules", "hardware", "config"},
     "training": {"data", "models", "parallel", "rules", "analysis", "hardware", "config"},
     "aot": {"training", "parallel", "analysis", "topology", "hardware", "config"},  # compiles the trainer's own step
-    "predict": {"aot", "analysis", "topology", "hardware", "config"},
+    "predict": {"analysis", "topology", "hardware", "config"},  # aot in a child process
     "report": {"training", "data", "models", "parallel", "analysis", "hardware", "config"},
     "console": {"report", "training", "data", "models", "parallel", "analysis", "hardware", "config"},
     "console_predict": {"predict", "analysis", "topology", "hardware", "config"},
@@ -43,11 +44,12 @@ BELOW = {
         "topology",
         "hardware",
         "config",
+        "quiet",
     },
 }
 OWN_ROOM = {"jaxscale.analysis.aot": "aot", "jaxscale.parallel.rules": "rules"}
 WITH_JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "grain"}
-ALONE = ("config", "hardware", "topology", "parallel/rules", "predict", "console_predict", "__init__")
+ALONE = ("config", "hardware", "topology", "parallel/rules", "predict", "console_predict", "quiet", "__init__")
 NO_JAX = [f"{name}.py" for name in ALONE] + [
     f for f in FILES if f.startswith(("data/", "analysis/")) and f != "analysis/aot.py"
 ]

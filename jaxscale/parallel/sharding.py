@@ -179,17 +179,14 @@ def gather(x: jax.Array, *names: str | None, over: str) -> jax.Array:
 
 
 def with_vectors(run: Callable[..., jax.Array], x: jax.Array, *vectors: jax.Array) -> jax.Array:
-    """An elementwise `run(x, *vectors)`; the vectors' gradients cross the mesh in their own dtype.
+    """An elementwise `run(x, *vectors)` in x's dtype; the vectors' gradients cross the mesh in their own.
 
-    shard_map, because outside one a vector that `run` computes with in float32 gets its gradient summed in float32.
+    shard_map, because outside one a vector is widened first, and its gradient would be summed over the mesh as wide.
     """
     axes = tuple(a for dim in dims_of(x) for a in dim)
-    if not axes or current_mesh().size == 1:
-        return run(x, *vectors)
-
-    def local(x, *vectors):
-        return run(x, *(jax.lax.pcast(v, axes, to="varying") for v in vectors))
-
+    if current_mesh().size == 1:
+        return run(x, *(v.astype(x.dtype) for v in vectors))
+    local = lambda x, *vs: run(x, *(jax.lax.pcast(v, axes, to="varying").astype(x.dtype) for v in vs))  # noqa: E731
     here, whole = to_spec(dims_of(x)), PartitionSpec()
     body = jax.shard_map(local, in_specs=(here, *[whole] * len(vectors)), out_specs=here)
     return body(x, *(jax.reshard(v, whole) for v in vectors))
