@@ -37,7 +37,10 @@ def version(show: bool) -> None:
 
     import jax
 
-    devices = jax.devices()
+    from jaxscale.quiet import quiet_plugins
+
+    with quiet_plugins():
+        devices = jax.devices()
     print(f"jaxscale {metadata.version('jaxscale')}, jax {jax.__version__}, {len(devices)} x {devices[0].device_kind}")
     raise typer.Exit()
 

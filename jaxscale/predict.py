@@ -1,4 +1,4 @@
-"""The stories behind `compile` and `plan`: config and topology in, figures out; jax only to compile."""
+"""The stories behind `compile` and `plan`: config and topology in, figures out. No jax: compiles run in a child."""
 
 import os
 from dataclasses import dataclass, field
@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from jaxscale import config as cfg
+from jaxscale.analysis.child import compile_apart
 from jaxscale.analysis.examine import Report, examine
 from jaxscale.analysis.live import largest_buffers
 from jaxscale.analysis.memory import memory
 from jaxscale.analysis.memory_error import buffers_of, needed_bytes
 from jaxscale.analysis.plan import Choice
-from jaxscale.analysis.quiet import quiet
 from jaxscale.analysis.store import Compiled, Store
 from jaxscale.hardware import GIB
 from jaxscale.topology import Topology
@@ -86,12 +86,9 @@ def compile_one(
     kept = None if save else store.load(config, topology)
     if kept is not None:
         return kept, True
-    with quiet(verbose):
-        from jaxscale.analysis import aot
-
-        built = aot.compile_step(config, topology, save=save)
-    store.save(config, topology, built.kept)
-    return built.kept, False
+    kept = compile_apart(config, topology, save=save, verbose=verbose)
+    store.save(config, topology, kept)
+    return kept, False
 
 
 def answer(config: cfg.Config, topology: Topology, **options: Any) -> Answer:

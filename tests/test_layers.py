@@ -18,11 +18,12 @@ BELOW = {
     "__init__": set(),
     "config": set(),
     "hardware": set(),
+    "quiet": set(),
     "data": {"config"},
     "rules": {"config"},
     "topology": {"hardware"},
     "analysis": {"rules", "topology", "hardware", "config"},
-    "parallel": {"rules", "hardware", "config"},
+    "parallel": {"rules", "hardware", "config", "quiet"},
     "models": {"parallel", "rules", "hardware", "config"},
     "training": {"data", "models", "parallel", "rules", "analysis", "hardware", "config"},
     "aot": {"training", "parallel", "analysis", "topology", "hardware", "config"},  # compiles the trainer's own step
@@ -42,7 +43,7 @@ BELOW = {
         "hardware",
         "config",
     },
-    "predict": {"aot", "analysis", "topology", "hardware", "config"},
+    "predict": {"analysis", "topology", "hardware", "config"},  # aot in a child process
     "report": {"training", "data", "models", "parallel", "analysis", "hardware", "config"},
     "console": {"report", "training", "data", "models", "parallel", "analysis", "hardware", "config"},
     "console_predict": {"predict", "analysis", "topology", "hardware", "config"},
@@ -62,6 +63,7 @@ BELOW = {
         "topology",
         "hardware",
         "config",
+        "quiet",
     },
 }
 OWN_ROOM = {
@@ -84,6 +86,7 @@ ALONE = (
     "parallel/rules",
     "predict",
     "console_predict",
+    "quiet",
     "__init__",
 )
 NO_JAX = [f"{name}.py" for name in ALONE] + [

@@ -44,11 +44,8 @@ def attention(
         Context of shape [B, T, N, H], in q's dtype.
     """
     run = {"xla": xla_attention, "cudnn": cudnn_attention, "splash": splash_attention}[choose(how, q_BTNH)]
-    qs, ks, ss = (
-        spec("batch", "sequence", "heads", None),
-        spec("batch", "sequence", "kv_heads", None),
-        spec("batch", "sequence"),
-    )
+    qs, ks = (spec("batch", "sequence", heads, None) for heads in ("heads", "kv_heads"))
+    ss = spec("batch", "sequence")
     # Every device has whole sequences of its own heads, so the body is local. shard_map, because the kernels are
     # custom calls without rules for explicit axes, and because splitting N into (K, N/K) would need one too.
     more = () if segments_BT is None else (segments_BT,)
