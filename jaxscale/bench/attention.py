@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxscale.bench.clock import Effort, time_calls
+from jaxscale.bench.clock import Effort, device_seconds, time_calls
 from jaxscale.bench.record import Figure, Label, Row, measured
 from jaxscale.models import attention as kernels
 
@@ -117,7 +117,8 @@ def rows_of(
         passes = {"forward": (one, args[:3], 1.0), "forward and backward": (two, args, 3.5)}
         for error, (name, (function, inputs, share)) in zip(errors, passes.items(), strict=True):
             compiled = jax.jit(function).lower(*inputs).compile()
-            seconds = time_calls(functools.partial(call, compiled, inputs), effort)
+            once = functools.partial(call, compiled, inputs)
+            seconds = time_calls(once, effort)
             flops = share * case.forward_flops
             figures = {
                 "flops_per_second": measured([flops / s for s in seconds], "FLOP/s"),
@@ -129,6 +130,8 @@ def rows_of(
                 whole = temporary + memory.argument_size_in_bytes + memory.output_size_in_bytes
                 figures["temporary_bytes"] = Figure(value=temporary, unit="bytes", basis="compiled")
                 figures["peak_memory_bytes"] = Figure(value=whole, unit="bytes", basis="compiled")
+            if own := device_seconds(once):
+                figures["device_clock_seconds"] = Figure(value=own, unit="s")
             if peak:
                 figures["share_of_peak"] = measured([flops / s / peak for s in seconds], "share")
             yield Row(labels=labels | {"pass": name}, figures=figures)

@@ -9,7 +9,7 @@ import math
 import random
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import jax
@@ -18,7 +18,7 @@ import numpy as np
 
 from jaxscale import config as cfg
 from jaxscale.analysis import costs
-from jaxscale.bench.clock import Effort, time_calls
+from jaxscale.bench.clock import Effort, device_seconds, time_calls
 from jaxscale.bench.record import Figure, Label, Row, measured
 
 COLD_BYTES = 2**28  # more than the last cache of any device here
@@ -79,14 +79,29 @@ def multiply(contract: Dims, dtype: str):
     return jax.jit(lambda a, b: jax.lax.dot_general(a, b, (contract, ((), ())), preferred_element_type=dtype))
 
 
-def time_matmul(shape: Shape, pool: Pool, effort: Effort) -> list[float]:
-    """Seconds of one matmul: samples."""
+def prepared(shape: Shape, pool: Pool) -> Callable[[int], jax.Array]:
+    """The matmul of a shape, its i-th call on another set of operands than the one before."""
     operands, contract = PASSES[shape.which]
     sets = max(1, min(8, -(-COLD_BYTES // shape.bytes)))
     a_shape, b_shape = operands(shape.m, shape.k, shape.n)
     pairs = [(pool.cut(a_shape, shape.dtype, 2 * i), pool.cut(b_shape, shape.dtype, 2 * i + 1)) for i in range(sets)]
     run = multiply(contract, shape.dtype)
-    return time_calls(lambda i: run(*pairs[i % sets]), effort)
+    return lambda i: run(*pairs[i % sets])
+
+
+def time_matmul(shape: Shape, pool: Pool, effort: Effort) -> list[float]:
+    """Seconds of one matmul: samples."""
+    return time_calls(prepared(shape, pool), effort)
+
+
+def full_row(shape: Shape, pool: Pool, peak: float | None, effort: Effort, **labels: Label) -> Row:
+    """A row with the device's own clock beside the host's, where it has one."""
+    call = prepared(shape, pool)
+    row = matmul_row(shape, time_calls(call, effort), peak, **labels)
+    if own := device_seconds(call):
+        figures = row.figures | {"device_clock_seconds": Figure(value=own, unit="s")}
+        return row.model_copy(update={"figures": figures})
+    return row
 
 
 def matmul_row(shape: Shape, seconds: list[float], peak: float | None, **labels: Label) -> Row:
@@ -109,7 +124,7 @@ def matmul_row(shape: Shape, seconds: list[float], peak: float | None, **labels:
 def sweep_shapes(shapes: list[Shape], device: jax.Device, peak: float | None, effort: Effort) -> Iterator[Row]:
     pool = Pool(device)
     for shape in shapes:
-        yield matmul_row(shape, time_matmul(shape, pool, effort), peak)
+        yield full_row(shape, pool, peak, effort)
 
 
 # --- the best that can be found -------------------------------------------------------------------------------
@@ -151,7 +166,7 @@ def search(
         yield look(fresh[0])
     for mkn in sorted(found, key=found.__getitem__)[:5]:
         shape = shape_of(mkn, dtype)
-        yield matmul_row(shape, time_matmul(shape, pool, effort), peak, stage="best")
+        yield full_row(shape, pool, peak, effort, stage="best")
 
 
 def shape_of(mkn: tuple[int, ...], dtype: str) -> Shape:

@@ -10,10 +10,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from jax.profiler import ProfileData
-
 from jaxscale.analysis.compiled import KINDS, attention_kernel, matmul_flops
 from jaxscale.analysis.hlo import Instruction, Program
+from jaxscale.bench.clock import device_lines, device_planes, read_planes
 from jaxscale.bench.record import Figure, Row
 
 COMPUTE = ("matmul", "attention", "other compute")
@@ -81,11 +80,8 @@ def placed(program: Program, i: Instruction) -> Iterable[tuple[str, Instruction]
 
 def read_events(folder: Path, parts: dict[str, str], module: str = "jit_train_step") -> list[Event]:
     """Of all devices in the newest trace under `folder`. Raises ValueError where there is none."""
-    files = sorted(folder.rglob("*.xplane.pb"), key=lambda p: p.stat().st_mtime)
-    if not files:
-        raise ValueError(f"no profiler trace (*.xplane.pb) under {folder}")
-    planes = list(ProfileData.from_file(str(files[-1])).planes)
-    devices = [p for p in planes if re.match(r"/device:(GPU|TPU)", p.name)]
+    planes = read_planes(folder)
+    devices = device_planes(folder)
     if devices:
         return [e for plane in devices for e in accelerator_events(plane, parts)]
     return [e for plane in planes if plane.name == "/host:CPU" for e in cpu_events(plane, parts, module)]
@@ -111,11 +107,8 @@ def cpu_events(plane, parts: dict[str, str], module: str) -> list[Event]:
 
 
 def accelerator_events(plane, parts: dict[str, str]) -> list[Event]:
-    """Streams of a GPU, or the lines `XLA Ops` and `Async XLA Ops` of a TPU."""
     found = []
-    for line in plane.lines:
-        if not re.match(r"Stream|XLA Ops|Async XLA Ops", line.name):
-            continue
+    for line in device_lines(plane):
         for event in line.events:
             name = str(dict(event.stats).get("hlo_op") or event.name)
             name = (re.match(r"%?([\w.\-]+)", name) or [name, name])[1]

@@ -19,7 +19,7 @@ from jaxscale.analysis.compiled import matmuls
 from jaxscale.analysis.forecast import forecast
 from jaxscale.analysis.memory import memory
 from jaxscale.analysis.store import Compiled
-from jaxscale.bench.clock import Effort
+from jaxscale.bench.clock import Effort, trace
 from jaxscale.bench.header import Header
 from jaxscale.bench.matmul import best_row, model_matmuls, search
 from jaxscale.bench.profile import classify, profile_rows, read_events
@@ -50,7 +50,7 @@ class Stopper(Silent):
     """Traces some steps, takes the device's memory while the state is there, and ends the run."""
 
     def __init__(self, plan: Plan, say: Callable[[str], None]):
-        self.plan, self.speak, self.memory, self.tracing = plan, say, None, False
+        self.plan, self.speak, self.memory, self.tracing = plan, say, None, contextlib.ExitStack()
 
     def say(self, line: str) -> None:
         self.speak(line)
@@ -58,20 +58,11 @@ class Stopper(Silent):
     def step(self, step: int, values: dict[str, float], speed) -> None:
         plan, measured_all = self.plan, self.plan.burn_in + self.plan.steps
         if plan.profile and step == measured_all:
-            options = jax.profiler.ProfileOptions()
-            options.python_tracer_level = 0
-            jax.profiler.start_trace(str(plan.profile), profiler_options=options)
-            self.tracing = True
+            self.tracing.enter_context(trace(plan.profile))
         if step == measured_all + (plan.profiled + 1 if plan.profile else 0):
             stats = [s for d in jax.local_devices() if (s := d.memory_stats())]
             self.memory = max((s["peak_bytes_in_use"] for s in stats if "peak_bytes_in_use" in s), default=None)
-            self.stop_trace()
             raise Enough
-
-    def stop_trace(self) -> None:
-        if self.tracing:
-            jax.profiler.stop_trace()
-            self.tracing = False
 
 
 def bench_step(config: cfg.Config, plan: Plan, *, say: Callable[[str], None]) -> BenchRecord:
@@ -86,11 +77,8 @@ def bench_step(config: cfg.Config, plan: Plan, *, say: Callable[[str], None]) ->
     with tempfile.TemporaryDirectory(prefix="jaxscale-bench-") as folder:
         run = shortened(config, plan, Path(folder))
         stopper = Stopper(plan, say)
-        try:
-            with contextlib.suppress(Enough):
-                train(run, watcher=stopper)
-        finally:
-            stopper.stop_trace()
+        with contextlib.suppress(Enough), stopper.tracing:
+            train(run, watcher=stopper)
         gc.collect()
         events = [json.loads(line) for line in (Path(folder) / "run" / "events.jsonl").read_text().splitlines()]
         kept = compile_on(run, devices, documents=costs.packs_documents(run)).kept  # from the run's own cache

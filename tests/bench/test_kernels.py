@@ -10,7 +10,7 @@ from support import make_config
 
 from jaxscale.analysis import costs
 from jaxscale.analysis.hlo import parse
-from jaxscale.bench import attention, collectives, matmul, memory
+from jaxscale.bench import attention, clock, collectives, matmul, memory
 from jaxscale.bench.clock import Effort, time_calls
 from jaxscale.parallel.mesh import make_mesh
 
@@ -186,3 +186,17 @@ def test_attention_rows_tell_speed_memory_and_error():
 def test_an_error_of_a_kernel_would_be_seen(monkeypatch):
     monkeypatch.setitem(attention.RUN, "xla", lambda q, k, v, **_: 1.01 * attention.reference(q, k, v))
     assert attention.largest_error(attention.Case(2, 64, 4, 2, 16, "float32"), "xla")[0] > 1e-3
+
+
+def test_busy_time_is_the_union_of_spans():
+    assert clock.busy_seconds([(0, 4e9), (1e9, 2e9), (3e9, 6e9), (10e9, 11e9)]) == pytest.approx(7)
+    assert clock.busy_seconds([]) == 0
+
+
+def test_a_cpu_has_no_clock_of_its_own(tmp_path):
+    assert clock.device_seconds(lambda i: jnp.float32(i)) is None
+    with clock.trace(tmp_path):
+        jnp.ones(4).sum().block_until_ready()
+    assert clock.device_planes(tmp_path) == []
+    with pytest.raises(ValueError, match="no profiler trace"):
+        clock.read_planes(tmp_path / "nothing")
