@@ -1,7 +1,7 @@
 """`jaxscale bench ...`: what a clock says. Each verb writes one record, and imports its room when it runs."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -223,13 +223,15 @@ def ready(out: Path) -> Path:
     return require_writable(out)
 
 
-def finish(record: "BenchRecord", out: Path) -> Any:
+def finish(record: "BenchRecord", out: Path) -> None:
     from jaxscale import console_bench
-    from jaxscale.bench.record import write_record
+    from jaxscale.bench.record import INTERRUPTED, write_record
 
     path = write_record(record, out)  # first, so that nothing measured is lost
     console_bench.show_record(record)
     print(f"record in {path}")
+    if any(note.startswith(INTERRUPTED) for note in record.notes):
+        raise typer.Exit(130)
 
 
 def tell(line: str) -> None:

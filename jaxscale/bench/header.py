@@ -33,7 +33,9 @@ class Header:
     def record(self, rows: list[rec.Row], *, clock: str = SOURCE, burn_in: int = 0, notes: list[str] | None = None,
                topology: str | None = None, command: list[str] | None = None) -> rec.BenchRecord:  # fmt: skip
         runtime = self.config.runtime if self.config else cfg.Runtime()
-        now = load_now()
+        now, notes = load_now(), list(notes or [])
+        if self.peak is None and self.kind in ("matmul", "attention", "step"):
+            notes.append(f"no peak is known of {self.devices[0].device_kind} in this dtype: no share of one is given")
         return rec.BenchRecord(
             kind=self.kind, name=self.name, time=self.time, command=command or rec.command_line(),
             device=about_devices(self.devices), mesh=self.mesh, topology=topology,
@@ -44,7 +46,7 @@ class Header:
             convention=CONVENTIONS[self.config.metrics.mfu] if self.config and self.kind == "step" else None,
             clock=rec.Clock(source=clock, load=None if self.load is None or now is None else (self.load, now),
                             burn_in=burn_in),
-            rows=rows, notes=notes or [],
+            rows=rows, notes=notes,
         )  # fmt: skip
 
 

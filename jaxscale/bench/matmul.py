@@ -124,7 +124,11 @@ def matmul_row(shape: Shape, seconds: list[float], peak: float | None, **labels:
 def sweep_shapes(shapes: list[Shape], device: jax.Device, peak: float | None, effort: Effort) -> Iterator[Row]:
     pool = Pool(device)
     for shape in shapes:
-        yield full_row(shape, pool, peak, effort)
+        try:
+            yield full_row(shape, pool, peak, effort)
+        except jax.errors.JaxRuntimeError as error:  # out of memory: the other shapes are still wanted
+            labels: dict[str, Label] = {"m": shape.m, "k": shape.k, "n": shape.n, "dtype": shape.dtype}
+            yield Row(labels=labels, error=str(error).splitlines()[0][:300])
 
 
 # --- the best that can be found -------------------------------------------------------------------------------

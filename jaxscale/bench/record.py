@@ -16,6 +16,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 SCHEMA_VERSION = 1
+INTERRUPTED = "interrupted"  # how the note of a record begins that Ctrl-C ended
 Basis = Literal["measured", "compiled", "predicted"]
 Label = str | int | float | bool | None
 

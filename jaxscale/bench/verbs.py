@@ -1,6 +1,6 @@
 """The benchmarks as the command line asks for them: from words to devices, rows and one record."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from jaxscale.bench import memory as copies
 from jaxscale.bench import startup as starts
 from jaxscale.bench.clock import Effort
 from jaxscale.bench.header import Header
-from jaxscale.bench.record import BenchRecord
+from jaxscale.bench.record import INTERRUPTED, BenchRecord, Row
 from jaxscale.parallel.mesh import make_mesh, start_devices
 from jaxscale.parallel.rules import check_divides
 from jaxscale.parallel.sharding import make_rules
@@ -41,17 +41,21 @@ def matmul(shapes: list[str], dtypes: list[str], platform: str, effort: Effort, 
     device = find_devices(platform)[0]
     dtypes = [known_dtype(d) for d in dtypes] or (["float32"] if device.platform == "cpu" else ["bfloat16"])
     peak = peak_of(device, dtypes[0])
-    header, rows = Header("matmul", "search" if budget else "shapes", [device], peak=peak), []
-    for dtype in dtypes:
-        one = peak_of(device, dtype)
-        rate = one.flops_per_second if one else None
-        if budget:
-            rows += list(products.search(device, dtype, rate, seconds=budget, effort=effort))
-        else:
-            squares = (256, 512, 1024, 2048) if device.platform == "cpu" else (1024, 2048, 4096, 8192, 16384)
-            wanted = [read_shape(s, dtype) for s in shapes] or [products.Shape(n, n, n, dtype) for n in squares]
-            rows += list(products.sweep_shapes(wanted, device, rate, effort))
-    return header.record(rows, burn_in=effort.burn_in)
+    header = Header("matmul", "search" if budget else "shapes", [device], peak=peak)
+    peaks = {dtype: peak_of(device, dtype) for dtype in dtypes}
+
+    def rows() -> Iterator[Row]:
+        for dtype, own in peaks.items():
+            rate = own.flops_per_second if own else None
+            if budget:
+                yield from products.search(device, dtype, rate, seconds=budget, effort=effort)
+            else:
+                squares = (256, 512, 1024, 2048) if device.platform == "cpu" else (1024, 2048, 4096, 8192, 16384)
+                wanted = [read_shape(s, dtype) for s in shapes] or [products.Shape(n, n, n, dtype) for n in squares]
+                yield from products.sweep_shapes(wanted, device, rate, effort)
+
+    notes = [f"peak of {d}: {p.flops_per_second / 1e12:,.4g} TFLOP/s, {p.source}" for d, p in peaks.items() if p]
+    return finished(header, rows(), effort, notes=notes if len(notes) > 1 else [])
 
 
 def known_dtype(name: str) -> str:
@@ -77,7 +81,7 @@ def model_matmul(name: str, overrides: list[str], mesh: str | None, platform: st
     check_divides(rules.parameters, rules.activations, sizes, config)
     header = Header("matmul", config.name, [device], config, sizes, peak_of(device, config.step.compute_dtype))
     rate = header.peak.flops_per_second if header.peak else None
-    return header.record(list(products.model_matmuls(config, sizes, device, rate, effort)), burn_in=effort.burn_in)
+    return finished(header, products.model_matmuls(config, sizes, device, rate, effort), effort)
 
 
 def memory(sizes: list[int], platform: str, effort: Effort) -> BenchRecord:
@@ -85,7 +89,7 @@ def memory(sizes: list[int], platform: str, effort: Effort) -> BenchRecord:
     header = Header("memory", device.platform, [device])
     default = (MIB, 16 * MIB, 256 * MIB) if device.platform == "cpu" else (MIB, 16 * MIB, 256 * MIB, 1024 * MIB)
     rows = copies.copies([s // 4 * 4 for s in sizes] or list(default), device, effort)
-    return header.record(list(rows), burn_in=effort.burn_in)
+    return finished(header, rows, effort)
 
 
 def collectives(
@@ -101,7 +105,7 @@ def collectives(
         (4 * KIB, 64 * KIB, MIB, 4 * MIB) if devices[0].platform == "cpu" else tuple(KIB * 4**i for i in range(2, 11))
     )
     rows = sends.measure(built, sizes or list(default), known_dtype(dtype), effort)
-    return header.record(list(rows), burn_in=effort.burn_in)
+    return finished(header, rows, effort)
 
 
 def attention(
@@ -119,7 +123,7 @@ def attention(
     peak = peak_of(device, dtype)
     header = Header("attention", f"{heads}x{head_dim}", [device], peak=peak)
     rate = peak.flops_per_second if peak else None
-    return header.record(list(attentions.measure(cases, device, rate, effort)), burn_in=effort.burn_in)
+    return finished(header, attentions.measure(cases, device, rate, effort), effort)
 
 
 def loader(name: str, overrides: list[str], *, batches: int, texts: list[str], tokenizer: str) -> BenchRecord:
@@ -148,6 +152,17 @@ def startup(name: str, overrides: list[str], *, repeats: int, say: Callable[[str
     devices = start_devices(config.runtime)
     header = Header("startup", config.name, devices, config, config.mesh.sizes(len(devices)))
     return header.record(rows, clock="wall clock of the events that train writes")
+
+
+def finished(header: Header, rows: Iterator[Row], effort: Effort, notes: list[str] | None = None) -> BenchRecord:
+    """The record of all rows; after Ctrl-C of those that there are, which says so."""
+    found, notes = [], list(notes or [])
+    try:
+        for row in rows:
+            found.append(row)
+    except KeyboardInterrupt:
+        notes.append(f"{INTERRUPTED} after {len(found)} rows")
+    return header.record(found, burn_in=effort.burn_in, notes=notes)
 
 
 # --- words ----------------------------------------------------------------------------------------------------

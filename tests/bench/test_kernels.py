@@ -10,8 +10,10 @@ from support import make_config
 
 from jaxscale.analysis import costs
 from jaxscale.analysis.hlo import parse
-from jaxscale.bench import attention, clock, collectives, matmul, memory
+from jaxscale.bench import attention, clock, collectives, matmul, memory, verbs
 from jaxscale.bench.clock import Effort, time_calls
+from jaxscale.bench.header import Header
+from jaxscale.bench.record import INTERRUPTED
 from jaxscale.parallel.mesh import make_mesh
 
 QUICK = Effort(repeats=4, seconds=0.2, burn_in=1, shortest=0)
@@ -200,3 +202,27 @@ def test_a_cpu_has_no_clock_of_its_own(tmp_path):
     assert clock.device_planes(tmp_path) == []
     with pytest.raises(ValueError, match="no profiler trace"):
         clock.read_planes(tmp_path / "nothing")
+
+
+def test_what_was_measured_before_ctrl_c_is_kept():
+    row = matmul.matmul_row(matmul.Shape(8, 8, 8), [1.0], None)
+
+    def rows():
+        yield row
+        raise KeyboardInterrupt
+
+    record = verbs.finished(Header("matmul", "test", jax.devices()[:1]), rows(), QUICK)
+    assert record.rows == [row]
+    assert any(note.startswith(INTERRUPTED) for note in record.notes)
+    assert any("no peak is known of cpu" in note for note in record.notes)
+
+
+def test_a_shape_that_does_not_fit_is_a_row(monkeypatch):
+    def full(shape, *rest):
+        if shape.m == 16:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nmore")
+        return matmul.matmul_row(shape, [1.0], None)
+
+    monkeypatch.setattr(matmul, "full_row", full)
+    rows = list(matmul.sweep_shapes([matmul.Shape(m, 8, 8) for m in (8, 16, 32)], jax.devices()[0], None, QUICK))
+    assert [r.error for r in rows] == [None, "RESOURCE_EXHAUSTED: Out of memory", None]
