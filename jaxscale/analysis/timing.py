@@ -102,7 +102,7 @@ def collective_seconds(
 ) -> tuple[float, str]:
     """Seconds of one run, and the network on which most of them go."""
     link = combined(links, tuple(a for a in axes if a in links))
-    parts = {name: seconds / network for name, seconds in link.seconds(kind, size).items()}
+    parts = link.seconds(kind, size, network)
     return sum(parts.values()), max(parts, key=parts.__getitem__, default="none")
 
 

@@ -1,5 +1,6 @@
 """What every record says of where it was measured: device, mesh, versions, commit, options, the machine's load."""
 
+import math
 import os
 import platform
 from dataclasses import dataclass, field
@@ -12,7 +13,9 @@ from jaxscale.analysis.costs import CONVENTIONS
 from jaxscale.analysis.store import versions
 from jaxscale.bench import record as rec
 from jaxscale.bench.clock import SOURCE
+from jaxscale.hardware import find_chip
 from jaxscale.parallel.compiler import compiler_options
+from jaxscale.topology import Topology, find_topology
 from jaxscale.training.peak import Peak
 from jaxscale.training.run import LIBRARIES, git_commit
 
@@ -31,14 +34,14 @@ class Header:
     load: float | None = field(default_factory=lambda: load_now())
 
     def record(self, rows: list[rec.Row], *, clock: str = SOURCE, burn_in: int = 0, notes: list[str] | None = None,
-               topology: str | None = None, command: list[str] | None = None) -> rec.BenchRecord:  # fmt: skip
+               command: list[str] | None = None) -> rec.BenchRecord:  # fmt: skip
         runtime = self.config.runtime if self.config else cfg.Runtime()
-        now, notes = load_now(), list(notes or [])
+        now, notes, where = load_now(), list(notes or []), topology_of(self.devices)
         if self.peak is None and self.kind in ("matmul", "attention", "step"):
             notes.append(f"no peak is known of {self.devices[0].device_kind} in this dtype: no share of one is given")
         return rec.BenchRecord(
             kind=self.kind, name=self.name, time=self.time, command=command or rec.command_line(),
-            device=about_devices(self.devices), mesh=self.mesh, topology=topology,
+            device=about_devices(self.devices), mesh=self.mesh, topology=where.name if where else None,
             peak=rec.Peak(flops_per_second=self.peak.flops_per_second, source=self.peak.source) if self.peak else None,
             config=self.config.model_dump(mode="json") if self.config else None,
             commit=git_commit(), versions=versions(LIBRARIES) | {"python": platform.python_version()},
@@ -57,6 +60,28 @@ def about_devices(devices: list[jax.Device]) -> rec.Device:
     return rec.Device(
         platform=first.platform, kind=kind, count=len(devices), processes=jax.process_count(), memory_bytes=limit
     )
+
+
+def topology_of(devices: list[jax.Device]) -> Topology | None:
+    """The topology that these devices are, where their chip is in the table and its shape is plain."""
+    chip = find_chip(devices[0].device_kind)
+    if chip is None:
+        return None
+    if chip.node:
+        nodes, rest = divmod(len(devices), chip.node)
+        name = (
+            f"{chip.name}:{len(devices)}"
+            if nodes == 0 or len(devices) == chip.node
+            else f"{chip.name}:{nodes}x{chip.node}"
+        )
+        return None if nodes and rest else find_topology(name)
+    coords = [getattr(d, "coords", None) for d in devices]
+    if any(c is None for c in coords):
+        return None
+    shape = [max(c[i] for c in coords) + 1 for i in range(3)]  # type: ignore[index]
+    shape = shape[: chip.torus_dims]
+    fits = math.prod(shape) * chip.devices == len(devices)
+    return find_topology(f"{chip.name}:{'x'.join(map(str, shape))}") if fits else None
 
 
 def cpu_name() -> str:

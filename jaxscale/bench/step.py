@@ -3,7 +3,6 @@
 import contextlib
 import gc
 import json
-import math
 import resource
 import tempfile
 from collections.abc import Callable, Iterator
@@ -20,13 +19,12 @@ from jaxscale.analysis.forecast import forecast
 from jaxscale.analysis.memory import memory
 from jaxscale.analysis.store import Compiled
 from jaxscale.bench.clock import Effort, trace
-from jaxscale.bench.header import Header
+from jaxscale.bench.header import Header, topology_of
 from jaxscale.bench.matmul import best_row, model_matmuls, search
 from jaxscale.bench.profile import classify, profile_rows, read_events
 from jaxscale.bench.record import BenchRecord, Figure, Row, measured
-from jaxscale.hardware import find_chip
 from jaxscale.parallel.mesh import start_devices
-from jaxscale.topology import Topology, find_topology
+from jaxscale.topology import Topology
 from jaxscale.training.peak import Peak, find_peak
 from jaxscale.training.trainer import Silent, train
 
@@ -103,8 +101,7 @@ def bench_step(config: cfg.Config, plan: Plan, *, say: Callable[[str], None]) ->
         ceilings = list(ceiling_rows(config, sizes, devices[0], header.peak, len(devices)))
         figures |= shares(config, figures["tokens_per_second"], ceilings, len(devices))
         rows += ceilings
-    return header.record([Row(figures=figures), *rows], burn_in=plan.burn_in, notes=notes,
-                         topology=where.name if where else None)  # fmt: skip
+    return header.record([Row(figures=figures), *rows], burn_in=plan.burn_in, notes=notes)
 
 
 def shortened(config: cfg.Config, plan: Plan, folder: Path) -> cfg.Config:
@@ -180,28 +177,6 @@ def compiled_figures(kept: Compiled) -> dict[str, Figure]:
     """Matmul FLOPs of a device as the compiler wrote them, without kernels that are opaque to it (attention's)."""
     found = sum(m.flops * m.times for m in matmuls(hlo.parse(kept.hlo)))
     return {"compiled_matmul_flops": Figure(value=found, unit="FLOPs", basis="compiled")}
-
-
-def topology_of(devices: list[jax.Device]) -> Topology | None:
-    """The topology that these devices are, where their chip is in the table and its shape is plain."""
-    chip = find_chip(devices[0].device_kind)
-    if chip is None:
-        return None
-    if chip.node:
-        nodes, rest = divmod(len(devices), chip.node)
-        name = (
-            f"{chip.name}:{len(devices)}"
-            if nodes == 0 or len(devices) == chip.node
-            else f"{chip.name}:{nodes}x{chip.node}"
-        )
-        return None if nodes and rest else find_topology(name)
-    coords = [getattr(d, "coords", None) for d in devices]
-    if any(c is None for c in coords):
-        return None
-    shape = [max(c[i] for c in coords) + 1 for i in range(3)]  # type: ignore[index]
-    shape = shape[: chip.torus_dims]
-    fits = math.prod(shape) * chip.devices == len(devices)
-    return find_topology(f"{chip.name}:{'x'.join(map(str, shape))}") if fits else None
 
 
 def predicted_figures(config: cfg.Config, where: Topology, sizes: dict[str, int]) -> dict[str, Figure]:
