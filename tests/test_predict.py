@@ -82,7 +82,7 @@ def test_plan_ranks_says_what_binds_and_why_others_are_left_out(jaxscale, tmp_pa
     out = jaxscale("plan", "llama3.1-8b", "--topology", "v6e:4x4", "--batch-tokens", 16 * 8192, "--budget", "1mol",
                    "-o", best).stdout  # fmt: skip
     assert "tokens/s" in out
-    assert "matmuls" in out
+    assert "compute" in out
     assert "memory is short by" in out
     assert "days on 16 chips, predicted" in out
     config = load_config(best)  # a config that train takes as it is
@@ -101,6 +101,7 @@ def test_plan_as_json(jaxscale):
     found = json.loads(jaxscale("plan", "llama3.1-8b", "--topology", "h100:4x8", "--json", "--rows", 3).stdout)
     assert len(found["choices"]) == 3
     assert found["choices"][0]["step_seconds"] <= found["choices"][1]["step_seconds"]
+    assert all(c["basis"] == "predicted" for c in found["choices"])
 
 
 def test_a_plan_in_which_nothing_fits_is_an_answer(jaxscale):
@@ -176,6 +177,9 @@ def test_compile_for_a_tpu_and_ask_again(jaxscale, run_file, tmp_path, home):
     out = jaxscale("compile", config, "--topology", "v6e:2x2", "--json", "--hlo", hlo)
     assert out.stderr == ""  # the compilers' noise stays away
     found = json.loads(out.stdout)
+    assert found["report"]["basis"]["memory"] == "compiled"
+    assert found["report"]["basis"]["time"] == "predicted"
+    assert set(found["report"]["basis"]) <= set(found["report"])
     check_report(found["report"], chips=4)
     assert "splash" in hlo.read_text()
     assert any(s["asynchronous"] for s in found["report"]["sent"] if s["kind"] == "all-gather")

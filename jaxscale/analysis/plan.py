@@ -1,4 +1,4 @@
-"""Which mesh, how many microbatches and which remat for a topology: all legal ways, costed by arithmetic. No jax."""
+"""Which mesh, how many microbatches, which remat, which loss.chunk for a topology: all legal ways, costed. No jax."""
 
 import itertools
 import math
@@ -15,7 +15,11 @@ from jaxscale.parallel.rules import ACTIVATIONS, check_divides
 from jaxscale.topology import Topology
 
 KEEP_QKV = {"q": "save", "k": "save", "v": "save", "attention_context": "save"}
-REMATS: dict[str, str | dict[str, str]] = {"none": "none", "dots": "dots", "q, k, v, context": KEEP_QKV, "full": "full"}
+OFFLOAD = dict.fromkeys(("layer_in", "q", "k", "v", "attention_out"), "offload")
+REMATS: dict[str, str | dict[str, str]] = {
+    "none": "none", "dots": "dots", "q, k, v, context": KEEP_QKV, "full": "full", "to the host": OFFLOAD,
+}  # fmt: skip
+CHUNK = 512  # loss.chunk where the config's own does not fit
 MOL = 6.02214076e23  # Avogadro's number, as a budget of FLOPs
 
 
@@ -31,9 +35,9 @@ class Choice:
 
     @property
     def binds(self) -> str:
-        """The part of the step that is longest, and its share of all of them."""
+        """What is busy the longest (compute, HBM, a network), and its share of the step."""
         time = self.forecast.time
-        return f"{time.binds} {time.parts[time.binds] / time.best:.0%}"
+        return f"{time.binds} {time.sums[time.binds] / time.best:.0%}"
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,9 @@ class Plan:
 
 def plan(config: cfg.Config, topology: Topology, *, documents: bool = False) -> Plan:
     """Cost every mesh x microbatches x remat for `config`'s batch on `topology`.
+
+    Where the config's own `loss.chunk` does not fit, a smaller one is taken if that does: it costs no time that is
+    counted here.
 
     A plan without choices is an answer too. Raises ValueError when the config overrides sharding rules, or has an
     optimizer whose state has no formula.
@@ -66,7 +73,7 @@ def plan(config: cfg.Config, topology: Topology, *, documents: bool = False) -> 
             except ValueError as error:
                 reasons[reason_of(error)] += 1
                 continue
-            needed = memory(candidate, sizes, documents=documents, platform=topology.chip.platform)
+            candidate, needed = with_chunk(candidate, sizes, topology, documents=documents)
             short = needed.peak - topology.chip.usable_hbm_bytes
             if short > 0:
                 reasons["memory is short"] += 1
@@ -110,6 +117,18 @@ def variants(config: cfg.Config, mesh: cfg.Mesh, sizes: dict[str, int]) -> Itera
     for count, (name, remat) in itertools.product(parts, remats.items()):
         step = config.step.model_copy(update={"microbatches": count, "remat": remat})
         yield config.model_copy(update={"mesh": mesh, "step": step}), name
+
+
+def with_chunk(
+    config: cfg.Config, sizes: dict[str, int], topology: Topology, *, documents: bool
+) -> tuple[cfg.Config, MemoryForecast]:
+    """`config`, or the same with a smaller chunk of the loss where its own is what does not fit."""
+    platform, T = topology.chip.platform, config.data.seq_len
+    needed = memory(config, sizes, documents=documents, platform=platform)
+    if needed.peak <= topology.chip.usable_hbm_bytes or (config.loss.chunk or T) <= CHUNK or T % CHUNK:
+        return config, needed
+    smaller = config.model_copy(update={"loss": config.loss.model_copy(update={"chunk": CHUNK})})
+    return smaller, memory(smaller, sizes, documents=documents, platform=platform)
 
 
 def describe(sizes: dict[str, int], config: cfg.Config, remat: str) -> str:
