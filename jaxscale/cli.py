@@ -168,6 +168,9 @@ def plan(
     slices: Slices = 1,
     batch_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of a step; by default the config's.")] = None,
     rows: Annotated[int, typer.Option(min=1, help="How many to show.")] = 10,
+    measured: Annotated[
+        Path | None, typer.Option(help="A record of `bench collectives`: its links in place of the datasheet's.")
+    ] = None,
     compile_best: Annotated[int, typer.Option("--compile", min=0, help="Compile the best K, beside predicted.")] = 0,
     budget: Annotated[str | None, typer.Option(help="FLOPs to spend, e.g. 1e24 or 1mol: tokens, days.")] = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Write the best one as a config for train.")] = None,
@@ -183,7 +186,8 @@ def plan(
     loaded, where = load_for(config, overrides, topology, slices)
     if batch_tokens is not None:
         loaded = predict.with_batch_tokens(loaded, batch_tokens)
-    found = planning.plan(loaded, where, documents=costs.packs_documents(loaded))
+    own_links = predict.measured_links(measured, where) if measured else None
+    found = planning.plan(loaded, where, documents=costs.packs_documents(loaded), measured=own_links)
     compiled = [predict.answer(c.config, where) for c in found.choices[:compile_best]]
     if out is not None and found.choices:
         predict.write_config(found.choices[0], where, out)

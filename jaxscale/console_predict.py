@@ -200,6 +200,12 @@ def show_plan(
     chip = found.topology.chip
     words = f"MFU by convention {config.metrics.mfu}, of {chip.bf16_flops / 1e12:,.0f} TFLOP/s a chip ({chip.source})"
     console.print(words, markup=False, soft_wrap=True)
+    if found.measured:
+        rode = (f"{axis} ({' and '.join(found.measured.networks[axis])})" for axis in found.measured.pairs)
+        words = (
+            f"links measured in {found.measured.source}: {', '.join(rode)}; of other axes and networks the datasheet's"
+        )
+        console.print(words, markup=False, soft_wrap=True)
     if spent:
         console.print(
             f"{spent.flops:.3g} FLOPs: {spent.tokens:,.3g} tokens, {spent.steps:,.0f} steps, {spent.days:,.1f} days on "
@@ -240,6 +246,7 @@ def print_plan_json(found: Plan, compiled: list[Answer], spent: Budget | None, r
     ]  # fmt: skip
     print(json.dumps({
         "topology": found.topology.name, "considered": found.considered, "fit": len(found.choices), "choices": choices,
+        "measured_links": found.measured.source if found.measured else None,
         "left_out": [{"why": why, "ways": n} for why, n in found.left_out],
         "compiled": [a.report.as_json() if a.report else {"basis": "compiled", "needed": a.needed} for a in compiled],
         "budget": {"basis": "predicted"} | asdict(spent) if spent else None,

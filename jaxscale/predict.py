@@ -9,10 +9,12 @@ from jaxscale import config as cfg
 from jaxscale.analysis.child import compile_apart
 from jaxscale.analysis.examine import Report, examine
 from jaxscale.analysis.live import largest_buffers
+from jaxscale.analysis.measured import Measured, read_measured
 from jaxscale.analysis.memory import memory
 from jaxscale.analysis.memory_error import buffers_of, needed_bytes
 from jaxscale.analysis.plan import Choice
 from jaxscale.analysis.store import Compiled, Store
+from jaxscale.bench.record import read_record
 from jaxscale.hardware import GIB
 from jaxscale.topology import Topology
 
@@ -48,6 +50,11 @@ def require_writable(*paths: Path | None) -> None:
     for path in paths:
         if path is not None and (path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK)):
             raise ValueError(f"cannot write {path}; give a file in a directory that exists and can be written")
+
+
+def measured_links(path: Path, topology: Topology) -> Measured:
+    """The links of a record of `bench collectives`, for the plan of a topology of the same chip."""
+    return read_measured(read_record(path).model_dump(mode="json"), path.name, topology)
 
 
 def with_batch_tokens(config: cfg.Config, tokens: int) -> cfg.Config:

@@ -43,7 +43,7 @@ BELOW = {
         "hardware",
         "config",
     },
-    "predict": {"analysis", "topology", "hardware", "config"},  # aot in a child process
+    "predict": {"record", "analysis", "topology", "hardware", "config"},  # aot in a child process
     "report": {"training", "data", "models", "parallel", "analysis", "hardware", "config"},
     "console": {"report", "training", "data", "models", "parallel", "analysis", "hardware", "config"},
     "console_predict": {"predict", "analysis", "topology", "hardware", "config"},

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from jaxscale import config as cfg
 from jaxscale.analysis import costs
+from jaxscale.analysis.measured import Measured
 from jaxscale.analysis.timing import Rates, Sent, StepTime, collective_seconds, rates, step_time
 from jaxscale.analysis.traffic import Traffic, traffic
 from jaxscale.topology import Link, Topology, links
@@ -40,7 +41,7 @@ class Forecast:
 
 def forecast(
     config: cfg.Config, topology: Topology, sizes: Mapping[str, int], over: Mapping[str, int] | None = None, *,
-    quantized: bool = False, power: float = 1.0,
+    quantized: bool = False, power: float = 1.0, measured: Measured | None = None,
 ) -> Forecast:  # fmt: skip
     """Predict a step of `config` on a mesh.
 
@@ -48,10 +49,11 @@ def forecast(
         sizes: mesh axis -> whole size; `over`: of it, over slices (None: as `config.mesh.dcn` says).
         quantized: matmuls in int8 or fp8, at twice the bf16 peak; nothing else changes.
         power: share of the chip's power that the machine lets it have; matmuls slow down with it.
+        measured: links as a clock found them, in place of the datasheet's.
     """
     speed = rates(topology.chip, config.step.compute_dtype, quantized=quantized, power=power)
     compute = compute_seconds(config, topology, sizes, speed)
-    own = axis_links(topology, sizes, config.mesh.over_slices if over is None else over)
+    own = axis_links(topology, sizes, config.mesh.over_slices if over is None else over, measured)
     sent = hide([timed(t, own, speed) for t in traffic(config, sizes)], sum(compute.values()), speed)
     attention = costs.attention(config, sizes)
     tokens = config.data.batch_size * config.data.seq_len
@@ -60,10 +62,13 @@ def forecast(
     return Forecast(step_time(compute, sent), sent, flops, per_token * tokens, tokens, topology)
 
 
-def axis_links(topology: Topology, sizes: Mapping[str, int], over: Mapping[str, int]) -> dict[str, Link]:
+def axis_links(
+    topology: Topology, sizes: Mapping[str, int], over: Mapping[str, int], measured: Measured | None = None
+) -> dict[str, Link]:
     """How fast each mesh axis is: the one place where a forecast asks. GPU nodes are no slices."""
     over = {} if topology.chip.node else dict(over)
-    return links(topology, {a: n // over.get(a, 1) for a, n in sizes.items()}, over)
+    found = links(topology, {a: n // over.get(a, 1) for a, n in sizes.items()}, over)
+    return measured.apply(found) if measured else found
 
 
 def compute_seconds(config: cfg.Config, topology: Topology, sizes: Mapping[str, int], speed: Rates) -> dict[str, float]:

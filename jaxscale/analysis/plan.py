@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from jaxscale import config as cfg
 from jaxscale.analysis import costs
 from jaxscale.analysis.forecast import Forecast, forecast
+from jaxscale.analysis.measured import Measured
 from jaxscale.analysis.memory import MemoryForecast, memory
 from jaxscale.hardware import GIB
 from jaxscale.parallel.rules import ACTIVATIONS, check_divides
@@ -48,13 +49,14 @@ class Plan:
     choices: list[Choice]
     left_out: list[tuple[str, int]]
     considered: int
+    measured: Measured | None = None
 
 
-def plan(config: cfg.Config, topology: Topology, *, documents: bool = False) -> Plan:
+def plan(config: cfg.Config, topology: Topology, *, documents: bool = False, measured: Measured | None = None) -> Plan:
     """Cost every mesh x microbatches x remat for `config`'s batch on `topology`.
 
     Where the config's own `loss.chunk` does not fit, a smaller one is taken if that does: it costs no time that is
-    counted here.
+    counted here. `measured`: links as a clock found them; axes that it does not cover keep the datasheet's.
 
     A plan without choices is an answer too. Raises ValueError when the config overrides sharding rules, or has an
     optimizer whose state has no formula.
@@ -79,12 +81,13 @@ def plan(config: cfg.Config, topology: Topology, *, documents: bool = False) -> 
                 reasons["memory is short"] += 1
                 shortest = min(shortest, (short, describe(sizes, candidate, name)))
                 continue
-            choices.append(Choice(candidate, sizes, name, needed, forecast(candidate, topology, sizes)))
+            found = forecast(candidate, topology, sizes, measured=measured)
+            choices.append(Choice(candidate, sizes, name, needed, found))
     if shortest[1]:
         count = reasons.pop("memory is short")
         reasons[f"memory is short by {shortest[0] / GIB:,.1f} GiB or more (nearest: {shortest[1]})"] = count
     choices.sort(key=lambda c: (c.forecast.time.best, c.memory.peak))
-    return Plan(topology, choices, reasons.most_common(), considered)
+    return Plan(topology, choices, reasons.most_common(), considered, measured)
 
 
 def reason_of(error: ValueError) -> str:
