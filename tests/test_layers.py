@@ -24,7 +24,7 @@ BELOW = {
     "analysis": {"rules", "topology", "hardware", "config"},
     "parallel": {"rules", "hardware", "config"},
     "models": {"parallel", "rules", "hardware", "config"},
-    "training": {"data", "models", "parallel", "rules", "analysis", "hardware", "config"},
+    "training": {"jsonl", "data", "models", "parallel", "rules", "analysis", "hardware", "config"},
     "aot": {"training", "parallel", "analysis", "topology", "hardware", "config"},  # compiles the trainer's own step
     "record": set(),
     "bench": {
@@ -40,7 +40,8 @@ BELOW = {
         "config",
     },
     "predict": {"aot", "analysis", "topology", "hardware", "config"},
-    "report": {"training", "data", "models", "parallel", "analysis", "hardware", "config"},
+    "jsonl": set(),
+    "report": {"record", "jsonl", "analysis", "hardware", "config"},
     "console": {"report", "training", "data", "models", "parallel", "analysis", "hardware", "config"},
     "console_predict": {"predict", "analysis", "topology", "hardware", "config"},
     "cli": {
@@ -58,11 +59,17 @@ BELOW = {
         "config",
     },
 }
-OWN_ROOM = {"jaxscale.analysis.aot": "aot", "jaxscale.parallel.rules": "rules", "jaxscale.bench.record": "record"}
+OWN_ROOM = {
+    "jaxscale.analysis.aot": "aot",
+    "jaxscale.parallel.rules": "rules",
+    "jaxscale.bench.record": "record",
+    "jaxscale.training.jsonl": "jsonl",
+}
 WITH_JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "grain"}
 ALONE = ("config", "hardware", "topology", "parallel/rules", "predict", "console_predict", "__init__")
+ALONE += ("bench/record", "training/jsonl")
 NO_JAX = [f"{name}.py" for name in ALONE] + [
-    f for f in FILES if f.startswith(("data/", "analysis/")) and f != "analysis/aot.py"
+    f for f in FILES if f.startswith(("data/", "analysis/", "report/")) and f != "analysis/aot.py"
 ]
 # parallel/compiler.py is a table of XLA's options
 CORE = ["config.py", *(f for f in FILES if f.startswith(("parallel/", "models/")) and f != "parallel/compiler.py")] + [
@@ -175,6 +182,7 @@ def test_importing_is_light():
         ["chips"],
         ["plan", "llama3.1-8b", "--topology", "v5p:8x8x8"],
         ["compile", "llama3.1-8b", "--topology", "v5p:9x9"],
+        ["report", "nowhere"],
     ],
 )
 def test_answers_without_jax(arguments):

@@ -37,8 +37,8 @@ class Goodput:
     """Seconds of wall time by what they went to; they sum to `wall_seconds`.
 
     Attributes:
-        seconds: of each of `PARTS`. A lost step was done again by a later attempt. Waiting for data is what the host saw:
-            some of it may have been hidden behind the devices' work, so the share of steps is not too high.
+        seconds: of each of `PARTS`. A lost step was done again by a later attempt. Waiting for data is what the host
+            saw: some of it may have been hidden behind the devices' work, so the share of steps is not too high.
     """
 
     wall_seconds: float
@@ -104,7 +104,7 @@ def first_step(events: list[Event]) -> int | None:
 
 
 def spend(events: list[Event], redone_after: int | None, seconds: dict[str, float]) -> tuple[int, int]:
-    """Add one attempt's time to `seconds`, stretch by stretch between its events; how many steps counted, and were lost."""
+    """Add one attempt's time to `seconds`, and tell how many of its steps counted, and how many were lost."""
     parts = stretches(events)
     times = [e["time"] for e in events]
     free = sum(times[i + 1] - times[i] for i, part in enumerate(parts) if part is None)

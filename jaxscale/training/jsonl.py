@@ -6,7 +6,7 @@ from typing import Any
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """Objects of a file with one a line; a line cut short by a crash is left out, and a file that is not there is empty."""
+    """Objects of a file, one a line; a line cut short by a crash is left out. Empty where there is no file."""
     records = []
     for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
         try:
