@@ -19,6 +19,11 @@ ATTENTION = [
     Axis("peak_memory_bytes", "most memory in use", "bytes", log=True),
     Axis("max_error", "greatest difference from float32 attention", log=True),
 ]
+STEP_TIMES = {
+    "step_seconds": "median",
+    "step_seconds_p95": "95th percentile",
+    "predicted_step_seconds": "predicted",
+}
 DONE = ("step", "sweep", "matmul", "memory", "collectives", "attention")
 
 
@@ -40,7 +45,9 @@ def benchmark_sections(items: list[Item]) -> list[Section]:
         plot = curve_plot("attention", "Attention", attention, LENGTH, ATTENTION)
         sections.append(Section("attention", "Attention", plots=[plot]))
     sections += [plain_section(kind, mine) for kind, mine in kinds.items() if kind not in DONE]
-    return sections
+    for section in sections:
+        section.plots = [plot for plot in section.plots if plot.series or plot.failed]
+    return [section for section in sections if section.plots or section.tables or section.about]
 
 
 # --- the training step ----------------------------------------------------------------------------------------
@@ -53,7 +60,7 @@ def step_section(items: list[Item]) -> Section:
     parts = Plot("step-parts", "Where the step's time goes", "stack", y=[])
     for order, item in enumerate(items):
         figures = {k: f for row in item[2].rows if "part" not in row.labels for k, f in row.figures.items()}
-        timed = [(readable(k), f) for k, f in figures.items() if "step_seconds" in k]
+        timed = [(STEP_TIMES[k], figures[k]) for k in STEP_TIMES if k in figures]
         shares = [(readable(k), f) for k, f in figures.items() if f.unit == "share"]
         time.series += [bar_series(item, order, "seconds", timed)] if timed else []
         share.series += [bar_series(item, order, "share", shares)] if shares else []
@@ -171,4 +178,5 @@ def record_table(item: Item) -> Table:
             rows.append([*start, key.replace("_", " "), cell(f), f.basis, len(f.samples) or None, *spread])
         if row.error is not None or not row.figures:
             rows.append([*start, f"failed: {row.error}" if row.error else "no figures", *[None] * 6])
-    return Table(f"{record.kind}: {name}", columns, rows, [source] * len(rows), closed=True)
+    title = name if record.kind in name else f"{record.kind}: {name}"
+    return Table(title, columns, rows, [source] * len(rows), closed=True)

@@ -23,20 +23,25 @@ const make = (name, attributes, ...children) => element(null, name, attributes, 
 const shape = (name, attributes, ...children) => element(SVG, name, attributes, children);
 
 const canvas = document.createElement("canvas").getContext("2d");
-function textWidth(text, size = 12) {
-  canvas.font = `${size}px system-ui, sans-serif`;
+function textWidth(text, weight = 400) {
+  canvas.font = `${weight} 12px system-ui, sans-serif`;
   return canvas.measureText(text).width;
 }
 
-/** Cut to a width; the whole text is in the legend. */
-function fitted(text, width) {
-  if (textWidth(text) <= width) return text;
+/** Cut to a width; the whole text is under the pointer and in the table. */
+function fitted(text, width, weight = 400) {
+  if (textWidth(text, weight) <= width) return text;
   let kept = text;
-  while (kept.length > 4 && textWidth(`${kept}…`) > width) kept = kept.slice(0, -1);
+  while (kept.length > 4 && textWidth(`${kept}…`, weight) > width) kept = kept.slice(0, -1);
   return `${kept}…`;
 }
 
 const axisTitle = (axis) => (axis.unit && axis.unit !== axis.label && axis.unit !== "share" ? `${axis.label} (${axis.unit})` : axis.label);
+/** The whole title where there is room, else without its unit. */
+function titleIn(axis, log, width) {
+  const more = log ? ", log" : "", whole = axisTitle(axis) + more;
+  return textWidth(whole) <= width ? whole : fitted(axis.label + more, width);
+}
 const swatchClass = (series) => `c${series.color % 10}`;
 const hatch = (order) => (order % 4 ? `url(#hatch${order % 4})` : null);
 
@@ -63,7 +68,8 @@ function drawLines(plot, view, width) {
     svg.append(curve(series, at, view, frame, shown.length));
     points.push(...at);
   }
-  if (frame.labels) directLabels(svg, shown, frame, width);
+  tags(svg, points);
+  if (frame.labels) directLabels(svg, shown, frame);
   return { svg, points };
 }
 
@@ -76,14 +82,14 @@ function empty(svg, width) {
 function axes(svg, plot, view, shown, width, height) {
   const xs = shown.flatMap((s) => s.points.map((p) => p.x)), ys = shown.flatMap((s) => s.points.map((p) => p.y));
   const [x0, x1] = bounds(xs, view.x, view.logX), [y0, y1] = bounds(ys, view.y, view.logY);
-  const yTicks = ticksFor(ys, y0, y1, view.logY, 7).filter((t) => t >= y0 && t <= y1);
+  const yTicks = ticksFor(ys, y0, y1, view.logY, 7, view.y.unit).filter((t) => t >= y0 && t <= y1);
   const left = 12 + Math.max(...yTicks.map((t) => textWidth(tickText(t, view.y.unit))), 20);
-  const names = shown.map((s) => textWidth(s.series.name));
-  const labels = width >= 520 && shown.length > 1 && shown.length <= 8 && shown.every((s) => !mixed(s, view));
-  const right = labels ? Math.min(Math.max(...names) + 14, width * 0.32) : 16;
+  const wide = Math.max(...shown.map((s) => textWidth(s.series.name, 600)));
+  const labels = wide < width * 0.34 && width >= 520 && shown.length > 1 && shown.length <= 8 && shown.every((s) => s.series.line !== "none");
+  const right = labels ? wide + 14 : 16;
   const box = { left, right: width - right, top: 30, bottom: height - 44 };
   const sx = scale(x0, x1, box.left, box.right, view.logX), sy = scale(y0, y1, box.bottom, box.top, view.logY);
-  const xTicks = spaced(ticksFor(xs, x0, x1, view.logX, Math.max(2, Math.floor((box.right - box.left) / 70))), view.x, sx);
+  const xTicks = spaced(ticksFor(xs, x0, x1, view.logX, Math.max(2, Math.floor((box.right - box.left) / 56)), view.x.unit), view.x, sx);
   for (const t of yTicks) {
     svg.append(shape("line", { x1: box.left, x2: box.right, y1: sy(t), y2: sy(t), class: "grid" }));
     svg.append(shape("text", { x: box.left - 6, y: sy(t) + 4, "text-anchor": "end", class: "tick ytick" }, tickText(t, view.y.unit)));
@@ -93,8 +99,8 @@ function axes(svg, plot, view, shown, width, height) {
     svg.append(shape("text", { x: sx(t), y: box.bottom + 17, "text-anchor": "middle", class: "tick xtick" }, tickText(t, view.x.unit)));
   }
   svg.append(shape("line", { x1: box.left, x2: box.right, y1: box.bottom, y2: box.bottom, class: "axis" }));
-  svg.append(shape("text", { x: 4, y: 14, class: "title-y" }, fitted(axisTitle(view.y) + (view.logY ? ", log" : ""), width - 8)));
-  const under = fitted(axisTitle(view.x) + (view.logX ? ", log" : ""), width - 8);
+  svg.append(shape("text", { x: 4, y: 14, class: "title-y" }, titleIn(view.y, view.logY, width - 8)));
+  const under = titleIn(view.x, view.logX, width - 8);
   svg.append(shape("text", { x: Math.max((box.left + box.right) / 2, textWidth(under) / 2 + 4), y: height - 8, "text-anchor": "middle", class: "title-x" }, under));
   return { sx, sy, box, labels };
 }
@@ -124,26 +130,25 @@ function spaced(ticks, axis, sx) {
   return kept;
 }
 
-/** Whether a series is points without a line, which have no end to write a name at. */
-const mixed = (s) => s.series.line === "none";
+/** A line that is a bound or an ideal has no marks: nothing was found at its points. */
+const marked = (series, count) => series.marks || (series.line === "solid" && count > 1);
 
 function curve(series, at, view, frame, count) {
   const group = shape("g", { class: `series ${swatchClass(series)} basis-${series.basis}`, "data-name": series.name });
   const path = (points) => points.map((p, k) => `${k ? "L" : "M"}${p.px.toFixed(1)},${p.py.toFixed(1)}`).join("");
   const smooth = view.smooth > 1 && series.line !== "dashed" && at.length > 2;
   if (series.line !== "none") group.append(shape("path", { d: path(at), class: `line ${series.line}${smooth ? " faint" : ""}` }));
-  let marked = at;
+  let drawn = at;
   if (smooth) {
     const mean = runningMean(at.map((p) => p.y), view.smooth);
-    marked = at.map((p, k) => ({ ...p, py: frame.sy(mean[k]) }));
-    group.append(shape("path", { d: path(marked), class: `line ${series.line} mean` }));
+    drawn = at.map((p, k) => ({ ...p, py: frame.sy(mean[k]) }));
+    group.append(shape("path", { d: path(drawn), class: `line ${series.line} mean` }));
   }
-  if (series.basis === "limit") return group;
   const every = series.marks ? 1 : Math.max(1, Math.floor(at.length / 8));
   const offset = series.marks ? 0 : Math.floor((every * (series.marker % 4)) / 4);
-  if (series.marks || count > 1 || at.length === 1) {
-    for (let k = offset; k < marked.length; k += every) {
-      const p = marked[k];
+  if (marked(series, count) || at.length === 1) {
+    for (let k = offset; k < drawn.length; k += every) {
+      const p = drawn[k];
       if (series.marks) group.append(...whisker(series, p, view, frame));
       group.append(shape("path", { d: MARKS[series.marker % 8](series.marks ? 4 : 3.5), transform: `translate(${p.px.toFixed(1)},${p.py.toFixed(1)})`, class: `mark${series.basis === "predicted" ? " hollow" : ""}` }));
     }
@@ -159,7 +164,7 @@ function whisker(series, p, view, frame) {
 }
 
 /** Names at the ends of the lines, pushed apart. */
-function directLabels(svg, shown, frame, width) {
+function directLabels(svg, shown, frame) {
   const ends = shown.map(({ series, points }) => {
     const last = points.reduce((a, b) => (b.x >= a.x ? b : a));
     return { series, y: frame.sy(last.y) };
@@ -171,7 +176,22 @@ function directLabels(svg, shown, frame, width) {
     for (let i = ends.length - 2; i >= 0; i--) ends[i].y = Math.min(ends[i].y, ends[i + 1].y - 15);
   }
   for (const { series, y } of ends) {
-    svg.append(shape("text", { x: frame.box.right + 8, y: y + 4, class: `label ${swatchClass(series)}` }, fitted(series.name, width - frame.box.right - 10)));
+    svg.append(shape("text", { x: frame.box.right + 8, y: y + 4, class: `label ${swatchClass(series)}` }, series.name));
+  }
+}
+
+/** Short names above points, those that touch none before them. */
+function tags(svg, points) {
+  const taken = points.map((p) => [p.px - 4, p.py - 4, p.px + 4, p.py + 4]);
+  const said = new Set();
+  for (const p of points) {
+    const text = p.series.tags[p.i];
+    if (!text || said.has(text)) continue;
+    const half = textWidth(text) / 2 + 2, box = [p.px - half, p.py - 20, p.px + half, p.py - 6];
+    if (taken.some((t) => t[0] < box[2] && box[0] < t[2] && t[1] < box[3] && box[1] < t[3])) continue;
+    taken.push(box);
+    said.add(text);
+    svg.append(shape("text", { x: p.px, y: p.py - 8, "text-anchor": "middle", class: "tag" }, text));
   }
 }
 
@@ -188,11 +208,11 @@ function drawBars(plot, view, width) {
   const sx = scale(view.logY ? low : Math.min(0, low), high, 8, width - room, view.logY);
   const points = [];
   let y = 26;
-  svg.append(shape("text", { x: 8, y: 14, class: "title-y" }, fitted(axisTitle(view.y) + (view.logY ? ", log" : ""), width - 16)));
+  svg.append(shape("text", { x: 8, y: 14, class: "title-y" }, titleIn(view.y, view.logY, width - 16)));
   for (const label of labels) {
     const mine = view.series.flatMap((series) => series.labels.flatMap((l, i) => (l === label && (series.columns[view.y.key] || [])[i] !== null ? [{ series, i }] : [])));
     if (!mine.length) continue;
-    svg.append(shape("text", { x: 8, y: y + 13, class: "category" }, fitted(label, width - 16)));
+    svg.append(shape("text", { x: 8, y: y + 13, class: "category" }, fitted(label, width - 16, 600)));
     y += 18;
     for (const { series, i } of mine) {
       const value = series.columns[view.y.key][i];
@@ -239,7 +259,7 @@ function drawStack(plot, view, width) {
   let y = 26;
   svg.append(shape("text", { x: 8, y: 14, class: "title-y" }, axisTitle(view.y)));
   for (const series of view.series) {
-    svg.append(shape("text", { x: 8, y: y + 13, class: "category" }, fitted(series.name, width - 16)));
+    svg.append(shape("text", { x: 8, y: y + 13, class: "category" }, fitted(series.name, width - 16, 600)));
     y += 19;
     let sum = 0;
     series.labels.forEach((label, i) => {

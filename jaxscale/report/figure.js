@@ -34,6 +34,7 @@ class PlotFigure {
 
   makeControls() {
     const { plot, view } = this;
+    if (!plot.series.length) return;
     if (plot.y.length > 1) this.controls.append(select("show", plot.y.map((a) => a.label), (i) => { view.y = plot.y[i]; view.logY = view.y.log; this.refresh(); }));
     if (plot.kind === "lines") this.logX = this.toggle("log x", "logX");
     if (plot.kind !== "stack") this.logY = this.toggle(plot.kind === "bars" ? "log" : "log y", "logY");
@@ -53,7 +54,7 @@ class PlotFigure {
 
   refresh() {
     const { plot, view, state } = this;
-    if (!view.y) return;
+    if (!view.y || !plot.series.length) { this.holder.remove(); this.details.remove(); return; }
     const x = plot.x.find((a) => a.key === state.x) || plot.x[0] || null;
     if (x !== view.x) { view.x = x; view.logX = x.log; }
     if (this.logX) this.logX.checked = view.logX;
@@ -199,13 +200,13 @@ class PlotFigure {
 function swatch(series, plot) {
   const svg = shape("svg", { width: 30, height: 14, class: `swatch ${swatchClass(series)}`, "aria-hidden": "true" });
   if (plot.kind === "bars") {
-    const order = plot.series.indexOf(series);
-    svg.append(shape("rect", { x: 8, y: 1, width: 14, height: 12, class: "bar" }));
-    if (hatch(order)) svg.append(shape("rect", { x: 8, y: 1, width: 14, height: 12, fill: hatch(order) }));
+    const fill = series.basis === "predicted" ? "url(#hatch-predicted)" : hatch(plot.series.indexOf(series));
+    svg.append(shape("rect", { x: 8, y: 1, width: 14, height: 12, class: `bar${series.basis === "predicted" ? " hollow" : ""}` }));
+    if (fill) svg.append(shape("rect", { x: 8, y: 1, width: 14, height: 12, fill }));
     return svg;
   }
   if (series.line !== "none") svg.append(shape("path", { d: "M0,7H30", class: `line ${series.line}` }));
-  if (series.basis !== "limit" && (series.marks || plot.series.length > 1)) svg.append(shape("path", { d: MARKS[series.marker % 8](4), transform: "translate(15,7)", class: `mark${series.basis === "predicted" ? " hollow" : ""}` }));
+  if (marked(series, plot.series.length)) svg.append(shape("path", { d: MARKS[series.marker % 8](4), transform: "translate(15,7)", class: `mark${series.basis === "predicted" ? " hollow" : ""}` }));
   return svg;
 }
 
@@ -218,7 +219,7 @@ function partSwatch(order) {
 function select(text, names, change) {
   const box = make("select", {}, ...names.map((name, i) => make("option", { value: String(i) }, name)));
   box.addEventListener("change", () => change(Number(box.value)));
-  return make("label", {}, `${text} `, box);
+  return make("label", {}, make("span", { class: "whole" }, text), box);
 }
 
 /** A cell is text, a number, [value, unit], {value, unit, basis}, {source} or null. */

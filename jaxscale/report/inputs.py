@@ -30,9 +30,7 @@ class Run:
 
 @dataclass
 class Inputs:
-    """Attributes:
-    skipped: files of a directory that no benchmark of this schema wrote.
-    """
+    """What was read; `skipped` are files of a directory that no benchmark wrote."""
 
     runs: list[Run] = field(default_factory=list)
     records: list[tuple[Path, BenchRecord]] = field(default_factory=list)

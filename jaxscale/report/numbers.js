@@ -4,10 +4,11 @@
 const PREFIXES = [[1e24, "Y"], [1e21, "Z"], [1e18, "E"], [1e15, "P"], [1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"], [1, ""]];
 const TIMES = [[3600, "h"], [60, "min"], [1, "s"], [1e-3, "ms"], [1e-6, "µs"], [1e-9, "ns"]];
 
-/** At most `digits` significant ones, without zeros at the end. */
+/** At most `digits` significant ones, but all before the point; without zeros at the end. */
 function plain(value, digits = 4) {
   if (value === 0) return "0";
   const size = Math.abs(value);
+  if (size >= 10 ** digits && size < 1e15) return Math.round(value).toLocaleString("en-US");
   if (size >= 1e15 || size < 1e-4) return value.toExponential(Math.max(0, digits - 1)).replace(/\.?0+e/, "e");
   const rounded = Number(value.toPrecision(digits));
   return Math.abs(rounded) >= 1e4 ? rounded.toLocaleString("en-US") : String(rounded);
@@ -22,11 +23,19 @@ function figure(value, unit, digits = 4) {
     const [scale, name] = TIMES.find(([s]) => Math.abs(value) >= s && (s <= 1 || Math.abs(value) >= 2 * s)) || TIMES[TIMES.length - 1];
     return `${plain(value / scale, digits)} ${name}`;
   }
-  if (unit === "bytes") return `${prefixed(value, digits)}B`;
+  if (unit === "bytes") {
+    const [scale, name] = binary(value);
+    return `${plain(value / scale, digits)} ${name}`;
+  }
   if (unit === "bytes/s") return `${prefixed(value, digits)}B/s`;
-  if (unit === "FLOP/s" || unit === "FLOPs" || unit === "tokens/s") return `${prefixed(value, digits)}${unit}`;
+  if (unit === "tokens/s" && Math.abs(value) < 1e6) return `${plain(value, digits)} ${unit}`;
+  if (unit === "tokens/s") return `${prefixed(value, digits)} ${unit}`;
+  if (unit === "FLOP/s" || unit === "FLOPs") return `${prefixed(value, digits)}${unit}`;
   return unit ? `${plain(value, digits)} ${unit}` : plain(value, Math.max(digits, 6));
 }
+
+const BINARY = [[2 ** 50, "PiB"], [2 ** 40, "TiB"], [2 ** 30, "GiB"], [2 ** 20, "MiB"], [2 ** 10, "KiB"], [1, "B"]];
+const binary = (value) => BINARY.find(([s]) => Math.abs(value) >= s) || [1, "B"];
 
 function prefixed(value, digits) {
   const [scale, name] = PREFIXES.find(([s]) => Math.abs(value) >= s * 0.9999999) || [1, ""];
@@ -35,8 +44,8 @@ function prefixed(value, digits) {
 
 /** The same, short: for a tick, beside a title that says the unit. */
 function tickText(value, unit) {
-  if (unit === "share" || unit === "s") return figure(value, unit, 3);
-  if (["bytes", "bytes/s", "FLOP/s", "FLOPs", "tokens/s"].includes(unit) || Math.abs(value) >= 1e5) return prefixed(value, 4).trim();
+  if (unit === "share" || unit === "s" || unit === "bytes") return figure(value, unit, 3);
+  if (["bytes/s", "FLOP/s", "FLOPs", "tokens/s"].includes(unit) || Math.abs(value) >= 1e5) return prefixed(value, 4).trim();
   return plain(value, 6);
 }
 
@@ -44,7 +53,7 @@ function tickText(value, unit) {
 function linearTicks(low, high, count) {
   const raw = (high - low) / Math.max(1, count);
   const power = 10 ** Math.floor(Math.log10(raw));
-  const step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= raw * 0.999);
+  const step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= raw * 0.8);
   const ticks = [];
   for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i++) ticks.push(Number((i * step).toPrecision(12)));
   return ticks;
@@ -68,11 +77,19 @@ function logTicks(low, high, count) {
 }
 
 /** Ticks for the values that are there; few different ones are their own ticks on a logarithmic axis. */
-function ticksFor(values, low, high, log, count) {
-  if (!log) return linearTicks(low, high, count);
+function ticksFor(values, low, high, log, count, unit) {
+  const unitSize = unit === "bytes" ? binary(high)[0] : 1;
+  if (!log) return linearTicks(low / unitSize, high / unitSize, count).map((t) => t * unitSize);
   const different = [...new Set(values)].sort((a, b) => a - b);
   const even = different.every((v, i) => !i || v / different[i - 1] >= 1.4);
-  return different.length > 1 && different.length <= count && even ? different : logTicks(low, high, count);
+  if (different.length > 1 && different.length <= 16 && even) return different;
+  return unit === "bytes" ? powersOfTwo(low, high, count) : logTicks(low, high, count);
+}
+
+function powersOfTwo(low, high, count) {
+  const first = Math.ceil(Math.log2(low) - 1e-9), last = Math.floor(Math.log2(high) + 1e-9);
+  const every = Math.max(1, Math.ceil((last - first + 1) / count));
+  return Array.from({ length: Math.floor((last - first) / every) + 1 }, (_, i) => 2 ** (first + i * every));
 }
 
 /** The stretch of an axis: the values with a little room, from 0 where it begins there. */

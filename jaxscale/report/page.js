@@ -40,7 +40,8 @@ function choice(type, name, text, checked, change) {
 function tableNode(t, sources) {
   const header = [...t.columns, "from"];
   const rows = t.rows.map((row, i) => [...row, { source: t.sources[i] }]);
-  if (!t.closed) return make("div", { class: "open-table" }, table(t.title, header, rows, sources), provenance([...new Set(t.sources)], sources));
+  if (!t.closed) return make("div", { class: "open-table" }, table(t.title, header, rows, sources),
+    make("details", { class: "behind" }, make("summary", {}, "Where these figures are from"), provenance([...new Set(t.sources)], sources)));
   const details = make("details", { class: "behind" }, make("summary", {}, `${t.title}: ${t.rows.length} rows`));
   details.addEventListener("toggle", () => { if (details.open && details.children.length === 1) details.append(table(t.title, header, rows, sources), provenance([...new Set(t.sources)], sources)); });
   return details;
@@ -50,7 +51,7 @@ function sourcesNode(sources) {
   const node = make("section", { id: "sources", "aria-labelledby": "sources-title" }, make("h2", { id: "sources-title" }, "Where everything is from"));
   sources.forEach((s, i) => {
     const facts = Object.entries(s.facts).flatMap(([name, text]) => [make("dt", {}, name), make("dd", {}, text.includes("\n") ? make("pre", {}, text) : text)]);
-    node.append(make("details", { id: `source-${i}`, class: "behind" }, make("summary", {}, `${s.name} (${s.kind})`), make("dl", {}, make("dt", {}, "file"), make("dd", {}, s.file), ...facts)));
+    node.append(make("details", { id: `source-${i}`, class: "behind" }, make("summary", {}, s.name.endsWith(`(${s.kind})`) ? s.name : `${s.name} (${s.kind})`), make("dl", {}, make("dt", {}, "file"), make("dd", {}, s.file), ...facts)));
   });
   return node;
 }

@@ -83,7 +83,7 @@ def embedded(values: Any) -> str:
 
 
 def rounded(values: Any) -> Any:
-    """Floats to 7 digits: more are not seen, and the files are there. Times in seconds since 1970 are not among them."""
+    """Floats to 7 digits: more are not seen, and the files are there. None of them is seconds since 1970."""
     if isinstance(values, float):
         return float(f"{values:.7g}")
     if isinstance(values, dict):

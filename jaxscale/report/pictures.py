@@ -1,5 +1,6 @@
 """The plots of a page as PNGs, as they open there."""
 
+import math
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ def draw(plot: Plot, path: Path, page: Page) -> Path:
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     {"lines": draw_lines, "bars": draw_bars, "stack": draw_stack}[plot.kind](axes, plot)
-    axes.set_title(plain(plot.title))
+    figure.suptitle(plain(plot.title))
     axes.grid(alpha=0.25, axis="both" if plot.kind == "lines" else "x")
     axes.spines[["top", "right"]].set_visible(False)
     handles, _ = axes.get_legend_handles_labels()
@@ -37,31 +38,51 @@ def draw(plot: Plot, path: Path, page: Page) -> Path:
         figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize="small")
     files = list(dict.fromkeys(page.sources[s.source].file for s in plot.series))
     where = ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
-    figure.supxlabel(plain(f"from {where}"), fontsize=6, color="#666666", x=0.99, ha="right")
+    axes.set_title(plain(f"from {where}"), fontsize=6, color="#666666", loc="right")
     figure.savefig(path)
     return path
 
 
 def draw_lines(axes: Any, plot: Plot) -> None:
-    x, y = plot.x[0], plot.y[0]
+    x, y, said = plot.x[0], plot.y[0], set[str]()
     for series in plot.series:
         points = shown(series, x, y)
         if not points:
             continue
         style = {"color": COLORS[series.color % 10], "linestyle": LINES[series.line], "linewidth": 1.5}
         every = 1 if series.marks else max(1, len(points) // MOST_MARKS)
-        marked = series.marks or (len(plot.series) > 1 and series.basis != "limit")
+        marked = series.marks or (len(plot.series) > 1 and series.line == "solid")
         marker = MARKERS[series.marker % 8] if marked else ""
+        face = "white" if series.basis == "predicted" else style["color"]
         xs, ys = zip(*points, strict=True)
-        axes.plot(xs, ys, label=plain(series.name), marker=marker, markevery=every, markersize=4.5, **style)
-    for set_scale, axis in ((axes.set_xscale, x), (axes.set_yscale, y)):
-        if axis.log:
-            set_scale("log")
+        style |= {"marker": marker, "markevery": every, "markersize": 4.5, "markerfacecolor": face}
+        axes.plot(xs, ys, label=plain(series.name), **style)
+        for tag, a, b in zip(series.tags, series.columns[x.key], series.columns[y.key], strict=False):
+            if tag and tag not in said:
+                axes.annotate(plain(tag), (a, b), (0, 5), textcoords="offset points", fontsize=6, rotation=45)
+            said.add(tag)
+    for axis, which, about in ((axes.xaxis, "x", x), (axes.yaxis, "y", y)):
+        if about.log:
+            getattr(axes, f"set_{which}scale")("log")
+            log_ticks(axis, [v for s in plot.series for pair in shown(s, x, y) for v in pair[which == "y" :][:1]])
     if y.zero and not y.log:
         axes.set_ylim(bottom=0)
     axes.set(xlabel=title(x), ylabel=title(y))
     units(axes.xaxis, x)
     units(axes.yaxis, y)
+
+
+def log_ticks(axis: Any, values: list[float]) -> None:
+    """The values themselves where they are few, else powers of ten, with 2 and 5 between them where those are few."""
+    from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
+
+    there = sorted(set(values))
+    spread = [b / a for a, b in pairwise(there)]
+    if 1 < len(there) <= 10 and min(spread) >= 1.4:
+        axis.set_major_locator(FixedLocator(there))
+    elif there:
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if there[-1] / there[0] < 300 else (1.0,)))
+    axis.set_minor_locator(NullLocator())
 
 
 def shown(series: Series, x: Axis, y: Axis) -> list[tuple[float, float]]:
@@ -78,7 +99,9 @@ def draw_bars(axes: Any, plot: Plot) -> None:
         places = [names.index(label) - 0.4 + height * (order + 0.5) for label in series.labels]
         lengths = [v or 0.0 for v in series.columns[y.key]]
         style = {"color": COLORS[series.color % 10], "hatch": HATCHES[order % 4], "edgecolor": "white"}
-        axes.barh(places, lengths, height * 0.9, label=plain(series.name), **style)
+        drawn = axes.barh(places, lengths, height * 0.9, label=plain(series.name), **style)
+        for bar, basis in zip(drawn, series.bases or [series.basis] * len(lengths), strict=True):
+            bar.set_alpha(0.5 if basis == "predicted" else 1.0)
     axes.set_yticks(range(len(names)), [plain(name) for name in names])
     axes.invert_yaxis()
     axes.set_xlabel(title(y))
@@ -106,13 +129,23 @@ def title(axis: Axis) -> str:
 
 
 def units(axis: Any, about: Axis) -> None:
-    """Ticks with k, M, G; shares in percent. A short logarithmic axis has figures at its minor ticks, too."""
-    from matplotlib.ticker import EngFormatter, PercentFormatter
+    """Ticks with k, M, G; shares in percent; plain numbers have no powers of ten."""
+    from matplotlib.ticker import EngFormatter, FuncFormatter, PercentFormatter, StrMethodFormatter
 
     if about.unit == "share":
         axis.set_major_formatter(PercentFormatter(1.0))
+    elif about.unit == "bytes":
+        axis.set_major_formatter(FuncFormatter(lambda value, _: binary(value)))
     elif about.unit and about.unit != "nats a token":
         axis.set_major_formatter(EngFormatter(sep=" "))
+    elif about.log:
+        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+
+
+def binary(value: float) -> str:
+    """Bytes as KiB, MiB, ..."""
+    power = min(5, max(0, int(math.log2(value) // 10))) if value >= 1 else 0
+    return f"{value / 1024**power:.4g} {('B', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB')[power]}"
 
 
 def plain(text: str) -> str:

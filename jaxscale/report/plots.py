@@ -47,6 +47,7 @@ class Series:
         marks: a mark at every point, not only here and there.
         labels: what each point is, where a number does not say it; the categories of bars.
         bases: of each point, where they differ from `basis`.
+        tags: short names that are written beside points.
         total: points there were, where some are left out.
     """
 
@@ -59,7 +60,8 @@ class Series:
     line: Line = "solid"
     marks: bool = False
     labels: list[str] = field(default_factory=list)
-    bases: list[str] = field(default_factory=list)
+    bases: Sequence[str] = field(default_factory=list)
+    tags: list[str] = field(default_factory=list)
     total: int | None = None
 
     def __len__(self) -> int:
@@ -68,11 +70,13 @@ class Series:
 
 @dataclass
 class Plot:
-    """Attributes:
-    kind: `lines` (points in the plane), `bars` (a bar a label and series), `stack` (a bar a series, cut into its labels).
-    x, y: to choose from, the first as it opens; bars and stacks have no x.
-    smooth: a running mean may be laid over it.
-    failed: what there is no point for, and why.
+    """Series on axes.
+
+    Attributes:
+        kind: `lines` (points in the plane), `bars` (one a label and series), `stack` (one a series, cut by labels).
+        x, y: to choose from, the first as it opens; bars and stacks have no x.
+        smooth: a running mean may be laid over it.
+        failed: what there is no point for, and why.
     """
 
     id: str
@@ -108,9 +112,7 @@ class Table:
 
 @dataclass
 class Section:
-    """Attributes:
-    about: what a reader must know, a paragraph each.
-    """
+    """What belongs together; `about` is what a reader must know, a paragraph each."""
 
     id: str
     title: str

@@ -62,9 +62,11 @@ def intensity(row: Row) -> float | None:
 def matmuls(source: int, name: str, rows: list[Row], order: int) -> Series:
     columns = {"intensity": [intensity(row) for row in rows]}
     columns |= figure_columns("flops_per_second", [row.figures["flops_per_second"] for row in rows])
-    labels = [text(without(row.labels, ["dtype", "pass"])) for row in rows]
+    tags = [str(row.labels.get("matmul", "")) for row in rows]
+    shapes = [text(without(row.labels, ["dtype", "pass", "matmul"])) for row in rows]
+    labels = [f"{tag}: {shape}" if tag else shape for tag, shape in zip(tags, shapes, strict=True)]
     basis = rows[0].figures["flops_per_second"].basis
-    return Series(name, source, columns, basis, order, order, line="none", marks=True, labels=labels)
+    return Series(name, source, columns, basis, order, order, line="none", marks=True, labels=labels, tags=tags)
 
 
 def add_roof(plot: Plot, items: list[Item], memories: list[Item]) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from jaxscale.bench.record import BenchRecord, Figure, Label, Row
-from jaxscale.report.plots import BASIS_LINE, Axis, Series, figure_columns, finite
+from jaxscale.report.plots import BASIS_LINE, Axis, Number, Series, figure_columns, finite
 
 Item = tuple[int, str, BenchRecord]  # index and name of its source, and the record
 Labels = dict[str, Label]
@@ -11,7 +11,10 @@ Labels = dict[str, Label]
 
 def text(labels: Labels) -> str:
     """`all-reduce, size 8`: strings speak for themselves, numbers with their names."""
-    return ", ".join(v if isinstance(v, str) else k if v is True else f"{k} {v}" for k, v in labels.items())
+    return ", ".join(
+        v if isinstance(v, str) else {True: k, False: f"not {k}"}[v] if isinstance(v, bool) else f"{k} {v}"
+        for k, v in labels.items()
+    )
 
 
 def constant(rows: Sequence[Row], but: Sequence[str] = ()) -> Labels:
@@ -50,7 +53,7 @@ def curves(
     items: list[Item], x: str, axes: list[Axis], wanted: Callable[[Row], bool] = lambda row: True
 ) -> tuple[list[Series], Labels]:
     """A series for each choice of the labels other than `x`, in the order of x; and the labels that all rows share."""
-    series = []
+    series: list[Series] = []
 
     def placed(row: Row) -> bool:
         return number(row, x) is not None and wanted(row) and any(a.key in row.figures for a in axes)
@@ -65,7 +68,7 @@ def curves(
 
 def points(rows: Sequence[Row], axes: list[Axis], source: int, name: str, order: int) -> Series:
     """One series of the rows as they are; the y axes' figures as columns."""
-    columns = {}
+    columns: dict[str, list[Number]] = {}
     for axis in axes:
         columns |= figure_columns(axis.key, [row.figures.get(axis.key) for row in rows])
     basis = next((row.figures[a.key].basis for row in rows for a in axes if a.key in row.figures), "measured")

@@ -8,13 +8,13 @@ from jaxscale.report.inputs import Run, part
 from jaxscale.report.plots import Axis, Cell, Number, Plot, Section, Series, Table, finite, thinned
 
 STEP, TOKENS = Axis("step", "step"), Axis("tokens", "tokens seen")
-SECONDS = Axis("seconds", "wall time since the run began, restarts included", "s")
+SECONDS = Axis("seconds", "wall time with restarts", "s")
 X = [STEP, TOKENS, SECONDS]
 LOSS = Axis("loss", "loss", "nats a token")
 SPEED = [
-    Axis("tokens_per_second", "tokens a second, by the median of the last 50 steps", "tokens/s", zero=True),
+    Axis("tokens_per_second", "tokens a second, median of 50 steps", "tokens/s", zero=True),
     Axis("step_seconds", "seconds of the step", "s", zero=True),
-    Axis("step_seconds_p95", "seconds of a step, 95th percentile of the last 50", "s", zero=True),
+    Axis("step_seconds_p95", "seconds of a step, 95th percentile of 50", "s", zero=True),
     Axis("data_wait_seconds", "seconds the host waited for data", "s", zero=True),
 ]
 MFU = [Axis("mfu", "model FLOPs utilization", "share", zero=True)]
@@ -139,8 +139,8 @@ def goodput_plot(names: list[str], spent: list[Goodput | None]) -> Plot:
         plot.series.append(Series(names[i], i, columns, color=i, labels=list(PARTS)))
         attempts = f"{found.attempts} attempt{'s' * (found.attempts != 1)}"
         plot.about.append(
-            f"{names[i]}: {found.share:.1%} of {found.wall_seconds:,.1f} s on steps that counted; {found.steps_counted} of "
-            f"them, {found.steps_lost} lost and done again, {attempts}."
+            f"{names[i]}: {found.share:.1%} of {found.wall_seconds:,.1f} s on steps that counted; "
+            f"{found.steps_counted} of them, {found.steps_lost} lost and done again, {attempts}."
         )
     if plot.series:
         plot.about.append("Waiting for data is as the host saw it; the devices may have worked meanwhile.")

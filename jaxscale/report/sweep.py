@@ -1,7 +1,7 @@
 """Sweeps -> scaling curves: measured, predicted beside it, and the ideal line."""
 
 from jaxscale.bench.record import Row
-from jaxscale.report.plots import Axis, Number, Plot, Section, Series, figure_columns
+from jaxscale.report.plots import Axis, Line, Number, Plot, Section, Series, figure_columns
 from jaxscale.report.rows import Item, constant, failures, groups, number, points, present, text, without
 
 Y = [
@@ -11,6 +11,7 @@ Y = [
     Axis("mfu_palm", "MFU, attention counted in full (PaLM)", "share", zero=True),
     Axis("peak_memory_bytes", "most memory in use on a device", "bytes", zero=True),
 ]
+EACH = "tokens_per_second_each"
 PREFER = ("devices", "chips", "processes")
 
 
@@ -38,7 +39,11 @@ def grid_plot(item: Item, grid: str, id: str, several: bool) -> Plot:
         return plot
     counts_devices = x in PREFER
     plot.x = [Axis(x, x.replace("_", " "), log=True)]
-    plot.y = [Axis(a.key, a.label, a.unit, log=counts_devices and a.unit == "tokens/s", zero=a.zero) for a in plot.y]
+    if counts_devices and any(a.key == "tokens_per_second" for a in plot.y):
+        plot.y.insert(1, Axis(EACH, f"tokens a second for each of the {x}", "tokens/s", zero=True))
+    plot.y = [
+        Axis(a.key, a.label, a.unit, log=counts_devices and a.key == "tokens_per_second", zero=a.zero) for a in plot.y
+    ]
     for order, (_, name, members) in enumerate(groups([mine], lambda row: number(row, x) is not None, [x, "grid"])):
         plot.series += curves_of(mine, x, plot.y, sorted(members, key=lambda r: number(r, x) or 0.0), name, order)
     return plot
@@ -67,8 +72,11 @@ def curves_of(item: Item, x: str, axes: list[Axis], rows: list[Row], name: str, 
             columns["tokens_per_second"] = linear(place, found.columns["tokens_per_second"])
         if any(v is not None for k, column in columns.items() if k != x for v in column):
             full = what if alone else f"{name}, {what}"
-            line = "dashed" if what == "predicted" else "dotted"
+            line: Line = "dashed" if what == "predicted" else "dotted"
             series.append(Series(full, item[0], columns, "predicted", order, order, line, marks=what == "predicted"))
+    for one in series:
+        if any(a.key == EACH for a in axes):
+            one.columns[EACH] = [y / n if n and y else None for n, y in zip(place, one.columns[Y[0].key], strict=True)]
     return series
 
 
@@ -82,7 +90,7 @@ def bars(item: Item, axes: list[Axis]) -> list[Series]:
     """What was varied has no order: a bar for each row; the measured ones, and the predicted ones beside."""
     rows = [row for row in item[2].rows if row.error is None]
     said = [*constant(rows), "grid"]
-    series = []
+    series: list[Series] = []
     for what in ("measured", "predicted"):
         columns: dict[str, list[Number]] = {}
         labels = [text(without(row.labels, said)) or item[1] for row in rows]

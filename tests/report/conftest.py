@@ -82,8 +82,8 @@ def matmul_row(m: int, k: int, n: int, share: float, labels: dict) -> Row:
     rate = min(share * 989e12, 0.9 * 2.9e12 * flops / size)
     figures = {
         "flops_per_second": around(rate, "FLOP/s"), "seconds": around(flops / rate, "s"),
-        "flops": Figure(value=flops, unit="FLOPs", basis="predicted"), "bytes": Figure(value=size, unit="bytes", basis="predicted"),
-        "intensity": Figure(value=flops / size, unit="FLOPs/byte", basis="predicted"),
+        "flops": predicted(flops, "FLOPs"), "bytes": predicted(size, "bytes"),
+        "intensity": predicted(flops / size, "FLOPs/byte"),
     }  # fmt: skip
     return Row(labels={"m": m, "k": k, "n": n, "dtype": "bfloat16"} | labels, figures=figures)
 
@@ -214,7 +214,7 @@ def write_run(
     }
     (path / "config.yaml").write_text(yaml.safe_dump(config))
     environment = {
-        "command": ["jaxscale", "train", name], "git_commit": "feedface" * 5, "versions": {"jax": "0.10.2"}, "processes": 1,
+        "command": ["jaxscale", "train", name], "git_commit": "feedface" * 5, "versions": {"jax": "0.10.2"},
         "devices": {"count": 4, "kind": "NVIDIA H100 80GB HBM3", "platform": "gpu"},
         "peak": {"flops_per_second": 4 * 989e12, "source": "4 x H100, dense bf16, NVIDIA's datasheet"},
     }  # fmt: skip
