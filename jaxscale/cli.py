@@ -220,6 +220,23 @@ def chips() -> None:
     show_chips()
 
 
+@app.command()
+def report(
+    inputs: Annotated[
+        list[Path], typer.Argument(help="Directories of runs, records of benchmarks, directories of records.")
+    ],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The page: one file, which opens offline.")] = Path(
+        "report.html"
+    ),
+    png: Annotated[Path | None, typer.Option(help="Also write each plot as a PNG into this directory.")] = None,
+) -> None:
+    """One page of runs and benchmarks: plots, the figures behind them, and where each is from."""
+    from jaxscale.report.report import report as run
+
+    for line in run(inputs, out, png):
+        print(line)
+
+
 @data_app.command()
 def prepare(
     out: Annotated[Path, typer.Option(help="The dataset's directory; made whole or not at all.")],

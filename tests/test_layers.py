@@ -25,13 +25,14 @@ BELOW = {
     "analysis": {"rules", "topology", "hardware", "config"},
     "parallel": {"rules", "hardware", "config", "quiet"},
     "models": {"parallel", "rules", "hardware", "config"},
-    "training": {"data", "models", "parallel", "rules", "analysis", "hardware", "config"},
+    "training": {"jsonl", "data", "models", "parallel", "rules", "analysis", "hardware", "config"},
     "aot": {"training", "parallel", "analysis", "topology", "hardware", "config"},  # compiles the trainer's own step
     "record": set(),
     "compare": {"record"},
     "sweep": {"record", "config"},
     "bench": {
         "record",
+        "jsonl",
         "aot",
         "training",
         "data",
@@ -44,7 +45,8 @@ BELOW = {
         "config",
     },
     "predict": {"record", "analysis", "topology", "hardware", "config"},  # aot in a child process
-    "report": {"training", "data", "models", "parallel", "analysis", "hardware", "config"},
+    "jsonl": set(),
+    "report": {"record", "jsonl", "analysis", "hardware", "config"},
     "console": {"report", "training", "data", "models", "parallel", "analysis", "hardware", "config"},
     "console_predict": {"predict", "analysis", "topology", "hardware", "config"},
     "console_bench": {"record", "compare"},
@@ -72,12 +74,14 @@ OWN_ROOM = {
     "jaxscale.bench.record": "record",
     "jaxscale.bench.compare": "compare",
     "jaxscale.bench.sweep": "sweep",
+    "jaxscale.training.jsonl": "jsonl",
 }
 WITH_JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "grain"}
 ALONE = (
     "bench/record",
     "bench/compare",
     "bench/sweep",
+    "training/jsonl",
     "console_bench",
     "cli_bench",
     "config",
@@ -90,7 +94,7 @@ ALONE = (
     "__init__",
 )
 NO_JAX = [f"{name}.py" for name in ALONE] + [
-    f for f in FILES if f.startswith(("data/", "analysis/")) and f != "analysis/aot.py"
+    f for f in FILES if f.startswith(("data/", "analysis/", "report/")) and f != "analysis/aot.py"
 ]
 # parallel/compiler.py is a table of XLA's options
 CORE = ["config.py", *(f for f in FILES if f.startswith(("parallel/", "models/")) and f != "parallel/compiler.py")] + [
@@ -203,6 +207,7 @@ def test_importing_is_light():
         ["chips"],
         ["plan", "llama3.1-8b", "--topology", "v5p:8x8x8"],
         ["compile", "llama3.1-8b", "--topology", "v5p:9x9"],
+        ["report", "nowhere"],
     ],
 )
 def test_answers_without_jax(arguments):

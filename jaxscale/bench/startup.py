@@ -3,7 +3,6 @@
 Each run is a real `jaxscale train` in a fresh process; the parts are read from the events that it writes.
 """
 
-import json
 import subprocess
 import sys
 import tempfile
@@ -12,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from jaxscale.bench.record import Row, measured
+from jaxscale.training.jsonl import read_records
 
 PARTS = ("import", "devices", "data", "init", "compile", "first step", "other", "all")
 
@@ -43,23 +43,17 @@ def one_start(name: str, overrides: list[str], folder: Path, run: str) -> dict[s
     with errors.open("w") as sink:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=sink)
         try:
-            while process.poll() is None and not any(e["event"] == "step" for e in read_events(out / "events.jsonl")):
+            while process.poll() is None and not any(e["event"] == "step" for e in read_records(out / "events.jsonl")):
                 time.sleep(0.05)
         finally:
             process.kill()
             process.wait()
-    events = read_events(out / "events.jsonl")
+    events = read_records(out / "events.jsonl")
     if not any(e["event"] == "step" for e in events):
         lines = [line for line in errors.read_text().splitlines() if line.strip()]
         told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
         raise ValueError((told or lines or [f"train ended with exit code {process.returncode}"])[-1])
     return parts(events, start)
-
-
-def read_events(path: Path) -> list[dict]:
-    """Whole lines of a file that another process is writing."""
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def parts(events: list[dict], start: float) -> dict[str, float]:

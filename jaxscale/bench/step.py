@@ -2,7 +2,6 @@
 
 import contextlib
 import gc
-import json
 import resource
 import tempfile
 from collections.abc import Callable, Iterator
@@ -25,6 +24,7 @@ from jaxscale.bench.profile import classify, profile_rows, read_events
 from jaxscale.bench.record import BenchRecord, Figure, Row, measured
 from jaxscale.parallel.mesh import start_devices
 from jaxscale.topology import Topology
+from jaxscale.training.jsonl import read_records
 from jaxscale.training.peak import Peak, find_peak
 from jaxscale.training.trainer import Silent, train
 
@@ -78,7 +78,7 @@ def bench_step(config: cfg.Config, plan: Plan, *, say: Callable[[str], None]) ->
         with contextlib.suppress(Enough), stopper.tracing:
             train(run, watcher=stopper)
         gc.collect()
-        events = [json.loads(line) for line in (Path(folder) / "run" / "events.jsonl").read_text().splitlines()]
+        events = read_records(Path(folder) / "run" / "events.jsonl")
         kept = compile_on(run, devices, documents=costs.packs_documents(run)).kept  # from the run's own cache
     header.peak = find_peak(devices, config.step.compute_dtype)
     samples = step_samples(events, plan)

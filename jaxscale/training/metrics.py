@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxscale import config as cfg
 from jaxscale.analysis.costs import train_flops_per_token
+from jaxscale.training.jsonl import read_records
 from jaxscale.training.peak import Peak
 
 
@@ -121,17 +122,6 @@ def open_wandb(out: Path, config: cfg.Config) -> Any:
             "metrics.wandb=true needs wandb: pip install 'jaxscale[wandb]', or set metrics.wandb=false"
         ) from None
     return wandb.init(project="jaxscale", name=config.name, dir=str(out), config=config.model_dump(mode="json"))
-
-
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """Records of a metrics.jsonl; a last line cut short by a crash is left out."""
-    records = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return records
 
 
 def drop_records_after(path: Path, step: int) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import jax
@@ -16,18 +17,21 @@ import jax
 from jaxscale import config as cfg
 from jaxscale.analysis.store import versions
 from jaxscale.data.tokenizer import Tokenizer
+from jaxscale.training.peak import Peak
 
 LIBRARIES = ("jaxscale", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "libtpu")
 
 
-def write_run_files(out: Path, config: cfg.Config, devices: list[jax.Device], tokenizer: Tokenizer | None) -> None:
-    """config.yaml (resolved), environment.json (commit, versions, devices, command), tokenizer.json."""
+def write_run_files(
+    out: Path, config: cfg.Config, devices: list[jax.Device], tokenizer: Tokenizer | None, peak: Peak | None
+) -> None:
+    """config.yaml (resolved), environment.json (commit, versions, devices, MFU's peak, command), tokenizer.json."""
     if jax.process_index():
         return
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / "config.yaml").write_text(cfg.dump_config(config))
-        (out / "environment.json").write_text(json.dumps(environment(devices), indent=2) + "\n")
+        (out / "environment.json").write_text(json.dumps(environment(devices, peak), indent=2) + "\n")
         if tokenizer is not None:
             path = tokenizer.save(out)
             about = {
@@ -42,13 +46,14 @@ def write_run_files(out: Path, config: cfg.Config, devices: list[jax.Device], to
         ) from error
 
 
-def environment(devices: list[jax.Device]) -> dict:
+def environment(devices: list[jax.Device], peak: Peak | None) -> dict:
     return {
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "git_commit": git_commit(),
         "python": platform.python_version(),
         "versions": versions(LIBRARIES),
         "devices": {"count": len(devices), "kind": devices[0].device_kind, "platform": devices[0].platform},
+        "peak": peak and asdict(peak),
         "processes": jax.process_count(),
     }
 

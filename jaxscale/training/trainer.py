@@ -112,7 +112,7 @@ def train(
             events.open(config.out_dir)
             state = restore(config, program, checkpointer, about_data, watcher) or program.init()
             first = int(state.step)
-            write_run_files(config.out_dir, config, devices, tokenizer)
+            write_run_files(config.out_dir, config, devices, tokenizer, peak)
             # --- the loop
             run = Run(config, program, checkpointer, about_data, watcher, stop, mesh, events)
             events.write("init", "end", first)

@@ -1,0 +1,190 @@
+"""What is to be reported: run directories, records, directories of records, each read once. No jax."""
+
+import datetime
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from jaxscale.analysis.costs import CONVENTIONS
+from jaxscale.bench.record import BenchRecord, read_record
+from jaxscale.report.plots import Source
+from jaxscale.training.jsonl import read_records
+
+RUN_FILES = ("metrics.jsonl", "events.jsonl")
+
+
+@dataclass
+class Run:
+    """A run's directory as it stands; what is not there is empty."""
+
+    path: Path
+    name: str
+    config: dict[str, Any]
+    environment: dict[str, Any]
+    metrics: list[dict[str, Any]]
+    events: list[dict[str, Any]]
+
+
+@dataclass
+class Inputs:
+    """What was read; `skipped` are files of a directory that no benchmark wrote."""
+
+    runs: list[Run] = field(default_factory=list)
+    records: list[tuple[Path, BenchRecord]] = field(default_factory=list)
+    skipped: list[Path] = field(default_factory=list)
+
+
+def read_inputs(paths: list[Path]) -> Inputs:
+    """Raises ValueError, in one line, for the first that is neither a run nor a record nor a directory of records."""
+    found, seen = Inputs(), set()
+    for path in paths:
+        if path.resolve() in seen:
+            continue
+        seen.add(path.resolve())
+        if not path.exists():
+            raise ValueError(f"{path} is not there; give directories of runs, or records that `jaxscale bench` wrote")
+        if not path.is_dir():
+            found.records.append((path, read_record(path)))
+        elif any((path / name).is_file() for name in RUN_FILES):
+            found.runs.append(read_run(path))
+        else:
+            add_directory(path, found, seen)
+    return found
+
+
+def add_directory(path: Path, found: Inputs, seen: set[Path]) -> None:
+    """The records in it; JSON that is of something else is passed over, and named on the page."""
+    before = len(found.records)
+    for file in sorted(path.glob("*.json")):
+        if file.resolve() in seen:
+            continue
+        seen.add(file.resolve())
+        if is_record(file):
+            found.records.append((file, read_record(file)))
+        else:
+            found.skipped.append(file)
+    if len(found.records) == before:
+        raise ValueError(
+            f"{path} is neither a run (it has no {' or '.join(RUN_FILES)}) nor a directory of records (no .json of "
+            "`jaxscale bench` in it); give e.g. runs/quickstart"
+        )
+
+
+def is_record(file: Path) -> bool:
+    """Whether it says of itself that it is one; a damaged file is left to `read_record` to complain about."""
+    try:
+        values = json.loads(file.read_text())
+    except ValueError:
+        return True
+    return isinstance(values, dict) and "schema_version" in values
+
+
+def read_run(path: Path) -> Run:
+    config = read_mapping(path / "config.yaml")
+    return Run(
+        path=path,
+        name=str(config.get("name") or path.resolve().name),
+        config=config,
+        environment=read_mapping(path / "environment.json"),
+        metrics=[r for r in read_records(path / "metrics.jsonl") if isinstance(r.get("step"), int) and "kind" in r],
+        events=read_records(path / "events.jsonl"),
+    )
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """A YAML or JSON file (JSON is YAML); empty where there is none. Raises ValueError for what is damaged."""
+    if not path.exists():
+        return {}
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} is damaged: it holds no mapping")
+    return values
+
+
+def part(values: dict[str, Any], *keys: str) -> Any:
+    """`values[a][b]...`, None where a step is missing."""
+    found: Any = values
+    for key in keys:
+        found = found.get(key) if isinstance(found, dict) else None
+    return found
+
+
+def date(seconds: Any) -> str:
+    """Unix seconds as UTC, to the second; empty where it is no number."""
+    if not isinstance(seconds, int | float):
+        return ""
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).replace(microsecond=0).isoformat()
+
+
+def words(command: Any) -> str:
+    return " ".join(map(str, command)) if isinstance(command, list) else ""
+
+
+def pairs(values: Any) -> str:
+    return ", ".join(f"{k}={v}" for k, v in values.items()) if isinstance(values, dict) else ""
+
+
+def run_source(run: Run) -> Source:
+    about, devices = run.environment, part(run.environment, "devices") or {}
+    mesh = part(run.config, "mesh") or {}
+    convention = part(run.config, "metrics", "mfu")
+    facts = {
+        "device": f"{devices.get('count', '?')} x {devices.get('kind', '?')}" if devices else "",
+        "processes": str(about.get("processes") or ""),
+        "mesh": pairs({k: v for k, v in mesh.items() if v != 1 and not isinstance(v, dict)}),
+        "commit": str(about.get("git_commit") or ""),
+        "date": date(run.metrics[0].get("time") if run.metrics else None),
+        "command": words(about.get("command")),
+        "basis": "measured",
+        "MFU convention": f"{convention}: {CONVENTIONS[convention]}" if convention in CONVENTIONS else "",
+        "MFU peak": peak_text(about.get("peak")),
+        "versions": pairs(about.get("versions")),
+        "config": yaml.safe_dump(run.config, sort_keys=False) if run.config else "",
+    }
+    return Source(run.name, "run", str(run.path), {k: v for k, v in facts.items() if v})
+
+
+def peak_text(peak: Any) -> str:
+    """FLOP/s and where the figure is from."""
+    flops = part(peak, "flops_per_second") if isinstance(peak, dict) else None
+    return f"{flops / 1e12:,.4g} TFLOP/s: {peak.get('source')}" if isinstance(flops, int | float) else ""
+
+
+def record_source(path: Path, record: BenchRecord) -> Source:
+    device, clock = record.device, record.clock
+    bases = sorted({f.basis for row in record.rows for f in row.figures.values()})
+    memory = f", {device.memory_bytes / 2**30:.4g} GiB each" if device.memory_bytes else ""
+    load = f"; load average {clock.load[0]:.2g} before, {clock.load[1]:.2g} after" if clock.load else ""
+    facts = {
+        "device": f"{device.count} x {device.kind} ({device.platform}){memory}",
+        "processes": str(device.processes),
+        "topology": record.topology or "",
+        "mesh": pairs(record.mesh),
+        "commit": record.commit or "",
+        "date": record.time,
+        "command": words(record.command),
+        "basis": ", ".join(bases),
+        "clock": "; ".join([f"{clock.source}, {clock.burn_in} runs before the first sample{load}", *clock.notes]),
+        "FLOP convention": record.convention or "",
+        "peak": peak_text(record.peak.model_dump()) if record.peak else "none: not published for it, and none measured",
+        "versions": pairs(record.versions),
+        "compiler options": pairs(record.compiler_options),
+        "notes": " ".join(record.notes),
+        "config": yaml.safe_dump(record.config, sort_keys=False) if record.config else "",
+    }
+    return Source(record.name, record.kind, str(path), {k: v for k, v in facts.items() if v})
+
+
+def tell_apart(sources: list[Source]) -> None:
+    """Names that several have get what distinguishes them: the kind, else the file."""
+    for again in ("kind", "file"):
+        names = [s.name for s in sources]
+        for source in sources:
+            if names.count(source.name) > 1:
+                source.name = f"{source.name} ({getattr(source, again)})"

@@ -1,0 +1,91 @@
+"""The page: one HTML file with its data, its style and its script inside, which opens with no network. No jax."""
+
+import base64
+import hashlib
+import html
+import json
+import os
+from dataclasses import asdict, dataclass
+from importlib import metadata, resources
+from pathlib import Path
+from typing import Any
+
+from jaxscale.bench.record import now
+from jaxscale.report.benchmarks import benchmark_sections, records_section
+from jaxscale.report.inputs import Inputs, record_source, run_source, tell_apart
+from jaxscale.report.plots import Plot, Section, Source
+from jaxscale.report.runs import runs_section
+
+SCRIPTS = ("numbers.js", "draw.js", "figure.js", "page.js")
+
+
+@dataclass
+class Page:
+    title: str
+    made: str
+    sources: list[Source]
+    sections: list[Section]
+    notes: list[str]
+
+    @property
+    def plots(self) -> list[Plot]:
+        return [plot for section in self.sections for plot in section.plots]
+
+
+def make_page(inputs: Inputs, title: str = "") -> Page:
+    """Everything that is shown. Source i is run i, or the record i - runs."""
+    sources = [run_source(run) for run in inputs.runs] + [record_source(*item) for item in inputs.records]
+    tell_apart(sources)
+    names = [source.name for source in sources]
+    first = len(inputs.runs)
+    items = [(first + i, names[first + i], record) for i, (_, record) in enumerate(inputs.records)]
+    sections = [runs_section(inputs.runs, names[:first])] if inputs.runs else []
+    sections += benchmark_sections(items)
+    sections += [records_section(items)] if items else []
+    notes = [f"{path} is not a record of a benchmark and was passed over." for path in inputs.skipped]
+    return Page(title or ", ".join(dict.fromkeys(names)), now(), sources, sections, notes)
+
+
+def write_page(page: Page, path: Path) -> Path:
+    """Write whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(page_text(page), encoding="utf-8")
+    os.replace(temporary, path)
+    return path
+
+
+def page_text(page: Page) -> str:
+    """The file's text. Whatever came from files is JSON in a script that no browser runs, and text in the page."""
+    files = resources.files("jaxscale.report")
+    style = (files / "page.css").read_text(encoding="utf-8")
+    script = "\n".join((files / name).read_text(encoding="utf-8") for name in SCRIPTS)
+    values = asdict(page) | {"version": metadata.version("jaxscale")}
+    parts = {
+        "TITLE": html.escape(page.title),
+        "POLICY": f"default-src 'none'; style-src {digest(style)}; script-src {digest(script)}; img-src data:",
+        "STYLE": style,
+        "SCRIPT": script,
+        "DATA": embedded(values),
+    }
+    pieces = (files / "page.html").read_text(encoding="utf-8").split("@@")
+    return "".join(parts[piece] if i % 2 else piece for i, piece in enumerate(pieces))
+
+
+def digest(text: str) -> str:
+    """What a content security policy knows an inline style or script by."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def embedded(values: Any) -> str:
+    """JSON that cannot end the script element it stands in, whatever strings it holds."""
+    text = json.dumps(rounded(values), allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def rounded(values: Any) -> Any:
+    """Floats to 7 digits: more are not seen, and the files are there. None of them is seconds since 1970."""
+    if isinstance(values, float):
+        return float(f"{values:.7g}")
+    if isinstance(values, dict):
+        return {k: rounded(v) for k, v in values.items()}
+    return [rounded(v) for v in values] if isinstance(values, list) else values

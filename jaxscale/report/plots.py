@@ -1,0 +1,175 @@
+"""What a plot is, for the page and for the PNG alike: axes to choose from, series of points, and where each is from.
+
+This module knows nothing of runs or benchmarks, nor of how a plot is drawn.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from jaxscale.bench.record import Figure
+
+Number = float | int | None
+MOST_POINTS = 1200  # of a series on the page
+BASIS_LINE: dict[str, "Line"] = {"measured": "solid", "compiled": "dashed", "predicted": "dashed"}
+Line = Literal["solid", "dashed", "dotted", "none"]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One of the quantities that a plot can have along an axis.
+
+    Attributes:
+        key: of the columns of each series.
+        unit: as in `bench.record.Figure`; with an empty one numbers are shown plain.
+        log: how the axis opens; a person may switch it.
+        zero: a linear axis begins at 0.
+    """
+
+    key: str
+    label: str
+    unit: str = ""
+    log: bool = False
+    zero: bool = False
+
+
+@dataclass
+class Series:
+    """Points that belong together, column by column; all columns are equally long, None where there is nothing.
+
+    Columns `KEY:low`, `KEY:high` and `KEY:n` hold the least, the greatest and the number of the samples behind `KEY`.
+
+    Attributes:
+        source: index of the `Source` that it is from.
+        name: unique within the plot.
+        color, marker: number within the palette and the marks.
+        marks: a mark at every point, not only here and there.
+        labels: what each point is, where a number does not say it; the categories of bars.
+        bases: of each point, where they differ from `basis`.
+        tags: short names that are written beside points.
+        total: points there were, where some are left out.
+    """
+
+    name: str
+    source: int
+    columns: dict[str, list[Number]]
+    basis: str = "measured"
+    color: int = 0
+    marker: int = 0
+    line: Line = "solid"
+    marks: bool = False
+    labels: list[str] = field(default_factory=list)
+    bases: Sequence[str] = field(default_factory=list)
+    tags: list[str] = field(default_factory=list)
+    total: int | None = None
+
+    def __len__(self) -> int:
+        return max((len(c) for c in self.columns.values()), default=0)
+
+
+@dataclass
+class Plot:
+    """Series on axes.
+
+    Attributes:
+        kind: `lines` (points in the plane), `bars` (one a label and series), `stack` (one a series, cut by labels).
+        x, y: to choose from, the first as it opens; bars and stacks have no x.
+        smooth: a running mean may be laid over it.
+        failed: what there is no point for, and why.
+    """
+
+    id: str
+    title: str
+    kind: Literal["lines", "bars", "stack"]
+    y: list[Axis]
+    x: list[Axis] = field(default_factory=list)
+    series: list[Series] = field(default_factory=list)
+    about: list[str] = field(default_factory=list)
+    smooth: bool = False
+    failed: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Cell:
+    """A figure in a table."""
+
+    value: Number
+    unit: str = ""
+    basis: str = "measured"
+
+
+@dataclass
+class Table:
+    """Rows of text, figures, or nothing; `sources` says what each row is from."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str | int | float | Cell | None]]
+    sources: list[int]
+    closed: bool = False  # opens on demand
+
+
+@dataclass
+class Section:
+    """What belongs together; `about` is what a reader must know, a paragraph each."""
+
+    id: str
+    title: str
+    about: list[str] = field(default_factory=list)
+    plots: list[Plot] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+
+
+@dataclass
+class Source:
+    """A run or a record: where its figures are from.
+
+    Attributes:
+        facts: name -> text, e.g. commit, date, command, peak; shown as they are.
+    """
+
+    name: str
+    kind: str
+    file: str
+    facts: dict[str, str] = field(default_factory=dict)
+
+
+def finite(value: Any) -> Number:
+    """A number that can be drawn, else None; a bool is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return value
+
+
+def thin(values: Sequence[Number], most: int = MOST_POINTS) -> list[int]:
+    """Indexes of at most `most` values: first, last, and of each of equal stretches its least and its greatest."""
+    if len(values) <= most:
+        return list(range(len(values)))
+    stretches, kept = (most - 2) // 2, {0, len(values) - 1}
+    for i in range(stretches):
+        part = range(i * len(values) // stretches, (i + 1) * len(values) // stretches)
+        there = [(v, j) for j in part if (v := values[j]) is not None]
+        kept |= {min(there)[1], max(there)[1]} if there else set()
+    return sorted(kept)
+
+
+def thinned(series: Series, keys: Sequence[str]) -> Series:
+    """`series` with the points that `thin` keeps of each of the columns `keys`."""
+    if len(series) > MOST_POINTS:
+        series.total = len(series)
+        kept = sorted({i for key in keys for i in thin(series.columns[key], MOST_POINTS // len(keys))})
+        series.columns = {k: [v[i] for i in kept] for k, v in series.columns.items()}
+    return series
+
+
+def figure_columns(key: str, figures: Iterable[Figure | None]) -> dict[str, list[Number]]:
+    """The columns that say a figure whole, for each of `figures`."""
+    columns: dict[str, list[Number]] = {key: [], f"{key}:low": [], f"{key}:high": [], f"{key}:n": []}
+    for figure in figures:
+        sampled = figure is not None and bool(figure.samples)
+        columns[key].append(finite(figure.value) if figure else None)
+        columns[f"{key}:low"].append(finite(figure.low) if figure and sampled else None)
+        columns[f"{key}:high"].append(finite(figure.high) if figure and sampled else None)
+        columns[f"{key}:n"].append(len(figure.samples) if figure and sampled else None)
+    return columns

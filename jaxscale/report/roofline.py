@@ -1,0 +1,131 @@
+"""The roofline: each matmul by its intensity and what it reached, under what the machine could do."""
+
+from jaxscale.bench.record import Row
+from jaxscale.report.plots import Axis, Plot, Section, Series, figure_columns, finite
+from jaxscale.report.rows import Item, curves, failures, number, text, without
+
+X = Axis("intensity", "intensity, FLOPs a byte moved", "FLOPs/byte", log=True)
+Y = Axis("flops_per_second", "FLOP/s", "FLOP/s", log=True)
+BANDWIDTH = Axis("bytes_per_second", "bandwidth", "bytes/s", zero=True)
+
+
+def roofline_section(matmuls: list[Item], memories: list[Item]) -> Section:
+    """A roofline for each kind and number of devices, and the bandwidths measured."""
+    section = Section("roofline", "Roofline")
+    section.about.append(
+        "A matmul of intensity I (its FLOPs over the bytes it must read and write) can reach at most the lesser of the "
+        "peak and I times the memory's bandwidth."
+    )
+    machines = list(dict.fromkeys(machine(item) for item in matmuls))
+    for order, where in enumerate(machines):
+        mine = [item for item in matmuls if machine(item) == where]
+        copies = [item for item in memories if machine(item)[0] == where[0]]
+        section.plots.append(roofline(f"roofline-{order + 1}", where, mine, copies))
+    if memories:
+        section.plots.append(memory_plot(memories))
+    return section
+
+
+def machine(item: Item) -> tuple[str, int]:
+    return item[2].device.kind, item[2].device.count
+
+
+def roofline(id: str, where: tuple[str, int], items: list[Item], memories: list[Item]) -> Plot:
+    plot = Plot(id, f"Roofline of {where[1]} x {where[0]}", "lines", x=[X], y=[Y], failed=failures(items))
+    for item in items:
+        for name, rows in by_pass(item).items():
+            full = f"{item[1]}, {name}" if len(items) > 1 else name
+            plot.series.append(matmuls(item[0], full, rows, len(plot.series)))
+    add_roof(plot, items, memories)
+    return plot
+
+
+def by_pass(item: Item) -> dict[str, list[Row]]:
+    """Rows that have a place, by the pass of the model's matmul, or by dtype for those of no model."""
+    found: dict[str, list[Row]] = {}
+    for row in item[2].rows:
+        if "flops_per_second" in row.figures and intensity(row) is not None:
+            own = str(row.labels.get("pass") or "of the model") if "matmul" in row.labels else "other shapes"
+            found.setdefault(f"{own}, {row.labels['dtype']}" if "dtype" in row.labels else own, []).append(row)
+    return found
+
+
+def intensity(row: Row) -> float | None:
+    """As recorded, or from FLOPs and bytes."""
+    if "intensity" in row.figures:
+        return finite(row.figures["intensity"].value)
+    if {"flops", "bytes"} <= row.figures.keys() and row.figures["bytes"].value:
+        return finite(row.figures["flops"].value / row.figures["bytes"].value)
+    return None
+
+
+def matmuls(source: int, name: str, rows: list[Row], order: int) -> Series:
+    columns = {"intensity": [intensity(row) for row in rows]}
+    columns |= figure_columns("flops_per_second", [row.figures["flops_per_second"] for row in rows])
+    tags = [str(row.labels.get("matmul", "")) for row in rows]
+    shapes = [text(without(row.labels, ["dtype", "pass", "matmul"])) for row in rows]
+    labels = [f"{tag}: {shape}" if tag else shape for tag, shape in zip(tags, shapes, strict=True)]
+    basis = rows[0].figures["flops_per_second"].basis
+    return Series(name, source, columns, basis, order, order, line="none", marks=True, labels=labels, tags=tags)
+
+
+def add_roof(plot: Plot, items: list[Item], memories: list[Item]) -> None:
+    """The peak of the record, the bandwidth of the fastest copy, and the model-shaped peak; what is absent is said."""
+    seen = [x for series in plot.series for x in series.columns["intensity"] if x]
+    least, most = min(seen, default=1.0) / 2, max(seen, default=1000.0) * 2
+    shaped = [(item, row) for item in items for row in item[2].rows if row.labels.get("what") == "model-shaped peak"]
+    with_peak = next((item for item in items if item[2].peak), None)
+    copy = fastest_copy(memories)
+    if with_peak is None:
+        plot.about.append("The roof's flat part is absent: no peak on record for this device.")
+    if copy is None:
+        plot.about.append(
+            "The roof's slope is absent: no record of kind memory with a device copy on this device is here."
+        )
+    else:
+        plot.about.append(f"Slope: {copy[1] / 1e9:,.4g} GB/s, the fastest device copy measured ({copy[0][1]}).")
+    if with_peak is not None and (peak := with_peak[2].peak):
+        plot.about.append(f"Flat part: {peak.flops_per_second / 1e12:,.4g} TFLOP/s, {peak.source}.")
+        ridge = peak.flops_per_second / copy[1] if copy else least
+        flat = [max(ridge, least), max(most, ridge * 2)]
+        plot.series.append(roof("peak", with_peak[0], flat, [peak.flops_per_second] * 2))
+        if copy and ridge > least:
+            plot.series.append(
+                roof("memory bound", copy[0][0], [least, ridge], [least * copy[1], peak.flops_per_second])
+            )
+    elif copy:
+        plot.series.append(roof("memory bound", copy[0][0], [least, most], [least * copy[1], most * copy[1]]))
+    for item, row in shaped:
+        if figure := row.figures.get("flops_per_second"):
+            name = "model-shaped peak" if len(shaped) == 1 else f"model-shaped peak, {item[1]}"
+            found = roof(name, item[0], [least, most], [figure.value] * 2)
+            found.basis, found.line = figure.basis, "dotted"
+            plot.series.append(found)
+
+
+def roof(name: str, source: int, x: list[float], y: list[float]) -> Series:
+    return Series(
+        name, source, {"intensity": [*x], "flops_per_second": [*y]}, "limit", color=7, marker=7, line="dashed"
+    )
+
+
+def fastest_copy(memories: list[Item]) -> tuple[Item, float] | None:
+    rates = [
+        (row.figures["bytes_per_second"].value, order)
+        for order, item in enumerate(memories)
+        for row in item[2].rows
+        if row.labels.get("what") == "device copy" and "bytes_per_second" in row.figures
+    ]
+    if not rates:
+        return None
+    rate, order = max(rates)
+    return memories[order], rate
+
+
+def memory_plot(memories: list[Item]) -> Plot:
+    x = Axis("bytes", "bytes copied", "bytes", log=True)
+    series, said = curves(memories, "bytes", [BANDWIDTH], lambda row: number(row, "bytes") is not None)
+    about = [f"All of them: {text(said)}."] if said else []
+    return Plot(
+        "memory-bandwidth", "Memory bandwidth", "lines", [BANDWIDTH], [x], series, about, failed=failures(memories)
+    )

@@ -1,0 +1,338 @@
+"""The page in a real Chromium: it loads clean, its plots are drawn, and its controls and keys do what they say."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from jaxscale.bench.record import Row, measured, write_record
+from jaxscale.report.report import report
+
+from .conftest import collectives_record, record, step_record, write_records, write_run
+
+CHROMIUM = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)
+DRIVER = shutil.which("chromedriver")
+NASTY = "</script><img src=x onerror=\"document.title='owned'\">"
+pytestmark = pytest.mark.skipif(
+    not (CHROMIUM and DRIVER), reason="no Chromium and chromedriver here: apt-get install chromium chromium-driver"
+)
+
+
+@pytest.fixture(scope="module")
+def driver():
+    webdriver = pytest.importorskip("selenium.webdriver", reason="no selenium here: pip install selenium")
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory) -> Path:
+    """Two runs, one of them with a name that wants out, and records of every kind."""
+    folder = tmp_path_factory.mktemp("report")
+    runs = [write_run(folder / "a", "steady"), write_run(folder / "b", NASTY, steps=30, rate=0.1)]
+    odd = record("step", [Row(labels={NASTY: NASTY}, figures={NASTY: measured([1.0], NASTY)}, error=NASTY)], NASTY)
+    report([*runs, write_records(folder / "records"), write_record(odd, folder)], folder / "out.html")
+    return folder / "out.html"
+
+
+class Page:
+    """The file, freshly opened at a size."""
+
+    def __init__(self, driver, file: Path, width: int, scheme: str = "light"):
+        self.driver = driver
+        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+        for kind in ("browser", "performance"):
+            driver.get_log(kind)  # what is of the page before
+        driver.get("about:blank")
+        driver.get(file.as_uri())
+
+    def ask(self, script: str, *arguments):
+        return self.driver.execute_script(f"return {script}", *arguments)
+
+    def plot(self, id: str):
+        return self.driver.find_element("css selector", f"#plot-{id}")
+
+    def find(self, id: str, selector: str) -> list:
+        return self.plot(id).find_elements("css selector", selector)
+
+    def drawing(self, id: str) -> str:
+        return self.ask("document.querySelector(arguments[0]).outerHTML", f"#plot-{id} .plot svg")
+
+    def points(self, id: str) -> int:
+        return int(self.plot(id).get_attribute("data-points"))
+
+    def click(self, selector: str, within=None) -> None:
+        node = (within or self.driver).find_element("css selector", selector)
+        self.ask("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", node)
+        node.click()
+
+    def until(self, script: str) -> None:
+        """What a browser does a moment later: a table is made when its box has been opened."""
+        from selenium.webdriver.support.wait import WebDriverWait
+
+        WebDriverWait(self.driver, 20).until(lambda _: self.ask(script), script)
+
+    def open_all(self) -> None:
+        self.ask("document.querySelectorAll('details').forEach(d => { d.open = true })")
+        closed = "details.behind:not([id])"
+        self.until(f"[...document.querySelectorAll('{closed}')].every(d => d.children.length > 1)")
+
+    def messages(self) -> list[str]:
+        return [entry["message"] for entry in self.driver.get_log("browser")]
+
+
+@pytest.fixture
+def page(driver, file) -> Page:
+    return Page(driver, file, 1280)
+
+
+def test_loads_clean_and_from_nowhere_else(page, file):
+    assert page.messages() == []
+    events = [json.loads(entry["message"])["message"] for entry in page.driver.get_log("performance")]
+    asked = {e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"}
+    assert asked - {"about:blank"} == {file.as_uri()}
+
+
+def test_the_plots_are_there_with_their_points(page):
+    """40 and 30 steps, validation every ten; the first step has no time."""
+    counts = {
+        "loss": 40 + 4 + 30 + 3, "throughput": 39 + 29, "mfu": 39 + 29, "memory": 70, "goodput": 6 + 6,
+        "step-parts": 5, "step-time": 3, "utilization": 4, "scaling-1": 6 * 6, "scaling-2": 6,
+        "roofline-1": 4 * 3 + 6 + 3 * 2, "memory-bandwidth": 27, "collectives": 40, "attention": 20, "loader-1": 3,
+        "unheard-of-1": 1,
+    }  # fmt: skip
+    assert {id: page.points(id) for id in counts} == counts
+    assert len(page.find("collectives", "svg .mark")) == 40 + 4, "a mark a point, and one a series in the legend"
+    path = page.ask("document.querySelector('#plot-loss .plot path.line').getAttribute('d')")
+    assert path.count("L") == 39
+    assert "NaN" not in page.ask("document.body.innerHTML")
+    assert "undefined" not in page.ask("document.body.innerText")
+
+
+def test_switching_a_run_off_and_on(page):
+    before = page.drawing("loss"), page.drawing("goodput")
+    page.click("#runs input[name='runs-on-1']")
+    assert (page.points("loss"), page.points("goodput")) == (44, 6)
+    assert page.drawing("loss") != before[0]
+    page.click("#runs input[name='runs-on-0']")
+    assert page.points("loss") == 0
+    assert "nothing to show" in page.drawing("loss")
+    page.click("#runs input[name='runs-on-0']")
+    page.click("#runs input[name='runs-on-1']")
+    assert (page.drawing("loss"), page.drawing("goodput")) == before
+
+
+def test_switching_a_series_in_the_legend(page):
+    page.click(".legend button", page.plot("collectives"))
+    assert page.points("collectives") == 30
+    assert page.find("collectives", ".legend button")[0].get_attribute("aria-pressed") == "false"
+
+
+def test_switching_axes(page):
+    """Along x for all plots of the section, log and which figure for one."""
+    over_steps, title = page.drawing("loss"), "#plot-loss .title-x"
+    assert page.ask("document.querySelector(arguments[0]).textContent", title) == "step"
+    page.ask("document.querySelectorAll(\"input[name='runs-x']\")[1].click()")
+    assert page.ask("document.querySelector(arguments[0]).textContent", title) == "tokens seen"
+    over_tokens = page.drawing("loss")
+    page.ask("document.querySelectorAll(\"input[name='runs-x']\")[2].click()")
+    assert page.ask("document.querySelector(arguments[0]).textContent", title) == "wall time with restarts (s)"
+    assert page.ask("document.querySelector('#plot-mfu .title-x').textContent") == "wall time with restarts (s)"
+    assert len({over_steps, over_tokens, page.drawing("loss")}) == 3
+    page.ask("document.querySelectorAll(\"input[name='runs-x']\")[0].click()")
+    assert page.drawing("loss") == over_steps
+
+    page.click("input[data-control='logY']", page.plot("loss"))
+    assert page.drawing("loss") != over_steps
+    assert page.ask("document.querySelector('#plot-loss .title-y').textContent") == "loss (nats a token), log"
+
+    linear = page.ask("[...document.querySelectorAll('#plot-collectives .ytick')].map(t => t.textContent)")
+    assert "300 G" in linear
+    page.click("option[value='2']", page.plot("collectives"))
+    assert page.ask("document.querySelector('#plot-collectives .title-y').textContent") == "time (s), log"
+    assert page.ask("[...document.querySelectorAll('#plot-collectives .ytick')].some(t => /µs/.test(t.textContent))")
+
+
+def test_smoothing_lays_a_mean_over_the_points(page):
+    assert not page.find("loss", "path.mean")
+    page.click("#runs .choices option[value='2']")
+    assert len(page.find("loss", "path.mean")) == 2, "of the training losses; a validation loss is a mean already"
+    assert page.find("loss", "path.faint")
+
+
+def test_by_keyboard(page):
+    """Tab reaches the plot; arrows move along a series and to the next one, and what is there is told."""
+    from selenium.webdriver.common.keys import Keys
+
+    active = page.driver.switch_to.active_element
+    active.send_keys(Keys.TAB)
+    assert page.ask("document.activeElement.className") == "skip"
+    for _ in range(60):
+        page.driver.switch_to.active_element.send_keys(Keys.TAB)
+        if page.ask("document.activeElement.closest('#plot-loss') && document.activeElement.className") == "plot":
+            break
+    plot = page.driver.switch_to.active_element
+    assert plot.get_attribute("aria-label").startswith("Loss: loss (nats a token) over step; 4 series, 77 points")
+
+    def told(key):
+        plot.send_keys(key)
+        return page.ask("document.querySelector('#plot-loss [aria-live]').textContent")
+
+    assert told(Keys.ARROW_RIGHT).startswith("steady, training, step: 1, loss: ")
+    assert "step: 2," in told(Keys.ARROW_RIGHT)
+    assert page.find("loss", ".ring")
+    assert page.find("loss", ".tip")[0].is_displayed()
+    assert "step: 40," in told(Keys.END)
+    assert told(Keys.ARROW_DOWN).startswith("steady, validation, step: 40,")
+    assert "step: 10," in told(Keys.HOME)
+    assert told(Keys.ARROW_UP).startswith("steady, training, step: 10,")
+    assert told(Keys.ESCAPE) == ""
+    assert not page.find("loss", ".ring")
+    outline = page.ask("getComputedStyle(document.activeElement).outlineStyle")
+    assert outline == "solid", "where the focus is can be seen"
+
+
+def test_the_pointer_tells_a_point(page):
+    from selenium.webdriver import ActionChains
+
+    mark = page.find("collectives", ".plot .mark")[5]
+    page.ask("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", mark)
+    ActionChains(page.driver).move_to_element(mark).perform()
+    tip = page.find("collectives", ".tip")[0].text
+    assert "all-reduce" in tip
+    assert "bytes of the whole operand: 4 MiB" in tip
+    assert "in 5 samples" in tip
+    assert "measured, h100 (collectives)" in tip
+
+
+def test_the_table_behind_a_plot(page):
+    assert not page.find("collectives", "table")
+    page.click("details.behind summary", page.plot("collectives"))
+    page.until("document.querySelector('#plot-collectives table')")
+    rows = page.find("collectives", "tbody tr")
+    assert len(rows) == 40
+    figures = collectives_record().rows[0].figures
+    first = page.ask("[...arguments[0].children].map(c => c.title || c.textContent)", rows[0])
+    assert first[:2] == ["all-reduce", "4096"]
+    assert float(first[2]) == pytest.approx(figures["busbw"].value, rel=1e-6)
+    assert first[5] == "5"
+    assert first[-2:] == ["measured", "h100 (collectives)"]
+    where = page.find("collectives", ".provenance")[0].text
+    for words in ("device 8 x NVIDIA H100", "commit 0123456789abcdef", "command jaxscale bench", "date 2026-11-20"):
+        assert words in where
+    page.click(".provenance a", page.plot("collectives"))
+    page.until("document.querySelector(location.hash).open")  # the link opens what it leads to
+
+
+def test_names_from_files_stay_text(page):
+    assert page.ask("document.images.length") == 0
+    assert page.driver.title.startswith("jaxscale report: steady, </script><img")
+    assert NASTY in page.ask("document.querySelector('#runs fieldset').textContent")
+    page.open_all()
+    assert page.ask("document.querySelectorAll('#records .scroll').length") == 9, "all tables are open"
+    assert f"failed: {NASTY}" in page.ask("document.querySelector('#records').textContent")
+    assert page.ask("document.images.length") == 0
+    assert page.messages() == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_phone_has_nothing_to_scroll_sideways(driver, file, scheme):
+    page = Page(driver, file, 360, scheme)
+    page.open_all()
+    assert page.ask("[innerWidth, document.documentElement.scrollWidth]") == [360, 360]
+    outside = """[...document.querySelectorAll('main *')].filter(e => !e.closest('.scroll, .hidden-text, .tip')
+        && e.getBoundingClientRect().right > 360.5).map(e => e.outerHTML.slice(0, 80))"""
+    assert page.ask(outside) == []
+    assert page.points("loss") == 77
+    assert page.messages() == []
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+def test_no_text_of_a_plot_is_cut_or_lies_on_another(driver, file, width):
+    """Ticks, titles and names, by the boxes that the browser gives them; names that are too long end in a mark."""
+    page = Page(driver, file, width)
+    found = page.ask("""[...document.querySelectorAll('figure .plot svg')].flatMap(svg => {
+        const frame = svg.getBoundingClientRect();
+        const boxes = [...svg.querySelectorAll('.tick, .title-x, .title-y, .label, .value, .category')]
+            .map(t => ({text: t.textContent, box: t.getBoundingClientRect()}));
+        const cut = boxes.filter(({box}) => box.left < frame.left - 1 || box.right > frame.right + 1);
+        const over = boxes.flatMap((a, i) => boxes.slice(i + 1).filter(b => a.box.left < b.box.right - 1 &&
+            b.box.left < a.box.right - 1 && a.box.top < b.box.bottom - 3 && b.box.top < a.box.bottom - 3)
+            .map(b => `${a.text} on ${b.text}`));
+        const id = svg.closest('figure').id;
+        return [...cut.map(c => `${id}: ${c.text} is cut`), ...over.map(o => `${id}: ${o}`)];
+    })""")
+    assert found == []
+
+
+def test_dark_where_it_is_wanted(driver, file):
+    colors = []
+    for scheme in ("light", "dark"):
+        page = Page(driver, file, 1280, scheme)
+        style = "getComputedStyle(document.body)"
+        line = "getComputedStyle(document.querySelector('#plot-loss path.line')).stroke"
+        colors.append(page.ask(f"[{style}.backgroundColor, {style}.color, {line}]"))
+    light, dark = ([sum(map(int, c[4:-1].split(","))) for c in scheme] for scheme in colors)
+    assert light[0] > 600 > 150 > light[1]
+    assert dark[0] < 150 < 600 < dark[1]
+    assert colors[0][2] != colors[1][2]
+
+
+def test_contrast_of_text_and_series(driver, file):
+    """WCAG 2: text 4.5 to 1, what is drawn 3 to 1, on the panels that plots stand on."""
+
+    def luminance(color: str) -> float:
+        values = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in values]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    for scheme in ("light", "dark"):
+        page = Page(driver, file, 1280, scheme)
+        names = ["panel", "surface", "text", "quiet", "link", *(f"c{i}" for i in range(10))]
+        style = "getComputedStyle(document.documentElement).getPropertyValue"
+        values = {
+            n: luminance(page.ask(f"{style}.call(getComputedStyle(document.documentElement), '--{n}').trim()"))
+            for n in names
+        }
+        for name in names[2:]:
+            for ground in ("panel", "surface"):
+                bright, dim = sorted((values[name], values[ground]), reverse=True)
+                assert (bright + 0.05) / (dim + 0.05) >= (4.5 if name[0] != "c" else 3), (scheme, name, ground)
+
+
+def test_print_and_reduced_motion(driver, file):
+    page = Page(driver, file, 1280)
+    page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    assert page.ask("getComputedStyle(document.querySelector('.choices')).display") == "none"
+    page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+    assert page.ask("getComputedStyle(document.querySelector('.choices')).display") == "flex"
+    features = [{"name": "prefers-reduced-motion", "value": "reduce"}]
+    assert page.ask("getComputedStyle(document.documentElement).scrollBehavior") == "smooth"
+    page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    assert page.ask("getComputedStyle(document.documentElement).scrollBehavior") == "auto"
+
+
+def test_a_run_of_many_steps_opens(driver, tmp_path):
+    run = write_run(tmp_path / "run", steps=100_000)
+    report([run, write_record(step_record(), tmp_path)], tmp_path / "out.html")
+    page = Page(driver, tmp_path / "out.html", 1280)
+    assert page.messages() == []
+    assert 1000 < page.points("loss") <= 2400
+    assert "of up to 100,000 points" in page.plot("loss").text
+    page.click("details.behind summary", page.plot("loss"))
+    page.until("document.querySelector('#plot-loss table')")
+    assert len(page.find("loss", "tbody tr")) == 300
+    page.ask("document.querySelector('#plot-loss details button').click()")
+    assert len(page.find("loss", "tbody tr")) == page.points("loss")

@@ -1,0 +1,293 @@
+"""What `jaxscale report` reads, refuses and puts on the page, without a browser."""
+
+import json
+import re
+import sys
+
+import pytest
+
+from jaxscale import cli
+from jaxscale.bench.record import Row, measured, write_record
+from jaxscale.report.inputs import read_inputs
+from jaxscale.report.page import make_page, page_text
+from jaxscale.report.plots import MOST_POINTS, thin
+from jaxscale.report.report import report
+
+from .conftest import (
+    ALL,
+    collectives_record,
+    matmul_record,
+    memory_record,
+    record,
+    step_record,
+    sweep_record,
+    write_run,
+)
+
+
+def data_of(text: str) -> dict:
+    """What the page's script reads."""
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.S).group(1))
+
+
+def plots(*paths) -> dict:
+    return {plot.id: plot for plot in make_page(read_inputs(list(paths))).plots}
+
+
+def one(tmp_path, made):
+    """The plots of a page of these records."""
+    return plots(*[write_record(r, tmp_path) for r in made])
+
+
+# --- what is read, and refused --------------------------------------------------------------------------------
+
+
+def test_runs_records_and_directories_of_records(tmp_path, run, records, capsys):
+    single = write_record(step_record("alone"), tmp_path)
+    (records / "stray.json").write_text('{"of": "something else"}')
+    try:
+        lines = report([run, single, records, run], tmp_path / "out.html", tmp_path / "pictures")
+    finally:
+        (records / "stray.json").unlink()
+    assert lines[0].endswith("stray.json: not a record of a benchmark, passed over")
+    assert re.fullmatch(rf".*out\.html: \d+ kB; 1 run, {len(ALL) + 1} records, \d+ plots", lines[1])
+    page = data_of((tmp_path / "out.html").read_text())
+    assert [s["kind"] for s in page["sources"]][:2] == ["run", "step"]
+    assert "stray.json" in page["notes"][0]
+    drawn = [plot["id"] for section in page["sections"] for plot in section["plots"]]
+    assert {p.stem for p in (tmp_path / "pictures").iterdir()} == set(drawn)
+    assert all(p.read_bytes().startswith(b"\x89PNG") for p in (tmp_path / "pictures").iterdir())
+    assert len(lines) == 2 + len(drawn)
+
+
+REFUSED = {
+    "nothing there": ("{tmp}/nope", "nope is not there; give directories of runs, or records"),
+    "neither": ("{tmp}/empty", "empty is neither a run (it has no metrics.jsonl or events.jsonl) nor a directory of"),
+    "only strays": ("{tmp}/strays", "strays is neither a run"),
+    "no JSON": ("{tmp}/text.json", "text.json is not a record: "),
+    "another schema": ("{tmp}/old.json", "old.json has schema 0 and this jaxscale reads 1"),
+    "another schema in a directory": ("{tmp}/olds", "old.json has schema 0"),
+    "damaged": ("{tmp}/damaged.json", "damaged.json is damaged: "),
+    "damaged run": ("{tmp}/run", "config.yaml is damaged: "),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys, case):
+    for folder in ("empty", "strays", "olds", "run"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "strays" / "a.json").write_text("[1]")
+    (tmp_path / "text.json").write_text("hello")
+    (tmp_path / "old.json").write_text('{"schema_version": 0}')
+    (tmp_path / "olds" / "old.json").write_text('{"schema_version": 0}')
+    (tmp_path / "damaged.json").write_text('{"schema_version": 1, "kind": "step"}')
+    (tmp_path / "run" / "metrics.jsonl").write_text("")
+    (tmp_path / "run" / "config.yaml").write_text("a: [")
+    path, message = REFUSED[case]
+    assert message in refused(monkeypatch, capsys, path.format(tmp=tmp_path), "-o", tmp_path / "out.html")
+    assert not (tmp_path / "out.html").exists()
+
+
+@pytest.mark.parametrize("out", ["{tmp}/no/such/out.html", "{tmp}"])
+def test_output_that_cannot_be_written(tmp_path, monkeypatch, capsys, run, out):
+    message = refused(monkeypatch, capsys, run, "-o", out.format(tmp=tmp_path))
+    assert "give -o a file in a directory that exists and can be written" in message
+
+
+def test_pictures_where_a_file_is(tmp_path, monkeypatch, capsys, run):
+    (tmp_path / "file").write_text("")
+    message = refused(monkeypatch, capsys, run, "-o", tmp_path / "out.html", "--png", tmp_path / "file")
+    assert "cannot write to --png" in message
+    assert not (tmp_path / "out.html").exists()
+
+
+def refused(monkeypatch, capsys, *arguments) -> str:
+    monkeypatch.setattr(sys, "argv", ["jaxscale", "report", *map(str, arguments)])
+    with pytest.raises(SystemExit) as exit:
+        cli.main()
+    out, err = capsys.readouterr()
+    assert exit.value.code == 2
+    assert not out
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    return err
+
+
+# --- the page as a file ---------------------------------------------------------------------------------------
+
+
+def test_nothing_outside_and_nothing_escapes(tmp_path):
+    """No address to load from; and strings of files stay inside of the JSON, whatever they hold."""
+    nasty = "</script><img src=x onerror=alert(1)>\u2028&amp;@@DATA@@"
+    text = page_text(make_page(read_inputs([write_run(tmp_path / "run", nasty)])))
+    assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//|@import|url\((?!#)""", text)
+    assert "onerror=alert(1)>" not in text.replace("&gt;", "")
+    assert text.count("</script>") == 2
+    page = data_of(text)
+    assert page["sources"][0]["name"] == nasty == page["title"]
+
+
+def test_the_summary_and_provenance_of_a_run(run):
+    page = make_page(read_inputs([run]))
+    facts = page.sources[0].facts
+    assert facts["device"] == "4 x NVIDIA H100 80GB HBM3"
+    assert facts["commit"] == "feedface" * 5
+    assert facts["command"] == "jaxscale train tiny"
+    assert facts["MFU peak"] == "3,956 TFLOP/s: 4 x H100, dense bf16, NVIDIA's datasheet"
+    assert facts["MFU convention"].startswith("causal: matmuls 6 FLOPs")
+    assert facts["date"] == "2026-09-21T14:13:21+00:00"
+    table = page.sections[0].tables[0]
+    row = dict(zip(table.columns, table.rows[0], strict=True))
+    assert (row["last step"], row["attempts"], row["steps lost"]) == (40, 2, 3)
+    assert row["tokens/s"].value == pytest.approx(1024 / row["step time"].value)
+    assert row["peak memory"].value == 61 * 2**30
+
+
+def test_axes_of_a_run(run):
+    loss = plots(run)["loss"]
+    training, validation = loss.series
+    assert [a.key for a in loss.x] == ["step", "tokens", "seconds"]
+    assert training.columns["step"] == list(range(1, 41))
+    assert training.columns["tokens"][:2] == [1024, 2048]
+    assert training.columns["seconds"][0] == 11.0, "since the first event, 10 seconds before time 0"
+    assert validation.columns["step"] == [10, 20, 30, 40]
+    assert (validation.line, validation.marks) == ("dashed", True)
+
+
+def test_goodput_on_the_page(run):
+    plot = plots(run)["goodput"]
+    (series,) = plot.series
+    spent = dict(zip(series.labels, series.columns["seconds"], strict=True))
+    assert spent["steps that counted"] == pytest.approx(0.98 * 40)
+    assert spent["lost steps"] == pytest.approx(3.0)
+    assert sum(series.columns["share"]) == pytest.approx(1.0)
+    assert "40 of them, 3 lost and done again, 2 attempts" in plot.about[0]
+
+
+def test_a_run_without_events_memory_or_finite_loss(tmp_path):
+    path = write_run(tmp_path / "run", events=False, memory=False)
+    with (path / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "nonfinite", "step": 41, "time": 1.0, "loss": "nan"}\n')
+        file.write('{"kind": "train", "step": 41, "loss": "nan"}\n')
+        file.write('{"kind": "train", "step": 42, "lo')
+    page = make_page(read_inputs([path]))
+    assert not {"memory", "goodput"} & {p.id for p in page.plots}
+    text = " ".join(page.sections[0].about)
+    assert "do not tell it" in text
+    assert "no events.jsonl" in text
+    assert "not finite in 1 steps" in text
+    training = page.plots[0].series[0].columns
+    assert (training["step"][-1], training["loss"][-1]) == (41, None)
+
+
+def test_a_run_of_many_steps_is_thinned_and_says_so(tmp_path):
+    path = write_run(tmp_path / "run", steps=20_000, events=False)
+    lines = (path / "metrics.jsonl").read_text().splitlines()
+    spike = next(i for i, line in enumerate(lines) if '"step": 7777,' in line and '"train"' in line)
+    lines[spike] = json.dumps(json.loads(lines[spike]) | {"loss": 99.0})
+    (path / "metrics.jsonl").write_text("\n".join(lines))
+    page = make_page(read_inputs([path]))
+    training = page.plots[0].series[0]
+    assert training.total == 20_000
+    assert len(training) <= MOST_POINTS
+    assert training.columns["loss"][training.columns["step"].index(7777)] == 99.0, "a spike is kept"
+    assert len(page_text(page)) < 1e6
+
+
+def test_thin():
+    assert thin([1, 2, 3], 5) == [0, 1, 2]
+    values = [0.0] * 1000
+    values[501], values[502] = 9.0, None
+    kept = thin(values, 20)
+    assert len(kept) <= 20
+    assert {0, 501, 999} <= set(kept)
+    assert thin([None] * 100, 10) == [0, 99]
+
+
+# --- records --------------------------------------------------------------------------------------------------
+
+
+def test_every_figure_of_every_record_is_in_a_table(records):
+    page = make_page(read_inputs([records]))
+    tables = {t.title: t for t in page.sections[-1].tables}
+    assert len(tables) == len(ALL)
+    odd = next(t for title, t in tables.items() if "unheard-of" in title)
+    assert odd.columns[:3] == ["moon", "hour", "cloudy"]
+    assert odd.rows[0][:5] == ["full", 3, "False", "glitter", odd.rows[0][4]]
+    assert (odd.rows[0][4].value, odd.rows[0][4].unit, odd.rows[0][6]) == (4.0, "sparks", 3)
+    assert "failed: it rained" in odd.rows[-1]
+
+
+def test_predicted_and_ideal_beside_measured(tmp_path):
+    found = one(tmp_path, [sweep_record()])
+    weak = found["scaling-1"]
+    names = ["data", "data, predicted", "data, ideal", "fsdp", "fsdp, predicted", "fsdp, ideal"]
+    assert [s.name for s in weak.series] == names
+    assert [s.line for s in weak.series[:3]] == ["solid", "dashed", "dotted"]
+    assert weak.x[0].key == "devices"
+    given, own = weak.series[2].columns, weak.series[5].columns
+    assert given["tokens_per_second"] == [45_000.0 * n for n in (1, 2, 4, 8, 16, 32)]
+    first = weak.series[3].columns["tokens_per_second"][0]
+    assert own["tokens_per_second"] == pytest.approx([first * n for n in (1, 2, 4, 8, 16, 32)])
+    assert own["tokens_per_second_each"] == pytest.approx([first] * 6)
+    assert "a node was lost" in weak.failed[0]
+    assert "devices 64" in weak.failed[0]
+    remat = found["scaling-2"]
+    assert (remat.kind, remat.series[0].labels, remat.series[1].basis) == (
+        "bars",
+        ["none", "dots", "full"],
+        "predicted",
+    )
+
+
+def test_the_roof_is_the_peak_and_the_copy(tmp_path):
+    found = one(tmp_path, [matmul_record(), memory_record()])["roofline-1"]
+    series = {s.name: s for s in found.series}
+    assert series["forward, bfloat16"].tags == ["q", "k", "gate", "unembed"]
+    slope = series["memory bound"].columns
+    fastest = max(
+        r.figures["bytes_per_second"].value for r in memory_record().rows if r.labels["what"] == "device copy"
+    )
+    assert slope["flops_per_second"][0] / slope["intensity"][0] == pytest.approx(fastest)
+    assert slope["flops_per_second"][1] == 989e12 == series["peak"].columns["flops_per_second"][0]
+    assert series["model-shaped peak"].line == "dotted"
+    assert "out of memory" in found.failed[0]
+
+
+def test_a_roof_that_is_absent_is_said(tmp_path):
+    made = matmul_record().model_copy(update={"peak": None})
+    found = one(tmp_path, [made])["roofline-1"]
+    assert not {"peak", "memory bound"} & {s.name for s in found.series}
+    assert "flat part is absent" in found.about[0]
+    assert "slope is absent" in found.about[1]
+
+
+def test_collectives_by_size_and_their_fits(tmp_path):
+    page = make_page(read_inputs([write_record(collectives_record(), tmp_path)]))
+    plot, table = page.sections[0].plots[0], page.sections[0].tables[0]
+    assert [s.name for s in plot.series] == ["all-reduce", "all-gather", "reduce-scatter", "all-to-all"]
+    assert [a.key for a in plot.y] == ["busbw", "algbw", "seconds"]
+    assert plot.about == ["All of them: data, size 8, bfloat16."]
+    assert len(table.rows) == 4
+    assert table.rows[0][3].value == 9e-6
+
+
+def test_parts_of_a_step(tmp_path):
+    found = one(tmp_path, [step_record("a"), step_record("b", 1.2)])
+    assert [len(s) for s in found["step-parts"].series] == [5, 5]
+    assert found["step-time"].series[0].bases == ["measured", "measured", "predicted"]
+    assert found["step-time"].series[0].columns["seconds:n"] == [20, 1, None]
+    assert "peak: NVIDIA's datasheet" in found["utilization"].about[0]
+
+
+@pytest.mark.parametrize("kind", ["step", "matmul", "memory", "collectives", "attention", "sweep", "loader", "new"])
+def test_records_with_little_in_them(tmp_path, kind):
+    """Nothing, only an error, only unknown figures: a page all the same, with all that there is in its tables."""
+    rows = [[], [Row(error="no")], [Row(labels={"x": 1}, figures={"odd": measured([1.0, 2.0], "furlongs")})], [Row()]]
+    paths = [write_record(record(kind, r, f"r{i}"), tmp_path) for i, r in enumerate(rows)]
+    report(paths, tmp_path / "out.html", tmp_path / "png")
+    text = (tmp_path / "out.html").read_text()
+    assert "failed: no" in text
+    assert "furlongs" in text
+    for path in paths:
+        report([path], tmp_path / "one.html", tmp_path / "png")
