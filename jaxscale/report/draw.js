@@ -1,5 +1,6 @@
 // A plot as SVG. Every function returns {svg, points}; a point knows its series, its index and where it is drawn.
 
+const MOST_MARKS = 80; // of a series that marks its points; beyond, only some are marked
 const SVG = "http://www.w3.org/2000/svg";
 const MARKS = [
   (r) => `M${-r},0A${r},${r} 0 1 1 ${r},0A${r},${r} 0 1 1 ${-r},0Z`,
@@ -140,12 +141,14 @@ function curve(series, at, view, frame, count) {
   if (series.line !== "none") group.append(shape("path", { d: path(at), class: `line ${series.line}${smooth ? " faint" : ""}` }));
   let drawn = at;
   if (smooth) {
-    const mean = runningMean(at.map((p) => p.y), view.smooth);
+    const means = series.columns[`${view.y.key}:mean`];
+    const mean = runningMean(at.map((p) => (means && means[p.i] !== null ? means[p.i] : p.y)), view.smooth);
     drawn = at.map((p, k) => ({ ...p, py: frame.sy(mean[k]) }));
     group.append(shape("path", { d: path(drawn), class: `line ${series.line} mean` }));
   }
-  const every = series.marks ? 1 : Math.max(1, Math.floor(at.length / 8));
-  const offset = series.marks ? 0 : Math.floor((every * (series.marker % 4)) / 4);
+  const all = series.marks && at.length <= MOST_MARKS;
+  const every = all ? 1 : Math.max(1, Math.floor(at.length / 8));
+  const offset = all ? 0 : Math.floor((every * (series.marker % 4)) / 4);
   if (marked(series, count) || at.length === 1) {
     for (let k = offset; k < drawn.length; k += every) {
       const p = drawn[k];

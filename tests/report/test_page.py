@@ -191,6 +191,10 @@ def test_a_run_of_many_steps_is_thinned_and_says_so(tmp_path):
     assert training.total == 20_000
     assert len(training) <= MOST_POINTS
     assert training.columns["loss"][training.columns["step"].index(7777)] == 99.0, "a spike is kept"
+    after, smooth = training.columns["loss"], training.columns["loss:mean"]
+    late = slice(len(after) // 2, None)  # where 0 to 0.1 of noise stands upon 2
+    assert max(after[late]) - min(after[late]) > 0.09
+    assert all(abs(m - 2.05) < 0.035 for m in smooth[late]), "the mean of all points, not of the extremes that are kept"
     assert len(page_text(page)) < 1e6
 
 
