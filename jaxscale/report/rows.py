@@ -76,11 +76,6 @@ def points(rows: Sequence[Row], axes: list[Axis], source: int, name: str, order:
     return Series(name, source, columns, basis=basis, color=order, marker=order, line=line, marks=True)
 
 
-def present(items: list[Item], axes: list[Axis]) -> list[Axis]:
-    """The axes that some row has a figure for."""
-    return [a for a in axes if any(a.key in row.figures for _, _, record in items for row in record.rows)]
-
-
 def failures(items: list[Item], wanted: Callable[[Row], bool] = lambda row: True) -> list[str]:
     """Rows that have no figures, and why."""
     rows = [(name, row) for _, name, record in items for row in record.rows if row.error is not None and wanted(row)]

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from jaxscale import cli
-from jaxscale.bench.record import Row, measured, write_record
+from jaxscale.bench.record import Figure, Row, measured, write_record
 from jaxscale.report.inputs import read_inputs
 from jaxscale.report.page import make_page, page_text
 from jaxscale.report.plots import MOST_POINTS, thin
@@ -242,6 +242,22 @@ def test_predicted_and_ideal_beside_measured(tmp_path):
         ["none", "dots", "full"],
         "predicted",
     )
+
+
+def test_what_grows_with_the_devices_makes_no_curve_of_its_own(tmp_path):
+    """A batch that x decides, and meshes that differ in their sizes; what there is only predicted, too."""
+    rows = []
+    for n in (2, 4, 8):
+        for mesh in (f"data={n}", f"data=2,fsdp={n // 2}"):
+            figures = {"tokens_per_second": measured([100.0 * n], "tokens/s")}
+            rows.append(Row(labels={"devices": n, "batch_size": 8 * n, "mesh": mesh, "remat": "none"}, figures=figures))
+    figures = {"predicted_tokens_per_second": Figure(value=1600.0, unit="tokens/s", basis="predicted")}
+    rows.append(Row(labels={"devices": 16, "batch_size": 128, "mesh": "tensor=16", "remat": "none"}, figures=figures))
+    plot = one(tmp_path, [record("sweep", rows)])["scaling-1"]
+    names = {s.name: s.columns["devices"] for s in plot.series if "ideal" not in s.name}
+    assert names == {"data": [2, 4, 8], "data,fsdp": [2, 4, 8], "tensor, predicted": [16]}
+    assert plot.series[0].labels[1] == "batch_size 32, data=4, none"
+    assert plot.about == ["All of them: none."]
 
 
 def test_the_roof_is_the_peak_and_the_copy(tmp_path):
