@@ -5,7 +5,7 @@ EXTRAS ?= dev
 BIN = $(VENV)/bin
 STDLIB = data/stdlib
 
-.PHONY: quickstart test core check lint types clean
+.PHONY: quickstart test core check lint types bench-gpu clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/jaxscale data prepare --stdlib --tokenizer byte --validation-fraction 0.05 --out $(STDLIB)
@@ -20,6 +20,10 @@ core: $(VENV)/installed-dev
 		tests/training/test_generate.py tests/training/test_feed.py tests/data
 
 check: lint types test
+
+# Everything that can be measured on one NVIDIA GPU, within 8 minutes; PYTHON's jax must have CUDA (extra cuda12 or cuda13).
+bench-gpu:
+	$(PYTHON) benchmarks/gpu.py
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check jaxscale tests benchmarks

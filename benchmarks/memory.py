@@ -23,10 +23,23 @@ from jaxscale.topology import find_topology
 
 SYNTHETIC = ["data.kind=synthetic", "data.path=null"]
 OFFLOAD = "step.remat={layer_in: offload, q: offload, k: offload, v: offload, attention_out: offload}"
+DOCUMENTS = ["data.kind=tokens", "data.path=documents"]  # several a row, masked; the data need not be here
+GEMMA_LIKE = ["model.vocab_size=256000", "model.num_layers=18", "model.num_heads=8", "model.num_kv_heads=1",
+              "model.head_dim=256", "model.mlp_dim=16384"]  # fmt: skip
 ROWS = (
     ("gpt2-124m", "v5e:2x4", ["data.validation_path=null", "mesh.data=8", "step.remat=full"]),
     ("llama3.2-1b", "v6e:4x4", ["mesh.data=1", "mesh.fsdp=16", "data.batch_size=32", "data.seq_len=4096",
                                 "step.microbatches=1", "step.remat=dots", "loss.chunk=512"]),
+    ("llama3.2-1b", "v6e:4x4", [*GEMMA_LIKE, "mesh.fsdp=16", "data.batch_size=32", "data.seq_len=4096",
+                                "step.remat=dots", "loss.chunk=512"]),
+    ("llama3.2-1b", "v6e:2x4", ["mesh.data=2", "mesh.fsdp=4", "data.batch_size=32", "data.seq_len=4096",
+                                "step.microbatches=2", "step.remat=full", "loss.chunk=null"]),
+    ("llama3.2-1b", "v6e:2x4", ["mesh.fsdp=8", "data.batch_size=16", "data.seq_len=2048", "step.remat=none",
+                                "loss.chunk=512"]),
+    ("mistral-7b", "v5e:8x8", ["mesh.fsdp=64", "data.batch_size=64", "data.seq_len=8192", "step.microbatches=1",
+                               "step.remat=full", "loss.chunk=null"]),
+    ("qwen3-8b", "v5p:4x4x4", [*DOCUMENTS, "mesh.fsdp=64", "data.batch_size=64", "data.seq_len=8192",
+                               "step.remat=dots"]),
     ("llama3.1-8b", "v5p:4x4x4", ["data.batch_size=64", "data.seq_len=4096", "step.remat=full", "loss.chunk=512"]),
     ("llama3.1-8b", "v5p:4x4x4", ["data.batch_size=128", "mesh.data=4", "mesh.fsdp=16", "step.remat=full"]),
     ("llama3.1-8b", "v6e:8x8", ["data.batch_size=320", OFFLOAD]),
@@ -36,16 +49,38 @@ ROWS = (
     ("llama3.1-405b", "v5p:8x8x8", ["data.batch_size=512", "data.seq_len=4096", "mesh.fsdp=512", "mesh.tensor=1",
                                     "step.microbatches=1", "loss.chunk=512"]),
     ("llama3.1-405b", "v5p:8x8x8", ["data.batch_size=128", "mesh.fsdp=64", "step.microbatches=1"]),
+    ("gpt2-124m", "h100:8", ["data.validation_path=null", "mesh.data=8", "step.remat=full"]),
+    ("gpt2-124m", "h100:8", ["data.validation_path=null", "mesh.data=8", "step.remat=none", "step.microbatches=1"]),
+    ("llama3.2-1b", "h100:8", ["mesh.fsdp=8", "data.batch_size=16", "data.seq_len=2048", "step.remat=none",
+                               "loss.chunk=512"]),
+    ("llama3.2-1b", "h100:8", ["mesh.fsdp=8", "data.batch_size=16", "data.seq_len=2048", "step.remat=full",
+                               "loss.chunk=null"]),
+    ("llama3.2-1b", "h100:8", ["mesh.data=8", "mesh.fsdp=1", "data.batch_size=32", "data.seq_len=4096",
+                               "step.remat=dots", "loss.chunk=512"]),
+    ("llama3.2-1b", "h100:2x8", ["mesh.data=2", "mesh.fsdp=8", "data.batch_size=128", "data.seq_len=4096",
+                                 "step.microbatches=4", "step.remat=full", "loss.chunk=null"]),
+    ("mistral-7b", "h100:8x8", ["mesh.fsdp=64", "data.batch_size=128", "data.seq_len=4096", "step.microbatches=1",
+                                "step.remat=dots", "loss.chunk=512"]),
+    ("qwen3-8b", "h100:4x8", ["mesh.fsdp=32", "data.batch_size=64", "data.seq_len=4096", "step.remat=none",
+                              "loss.chunk=512"]),
+    ("qwen3-8b", "h100:64x8", ["mesh.data=8", "mesh.fsdp=64", "data.batch_size=512", "data.seq_len=4096",
+                               "step.remat=full"]),
+    ("llama3.1-8b", "h100:8", [*DOCUMENTS, "mesh.fsdp=8", "data.batch_size=8"]),
+    ("llama3.1-8b", "h100:8", ["mesh.fsdp=8", "data.batch_size=16", "data.seq_len=4096", "step.remat=full",
+                               "loss.chunk=null"]),
     ("llama3.1-8b", "h100:16x8", ["step.remat=full"]),
     ("llama3.1-8b", "h100:16x8", []),
-    ("llama3.1-70b", "h100:32x8", ["mesh.fsdp=32", "mesh.tensor=8"]),
     ("llama3.1-8b", "h100:4x8", ["data.batch_size=16", "data.seq_len=4096", "mesh.fsdp=4", "mesh.tensor=8",
                                  "step.remat=full"]),
-    ("qwen3-8b", "h100:4x8", ["mesh.fsdp=32", "data.batch_size=64", "data.seq_len=4096", "step.microbatches=1",
-                              "step.remat=none", "loss.chunk=512"]),
-    ("llama3.2-1b", "h100:8", ["mesh.data=1", "mesh.fsdp=8", "data.batch_size=16", "data.seq_len=2048",
-                               "step.microbatches=1", "step.remat=none", "loss.chunk=512"]),
-    ("gpt2-124m", "h100:8", ["data.validation_path=null", "mesh.data=8", "step.remat=none", "step.microbatches=1"]),
+    ("llama3.1-8b", "h100:4x8", ["data.batch_size=16", "data.seq_len=4096", "mesh.fsdp=8", "mesh.tensor=4",
+                                 "step.remat=none", "loss.chunk=512"]),
+    ("llama3.1-8b", "a100:8x8", ["data.batch_size=32", "data.seq_len=4096", "mesh.fsdp=8", "mesh.tensor=8",
+                                 "step.remat=dots", "loss.chunk=512"]),
+    ("llama3.1-70b", "h100:32x8", ["mesh.fsdp=32", "mesh.tensor=8"]),
+    ("llama3.1-70b", "h100:32x8", ["data.batch_size=256", "mesh.fsdp=256", "mesh.tensor=1", "step.microbatches=1",
+                                   "step.remat=full"]),
+    ("llama3.1-70b", "h200:8x8", ["data.batch_size=64", "data.seq_len=4096", "mesh.fsdp=16", "mesh.tensor=4",
+                                  "step.microbatches=1"]),
 )  # fmt: skip
 
 
@@ -64,7 +99,9 @@ def main() -> None:
             continue
         config = load_config(name, SYNTHETIC + overrides)
         kept, _ = compile_one(config, topology)
-        report, predicted = examine(config, topology, kept), memory(config, kept.mesh, platform=topology.chip.platform)
+        documents, platform = costs.packs_documents(config), topology.chip.platform
+        report = examine(config, topology, kept)
+        predicted = memory(config, kept.mesh, documents=documents, platform=platform)
         flops = sum(m.step_flops for m in costs.matmuls(config, kept.mesh))
         sent = sum(t.step_bytes for t in traffic(config, kept.mesh))
         row = {

@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from jaxscale import cli_bench
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -18,6 +20,7 @@ app = typer.Typer(
 )
 data_app = typer.Typer(no_args_is_help=True, help="Make datasets.", rich_markup_mode=None)
 app.add_typer(data_app, name="data")
+app.add_typer(cli_bench.app, name="bench")
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value ...", metavar="[section.key=value ...]")]
 USAGE_ERROR: Any = typer.BadParameter.__base__  # click's, wherever typer keeps it
@@ -34,7 +37,10 @@ def version(show: bool) -> None:
 
     import jax
 
-    devices = jax.devices()
+    from jaxscale.quiet import quiet_plugins
+
+    with quiet_plugins():
+        devices = jax.devices()
     print(f"jaxscale {metadata.version('jaxscale')}, jax {jax.__version__}, {len(devices)} x {devices[0].device_kind}")
     raise typer.Exit()
 
@@ -162,6 +168,9 @@ def plan(
     slices: Slices = 1,
     batch_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of a step; by default the config's.")] = None,
     rows: Annotated[int, typer.Option(min=1, help="How many to show.")] = 10,
+    measured: Annotated[
+        Path | None, typer.Option(help="A record of `bench collectives`: its links in place of the datasheet's.")
+    ] = None,
     compile_best: Annotated[int, typer.Option("--compile", min=0, help="Compile the best K, beside predicted.")] = 0,
     budget: Annotated[str | None, typer.Option(help="FLOPs to spend, e.g. 1e24 or 1mol: tokens, days.")] = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Write the best one as a config for train.")] = None,
@@ -177,7 +186,8 @@ def plan(
     loaded, where = load_for(config, overrides, topology, slices)
     if batch_tokens is not None:
         loaded = predict.with_batch_tokens(loaded, batch_tokens)
-    found = planning.plan(loaded, where, documents=costs.packs_documents(loaded))
+    own_links = predict.measured_links(measured, where) if measured else None
+    found = planning.plan(loaded, where, documents=costs.packs_documents(loaded), measured=own_links)
     compiled = [predict.answer(c.config, where) for c in found.choices[:compile_best]]
     if out is not None and found.choices:
         predict.write_config(found.choices[0], where, out)
@@ -282,7 +292,7 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
     except USAGE_ERROR as error:
-        if len(sys.argv) == 1 or sys.argv[1:] == ["data"]:  # the help, as no verb was given
+        if len(sys.argv) == 1 or sys.argv[1:] in (["data"], ["bench"]):  # the help, as no verb was given
             print(error.format_message())
             sys.exit(2)
         verb = error.ctx.command_path if error.ctx else "jaxscale"

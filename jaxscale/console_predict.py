@@ -13,6 +13,7 @@ from jaxscale import config as cfg
 from jaxscale.analysis.costs import CONVENTIONS
 from jaxscale.analysis.examine import Report
 from jaxscale.analysis.plan import Budget, Plan, mesh_words
+from jaxscale.analysis.timing import WHOLE
 from jaxscale.hardware import CHIPS, GIB
 from jaxscale.predict import Answer
 from jaxscale.topology import Topology
@@ -111,7 +112,7 @@ def time_table(report: Report) -> Table:
     time = report.time
     table = make_table("One step, predicted from the compiled program", "what", "seconds", "<")
     for name, seconds in sorted(time.parts.items(), key=lambda p: -p[1]):
-        table.add_row(name, f"{seconds:.4g}", "binds" if name == time.binds else "")
+        table.add_row(name, f"{seconds:.4g}", "binds" if WHOLE.get(name, name) == time.binds else "")
     table.add_row("if all overlapped", f"{time.overlapped:.4g}", "lower bound")
     table.add_row("if nothing overlapped", f"{time.nothing_overlapped:.4g}", "upper bound")
     table.add_row(
@@ -153,8 +154,8 @@ def show_out_of_memory(
 def print_json(found: Answer) -> None:
     """One object: the report (null where there is no program), and what out of memory told."""
     print(json.dumps({
-        "report": found.report.as_json() if found.report else None, "cached": found.cached, "needed": found.needed,
-        "largest_buffers": found.buffers, "tried": found.tried,
+        "basis": "compiled", "report": found.report.as_json() if found.report else None, "cached": found.cached,
+        "needed": found.needed, "largest_buffers": found.buffers, "tried": found.tried,
     }, indent=1))  # fmt: skip
 
 
@@ -171,12 +172,13 @@ def show_plan(
         f"{config.name} on {found.topology.name}: {tokens:,} tokens a step; {ways}, {len(found.choices)} fit, predicted"
     )
     console.print(words, markup=False, soft_wrap=True)
-    table = make_table("The fastest, predicted", "mesh", "micro-\nbatches", "<remat", "HBM", "of\nusable", "s a step",
-                       "tokens/s\na chip", "MFU", "<binds (share of the step)")  # fmt: skip
+    table = make_table("The fastest, predicted", "mesh", "micro-\nbatches", "<remat", "loss\nchunk", "HBM",
+                       "of\nusable", "s a step", "tokens/s\na chip", "MFU", "<binds (share of the step)")  # fmt: skip
     usable = found.topology.chip.usable_hbm_bytes
     for c in found.choices[:rows]:
         table.add_row(
-            mesh_words(c.mesh, c.config), str(c.config.step.microbatches), c.remat, gib(c.memory.peak),
+            mesh_words(c.mesh, c.config), str(c.config.step.microbatches), c.remat, str(c.config.loss.chunk or "none"),
+            gib(c.memory.peak),
             f"{c.memory.peak / usable:.0%}", f"{c.forecast.time.best:.4g}",
             f"{c.forecast.tokens_per_second_per_chip:,.0f}", f"{c.forecast.mfu:.1%}", c.binds,
         )  # fmt: skip
@@ -198,6 +200,12 @@ def show_plan(
     chip = found.topology.chip
     words = f"MFU by convention {config.metrics.mfu}, of {chip.bf16_flops / 1e12:,.0f} TFLOP/s a chip ({chip.source})"
     console.print(words, markup=False, soft_wrap=True)
+    if found.measured:
+        rode = (f"{axis} ({' and '.join(found.measured.networks[axis])})" for axis in found.measured.pairs)
+        words = (
+            f"links measured in {found.measured.source}: {', '.join(rode)}; of other axes and networks the datasheet's"
+        )
+        console.print(words, markup=False, soft_wrap=True)
     if spent:
         console.print(
             f"{spent.flops:.3g} FLOPs: {spent.tokens:,.3g} tokens, {spent.steps:,.0f} steps, {spent.days:,.1f} days on "
@@ -227,8 +235,10 @@ def compiled_table(found: Plan, compiled: list[Answer]) -> Table:
 def print_plan_json(found: Plan, compiled: list[Answer], spent: Budget | None, rows: int) -> None:
     choices = [
         {
-            "mesh": c.mesh, "over_slices": c.config.mesh.over_slices, "microbatches": c.config.step.microbatches,
-            "remat": c.config.step.remat, "hbm_bytes": c.memory.peak, "step_seconds": c.forecast.time.best,
+            "basis": "predicted", "mesh": c.mesh, "over_slices": c.config.mesh.over_slices,
+            "microbatches": c.config.step.microbatches,
+            "remat": c.config.step.remat, "loss_chunk": c.config.loss.chunk, "hbm_bytes": c.memory.peak,
+            "host_bytes": c.memory.host, "step_seconds": c.forecast.time.best,
             "tokens_per_second_per_chip": c.forecast.tokens_per_second_per_chip, "mfu": c.forecast.mfu,
             "parts": c.forecast.time.parts, "binds": c.forecast.time.binds,
         }
@@ -236,9 +246,10 @@ def print_plan_json(found: Plan, compiled: list[Answer], spent: Budget | None, r
     ]  # fmt: skip
     print(json.dumps({
         "topology": found.topology.name, "considered": found.considered, "fit": len(found.choices), "choices": choices,
+        "measured_links": found.measured.source if found.measured else None,
         "left_out": [{"why": why, "ways": n} for why, n in found.left_out],
-        "compiled": [a.report.as_json() if a.report else {"needed": a.needed} for a in compiled],
-        "budget": asdict(spent) if spent else None,
+        "compiled": [a.report.as_json() if a.report else {"basis": "compiled", "needed": a.needed} for a in compiled],
+        "budget": {"basis": "predicted"} | asdict(spent) if spent else None,
     }, indent=1))  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The stories behind `compile` and `plan`: config and topology in, figures out; jax only to compile."""
+"""The stories behind `compile` and `plan`: config and topology in, figures out. No jax: compiles run in a child."""
 
 import os
 from dataclasses import dataclass, field
@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from jaxscale import config as cfg
+from jaxscale.analysis.child import compile_apart
 from jaxscale.analysis.examine import Report, examine
 from jaxscale.analysis.live import largest_buffers
+from jaxscale.analysis.measured import Measured, read_measured
 from jaxscale.analysis.memory import memory
 from jaxscale.analysis.memory_error import buffers_of, needed_bytes
 from jaxscale.analysis.plan import Choice
-from jaxscale.analysis.quiet import quiet
 from jaxscale.analysis.store import Compiled, Store
+from jaxscale.bench.record import read_record
 from jaxscale.hardware import GIB
 from jaxscale.topology import Topology
 
@@ -48,6 +50,11 @@ def require_writable(*paths: Path | None) -> None:
     for path in paths:
         if path is not None and (path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK)):
             raise ValueError(f"cannot write {path}; give a file in a directory that exists and can be written")
+
+
+def measured_links(path: Path, topology: Topology) -> Measured:
+    """The links of a record of `bench collectives`, for the plan of a topology of the same chip."""
+    return read_measured(read_record(path).model_dump(mode="json"), path.name, topology)
 
 
 def with_batch_tokens(config: cfg.Config, tokens: int) -> cfg.Config:
@@ -86,12 +93,9 @@ def compile_one(
     kept = None if save else store.load(config, topology)
     if kept is not None:
         return kept, True
-    with quiet(verbose):
-        from jaxscale.analysis import aot
-
-        built = aot.compile_step(config, topology, save=save)
-    store.save(config, topology, built.kept)
-    return built.kept, False
+    kept = compile_apart(config, topology, save=save, verbose=verbose)
+    store.save(config, topology, kept)
+    return kept, False
 
 
 def answer(config: cfg.Config, topology: Topology, **options: Any) -> Answer:

@@ -114,6 +114,8 @@ class Stage:
         bandwidth: bytes/s at which a device takes in an all-gather on it, all physical axes and directions together.
         hop_seconds, hops: latency of a collective is their product.
         exchange: all-to-all bandwidth of a device here.
+        latency: seconds of every run of a collective, on top; `measured`: by a clock, so that no share of a datasheet's
+            figure is to be taken.
     """
 
     kind: str
@@ -122,6 +124,8 @@ class Stage:
     hops: int
     hop_seconds: float
     exchange: float
+    latency: float = 0.0
+    measured: bool = False
 
 
 @dataclass(frozen=True)
@@ -134,12 +138,15 @@ class Link:
     def size(self) -> int:
         return math.prod(s.size for s in self.stages)
 
-    def seconds(self, kind: str, size: float) -> dict[str, float]:
+    def seconds(self, kind: str, size: float, reached: float = 1.0) -> dict[str, float]:
         """Seconds on each network of a collective of V = `size` bytes (see `analysis.compiled.Collective.bytes`).
 
         All-gather and reduce-scatter: V (n-1)/n / W, an all-reduce twice that, an all-to-all of V bytes a device by the
         bandwidth between halves (scaling book, sharding.md), each at least its hops' latency. On several networks the
         slow one carries the shard that the fast ones leave: V / n_fast.
+
+        Args:
+            reached: share of a datasheet's bandwidth that collectives reach.
         """
         found: dict[str, float] = {}
         left = size
@@ -153,8 +160,9 @@ class Link:
                 seconds = left * share / stage.exchange
             else:
                 seconds = left * share / stage.bandwidth
-            seconds = max(seconds, stage.hops * stage.hop_seconds)
-            found[stage.kind] = found.get(stage.kind, 0.0) + seconds * (2 if kind == "all-reduce" else 1)
+            seconds = max(seconds, stage.hops * stage.hop_seconds) + stage.latency
+            seconds *= (2 if kind == "all-reduce" else 1) / (1.0 if stage.measured else reached)
+            found[stage.kind] = found.get(stage.kind, 0.0) + seconds
             if not kind.endswith(("all-to-all", "permute")):
                 left /= stage.size
         return found
@@ -188,7 +196,8 @@ def combined(links: Mapping[str, Link], axes: tuple[str, ...]) -> Link:
     rest = sorted((s for s in stages if s.kind != "ICI"), key=lambda s: ("NVLink", "network", "DCN").index(s.kind))
     if ici:
         one = Stage("ICI", math.prod(s.size for s in ici), sum(s.bandwidth for s in ici), sum(s.hops for s in ici),
-                    ICI_HOP, min(s.exchange for s in ici))  # fmt: skip
+                    ICI_HOP, min(s.exchange for s in ici), sum(s.latency for s in ici),
+                    all(s.measured for s in ici))  # fmt: skip
         return Link((one, *rest))
     return Link(tuple(rest))
 

@@ -18,17 +18,22 @@ BELOW = {
     "__init__": set(),
     "config": set(),
     "hardware": set(),
+    "quiet": set(),
     "data": {"config"},
     "rules": {"config"},
     "topology": {"hardware"},
     "analysis": {"rules", "topology", "hardware", "config"},
-    "parallel": {"rules", "hardware", "config"},
+    "parallel": {"rules", "hardware", "config", "quiet"},
     "models": {"parallel", "rules", "hardware", "config"},
     "training": {"jsonl", "data", "models", "parallel", "rules", "analysis", "hardware", "config"},
     "aot": {"training", "parallel", "analysis", "topology", "hardware", "config"},  # compiles the trainer's own step
     "record": set(),
+    "compare": {"record"},
+    "sweep": {"record", "config"},
     "bench": {
         "record",
+        "jsonl",
+        "aot",
         "training",
         "data",
         "models",
@@ -39,12 +44,15 @@ BELOW = {
         "hardware",
         "config",
     },
-    "predict": {"aot", "analysis", "topology", "hardware", "config"},
+    "predict": {"record", "analysis", "topology", "hardware", "config"},  # aot in a child process
     "jsonl": set(),
     "report": {"record", "jsonl", "analysis", "hardware", "config"},
     "console": {"report", "training", "data", "models", "parallel", "analysis", "hardware", "config"},
     "console_predict": {"predict", "analysis", "topology", "hardware", "config"},
+    "console_bench": {"record", "compare"},
+    "cli_bench": {"bench", "record", "console_bench", "compare", "sweep", "parallel", "config"},
     "cli": {
+        "cli_bench",
         "console",
         "console_predict",
         "predict",
@@ -57,17 +65,34 @@ BELOW = {
         "topology",
         "hardware",
         "config",
+        "quiet",
     },
 }
 OWN_ROOM = {
     "jaxscale.analysis.aot": "aot",
     "jaxscale.parallel.rules": "rules",
     "jaxscale.bench.record": "record",
+    "jaxscale.bench.compare": "compare",
+    "jaxscale.bench.sweep": "sweep",
     "jaxscale.training.jsonl": "jsonl",
 }
 WITH_JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "grain"}
-ALONE = ("config", "hardware", "topology", "parallel/rules", "predict", "console_predict", "__init__")
-ALONE += ("bench/record", "training/jsonl")
+ALONE = (
+    "bench/record",
+    "bench/compare",
+    "bench/sweep",
+    "training/jsonl",
+    "console_bench",
+    "cli_bench",
+    "config",
+    "hardware",
+    "topology",
+    "parallel/rules",
+    "predict",
+    "console_predict",
+    "quiet",
+    "__init__",
+)
 NO_JAX = [f"{name}.py" for name in ALONE] + [
     f for f in FILES if f.startswith(("data/", "analysis/", "report/")) and f != "analysis/aot.py"
 ]

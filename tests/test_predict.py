@@ -6,15 +6,19 @@ extras aot-tpu and aot-gpu are installed (CI installs both on one Python).
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import yaml
 
+from jaxscale.analysis.child import last_words
 from jaxscale.config import load_config
+from jaxscale.quiet import DRIVERS
 
 TPU = pytest.mark.skipif(find_spec("libtpu") is None, reason="needs the aot-tpu extra")
 GPU = pytest.mark.skipif(find_spec("jax_cuda13_plugin") is None, reason="needs the aot-gpu extra")
@@ -78,7 +82,7 @@ def test_plan_ranks_says_what_binds_and_why_others_are_left_out(jaxscale, tmp_pa
     out = jaxscale("plan", "llama3.1-8b", "--topology", "v6e:4x4", "--batch-tokens", 16 * 8192, "--budget", "1mol",
                    "-o", best).stdout  # fmt: skip
     assert "tokens/s" in out
-    assert "matmuls" in out
+    assert "compute" in out
     assert "memory is short by" in out
     assert "days on 16 chips, predicted" in out
     config = load_config(best)  # a config that train takes as it is
@@ -86,10 +90,18 @@ def test_plan_ranks_says_what_binds_and_why_others_are_left_out(jaxscale, tmp_pa
     assert config.mesh.sizes(16)
 
 
+@pytest.mark.skipif(any(Path(name).exists() for name in DRIVERS), reason="there is a driver, which may speak")
+def test_plugins_without_a_driver_are_not_heard(jaxscale):
+    out = jaxscale("--version")
+    assert "jax " in out.stdout
+    assert out.stderr == ""
+
+
 def test_plan_as_json(jaxscale):
     found = json.loads(jaxscale("plan", "llama3.1-8b", "--topology", "h100:4x8", "--json", "--rows", 3).stdout)
     assert len(found["choices"]) == 3
     assert found["choices"][0]["step_seconds"] <= found["choices"][1]["step_seconds"]
+    assert all(c["basis"] == "predicted" for c in found["choices"])
 
 
 def test_a_plan_in_which_nothing_fits_is_an_answer(jaxscale):
@@ -117,10 +129,8 @@ def test_bad_questions_are_one_line(jaxscale, arguments, says):
     assert says in refused(jaxscale(*arguments, code=2))
 
 
-def test_a_compiler_that_crashes_is_heard():
-    code = (
-        "import os\nfrom jaxscale.analysis.quiet import quiet\nwith quiet():\n    os.write(2, b'noise')\n    os.abort()"
-    )
+def test_a_crash_is_heard_where_stderr_is_kept_away():
+    code = "import os\nfrom jaxscale.quiet import quiet\nwith quiet():\n    os.write(2, b'noise')\n    os.abort()"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert out.returncode != 0
     assert "Fatal Python error: Aborted" in out.stderr
@@ -167,6 +177,9 @@ def test_compile_for_a_tpu_and_ask_again(jaxscale, run_file, tmp_path, home):
     out = jaxscale("compile", config, "--topology", "v6e:2x2", "--json", "--hlo", hlo)
     assert out.stderr == ""  # the compilers' noise stays away
     found = json.loads(out.stdout)
+    assert found["report"]["basis"]["memory"] == "compiled"
+    assert found["report"]["basis"]["time"] == "predicted"
+    assert set(found["report"]["basis"]) <= set(found["report"])
     check_report(found["report"], chips=4)
     assert "splash" in hlo.read_text()
     assert any(s["asynchronous"] for s in found["report"]["sent"] if s["kind"] == "all-gather")
@@ -198,6 +211,51 @@ def test_two_compiles_at_the_same_time(run_file, tmp_path):
         assert err == ""
         reports.append(json.loads(out)["report"])
     assert reports[0]["memory"] == reports[1]["memory"]
+
+
+@TPU
+def test_a_compiler_that_dies_is_one_line(jaxscale, run_file, monkeypatch):
+    """XLA ends the process over a flag that it does not know."""
+    monkeypatch.setenv("XLA_FLAGS", "--xla_no_such_flag=1")
+    told = refused(jaxscale("compile", run_file(), "--topology", "v5e:2x2", code=2))
+    assert "the compiler for v5e:2x2 ended by " in told
+    assert "--xla_no_such_flag" in told
+    plan = refused(jaxscale("plan", run_file(), "--topology", "v5e:2x2", "--compile", 1, code=2))
+    assert "--xla_no_such_flag" in plan
+    verbose = jaxscale("compile", run_file(), "--topology", "v5e:2x2", "--verbose", code=2)
+    assert verbose.stderr.count("\n") > 1
+    assert verbose.stderr.splitlines()[-1].startswith("error: the compiler for v5e:2x2 ended by ")
+
+
+@TPU
+def test_ctrl_c_ends_a_compile_and_its_child_at_once(run_file, tmp_path):
+    program = "from jaxscale.cli import main; main()"
+    parent = subprocess.Popen(
+        [sys.executable, "-c", program, "compile", str(run_file()), "--topology", "v5e:2x2"], stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True, env=os.environ | {"HOME": str(tmp_path)},
+    )  # fmt: skip
+    children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
+    while not (found := children.read_text().split()):
+        assert parent.poll() is None
+        time.sleep(0.01)
+    parent.send_signal(signal.SIGINT)
+    out, err = parent.communicate(timeout=60)
+    assert (parent.returncode, out, err) == (130, "", "error: stopped\n")
+    assert not Path(f"/proc/{found[0]}").exists()
+
+
+@pytest.mark.parametrize(
+    ("stderr", "says"),
+    [
+        ("I0000 00:00:17.5 24 a.cc:1] noise\nF0000 00:00:17.6 24 flags.cc:2] Unknown flag: x\n    @ 0x7f stack\n",
+         "Unknown flag: x"),
+        ("Fatal Python error: Aborted\n\nThread 0x00 (most recent call first):\n  File \"a.py\", line 1 in f\n", ""),
+        ("Traceback (most recent call last):\n  File \"a.py\", line 1\nKeyError: 'x'\n", "KeyError: 'x'"),
+        ("", ""),
+    ],
+)  # fmt: skip
+def test_last_words(stderr, says):
+    assert last_words(stderr) == says
 
 
 @TPU
@@ -240,7 +298,9 @@ import jax
 jax.config.update("jax_num_cpu_devices", 4)
 from pathlib import Path
 from jaxscale.analysis.aot import compile_on
+from jaxscale.analysis.child import last_words
 from jaxscale.config import load_config
+from jaxscale.quiet import DRIVERS
 from jaxscale.training.executable import save_executable
 config = load_config(sys.argv[1])
 built = compile_on(config, jax.devices(), documents=False)

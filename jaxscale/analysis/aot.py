@@ -1,14 +1,20 @@
 """Compile the trainer's own step for machines that are not here, with the TPU's or NVIDIA's own compiler.
 
+As a program it is the child of `analysis.child`: one compile, whatever happens to it.
+
 What comes out (HLO text, memory, versions) is kept on disk under a key of everything that it depends on; reading it is
 the work of `analysis.examine`, which knows no jax.
 """
 
 import contextlib
+import json
 import math
 import os
+import signal
+import sys
+import threading
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
@@ -22,7 +28,7 @@ from jaxscale.analysis.gpu_targets import CUDNN, target_config
 from jaxscale.analysis.store import Compiled, Memory
 from jaxscale.parallel.mesh import first_line, make_mesh
 from jaxscale.parallel.sharding import fit_rules, make_rules, on_mesh
-from jaxscale.topology import Topology
+from jaxscale.topology import Topology, find_topology
 from jaxscale.training.executable import save_executable
 from jaxscale.training.step import abstract_batch, make_program
 
@@ -154,3 +160,30 @@ def gpu_topology(topology: Topology) -> Any:
             version = CUDNN[0] * 10_000 + CUDNN[1] * 100 + CUDNN[2]
             fused_attention_stablehlo.check_cudnn_version = lambda: version
     return found
+
+
+# --- as a process of its own ----------------------------------------------------------------------------------
+
+
+def main() -> None:
+    """Answer the one request on stdin, into its file: what was compiled, or why it is refused."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # compilers do not listen
+    request = json.loads(sys.stdin.readline())
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    try:
+        config = cfg.validate(request["config"], source="config")
+        topology = find_topology(request["topology"], request["slices"])
+        save = Path(request["save"]) if request["save"] else None
+        answer = asdict(compile_step(config, topology, save=save).kept)
+    except ValueError as error:
+        answer = {"refused": str(error)}
+    Path(request["out"]).write_text(json.dumps(answer))
+
+
+def end_with_parent() -> None:
+    sys.stdin.read()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

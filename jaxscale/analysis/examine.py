@@ -13,6 +13,13 @@ from jaxscale.analysis.store import Compiled
 from jaxscale.analysis.timing import Rates, Sent, StepTime, collective_seconds, rates, step_time
 from jaxscale.topology import Topology, links
 
+BASIS = {
+    "memory": "compiled", "memory_needed": "compiled", "matmul_flops": "compiled", "attention_calls": "compiled",
+    "hbm_bytes": "compiled", "sent": "compiled; seconds and hidden predicted", "fits": "compiled",
+    "attention_flops": "compiled calls by formula", "model_flops": "predicted", "time": "predicted",
+    "tokens_per_second_per_chip": "predicted", "mfu": "predicted", "lower_seconds": "measured",
+    "compile_seconds": "measured",
+}  # fmt: skip
 SMALL = 4096  # bytes: collectives below are scalars and vectors
 
 
@@ -50,7 +57,8 @@ class Report:
     compile_seconds: float
 
     def as_json(self) -> dict[str, Any]:
-        values = asdict(self)
+        """All of it; `basis` says of each figure what it is."""
+        values = {"basis": BASIS} | asdict(self)
         values["time"]["binds"] = self.time.binds
         return values
 

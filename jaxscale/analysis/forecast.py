@@ -5,9 +5,10 @@ from dataclasses import dataclass, replace
 
 from jaxscale import config as cfg
 from jaxscale.analysis import costs
+from jaxscale.analysis.measured import Measured
 from jaxscale.analysis.timing import Rates, Sent, StepTime, collective_seconds, rates, step_time
 from jaxscale.analysis.traffic import Traffic, traffic
-from jaxscale.topology import Topology, links
+from jaxscale.topology import Link, Topology, links
 
 # Arrays of [tokens, D] and [tokens, F] that a layer's elementwise operations read and write, once forward: two
 # norms, two residual sums, rotary positions; the activation. Counted on the compiled programs of Llama-3.1-8B.
@@ -40,7 +41,7 @@ class Forecast:
 
 def forecast(
     config: cfg.Config, topology: Topology, sizes: Mapping[str, int], over: Mapping[str, int] | None = None, *,
-    quantized: bool = False, power: float = 1.0,
+    quantized: bool = False, power: float = 1.0, measured: Measured | None = None,
 ) -> Forecast:  # fmt: skip
     """Predict a step of `config` on a mesh.
 
@@ -48,17 +49,26 @@ def forecast(
         sizes: mesh axis -> whole size; `over`: of it, over slices (None: as `config.mesh.dcn` says).
         quantized: matmuls in int8 or fp8, at twice the bf16 peak; nothing else changes.
         power: share of the chip's power that the machine lets it have; matmuls slow down with it.
+        measured: links as a clock found them, in place of the datasheet's.
     """
-    over = {} if topology.chip.node else dict(config.mesh.over_slices if over is None else over)
     speed = rates(topology.chip, config.step.compute_dtype, quantized=quantized, power=power)
     compute = compute_seconds(config, topology, sizes, speed)
-    own = links(topology, {a: n // over.get(a, 1) for a, n in sizes.items()}, over)
+    own = axis_links(topology, sizes, config.mesh.over_slices if over is None else over, measured)
     sent = hide([timed(t, own, speed) for t in traffic(config, sizes)], sum(compute.values()), speed)
     attention = costs.attention(config, sizes)
     tokens = config.data.batch_size * config.data.seq_len
     per_token = costs.train_flops_per_token(config.model, config.data.seq_len, convention=config.metrics.mfu)
     flops = sum(m.step_flops for m in costs.matmuls(config, sizes)) + attention.step_flops
     return Forecast(step_time(compute, sent), sent, flops, per_token * tokens, tokens, topology)
+
+
+def axis_links(
+    topology: Topology, sizes: Mapping[str, int], over: Mapping[str, int], measured: Measured | None = None
+) -> dict[str, Link]:
+    """How fast each mesh axis is: the one place where a forecast asks. GPU nodes are no slices."""
+    over = {} if topology.chip.node else dict(over)
+    found = links(topology, {a: n // over.get(a, 1) for a, n in sizes.items()}, over)
+    return measured.apply(found) if measured else found
 
 
 def compute_seconds(config: cfg.Config, topology: Topology, sizes: Mapping[str, int], speed: Rates) -> dict[str, float]:
@@ -106,9 +116,10 @@ def optimizer_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> float:
 
 
 def offloaded_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> float:
-    """Bytes that a device sends to its host's memory in the forward pass (as many come back in the backward pass)."""
+    """Bytes of a step that a device sends to its host's memory, all microbatches; as many come back."""
     names = costs.kept(config.step) or {}
-    return sum(costs.activation_bytes(config, sizes, name) for name, action in names.items() if action == "offload")
+    once = sum(costs.activation_bytes(config, sizes, name) for name, action in names.items() if action == "offload")
+    return once * config.step.microbatches
 
 
 def timed(t: Traffic, own: Mapping, speed: Rates) -> Sent:

@@ -38,53 +38,121 @@ def memory(
 
     Args:
         documents: several documents a row, masked from each other; cuDNN's attention (`platform` gpu) takes that as a
-            mask [B, 1, T, T] and copies it once.
+            mask [B, 1, T, T] and copies it once, splash as numbers.
     """
     state = costs.state_bytes(config, sizes) | {"batch": costs.batch_bytes(config, sizes, documents=documents)}
-    kept = kept_bytes(config, sizes)
-    own = state["parameters"]
-    width, param = BYTES[config.step.compute_dtype], BYTES[config.step.param_dtype]
     offloaded = [name for name, action in (costs.kept(config.step) or {}).items() if action == "offload"]
     host = sum(costs.activation_bytes(config, sizes, name) for name in offloaded)
-    tokens = costs.microbatch_tokens(config, sizes)
     always = {
-        "kept activations": kept,
+        "kept activations": kept_bytes(config, sizes),
         "on the way to the host": host / config.model.num_layers,
-        "document mask": 2 * 2 * costs.microbatch_tokens(config, sizes) * config.data.seq_len
-        if documents and platform == "gpu"
-        else 0.0,
-        "gradients": float(own),
-        "parameters in compute dtype": own * width / param if width != param else 0.0,
     }
-    head = whole_bytes(config, sizes, "unembedding" if not config.model.tie_embeddings else "embedding")
-    chunk = min(config.loss.chunk or config.data.seq_len, config.data.seq_len) / config.data.seq_len
-    logits = tokens * chunk * config.model.padded_vocab_size / sizes.get("tensor", 1) * 4
-    logits *= 2 if chunk < 1 else 1  # in chunks, a chunk's gradient stands beside it
-    head *= 3 if config.model.tie_embeddings else 2  # its gradient; tied, a transposed copy too
+    moments = gpu_moments if platform == "gpu" else tpu_moments
+    loss, backward = moments(config, sizes, float(state["parameters"]), documents)
+    return MemoryForecast(state, always | loss, always | backward, host)
+
+
+Moments = tuple[dict[str, float], dict[str, float]]
+
+
+def tpu_moments(config: cfg.Config, sizes: Mapping[str, int], own: float, _documents: bool) -> Moments:
+    """The loss and the backward pass of a layer as libtpu's programs have them.
+
+    It casts the stacked parameters once, before the loop over layers; every gradient has its place from the beginning.
+    """
+    width, param = BYTES[config.step.compute_dtype], BYTES[config.step.param_dtype]
+    wide = costs.activation_bytes(config, sizes, "layer_in") / config.model.num_layers
+    tied, tensor = config.model.tie_embeddings, sizes.get("tensor", 1)
+    always = {"gradients": own, "parameters in compute dtype": own * width / param if width != param else 0.0}
+    head, logits = head_bytes(config, sizes), logits_bytes(config, sizes)
+    loss = {
+        "last matrix and its gradient": (3 if tied else 2) * head,  # tied, a transposed copy too
+        "logits": (2 if chunked(config) else 1) * logits,  # in chunks, a chunk's gradient stands beside it
+        "the last layer's output": 4 * tensor * wide,
+    }
     layer = sum(whole_bytes(config, sizes, name) for name in layer_matrices(config)) / config.model.num_layers
-    return MemoryForecast(
-        state,
-        always
-        | {
-            "last matrix and its gradient": head,
-            "logits": logits,
-            "the last layer's output": 4 * tokens * config.model.embed_dim * width,
-        },
-        always
-        | {"gradients of a microbatch": own if config.step.microbatches > 1 else 0.0}
-        | {"a layer's weights and gradients": 2 * layer, "a layer's activations": working_bytes(config, sizes)},
-        host,
-    )  # fmt: skip
+    backward = {
+        "gradients of a microbatch": own if config.step.microbatches > 1 else 0.0,
+        "a layer's weights and gradients": 2 * layer,
+        "a layer's activations": working_bytes(config, sizes, mlp=5, wide=4, whole=3.5),
+    }
+    return always | loss, always | backward
+
+
+def gpu_moments(config: cfg.Config, sizes: Mapping[str, int], own: float, documents: bool) -> Moments:
+    """The same as XLA's GPU programs have them, read from their buffer assignments.
+
+    Parameters are cast layer by layer, but those whose last dim fsdp splits are copied whole, turned, before the loops.
+    The last matrix's gradient waits, whole, for the end of the backward pass; in a loss that is not cut in chunks it is
+    the logits' gradient that waits, in the array that the logits were in.
+    """
+    model, step, L = config.model, config.step, config.model.num_layers
+    width, param = BYTES[step.compute_dtype], BYTES[step.param_dtype]
+    tensor, fsdp = sizes.get("tensor", 1), sizes.get("fsdp", 1)
+    tokens, rows = costs.microbatch_tokens(config, sizes), costs.microbatch_rows(config, sizes)
+    wide = costs.activation_bytes(config, sizes, "layer_in") / L
+    head, logits = head_bytes(config, sizes), logits_bytes(config, sizes)
+    layers = sum(own_bytes(config, sizes, name) for name in layer_matrices(config))
+    turned = ["out", "down"] if fsdp > 1 and step.remat != "none" else []
+    if fsdp > 1 and step.microbatches > 1 and model.tie_embeddings:
+        turned.append("embedding")
+    always = {
+        "document mask": 2.0 * 2 * tokens * config.data.seq_len if documents else 0.0,
+        "gradients": layers,
+        "copies of parameters, turned": sum(own_bytes(config, sizes, name) for name in turned),
+        "parameters in compute dtype": layers * width / param if step.remat == "none" and width != param else 0.0,
+        "gradients of a microbatch": own if step.microbatches > 1 else 0.0,
+    }
+    if chunked(config):
+        copies = 3 if model.tie_embeddings and fsdp > 1 else 2
+        loss = {"last matrix and its gradient": copies * head, "logits": 2 * logits}
+        waiting = {"last matrix's gradient": head}
+    elif fsdp > 1:
+        loss = {"last matrix": head, "logits": logits}
+        waiting = {"gradient of the logits": logits + tensor * wide}
+    else:  # nothing to scatter, so nothing waits
+        loss, waiting = {"last matrix and its gradient": 2 * head, "logits": logits}, {}
+    names = costs.kept(step)
+    again = names is not None and "mlp_up" not in names
+    one = {name: whole_bytes(config, sizes, name) / L for name in layer_matrices(config)}
+    backward = waiting | {
+        "a layer's weights": sum(size for name, size in one.items() if name in ("gate", "up", "out")),
+        "a layer's activations": working_bytes(config, sizes, mlp=4 if again else 3, wide=5, whole=7)
+        + sum(costs.activation_bytes(config, sizes, name) for name in ("q", "k", "v", "attention_context")) / L,
+        # [B, T, D] of all layers, gathered over tensor along T, turned from the order in which it arrived
+        "inputs, turned": tensor * wide * L if step.remat == "none" and tensor > 1 and rows > 1 else 0.0,
+    }
+    return always | loss | {"the last layer's output": 3 * tensor * wide}, always | backward
+
+
+def chunked(config: cfg.Config) -> bool:
+    return config.loss.chunk is not None and config.loss.chunk < config.data.seq_len
+
+
+def head_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> float:
+    """The last matrix, gathered."""
+    return whole_bytes(config, sizes, "embedding" if config.model.tie_embeddings else "unembedding")
+
+
+def logits_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> float:
+    """Of a chunk (or of all tokens), float32."""
+    share = (config.loss.chunk or 0) / config.data.seq_len if chunked(config) else 1.0
+    return costs.microbatch_tokens(config, sizes) * share * config.model.padded_vocab_size / sizes.get("tensor", 1) * 4
 
 
 def layer_matrices(config: cfg.Config) -> list[str]:
     return [w.name for w in costs.weights(config.model) if w.name in costs.MATRICES]
 
 
+def own_bytes(config: cfg.Config, sizes: Mapping[str, int], name: str) -> float:
+    """A device's shard of a weight, all layers, as it is kept."""
+    weight = next(w for w in costs.weights(config.model) if w.name == name)
+    return weight.shard(sizes, costs.parameter_table(config, sizes)) * BYTES[config.step.param_dtype]
+
+
 def whole_bytes(config: cfg.Config, sizes: Mapping[str, int], name: str) -> float:
     """A weight as a device multiplies with it: gathered over fsdp, in the compute dtype."""
-    weight = next(w for w in costs.weights(config.model) if w.name == name)
-    shard = weight.shard(sizes, costs.parameter_table(config, sizes))
+    shard = own_bytes(config, sizes, name) / BYTES[config.step.param_dtype]
     return shard * sizes.get("fsdp", 1) * BYTES[config.step.compute_dtype]
 
 
@@ -117,19 +185,19 @@ def everything_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> float:
         return costs.activation_bytes(config, sizes, name)
 
     model, tensor, float32 = config.model, sizes.get("tensor", 1), 4 / BYTES[config.step.compute_dtype]
-    wide, heads = size("layer_in"), size("q") + size("k")
-    arrays = 3 if model.norm == "layernorm" else 2  # of float32 in a norm: centred, normalised, scaled
-    total = 2 * (arrays * float32 + 1) * wide + 2 * wide  # two norms; the residual twice
-    total += 2 * wide * tensor if tensor > 1 else 0.0  # inputs gathered over tensor
-    total += 2 * heads + size("v") + size("attention_context")  # queries and keys before and after they are turned
+    wide, heads, context = size("layer_in"), size("q") + size("k"), size("attention_context")
+    total = 2 * 2 * float32 * wide  # in each of two norms: its input (or that centred), and the same normalised
+    total += 2 * wide * tensor  # what the matmuls read, gathered over tensor
+    total += heads + size("v")  # turned to their positions
+    total += 2 * context if sizes.get("fsdp", 1) > 1 else context  # twice where remat wraps the layer: see `remat`
+    total += costs.microbatch_tokens(config, sizes) * model.num_layers * model.num_heads / tensor * 4  # softmax's sums
     total += 2 * float32 * heads if model.qk_norm else 0.0
-    return total + (6 if model.mlp == "swiglu" else 5) * size("mlp_up")
+    return total + 6 * size("mlp_up")
 
 
-def working_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> float:
-    """Alive at one time in a layer's backward pass: the mlp's arrays and their gradients, a few of [tokens, D] as they
-    are split between matmuls, and with tensor parallelism whole ones: inputs gathered, gradients not yet summed."""
-    mlp, wide = (costs.activation_bytes(config, sizes, name) for name in ("mlp_up", "layer_in"))
+def working_bytes(config: cfg.Config, sizes: Mapping[str, int], *, mlp: float, wide: float, whole: float) -> float:
+    """Alive at one time in a layer's backward pass: arrays of the mlp's width, arrays of [tokens, D] as they are split
+    between matmuls, and with tensor parallelism whole ones: inputs gathered, gradients not yet summed."""
+    F, D = (costs.activation_bytes(config, sizes, name) for name in ("mlp_up", "layer_in"))
     tensor = sizes.get("tensor", 1)
-    whole = 3.5 * wide * tensor if tensor > 1 else 0.0
-    return (5 * mlp + 4 * wide + whole) / config.model.num_layers
+    return (mlp * F + wide * D + (whole * D * tensor if tensor > 1 else 0.0)) / config.model.num_layers

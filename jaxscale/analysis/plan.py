@@ -1,4 +1,4 @@
-"""Which mesh, how many microbatches and which remat for a topology: all legal ways, costed by arithmetic. No jax."""
+"""Which mesh, how many microbatches, which remat, which loss.chunk for a topology: all legal ways, costed. No jax."""
 
 import itertools
 import math
@@ -9,13 +9,18 @@ from dataclasses import dataclass
 from jaxscale import config as cfg
 from jaxscale.analysis import costs
 from jaxscale.analysis.forecast import Forecast, forecast
+from jaxscale.analysis.measured import Measured
 from jaxscale.analysis.memory import MemoryForecast, memory
 from jaxscale.hardware import GIB
 from jaxscale.parallel.rules import ACTIVATIONS, check_divides
 from jaxscale.topology import Topology
 
 KEEP_QKV = {"q": "save", "k": "save", "v": "save", "attention_context": "save"}
-REMATS: dict[str, str | dict[str, str]] = {"none": "none", "dots": "dots", "q, k, v, context": KEEP_QKV, "full": "full"}
+OFFLOAD = dict.fromkeys(("layer_in", "q", "k", "v", "attention_out"), "offload")
+REMATS: dict[str, str | dict[str, str]] = {
+    "none": "none", "dots": "dots", "q, k, v, context": KEEP_QKV, "full": "full", "to the host": OFFLOAD,
+}  # fmt: skip
+CHUNK = 512  # loss.chunk where the config's own does not fit
 MOL = 6.02214076e23  # Avogadro's number, as a budget of FLOPs
 
 
@@ -31,9 +36,9 @@ class Choice:
 
     @property
     def binds(self) -> str:
-        """The part of the step that is longest, and its share of all of them."""
+        """What is busy the longest (compute, HBM, a network), and its share of the step."""
         time = self.forecast.time
-        return f"{time.binds} {time.parts[time.binds] / time.best:.0%}"
+        return f"{time.binds} {time.sums[time.binds] / time.best:.0%}"
 
 
 @dataclass(frozen=True)
@@ -44,10 +49,14 @@ class Plan:
     choices: list[Choice]
     left_out: list[tuple[str, int]]
     considered: int
+    measured: Measured | None = None
 
 
-def plan(config: cfg.Config, topology: Topology, *, documents: bool = False) -> Plan:
+def plan(config: cfg.Config, topology: Topology, *, documents: bool = False, measured: Measured | None = None) -> Plan:
     """Cost every mesh x microbatches x remat for `config`'s batch on `topology`.
+
+    Where the config's own `loss.chunk` does not fit, a smaller one is taken if that does: it costs no time that is
+    counted here. `measured`: links as a clock found them; axes that it does not cover keep the datasheet's.
 
     A plan without choices is an answer too. Raises ValueError when the config overrides sharding rules, or has an
     optimizer whose state has no formula.
@@ -66,18 +75,19 @@ def plan(config: cfg.Config, topology: Topology, *, documents: bool = False) -> 
             except ValueError as error:
                 reasons[reason_of(error)] += 1
                 continue
-            needed = memory(candidate, sizes, documents=documents, platform=topology.chip.platform)
+            candidate, needed = with_chunk(candidate, sizes, topology, documents=documents)
             short = needed.peak - topology.chip.usable_hbm_bytes
             if short > 0:
                 reasons["memory is short"] += 1
                 shortest = min(shortest, (short, describe(sizes, candidate, name)))
                 continue
-            choices.append(Choice(candidate, sizes, name, needed, forecast(candidate, topology, sizes)))
+            found = forecast(candidate, topology, sizes, measured=measured)
+            choices.append(Choice(candidate, sizes, name, needed, found))
     if shortest[1]:
         count = reasons.pop("memory is short")
         reasons[f"memory is short by {shortest[0] / GIB:,.1f} GiB or more (nearest: {shortest[1]})"] = count
     choices.sort(key=lambda c: (c.forecast.time.best, c.memory.peak))
-    return Plan(topology, choices, reasons.most_common(), considered)
+    return Plan(topology, choices, reasons.most_common(), considered, measured)
 
 
 def reason_of(error: ValueError) -> str:
@@ -110,6 +120,18 @@ def variants(config: cfg.Config, mesh: cfg.Mesh, sizes: dict[str, int]) -> Itera
     for count, (name, remat) in itertools.product(parts, remats.items()):
         step = config.step.model_copy(update={"microbatches": count, "remat": remat})
         yield config.model_copy(update={"mesh": mesh, "step": step}), name
+
+
+def with_chunk(
+    config: cfg.Config, sizes: dict[str, int], topology: Topology, *, documents: bool
+) -> tuple[cfg.Config, MemoryForecast]:
+    """`config`, or the same with a smaller chunk of the loss where its own is what does not fit."""
+    platform, T = topology.chip.platform, config.data.seq_len
+    needed = memory(config, sizes, documents=documents, platform=platform)
+    if needed.peak <= topology.chip.usable_hbm_bytes or (config.loss.chunk or T) <= CHUNK or T % CHUNK:
+        return config, needed
+    smaller = config.model_copy(update={"loss": config.loss.model_copy(update={"chunk": CHUNK})})
+    return smaller, memory(smaller, sizes, documents=documents, platform=platform)
 
 
 def describe(sizes: dict[str, int], config: cfg.Config, remat: str) -> str:

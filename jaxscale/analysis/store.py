@@ -62,6 +62,12 @@ class Compiled:
     memory_error: str | None = None
 
 
+def from_values(values: dict) -> Compiled:
+    """The inverse of `asdict`."""
+    memory = values.get("memory")
+    return Compiled(**values | {"memory": Memory(**memory) if memory else None})
+
+
 def versions(names: tuple[str, ...] = LIBRARIES) -> dict[str, str]:
     """Of those that are installed."""
     found = {}
@@ -120,9 +126,7 @@ class Store:
     def load(self, config: cfg.Config, topology: Topology) -> Compiled | None:
         """What was kept; None where nothing (whole) is."""
         try:
-            values = json.loads(gzip.decompress(self.path(config, topology).read_bytes()))
-            memory = Memory(**values.pop("memory")) if values.get("memory") else values.pop("memory", None)
-            found = Compiled(memory=memory, **values)
+            found = from_values(json.loads(gzip.decompress(self.path(config, topology).read_bytes())))
             if found.hlo:
                 parse(found.hlo)
             return found

@@ -102,8 +102,12 @@ def collective_seconds(
 ) -> tuple[float, str]:
     """Seconds of one run, and the network on which most of them go."""
     link = combined(links, tuple(a for a in axes if a in links))
-    parts = {name: seconds / network for name, seconds in link.seconds(kind, size).items()}
+    parts = link.seconds(kind, size, network)
     return sum(parts.values()), max(parts, key=parts.__getitem__, default="none")
+
+
+# part of a step -> what it keeps busy
+WHOLE = {"matmuls": "compute", "attention": "compute", "elementwise": "HBM", "optimizer": "HBM"}
 
 
 @dataclass(frozen=True)
@@ -113,7 +117,8 @@ class StepTime:
     Attributes:
         overlapped, nothing_overlapped: bounds; `best`: the estimate between them.
         parts: seconds by what they go to, without overlap.
-        binds: the part that is longest.
+        sums: the same with compute as a whole, HBM as a whole, and each network's axes.
+        binds: the longest of the sums.
     """
 
     overlapped: float
@@ -123,8 +128,15 @@ class StepTime:
     exposed: float
 
     @property
+    def sums(self) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for name, seconds in self.parts.items():
+            found[WHOLE.get(name, name)] = found.get(WHOLE.get(name, name), 0.0) + seconds
+        return found
+
+    @property
     def binds(self) -> str:
-        return max(self.parts, key=self.parts.__getitem__)
+        return max(self.sums, key=self.sums.__getitem__)
 
 
 def step_time(compute: Mapping[str, float], sent: Iterable[Sent]) -> StepTime:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 SCHEMA_VERSION = 1
+INTERRUPTED = "interrupted"  # how the note of a record begins that Ctrl-C ended
 Basis = Literal["measured", "compiled", "predicted"]
 Label = str | int | float | bool | None
 
@@ -142,6 +143,18 @@ def quantile(values: list[float], share: float) -> float:
 
 def command_line() -> list[str]:
     return [Path(sys.argv[0]).name, *sys.argv[1:]]
+
+
+def require_writable(path: Path) -> Path:
+    """A directory, made where it is missing, or a `.json` file in one; ValueError before anything is measured."""
+    try:
+        folder = path.parent if path.suffix == ".json" else path
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"cannot write records to {path}: {error.strerror}; choose another --out") from error
+    if not os.access(path if path.exists() else folder, os.W_OK):
+        raise ValueError(f"cannot write records to {path}; choose another --out")
+    return path
 
 
 def write_record(record: BenchRecord, path: Path) -> Path:

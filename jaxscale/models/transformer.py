@@ -28,6 +28,7 @@ from jaxscale.parallel.sharding import (
     shard_count,
     spec,
     to_spec,
+    with_vectors,
 )
 
 Cache = dict[str, jax.Array]  # k, v: [B, S, K, H]
@@ -60,10 +61,9 @@ class Norm(nnx.Module):
         y = x.astype(jnp.float32)
         if self.kind == "layernorm":
             y = y - y.mean(-1, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), -1, keepdims=True) + self.eps)
-        y = y * self.scale[...].astype(jnp.float32)
-        if self.kind == "layernorm":
-            y = y + self.bias[...].astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + self.eps)
+        vectors = [self.scale, self.bias] if self.kind == "layernorm" else [self.scale]
+        y = with_vectors(lambda y, w, *b: y * w + b[0] if b else y * w, y, *(v[...].astype(x.dtype) for v in vectors))
         return y.astype(x.dtype)
 
 
@@ -100,13 +100,9 @@ class SelfAttention(nnx.Module):
             self.k_norm = Norm(H, "head_dim", model, step.param_dtype, rngs, kind="rmsnorm")
 
     def __call__(
-        self,
-        x_BTD: jax.Array,
-        rope: Rope | None,
-        segments: jax.Array | None,
-        cache: Cache | None = None,
+        self, x_BTD: jax.Array, rope: Rope | None, segments: jax.Array | None, cache: Cache | None = None,
         start: Any = None,
-    ):
+    ):  # fmt: skip
         x_BTD = gather(x_BTD, "batch", "sequence", "embed", over="heads")
         q = checkpoint_name(self.project(x_BTD, "q", "heads"), "q")
         k = checkpoint_name(self.project(x_BTD, "k", "kv_heads"), "k")
@@ -268,13 +264,9 @@ class Block(nnx.Module):
         self.step = step
 
     def __call__(
-        self,
-        x_BTD: jax.Array,
-        rope: Rope | None,
-        segments: jax.Array | None,
-        cache: Cache | None = None,
+        self, x_BTD: jax.Array, rope: Rope | None, segments: jax.Array | None, cache: Cache | None = None,
         start: Any = None,
-    ):
+    ):  # fmt: skip
         x_BTD = named(x_BTD, "layer_in", self.step)
         y = self.attention(self.attention_norm(x_BTD), rope, segments, cache, start)
         if cache is not None:

@@ -12,6 +12,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from jaxscale import config as cfg
 from jaxscale.hardware import GPU_MEMORY_FRACTION
+from jaxscale.quiet import quiet_plugins
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -2, -3, -8  # from malloc.h
 
@@ -33,7 +34,8 @@ def start_devices(runtime: cfg.Runtime) -> list[jax.Device]:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(runtime.compilation_cache))
         jax.config.update("jax_compilation_cache_max_size", 4 * 2**30)
     try:
-        devices = jax.devices()
+        with quiet_plugins():
+            devices = jax.devices()
     except RuntimeError as error:
         raise ValueError(
             f"runtime.platform={runtime.platform}: JAX finds no such device ({first_line(error)}); install the "

@@ -10,7 +10,7 @@ Notation in comments is the scaling book's: `w[D_fsdp, F_tensor]` is split over 
 import contextlib
 import contextvars
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -176,6 +176,20 @@ def gather(x: jax.Array, *names: str | None, over: str) -> jax.Array:
     added on the device first and sent once: one reduce-scatter instead of one all-reduce a matmul.
     """
     return jax.reshard(x, to_spec([axes_of(n) for n in names], reduced=set(axes_of(over))))
+
+
+def with_vectors(run: Callable[..., jax.Array], x: jax.Array, *vectors: jax.Array) -> jax.Array:
+    """An elementwise `run(x, *vectors)` in x's dtype; the vectors' gradients cross the mesh in their own.
+
+    shard_map, because outside one a vector is widened first, and its gradient would be summed over the mesh as wide.
+    """
+    axes = tuple(a for dim in dims_of(x) for a in dim)
+    if current_mesh().size == 1:
+        return run(x, *(v.astype(x.dtype) for v in vectors))
+    local = lambda x, *vs: run(x, *(jax.lax.pcast(v, axes, to="varying").astype(x.dtype) for v in vs))  # noqa: E731
+    here, whole = to_spec(dims_of(x)), PartitionSpec()
+    body = jax.shard_map(local, in_specs=(here, *[whole] * len(vectors)), out_specs=here)
+    return body(x, *(jax.reshard(v, whole) for v in vectors))
 
 
 def einsum(

@@ -14,6 +14,8 @@ from typing import Any, TextIO
 
 import jax
 
+from jaxscale.training.jsonl import read_records
+
 
 class Events:
     """Written by process 0; lines made before `open` are kept until then, as the directory is not there yet."""
@@ -64,9 +66,6 @@ class Events:
 
 
 def last_attempt(path: Path) -> int:
-    """The number of the newest attempt in the file; 0 where there is none. A line cut short by a crash is left out."""
-    found = 0
-    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
-        with contextlib.suppress(ValueError, AttributeError, TypeError):
-            found = max(found, int(json.loads(line).get("attempt", 0)))
-    return found
+    """The number of the newest attempt in the file; 0 where there is none."""
+    numbers = (r.get("attempt") for r in read_records(path))
+    return max((n for n in numbers if isinstance(n, int)), default=0)

@@ -7,10 +7,10 @@ from support import make_config
 
 from jaxscale import config as cfg
 from jaxscale.analysis.costs import attention, matmuls, recomputed_matmuls
-from jaxscale.analysis.forecast import forecast
+from jaxscale.analysis.forecast import forecast, offloaded_bytes
 from jaxscale.analysis.memory import memory
 from jaxscale.analysis.plan import MOL, plan, read_budget, spend
-from jaxscale.analysis.timing import FRACTIONS, rates
+from jaxscale.analysis.timing import FRACTIONS, Sent, rates, step_time
 from jaxscale.analysis.traffic import traffic
 from jaxscale.hardware import CHIPS
 from jaxscale.topology import find_topology
@@ -51,6 +51,25 @@ def test_where_nothing_fits_the_nearest_is_named():
     assert none.choices == []
     assert "memory is short by" in none.left_out[0][0]
     assert "(nearest: fsdp=" in none.left_out[0][0]
+
+
+def test_offloading_is_among_the_ways():
+    """40,960 tokens of Llama-3.1-8B a v6e: what fits keeps little of them in HBM."""
+    tight = plan(shipped("llama3.1-8b", "data.batch_size=320"), find_topology("v6e:8x8"))
+    ways = {c.remat for c in tight.choices if c.config.step.microbatches == 1 and c.mesh == {"fsdp": 64}}
+    assert "to the host" in ways
+    assert "dots" not in ways
+    offloaded = next(c for c in tight.choices if c.remat == "to the host")
+    assert offloaded.memory.host > 10 * 2**30
+
+
+def test_a_smaller_chunk_is_taken_only_where_the_config_s_own_does_not_fit():
+    overrides = ("data.batch_size=64", "data.seq_len=4096", "loss.chunk=null")
+    wide, tight = (plan(shipped("llama3.1-8b", *overrides), find_topology(name)) for name in ("v5p:2x2x4", "v5e:4x4"))
+    assert {c.config.loss.chunk for c in wide.choices if c.remat == "full"} == {None}
+    assert {c.config.loss.chunk for c in tight.choices} >= {512}
+    best = tight.choices[0].config
+    assert cfg.validate(best.model_dump(mode="json"), source="test") == best
 
 
 def test_overridden_rules_are_refused():
@@ -131,7 +150,15 @@ def test_bounds_hold_the_best_estimate():
     ):
         time = forecast(shipped(name, "step.microbatches=1"), find_topology(where), sizes).time
         assert time.overlapped <= time.best <= time.nothing_overlapped
-        assert time.parts[time.binds] == max(time.parts.values())
+        assert time.sums[time.binds] == max(time.sums.values())
+        assert sum(time.sums.values()) == pytest.approx(sum(time.parts.values()))
+
+
+def test_compute_binds_as_a_whole():
+    """Matmuls 3 s and attention 2 s are 5 s of compute, more than 4 s of a network."""
+    sent = [Sent("all-gather", ("fsdp",), 1.0, 1, 4.0, "ICI", 0.0, False)]
+    time = step_time({"matmuls": 3.0, "attention": 2.0, "elementwise": 1.0}, sent)
+    assert (time.binds, time.sums) == ("compute", {"compute": 5.0, "HBM": 1.0, "ICI (fsdp)": 4.0})
 
 
 def test_compute_bound_steps_take_their_flops():
@@ -141,6 +168,12 @@ def test_compute_bound_steps_take_their_flops():
     floor = sum(m.step_flops for m in matmuls(config, {"data": 1})) / rates(find_topology("h200:1").chip).matmul_flops
     assert found.sent == []
     assert floor < found.time.best < 1.6 * floor
+
+
+def test_every_microbatch_is_offloaded():
+    offload = "step.remat={layer_in: offload}"
+    one, four = (shipped("llama3.1-8b", offload, f"step.microbatches={n}") for n in (1, 4))
+    assert offloaded_bytes(one, {"fsdp": 64}) == offloaded_bytes(four, {"fsdp": 64}) == 32 * 4 * 8192 * 4096 * 2
 
 
 def test_more_slices_on_the_slow_network_never_help_the_time_of_a_step():

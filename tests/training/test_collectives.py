@@ -1,5 +1,6 @@
 """What the compiled step sends: the expected collectives, no more. A needless all-gather turns these red."""
 
+import re
 from collections import Counter
 
 from support import Setup, collectives, make_config
@@ -32,34 +33,36 @@ def test_fsdp_gathers_each_matrix_forward_and_backward_and_scatters_its_gradient
 # layer's two outputs, and of the embedding
 TENSOR_GATHERS = 3 + 3
 # forward: attention's and mlp's output; the highest logit, the sum of exponentials and the target's logit of a token;
-# backward: the gradients of the three gathered inputs, and of the norms (sums over the split sequence)
-TENSOR_REDUCES = 2 + 3 + 3 + LAYER_NORMS + 1
+# backward: the gradients of the three gathered inputs
+TENSOR_REDUCES = 2 + 3 + 3
 
 
 def test_tensor_parallel_gathers_and_scatters_activations():
     assert step_collectives({"tensor": 8}) == {
         ("all-gather", ("tensor",)): TENSOR_GATHERS,
-        ("all-reduce", ("tensor",)): TENSOR_REDUCES,
+        ("all-reduce", ("tensor",)): TENSOR_REDUCES + LAYER_NORMS + 1,  # norms: sums over the split sequence
         ("reduce-scatter", ("tensor",)): 1,  # the embedding's rows
     }
 
 
-WEIGHTS_OVER_DATA_AND_FSDP = {
+MATRICES_OVER_DATA_AND_FSDP = {
     ("all-gather", ("fsdp",)): 2 * SEVEN + 1 + 1,
     ("all-reduce", ("fsdp",)): SEVEN + 1,  # matrices and the unembedding, whole: scattered
     ("all-reduce", ("data",)): SEVEN + 2,  # the same and the embedding, as shards
-    ("all-reduce", ("data", "fsdp")): LAYER_NORMS + 1,  # norms are split over neither
     ("all-to-all", ("fsdp",)): 2,
 }
 
 
 def test_a_weight_gradient_crosses_data_only_as_its_shard():
     """Gradients are scattered over fsdp before they are reduced over data: never reduced whole over both."""
-    assert step_collectives({"data": 2, "fsdp": 4}) == WEIGHTS_OVER_DATA_AND_FSDP
+    assert step_collectives({"data": 2, "fsdp": 4}) == MATRICES_OVER_DATA_AND_FSDP | {
+        ("all-reduce", ("data", "fsdp")): LAYER_NORMS + 1,  # norms are split over neither
+    }
 
 
 def test_all_three_axes_send_what_each_sends_alone():
-    assert step_collectives({"data": 2, "fsdp": 2, "tensor": 2}) == WEIGHTS_OVER_DATA_AND_FSDP | {
+    assert step_collectives({"data": 2, "fsdp": 2, "tensor": 2}) == MATRICES_OVER_DATA_AND_FSDP | {
+        ("all-reduce", ("data", "fsdp", "tensor")): LAYER_NORMS + 1,
         ("all-gather", ("tensor",)): TENSOR_GATHERS,
         ("all-reduce", ("tensor",)): TENSOR_REDUCES,
         ("reduce-scatter", ("tensor",)): 1,
@@ -91,3 +94,18 @@ def test_chunks_bound_the_logits_where_vocab_is_not_split():
     assert f"[8,4,{V}]" in hlo or f"[32,{V}]" in hlo
     assert f"[8,32,{V}]" not in hlo
     assert f"[256,{V}]" not in hlo
+
+
+def test_gradients_cross_the_mesh_in_the_compute_dtype():
+    """Norms too, which compute in float32; only the lookup's does not, whose rows are added up where the table is.
+
+    Read before XLA's CPU compiler widens what it cannot add in bfloat16.
+    """
+    mesh, model = {"data": 8}, {"norm": "layernorm", "qk_norm": True, "num_layers": 2}
+    setup = Setup(make_config(mesh, model=model, step={"compute_dtype": "bfloat16"}))
+    with setup.context():
+        text = setup.program.step.lower(setup.program.abstract, setup.batch).as_text()
+    reduced = re.findall(r'"?stablehlo\.all_reduce"?.*?\}\) : \(tensor<([^>]*)>\)', text, flags=re.DOTALL)
+    assert len(reduced) >= 2 * 3 + 2  # scale and bias of three norms, scale of q's and k's
+    table = f"{setup.config.model.padded_vocab_size}x{setup.config.model.embed_dim}xf32"
+    assert [kind for kind in reduced if not kind.endswith("bf16")] == [table]

@@ -1,0 +1,78 @@
+"""Two records side by side: ratios with their spread, and whether a difference is inside the noise. No jax.
+
+The spread is a bootstrap of the ratio of medians (Efron, 1979): both sides' samples are drawn again with replacement,
+and the middle 95 % of the ratios are the interval. A difference whose interval holds 1 is inside the noise.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from jaxscale.bench.record import BenchRecord, Figure, Label, Row
+
+DRAWS = 2000
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """b : a of one figure of one row. `low`, `high`: 95 % interval; None where a side has fewer than 3 samples."""
+
+    labels: dict[str, Label]
+    figure: str
+    unit: str
+    a: Figure
+    b: Figure
+    value: float
+    low: float | None
+    high: float | None
+
+    @property
+    def verdict(self) -> str:
+        if self.low is None or self.high is None:
+            return "no spread known"
+        if self.low <= 1 <= self.high:
+            return "inside the noise"
+        return "higher" if self.value > 1 else "lower"
+
+
+def compare(a: BenchRecord, b: BenchRecord, *, across_devices: bool = False) -> list[Ratio]:
+    """Every figure that both records have, b over a, in a's order.
+
+    Raises ValueError for records of different kinds, with no row in common, or (unless `across_devices`) of different
+    devices.
+    """
+    if a.kind != b.kind:
+        raise ValueError(f"a {a.kind} record and a {b.kind} record have nothing to compare; give two of one kind")
+    devices = [f"{r.device.count} x {r.device.kind}" for r in (a, b)]
+    if devices[0] != devices[1] and not across_devices:
+        raise ValueError(f"measured on {devices[0]} and on {devices[1]}; to compare devices, add --across-devices")
+    other = {key(row): row for row in b.rows}
+    found = [
+        ratio(row, name, mine, other[key(row)].figures[name])
+        for row in a.rows
+        if key(row) in other
+        for name, mine in row.figures.items()
+        if name in other[key(row)].figures and mine.unit == other[key(row)].figures[name].unit and mine.value
+    ]
+    if not found:
+        raise ValueError(f"the two {a.kind} records have no figure in common: no row has the same labels in both")
+    return found
+
+
+def key(row: Row) -> tuple:
+    return tuple(sorted((name, str(value)) for name, value in row.labels.items()))
+
+
+def ratio(row: Row, name: str, a: Figure, b: Figure) -> Ratio:
+    low, high = interval(a.samples, b.samples)
+    return Ratio(row.labels, name, a.unit, a, b, b.value / a.value, low, high)
+
+
+def interval(a: list[float], b: list[float]) -> tuple[float | None, float | None]:
+    """95 % of the ratios of medians b / a, of samples drawn again; always the same draws."""
+    if min(len(a), len(b)) < 3:
+        return None, None
+    chance = np.random.default_rng(0)
+    medians = [np.median(chance.choice(x, (DRAWS, len(x))), axis=1) for x in (np.array(a), np.array(b))]
+    low, high = np.quantile(medians[1] / medians[0], (0.025, 0.975))
+    return float(low), float(high)

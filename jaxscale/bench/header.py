@@ -1,0 +1,96 @@
+"""What every record says of where it was measured: device, mesh, versions, commit, options, the machine's load."""
+
+import math
+import os
+import platform
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import jax
+
+from jaxscale import config as cfg
+from jaxscale.analysis.costs import CONVENTIONS
+from jaxscale.analysis.store import versions
+from jaxscale.bench import record as rec
+from jaxscale.bench.clock import SOURCE
+from jaxscale.hardware import find_chip
+from jaxscale.parallel.compiler import compiler_options
+from jaxscale.topology import Topology, find_topology
+from jaxscale.training.peak import Peak
+from jaxscale.training.run import LIBRARIES, git_commit
+
+
+@dataclass
+class Header:
+    """Made before anything is measured, as it notes the time and the load; `record` closes it."""
+
+    kind: str
+    name: str
+    devices: list[jax.Device]
+    config: cfg.Config | None = None
+    mesh: dict[str, int] = field(default_factory=dict)
+    peak: Peak | None = None
+    time: str = field(default_factory=rec.now)
+    load: float | None = field(default_factory=lambda: load_now())
+
+    def record(self, rows: list[rec.Row], *, clock: str = SOURCE, burn_in: int = 0, notes: list[str] | None = None,
+               command: list[str] | None = None) -> rec.BenchRecord:  # fmt: skip
+        runtime = self.config.runtime if self.config else cfg.Runtime()
+        now, notes, where = load_now(), list(notes or []), topology_of(self.devices)
+        if self.peak is None and self.kind in ("matmul", "attention", "step"):
+            notes.append(f"no peak is known of {self.devices[0].device_kind} in this dtype: no share of one is given")
+        return rec.BenchRecord(
+            kind=self.kind, name=self.name, time=self.time, command=command or rec.command_line(),
+            device=about_devices(self.devices), mesh=self.mesh, topology=where.name if where else None,
+            peak=rec.Peak(flops_per_second=self.peak.flops_per_second, source=self.peak.source) if self.peak else None,
+            config=self.config.model_dump(mode="json") if self.config else None,
+            commit=git_commit(), versions=versions(LIBRARIES) | {"python": platform.python_version()},
+            compiler_options=compiler_options(self.devices[0].device_kind, runtime),
+            convention=CONVENTIONS[self.config.metrics.mfu] if self.config and self.kind == "step" else None,
+            clock=rec.Clock(source=clock, load=None if self.load is None or now is None else (self.load, now),
+                            burn_in=burn_in),
+            rows=rows, notes=notes,
+        )  # fmt: skip
+
+
+def about_devices(devices: list[jax.Device]) -> rec.Device:
+    first = devices[0]
+    kind = f"{cpu_name()}, {os.cpu_count()} cores" if first.platform == "cpu" else first.device_kind
+    limit = (first.memory_stats() or {}).get("bytes_limit")
+    return rec.Device(
+        platform=first.platform, kind=kind, count=len(devices), processes=jax.process_count(), memory_bytes=limit
+    )
+
+
+def topology_of(devices: list[jax.Device]) -> Topology | None:
+    """The topology that these devices are, where their chip is in the table and its shape is plain."""
+    chip = find_chip(devices[0].device_kind)
+    if chip is None:
+        return None
+    if chip.node:
+        nodes, rest = divmod(len(devices), chip.node)
+        name = (
+            f"{chip.name}:{len(devices)}"
+            if nodes == 0 or len(devices) == chip.node
+            else f"{chip.name}:{nodes}x{chip.node}"
+        )
+        return None if nodes and rest else find_topology(name)
+    coords = [getattr(d, "coords", None) for d in devices]
+    if any(c is None for c in coords):
+        return None
+    shape = [max(c[i] for c in coords) + 1 for i in range(3)]  # type: ignore[index]
+    shape = shape[: chip.torus_dims]
+    fits = math.prod(shape) * chip.devices == len(devices)
+    return find_topology(f"{chip.name}:{'x'.join(map(str, shape))}") if fits else None
+
+
+def cpu_name() -> str:
+    """The processor by its own name, where the system tells it."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def load_now() -> float | None:
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None

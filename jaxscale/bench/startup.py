@@ -1,0 +1,70 @@
+"""From the command to the first step, by part, cold and with JAX's persistent compilation cache. No jax here.
+
+Each run is a real `jaxscale train` in a fresh process; the parts are read from the events that it writes.
+"""
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from jaxscale.bench.record import Row, measured
+from jaxscale.training.jsonl import read_records
+
+PARTS = ("import", "devices", "data", "init", "compile", "first step", "other", "all")
+
+
+def measure(name: str, overrides: list[str], *, repeats: int, say: Callable[[str], None]) -> Iterator[Row]:
+    """Rows of every part, with an empty cache and with the one that the run before left."""
+    found: dict[str, list[dict[str, float]]] = {"cold": [], "cached": []}
+    for number in range(repeats):
+        with tempfile.TemporaryDirectory(prefix="jaxscale-bench-") as folder:
+            for cache in found:
+                say(f"{number + 1}/{repeats} {cache}")
+                found[cache].append(one_start(name, overrides, Path(folder), cache))
+    for cache, starts in found.items():
+        for part in PARTS:
+            yield Row(
+                labels={"part": part, "cache": cache}, figures={"seconds": measured([s[part] for s in starts], "s")}
+            )
+
+
+def one_start(name: str, overrides: list[str], folder: Path, run: str) -> dict[str, float]:
+    """Seconds of each part of one start; the process is ended once its first step is done.
+
+    Raises ValueError with what `train` said when it failed.
+    """
+    out, errors = folder / run, folder / f"{run}.stderr"
+    own = [f"out={out}", f"runtime.compilation_cache={folder / 'cache'}", "checkpoint.every=0", "evaluation.every=0"]
+    command = [sys.executable, "-m", "jaxscale.cli", "train", name, *overrides, *own]
+    start = time.time()
+    with errors.open("w") as sink:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=sink)
+        try:
+            while process.poll() is None and not any(e["event"] == "step" for e in read_records(out / "events.jsonl")):
+                time.sleep(0.05)
+        finally:
+            process.kill()
+            process.wait()
+    events = read_records(out / "events.jsonl")
+    if not any(e["event"] == "step" for e in events):
+        lines = [line for line in errors.read_text().splitlines() if line.strip()]
+        told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+        raise ValueError((told or lines or [f"train ended with exit code {process.returncode}"])[-1])
+    return parts(events, start)
+
+
+def parts(events: list[dict], start: float) -> dict[str, float]:
+    """From the start of the process to the end of the first step."""
+
+    def at(event: str, phase: str) -> float:
+        return next(e["time"] for e in events if e["event"] == event and e["phase"] == phase)
+
+    found = {"import": at("run", "start") - start}
+    found |= {name: at(name, "end") - at(name, "start") for name in ("devices", "data", "init", "compile")}
+    first = next(e for e in events if e["event"] == "step")
+    found["first step"] = first["seconds"]
+    found["all"] = first["time"] - start
+    return found | {"other": found["all"] - sum(v for k, v in found.items() if k != "all")}

@@ -1,0 +1,217 @@
+"""The trainer's own step in the trainer's own loop, timed: compile, steps, MFU and HFU, memory, shares of ceilings."""
+
+import contextlib
+import gc
+import resource
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+
+from jaxscale import config as cfg
+from jaxscale.analysis import costs, hlo
+from jaxscale.analysis.aot import compile_on
+from jaxscale.analysis.compiled import matmuls
+from jaxscale.analysis.forecast import forecast
+from jaxscale.analysis.memory import memory
+from jaxscale.analysis.store import Compiled
+from jaxscale.bench.clock import Effort, trace
+from jaxscale.bench.header import Header, topology_of
+from jaxscale.bench.matmul import best_row, model_matmuls, search
+from jaxscale.bench.profile import classify, profile_rows, read_events
+from jaxscale.bench.record import BenchRecord, Figure, Row, measured
+from jaxscale.parallel.mesh import start_devices
+from jaxscale.topology import Topology
+from jaxscale.training.jsonl import read_records
+from jaxscale.training.peak import Peak, find_peak
+from jaxscale.training.trainer import Silent, train
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much of a run is measured: `steps` after `burn_in` ones; with `ceilings` the best and the model's matmuls."""
+
+    steps: int = 20
+    burn_in: int = 5
+    ceilings: bool = True
+    profile: Path | None = None
+    profiled: int = 3
+
+
+class Enough(Exception):
+    """The steps that were wanted are done."""
+
+
+class Stopper(Silent):
+    """Traces some steps, takes the device's memory while the state is there, and ends the run."""
+
+    def __init__(self, plan: Plan, say: Callable[[str], None]):
+        self.plan, self.speak, self.memory, self.tracing = plan, say, None, contextlib.ExitStack()
+
+    def say(self, line: str) -> None:
+        self.speak(line)
+
+    def step(self, step: int, values: dict[str, float], speed) -> None:
+        plan, measured_all = self.plan, self.plan.burn_in + self.plan.steps
+        if plan.profile and step == measured_all:
+            self.tracing.enter_context(trace(plan.profile))
+        if step == measured_all + (plan.profiled + 1 if plan.profile else 0):
+            stats = [s for d in jax.local_devices() if (s := d.memory_stats())]
+            self.memory = max((s["peak_bytes_in_use"] for s in stats if "peak_bytes_in_use" in s), default=None)
+            raise Enough
+
+
+def bench_step(config: cfg.Config, plan: Plan, *, say: Callable[[str], None]) -> BenchRecord:
+    """Train for some steps as `train` would, and tell what the clock, the compiler and the arithmetic say of the step.
+
+    Checkpoints, evaluation and TensorBoard are left out; the compilation cache is an empty one of its own, so that
+    compile seconds are the compiler's. Raises ValueError for what `train` would refuse.
+    """
+    devices = start_devices(config.runtime)
+    sizes = config.mesh.sizes(len(devices))
+    header = Header("step", config.name, devices, config, sizes)
+    with tempfile.TemporaryDirectory(prefix="jaxscale-bench-") as folder:
+        run = shortened(config, plan, Path(folder))
+        stopper = Stopper(plan, say)
+        with contextlib.suppress(Enough), stopper.tracing:
+            train(run, watcher=stopper)
+        gc.collect()
+        events = read_records(Path(folder) / "run" / "events.jsonl")
+        kept = compile_on(run, devices, documents=costs.packs_documents(run)).kept  # from the run's own cache
+    header.peak = find_peak(devices, config.step.compute_dtype)
+    samples = step_samples(events, plan)
+    figures = speed_figures(config, sizes, samples, header.peak, len(devices))
+    figures["compile_seconds"] = Figure(value=compile_seconds(events), unit="s")
+    figures |= memory_figures(kept, stopper.memory, devices[0]) | compiled_figures(kept)
+    where = topology_of(devices)
+    if where:
+        figures |= predicted_figures(config, where, sizes)
+    rows, notes = [], []
+    if plan.profile:
+        say("reading the trace")
+        parts = classify(hlo.parse(kept.hlo))
+        rows += profile_rows(read_events(plan.profile, parts), figures["step_seconds"].value)
+        notes.append(
+            f"profile in {plan.profile} (xprof and Perfetto open it); shares of traced steps, seconds of the others"
+        )
+    if plan.ceilings:
+        say("measuring the best matmul and the model's own")
+        ceilings = list(ceiling_rows(config, sizes, devices[0], header.peak, len(devices)))
+        figures |= shares(config, figures["tokens_per_second"], ceilings, len(devices))
+        rows += ceilings
+    return header.record([Row(figures=figures), *rows], burn_in=plan.burn_in, notes=notes)
+
+
+def shortened(config: cfg.Config, plan: Plan, folder: Path) -> cfg.Config:
+    """The run of `config` in a folder of its own, without what is not the step; its schedule stays as long."""
+    values = config.model_dump(mode="json")
+    values["out"] = str(folder / "run")
+    values["steps"] = max(config.steps, plan.burn_in + plan.steps + plan.profiled + 3)
+    values["checkpoint"] |= {"every": 0}
+    values["evaluation"] |= {"every": 0}
+    values["metrics"] |= {"tensorboard": False, "wandb": False}
+    values["runtime"] |= {"compilation_cache": str(folder / "cache")}
+    return cfg.validate(values, source="bench step")
+
+
+def step_samples(events: list[dict], plan: Plan) -> list[float]:
+    """Seconds of the steps after the burn-in, between reading one step's metrics and the next one's."""
+    steps = [e for e in events if e["event"] == "step" and plan.burn_in < e["step"] <= plan.burn_in + plan.steps]
+    return [e["seconds"] for e in steps]
+
+
+def compile_seconds(events: list[dict]) -> float:
+    start, end = (
+        next(e["time"] for e in events if e["event"] == "compile" and e["phase"] == p) for p in ("start", "end")
+    )
+    return end - start
+
+
+def speed_figures(
+    config: cfg.Config, sizes: dict[str, int], samples: list[float], peak: Peak | None, devices: int
+) -> dict[str, Figure]:
+    """Seconds, tokens/s, and utilization by both conventions: of model FLOPs (MFU), with recompute (HFU)."""
+    tokens = config.data.batch_size * config.data.seq_len
+    figures = {
+        "step_seconds": measured(samples, "s"),
+        "tokens_per_second": measured([tokens / s for s in samples], "tokens/s"),
+        "tokens_per_second_per_device": measured([tokens / s / devices for s in samples], "tokens/s"),
+    }
+    figures["step_seconds_p95"] = Figure(value=figures["step_seconds"].p95, unit="s")
+    for convention in ("causal", "palm"):
+        model, hardware = step_flops(config, sizes, devices, convention)
+        figures[f"model_flops_{convention}"] = Figure(value=model, unit="FLOPs", basis="predicted")
+        if peak:
+            for name, flops in (("mfu", model), ("hfu", hardware)):
+                rates = [flops / s / peak.flops_per_second for s in samples]
+                figures[f"{name}_{convention}"] = measured(rates, "share")
+    return figures
+
+
+def step_flops(config: cfg.Config, sizes: dict[str, int], devices: int, convention: str) -> tuple[float, float]:
+    """(model, hardware) FLOPs of a step, all devices. Hardware: with every matmul and attention call done again."""
+    tokens, T = config.data.batch_size * config.data.seq_len, config.data.seq_len
+    model = costs.train_flops_per_token(config.model, T, convention=convention) * tokens
+    attention = costs.attention(config, sizes)
+    again = sum(m.flops * m.recomputed for m in costs.matmuls(config, sizes))
+    calls = attention.forward_calls - attention.backward_calls  # one forward call a backward one is the model's
+    scale = 1.0 if convention == "causal" else T / costs.visible_keys(config.model, T)
+    return model, model + devices * (again + calls * attention.forward_flops * scale)
+
+
+def memory_figures(kept: Compiled, peak_bytes: int | None, device: jax.Device) -> dict[str, Figure]:
+    figures = {}
+    if kept.memory:
+        figures["compiled_memory_bytes"] = Figure(value=kept.memory.peak, unit="bytes", basis="compiled")
+    if peak_bytes is not None:
+        figures["peak_memory_bytes"] = Figure(value=peak_bytes, unit="bytes")
+    elif device.platform == "cpu":  # XLA's CPU backend keeps no count: the process at its largest, all devices and code
+        kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        figures["process_peak_memory_bytes"] = Figure(value=kib * 1024, unit="bytes")
+    return figures
+
+
+def compiled_figures(kept: Compiled) -> dict[str, Figure]:
+    """Matmul FLOPs of a device as the compiler wrote them, without kernels that are opaque to it (attention's)."""
+    found = sum(m.flops * m.times for m in matmuls(hlo.parse(kept.hlo)))
+    return {"compiled_matmul_flops": Figure(value=found, unit="FLOPs", basis="compiled")}
+
+
+def predicted_figures(config: cfg.Config, where: Topology, sizes: dict[str, int]) -> dict[str, Figure]:
+    found = forecast(config, where, sizes)
+    figures = {
+        "predicted_step_seconds": Figure(value=found.time.best, unit="s", basis="predicted"),
+        "predicted_tokens_per_second": Figure(value=found.tokens / found.time.best, unit="tokens/s", basis="predicted"),
+    }
+    with contextlib.suppress(ValueError):  # an optimizer whose state has no formula
+        figures["predicted_memory_bytes"] = Figure(value=memory(config, sizes).peak, unit="bytes", basis="predicted")
+    return figures
+
+
+def ceiling_rows(
+    config: cfg.Config, sizes: dict[str, int], device: jax.Device, peak: Peak | None, devices: int
+) -> Iterator[Row]:
+    """The best matmul that a short search finds, and the model's own matmuls, on one device with all of its cores."""
+    one = peak.flops_per_second / (1 if device.platform == "cpu" else devices) if peak else None
+    effort = Effort(repeats=10, seconds=1.0)
+    rows = list(search(device, config.step.compute_dtype, one, seconds=6.0, effort=effort))
+    yield best_row(rows).model_copy(update={"labels": best_row(rows).labels | {"what": "best matmul"}})
+    yield from model_matmuls(config, sizes, device, one, effort)
+
+
+def shares(config: cfg.Config, rate: Figure, ceilings: list[Row], devices: int) -> dict[str, Figure]:
+    """The step's model FLOP/s over what matmuls reach on this device: simulated devices share one CPU's."""
+    per_token = costs.train_flops_per_token(config.model, config.data.seq_len, convention=config.metrics.mfu)
+    found = {}
+    for what, name in (("best matmul", "share_of_best_matmul"), ("model-shaped peak", "share_of_model_shaped_peak")):
+        row = next(r for r in ceilings if r.labels.get("what") == what)
+        whole = row.figures["flops_per_second"].value * devices_of(devices)
+        found[name] = measured([per_token * tokens / whole for tokens in rate.samples], "share")
+    return found
+
+
+def devices_of(devices: int) -> int:
+    """How many devices compute beside each other: simulated ones share the cores on which one was measured."""
+    return 1 if jax.default_backend() == "cpu" else devices

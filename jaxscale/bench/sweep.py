@@ -1,0 +1,223 @@
+"""A grid of runs, each `bench step` in a fresh process, so that one that fails is a row and not the end. No jax.
+
+A grid file says which run, what is varied (`vary`: every combination; or `runs`: one by one) and what ideal scaling
+would mean. Rows are kept on disk as they come: the same command goes on where it was interrupted.
+"""
+
+import hashlib
+import itertools
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError
+
+from jaxscale import config as cfg
+from jaxscale.bench.record import BenchRecord, Figure, Label, Row, read_record
+
+KEPT = ("step_seconds", "tokens_per_second", "tokens_per_second_per_device", "mfu_causal", "mfu_palm", "hfu_causal",
+        "compile_seconds", "peak_memory_bytes", "compiled_memory_bytes", "process_peak_memory_bytes",
+        "predicted_step_seconds", "predicted_tokens_per_second", "predicted_memory_bytes")  # fmt: skip
+Values = list[bool | int | float | str | None]
+
+
+class Grid(cfg.Section):
+    """A grid file.
+
+    Attributes:
+        config: a run file, or a shipped one's name; `set`: overrides for all of it.
+        vary: key (`mesh.data`, `model.embed_dim`, ...) -> values; every combination is a run.
+        runs: overrides of single runs, each a mapping; in place of `vary`.
+        ideal: `strong`: the same work on more devices, ideally in as much less time; `weak`: work that grows with the
+            devices, ideally in the same time; `none`: no line.
+        timeout_seconds: of one run.
+    """
+
+    name: str
+    config: str
+    set: list[str] = Field(default_factory=list)
+    vary: dict[str, Values] = Field(default_factory=dict)
+    runs: list[dict[str, bool | int | float | str | None]] = Field(default_factory=list)
+    ideal: Literal["strong", "weak", "none"] = "none"
+    timeout_seconds: cfg.Positive = 1800
+
+
+def read_grid(name: str) -> Grid:
+    """From a path, or the name of a shipped one. Raises ValueError, in one line."""
+    path = Path(name)
+    if not path.exists():
+        shipped = cfg.shipped_configs() / "grids" / f"{name.removesuffix('.yaml')}.yaml"
+        if not shipped.exists():
+            there = ", ".join(sorted(p.stem for p in shipped.parent.glob("*.yaml")))
+            raise ValueError(f"no grid {name}: neither a file nor a shipped one ({there})")
+        path = shipped
+    try:
+        values = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    try:
+        grid = Grid.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{path}: {'.'.join(map(str, first['loc'])) or 'grid'}: {first['msg']}") from error
+    if bool(grid.vary) == bool(grid.runs):
+        raise ValueError(f"{path}: give either vary (every combination) or runs (one by one)")
+    return grid
+
+
+def runs_of(grid: Grid) -> list[dict[str, Label]]:
+    if grid.runs:
+        return [dict(r) for r in grid.runs]
+    return [dict(zip(grid.vary, values, strict=True)) for values in itertools.product(*grid.vary.values())]
+
+
+def overrides_of(grid: Grid, run: dict[str, Label], more: list[str]) -> list[str]:
+    return [*grid.set, *(f"{key}={yaml_value(value)}" for key, value in run.items()), *more]
+
+
+def yaml_value(value: Label) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def sweep(
+    grid: Grid, folder: Path, more: list[str], options: list[str], *, say: Callable[[str], None]
+) -> Iterator[tuple[Row, BenchRecord | None]]:
+    """Row and record of all runs: those kept under `folder` from before, the others each from a process of its own.
+
+    Args:
+        more: overrides over the grid's own; `options`: of `bench step`, the same for all.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    runs = runs_of(grid)
+    for number, run in enumerate(runs, 1):
+        overrides = overrides_of(grid, run, more)
+        path = folder / f"{identity(grid, overrides, options)}.json"
+        words = " ".join(f"{k}={v}" for k, v in run.items())
+        if path.exists():
+            say(f"{number}/{len(runs)} {words}: kept from before")
+        else:
+            say(f"{number}/{len(runs)} {words}")
+            error = run_one(grid, overrides, options, path)
+            if error:
+                say(f"  failed: {error}")
+                yield Row(labels=run, error=error), None  # not kept: it is tried again when the sweep is
+                continue
+        record = read_record(path)
+        yield row_of(run, record), record
+
+
+def identity(grid: Grid, overrides: list[str], options: list[str]) -> str:
+    text = json.dumps([grid.config, overrides, options])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def run_one(grid: Grid, overrides: list[str], options: list[str], path: Path) -> str | None:
+    """`bench step` in a process of its own, its record in `path`; None, or why there is none, in one line."""
+    command = [
+        sys.executable,
+        "-m",
+        "jaxscale.cli",
+        "bench",
+        "step",
+        grid.config,
+        *overrides,
+        "-o",
+        str(path),
+        *options,
+    ]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=grid.timeout_seconds, check=False)
+    except subprocess.TimeoutExpired:
+        return f"no end after timeout_seconds={grid.timeout_seconds}"
+    if done.returncode == 0 and path.exists():
+        return None
+    if done.returncode == 130:
+        raise KeyboardInterrupt
+    if done.returncode < 0:
+        return f"killed by signal {-done.returncode}" + (" (out of memory?)" if done.returncode == -9 else "")
+    return reason(done.stderr, done.returncode)
+
+
+def reason(stderr: str, code: int) -> str:
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    memory = [line for line in lines if "RESOURCE_EXHAUSTED" in line]
+    return (told or memory or lines or [f"exit code {code}"])[-1][:300]
+
+
+def row_of(run: dict[str, Label], record: BenchRecord) -> Row:
+    figures = {name: f for name, f in record.rows[0].figures.items() if name in KEPT}
+    return Row(labels=run | {"devices": record.device.count}, figures=figures)
+
+
+def with_ideal(grid: Grid, rows: list[Row], *, shared_cores: bool) -> list[Row]:
+    """Rows with `ideal_tokens_per_second`: that of the run on fewest devices, times as many devices.
+
+    In strong and in weak scaling alike, tokens/s would ideally grow with the devices. Simulated devices share one
+    machine's cores (`shared_cores`): there the ideal is that they are together as fast as one.
+    """
+    good = [r for r in rows if r.figures]
+    if grid.ideal == "none" or not good:
+        return rows
+    first = min(good, key=lambda r: int(r.labels["devices"] or 1))
+    base, devices = first.figures["tokens_per_second"].value, int(first.labels["devices"] or 1)
+
+    def add(row: Row) -> Row:
+        if not row.figures:
+            return row
+        times = 1.0 if shared_cores else int(row.labels["devices"] or 1) / devices
+        ideal = Figure(value=base * times, unit="tokens/s", basis="predicted")
+        return row.model_copy(update={"figures": row.figures | {"ideal_tokens_per_second": ideal}})
+
+    return [add(r) for r in rows]
+
+
+def summary(grid: Grid, found: list[tuple[Row, BenchRecord | None]], command: list[str]) -> BenchRecord:
+    """One record of the sweep; where it ran is what its runs say. Raises ValueError where none came through.
+
+    Every run of a CPU measures a peak of its own: the highest one is the denominator of all.
+    """
+    records = [record for _, record in found if record is not None]
+    if not records:
+        raise ValueError(f"none of the {len(found)} runs of {grid.name} came through; the first: {found[0][0].error}")
+    first = max(records, key=lambda r: r.peak.flops_per_second if r.peak else 0.0)
+    keys = dict.fromkeys(key for row, _ in found for key in row.labels)
+    rows = [against(first, filled(row, record, keys), record) for row, record in found]
+    simulated = first.device.platform == "cpu"
+    notes = [f"ideal: {grid.ideal} scaling" + (", simulated devices share one machine's cores" if simulated else "")]
+    return first.model_copy(update={
+        "kind": "sweep", "name": grid.name, "command": command, "mesh": {}, "config": None, "time": records[0].time,
+        "rows": with_ideal(grid, rows, shared_cores=simulated), "notes": notes if grid.ideal != "none" else [],
+    })  # fmt: skip
+
+
+def filled(row: Row, record: BenchRecord | None, keys: Iterable[str]) -> Row:
+    """With every label of the sweep: what another run varies stands in this one's config."""
+
+    def value(key: str) -> Label:
+        if key in row.labels or record is None:
+            return row.labels.get(key)
+        found: Any = record.config
+        for part in key.split("."):
+            found = (found or {}).get(part)
+        return found
+
+    return row.model_copy(update={"labels": {key: value(key) for key in keys}})
+
+
+def against(best: BenchRecord, row: Row, own: BenchRecord | None) -> Row:
+    """A row's utilization against another record's peak."""
+    if own is None or not own.peak or not best.peak:
+        return row
+    scale = own.peak.flops_per_second / best.peak.flops_per_second
+
+    def scaled(figure: Figure) -> Figure:
+        samples = [s * scale for s in figure.samples]
+        return figure.model_copy(update={"value": figure.value * scale, "samples": samples})
+
+    figures = {name: scaled(f) if name.startswith(("mfu", "hfu")) else f for name, f in row.figures.items()}
+    return row.model_copy(update={"figures": figures})
