@@ -4,7 +4,7 @@ import re
 
 from jaxscale.bench.record import Row
 from jaxscale.report.plots import Axis, Line, Number, Plot, Section, Series, figure_columns
-from jaxscale.report.rows import Item, constant, failures, number, points, text, without
+from jaxscale.report.rows import Item, constant, decided, failures, number, points, text, without
 
 Y = [
     Axis("tokens_per_second", "tokens a second", "tokens/s", zero=True),
@@ -28,7 +28,7 @@ def sweep_section(items: list[Item]) -> Section:
 
 
 def grid_plot(item: Item, grid: str, id: str, several: bool) -> Plot:
-    rows = [row for row in item[2].rows if str(row.labels.get("grid", "")) == grid]
+    rows = [with_mesh(row) for row in item[2].rows if str(row.labels.get("grid", "")) == grid]
     title = ": ".join(t for t in ("Scaling", item[1] if several else "", grid) if t)
     mine = (item[0], item[1], item[2].model_copy(update={"rows": rows}))
     axes = [a for a in Y if any(f"{what}{a.key}" in r.figures for r in rows for what in ("", "predicted_", "ideal_"))]
@@ -50,18 +50,24 @@ def grid_plot(item: Item, grid: str, id: str, several: bool) -> Plot:
     return plot
 
 
+def with_mesh(row: Row) -> Row:
+    """Sizes of mesh axes, each a label of its own, as one: `data=2,tensor=4`."""
+    sizes = {k: v for k, v in row.labels.items() if k.startswith("mesh.")}
+    if not sizes:
+        return row
+    mesh = ",".join(f"{k.removeprefix('mesh.')}={v}" for k, v in sizes.items() if v not in (1, None)) or "one device"
+    return row.model_copy(update={"labels": without(row.labels, sizes) | {"mesh": mesh}})
+
+
 def by_name(rows: list[Row], x: str) -> dict[str, list[Row]]:
     """What was measured, in the order of x, by what makes a curve of its own.
 
     A label that x decides (a global batch that grows with the devices) makes none, nor do the sizes within a mesh.
     """
     there = [row for row in rows if row.error is None and number(row, x) is not None]
-    names = {k for row in there for k in row.labels}
-    pairs = {k: {(number(row, x), row.labels.get(k)) for row in there} for k in names}
-    decided = [k for k in names if len(pairs[k]) == len({place for place, _ in pairs[k]})]
     found: dict[str, list[Row]] = {}
     for row in sorted(there, key=lambda row: number(row, x) or 0.0):
-        labels = without(row.labels, [x, "grid", *constant(rows), *decided])
+        labels = without(row.labels, [x, "grid", *constant(rows), *decided(there, x, "mesh")])
         if isinstance(mesh := labels.get("mesh"), str):
             labels = labels | {"mesh": re.sub(r"\s*[=:]\s*\d+", "", mesh)}
         found.setdefault(text(labels), []).append(row)
