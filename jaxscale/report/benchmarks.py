@@ -32,23 +32,25 @@ def benchmark_sections(items: list[Item]) -> list[Section]:
     kinds: dict[str, list[Item]] = {}
     for item in items:
         kinds.setdefault(item[2].kind, []).append(item)
-    sections = []
+    parts: list[tuple[Section, list[Item]]] = []
     if steps := kinds.get("step"):
-        sections.append(step_section(steps))
+        parts.append((step_section(steps), steps))
     if sweeps := kinds.get("sweep"):
-        sections.append(sweep_section(sweeps))
+        parts.append((sweep_section(sweeps), sweeps))
     matmuls = [*kinds.get("matmul", []), *(item for item in kinds.get("step", []) if by_pass(item))]
-    if matmuls or "memory" in kinds:
-        sections.append(roofline_section(matmuls, kinds.get("memory", [])))
+    memories = kinds.get("memory", [])
+    if matmuls or memories:
+        parts.append((roofline_section(matmuls, memories), kinds.get("matmul", []) + memories))
     if collectives := kinds.get("collectives"):
-        sections.append(collectives_section(collectives))
+        parts.append((collectives_section(collectives), collectives))
     if attention := kinds.get("attention"):
         plot = curve_plot("attention", "Attention", attention, LENGTH, ATTENTION)
-        sections.append(Section("attention", "Attention", plots=[plot]))
-    sections += [plain_section(kind, mine) for kind, mine in kinds.items() if kind not in DONE]
-    for section in sections:
+        parts.append((Section("attention", "Attention", plots=[plot]), attention))
+    parts += [(plain_section(kind, mine), mine) for kind, mine in kinds.items() if kind not in DONE]
+    for section, mine in parts:
         section.plots = [plot for plot in section.plots if plot.series or plot.failed]
-    return [section for section in sections if section.plots or section.tables or section.about]
+        section.about += [f"{name}: {note}." for _, name, record in mine for note in record.notes]
+    return [section for section, _ in parts if section.plots or section.tables or section.about]
 
 
 # --- the training step ----------------------------------------------------------------------------------------

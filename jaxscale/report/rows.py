@@ -26,9 +26,8 @@ def constant(rows: Sequence[Row], but: Sequence[str] = ()) -> Labels:
 
 def decided(rows: Sequence[Row], x: str, *more: str) -> list[str]:
     """Labels that `x` decides, numbers or of `more`: a batch that grows with the devices makes no curve of its own."""
-    names = {k for row in rows for k in row.labels} - {x, *constant(rows)}
-    found = []
-    for name in names:
+    found: list[str] = []
+    for name in without(dict.fromkeys(k for row in rows for k in row.labels), [x, *constant(rows)]):
         pairs = {(number(row, x), row.labels.get(name)) for row in rows}
         if len(pairs) == len({place for place, _ in pairs}):
             found += [name] if name in more or all(finite(v) is not None for _, v in pairs) else []
