@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 import sys
 
 import pytest
@@ -58,6 +59,23 @@ def test_runs_records_and_directories_of_records(tmp_path, run, records, capsys)
     assert {p.stem for p in (tmp_path / "pictures").iterdir()} == set(drawn)
     assert all(p.read_bytes().startswith(b"\x89PNG") for p in (tmp_path / "pictures").iterdir())
     assert len(lines) == 2 + len(drawn)
+
+
+def test_the_verb_reports_without_jax(tmp_path, run, records):
+    """In a fresh interpreter, pictures included."""
+    code = (
+        "import sys\nfrom jaxscale.cli import main\ntry: main()\nfinally: "
+        "print('LOADED', *{m.split('.')[0] for m in sys.modules})"
+    )
+    arguments = ["report", str(run), str(records), "-o", "out.html", "--png", "pictures"]
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    told, loaded = done.stdout.rsplit("LOADED", 1)
+    assert told.startswith("out.html: ")
+    assert f"1 run, {len(ALL)} records" in told
+    assert "pictures/loss.png: " in told
+    assert not {"jax", "jaxlib", "flax", "optax", "orbax", "grain"} & set(loaded.split())
+    assert (tmp_path / "out.html").stat().st_size > 50_000
 
 
 REFUSED = {
