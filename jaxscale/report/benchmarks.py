@@ -2,7 +2,7 @@
 
 from jaxscale.bench.record import Figure, Row
 from jaxscale.report.plots import Axis, Cell, Plot, Section, Series, Table, finite
-from jaxscale.report.roofline import roofline_section
+from jaxscale.report.roofline import by_pass, roofline_section
 from jaxscale.report.rows import Item, bar_series, curves, failures, number, text
 from jaxscale.report.sweep import sweep_section
 
@@ -32,22 +32,25 @@ def benchmark_sections(items: list[Item]) -> list[Section]:
     kinds: dict[str, list[Item]] = {}
     for item in items:
         kinds.setdefault(item[2].kind, []).append(item)
-    sections = []
+    parts: list[tuple[Section, list[Item]]] = []
     if steps := kinds.get("step"):
-        sections.append(step_section(steps))
+        parts.append((step_section(steps), steps))
     if sweeps := kinds.get("sweep"):
-        sections.append(sweep_section(sweeps))
-    if "matmul" in kinds or "memory" in kinds:
-        sections.append(roofline_section(kinds.get("matmul", []), kinds.get("memory", [])))
+        parts.append((sweep_section(sweeps), sweeps))
+    matmuls = [*kinds.get("matmul", []), *(item for item in kinds.get("step", []) if by_pass(item))]
+    memories = kinds.get("memory", [])
+    if matmuls or memories:
+        parts.append((roofline_section(matmuls, memories), kinds.get("matmul", []) + memories))
     if collectives := kinds.get("collectives"):
-        sections.append(collectives_section(collectives))
+        parts.append((collectives_section(collectives), collectives))
     if attention := kinds.get("attention"):
         plot = curve_plot("attention", "Attention", attention, LENGTH, ATTENTION)
-        sections.append(Section("attention", "Attention", plots=[plot]))
-    sections += [plain_section(kind, mine) for kind, mine in kinds.items() if kind not in DONE]
-    for section in sections:
+        parts.append((Section("attention", "Attention", plots=[plot]), attention))
+    parts += [(plain_section(kind, mine), mine) for kind, mine in kinds.items() if kind not in DONE]
+    for section, mine in parts:
         section.plots = [plot for plot in section.plots if plot.series or plot.failed]
-    return [section for section in sections if section.plots or section.tables or section.about]
+        section.about += [f"{name}: {note}." for _, name, record in mine for note in record.notes]
+    return [section for section, _ in parts if section.plots or section.tables or section.about]
 
 
 # --- the training step ----------------------------------------------------------------------------------------
@@ -56,10 +59,10 @@ def benchmark_sections(items: list[Item]) -> list[Section]:
 def step_section(items: list[Item]) -> Section:
     section = Section("step", "The training step, benchmarked")
     time = Plot("step-time", "Step time", "bars", [Axis("seconds", "time", "s", zero=True)])
-    share = Plot("utilization", "Utilization", "bars", [Axis("share", "share of the peak", "share", zero=True)])
+    share = Plot("utilization", "Utilization", "bars", [Axis("share", "share", "share", zero=True)])
     parts = Plot("step-parts", "Where the step's time goes", "stack", y=[])
     for order, item in enumerate(items):
-        figures = {k: f for row in item[2].rows if "part" not in row.labels for k, f in row.figures.items()}
+        figures = {k: f for row in item[2].rows if not row.labels for k, f in row.figures.items()}
         timed = [(STEP_TIMES[k], figures[k]) for k in STEP_TIMES if k in figures]
         shares = [(readable(k), f) for k, f in figures.items() if f.unit == "share"]
         time.series += [bar_series(item, order, "seconds", timed)] if timed else []
@@ -67,6 +70,9 @@ def step_section(items: list[Item]) -> Section:
         convention, peak = item[2].convention or "convention not on record", item[2].peak
         share.about.append(f"{item[1]}: {convention}; peak: {peak.source if peak else 'none'}.")
         parts.series += parts_series(item, order)
+        for row in item[2].rows:
+            if str(row.labels.get("part", "")).startswith("hidden") and (f := row.figures.get("seconds")):
+                parts.about.append(f"{item[1]}: besides, {row.labels['part']} of {f.value:.4g} s, while others ran.")
     parts.y = stack_axes(parts.series)
     time.failed = failures(items)
     section.plots = [p for p in (time, share, parts) if p.series]
@@ -77,6 +83,7 @@ def step_section(items: list[Item]) -> Section:
 def parts_series(item: Item, order: int) -> list[Series]:
     """One bar: the rows that are parts of a step."""
     rows = [row for row in item[2].rows if "part" in row.labels and row.figures]
+    rows = [row for row in rows if not str(row.labels["part"]).startswith("hidden")]  # beside others, not after them
     columns = {k: [value(row, k) for row in rows] for k in ("share", "seconds")}
     columns = {k: v for k, v in columns.items() if any(x is not None for x in v)}
     labels = [str(row.labels["part"]) for row in rows]
@@ -110,7 +117,7 @@ def collectives_section(items: list[Item]) -> Section:
         keys = list(dict.fromkeys(k for _, row in fits for k in row.figures))
         section.tables.append(
             Table(
-                "Fitted latency and bandwidth",
+                "Fitted: time = phases x latency + bytes on the wire / bandwidth",
                 ["record", "collective", "axis", *(readable(k) for k in keys)],
                 [[item[1], label(row, "collective"), label(row, "axis"), *(cell(row.figures.get(k)) for k in keys)]
                  for item, row in fits],
@@ -135,9 +142,8 @@ def plain_section(kind: str, items: list[Item]) -> Section:
     section = Section(f"kind-{kind}", kind.capitalize())
     units = {(k, f.unit): None for _, _, record in items for row in record.rows for k, f in row.figures.items()}
     for order, (key, unit) in enumerate(units):
-        plot = Plot(
-            f"{kind}-{order + 1}", readable(key).capitalize(), "bars", [Axis(key, readable(key), unit, zero=True)]
-        )
+        name = key.replace("_", " ")
+        plot = Plot(f"{kind}-{order + 1}", name.capitalize(), "bars", [Axis(key, name, unit, zero=True)])
         for i, item in enumerate(items):
             rows = [row for row in item[2].rows if key in row.figures and row.figures[key].unit == unit]
             named = [(text(row.labels) or item[1], row.figures[key]) for row in rows]

@@ -1,5 +1,6 @@
 // A plot as SVG. Every function returns {svg, points}; a point knows its series, its index and where it is drawn.
 
+const MOST_MARKS = 80; // of a series that marks its points; beyond, only some are marked
 const SVG = "http://www.w3.org/2000/svg";
 const MARKS = [
   (r) => `M${-r},0A${r},${r} 0 1 1 ${r},0A${r},${r} 0 1 1 ${-r},0Z`,
@@ -81,7 +82,8 @@ function empty(svg, width) {
 /** Grid, ticks and titles; returns the scales and the box of the plot. */
 function axes(svg, plot, view, shown, width, height) {
   const xs = shown.flatMap((s) => s.points.map((p) => p.x)), ys = shown.flatMap((s) => s.points.map((p) => p.y));
-  const [x0, x1] = bounds(xs, view.x, view.logX), [y0, y1] = bounds(ys, view.y, view.logY);
+  const spread = shown.filter((s) => s.series.marks && s.series.line !== "none").flatMap((s) => s.points.flatMap((p) => sampled(s.series, p.i, view)));
+  const [x0, x1] = bounds(xs, view.x, view.logX), [y0, y1] = bounds([...ys, ...spread], view.y, view.logY);
   const yTicks = ticksFor(ys, y0, y1, view.logY, 7, view.y.unit).filter((t) => t >= y0 && t <= y1);
   const left = 12 + Math.max(...yTicks.map((t) => textWidth(tickText(t, view.y.unit))), 20);
   const wide = Math.max(...shown.map((s) => textWidth(s.series.name, 600)));
@@ -140,12 +142,14 @@ function curve(series, at, view, frame, count) {
   if (series.line !== "none") group.append(shape("path", { d: path(at), class: `line ${series.line}${smooth ? " faint" : ""}` }));
   let drawn = at;
   if (smooth) {
-    const mean = runningMean(at.map((p) => p.y), view.smooth);
+    const means = series.columns[`${view.y.key}:mean`];
+    const mean = runningMean(at.map((p) => (means && means[p.i] !== null ? means[p.i] : p.y)), view.smooth);
     drawn = at.map((p, k) => ({ ...p, py: frame.sy(mean[k]) }));
     group.append(shape("path", { d: path(drawn), class: `line ${series.line} mean` }));
   }
-  const every = series.marks ? 1 : Math.max(1, Math.floor(at.length / 8));
-  const offset = series.marks ? 0 : Math.floor((every * (series.marker % 4)) / 4);
+  const all = series.marks && at.length <= MOST_MARKS;
+  const every = all ? 1 : Math.max(1, Math.floor(at.length / 8));
+  const offset = all ? 0 : Math.floor((every * (series.marker % 4)) / 4);
   if (marked(series, count) || at.length === 1) {
     for (let k = offset; k < drawn.length; k += every) {
       const p = drawn[k];
@@ -156,11 +160,17 @@ function curve(series, at, view, frame, count) {
   return group;
 }
 
-/** From the least to the greatest of the samples. */
+/** The least and the greatest of a point's samples, where there are several and the axis has a place for them. */
+function sampled(series, i, view) {
+  const low = (series.columns[`${view.y.key}:low`] || [])[i], high = (series.columns[`${view.y.key}:high`] || [])[i];
+  return low === null || low === undefined || low === high || (view.logY && low <= 0) ? [] : [low, high];
+}
+
+/** A line between them; cut at the frame where points are many and their spread is not what the plot is about. */
 function whisker(series, p, view, frame) {
-  const low = (series.columns[`${view.y.key}:low`] || [])[p.i], high = (series.columns[`${view.y.key}:high`] || [])[p.i];
-  if (low === null || low === undefined || low === high || (view.logY && low <= 0)) return [];
-  return [shape("line", { x1: p.px, x2: p.px, y1: frame.sy(low), y2: frame.sy(high), class: "whisker" })];
+  const [a, b] = sampled(series, p.i, view).map((v) => Math.max(frame.box.top, Math.min(frame.box.bottom, frame.sy(v))));
+  if (a === undefined) return [];
+  return [shape("line", { x1: p.px, x2: p.px, y1: a, y2: b, class: `whisker${series.line === "none" ? " faint" : ""}` })];
 }
 
 /** Names at the ends of the lines, pushed apart. */
@@ -237,8 +247,8 @@ function bar(svg, point, view, sx, order) {
   const pattern = basis === "predicted" ? "url(#hatch-predicted)" : hatch(order);
   if (pattern) group.append(shape("rect", { ...box, fill: pattern }));
   let edge = Math.max(start, end);
-  const low = (series.columns[`${view.y.key}:low`] || [])[i], high = (series.columns[`${view.y.key}:high`] || [])[i];
-  if (low !== null && low !== undefined && low !== high && !(view.logY && low <= 0)) {
+  const [low, high] = sampled(series, i, view);
+  if (low !== undefined) {
     group.append(shape("line", { x1: sx(low), x2: sx(high), y1: py, y2: py, class: "whisker" }));
     edge = Math.max(edge, sx(high));
   }

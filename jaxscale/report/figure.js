@@ -24,7 +24,7 @@ class PlotFigure {
     const cut = this.plot.series.filter((s) => s.total);
     if (!cut.length) return [];
     const most = Math.max(...cut.map((s) => s.total)).toLocaleString("en-US");
-    return [make("p", { class: "about" }, `Long series are thinned: of up to ${most} points each stretch's least and greatest are shown.`)];
+    return [make("p", { class: "about" }, `Long series are thinned: of up to ${most} points each stretch's least and greatest are shown; a running mean is of all.`)];
   }
 
   failed() {
@@ -178,7 +178,8 @@ class PlotFigure {
     this.tip.replaceChildren(...this.words(p).map((text, k) => make(k ? "span" : "strong", {}, text)));
     const wide = this.holder.clientWidth, tip = this.tip.offsetWidth;
     this.tip.style.left = `${Math.max(0, Math.min(wide - tip, p.px + (p.px > wide / 2 ? -tip - 14 : 14)))}px`;
-    this.tip.style.top = `${Math.max(0, p.py - this.tip.offsetHeight - 12)}px`;
+    const above = p.py - this.tip.offsetHeight - 12;
+    this.tip.style.top = `${above >= -40 ? above : p.py + 14}px`;
   }
 
   // --- the table

@@ -81,14 +81,11 @@ def in_order(events: Sequence[Event]) -> list[Event]:
     found: list[Event] = []
     attempt = 1
     for event in events:
-        time = event.get("time")
-        if not isinstance(time, int | float) or isinstance(time, bool):
+        time, said = number(event.get("time")), event.get("attempt")
+        if time is None:
             continue
-        number = event.get("attempt")
-        attempt = max(attempt, number) if isinstance(number, int) else attempt
-        found.append(
-            event | {"time": max(float(time), found[-1]["time"] if found else float(time)), "attempt": attempt}
-        )
+        attempt = max(attempt, said) if isinstance(said, int) else attempt
+        found.append(event | {"time": max(time, found[-1]["time"] if found else time), "attempt": attempt})
     return found
 
 
@@ -141,7 +138,7 @@ def stretches(events: list[Event]) -> list[str | None]:
     waiting: list[tuple[str, int]] = []
     spans: list[tuple[int, int, str]] = []
     for i, event in enumerate(events):
-        name, phase = event.get("event"), event.get("phase")
+        name, phase = str(event.get("event")), event.get("phase")
         if name not in PART_OF:
             continue
         if phase == "start":
@@ -157,4 +154,6 @@ def stretches(events: list[Event]) -> list[str | None]:
 
 
 def number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and value >= 0 else None
+    """A number that is finite and not negative."""
+    fits = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf")
+    return float(value) if fits else None

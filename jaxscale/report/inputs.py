@@ -115,6 +115,12 @@ def part(values: dict[str, Any], *keys: str) -> Any:
     return found
 
 
+def mapping(values: dict[str, Any], key: str) -> dict[str, Any]:
+    """`values[key]`, empty where it is none."""
+    found = values.get(key)
+    return found if isinstance(found, dict) else {}
+
+
 def date(seconds: Any) -> str:
     """Unix seconds as UTC, to the second; empty where it is no number."""
     if not isinstance(seconds, int | float):
@@ -131,8 +137,7 @@ def pairs(values: Any) -> str:
 
 
 def run_source(run: Run) -> Source:
-    about, devices = run.environment, part(run.environment, "devices") or {}
-    mesh = part(run.config, "mesh") or {}
+    about, devices, mesh = run.environment, mapping(run.environment, "devices"), mapping(run.config, "mesh")
     convention = part(run.config, "metrics", "mfu")
     facts = {
         "device": f"{devices.get('count', '?')} x {devices.get('kind', '?')}" if devices else "",

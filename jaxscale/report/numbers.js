@@ -20,7 +20,7 @@ function figure(value, unit, digits = 4) {
   if (unit === "share") return `${plain(value * 100, Math.min(digits, 4))} %`;
   if (unit === "s") {
     if (value === 0) return "0 s";
-    const [scale, name] = TIMES.find(([s]) => Math.abs(value) >= s && (s <= 1 || Math.abs(value) >= 2 * s)) || TIMES[TIMES.length - 1];
+    const [scale, name] = timeUnit(value);
     return `${plain(value / scale, digits)} ${name}`;
   }
   if (unit === "bytes") {
@@ -34,6 +34,8 @@ function figure(value, unit, digits = 4) {
   return unit ? `${plain(value, digits)} ${unit}` : plain(value, Math.max(digits, 6));
 }
 
+/** The unit of time that a value is told in: minutes from two on, hours from two on. */
+const timeUnit = (value) => TIMES.find(([s]) => Math.abs(value) >= s && (s <= 1 || Math.abs(value) >= 2 * s)) || TIMES[TIMES.length - 1];
 const BINARY = [[2 ** 50, "PiB"], [2 ** 40, "TiB"], [2 ** 30, "GiB"], [2 ** 20, "MiB"], [2 ** 10, "KiB"], [1, "B"]];
 const binary = (value) => BINARY.find(([s]) => Math.abs(value) >= s) || [1, "B"];
 
@@ -78,7 +80,7 @@ function logTicks(low, high, count) {
 
 /** Ticks for the values that are there; few different ones are their own ticks on a logarithmic axis. */
 function ticksFor(values, low, high, log, count, unit) {
-  const unitSize = unit === "bytes" ? binary(high)[0] : 1;
+  const unitSize = unit === "bytes" ? binary(high)[0] : unit === "s" ? timeUnit(high)[0] : 1;
   if (!log) return linearTicks(low / unitSize, high / unitSize, count).map((t) => t * unitSize);
   const different = [...new Set(values)].sort((a, b) => a - b);
   const even = different.every((v, i) => !i || v / different[i - 1] >= 1.4);

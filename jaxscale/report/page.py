@@ -16,6 +16,7 @@ from jaxscale.report.inputs import Inputs, record_source, run_source, tell_apart
 from jaxscale.report.plots import Plot, Section, Source
 from jaxscale.report.runs import runs_section
 
+MOST_NAMES = 6  # in the title
 SCRIPTS = ("numbers.js", "draw.js", "figure.js", "page.js")
 
 
@@ -32,7 +33,7 @@ class Page:
         return [plot for section in self.sections for plot in section.plots]
 
 
-def make_page(inputs: Inputs, title: str = "") -> Page:
+def make_page(inputs: Inputs) -> Page:
     """Everything that is shown. Source i is run i, or the record i - runs."""
     sources = [run_source(run) for run in inputs.runs] + [record_source(*item) for item in inputs.records]
     tell_apart(sources)
@@ -43,7 +44,11 @@ def make_page(inputs: Inputs, title: str = "") -> Page:
     sections += benchmark_sections(items)
     sections += [records_section(items)] if items else []
     notes = [f"{path} is not a record of a benchmark and was passed over." for path in inputs.skipped]
-    return Page(title or ", ".join(dict.fromkeys(names)), now(), sources, sections, notes)
+    different = list(dict.fromkeys(names))
+    title = ", ".join(different[:MOST_NAMES]) + (
+        f" and {len(different) - MOST_NAMES} more" * (len(different) > MOST_NAMES)
+    )
+    return Page(title, now(), sources, sections, notes)
 
 
 def write_page(page: Page, path: Path) -> Path:

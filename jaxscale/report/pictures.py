@@ -8,7 +8,7 @@ from typing import Any
 from jaxscale.report.page import Page
 from jaxscale.report.plots import Axis, Plot, Series
 
-COLORS = ("#0072b2", "#c04f00", "#00755a", "#a0457d", "#7a6000", "#3f4db8", "#8c2d19", "#555b66", "#8f6fb5", "#2f7d95")
+COLORS = ("#0072b2", "#b84b00", "#00755a", "#a0457d", "#7a6000", "#3f4db8", "#8c2d19", "#555b66", "#8f6fb5", "#27718a")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 LINES: dict[str, Any] = {"solid": "-", "dashed": (0, (5, 3)), "dotted": (0, (1, 2)), "none": ""}
 HATCHES = ("", "//", "..", "xx")

@@ -6,6 +6,7 @@ This module knows nothing of runs or benchmarks, nor of how a plot is drawn.
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, Literal
 
 from jaxscale.bench.record import Figure
@@ -38,7 +39,8 @@ class Axis:
 class Series:
     """Points that belong together, column by column; all columns are equally long, None where there is nothing.
 
-    Columns `KEY:low`, `KEY:high` and `KEY:n` hold the least, the greatest and the number of the samples behind `KEY`.
+    Columns `KEY:low`, `KEY:high` and `KEY:n` hold the least, the greatest and the number of the samples behind `KEY`;
+    `KEY:mean`, in a series that was thinned, the mean of the points about it.
 
     Attributes:
         source: index of the `Source` that it is from.
@@ -155,12 +157,25 @@ def thin(values: Sequence[Number], most: int = MOST_POINTS) -> list[int]:
 
 
 def thinned(series: Series, keys: Sequence[str]) -> Series:
-    """`series` with the points that `thin` keeps of each of the columns `keys`."""
+    """`series` with the points that `thin` keeps of each of the columns `keys`, and the mean about each of them."""
     if len(series) > MOST_POINTS:
         series.total = len(series)
-        kept = sorted({i for key in keys for i in thin(series.columns[key], MOST_POINTS // len(keys))})
-        series.columns = {k: [v[i] for i in kept] for k, v in series.columns.items()}
+        most = MOST_POINTS // len(keys)
+        kept = sorted({i for key in keys for i in thin(series.columns[key], most)})
+        means = {f"{key}:mean": local_means(series.columns[key], kept, 2 * len(series) // most) for key in keys}
+        series.columns = {k: [v[i] for i in kept] for k, v in series.columns.items()} | means
     return series
+
+
+def local_means(values: Sequence[Number], places: Sequence[int], width: int) -> list[Number]:
+    """Of the values about each of the places, as many as `width`; None where there is none."""
+    sums = [0.0, *accumulate(v or 0.0 for v in values)]
+    counts = [0, *accumulate(v is not None for v in values)]
+    found: list[Number] = []
+    for i in places:
+        a, b = max(0, i - width // 2), min(len(values), i + width // 2 + 1)
+        found.append((sums[b] - sums[a]) / (counts[b] - counts[a]) if counts[b] > counts[a] else None)
+    return found
 
 
 def figure_columns(key: str, figures: Iterable[Figure | None]) -> dict[str, list[Number]]:

@@ -10,28 +10,22 @@ BANDWIDTH = Axis("bytes_per_second", "bandwidth", "bytes/s", zero=True)
 
 
 def roofline_section(matmuls: list[Item], memories: list[Item]) -> Section:
-    """A roofline for each kind and number of devices, and the bandwidths measured."""
+    """A roofline of one device of each kind, and the bandwidths measured."""
     section = Section("roofline", "Roofline")
     section.about.append(
         "A matmul of intensity I (its FLOPs over the bytes it must read and write) can reach at most the lesser of the "
         "peak and I times the memory's bandwidth."
     )
-    machines = list(dict.fromkeys(machine(item) for item in matmuls))
-    for order, where in enumerate(machines):
-        mine = [item for item in matmuls if machine(item) == where]
-        copies = [item for item in memories if machine(item)[0] == where[0]]
-        section.plots.append(roofline(f"roofline-{order + 1}", where, mine, copies))
+    for order, kind in enumerate(dict.fromkeys(item[2].device.kind for item in matmuls)):
+        mine, copies = ([item for item in some if item[2].device.kind == kind] for some in (matmuls, memories))
+        section.plots.append(roofline(f"roofline-{order + 1}", kind, mine, copies))
     if memories:
         section.plots.append(memory_plot(memories))
     return section
 
 
-def machine(item: Item) -> tuple[str, int]:
-    return item[2].device.kind, item[2].device.count
-
-
-def roofline(id: str, where: tuple[str, int], items: list[Item], memories: list[Item]) -> Plot:
-    plot = Plot(id, f"Roofline of {where[1]} x {where[0]}", "lines", x=[X], y=[Y], failed=failures(items))
+def roofline(id: str, kind: str, items: list[Item], memories: list[Item]) -> Plot:
+    plot = Plot(id, f"Roofline of one {kind}", "lines", x=[X], y=[Y], failed=failures(items))
     for item in items:
         for name, rows in by_pass(item).items():
             full = f"{item[1]}, {name}" if len(items) > 1 else name
@@ -41,11 +35,11 @@ def roofline(id: str, where: tuple[str, int], items: list[Item], memories: list[
 
 
 def by_pass(item: Item) -> dict[str, list[Row]]:
-    """Rows that have a place, by the pass of the model's matmul, or by dtype for those of no model."""
+    """Rows that have a place, by the pass of the model's matmul, or by how those of no model came to be tried."""
     found: dict[str, list[Row]] = {}
     for row in item[2].rows:
         if "flops_per_second" in row.figures and intensity(row) is not None:
-            own = str(row.labels.get("pass") or "of the model") if "matmul" in row.labels else "other shapes"
+            own = next((str(row.labels[k]) for k in ("pass", "what", "stage") if k in row.labels), "other shapes")
             found.setdefault(f"{own}, {row.labels['dtype']}" if "dtype" in row.labels else own, []).append(row)
     return found
 
@@ -63,20 +57,18 @@ def matmuls(source: int, name: str, rows: list[Row], order: int) -> Series:
     columns = {"intensity": [intensity(row) for row in rows]}
     columns |= figure_columns("flops_per_second", [row.figures["flops_per_second"] for row in rows])
     tags = [str(row.labels.get("matmul", "")) for row in rows]
-    shapes = [text(without(row.labels, ["dtype", "pass", "matmul"])) for row in rows]
+    shapes = [text(without(row.labels, ["dtype", "pass", "matmul", "what", "stage"])) for row in rows]
     labels = [f"{tag}: {shape}" if tag else shape for tag, shape in zip(tags, shapes, strict=True)]
     basis = rows[0].figures["flops_per_second"].basis
     return Series(name, source, columns, basis, order, order, line="none", marks=True, labels=labels, tags=tags)
 
 
 def add_roof(plot: Plot, items: list[Item], memories: list[Item]) -> None:
-    """The peak of the record, the bandwidth of the fastest copy, and the model-shaped peak; what is absent is said."""
+    """The peak, the bandwidth of the fastest copy, and the model-shaped peak; what is absent is said."""
     seen = [x for series in plot.series for x in series.columns["intensity"] if x]
     least, most = min(seen, default=1.0) / 2, max(seen, default=1000.0) * 2
-    shaped = [(item, row) for item in items for row in item[2].rows if row.labels.get("what") == "model-shaped peak"]
-    with_peak = next((item for item in items if item[2].peak), None)
-    copy = fastest_copy(memories)
-    if with_peak is None:
+    peaks, copy = peaks_of(items), fastest_copy(memories)
+    if not peaks:
         plot.about.append("The roof's flat part is absent: no peak on record for this device.")
     if copy is None:
         plot.about.append(
@@ -84,21 +76,44 @@ def add_roof(plot: Plot, items: list[Item], memories: list[Item]) -> None:
         )
     else:
         plot.about.append(f"Slope: {copy[1] / 1e9:,.4g} GB/s, the fastest device copy measured ({copy[0][1]}).")
-    if with_peak is not None and (peak := with_peak[2].peak):
-        plot.about.append(f"Flat part: {peak.flops_per_second / 1e12:,.4g} TFLOP/s, {peak.source}.")
-        ridge = peak.flops_per_second / copy[1] if copy else least
-        flat = [max(ridge, least), max(most, ridge * 2)]
-        plot.series.append(roof("peak", with_peak[0], flat, [peak.flops_per_second] * 2))
-        if copy and ridge > least:
-            plot.series.append(
-                roof("memory bound", copy[0][0], [least, ridge], [least * copy[1], peak.flops_per_second])
-            )
-    elif copy:
-        plot.series.append(roof("memory bound", copy[0][0], [least, most], [least * copy[1], most * copy[1]]))
+    ridges = [most]
+    for dtype, (rate, item) in peaks.items():
+        name = f"peak, {dtype}" if len(peaks) > 1 else "peak"
+        known = item[2].peak
+        source = known.source if known else "by the shares of it on record"
+        plot.about.append(f"{name.capitalize()}: {rate / 1e12:,.4g} TFLOP/s; {source}.")
+        ridges.append(rate / copy[1] if copy else least)
+        plot.series.append(roof(name, item[0], [max(ridges[-1], least), max(most, ridges[-1] * 2)], [rate] * 2))
+    if copy:
+        end = max(ridges[1:], default=most)
+        if end > least:
+            plot.series.append(roof("memory bound", copy[0][0], [least, end], [least * copy[1], end * copy[1]]))
+    add_shaped(plot, items, [least, most])
+
+
+def peaks_of(items: list[Item]) -> dict[str, tuple[float, Item]]:
+    """FLOP/s of one device for each dtype: what the rows are given as shares of, else the record's own; the highest."""
+    found: dict[str, tuple[float, Item]] = {}
+    for item in items:
+        rows = [
+            r for r in item[2].rows if {"flops_per_second", "share_of_peak"} <= r.figures.keys() and "dtype" in r.labels
+        ]
+        for row in rows:
+            share, rate = row.figures["share_of_peak"].value, row.figures["flops_per_second"].value
+            if share > 0 and rate / share > found.get(str(row.labels["dtype"]), (0.0, item))[0]:
+                found[str(row.labels["dtype"])] = (rate / share, item)
+        if not rows and item[2].peak and item[2].peak.flops_per_second > found.get("", (0.0, item))[0]:
+            found[""] = (item[2].peak.flops_per_second, item)
+    return {k: v for k, v in found.items() if k or len(found) == 1}
+
+
+def add_shaped(plot: Plot, items: list[Item], across: list[float]) -> None:
+    """What a model's matmuls reach together: a dotted line."""
+    shaped = [(item, row) for item in items for row in item[2].rows if row.labels.get("what") == "model-shaped peak"]
     for item, row in shaped:
         if figure := row.figures.get("flops_per_second"):
             name = "model-shaped peak" if len(shaped) == 1 else f"model-shaped peak, {item[1]}"
-            found = roof(name, item[0], [least, most], [figure.value] * 2)
+            found = roof(name, item[0], across, [figure.value] * 2)
             found.basis, found.line = figure.basis, "dotted"
             plot.series.append(found)
 

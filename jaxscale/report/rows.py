@@ -24,6 +24,16 @@ def constant(rows: Sequence[Row], but: Sequence[str] = ()) -> Labels:
     return {k: v for k, v in rows[0].labels.items() if k not in but and all(r.labels.get(k, r) == v for r in rows)}
 
 
+def decided(rows: Sequence[Row], x: str, *more: str) -> list[str]:
+    """Labels that `x` decides, numbers or of `more`: a batch that grows with the devices makes no curve of its own."""
+    found: list[str] = []
+    for name in without(dict.fromkeys(k for row in rows for k in row.labels), [x, *constant(rows)]):
+        pairs = {(number(row, x), row.labels.get(name)) for row in rows}
+        if len(pairs) == len({place for place, _ in pairs}):
+            found += [name] if name in more or all(finite(v) is not None for _, v in pairs) else []
+    return found
+
+
 def without(labels: Labels, keys: Sequence[str] | Labels) -> Labels:
     return {k: v for k, v in labels.items() if k not in keys}
 
@@ -58,10 +68,12 @@ def curves(
     def placed(row: Row) -> bool:
         return number(row, x) is not None and wanted(row) and any(a.key in row.figures for a in axes)
 
-    for (source, _, _), name, rows in groups(items, placed, [x]):
+    follow = decided([r for _, _, record in items for r in record.rows if placed(r)], x)
+    for (source, _, _), name, rows in groups(items, placed, [x, *follow]):
         rows = sorted(rows, key=lambda row: number(row, x) or 0.0)
         found = points(rows, axes, source, name, len(series))
         found.columns = {x: [number(row, x) for row in rows]} | found.columns
+        found.labels = [text({k: row.labels[k] for k in follow if k in row.labels}) for row in rows] if follow else []
         series.append(found)
     return series, constant([r for _, _, record in items for r in record.rows if placed(r)], [x])
 
@@ -74,11 +86,6 @@ def points(rows: Sequence[Row], axes: list[Axis], source: int, name: str, order:
     basis = next((row.figures[a.key].basis for row in rows for a in axes if a.key in row.figures), "measured")
     line = BASIS_LINE[basis]
     return Series(name, source, columns, basis=basis, color=order, marker=order, line=line, marks=True)
-
-
-def present(items: list[Item], axes: list[Axis]) -> list[Axis]:
-    """The axes that some row has a figure for."""
-    return [a for a in axes if any(a.key in row.figures for _, _, record in items for row in record.rows)]
 
 
 def failures(items: list[Item], wanted: Callable[[Row], bool] = lambda row: True) -> list[str]:

@@ -1,10 +1,9 @@
 """Runs -> loss, throughput, MFU, memory and goodput, over steps, tokens or time."""
 
 import statistics
-from typing import Any
 
 from jaxscale.report.goodput import PARTS, Goodput, goodput
-from jaxscale.report.inputs import Run, part
+from jaxscale.report.inputs import Run, mapping, part
 from jaxscale.report.plots import Axis, Cell, Number, Plot, Section, Series, Table, finite, thinned
 
 STEP, TOKENS = Axis("step", "step"), Axis("tokens", "tokens seen")
@@ -165,7 +164,7 @@ def summary_row(run: Run, name: str, found: Goodput | None) -> list[str | int | 
         return statistics.median(values) if values else None
 
     seconds, tokens = middle("step_seconds"), tokens_per_step(run)
-    devices: Any = part(run.environment, "devices") or {}
+    devices = mapping(run.environment, "devices")
     return [
         name,
         max((r["step"] for r in run.metrics), default=None),

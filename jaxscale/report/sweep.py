@@ -1,8 +1,10 @@
 """Sweeps -> scaling curves: measured, predicted beside it, and the ideal line."""
 
+import re
+
 from jaxscale.bench.record import Row
 from jaxscale.report.plots import Axis, Line, Number, Plot, Section, Series, figure_columns
-from jaxscale.report.rows import Item, constant, failures, groups, number, points, present, text, without
+from jaxscale.report.rows import Item, constant, decided, failures, number, points, text, without
 
 Y = [
     Axis("tokens_per_second", "tokens a second", "tokens/s", zero=True),
@@ -26,27 +28,50 @@ def sweep_section(items: list[Item]) -> Section:
 
 
 def grid_plot(item: Item, grid: str, id: str, several: bool) -> Plot:
-    rows = [row for row in item[2].rows if str(row.labels.get("grid", "")) == grid]
+    rows = [with_mesh(row) for row in item[2].rows if str(row.labels.get("grid", "")) == grid]
     title = ": ".join(t for t in ("Scaling", item[1] if several else "", grid) if t)
     mine = (item[0], item[1], item[2].model_copy(update={"rows": rows}))
-    plot = Plot(id, title, "lines", y=present([mine], Y), failed=failures([mine]))
+    axes = [a for a in Y if any(f"{what}{a.key}" in r.figures for r in rows for what in ("", "predicted_", "ideal_"))]
+    plot = Plot(id, title, "lines", y=axes, failed=failures([mine]))
     if said := without(constant(rows), ["grid"]):
         plot.about.append(f"All of them: {text(said)}.")
     x = varied(rows)
     if x is None:
-        plot.kind = "bars"
-        plot.series = bars(mine, plot.y)
+        plot.kind, plot.series = "bars", bars(mine, plot.y)
         return plot
     counts_devices = x in PREFER
     plot.x = [Axis(x, x.replace("_", " "), log=True)]
     if counts_devices and any(a.key == "tokens_per_second" for a in plot.y):
         plot.y.insert(1, Axis(EACH, f"tokens a second for each of the {x}", "tokens/s", zero=True))
-    plot.y = [
-        Axis(a.key, a.label, a.unit, log=counts_devices and a.key == "tokens_per_second", zero=a.zero) for a in plot.y
-    ]
-    for order, (_, name, members) in enumerate(groups([mine], lambda row: number(row, x) is not None, [x, "grid"])):
-        plot.series += curves_of(mine, x, plot.y, sorted(members, key=lambda r: number(r, x) or 0.0), name, order)
+    logs = {"tokens_per_second"} if counts_devices else set()
+    plot.y = [Axis(a.key, a.label, a.unit, log=a.key in logs, zero=a.zero) for a in plot.y]
+    for order, (name, members) in enumerate(by_name(rows, x).items()):
+        plot.series += curves_of(mine, x, plot.y, members, name, order)
     return plot
+
+
+def with_mesh(row: Row) -> Row:
+    """Sizes of mesh axes, each a label of its own, as one: `data=2,tensor=4`."""
+    sizes = {k: v for k, v in row.labels.items() if k.startswith("mesh.")}
+    if not sizes:
+        return row
+    mesh = ",".join(f"{k.removeprefix('mesh.')}={v}" for k, v in sizes.items() if v not in (1, None)) or "one device"
+    return row.model_copy(update={"labels": without(row.labels, sizes) | {"mesh": mesh}})
+
+
+def by_name(rows: list[Row], x: str) -> dict[str, list[Row]]:
+    """What was measured, in the order of x, by what makes a curve of its own.
+
+    A label that x decides (a global batch that grows with the devices) makes none, nor do the sizes within a mesh.
+    """
+    there = [row for row in rows if row.error is None and number(row, x) is not None]
+    found: dict[str, list[Row]] = {}
+    for row in sorted(there, key=lambda row: number(row, x) or 0.0):
+        labels = without(row.labels, [x, "grid", *constant(rows), *decided(there, x, "mesh")])
+        if isinstance(mesh := labels.get("mesh"), str):
+            labels = labels | {"mesh": re.sub(r"\s*[=:]\s*\d+", "", mesh)}
+        found.setdefault(text(labels), []).append(row)
+    return found
 
 
 def varied(rows: list[Row]) -> str | None:
@@ -58,26 +83,25 @@ def varied(rows: list[Row]) -> str | None:
 
 def curves_of(item: Item, x: str, axes: list[Axis], rows: list[Row], name: str, order: int) -> list[Series]:
     """Measured, predicted and ideal of one choice of the other labels."""
-    there = [row for row in rows if row.error is None]
-    place: list[Number] = [number(row, x) for row in there]
-    alone = name == item[1]
-    found = points(there, axes, item[0], "measured" if alone else name, order)
+    place: list[Number] = [number(row, x) for row in rows]
+    found = points(rows, axes, item[0], name or "measured", order)
     found.columns = {x: place} | found.columns
     series = [found]
     for what in ("predicted", "ideal"):
         columns: dict[str, list[Number]] = {x: place}
         for axis in axes:
-            columns |= figure_columns(axis.key, [row.figures.get(f"{what}_{axis.key}") for row in there])
+            columns |= figure_columns(axis.key, [row.figures.get(f"{what}_{axis.key}") for row in rows])
         if what == "ideal" and "tokens_per_second" in columns and not any(columns["tokens_per_second"]) and x in PREFER:
             columns["tokens_per_second"] = linear(place, found.columns["tokens_per_second"])
         if any(v is not None for k, column in columns.items() if k != x for v in column):
-            full = what if alone else f"{name}, {what}"
+            full = f"{name}, {what}" if name else what
             line: Line = "dashed" if what == "predicted" else "dotted"
             series.append(Series(full, item[0], columns, "predicted", order, order, line, marks=what == "predicted"))
     for one in series:
+        one.labels = [text(without(row.labels, [x, "grid"])) for row in rows]
         if any(a.key == EACH for a in axes):
             one.columns[EACH] = [y / n if n and y else None for n, y in zip(place, one.columns[Y[0].key], strict=True)]
-    return series
+    return [one for one in series if any(v is not None for k, c in one.columns.items() if k != x for v in c)]
 
 
 def linear(place: list[Number], measured: list[Number]) -> list[Number]:

@@ -105,6 +105,7 @@ def test_a_step_that_was_not_timed_has_the_time_since_the_last():
 
 def test_a_clock_set_back_and_unknown_lines():
     events = [event("run", "start", 10.0), step(1, 11.0), event("holiday", "start", 5.0), step(2, 12.0), {"event": "x"}]
+    events += [event(["list"], {}, 12.0), event("init", "start", float("nan")), event("init", "start", "noon")]
     assert spent(goodput(events)) == {"steps that counted": 2.0}
 
 

@@ -2,12 +2,13 @@
 
 import json
 import re
+import subprocess
 import sys
 
 import pytest
 
 from jaxscale import cli
-from jaxscale.bench.record import Row, measured, write_record
+from jaxscale.bench.record import Figure, Row, measured, write_record
 from jaxscale.report.inputs import read_inputs
 from jaxscale.report.page import make_page, page_text
 from jaxscale.report.plots import MOST_POINTS, thin
@@ -58,6 +59,23 @@ def test_runs_records_and_directories_of_records(tmp_path, run, records, capsys)
     assert {p.stem for p in (tmp_path / "pictures").iterdir()} == set(drawn)
     assert all(p.read_bytes().startswith(b"\x89PNG") for p in (tmp_path / "pictures").iterdir())
     assert len(lines) == 2 + len(drawn)
+
+
+def test_the_verb_reports_without_jax(tmp_path, run, records):
+    """In a fresh interpreter, pictures included."""
+    code = (
+        "import sys\nfrom jaxscale.cli import main\ntry: main()\nfinally: "
+        "print('LOADED', *{m.split('.')[0] for m in sys.modules})"
+    )
+    arguments = ["report", str(run), str(records), "-o", "out.html", "--png", "pictures"]
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    told, loaded = done.stdout.rsplit("LOADED", 1)
+    assert told.startswith("out.html: ")
+    assert f"1 run, {len(ALL)} records" in told
+    assert "pictures/loss.png: " in told
+    assert not {"jax", "jaxlib", "flax", "optax", "orbax", "grain"} & set(loaded.split())
+    assert (tmp_path / "out.html").stat().st_size > 50_000
 
 
 REFUSED = {
@@ -191,6 +209,10 @@ def test_a_run_of_many_steps_is_thinned_and_says_so(tmp_path):
     assert training.total == 20_000
     assert len(training) <= MOST_POINTS
     assert training.columns["loss"][training.columns["step"].index(7777)] == 99.0, "a spike is kept"
+    after, smooth = training.columns["loss"], training.columns["loss:mean"]
+    late = slice(len(after) // 2, None)  # where 0 to 0.1 of noise stands upon 2
+    assert max(after[late]) - min(after[late]) > 0.09
+    assert all(abs(m - 2.05) < 0.035 for m in smooth[late]), "the mean of all points, not of the extremes that are kept"
     assert len(page_text(page)) < 1e6
 
 
@@ -240,6 +262,22 @@ def test_predicted_and_ideal_beside_measured(tmp_path):
     )
 
 
+def test_what_grows_with_the_devices_makes_no_curve_of_its_own(tmp_path):
+    """A batch that x decides, and meshes that differ in their sizes; what there is only predicted, too."""
+    rows = []
+    for n in (2, 4, 8):
+        for mesh in (f"data={n}", f"data=2,fsdp={n // 2}"):
+            figures = {"tokens_per_second": measured([100.0 * n], "tokens/s")}
+            rows.append(Row(labels={"devices": n, "batch_size": 8 * n, "mesh": mesh, "remat": "none"}, figures=figures))
+    figures = {"predicted_tokens_per_second": Figure(value=1600.0, unit="tokens/s", basis="predicted")}
+    rows.append(Row(labels={"devices": 16, "batch_size": 128, "mesh": "tensor=16", "remat": "none"}, figures=figures))
+    plot = one(tmp_path, [record("sweep", rows)])["scaling-1"]
+    names = {s.name: s.columns["devices"] for s in plot.series if "ideal" not in s.name}
+    assert names == {"data": [2, 4, 8], "data,fsdp": [2, 4, 8], "tensor, predicted": [16]}
+    assert plot.series[0].labels[1] == "batch_size 32, data=4, none"
+    assert plot.about == ["All of them: none."]
+
+
 def test_the_roof_is_the_peak_and_the_copy(tmp_path):
     found = one(tmp_path, [matmul_record(), memory_record()])["roofline-1"]
     series = {s.name: s for s in found.series}
@@ -249,7 +287,8 @@ def test_the_roof_is_the_peak_and_the_copy(tmp_path):
         r.figures["bytes_per_second"].value for r in memory_record().rows if r.labels["what"] == "device copy"
     )
     assert slope["flops_per_second"][0] / slope["intensity"][0] == pytest.approx(fastest)
-    assert slope["flops_per_second"][1] == 989e12 == series["peak"].columns["flops_per_second"][0]
+    assert slope["flops_per_second"][1] == pytest.approx(989e12)
+    assert series["peak"].columns["flops_per_second"] == [989e12, 989e12]
     assert series["model-shaped peak"].line == "dotted"
     assert "out of memory" in found.failed[0]
 
