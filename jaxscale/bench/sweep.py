@@ -31,7 +31,8 @@ class Grid(cfg.Section):
     Attributes:
         config: a run file, or a shipped one's name; `set`: overrides for all of it.
         vary: key (`mesh.data`, `model.embed_dim`, ...) -> values; every combination is a run.
-        runs: overrides of single runs, each a mapping; in place of `vary`.
+        runs: single runs, each a mapping of overrides; in place of `vary`. A key without a dot overrides nothing: it
+            names the run. Where there are such keys, they (and the devices) are the labels of a row, else all are.
         ideal: `strong`: the same work on more devices, ideally in as much less time; `weak`: work that grows with the
             devices, ideally in the same time; `none`: no line.
         timeout_seconds: of one run.
@@ -76,7 +77,12 @@ def runs_of(grid: Grid) -> list[dict[str, Label]]:
 
 
 def overrides_of(grid: Grid, run: dict[str, Label], more: list[str]) -> list[str]:
-    return [*grid.set, *(f"{key}={yaml_value(value)}" for key, value in run.items()), *more]
+    return [*grid.set, *(f"{key}={yaml_value(value)}" for key, value in run.items() if "." in key), *more]
+
+
+def names_of(run: dict[str, Label]) -> dict[str, Label]:
+    """What a run is called: its keys without a dot where it has any, else all that it overrides."""
+    return {key: value for key, value in run.items() if "." not in key} or run
 
 
 def yaml_value(value: Label) -> str:
@@ -96,7 +102,8 @@ def sweep(
     for number, run in enumerate(runs, 1):
         overrides = overrides_of(grid, run, more)
         path = folder / f"{identity(grid, overrides, options)}.json"
-        words = " ".join(f"{k}={v}" for k, v in run.items())
+        names = names_of(run)
+        words = " ".join(f"{k}={v}" for k, v in names.items())
         if path.exists():
             say(f"{number}/{len(runs)} {words}: kept from before")
         else:
@@ -104,10 +111,10 @@ def sweep(
             error = run_one(grid, overrides, options, path)
             if error:
                 say(f"  failed: {error}")
-                yield Row(labels=run, error=error), None  # not kept: it is tried again when the sweep is
+                yield Row(labels=names, error=error), None  # not kept: it is tried again when the sweep is
                 continue
         record = read_record(path)
-        yield row_of(run, record), record
+        yield row_of(names, record), record
 
 
 def identity(grid: Grid, overrides: list[str], options: list[str]) -> str:
@@ -204,7 +211,7 @@ def filled(row: Row, record: BenchRecord | None, keys: Iterable[str]) -> Row:
         found: Any = record.config
         for part in key.split("."):
             found = (found or {}).get(part)
-        return found
+        return found if not isinstance(found, dict | list) else None
 
     return row.model_copy(update={"labels": {key: value(key) for key in keys}})
 
