@@ -13,7 +13,8 @@ from typing import Any
 
 HERE = Path(__file__).parent
 ANSWER = "answer: "
-LIBRARIES = ("jaxscale", "jax", "jaxlib", "flax", "optax", "numpy", "torch", "transformers")
+LIBRARIES = ("jaxscale", "jax", "jaxlib", "flax", "optax", "numpy", "torch", "transformers", "libtpu",
+             "jax-cuda13-plugin", "nvidia-cuda-nvcc")  # fmt: skip
 
 
 class Worker:

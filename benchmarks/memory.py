@@ -87,12 +87,12 @@ ROWS = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--record", action="store_true", help="write benchmarks/results/<date>-memory.json")
-    parser.add_argument("--only", default="", help="rows whose topology begins so, e.g. h100 or v5p")
+    parser.add_argument("--only", default="", help="rows whose topology begins so, e.g. v or h100,h200")
     options = parser.parse_args()
     gpu, rows = find_spec("jax_cuda13_plugin") is not None, []
     for name, where, overrides in ROWS:
         topology = find_topology(where)
-        if not where.startswith(options.only):
+        if not where.startswith(tuple(options.only.split(","))):
             continue
         if topology.chip.node and not gpu:
             print(f"left out: {name} on {where} (pip install 'jaxscale[aot-gpu]')")

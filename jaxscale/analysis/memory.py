@@ -5,12 +5,15 @@ chunk of logits; and the backward pass of a layer, when the layer's gathered wei
 stand on the activations that the forward pass has kept. How far that is from compiled programs: `benchmarks/memory.py`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from jaxscale import config as cfg
 from jaxscale.analysis import costs
 from jaxscale.analysis.costs import BYTES
+
+LANES = 128  # a TPU's arrays are padded to so many elements in their last dim; of kept ones that is head_dim's
+HEADS = ("q", "k", "v", "attention_context")
 
 
 @dataclass(frozen=True)
@@ -44,85 +47,97 @@ def memory(
     offloaded = [name for name, action in (costs.kept(config.step) or {}).items() if action == "offload"]
     host = sum(costs.activation_bytes(config, sizes, name) for name in offloaded)
     always = {
-        "kept activations": kept_bytes(config, sizes),
+        "kept activations": kept_bytes(config, sizes, lanes=1 if platform == "gpu" else LANES),
         "on the way to the host": host / config.model.num_layers,
+        "document mask": 2.0 * 2 * costs.microbatch_tokens(config, sizes) * config.data.seq_len
+        if documents and platform == "gpu"
+        else 0.0,
     }
     moments = gpu_moments if platform == "gpu" else tpu_moments
-    loss, backward = moments(config, sizes, float(state["parameters"]), documents)
+    loss, backward = moments(config, sizes, float(state["parameters"]))
     return MemoryForecast(state, always | loss, always | backward, host)
 
 
-Moments = tuple[dict[str, float], dict[str, float]]
+Parts = dict[str, float]
 
 
-def tpu_moments(config: cfg.Config, sizes: Mapping[str, int], own: float, _documents: bool) -> Moments:
+def tpu_moments(config: cfg.Config, sizes: Mapping[str, int], own: float) -> tuple[Parts, Parts]:
     """The loss and the backward pass of a layer as libtpu's programs have them.
 
-    It casts the stacked parameters once, before the loop over layers; every gradient has its place from the beginning.
+    It casts the stacked parameters once, before the loop over layers. The last matrix's gradient is scattered at the
+    end of the backward pass, and waits for it whole.
     """
     width, param = BYTES[config.step.compute_dtype], BYTES[config.step.param_dtype]
     wide = costs.activation_bytes(config, sizes, "layer_in") / config.model.num_layers
-    tied, tensor = config.model.tie_embeddings, sizes.get("tensor", 1)
-    always = {"gradients": own, "parameters in compute dtype": own * width / param if width != param else 0.0}
-    head, logits = head_bytes(config, sizes), logits_bytes(config, sizes)
-    loss = {
-        "last matrix and its gradient": (3 if tied else 2) * head,  # tied, a transposed copy too
-        "logits": (2 if chunked(config) else 1) * logits,  # in chunks, a chunk's gradient stands beside it
-        "the last layer's output": 4 * tensor * wide,
+    always = {
+        "gradients": own,
+        "parameters in compute dtype": own * width / param if width != param else 0.0,
     }
+    head = head_bytes(config, sizes)
     layer = sum(whole_bytes(config, sizes, name) for name in layer_matrices(config)) / config.model.num_layers
+    loss = {
+        "last matrix and its gradient": 2 * head,
+        "logits": logits_bytes(config, sizes),
+        "the last layer's output": 4 * sizes.get("tensor", 1) * wide,
+    }
     backward = {
         "gradients of a microbatch": own if config.step.microbatches > 1 else 0.0,
-        "a layer's weights and gradients": 2 * layer,
+        "last matrix's gradient": head,
+        "a layer's weights, or their gradients": layer,
         "a layer's activations": working_bytes(config, sizes, mlp=5, wide=4, whole=3.5),
     }
     return always | loss, always | backward
 
 
-def gpu_moments(config: cfg.Config, sizes: Mapping[str, int], own: float, documents: bool) -> Moments:
+def gpu_moments(config: cfg.Config, sizes: Mapping[str, int], own: float) -> tuple[Parts, Parts]:
     """The same as XLA's GPU programs have them, read from their buffer assignments.
 
     Parameters are cast layer by layer, but those whose last dim fsdp splits are copied whole, turned, before the loops.
-    The last matrix's gradient waits, whole, for the end of the backward pass; in a loss that is not cut in chunks it is
-    the logits' gradient that waits, in the array that the logits were in.
     """
     model, step, L = config.model, config.step, config.model.num_layers
-    width, param = BYTES[step.compute_dtype], BYTES[step.param_dtype]
-    tensor, fsdp = sizes.get("tensor", 1), sizes.get("fsdp", 1)
-    tokens, rows = costs.microbatch_tokens(config, sizes), costs.microbatch_rows(config, sizes)
-    wide = costs.activation_bytes(config, sizes, "layer_in") / L
-    head, logits = head_bytes(config, sizes), logits_bytes(config, sizes)
+    width, param, tensor = BYTES[step.compute_dtype], BYTES[step.param_dtype], sizes.get("tensor", 1)
+    wide, rows = costs.activation_bytes(config, sizes, "layer_in") / L, costs.microbatch_rows(config, sizes)
     layers = sum(own_bytes(config, sizes, name) for name in layer_matrices(config))
-    turned = ["out", "down"] if fsdp > 1 and step.remat != "none" else []
-    if fsdp > 1 and step.microbatches > 1 and model.tie_embeddings:
+    turned = ["out", "down"] if step.remat != "none" else []
+    if step.microbatches > 1 and model.tie_embeddings:
         turned.append("embedding")
     always = {
-        "document mask": 2.0 * 2 * tokens * config.data.seq_len if documents else 0.0,
         "gradients": layers,
-        "copies of parameters, turned": sum(own_bytes(config, sizes, name) for name in turned),
-        "parameters in compute dtype": layers * width / param if step.remat == "none" and width != param else 0.0,
         "gradients of a microbatch": own if step.microbatches > 1 else 0.0,
+        "parameters in compute dtype": layers * width / param if step.remat == "none" and width != param else 0.0,
+        "copies of parameters, turned": sum(own_bytes(config, sizes, name) for name in turned)
+        if sizes.get("fsdp", 1) > 1
+        else 0.0,
     }
-    if chunked(config):
-        copies = 3 if model.tie_embeddings and fsdp > 1 else 2
-        loss = {"last matrix and its gradient": copies * head, "logits": 2 * logits}
-        waiting = {"last matrix's gradient": head}
-    elif fsdp > 1:
-        loss = {"last matrix": head, "logits": logits}
-        waiting = {"gradient of the logits": logits + tensor * wide}
-    else:  # nothing to scatter, so nothing waits
-        loss, waiting = {"last matrix and its gradient": 2 * head, "logits": logits}, {}
+    loss, waiting = gpu_head(config, sizes, wide * tensor)
     names = costs.kept(step)
     again = names is not None and "mlp_up" not in names
-    one = {name: whole_bytes(config, sizes, name) / L for name in layer_matrices(config)}
-    backward = waiting | {
-        "a layer's weights": sum(size for name, size in one.items() if name in ("gate", "up", "out")),
-        "a layer's activations": working_bytes(config, sizes, mlp=4 if again else 3, wide=5, whole=7)
-        + sum(costs.activation_bytes(config, sizes, name) for name in ("q", "k", "v", "attention_context")) / L,
+    heads = sum(costs.activation_bytes(config, sizes, name) for name in HEADS) / L
+    backward = {
+        "a layer's weights": sum(whole_bytes(config, sizes, w) for w in layer_matrices(config, "gate", "up", "out"))
+        / L,
+        "a layer's activations": working_bytes(config, sizes, mlp=4 if again else 3, wide=5, whole=7) + heads,
         # [B, T, D] of all layers, gathered over tensor along T, turned from the order in which it arrived
         "inputs, turned": tensor * wide * L if step.remat == "none" and tensor > 1 and rows > 1 else 0.0,
     }
-    return always | loss | {"the last layer's output": 3 * tensor * wide}, always | backward
+    return always | loss, always | waiting | backward
+
+
+def gpu_head(config: cfg.Config, sizes: Mapping[str, int], output: float) -> tuple[Parts, Parts]:
+    """Of the loss: while it is computed, and what of it waits for the end of the backward pass.
+
+    That is the last matrix's gradient, whole. In a loss that is not cut in chunks it is the logits' gradient, in the
+    array that the logits were in, where the matrix's gradient will be scattered over fsdp.
+    """
+    head, logits, fsdp = head_bytes(config, sizes), logits_bytes(config, sizes), sizes.get("fsdp", 1)
+    last = {"the last layer's output": 3 * output}
+    if chunked(config):  # tied, a turned copy of the matrix too; beside a chunk its gradient
+        copies = 3 if config.model.tie_embeddings and fsdp > 1 else 2
+        loss = {"last matrix and its gradient": copies * head, "logits": 2 * logits}
+        return loss | last, {"last matrix's gradient": head}
+    if fsdp > 1:
+        return {"last matrix": head, "logits": logits} | last, {"gradient of the logits": logits + output}
+    return {"last matrix and its gradient": 2 * head, "logits": logits} | last, {}
 
 
 def chunked(config: cfg.Config) -> bool:
@@ -140,8 +155,9 @@ def logits_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> float:
     return costs.microbatch_tokens(config, sizes) * share * config.model.padded_vocab_size / sizes.get("tensor", 1) * 4
 
 
-def layer_matrices(config: cfg.Config) -> list[str]:
-    return [w.name for w in costs.weights(config.model) if w.name in costs.MATRICES]
+def layer_matrices(config: cfg.Config, *names: str) -> list[str]:
+    """Names of a layer's matrices, all or of these."""
+    return [w.name for w in costs.weights(config.model) if w.name in (names or costs.MATRICES)]
 
 
 def own_bytes(config: cfg.Config, sizes: Mapping[str, int], name: str) -> float:
@@ -156,41 +172,34 @@ def whole_bytes(config: cfg.Config, sizes: Mapping[str, int], name: str) -> floa
     return shard * sizes.get("fsdp", 1) * BYTES[config.step.compute_dtype]
 
 
-def kept_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> float:
-    """Activations that wait in HBM for the backward pass, all layers, one microbatch."""
-    names = costs.kept(config.step)
+def kept_bytes(config: cfg.Config, sizes: Mapping[str, int], *, lanes: int = 1) -> float:
+    """Activations that wait in HBM for the backward pass, all layers, one microbatch; head_dim padded to `lanes`."""
+    names, model = costs.kept(config.step), config.model
+    padding = -(-model.head_size // lanes) * lanes / model.head_size
+
+    def size(name: str) -> float:
+        return costs.activation_bytes(config, sizes, name) * (padding if name in HEADS else 1)
+
+    sums = model.num_layers * costs.microbatch_tokens(config, sizes) * model.num_heads / sizes.get("tensor", 1) * 4
     if names is None:
-        return everything_bytes(config, sizes)
+        return everything_bytes(config, sizes, size) + sums
     saved = {name for name, action in names.items() if action == "save"} - {"mlp_out"}  # nothing reads it again
     if "layer_in" not in names:
         saved.add("layer_in")
-    if config.model.mlp != "swiglu":
+    if model.mlp != "swiglu":
         saved.discard("mlp_gate")
-    total = sum(costs.activation_bytes(config, sizes, name) for name in saved)
-    if "attention_context" in saved:  # with it, the softmax's sums, float32
-        total += (
-            config.model.num_layers
-            * costs.microbatch_tokens(config, sizes)
-            * config.model.num_heads
-            / sizes.get("tensor", 1)
-            * 4
-        )
-    return total
+    # with the context, the softmax's sums, float32
+    return sum(map(size, saved)) + (sums if "attention_context" in saved else 0)
 
 
-def everything_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> float:
+def everything_bytes(config: cfg.Config, sizes: Mapping[str, int], size: Callable[[str], float]) -> float:
     """What remat `none` keeps of the layers: all that jax's rules of differentiation ask for, float32 inside norms."""
-
-    def size(name: str) -> float:
-        return costs.activation_bytes(config, sizes, name)
-
     model, tensor, float32 = config.model, sizes.get("tensor", 1), 4 / BYTES[config.step.compute_dtype]
     wide, heads, context = size("layer_in"), size("q") + size("k"), size("attention_context")
     total = 2 * 2 * float32 * wide  # in each of two norms: its input (or that centred), and the same normalised
     total += 2 * wide * tensor  # what the matmuls read, gathered over tensor
     total += heads + size("v")  # turned to their positions
     total += 2 * context if sizes.get("fsdp", 1) > 1 else context  # twice where remat wraps the layer: see `remat`
-    total += costs.microbatch_tokens(config, sizes) * model.num_layers * model.num_heads / tensor * 4  # softmax's sums
     total += 2 * float32 * heads if model.qk_norm else 0.0
     return total + 6 * size("mlp_up")
 
