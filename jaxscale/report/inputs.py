@@ -187,9 +187,9 @@ def record_source(path: Path, record: BenchRecord) -> Source:
 
 
 def tell_apart(sources: list[Source]) -> None:
-    """Names that several have get what distinguishes them: the kind, else the file."""
-    for again in ("kind", "file"):
+    """Names that several have get what distinguishes them: the kind, else the file's name, else its whole path."""
+    for more in (lambda s: s.kind, lambda s: Path(s.file).stem, lambda s: s.file):
         names = [s.name for s in sources]
         for source in sources:
             if names.count(source.name) > 1:
-                source.name = f"{source.name} ({getattr(source, again)})"
+                source.name = f"{source.name} ({more(source)})"
