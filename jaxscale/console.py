@@ -98,6 +98,7 @@ def summarise(config: cfg.Config, result, *, sample: str | None) -> None:
         console.print(sample + sample_after(result, config, sample), markup=False)
     console.print("\nNext:")
     console.print(f'  {program()} generate {result.out} --prompt "class "', markup=False, soft_wrap=True)
+    console.print(f"  {program()} report {result.out} -o report.html", markup=False, soft_wrap=True)
     again = f"  {program()} train {result.out}/config.yaml steps={2 * config.steps}    # goes on from here"
     console.print(again, markup=False, soft_wrap=True)
 

@@ -197,6 +197,7 @@ def summary(grid: Grid, found: list[tuple[Row, BenchRecord | None]], command: li
     simulated = first.device.platform == "cpu"
     notes = [f"ideal: {grid.ideal} scaling" + (", simulated devices share one machine's cores" if simulated else "")]
     return first.model_copy(update={
+        "device": first.device.model_copy(update={"count": max(r.device.count for r in records)}),
         "kind": "sweep", "name": grid.name, "command": command, "mesh": {}, "config": None, "time": records[0].time,
         "rows": with_ideal(grid, rows, shared_cores=simulated), "notes": notes if grid.ideal != "none" else [],
     })  # fmt: skip
