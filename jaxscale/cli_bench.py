@@ -123,6 +123,8 @@ def step(
     from jaxscale.config import load_config
 
     out = ready(out)
+    if profile is not None:
+        ready(profile)
     loaded = load_config(config, overrides or [])
     from jaxscale.bench.step import Plan, bench_step
     from jaxscale.parallel.mesh import keep_heap
@@ -140,19 +142,24 @@ def sweep(
     out: Out = RECORDS,
 ) -> None:
     """A grid of runs, each in a fresh process: a failed one is a row. The same command goes on where it stopped."""
-    from jaxscale import console_bench
     from jaxscale.bench import sweep as sweeps
-    from jaxscale.bench.record import command_line, write_record
+    from jaxscale.bench.record import INTERRUPTED, command_line
 
     out = ready(out)
     read = sweeps.read_grid(grid)
     folder = (out if out.is_dir() else out.parent) / f"{read.name}-runs"
     options = ["--steps", str(steps), "--no-ceilings"]
-    found = list(sweeps.sweep(read, folder, overrides or [], options, say=tell))
-    record = sweeps.summary(read, found, command_line())
-    path = write_record(record, out)
-    console_bench.show_record(record)
-    print(f"record in {path}; single runs in {folder}")
+    found = []
+    try:
+        for row in sweeps.sweep(read, folder, overrides or [], options, say=tell):
+            found.append(row)
+    except KeyboardInterrupt:
+        tell(f"stopped; what is done is kept in {folder}, and the same command goes on from there")
+        if not any(record for _, record in found):
+            raise
+        record = sweeps.summary(read, found, command_line())
+        finish(record.model_copy(update={"notes": [*record.notes, f"{INTERRUPTED} after {len(found)} runs"]}), out)
+    finish(sweeps.summary(read, found, command_line()), out)
 
 
 @app.command()
@@ -209,15 +216,17 @@ def compare(
 ) -> None:
     """Ratios b : a with their spread, and which differences are inside the noise."""
     from jaxscale import console_bench
-    from jaxscale.bench.compare import compare as run
+    from jaxscale.bench import compare as comparing
     from jaxscale.bench.record import read_record
 
-    ratios = run(read_record(a), read_record(b), across_devices=across_devices)
-    console_bench.show_ratios(a.name, b.name, ratios, all_rows=every)
+    first, second = read_record(a), read_record(b)
+    ratios = comparing.compare(first, second, across_devices=across_devices)
+    differ = comparing.differences(first, second)
+    console_bench.show_ratios(a.name, b.name, ratios, differ, all_rows=every)
 
 
 def ready(out: Path) -> Path:
-    """Where the record goes, known to be writable before anything is measured."""
+    """Where something goes, known to be writable before anything is measured."""
     from jaxscale.bench.record import require_writable
 
     return require_writable(out)
@@ -225,13 +234,17 @@ def ready(out: Path) -> Path:
 
 def finish(record: "BenchRecord", out: Path) -> None:
     from jaxscale import console_bench
-    from jaxscale.bench.record import INTERRUPTED, write_record
+    from jaxscale.bench.record import FAILED, INTERRUPTED, write_record
 
-    path = write_record(record, out)  # first, so that nothing measured is lost
-    console_bench.show_record(record)
+    try:
+        path = write_record(record, out)
+    finally:  # what was measured is seen also where it cannot be written
+        console_bench.show_record(record)
     print(f"record in {path}")
     if any(note.startswith(INTERRUPTED) for note in record.notes):
         raise typer.Exit(130)
+    if failed := [note for note in record.notes if note.startswith(FAILED)]:
+        raise ValueError(failed[0])
 
 
 def tell(line: str) -> None:

@@ -46,25 +46,26 @@ def wide_console() -> Console:
 
 
 def show_rows(console: Console, record: BenchRecord, rows: list[Row], shown: list[str]) -> None:
-    table = Table(title=f"{record.kind}, {record.name}", title_justify="left")
+    table = Table(title=escape(f"{record.kind}, {record.name}"), title_justify="left")
     for name in rows[0].labels:
-        table.add_column(name.replace("_", " "))
+        table.add_column(escape(name.replace("_", " ")))
     scales = {name: scale_of([r.figures[name].value for r in rows], rows[0].figures[name].unit) for name in shown}
     for name in shown:
         words = NAMES.get(name, name.removesuffix("_seconds").replace("_", " "))
         basis = "" if rows[0].figures[name].basis == "measured" else rows[0].figures[name].basis
         table.add_column("\n".join(filter(None, (words, scales[name][1], basis))), justify="right")
-    if not shown:
+    failed = any(row.error for row in rows)
+    if failed:
         table.add_column("why not")
     for row in rows:
-        cells = [label_text(v) for v in row.labels.values()]
+        cells = [escape(label_text(v)) for v in row.labels.values()]
         cells += [number(row.figures[name].value / scales[name][0]) for name in shown]
-        table.add_row(*cells, *([] if shown else [escape(row.error or "")]))
+        table.add_row(*cells, *([escape(row.error or "")] if failed else []))
     console.print(table)
 
 
 def show_single(console: Console, record: BenchRecord, figures: dict[str, Figure]) -> None:
-    table = Table(title=f"{record.kind}, {record.name}", title_justify="left")
+    table = Table(title=escape(f"{record.kind}, {record.name}"), title_justify="left")
     for name, justify in (("figure", "left"), ("value", "right"), ("from", "right"), ("to", "right"), ("", "left")):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
     for name, figure in figures.items():
@@ -87,10 +88,10 @@ def provenance(record: BenchRecord) -> list[str]:
     return [*lines, f"median of the samples; {clock.source}{load}", *record.notes]
 
 
-def show_ratios(a: str, b: str, ratios: list[Ratio], *, all_rows: bool) -> None:
+def show_ratios(a: str, b: str, ratios: list[Ratio], differ: list[str], *, all_rows: bool) -> None:
     """Ratios b : a; those inside the noise are counted and left out unless `all_rows`."""
     console = wide_console()
-    table = Table(title=f"{b} : {a}", title_justify="left")
+    table = Table(title=escape(f"{b} : {a}"), title_justify="left")
     for name, justify in (("row", "left"), ("figure", "left"), ("a", "right"), ("b", "right"), ("ratio", "right"),
                           ("95 %", "right"), ("", "left")):  # fmt: skip
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
@@ -105,6 +106,10 @@ def show_ratios(a: str, b: str, ratios: list[Ratio], *, all_rows: bool) -> None:
                       spread, r.verdict)  # fmt: skip
     if table.row_count:
         console.print(table)
+    if differ:
+        console.print(f"Not the same in both ({a} : {b}):", markup=False)
+        for line in differ:
+            console.print(f"  {line}", markup=False, soft_wrap=True)
     compared = f"{len(ratios)} figures compared"
     console.print(compared + (f", {noise} of them inside the noise (--all shows them)" if noise else ""))
 

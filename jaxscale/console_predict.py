@@ -201,7 +201,8 @@ def show_plan(
     words = f"MFU by convention {config.metrics.mfu}, of {chip.bf16_flops / 1e12:,.0f} TFLOP/s a chip ({chip.source})"
     console.print(words, markup=False, soft_wrap=True)
     if found.measured:
-        rode = (f"{axis} ({' and '.join(found.measured.networks[axis])})" for axis in found.measured.pairs)
+        known = found.measured
+        rode = (f"{axis} (over {known.sizes[axis]}, {' and '.join(known.networks[axis])})" for axis in known.pairs)
         words = (
             f"links measured in {found.measured.source}: {', '.join(rode)}; of other axes and networks the datasheet's"
         )

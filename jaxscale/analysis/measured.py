@@ -4,6 +4,7 @@ A pair stands for the networks that its axis rode when it was measured; it is us
 rides the same networks, and for no other.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -24,12 +25,13 @@ class Measured:
     """What a record of `bench collectives` says of its axes.
 
     Attributes:
-        networks: axis -> the networks it rode, e.g. ("NVLink", "network").
+        networks: axis -> the networks it rode, e.g. ("NVLink", "network"); `sizes`: its devices then.
     """
 
     source: str
     pairs: dict[str, Pair]
     networks: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
 
     def apply(self, found: Mapping[str, Link]) -> dict[str, Link]:
         """`found` with measured links where there are any."""
@@ -63,13 +65,19 @@ def read_measured(record: dict, source: str, topology: Topology) -> Measured:
         )
     fits = [r for r in record["rows"] if r["labels"].get("fit")]
     pairs = {}
-    for axis in dict.fromkeys(r["labels"]["axis"] for r in fits):
-        own = {r["labels"]["collective"]: r["figures"] for r in fits if r["labels"]["axis"] == axis}
-        if ring := own.get("ring"):
-            latency, bandwidth = (ring[name]["value"] for name in ("latency_seconds", "bandwidth"))
-            exchange = own.get("all-to-all", ring)["bandwidth"]["value"]
+    for axis in dict.fromkeys(str(r["labels"].get("axis")) for r in fits):
+        own = {r["labels"].get("collective"): r["figures"] for r in fits if r["labels"].get("axis") == axis}
+        ring = own.get("ring", {})
+        if "bandwidth" in ring and "latency_seconds" in ring:
+            latency, bandwidth = (float(ring[name]["value"]) for name in ("latency_seconds", "bandwidth"))
+            exchange = float(own.get("all-to-all", {}).get("bandwidth", ring["bandwidth"])["value"])
+            if not (latency >= 0 and 0 < bandwidth < math.inf and 0 < exchange < math.inf):
+                raise ValueError(f"{source}: a fit of {axis} is {latency} s and {bandwidth} bytes/s; measure it again")
             pairs[axis] = Pair(latency, bandwidth, exchange)
     if not pairs:
-        raise ValueError(f"{source} has no fitted latency and bandwidth; measure at least two sizes")
+        raise ValueError(
+            f"{source} has no fitted latency and bandwidth: sizes that tell them apart were not measured, or it was "
+            "interrupted; measure again, with larger sizes too"
+        )
     rode = {axis: kinds(link) for axis, link in links(where, record["mesh"]).items()}
-    return Measured(source, {a: p for a, p in pairs.items() if a in rode}, rode)
+    return Measured(source, {a: p for a, p in pairs.items() if a in rode}, rode, dict(record["mesh"]))

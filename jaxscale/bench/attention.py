@@ -24,6 +24,13 @@ RUN = {
 }
 
 
+LONGEST = 2048  # tokens over which the error is taken: the reference holds the whole square
+CONVENTION = (
+    "attention FLOPs causal: 2 T N H a token forward, 3.5 times that forward and backward (scores made again), "
+    "whatever the kernel does"
+)
+
+
 @dataclass(frozen=True)
 class Case:
     """Sizes of one call: B rows of T tokens, N query heads over K kv heads of H."""
@@ -81,7 +88,7 @@ def reference(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     return jnp.einsum("bnts,bsnh->btnh", jax.nn.softmax(scores, axis=-1), v, precision="highest")
 
 
-def largest_error(case: Case, kernel: str, longest: int = 2048) -> tuple[float, float]:
+def largest_error(case: Case, kernel: str, longest: int = LONGEST) -> tuple[float, float]:
     """Largest difference to the reference, of the context and of any gradient, on the first rows and tokens."""
     small = Case(1, min(case.seq_len, longest), case.heads, case.kv_heads, case.head_dim, case.dtype)
     args = operands(small)
@@ -103,8 +110,8 @@ def measure(cases: list[Case], device: jax.Device, peak: float | None, effort: E
                 continue
             try:
                 yield from rows_of(case, kernel, labels, device, peak, effort)
-            except jax.errors.JaxRuntimeError as error:  # out of memory: the other rows are still wanted
-                yield Row(labels=labels, error=str(error).splitlines()[0][:300])
+            except (jax.errors.JaxRuntimeError, MemoryError) as error:  # the other rows are still wanted
+                yield Row(labels=labels, error=" ".join(str(error).split())[:300])
 
 
 def rows_of(
@@ -124,6 +131,7 @@ def rows_of(
                 "flops_per_second": measured([flops / s for s in seconds], "FLOP/s"),
                 "seconds": measured(seconds, "s"),
                 "max_error": Figure(value=error, unit="absolute"),
+                "max_error_tokens": Figure(value=min(case.seq_len, LONGEST), unit="tokens"),
             }
             if memory := compiled.memory_analysis():
                 temporary = memory.temp_size_in_bytes

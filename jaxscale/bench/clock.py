@@ -12,6 +12,8 @@ from typing import Any
 import jax
 from jax.profiler import ProfileData
 
+from jaxscale.bench.record import Label, Row
+
 SOURCE = "host clock, blocking on the result"
 
 
@@ -30,6 +32,14 @@ class Effort:
     seconds: float = 2.0
     burn_in: int = 3
     shortest: float = 5e-3
+
+
+def attempt(labels: dict[str, Label], case: Callable[[], Row]) -> Row:
+    """The row of a case; where it runs out of memory, one that says so, as the other cases are still wanted."""
+    try:
+        return case()
+    except (jax.errors.JaxRuntimeError, MemoryError) as error:
+        return Row(labels=labels, error=" ".join((str(error) or type(error).__name__).split())[:300])
 
 
 def time_calls(call: Callable[[int], Any], effort: Effort) -> list[float]:
@@ -69,7 +79,7 @@ def device_seconds(call: Callable[[int], Any], calls: int = 10) -> float | None:
     with tempfile.TemporaryDirectory(prefix="jaxscale-bench-") as folder:
         with trace(Path(folder)):
             jax.block_until_ready([call(i) for i in range(calls)])
-        busy = [busy_seconds(device_spans(plane)) for plane in device_planes(Path(folder))]
+        busy = [busy_seconds(device_spans(plane)) for plane in device_planes(read_planes(Path(folder)))]
     return max(busy, default=0.0) / calls or None
 
 
@@ -88,8 +98,8 @@ def read_planes(folder: Path) -> list[Any]:
     return list(ProfileData.from_file(str(files[-1])).planes)
 
 
-def device_planes(folder: Path) -> list[Any]:
-    return [p for p in read_planes(folder) if re.match(r"/device:(GPU|TPU)", p.name)]
+def device_planes(planes: list[Any]) -> list[Any]:
+    return [p for p in planes if re.match(r"/device:(GPU|TPU)", p.name)]
 
 
 def device_lines(plane: Any) -> list[Any]:

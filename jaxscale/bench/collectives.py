@@ -6,6 +6,7 @@ is algbw times what a ring sends of S: 2(n-1)/n for all-reduce, (n-1)/n for all-
 for ppermute.
 """
 
+import functools
 from collections.abc import Callable, Iterator
 
 import jax
@@ -14,7 +15,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxscale.bench.clock import Effort, time_calls
+from jaxscale.bench.clock import Effort, attempt, time_calls
 from jaxscale.bench.record import Figure, Label, Row, measured
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ppermute")
@@ -62,16 +63,23 @@ def measure(mesh: Mesh, sizes: list[int], dtype: str, effort: Effort, kinds: tup
         unit = n * n * jnp.dtype(dtype).itemsize
         for kind in kinds:
             for size in dict.fromkeys(max(unit, s // unit * unit) for s in sizes):
-                seconds = time_collective(kind, axis, mesh, size, dtype, effort)
                 labels: dict[str, Label] = {"collective": kind, "axis": axis, "size": n, "bytes": size, "dtype": dtype}
-                figures = {
-                    "seconds": measured(seconds, "s"),
-                    "algbw": measured([size / s for s in seconds], "bytes/s"),
-                    "busbw": measured([size / s * wire_share(kind, n) for s in seconds], "bytes/s"),
-                }
-                rows.append(Row(labels=labels, figures=figures))
+                case = functools.partial(collective_row, kind, axis, mesh, size, dtype, effort, labels)
+                rows.append(attempt(labels, case))
                 yield rows[-1]
-    yield from fits(rows)
+    yield from fits([r for r in rows if not r.error])
+
+
+def collective_row(
+    kind: str, axis: str, mesh: Mesh, size: int, dtype: str, effort: Effort, labels: dict[str, Label]
+) -> Row:
+    seconds, share = time_collective(kind, axis, mesh, size, dtype, effort), wire_share(kind, mesh.shape[axis])
+    figures = {
+        "seconds": measured(seconds, "s"),
+        "algbw": measured([size / s for s in seconds], "bytes/s"),
+        "busbw": measured([size / s * share for s in seconds], "bytes/s"),
+    }
+    return Row(labels=labels, figures=figures)
 
 
 def fits(rows: list[Row]) -> Iterator[Row]:
@@ -92,24 +100,31 @@ def fits(rows: list[Row]) -> Iterator[Row]:
                 phases = PHASES.get(kind, 1) if name == "ring" else 1
                 moved = float(r.labels["bytes"] or 0) * wire_share(kind, n)
                 points.append((phases, moved, r.figures["seconds"].value))
-            latency, bandwidth = fit_line(points)
             labels: dict[str, Label] = {
                 "fit": True,
                 "collective": name,
                 "axis": axis,
                 "size": members[0].labels["size"],
             }
-            yield Row(labels=labels, figures={
-                "latency_seconds": Figure(value=latency, unit="s"),
-                "bandwidth": Figure(value=bandwidth, unit="bytes/s"),
-                "fit_error": Figure(value=fit_error(points, latency, bandwidth), unit="share"),
-            })  # fmt: skip
+            yield Row(labels=labels, figures=fit_figures(points))
 
 
-def fit_line(points: list[tuple[float, float, float]]) -> tuple[float, float]:
+def fit_figures(points: list[tuple[float, float, float]]) -> dict[str, Figure]:
+    """The fitted pair; no bandwidth where times do not grow with the bytes, no error of a line through two points."""
+    latency, bandwidth = fit_line(points)
+    figures = {"latency_seconds": Figure(value=latency, unit="s"), "points": Figure(value=len(points), unit="count")}
+    if bandwidth is not None:
+        figures["bandwidth"] = Figure(value=bandwidth, unit="bytes/s")
+        if len(points) > 2:
+            figures["fit_error"] = Figure(value=fit_error(points, latency, bandwidth), unit="share")
+    return figures
+
+
+def fit_line(points: list[tuple[float, float, float]]) -> tuple[float, float | None]:
     """(latency, bandwidth) of t = phases * latency + bytes / bandwidth with the least squared relative errors.
 
-    Neither may be negative: where the best line has a negative latency it is the best one through 0.
+    Neither may be negative: where the best line has a negative latency it is the best one through 0; where time does
+    not grow with the bytes there is a latency alone, and None.
 
     Args:
         points: (phases, bytes, seconds).
@@ -122,8 +137,8 @@ def fit_line(points: list[tuple[float, float, float]]) -> tuple[float, float]:
     latency, per_byte = solution / scale
     if latency < 0:
         latency, per_byte = 0.0, b.sum() / (b * b).sum()
-    if per_byte <= 0:  # latency alone: the sizes were too small to tell a bandwidth; the largest one bounds it
-        latency, per_byte = a.sum() / (a * a).sum(), 1 / (moved / seconds).max()
+    if per_byte <= 0:
+        return float(a.sum() / (a * a).sum()), None
     return float(latency), float(1 / per_byte)
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import jax
 
 from jaxscale import config as cfg
-from jaxscale.analysis.costs import CONVENTIONS
 from jaxscale.analysis.store import versions
 from jaxscale.bench import record as rec
 from jaxscale.bench.clock import SOURCE
@@ -34,22 +33,22 @@ class Header:
     load: float | None = field(default_factory=lambda: load_now())
 
     def record(self, rows: list[rec.Row], *, clock: str = SOURCE, burn_in: int = 0, notes: list[str] | None = None,
-               command: list[str] | None = None) -> rec.BenchRecord:  # fmt: skip
+               convention: str | None = None) -> rec.BenchRecord:  # fmt: skip
         runtime = self.config.runtime if self.config else cfg.Runtime()
         now, notes, where = load_now(), list(notes or []), topology_of(self.devices)
         if self.peak is None and self.kind in ("matmul", "attention", "step"):
             notes.append(f"no peak is known of {self.devices[0].device_kind} in this dtype: no share of one is given")
         return rec.BenchRecord(
-            kind=self.kind, name=self.name, time=self.time, command=command or rec.command_line(),
+            kind=self.kind, name=self.name, time=self.time, command=rec.command_line(),
             device=about_devices(self.devices), mesh=self.mesh, topology=where.name if where else None,
             peak=rec.Peak(flops_per_second=self.peak.flops_per_second, source=self.peak.source) if self.peak else None,
             config=self.config.model_dump(mode="json") if self.config else None,
             commit=git_commit(), versions=versions(LIBRARIES) | {"python": platform.python_version()},
             compiler_options=compiler_options(self.devices[0].device_kind, runtime),
-            convention=CONVENTIONS[self.config.metrics.mfu] if self.config and self.kind == "step" else None,
+            convention=convention,
             clock=rec.Clock(source=clock, load=None if self.load is None or now is None else (self.load, now),
                             burn_in=burn_in),
-            rows=rows, notes=notes,
+            rows=[rec.told_if_not_finite(r) for r in rows], notes=notes,
         )  # fmt: skip
 
 

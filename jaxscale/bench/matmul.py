@@ -18,7 +18,7 @@ import numpy as np
 
 from jaxscale import config as cfg
 from jaxscale.analysis import costs
-from jaxscale.bench.clock import Effort, device_seconds, time_calls
+from jaxscale.bench.clock import Effort, attempt, device_seconds, time_calls
 from jaxscale.bench.record import Figure, Label, Row, measured
 
 COLD_BYTES = 2**28  # more than the last cache of any device here
@@ -40,6 +40,10 @@ class Shape:
     n: int
     dtype: str = "bfloat16"
     which: str = "forward"
+
+    @property
+    def labels(self) -> dict[str, Label]:
+        return {"m": self.m, "k": self.k, "n": self.n, "dtype": self.dtype}
 
     @property
     def flops(self) -> float:
@@ -118,17 +122,13 @@ def matmul_row(shape: Shape, seconds: list[float], peak: float | None, **labels:
     }
     if peak:
         figures["share_of_peak"] = measured([r / peak for r in rates], "share")
-    return Row(labels=labels | {"m": shape.m, "k": shape.k, "n": shape.n, "dtype": shape.dtype}, figures=figures)
+    return Row(labels=labels | shape.labels, figures=figures)
 
 
 def sweep_shapes(shapes: list[Shape], device: jax.Device, peak: float | None, effort: Effort) -> Iterator[Row]:
     pool = Pool(device)
     for shape in shapes:
-        try:
-            yield full_row(shape, pool, peak, effort)
-        except jax.errors.JaxRuntimeError as error:  # out of memory: the other shapes are still wanted
-            labels: dict[str, Label] = {"m": shape.m, "k": shape.k, "n": shape.n, "dtype": shape.dtype}
-            yield Row(labels=labels, error=str(error).splitlines()[0][:300])
+        yield attempt(shape.labels, functools.partial(full_row, shape, pool, peak, effort))
 
 
 # --- the best that can be found -------------------------------------------------------------------------------
@@ -153,10 +153,15 @@ def search(
     pool.numbers(dtype)  # made before the clock runs
     began = time.perf_counter()
 
-    def look(mkn: tuple[int, ...]) -> Row:
+    def measure(mkn: tuple[int, ...]) -> Row:
         samples = time_matmul(shape_of(mkn, dtype), pool, quick)
         found[mkn] = statistics.median(samples) / shape_of(mkn, dtype).flops
         return matmul_row(shape_of(mkn, dtype), samples, peak, stage="tried")
+
+    def look(mkn: tuple[int, ...]) -> Row:
+        found[mkn] = math.inf  # until it is measured; if it does not fit, for ever
+        labels: dict[str, Label] = {"stage": "tried", **shape_of(mkn, dtype).labels}
+        return attempt(labels, lambda: measure(mkn))
 
     for mkn in every:
         if time.perf_counter() - began > seconds / 2:
@@ -168,9 +173,9 @@ def search(
         if not fresh:
             break
         yield look(fresh[0])
-    for mkn in sorted(found, key=found.__getitem__)[:5]:
-        shape = shape_of(mkn, dtype)
-        yield full_row(shape, pool, peak, effort, stage="best")
+    fitting = [mkn for mkn in found if found[mkn] < math.inf]
+    for mkn in sorted(fitting, key=found.__getitem__)[:5]:
+        yield full_row(shape_of(mkn, dtype), pool, peak, effort, stage="best")
 
 
 def shape_of(mkn: tuple[int, ...], dtype: str) -> Shape:
@@ -189,8 +194,10 @@ def neighbours(mkn: tuple[int, ...], grid: tuple[int, ...]) -> list[tuple[int, .
 
 
 def best_row(rows: list[Row]) -> Row:
-    """Of a search: the highest median FLOP/s among those measured in full."""
+    """Of a search: the highest median FLOP/s among those measured in full. Raises ValueError where none was."""
     full = [r for r in rows if r.labels.get("stage") == "best"]
+    if not full:
+        raise ValueError("no shape of the search could be measured")
     return max(full, key=lambda r: r.figures["flops_per_second"].value)
 
 

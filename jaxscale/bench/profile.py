@@ -81,7 +81,7 @@ def placed(program: Program, i: Instruction) -> Iterable[tuple[str, Instruction]
 def read_events(folder: Path, parts: dict[str, str], module: str = "jit_train_step") -> list[Event]:
     """Of all devices in the newest trace under `folder`. Raises ValueError where there is none."""
     planes = read_planes(folder)
-    devices = device_planes(folder)
+    devices = device_planes(planes)
     if devices:
         return [e for plane in devices for e in accelerator_events(plane, parts)]
     return [e for plane in planes if plane.name == "/host:CPU" for e in cpu_events(plane, parts, module)]

@@ -10,13 +10,14 @@ import math
 import os
 import statistics
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 SCHEMA_VERSION = 1
-INTERRUPTED = "interrupted"  # how the note of a record begins that Ctrl-C ended
+INTERRUPTED, FAILED = "interrupted", "failed"  # how the note of a record begins that was ended before its time
 Basis = Literal["measured", "compiled", "predicted"]
 Label = str | int | float | bool | None
 
@@ -145,20 +146,33 @@ def command_line() -> list[str]:
     return [Path(sys.argv[0]).name, *sys.argv[1:]]
 
 
+def told_if_not_finite(row: Row) -> Row:
+    """A row without the figures that are NaN or infinite, which JSON cannot hold and which are an error to be told."""
+    bad = [name for name, f in row.figures.items() if not all(math.isfinite(x) for x in (f.value, *f.samples))]
+    if not bad:
+        return row
+    told = ", ".join(f"{name} is {row.figures[name].value}" for name in bad)
+    left = {name: f for name, f in row.figures.items() if name not in bad}
+    return row.model_copy(update={"figures": left, "error": f"{row.error}; {told}" if row.error else told})
+
+
 def require_writable(path: Path) -> Path:
     """A directory, made where it is missing, or a `.json` file in one; ValueError before anything is measured."""
     try:
         folder = path.parent if path.suffix == ".json" else path
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"cannot write records to {path}: {error.strerror}; choose another --out") from error
+        raise ValueError(f"cannot write to {path}: {error.strerror}; choose another place") from error
     if not os.access(path if path.exists() else folder, os.W_OK):
-        raise ValueError(f"cannot write records to {path}; choose another --out")
+        raise ValueError(f"cannot write to {path}; choose another place")
     return path
 
 
 def write_record(record: BenchRecord, path: Path) -> Path:
-    """Write whole or not at all; into a directory under a name of date, kind and name, never over another record."""
+    """Write whole or not at all; into a directory under a name of date, kind and name, never over another record.
+
+    Raises ValueError where it cannot be written: it is then in the temporary directory.
+    """
     if path.is_dir():
         stem, number = f"{record.time[:10]}-{record.kind}-{record.name}".replace("/", "-").replace(" ", "-"), 1
         folder, path = path, path / f"{stem}.json"
@@ -167,8 +181,14 @@ def write_record(record: BenchRecord, path: Path) -> Path:
             path = folder / f"{stem}-{number}.json"
     text = json.dumps(record.model_dump(mode="json"), indent=1, allow_nan=False) + "\n"
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        spare = Path(tempfile.gettempdir()) / path.name
+        spare.write_text(text)
+        raise ValueError(f"cannot write {path}: {error.strerror}; the record is in {spare}") from error
     return path
 
 

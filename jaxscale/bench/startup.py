@@ -19,11 +19,16 @@ PARTS = ("import", "devices", "data", "init", "compile", "first step", "other", 
 def measure(name: str, overrides: list[str], *, repeats: int, say: Callable[[str], None]) -> Iterator[Row]:
     """Rows of every part, with an empty cache and with the one that the run before left."""
     found: dict[str, list[dict[str, float]]] = {"cold": [], "cached": []}
-    for number in range(repeats):
-        with tempfile.TemporaryDirectory(prefix="jaxscale-bench-") as folder:
-            for cache in found:
-                say(f"{number + 1}/{repeats} {cache}")
-                found[cache].append(one_start(name, overrides, Path(folder), cache))
+    try:
+        for number in range(repeats):
+            with tempfile.TemporaryDirectory(prefix="jaxscale-bench-") as folder:
+                for cache in found:
+                    say(f"{number + 1}/{repeats} {cache}")
+                    found[cache].append(one_start(name, overrides, Path(folder), cache))
+    except KeyboardInterrupt:  # of what is done, every sample is in its row
+        if not all(found.values()):
+            raise
+        say("stopped early")
     for cache, starts in found.items():
         for part in PARTS:
             yield Row(

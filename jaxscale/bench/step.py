@@ -14,6 +14,7 @@ from jaxscale import config as cfg
 from jaxscale.analysis import costs, hlo
 from jaxscale.analysis.aot import compile_on
 from jaxscale.analysis.compiled import matmuls
+from jaxscale.analysis.costs import CONVENTIONS
 from jaxscale.analysis.forecast import forecast
 from jaxscale.analysis.memory import memory
 from jaxscale.analysis.store import Compiled
@@ -21,7 +22,7 @@ from jaxscale.bench.clock import Effort, trace
 from jaxscale.bench.header import Header, topology_of
 from jaxscale.bench.matmul import best_row, model_matmuls, search
 from jaxscale.bench.profile import classify, profile_rows, read_events
-from jaxscale.bench.record import BenchRecord, Figure, Row, measured
+from jaxscale.bench.record import INTERRUPTED, BenchRecord, Figure, Row, measured
 from jaxscale.parallel.mesh import start_devices
 from jaxscale.topology import Topology
 from jaxscale.training.jsonl import read_records
@@ -88,20 +89,25 @@ def bench_step(config: cfg.Config, plan: Plan, *, say: Callable[[str], None]) ->
     where = topology_of(devices)
     if where:
         figures |= predicted_figures(config, where, sizes)
-    rows, notes = [], []
-    if plan.profile:
-        say("reading the trace")
-        parts = classify(hlo.parse(kept.hlo))
-        rows += profile_rows(read_events(plan.profile, parts), figures["step_seconds"].value)
-        notes.append(
-            f"profile in {plan.profile} (xprof and Perfetto open it); shares of traced steps, seconds of the others"
-        )
-    if plan.ceilings:
-        say("measuring the best matmul and the model's own")
-        ceilings = list(ceiling_rows(config, sizes, devices[0], header.peak, len(devices)))
-        figures |= shares(config, figures["tokens_per_second"], ceilings, len(devices))
-        rows += ceilings
-    return header.record([Row(figures=figures), *rows], burn_in=plan.burn_in, notes=notes)
+    rows: list[Row] = []
+    notes: list[str] = []
+    try:  # the steps are measured: what comes on top may fail, or be stopped, without losing them
+        if plan.profile:
+            say("reading the trace")
+            parts = classify(hlo.parse(kept.hlo))
+            rows += profile_rows(read_events(plan.profile, parts), figures["step_seconds"].value)
+            notes.append(f"profile in {plan.profile}: shares of traced steps, seconds of the others")
+        if plan.ceilings:
+            say("measuring the best matmul and the model's own")
+            ceilings = list(ceiling_rows(config, sizes, devices[0], header.peak, len(devices)))
+            figures |= shares(config, figures["tokens_per_second"], ceilings, len(devices))
+            rows += ceilings
+    except KeyboardInterrupt:
+        notes.append(f"{INTERRUPTED} in what comes after the steps")
+    except (ValueError, MemoryError, jax.errors.JaxRuntimeError) as error:
+        notes.append(f"without profile or ceilings: {' '.join(str(error).split())[:300]}")
+    convention = CONVENTIONS[config.metrics.mfu]
+    return header.record([Row(figures=figures), *rows], burn_in=plan.burn_in, notes=notes, convention=convention)
 
 
 def shortened(config: cfg.Config, plan: Plan, folder: Path) -> cfg.Config:

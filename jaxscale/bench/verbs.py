@@ -1,6 +1,6 @@
 """The benchmarks as the command line asks for them: from words to devices, rows and one record."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from jaxscale.bench import memory as copies
 from jaxscale.bench import startup as starts
 from jaxscale.bench.clock import Effort
 from jaxscale.bench.header import Header
-from jaxscale.bench.record import INTERRUPTED, BenchRecord, Row
+from jaxscale.bench.record import FAILED, INTERRUPTED, BenchRecord, Row
 from jaxscale.parallel.mesh import make_mesh, start_devices
 from jaxscale.parallel.rules import check_divides
 from jaxscale.parallel.sharding import make_rules
@@ -55,7 +55,7 @@ def matmul(shapes: list[str], dtypes: list[str], platform: str, effort: Effort, 
                 yield from products.sweep_shapes(wanted, device, rate, effort)
 
     notes = [f"peak of {d}: {p.flops_per_second / 1e12:,.4g} TFLOP/s, {p.source}" for d, p in peaks.items() if p]
-    return finished(header, rows(), effort, notes=notes if len(notes) > 1 else [])
+    return finished(header, rows(), burn_in=effort.burn_in, notes=notes if len(notes) > 1 else [])
 
 
 def known_dtype(name: str) -> str:
@@ -81,7 +81,7 @@ def model_matmul(name: str, overrides: list[str], mesh: str | None, platform: st
     check_divides(rules.parameters, rules.activations, sizes, config)
     header = Header("matmul", config.name, [device], config, sizes, peak_of(device, config.step.compute_dtype))
     rate = header.peak.flops_per_second if header.peak else None
-    return finished(header, products.model_matmuls(config, sizes, device, rate, effort), effort)
+    return finished(header, products.model_matmuls(config, sizes, device, rate, effort), burn_in=effort.burn_in)
 
 
 def memory(sizes: list[int], platform: str, effort: Effort) -> BenchRecord:
@@ -89,7 +89,7 @@ def memory(sizes: list[int], platform: str, effort: Effort) -> BenchRecord:
     header = Header("memory", device.platform, [device])
     default = (MIB, 16 * MIB, 256 * MIB) if device.platform == "cpu" else (MIB, 16 * MIB, 256 * MIB, 1024 * MIB)
     rows = copies.copies([s // 4 * 4 for s in sizes] or list(default), device, effort)
-    return finished(header, rows, effort)
+    return finished(header, rows, burn_in=effort.burn_in)
 
 
 def collectives(
@@ -105,7 +105,7 @@ def collectives(
         (4 * KIB, 64 * KIB, MIB, 4 * MIB) if devices[0].platform == "cpu" else tuple(KIB * 4**i for i in range(2, 11))
     )
     rows = sends.measure(built, sizes or list(default), known_dtype(dtype), effort)
-    return finished(header, rows, effort)
+    return finished(header, rows, burn_in=effort.burn_in)
 
 
 def attention(
@@ -123,17 +123,21 @@ def attention(
     peak = peak_of(device, dtype)
     header = Header("attention", f"{heads}x{head_dim}", [device], peak=peak)
     rate = peak.flops_per_second if peak else None
-    return finished(header, attentions.measure(cases, device, rate, effort), effort)
+    return finished(header, attentions.measure(cases, device, rate, effort), burn_in=effort.burn_in,
+                    convention=attentions.CONVENTION)  # fmt: skip
 
 
 def loader(name: str, overrides: list[str], *, batches: int, texts: list[str], tokenizer: str) -> BenchRecord:
     config = cfg.load_config(name, overrides)
     devices = start_devices(config.runtime)
     header = Header("loader", config.name, devices, config, config.mesh.sizes(len(devices)))
-    rows = list(loaders.load_rows(config, devices, batches=batches))
-    if texts:
-        rows.append(loaders.prepare_row(texts, tokenizer, repeats=3))
-    return header.record(rows, burn_in=4)
+
+    def rows() -> Iterator[Row]:
+        yield from loaders.load_rows(config, devices, batches=batches)
+        if texts:
+            yield loaders.prepare_row(texts, tokenizer, repeats=3)
+
+    return finished(header, rows(), burn_in=4)
 
 
 def checkpoint(name: str, overrides: list[str], folder: Path, *, repeats: int) -> BenchRecord:
@@ -142,8 +146,8 @@ def checkpoint(name: str, overrides: list[str], folder: Path, *, repeats: int) -
         raise ValueError(f"--folder {folder} is no directory; give one on the disk to measure")
     devices = start_devices(config.runtime)
     header = Header("checkpoint", config.name, devices, config, config.mesh.sizes(len(devices)))
-    rows = list(checkpoints.measure(config, devices, folder, repeats=repeats))
-    return header.record(rows, burn_in=1, notes=["the first save and restore stand apart, as first_seconds"])
+    rows = checkpoints.measure(config, devices, folder, repeats=repeats)
+    return finished(header, rows, burn_in=1, notes=["the first save and restore stand apart, as first_seconds"])
 
 
 def startup(name: str, overrides: list[str], *, repeats: int, say: Callable[[str], None]) -> BenchRecord:
@@ -154,15 +158,23 @@ def startup(name: str, overrides: list[str], *, repeats: int, say: Callable[[str
     return header.record(rows, clock="wall clock of the events that train writes")
 
 
-def finished(header: Header, rows: Iterator[Row], effort: Effort, notes: list[str] | None = None) -> BenchRecord:
-    """The record of all rows; after Ctrl-C of those that there are, which says so."""
+def finished(
+    header: Header, rows: Iterable[Row], *, burn_in: int = 0, notes: list[str] | None = None, **more: str
+) -> BenchRecord:
+    """The record of all rows; where Ctrl-C or an error ends it, of those that there are, which says so."""
     found, notes = [], list(notes or [])
     try:
         for row in rows:
             found.append(row)
     except KeyboardInterrupt:
         notes.append(f"{INTERRUPTED} after {len(found)} rows")
-    return header.record(found, burn_in=effort.burn_in, notes=notes)
+    except Exception as error:
+        if not found or isinstance(error, ValueError):
+            raise
+        notes.append(f"{FAILED} after {len(found)} rows: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
+    if not found:
+        raise KeyboardInterrupt
+    return header.record(found, burn_in=burn_in, notes=notes, **more)
 
 
 # --- words ----------------------------------------------------------------------------------------------------
@@ -181,7 +193,7 @@ def read_mesh(text: str) -> dict[str, int]:
     sizes: dict[str, int] = {"data": 1}
     for part in text.split(","):
         axis, _, size = part.strip().partition("=")
-        if axis not in cfg.AXES or not size.lstrip("-").isdigit():
+        if axis not in cfg.AXES or not size.removeprefix("-").isdigit():
             raise ValueError(f"--mesh {text}: {part!r} is not axis=size; axes are {', '.join(cfg.READY_AXES)}")
         sizes[axis] = int(size)
     return sizes

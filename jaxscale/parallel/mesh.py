@@ -36,7 +36,7 @@ def start_devices(runtime: cfg.Runtime) -> list[jax.Device]:
     try:
         with quiet_plugins():
             devices = jax.devices()
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:  # of a plugin that is not here JAX asserts that it is
         raise ValueError(
             f"runtime.platform={runtime.platform}: JAX finds no such device ({first_line(error)}); install the "
             "matching extra (cuda12, cuda13, tpu) or set runtime.platform=cpu"

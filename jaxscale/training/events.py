@@ -21,33 +21,36 @@ class Events:
     """Written by process 0; lines made before `open` are kept until then, as the directory is not there yet."""
 
     def __init__(self) -> None:
+        self.active = True
         self.waiting: list[dict[str, Any]] = []
         self.file: TextIO | None = None
         self.attempt = 1
-        self.last = time.time()
+        self.last = time.perf_counter()
         self.write("run", "start")
 
     def open(self, out: Path) -> None:
-        if jax.process_index():
-            return
-        path = out / "events.jsonl"
-        self.attempt = 1 + last_attempt(path)
-        self.file = path.open("a", buffering=1)
-        for line in self.waiting:
-            self.file.write(json.dumps(line | {"attempt": self.attempt}) + "\n")
+        self.active = jax.process_index() == 0
+        if self.active:
+            path = out / "events.jsonl"
+            self.attempt = 1 + last_attempt(path)
+            torn = path.exists() and not path.read_bytes().endswith(b"\n")
+            self.file = path.open("a", buffering=1)
+            self.file.write("\n" if torn else "")  # a line that a killed process left half-written stays alone
+            for line in self.waiting:
+                self.file.write(json.dumps(line | {"attempt": self.attempt}) + "\n")
         self.waiting.clear()
 
     def write(self, event: str, phase: str, step: int | None = None, **more: float) -> None:
-        self.last = time.time()
-        line = {"event": event, "phase": phase, "time": self.last, "attempt": self.attempt, "step": step} | more
+        self.last = time.perf_counter()
+        line = {"event": event, "phase": phase, "time": time.time(), "attempt": self.attempt, "step": step} | more
         if self.file:
             self.file.write(json.dumps(line) + "\n")
-        elif self.file is None:
+        elif self.active:
             self.waiting.append(line)
 
     def step(self, step: int, data_wait_seconds: float) -> None:
         """Its seconds are those since whatever was written before it, so that the parts of a run add up."""
-        seconds = time.time() - self.last
+        seconds = time.perf_counter() - self.last
         self.write("step", "end", step, seconds=seconds, data_wait_seconds=data_wait_seconds)
 
     @contextlib.contextmanager
@@ -63,6 +66,7 @@ class Events:
         self.write("run", "end", step)
         if self.file:
             self.file.close()
+            self.file, self.active = None, False
 
 
 def last_attempt(path: Path) -> int:

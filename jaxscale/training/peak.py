@@ -44,4 +44,4 @@ def measure_peak(device: jax.Device, dtype: str, *, sizes: tuple[int, ...] = (10
                 multiply(a, b).block_until_ready()
                 rate = 2 * n**3 / (time.perf_counter() - start)
                 best, best_size = max((best, best_size), (rate, n))
-    return Peak(best, f"best {dtype} matmul measured at start, {best_size} square, all cores")
+    return Peak(best, f"best {dtype} matmul measured in this process, {best_size} square, all cores")

@@ -115,11 +115,11 @@ def train(
             write_run_files(config.out_dir, config, devices, tokenizer, peak)
             # --- the loop
             run = Run(config, program, checkpointer, about_data, watcher, stop, mesh, events)
-            events.write("init", "end", first)
             run.meter = Meter(config, peak, model_flops_per_token(config, model))
             run.writer = MetricsWriter(config.out_dir, config, start_step=first)
             last_step, parts = max(first, config.steps), config.step.microbatches
             feed = Feed(rows, config, batch_sharding(mesh), start_step=first, stop_step=last_step, microbatches=parts)
+            events.write("init", "end", first)
             state = run.loop(state, first, feed, validation_rows)
         finally:
             watcher.finish()
@@ -233,7 +233,7 @@ class Run:
         return state
 
     def compile(self, state: TrainState, batch: Any) -> None:
-        """Before the first step, so that its time is the compiler's alone; `step` finds the program in jit's cache."""
+        """Trace, lower and compile, apart from the first step, which then finds the program in jit's cache."""
         if lower := getattr(self.program.step, "lower", None):  # an executable from a file has nothing to compile
             with self.events.during("compile"):
                 lower(state, batch).compile()

@@ -99,7 +99,7 @@ def test_plan_takes_a_record(tmp_path):
     command = [sys.executable, "-m", "jaxscale.cli", "plan", "llama3.2-1b", "data.kind=synthetic", "data.path=null",
                "--topology", "h100:8"]  # fmt: skip
     told = subprocess.run([*command, "--measured", path], capture_output=True, text=True, check=True).stdout
-    assert "links measured in links.json: fsdp (NVLink)" in told
+    assert "links measured in links.json: fsdp (over 8, NVLink)" in told
     found = json.loads(
         subprocess.run([*command, "--json", "--measured", path], capture_output=True, text=True, check=True).stdout
     )

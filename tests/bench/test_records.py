@@ -68,7 +68,7 @@ def test_half_a_record_is_refused(tmp_path):
 
 def test_where_nothing_can_be_written_is_known_before(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=r"cannot write records to .*file"):
+    with pytest.raises(ValueError, match=r"cannot write to .*file"):
         require_writable(tmp_path / "file" / "inside")
     assert require_writable(tmp_path / "new" / "r.json") == tmp_path / "new" / "r.json"
 

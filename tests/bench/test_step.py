@@ -219,7 +219,7 @@ def test_a_benchmark_from_the_command_line(config_file, tmp_path):
         (["attention", "--heads", "4", "--kv-heads", "3"], "--heads 4 is not a multiple of --kv-heads 3"),
         (["sweep", "nothing-there"], "strong-scaling, weak-scaling, width"),
         (["step", "quickstart", "data.path=/nowhere"], "/nowhere"),
-        (["memory", "-o", "/proc/nowhere/x.json"], "cannot write records to /proc/nowhere/x.json"),
+        (["memory", "-o", "/proc/nowhere/x.json"], "cannot write to /proc/nowhere/x.json"),
         (["compare", "/nowhere/a.json", "/nowhere/b.json"], "/nowhere/a.json"),
         (["checkpoint", "quickstart", "--folder", "/nowhere"], "is no directory"),
     ],

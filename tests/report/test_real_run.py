@@ -56,7 +56,7 @@ def test_figures_of_a_real_run(resumed):
     assert training["seconds"] == sorted(training["seconds"])
     assert {"throughput", "mfu", "optimization"} <= plots.keys()
     assert "peak: best " in plots["mfu"].about[0]
-    assert "matmul measured at start" in resumed.sources[0].facts["MFU peak"]
+    assert "matmul measured in this process" in resumed.sources[0].facts["MFU peak"]
     table = resumed.sections[0].tables[0]
     row = dict(zip(table.columns, table.rows[0], strict=True))
     assert row["validation loss"].value == pytest.approx(row["training loss"].value, abs=1.0)
