@@ -29,7 +29,7 @@ BELOW = {
     "aot": {"training", "parallel", "analysis", "topology", "hardware", "config"},  # compiles the trainer's own step
     "record": set(),
     "compare": {"record"},
-    "sweep": {"record", "config"},
+    "sweep": {"record", "analysis", "config"},
     "bench": {
         "record",
         "jsonl",

@@ -17,10 +17,11 @@ import yaml
 from pydantic import Field, ValidationError
 
 from jaxscale import config as cfg
+from jaxscale.analysis.store import source_hash, versions
 from jaxscale.bench.record import BenchRecord, Figure, Label, Row, read_record
 
-KEPT = ("step_seconds", "tokens_per_second", "tokens_per_second_per_device", "mfu_causal", "mfu_palm", "hfu_causal",
-        "compile_seconds", "peak_memory_bytes", "compiled_memory_bytes", "process_peak_memory_bytes",
+KEPT = ("step_seconds", "tokens_per_second", "tokens_per_second_per_device", "mfu_causal", "mfu_palm",
+        "hfu_causal", "hfu_palm", "compile_seconds", "peak_memory_bytes", "compiled_memory_bytes", "process_peak_memory_bytes",
         "predicted_step_seconds", "predicted_tokens_per_second", "predicted_memory_bytes")  # fmt: skip
 Values = list[bool | int | float | str | None]
 
@@ -58,15 +59,26 @@ def read_grid(name: str) -> Grid:
         path = shipped
     try:
         values = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ValueError(f"{path} is no grid, which is YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} is no grid: it holds no keys; it needs name, config, and vary or runs")
     try:
         grid = Grid.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ValueError(f"{path}: {'.'.join(map(str, first['loc'])) or 'grid'}: {first['msg']}") from error
+        raise ValueError(f"{path}: {cfg.describe(error.errors()[0])}") from error
     if bool(grid.vary) == bool(grid.runs):
         raise ValueError(f"{path}: give either vary (every combination) or runs (one by one)")
+    if "/" in grid.name:
+        raise ValueError(f"{path}: name {grid.name!r} has a slash; it names a folder beside the record")
+    for key, choices in grid.vary.items():
+        if not choices:
+            raise ValueError(f"{path}: vary.{key} has no value; give one or more, or leave it out")
+    for key in (key for run in grid.runs for key in run if "." not in key and key in cfg.Config.model_fields):
+        raise ValueError(
+            f"{path}: runs: {key} has no dot and so names a run, and is a key of the config too; put it in set"
+        )
+    cfg.load_config(grid.config, grid.set)  # what fails here would fail in every run
     return grid
 
 
@@ -77,12 +89,13 @@ def runs_of(grid: Grid) -> list[dict[str, Label]]:
 
 
 def overrides_of(grid: Grid, run: dict[str, Label], more: list[str]) -> list[str]:
-    return [*grid.set, *(f"{key}={yaml_value(value)}" for key, value in run.items() if "." in key), *more]
+    own = (f"{key}={yaml_value(value)}" for key, value in run.items() if grid.vary or "." in key)
+    return [*grid.set, *own, *more]
 
 
-def names_of(run: dict[str, Label]) -> dict[str, Label]:
-    """What a run is called: its keys without a dot where it has any, else all that it overrides."""
-    return {key: value for key, value in run.items() if "." not in key} or run
+def names_of(grid: Grid, run: dict[str, Label]) -> dict[str, Label]:
+    """What a run is called: in `runs` its keys without a dot where it has any, else all that it overrides."""
+    return (not grid.vary and {key: value for key, value in run.items() if "." not in key}) or run
 
 
 def yaml_value(value: Label) -> str:
@@ -100,26 +113,42 @@ def sweep(
     folder.mkdir(parents=True, exist_ok=True)
     runs = runs_of(grid)
     for number, run in enumerate(runs, 1):
-        overrides = overrides_of(grid, run, more)
-        path = folder / f"{identity(grid, overrides, options)}.json"
-        names = names_of(run)
-        words = " ".join(f"{k}={v}" for k, v in names.items())
-        if path.exists():
-            say(f"{number}/{len(runs)} {words}: kept from before")
+        overrides, names = overrides_of(grid, run, more), names_of(grid, run)
+        told = f"{number}/{len(runs)} {' '.join(f'{k}={v}' for k, v in names.items())}"
+        try:
+            path = folder / f"{identity(grid, overrides, options)}.json"
+        except ValueError as error:  # a config that cannot be
+            say(f"{told}\n  failed: {error}")
+            yield Row(labels=names, error=str(error)), None
+            continue
+        record = kept(path)
+        if record:
+            say(f"{told}: kept from before")
         else:
-            say(f"{number}/{len(runs)} {words}")
-            error = run_one(grid, overrides, options, path)
-            if error:
-                say(f"  failed: {error}")
-                yield Row(labels=names, error=error), None  # not kept: it is tried again when the sweep is
+            say(told)
+            error_text = run_one(grid, overrides, options, path)
+            if error_text:
+                say(f"  failed: {error_text}")
+                yield Row(labels=names, error=error_text), None  # not kept: it is tried again when the sweep is
                 continue
-        record = read_record(path)
+            record = read_record(path)
         yield row_of(names, record), record
 
 
 def identity(grid: Grid, overrides: list[str], options: list[str]) -> str:
-    text = json.dumps([grid.config, overrides, options])
+    """Of everything that a run's figures follow from: its whole config, the options, the versions, the code."""
+    config = cfg.load_config(grid.config, overrides).model_dump(mode="json")
+    text = json.dumps([config, options, versions(), source_hash()], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def kept(path: Path) -> BenchRecord | None:
+    """A run's record from before; None where there is none, or it is damaged and is to be measured again."""
+    try:
+        record = read_record(path)
+    except (OSError, ValueError):
+        return None
+    return record if record.kind == "step" and record.rows and not record.rows[0].labels else None
 
 
 def run_one(grid: Grid, overrides: list[str], options: list[str], path: Path) -> str | None:
@@ -162,25 +191,36 @@ def row_of(run: dict[str, Label], record: BenchRecord) -> Row:
 
 
 def with_ideal(grid: Grid, rows: list[Row], *, shared_cores: bool) -> list[Row]:
-    """Rows with `ideal_tokens_per_second`: that of the run on fewest devices, times as many devices.
+    """Rows with `ideal_tokens_per_second`: that of the same work on fewest devices, times as many devices.
 
     In strong and in weak scaling alike, tokens/s would ideally grow with the devices. Simulated devices share one
     machine's cores (`shared_cores`): there the ideal is that they are together as fast as one.
     """
-    good = [r for r in rows if r.figures]
-    if grid.ideal == "none" or not good:
+    if grid.ideal == "none":
         return rows
-    first = min(good, key=lambda r: int(r.labels["devices"] or 1))
-    base, devices = first.figures["tokens_per_second"].value, int(first.labels["devices"] or 1)
+    bases: dict[tuple, tuple[int, float]] = {}
+    for row in sorted((r for r in rows if r.figures), key=devices_of):
+        bases.setdefault(work_of(row), (devices_of(row), row.figures["tokens_per_second"].value))
 
     def add(row: Row) -> Row:
         if not row.figures:
             return row
-        times = 1.0 if shared_cores else int(row.labels["devices"] or 1) / devices
-        ideal = Figure(value=base * times, unit="tokens/s", basis="predicted")
+        devices, rate = bases[work_of(row)]
+        times = 1.0 if shared_cores else devices_of(row) / devices
+        ideal = Figure(value=rate * times, unit="tokens/s", basis="predicted")
         return row.model_copy(update={"figures": row.figures | {"ideal_tokens_per_second": ideal}})
 
     return [add(r) for r in rows]
+
+
+def devices_of(row: Row) -> int:
+    return int(row.labels["devices"] or 1)
+
+
+def work_of(row: Row) -> tuple:
+    """The labels that make it other work: a model, a sequence length; not how it is cut, or how much there is of it."""
+    cut = ("mesh.", "runtime.", "data.batch_size")
+    return tuple((k, v) for k, v in row.labels.items() if "." in k and not k.startswith(cut))
 
 
 def summary(grid: Grid, found: list[tuple[Row, BenchRecord | None]], command: list[str]) -> BenchRecord:
@@ -211,15 +251,15 @@ def filled(row: Row, record: BenchRecord | None, keys: Iterable[str]) -> Row:
             return row.labels.get(key)
         found: Any = record.config
         for part in key.split("."):
-            found = (found or {}).get(part)
+            found = found.get(part) if isinstance(found, dict) else None
         return found if not isinstance(found, dict | list) else None
 
     return row.model_copy(update={"labels": {key: value(key) for key in keys}})
 
 
 def against(best: BenchRecord, row: Row, own: BenchRecord | None) -> Row:
-    """A row's utilization against another record's peak."""
-    if own is None or not own.peak or not best.peak:
+    """A row's utilization against another record's peak: of a CPU, which measures its own each time, in one dtype."""
+    if own is None or not own.peak or not best.peak or own.device.platform != "cpu" or dtype_of(own) != dtype_of(best):
         return row
     scale = own.peak.flops_per_second / best.peak.flops_per_second
 
@@ -229,3 +269,7 @@ def against(best: BenchRecord, row: Row, own: BenchRecord | None) -> Row:
 
     figures = {name: scaled(f) if name.startswith(("mfu", "hfu")) else f for name, f in row.figures.items()}
     return row.model_copy(update={"figures": figures})
+
+
+def dtype_of(record: BenchRecord) -> str | None:
+    return (record.config or {}).get("step", {}).get("compute_dtype")

@@ -123,9 +123,10 @@ def mapping(values: dict[str, Any], key: str) -> dict[str, Any]:
 
 def date(seconds: Any) -> str:
     """Unix seconds as UTC, to the second; empty where it is no number."""
-    if not isinstance(seconds, int | float):
+    try:
+        return datetime.datetime.fromtimestamp(seconds, datetime.UTC).replace(microsecond=0).isoformat()
+    except (TypeError, ValueError, OverflowError, OSError):
         return ""
-    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).replace(microsecond=0).isoformat()
 
 
 def words(command: Any) -> str:

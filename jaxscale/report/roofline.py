@@ -64,10 +64,10 @@ def matmuls(source: int, name: str, rows: list[Row], order: int) -> Series:
 
 
 def add_roof(plot: Plot, items: list[Item], memories: list[Item]) -> None:
-    """The peak, the bandwidth of the fastest copy, and the model-shaped peak; what is absent is said."""
+    """The peak, the bandwidth of the largest copy, and the model-shaped peak; what is absent is said."""
     seen = [x for series in plot.series for x in series.columns["intensity"] if x]
     least, most = min(seen, default=1.0) / 2, max(seen, default=1000.0) * 2
-    peaks, copy = peaks_of(items), fastest_copy(memories)
+    peaks, copy = peaks_of(items), largest_copy(memories)
     if not peaks:
         plot.about.append("The roof's flat part is absent: no peak on record for this device.")
     if copy is None:
@@ -75,7 +75,7 @@ def add_roof(plot: Plot, items: list[Item], memories: list[Item]) -> None:
             "The roof's slope is absent: no record of kind memory with a device copy on this device is here."
         )
     else:
-        plot.about.append(f"Slope: {copy[1] / 1e9:,.4g} GB/s, the fastest device copy measured ({copy[0][1]}).")
+        plot.about.append(f"Slope: {copy[1] / 1e9:,.4g} GB/s, the largest device copy measured ({copy[0][1]}).")
     ridges = [most]
     for dtype, (rate, item) in peaks.items():
         name = f"peak, {dtype}" if len(peaks) > 1 else "peak"
@@ -124,16 +124,18 @@ def roof(name: str, source: int, x: list[float], y: list[float]) -> Series:
     )
 
 
-def fastest_copy(memories: list[Item]) -> tuple[Item, float] | None:
-    rates = [
-        (row.figures["bytes_per_second"].value, order)
+def largest_copy(memories: list[Item]) -> tuple[Item, float] | None:
+    """The rate of the largest copy, which no cache holds; of several records the fastest."""
+    copies = [
+        (row.labels.get("bytes") or 0, row.figures["bytes_per_second"].value, order)
         for order, item in enumerate(memories)
         for row in item[2].rows
         if row.labels.get("what") == "device copy" and "bytes_per_second" in row.figures
     ]
-    if not rates:
+    if not copies:
         return None
-    rate, order = max(rates)
+    largest = max(size for size, _, _ in copies)
+    rate, order = max((rate, order) for size, rate, order in copies if size == largest)
     return memories[order], rate
 
 
