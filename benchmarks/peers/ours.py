@@ -11,7 +11,7 @@ from benchmarks.peers.shapes import run_config
 from jaxscale.parallel.mesh import keep_heap, make_mesh, start_devices
 from jaxscale.parallel.sharding import on_mesh
 from jaxscale.training.feed import Feed, open_source
-from jaxscale.training.metrics import measure_peak
+from jaxscale.training.peak import measure_peak
 from jaxscale.training.step import batch_sharding, make_program
 from jaxscale.training.trainer import rules_for
 

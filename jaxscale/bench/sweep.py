@@ -21,8 +21,9 @@ from jaxscale.analysis.store import source_hash, versions
 from jaxscale.bench.record import BenchRecord, Figure, Label, Row, read_record
 
 KEPT = ("step_seconds", "tokens_per_second", "tokens_per_second_per_device", "mfu_causal", "mfu_palm",
-        "hfu_causal", "hfu_palm", "compile_seconds", "peak_memory_bytes", "compiled_memory_bytes", "process_peak_memory_bytes",
-        "predicted_step_seconds", "predicted_tokens_per_second", "predicted_memory_bytes")  # fmt: skip
+        "hfu_causal", "hfu_palm", "compile_seconds", "peak_memory_bytes", "compiled_memory_bytes",
+        "process_peak_memory_bytes", "predicted_step_seconds", "predicted_tokens_per_second",
+        "predicted_memory_bytes")  # fmt: skip
 Values = list[bool | int | float | str | None]
 
 

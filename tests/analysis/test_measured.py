@@ -87,6 +87,7 @@ def test_other_axes_and_other_networks_keep_the_datasheets():
         (collectives(topology="h200:8", kind="NVIDIA H200"), "the plan is for h100"),
         (collectives(what="matmul"), "is a matmul record"),
         (collectives().model_copy(update={"rows": []}), "no fitted latency"),
+        (collectives(bandwidth=float("inf")), "measure it again"),
     ],
 )
 def test_what_cannot_be_used_is_refused(record, said):

@@ -5,18 +5,20 @@ import json
 import numpy as np
 import pytest
 
-from jaxscale.bench.compare import compare, interval
+from jaxscale.bench.compare import compare, differences, interval
 from jaxscale.bench.record import (
     SCHEMA_VERSION,
     BenchRecord,
     Clock,
     Device,
     Figure,
+    Peak,
     Row,
     measured,
     quantile,
     read_record,
     require_writable,
+    told_if_not_finite,
     write_record,
 )
 
@@ -114,3 +116,53 @@ def test_across_devices_when_asked():
 def test_a_figure_without_samples_has_its_value_as_bounds():
     figure = Figure(value=2.0, unit="s")
     assert (figure.low, figure.high, figure.p95) == (2.0, 2.0, 2.0)
+
+
+def test_a_share_of_another_peak_is_no_difference():
+    """Of a CPU the peak is measured: what moved may be the denominator."""
+
+    def with_mfu(peak, samples):
+        made = record([1.0] * 5)
+        figures = {"mfu_causal": measured(samples, "share")}
+        peak = Peak(flops_per_second=peak, source="measured")
+        return made.model_copy(update={"peak": peak, "rows": [Row(figures=figures)]})
+
+    (moved,) = compare(with_mfu(2e11, [0.5] * 5), with_mfu(4e11, [0.25] * 5))
+    assert moved.verdict == "the peaks differ"
+    (same,) = compare(with_mfu(2e11, [0.5] * 5), with_mfu(2e11, [0.25] * 5))
+    assert same.verdict == "lower"
+
+
+def test_what_differs_between_two_records_is_told():
+    a = record([1.0]).model_copy(update={"config": {"model": {"embed_dim": 64}, "steps": 1}, "commit": "abc"})
+    b = record([1.0], labels={"m": 1}).model_copy(update={"config": {"model": {"embed_dim": 128}, "steps": 1}})
+    told = differences(a, b)
+    assert told == ["config.model.embed_dim: 64 : 128", "commit: abc : None", "rows in one alone: 1 : 1"]
+    assert differences(a, a) == []
+
+
+def test_zero_and_nan_are_told():
+    zero, one, bad = (record([v]) for v in (0.0, 1.0, float("nan")))
+    assert [compare(zero, zero)[0].value, compare(zero, one)[0].verdict] == [1.0, "not a number"]
+    assert compare(one, bad)[0].verdict == "not a number"
+
+
+def test_a_figure_that_is_no_number_is_an_error_of_its_row(tmp_path):
+    figures = {"max_error": Figure(value=float("nan"), unit="absolute"), "seconds": Figure(value=1.0, unit="s")}
+    row = told_if_not_finite(Row(labels={"kernel": "x"}, figures=figures))
+    assert row.error == "max_error is nan"
+    assert set(row.figures) == {"seconds"}
+
+
+def test_a_record_that_cannot_be_written_is_kept_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "spare"))
+    (tmp_path / "spare").mkdir()
+    folder = tmp_path / "r.json"
+    folder.mkdir()  # what stands there cannot be replaced by a file
+    (folder / "x").write_text("")
+    monkeypatch.setattr("pathlib.Path.is_dir", lambda self: False)
+    with pytest.raises(ValueError, match=r"cannot write .*r\.json: .*; the record is in .*spare"):
+        write_record(record([1.0]), folder)
+    monkeypatch.undo()
+    assert read_record(tmp_path / "spare" / "r.json") == record([1.0])
+    assert [p.name for p in tmp_path.glob(".*")] == []

@@ -13,7 +13,7 @@ from jaxscale.analysis import hlo
 from jaxscale.analysis.aot import compile_on
 from jaxscale.bench import checkpoint, loader, startup, sweep
 from jaxscale.bench.profile import COMPUTE, PARTS, Event, classify, split_device, split_time
-from jaxscale.bench.record import read_record
+from jaxscale.bench.record import BenchRecord, Clock, Device, Peak, read_record, write_record
 from jaxscale.bench.step import Plan, bench_step, step_flops
 from jaxscale.parallel.mesh import start_devices
 
@@ -37,7 +37,8 @@ def measured_step(tmp_path_factory):
 def test_a_step_is_measured_compiled_and_predicted(measured_step):
     figures = measured_step.rows[0].figures
     assert len(figures["step_seconds"].samples) == 6
-    assert figures["tokens_per_second"].value == pytest.approx(8 * 32 / figures["step_seconds"].value, rel=0.5)
+    tokens = [8 * 32 / s for s in figures["step_seconds"].samples]
+    assert figures["tokens_per_second"].samples == pytest.approx(tokens)
     assert figures["compile_seconds"].value > 0
     assert figures["compiled_memory_bytes"].basis == "compiled"
     assert figures["compiled_matmul_flops"].value > 0
@@ -149,12 +150,79 @@ def test_ideal_is_the_first_runs_rate_times_the_devices(config_file):
         figures = {"tokens_per_second": sweep.Figure(value=rate, unit="tokens/s")}
         return sweep.Row(labels={"devices": devices}, figures=figures)
 
-    rows = [row(4, 300.0), row(1, 100.0), sweep.Row(labels={"devices": None}, error="no")]
+    rows = [row(4, 300.0), row(1, 100.0), sweep.Row(labels={}, error="no")]
     grid = sweep.Grid(name="test", config=str(config_file), runs=[{}], ideal="strong")
     found = sweep.with_ideal(grid, rows, shared_cores=False)
     assert [r.figures["ideal_tokens_per_second"].value for r in found[:2]] == [400.0, 100.0]
     shared = sweep.with_ideal(grid, rows, shared_cores=True)
     assert [r.figures["ideal_tokens_per_second"].value for r in shared[:2]] == [100.0, 100.0]
+
+
+def test_ideal_is_of_the_same_work(config_file):
+    def row(devices, width, rate):
+        figures = {"tokens_per_second": sweep.Figure(value=rate, unit="tokens/s")}
+        return sweep.Row(labels={"devices": devices, "model.embed_dim": width, "mesh.data": devices}, figures=figures)
+
+    grid = sweep.Grid(name="test", config=str(config_file), runs=[{}], ideal="strong")
+    rows = [row(1, 256, 1000.0), row(2, 256, 1500.0), row(1, 1024, 100.0), row(2, 1024, 180.0)]
+    found = sweep.with_ideal(grid, rows, shared_cores=False)
+    assert [r.figures["ideal_tokens_per_second"].value for r in found] == [1000.0, 2000.0, 100.0, 200.0]
+
+
+def made_record(peak, *, platform="cpu", dtype="float32"):
+    return BenchRecord(
+        kind="step", name="x", time="2026-11-21T10:00:00+00:00", device=Device(platform=platform, kind="x", count=1),
+        peak=Peak(flops_per_second=peak, source="x"), config={"step": {"compute_dtype": dtype}}, rows=[],
+        clock=Clock(source="x"),
+    )  # fmt: skip
+
+
+def test_utilization_is_against_one_peak_where_each_run_measured_its_own():
+    row = sweep.Row(figures={"mfu_causal": sweep.Figure(value=0.4, unit="share", samples=[0.4, 0.5])})
+    one, two = made_record(1e11), made_record(2e11)
+    scaled = sweep.against(two, row, one).figures["mfu_causal"]
+    assert (scaled.value, scaled.samples) == (0.2, [0.2, 0.25])
+    for own in (made_record(1e11, platform="gpu"), made_record(1e11, dtype="bfloat16"), None):
+        assert sweep.against(two, row, own) == row  # a datasheet's peak, or one of another dtype
+
+
+def test_rows_follow_from_the_whole_config(config_file, tmp_path):
+    """A run file that changed makes other runs, whatever its name."""
+    copy = tmp_path / "run.yaml"
+    copy.write_text(config_file.read_text())
+    grid = sweep.Grid(name="test", config=str(copy), vary={"seed": [0, 1]})
+    names = {sweep.identity(grid, sweep.overrides_of(grid, run, []), []) for run in sweep.runs_of(grid)}
+    assert len(names) == 2  # a key without a dot is an override in `vary`
+    copy.write_text(copy.read_text().replace("num_layers: 2", "num_layers: 3"))
+    assert not names & {sweep.identity(grid, sweep.overrides_of(grid, run, []), []) for run in sweep.runs_of(grid)}
+
+
+def test_a_damaged_row_is_measured_again(tmp_path):
+    path = write_record(made_record(1e11), tmp_path / "a.json")
+    assert sweep.kept(path) is None  # no row in it
+    path.write_text(path.read_text()[:50])
+    assert sweep.kept(path) is None
+    assert sweep.kept(tmp_path / "none.json") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "holds no keys"),
+        ("name: [", "is no grid, which is YAML"),
+        ("{name: a, config: quickstart}", "either vary"),
+        ("{name: a/b, config: quickstart, vary: {seed: [1]}}", "has a slash"),
+        ("{name: a, config: quickstart, vary: {seed: []}}", "vary.seed has no value"),
+        ("{name: a, config: quickstart, runs: [{seed: 1}]}", "seed has no dot"),
+        ("{name: a, config: nowhere, vary: {seed: [1]}}", "nowhere"),
+        ("{name: a, config: quickstart, surprise: 1, vary: {seed: [1]}}", "surprise"),
+    ],
+)
+def test_a_grid_that_cannot_be_is_refused(tmp_path, text, said):
+    path = tmp_path / "grid.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=said):
+        sweep.read_grid(str(path))
 
 
 @pytest.mark.parametrize("name", ["strong-scaling", "weak-scaling", "width"])
@@ -214,6 +282,8 @@ def test_a_benchmark_from_the_command_line(config_file, tmp_path):
         (["matmul", "--shape", "8x8x8", "--search"], "give one of them"),
         (["matmul", "--model", "quickstart", "--mesh", "tensor=3"], "3 shards of kv_heads"),
         (["matmul", "--platform", "tpu", "--shape", "8x8x8"], "JAX finds no such device"),
+        (["matmul", "--platform", "gpu", "--shape", "8x8x8"], "JAX finds no such device"),
+        (["step", "quickstart", "--profile", "/proc/nowhere"], "cannot write to /proc/nowhere"),
         (["collectives", "--mesh", "data=2,nope=4", "--platform", "cpu"], "'nope=4' is not axis=size"),
         (["collectives", "--platform", "cpu"], "give --devices 8"),
         (["attention", "--heads", "4", "--kv-heads", "3"], "--heads 4 is not a multiple of --kv-heads 3"),
