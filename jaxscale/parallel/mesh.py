@@ -26,6 +26,8 @@ def start_devices(runtime: cfg.Runtime) -> list[jax.Device]:
     platform = "cuda" if runtime.platform == "gpu" else runtime.platform
     if platform != "auto":
         jax.config.update("jax_platforms", platform)
+    if platform == "cpu" and (runtime.simulated_devices or 1) == 1:  # a step's memory is given back before the next one
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
     if runtime.simulated_devices:
         give_threads(runtime.simulated_devices)
         with contextlib.suppress(RuntimeError):  # devices exist already (a notebook, a test): do they suffice?
