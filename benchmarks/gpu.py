@@ -55,6 +55,7 @@ def cases(profiles: Path) -> list[Case]:
         Case("attention", ["attention", "--platform", "gpu", "--heads", "32", "--kv-heads", "8", "--seconds", "1"], 60),
         Case("matmul-search", ["matmul", "--search", "--budget", "25", "--dtype", "bfloat16", "--platform", "gpu"], 60),
         Case("memory", ["memory", "--platform", "gpu", "--seconds", "1"], 30),
+        Case("loader", ["loader", "gpt2-124m", *SYNTHETIC, "data.validation_path=null"], 30),
         Case("checkpoint", ["checkpoint", "gpt2-124m", *SYNTHETIC, "data.validation_path=null"], 45),
         Case("startup", ["startup", "gpt2-124m", *SYNTHETIC, "data.validation_path=null", "data.batch_size=64",
                          "step.microbatches=1", "--repeats", "1"], 60),
@@ -72,6 +73,7 @@ def small_cases(profiles: Path) -> list[Case]:
         Case("matmul-search", ["matmul", "--search", "--budget", "4", "--dtype", "float32", "--platform", "cpu"], 60),
         Case("memory", ["memory", "--platform", "cpu", "--size", "1048576", "--seconds", "0.2"], 60),
         Case("collectives", ["collectives", "--devices", "8", "--platform", "cpu", "--seconds", "0.2"], 60),
+        Case("loader", ["loader", "quickstart", *SYNTHETIC, *one], 60),
         Case("checkpoint", ["checkpoint", "quickstart", *SYNTHETIC, *one], 60),
         Case("startup", ["startup", "quickstart", *SYNTHETIC, *one, "--repeats", "1"], 120),
     ]  # fmt: skip
