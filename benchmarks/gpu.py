@@ -1,7 +1,7 @@
 """Everything that can be measured on one NVIDIA GPU, within eight minutes, with a page of it.
 
     make bench-gpu                                     # from a checkout, with a jax that has CUDA
-    python benchmarks/gpu.py --small --out /tmp/x      # the same with small shapes on a CPU, to see that it works
+    python benchmarks/gpu.py --small --out FOLDER    # the same with small shapes on a CPU, to see that it works
 
 Each benchmark is a `jaxscale bench ...` in a process of its own, with a time limit; one that fails is told, and the
 others go on. Records and `report.html` go to `benchmarks/results/<date>-<device>/`.
