@@ -109,8 +109,8 @@ def train(
         }
         checkpointer, run = open_checkpoints(config), None
         try:
-            events.open(config.out_dir)
             state = restore(config, program, checkpointer, about_data, watcher) or program.init()
+            events.open(config.out_dir)  # a run that is refused has changed nothing
             first = int(state.step)
             write_run_files(config.out_dir, config, devices, tokenizer, peak)
             # --- the loop
