@@ -68,7 +68,7 @@ def bench_step(config: cfg.Config, plan: Plan, *, say: Callable[[str], None]) ->
     """Train for some steps as `train` would, and tell what the clock, the compiler and the arithmetic say of the step.
 
     Checkpoints, evaluation and TensorBoard are left out; the compilation cache is an empty one of its own, so that
-    compile seconds are the compiler's. Raises ValueError for what `train` would refuse.
+    compile seconds (tracing, lowering, compiling) are no cache's. Raises ValueError for what `train` would refuse.
     """
     devices = start_devices(config.runtime)
     sizes = config.mesh.sizes(len(devices))
