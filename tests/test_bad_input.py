@@ -406,7 +406,7 @@ def test_no_checkpoint_that_can_be_read(work, shell):
 def test_generate_from_the_checkpoint_before_a_damaged_one(work, shell):
     arguments = ["generate", work / "run", "--prompt", "def ", "--max-new-tokens", 4, "--temperature", 0]
     older = shell.good(*arguments, "--step", 2)
-    DAMAGE["array files truncated"](work / "run" / "checkpoints" / "4")
+    DAMAGE["array files lost"](work / "run" / "checkpoints" / "4")  # truncated ones may still hold all parameters
     before = snapshot(work)
     code, out, err = shell(*arguments)
     assert (code, out) == (0, older)
