@@ -32,6 +32,7 @@ BELOW = {
     "sweep": {"record", "analysis", "config"},
     "bench": {
         "record",
+        "sweep",
         "jsonl",
         "aot",
         "training",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jaxscale.analysis.compiled import KINDS, attention_kernel, matmul_flops
-from jaxscale.analysis.hlo import Instruction, Program
+from jaxscale.analysis.hlo import Computation, Instruction, Program
 from jaxscale.bench.clock import device_lines, device_planes, read_planes
 from jaxscale.bench.record import Figure, Row
 
@@ -43,36 +43,28 @@ def classify(program: Program) -> dict[str, str]:
     for computation, _ in program.running():
         for i in computation:
             if i.opcode not in SPANS:
-                found[i.name] = part_of(program, i)
+                found[i.name] = part_of(program, computation, i)
     return found
 
 
-def part_of(program: Program, i: Instruction) -> str:
-    inside = [*within(program, i)]
-    if any(re.sub(r"-(start|done)$", "", x.opcode) in KINDS for x in inside):
+def part_of(program: Program, computation: Computation, i: Instruction) -> str:
+    inside = [*within(program, computation, i)]
+    if any(re.sub(r"-(start|done)$", "", x.opcode) in KINDS for _, x in inside):
         return COMMUNICATION
-    if any(attention_kernel(x) for x in inside) or any("/attention/" in x.source for x in (i, *inside)):
+    if any(attention_kernel(x) or "/attention/" in x.source for _, x in inside):
         return "attention"
-    if any(matmul_flops(program.computations[where], x) for where, x in placed(program, i)):
+    if any(matmul_flops(where, x) for where, x in inside):
         return "matmul"
     return "other compute"
 
 
-def within(program: Program, i: Instruction) -> Iterable[Instruction]:
-    """The instruction, and those of the computations that it calls (a fusion's)."""
-    yield i
+def within(program: Program, computation: Computation, i: Instruction) -> Iterable[tuple[Computation, Instruction]]:
+    """The instruction, and those of the computations that it calls (a fusion's), each with where it stands."""
+    yield computation, i
     for name in i.called:
-        for inner in program.computations.get(name, ()):
-            yield from within(program, inner)
-
-
-def placed(program: Program, i: Instruction) -> Iterable[tuple[str, Instruction]]:
-    """(computation, instruction) of `within`; a matmul's FLOPs need its operands."""
-    own = next(name for name, c in program.computations.items() if c.instructions.get(i.name) is i)
-    yield own, i
-    for name in i.called:
-        for inner in program.computations.get(name, ()):
-            yield from placed(program, inner)
+        if called := program.computations.get(name):
+            for inner in called:
+                yield from within(program, called, inner)
 
 
 # --- the trace ------------------------------------------------------------------------------------------------

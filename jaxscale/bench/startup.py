@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from jaxscale.bench.record import Row, measured
+from jaxscale.bench.sweep import reason
 from jaxscale.training.jsonl import read_records
 
 PARTS = ("import", "devices", "data", "init", "compile", "first step", "other", "all")
@@ -55,9 +56,7 @@ def one_start(name: str, overrides: list[str], folder: Path, run: str) -> dict[s
             process.wait()
     events = read_records(out / "events.jsonl")
     if not any(e["event"] == "step" for e in events):
-        lines = [line for line in errors.read_text().splitlines() if line.strip()]
-        told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-        raise ValueError((told or lines or [f"train ended with exit code {process.returncode}"])[-1])
+        raise ValueError(reason(errors.read_text(), process.returncode))
     return parts(events, start)
 
 

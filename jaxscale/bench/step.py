@@ -85,7 +85,8 @@ def bench_step(config: cfg.Config, plan: Plan, *, say: Callable[[str], None]) ->
     samples = step_samples(events, plan)
     figures = speed_figures(config, sizes, samples, header.peak, len(devices))
     figures["compile_seconds"] = Figure(value=compile_seconds(events), unit="s")
-    figures |= memory_figures(kept, stopper.memory, devices[0]) | compiled_figures(kept)
+    program = hlo.parse(kept.hlo)
+    figures |= memory_figures(kept, stopper.memory, devices[0]) | compiled_figures(program)
     where = topology_of(devices)
     if where:
         figures |= predicted_figures(config, where, sizes)
@@ -94,8 +95,7 @@ def bench_step(config: cfg.Config, plan: Plan, *, say: Callable[[str], None]) ->
     try:  # the steps are measured: what comes on top may fail, or be stopped, without losing them
         if plan.profile:
             say("reading the trace")
-            parts = classify(hlo.parse(kept.hlo))
-            rows += profile_rows(read_events(plan.profile, parts), figures["step_seconds"].value)
+            rows += profile_rows(read_events(plan.profile, classify(program)), figures["step_seconds"].value)
             notes.append(f"profile in {plan.profile}: shares of traced steps, seconds of the others")
         if plan.ceilings:
             say("measuring the best matmul and the model's own")
@@ -179,9 +179,9 @@ def memory_figures(kept: Compiled, peak_bytes: int | None, device: jax.Device) -
     return figures
 
 
-def compiled_figures(kept: Compiled) -> dict[str, Figure]:
+def compiled_figures(program: hlo.Program) -> dict[str, Figure]:
     """Matmul FLOPs of a device as the compiler wrote them, without kernels that are opaque to it (attention's)."""
-    found = sum(m.flops * m.times for m in matmuls(hlo.parse(kept.hlo)))
+    found = sum(m.flops * m.times for m in matmuls(program))
     return {"compiled_matmul_flops": Figure(value=found, unit="FLOPs", basis="compiled")}
 
 
@@ -203,7 +203,8 @@ def ceiling_rows(
     one = peak.flops_per_second / (1 if device.platform == "cpu" else devices) if peak else None
     effort = Effort(repeats=10, seconds=1.0)
     rows = list(search(device, config.step.compute_dtype, one, seconds=6.0, effort=effort))
-    yield best_row(rows).model_copy(update={"labels": best_row(rows).labels | {"what": "best matmul"}})
+    best = best_row(rows)
+    yield best.model_copy(update={"labels": best.labels | {"what": "best matmul"}})
     yield from model_matmuls(config, sizes, device, one, effort)
 
 

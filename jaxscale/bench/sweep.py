@@ -180,6 +180,7 @@ def run_one(grid: Grid, overrides: list[str], options: list[str], path: Path) ->
 
 
 def reason(stderr: str, code: int) -> str:
+    """Why a process of ours failed, in one line: what it told as its error, else its last words."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     memory = [line for line in lines if "RESOURCE_EXHAUSTED" in line]
