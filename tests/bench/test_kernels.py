@@ -172,7 +172,9 @@ def test_each_axis_gets_rows_and_a_fit():
         assert r.figures["busbw"].value == pytest.approx(r.figures["algbw"].value * share)
     ring = [r for r in rows if r.labels.get("fit") and r.labels["collective"] == "ring"]
     assert [r.labels["axis"] for r in ring] == ["data", "tensor"]
-    assert all(r.figures["bandwidth"].value > 0 and r.figures["latency_seconds"].value >= 0 for r in ring)
+    for r in ring:  # on a busy machine times may not grow with the bytes: then there is no bandwidth to tell
+        assert r.figures["latency_seconds"].value >= 0
+        assert "bandwidth" not in r.figures or r.figures["bandwidth"].value > 0
 
 
 # --- attention ------------------------------------------------------------------------------------------------
