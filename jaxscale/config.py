@@ -206,7 +206,10 @@ class Runtime(Section):
     """Which devices to use. `simulated_devices` counts only where the platform is CPU."""
 
     platform: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
-    simulated_devices: Positive | None = None
+    simulated_devices: Positive | None = None  # of all processes together
+    distributed: Literal["auto", "on", "off"] = (
+        "auto"  # on: ask JAX's cluster detection even where no scheduler is seen
+    )
     compilation_cache: str | None = "~/.cache/jaxscale/xla"
     compiler_options: dict[str, bool | int | str] = {}  # XLA's, over the preset of parallel/compiler.py
 
@@ -299,6 +302,17 @@ class Checkpoint(Section):
     resume: bool = True
 
 
+class Watch(Section):
+    """Seconds after which a run that stands still names where, and ends; 0: never. See docs/operations.md."""
+
+    enabled: bool = True
+    start: AtLeast0 = 1800.0  # joining the others, data, restoring or making the state
+    compile: AtLeast0 = 3600.0
+    step: AtLeast0 = 600.0
+    save: AtLeast0 = 3600.0
+    peer: AtLeast0 = 60.0  # a process that is not heard of for so long has vanished
+
+
 class Evaluation(Section):
     every: NonNegative = 0  # steps; 0: only at the end
     batches: Positive = 8
@@ -328,6 +342,7 @@ class Config(Section):
     loss: Loss = Loss()
     optimizer: Optimizer = Optimizer()
     checkpoint: Checkpoint = Checkpoint()
+    watch: Watch = Watch()
     evaluation: Evaluation = Evaluation()
     metrics: Metrics = Metrics()
 

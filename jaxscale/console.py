@@ -77,7 +77,7 @@ def summarise(config: cfg.Config, result, *, sample: str | None) -> None:
     import jax
 
     from jaxscale.report.curve import plot_losses
-    from jaxscale.training.metrics import read_records
+    from jaxscale.training.jsonl import read_records
 
     if jax.process_index():
         return

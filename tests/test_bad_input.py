@@ -12,7 +12,7 @@ import yaml
 from jaxscale import cli
 from jaxscale.report import curve
 from jaxscale.training import trainer
-from jaxscale.training.metrics import read_records
+from jaxscale.training.jsonl import read_records
 
 MODEL = {"vocab_size": 257, "num_layers": 1, "embed_dim": 32, "num_heads": 2, "mlp_dim": 64}
 STEPS, EVERY = 4, 2

@@ -25,7 +25,9 @@ BELOW = {
     "analysis": {"rules", "topology", "hardware", "config"},
     "parallel": {"rules", "hardware", "config", "quiet"},
     "models": {"parallel", "rules", "hardware", "config"},
-    "training": {"jsonl", "data", "models", "parallel", "rules", "analysis", "hardware", "config"},
+    "codes": set(),
+    "cluster": {"codes", "config"},
+    "training": {"cluster", "codes", "jsonl", "data", "models", "parallel", "rules", "analysis", "hardware", "config"},
     "aot": {"training", "parallel", "analysis", "topology", "hardware", "config"},  # compiles the trainer's own step
     "record": set(),
     "compare": {"record"},
@@ -70,6 +72,7 @@ BELOW = {
     },
 }
 OWN_ROOM = {
+    "jaxscale.cluster.codes": "codes",
     "jaxscale.analysis.aot": "aot",
     "jaxscale.parallel.rules": "rules",
     "jaxscale.bench.record": "record",

@@ -17,21 +17,28 @@ from jaxscale.quiet import quiet_plugins
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -2, -3, -8  # from malloc.h
 
 
-def start_devices(runtime: cfg.Runtime) -> list[jax.Device]:
-    """Choose the platform and simulate devices, before JAX first looks for any; returns the devices.
+def start_devices(runtime: cfg.Runtime, processes: int = 1) -> list[jax.Device]:
+    """Choose the platform and simulate devices, before JAX first looks for any; returns those of all processes.
 
     Raises ValueError when JAX already runs with another platform or fewer simulated devices.
     """
+    simulated = runtime.simulated_devices
+    if simulated and simulated % processes:
+        raise ValueError(
+            f"runtime.simulated_devices={simulated} are not the same number on each of {processes} processes; "
+            f"try {processes * math.ceil(simulated / processes)}"
+        )
+    own = simulated // processes if simulated else None
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", str(GPU_MEMORY_FRACTION))  # read where there is a GPU
     platform = "cuda" if runtime.platform == "gpu" else runtime.platform
     if platform != "auto":
         jax.config.update("jax_platforms", platform)
-    if platform == "cpu" and (runtime.simulated_devices or 1) == 1:  # a step's memory is given back before the next one
+    if platform == "cpu" and (simulated or processes) == 1:  # a step's memory is given back before the next one
         jax.config.update("jax_cpu_enable_async_dispatch", False)
-    if runtime.simulated_devices:
-        give_threads(runtime.simulated_devices)
+    if own:
+        give_threads(own)
         with contextlib.suppress(RuntimeError):  # devices exist already (a notebook, a test): do they suffice?
-            jax.config.update("jax_num_cpu_devices", runtime.simulated_devices)
+            jax.config.update("jax_num_cpu_devices", own)
     if runtime.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(runtime.compilation_cache))
         jax.config.update("jax_compilation_cache_max_size", 4 * 2**30)
@@ -43,14 +50,13 @@ def start_devices(runtime: cfg.Runtime) -> list[jax.Device]:
             f"runtime.platform={runtime.platform}: JAX finds no such device ({first_line(error)}); install the "
             "matching extra (cuda12, cuda13, tpu) or set runtime.platform=cpu"
         ) from error
-    wanted = runtime.simulated_devices
-    if wanted and devices[0].platform == "cpu":
-        if len(devices) < wanted:
+    if simulated and devices[0].platform == "cpu":
+        if len(devices) < simulated:
             raise ValueError(
-                f"runtime.simulated_devices={wanted}, but JAX already started with {len(devices)}; "
+                f"runtime.simulated_devices={simulated}, but JAX already started with {len(devices)}; "
                 "restart the process, or make the config's mesh fit"
             )
-        devices = devices[:wanted]
+        devices = devices[:simulated]
     return devices
 
 

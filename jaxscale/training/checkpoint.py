@@ -1,10 +1,11 @@
 """Checkpoints through orbax: saved in the background, restored onto any mesh.
 
-A checkpoint is the TrainState and a JSON beside it: the config, what every array of the state looks like, and which
-data the steps so far have read.
+A checkpoint is the TrainState and a JSON beside it: the config, what every array of the state looks like and the sum
+of its bits, and which data the steps so far have read.
 """
 
 import gc
+import hashlib
 import json
 import shutil
 import sys
@@ -17,6 +18,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from jaxscale import config as cfg
+from jaxscale.training.fingerprint import fingerprints
 from jaxscale.training.step import TrainState
 
 Say = Callable[[str], None]
@@ -45,7 +47,9 @@ class Checkpointer:
     def save(self, step: int, state: TrainState, config: cfg.Config, data: dict[str, Any]) -> float:
         """Start writing; returns the seconds for which the caller was held up (the copy off the devices)."""
         start = time.perf_counter()
-        meta = {"config": config.model_dump(mode="json"), "state": shapes(state), "data": data}
+        meta: dict[str, Any] = {"config": config.model_dump(mode="json"), "state": shapes(state), "data": data}
+        meta["fingerprints"] = fingerprints(state)
+        meta["sha256"] = digest(meta)
         self.manager.save(
             step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
         )
@@ -63,6 +67,8 @@ class Checkpointer:
         meta = restored["meta"]
         if not isinstance(meta, dict) or not {"config", "state", "data"} <= set(meta):
             raise ValueError("its metadata lacks config, state or data")
+        if "sha256" in meta and meta["sha256"] != digest(meta):
+            raise ValueError("its metadata is not what was saved")
         return meta
 
     def restore_latest(self, abstract: TrainState, config: cfg.Config, *, say: Say) -> tuple[TrainState, dict] | None:
@@ -80,7 +86,7 @@ class Checkpointer:
                 continue
             require_same_state(meta, abstract, config, where=str(self.directory / str(step)))
             try:
-                state = reading(self.restore, step, abstract)
+                state = reading(self.restore_whole, step, abstract, meta)
             except Damaged as error:
                 damaged[step] = str(error)
                 continue
@@ -96,6 +102,15 @@ class Checkpointer:
 
     def restore(self, step: int, abstract: Any) -> Any:
         return self.manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))["state"]
+
+    def restore_whole(self, step: int, abstract: Any, meta: dict) -> Any:
+        """The state, every array of it compared with the sum of its bits when it was saved."""
+        state = self.restore(step, abstract)
+        saved = meta.get("fingerprints", {})  # checkpoints from before there were any have none
+        changed = [name for name, found in fingerprints(state).items() if saved and saved.get(name) != found]
+        if changed:
+            raise ValueError(f"{len(changed)} arrays are not what was saved, {changed[0]} first")
+        return state
 
     def set_aside(self, step: int, cause: str, say: Say) -> None:
         target = self.directory.parent / "checkpoints-damaged" / f"{step}-{time.time_ns()}"
@@ -126,6 +141,12 @@ def reading(read: Callable[..., Any], *arguments: Any) -> Any:
     finally:
         sys.unraisablehook = hook
     raise Damaged(cause)
+
+
+def digest(meta: dict) -> str:
+    """Of the JSON without its own entry."""
+    rest = {k: v for k, v in meta.items() if k != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def reason(error: Exception) -> str:

@@ -1,12 +1,6 @@
-"""What a run tells about itself: step times, tokens/s, MFU with its convention and peak, and where they are written."""
+"""What a run tells about itself: step times, tokens/s, MFU with its convention and peak."""
 
-import json
-import math
-import os
-import time
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,7 +8,6 @@ import numpy as np
 
 from jaxscale import config as cfg
 from jaxscale.analysis.costs import train_flops_per_token
-from jaxscale.training.jsonl import read_records
 from jaxscale.training.peak import Peak
 
 
@@ -71,65 +64,3 @@ def device_memory(devices: list[jax.Device]) -> dict[str, int]:
         for theirs, ours in names.items()
         if stats and all(theirs in s for s in stats)
     }
-
-
-class MetricsWriter:
-    """metrics.jsonl, TensorBoard and wandb, on process 0; every record has `kind` and `step`."""
-
-    def __init__(self, out: Path, config: cfg.Config, *, start_step: int):
-        self.active = jax.process_index() == 0
-        if not self.active:
-            return
-        self.path = out / "metrics.jsonl"
-        drop_records_after(self.path, start_step)
-        self.file = self.path.open("a", buffering=1)
-        self.board = open_tensorboard(out) if config.metrics.tensorboard else None
-        self.wandb = open_wandb(out, config) if config.metrics.wandb else None
-
-    def write(self, kind: str, step: int, values: Mapping[str, float]) -> None:
-        if not self.active:
-            return
-        finite = {k: (v if not isinstance(v, float) or math.isfinite(v) else str(v)) for k, v in values.items()}
-        self.file.write(json.dumps({"kind": kind, "step": step, "time": time.time()} | finite) + "\n")
-        numbers = {f"{kind}/{k}": v for k, v in values.items() if isinstance(v, (int, float))}
-        if self.board:
-            for name, value in numbers.items():
-                self.board.add_scalar(name, value, step)
-        if self.wandb:
-            self.wandb.log(numbers, step=step)
-
-    def close(self) -> None:
-        if not self.active:
-            return
-        self.file.close()
-        if self.board:
-            self.board.close()
-        if self.wandb:
-            self.wandb.finish()
-
-
-def open_tensorboard(out: Path) -> Any:
-    from tensorboardX import SummaryWriter
-
-    return SummaryWriter(str(out / "tensorboard"))
-
-
-def open_wandb(out: Path, config: cfg.Config) -> Any:
-    try:
-        import wandb
-    except ImportError:
-        raise ValueError(
-            "metrics.wandb=true needs wandb: pip install 'jaxscale[wandb]', or set metrics.wandb=false"
-        ) from None
-    return wandb.init(project="jaxscale", name=config.name, dir=str(out), config=config.model_dump(mode="json"))
-
-
-def drop_records_after(path: Path, step: int) -> None:
-    """A run that resumes from `step` does the later ones again: their first records go, so that a step has one."""
-    records = read_records(path)
-    kept = [r for r in records if r.get("step", 0) <= step]
-    if len(kept) == len(records):
-        return
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(r) + "\n" for r in kept))
-    os.replace(temporary, path)

@@ -14,6 +14,7 @@ import jax
 from jax.sharding import Mesh
 
 from jaxscale import config as cfg
+from jaxscale.cluster.start import join_processes
 from jaxscale.parallel.mesh import describe_mesh, make_mesh, start_devices
 from jaxscale.parallel.rules import count, require_divides
 from jaxscale.parallel.sharding import Rules, fit_rules, make_rules, on_mesh
@@ -21,10 +22,11 @@ from jaxscale.training.checkpoint import Checkpointer
 from jaxscale.training.events import Events
 from jaxscale.training.executable import load_executable
 from jaxscale.training.feed import Feed, has_documents, open_run_tokenizer, open_source
-from jaxscale.training.metrics import Meter, MetricsWriter, Speed, device_memory, model_flops_per_token
+from jaxscale.training.metrics import Meter, Speed, device_memory, model_flops_per_token
 from jaxscale.training.peak import Peak, find_peak
 from jaxscale.training.run import Interrupted, interrupts, write_run_files
 from jaxscale.training.step import ModelFactory, Program, TrainState, abstract_batch, batch_sharding, make_program
+from jaxscale.training.writer import MetricsWriter
 
 
 class Watcher(Protocol):
@@ -81,7 +83,8 @@ def train(
     watcher, events = watcher or Silent(), Events()
     # --- machines
     with events.during("devices"):
-        devices = start_devices(config.runtime)
+        place = join_processes(config.runtime, config.watch)
+        devices = start_devices(config.runtime, place.processes)
         mesh = make_mesh(config.mesh, devices)
         rules = rules_for(config, mesh, decoder=model is None)
         peak = find_peak(devices, config.step.compute_dtype)

@@ -12,7 +12,7 @@ from support import make_config
 
 import jaxscale
 from jaxscale.parallel.sharding import spec
-from jaxscale.training.metrics import read_records
+from jaxscale.training.jsonl import read_records
 from jaxscale.training.trainer import Silent, train
 
 MODEL = {"vocab_size": 257, "num_layers": 2, "embed_dim": 32, "num_heads": 4, "num_kv_heads": 2, "mlp_dim": 64}

@@ -1,0 +1,212 @@
+"""Starting JAX's runtime on many processes: which place this one has, and who listens where.
+
+A place comes from the environment (`JAXSCALE_COORDINATOR`, `JAXSCALE_PROCESSES`, `JAXSCALE_PROCESS_ID`, as `jaxscale
+launch` and the manifests under configs/launch set them) or from the scheduler, as JAX's own cluster detection sees it.
+"""
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from jaxscale import config as cfg
+from jaxscale.cluster.codes import VANISHED
+
+NAMES = ("JAXSCALE_COORDINATOR", "JAXSCALE_PROCESSES", "JAXSCALE_PROCESS_ID")
+HEARTBEAT_MARGIN = 30  # seconds that JAX's own heartbeats wait beyond ours, whose message is the better one
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a process stands among `processes`; `found` says by whom it was told."""
+
+    coordinator: str  # host:port
+    processes: int
+    process_id: int
+    local_device_ids: tuple[int, ...] | None
+    found: str
+
+
+ALONE = Place("", 1, 0, None, "nothing said of others")
+JOINED: list[Place] = []  # what JAX's runtime, of which a process has one, was started with
+
+
+def join_processes(runtime: cfg.Runtime, watch: cfg.Watch) -> Place:
+    """Start JAX's distributed runtime where there are several processes, before JAX looks for devices; once a process.
+
+    Raises ValueError for a place that is half given, a coordinator that cannot be listened on or reached.
+    """
+    if JOINED:
+        return JOINED[0]
+    place = find_place(runtime, os.environ)
+    if place is None or place.processes == 1:
+        return place or ALONE
+    if runtime.platform != "auto":
+        jax.config.update("jax_platforms", "cuda" if runtime.platform == "gpu" else runtime.platform)
+    name_the_end(place)
+    beyond = int(watch.peer + HEARTBEAT_MARGIN) if watch.peer else 10**6
+    try:
+        jax.distributed.initialize(
+            place.coordinator,
+            place.processes,
+            place.process_id,
+            place.local_device_ids,
+            cluster_detection_method="deactivate",
+            initialization_timeout=int(watch.start) or 10**6,
+            heartbeat_timeout_seconds=beyond,
+            coordinator_bind_address=bind_address(place),
+        )
+    except RuntimeError as error:
+        raise ValueError(
+            f"process {place.process_id} of {place.processes} ({place.found}) cannot join the coordinator "
+            f"{place.coordinator}: {str(error).splitlines()[0][:200]}"
+        ) from error
+    JOINED.append(place)
+    return place
+
+
+def find_place(runtime: cfg.Runtime, environment: Mapping[str, str]) -> Place | None:
+    """From the environment's three names, or from a scheduler; None: one process alone."""
+    if runtime.distributed == "off":
+        return None
+    given = [name for name in NAMES if environment.get(name)]
+    if len(given) == len(NAMES):
+        return from_environment(environment)
+    if given:
+        missing = ", ".join(name for name in NAMES if name not in given)
+        raise ValueError(f"{given[0]}={environment[given[0]]} is set and {missing} not; set all three, or none")
+    scheduler = next((name for name, present in SCHEDULERS.items() if present(environment)), None)
+    if scheduler is None and runtime.distributed == "auto":
+        return None
+    return from_scheduler(scheduler or "JAX's cluster detection")
+
+
+def several(environment: Mapping[str, str], name: str) -> bool:
+    return environment.get(name, "").isdigit() and int(environment[name]) > 1
+
+
+# who is asked where nothing is said; a TPU pod outside Kubernetes says nothing in its environment: distributed=on
+SCHEDULERS = {
+    "SLURM": lambda e: several(e, "SLURM_NTASKS") and "SLURM_PROCID" in e and "SLURM_STEP_NODELIST" in e,
+    "Open MPI": lambda e: several(e, "OMPI_COMM_WORLD_SIZE"),
+    "TPU workers": lambda e: "," in e.get("TPU_WORKER_HOSTNAMES", "") or several(e, "MEGASCALE_NUM_SLICES"),
+    "Kubernetes": lambda e: "KUBERNETES_SERVICE_HOST" in e and "JOB_COMPLETION_INDEX" in e,
+}
+
+
+def from_environment(environment: Mapping[str, str]) -> Place:
+    address, processes, process_id = (environment[name] for name in NAMES)
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isdigit() or not 0 < int(port) < 2**16:
+        raise ValueError(f"JAXSCALE_COORDINATOR={address} is not HOST:PORT; give e.g. 127.0.0.1:9876")
+    for name in NAMES[1:]:
+        if not environment[name].isdigit():
+            raise ValueError(f"{name}={environment[name]} is not a number; processes are counted from 0")
+    if int(process_id) >= int(processes):
+        raise ValueError(
+            f"JAXSCALE_PROCESS_ID={process_id} is not below JAXSCALE_PROCESSES={processes}; ids are 0 to processes - 1"
+        )
+    local = environment.get("JAXSCALE_LOCAL_DEVICE_IDS")
+    ids = tuple(int(x) for x in local.split(",")) if local else None
+    return Place(address, int(processes), int(process_id), ids, "environment")
+
+
+def from_scheduler(name: str) -> Place:
+    """What JAX's detection finds. It is asked here, and not left to `initialize`, so that the coordinator need not
+    listen on every address of its machine."""
+    from jax._src.clusters import ClusterEnv
+
+    try:
+        found = ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, 300)
+    except Exception as error:  # what a scheduler's interface raises: HTTP, DNS, parsing
+        raise ValueError(f"{name}: JAX's cluster detection failed: {first_line(error)}; {HOW_ELSE}") from error
+    coordinator, processes, process_id, local = found
+    if coordinator is None or processes is None or process_id is None:
+        raise ValueError(f"{name}: JAX's cluster detection finds no coordinator, size and rank here; {HOW_ELSE}")
+    return Place(coordinator, processes, process_id, tuple(local) if local else None, name)
+
+
+HOW_ELSE = f"set {', '.join(NAMES)}, or runtime.distributed=off for one process"
+
+
+def bind_address(place: Place) -> str | None:
+    """Where process 0 listens: the coordinator's own address, and not all addresses of the machine (JAX's default).
+
+    `JAX_COORDINATOR_BIND_ADDRESS` goes before, for machines that are reached by an address which is not theirs.
+    """
+    if place.process_id or os.environ.get("JAX_COORDINATOR_BIND_ADDRESS"):
+        return None
+    host, _, port = place.coordinator.rpartition(":")
+    host = host.strip("[]")
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)[0]
+        with contextlib.closing(socket.socket(family, socket.SOCK_STREAM)) as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            trial.bind(address[:2] if family == socket.AF_INET else address)
+    except OSError as error:
+        raise ValueError(
+            f"process 0 cannot listen on the coordinator's address {place.coordinator}: {error.strerror or error}; "
+            "choose another port, or set JAX_COORDINATOR_BIND_ADDRESS to an address of this machine"
+        ) from error
+    numeric = f"[{address[0]}]" if family == socket.AF_INET6 else address[0]
+    return f"{numeric}:{port}"
+
+
+def client() -> Any:
+    """The key-value client of JAX's coordination service, None in a run of one process. JAX has no public name for it;
+    orbax uses this one too."""
+    from jax._src import distributed
+
+    return distributed.global_state.client
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+KEEP: list[Any] = []  # the C callback must live as long as the process
+
+
+def name_the_end(place: Place) -> None:
+    """Say who is gone, and exit with the documented code, where JAX's runtime ends this process by abort().
+
+    Its client does that from a thread of its own when the connection to the coordinator breaks: no exception reaches
+    Python, and the callback that it has for this fails from Python (std::bad_cast). abort() raises SIGABRT first.
+    """
+    host, _, port = place.coordinator.rpartition(":")
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_int)
+    def ended(number: int) -> None:
+        if place.process_id == 0 or reachable(host.strip("[]"), int(port)):
+            return  # for another reason, which stands above: abort goes on
+        tell(f"process {place.process_id}: the coordinator vanished (process 0 of {place.processes}, "
+             f"{place.coordinator})", VANISHED)  # fmt: skip
+
+    libc = ctypes.CDLL(None)
+    libc.signal.argtypes, libc.signal.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
+    libc.signal(signal.SIGABRT, ctypes.cast(ended, ctypes.c_void_p))
+    KEEP.append(ended)
+
+
+def reachable(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), timeout=2).close()
+    except OSError:
+        return False
+    return True
+
+
+def tell(message: str, code: int) -> None:
+    """The last line of this process, and its end, from any thread: nothing that runs at exit may wait for others."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+        print(f"error: {message}", file=sys.stderr, flush=True)
+    os._exit(code)
