@@ -76,7 +76,7 @@ def train(
     try:
         result = run(loaded, watcher=console.TrainingConsole(loaded), executable=executable)
     except KeyboardInterrupt as error:  # typer would leave without saying how to resume
-        sys.exit(fail(str(error) or "stopped", 130))
+        sys.exit(fail(str(error) or "stopped", getattr(error, "code", 130)))
     console.summarise(loaded, result, sample=sample)
 
 
@@ -298,7 +298,7 @@ def main() -> None:
         verb = error.ctx.command_path if error.ctx else "jaxscale"
         sys.exit(fail(f"{error.format_message().rstrip('.')}; `{verb} --help` shows what there is", 2))
     except ValueError as error:
-        sys.exit(fail(str(error), 2))
+        sys.exit(fail(str(error), getattr(error, "code", 2)))  # silent data corruption has its own
     except OSError as error:  # a full disk, a file that may not be read
         sys.exit(fail(f"{error.filename or 'the operating system'}: {error.strerror or error}", 2))
     except KeyboardInterrupt:

@@ -302,6 +302,18 @@ class Checkpoint(Section):
     resume: bool = True
 
 
+BadStep = Literal["stop", "skip", "rollback"]  # rollback: to the last checkpoint, and past the batches since
+
+
+class Guard(Section):
+    """Steps that cannot be right; `on_nonfinite` says what is done about losses that are no number."""
+
+    spike: Above0 | None = None  # a loss so many standard deviations above its recent mean; None: not looked for
+    on_spike: BadStep = "skip"
+    max_rollbacks: NonNegative = 3  # then the run stops
+    recompute_every: NonNegative = 0  # steps; compute one twice and compare all bits; 0: never
+
+
 class Watch(Section):
     """Seconds after which a run that stands still names where, and ends; 0: never. See docs/operations.md."""
 
@@ -332,7 +344,7 @@ class Config(Section):
     out: Text | None = None  # None: runs/<name>
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     steps: Positive
-    on_nonfinite: Literal["stop", "skip"] = "stop"  # a loss or gradient norm that is NaN or infinite
+    on_nonfinite: BadStep = "stop"  # a loss or gradient norm that is NaN or infinite
     model: Model
     mesh: Mesh = Mesh()
     sharding: Sharding = Sharding()
@@ -343,6 +355,7 @@ class Config(Section):
     optimizer: Optimizer = Optimizer()
     checkpoint: Checkpoint = Checkpoint()
     watch: Watch = Watch()
+    guard: Guard = Guard()
     evaluation: Evaluation = Evaluation()
     metrics: Metrics = Metrics()
 

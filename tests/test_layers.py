@@ -50,7 +50,7 @@ BELOW = {
     "predict": {"record", "analysis", "topology", "hardware", "config"},  # aot in a child process
     "jsonl": set(),
     "report": {"record", "jsonl", "analysis", "hardware", "config"},
-    "console": {"report", "training", "data", "models", "parallel", "analysis", "hardware", "config"},
+    "console": {"jsonl", "codes", "report", "training", "data", "models", "parallel", "analysis", "hardware", "config"},
     "console_predict": {"predict", "analysis", "topology", "hardware", "config"},
     "console_bench": {"record", "compare"},
     "cli_bench": {"bench", "record", "console_bench", "compare", "sweep", "parallel", "config"},

@@ -32,7 +32,8 @@ def measure(config: cfg.Config, devices: list[jax.Device], folder: Path, *, repe
                 for step in range(1, repeats + 2):
                     start = time.perf_counter()
                     blocking.append(checkpointer.save(step, state, config, {}))
-                    checkpointer.wait()
+                    if failed := checkpointer.settle():
+                        raise ValueError(failed)
                     background.append(time.perf_counter() - start - blocking[-1])
                     start = time.perf_counter()
                     jax.block_until_ready(checkpointer.restore(step, program.abstract))

@@ -168,6 +168,17 @@ def client() -> Any:
     return distributed.global_state.client
 
 
+def from_first(key: str, value: str, *, seconds: float) -> str:
+    """Process 0's value on every process; `key` is used once a run."""
+    store = client()
+    if store is None:
+        return value
+    if jax.process_index() == 0:
+        store.key_value_set(f"jaxscale/{key}", value)
+        return value
+    return store.blocking_key_value_get(f"jaxscale/{key}", int(1000 * seconds))
+
+
 def first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 

@@ -4,9 +4,8 @@ A checkpoint is the TrainState and a JSON beside it: the config, what every arra
 of its bits, and which data the steps so far have read.
 """
 
+import contextlib
 import gc
-import hashlib
-import json
 import shutil
 import sys
 import time
@@ -18,10 +17,14 @@ import jax
 import orbax.checkpoint as ocp
 
 from jaxscale import config as cfg
+from jaxscale.cluster.start import from_first
 from jaxscale.training.fingerprint import fingerprints
+from jaxscale.training.identity import digest, require_same_state, shapes
 from jaxscale.training.step import TrainState
 
 Say = Callable[[str], None]
+FAILURES = (OSError, ValueError, RuntimeError)  # what orbax and tensorstore raise where a write fails
+PATIENCE = 600.0  # seconds that the others wait for what process 0 says of a directory
 
 
 class Checkpointer:
@@ -29,6 +32,9 @@ class Checkpointer:
 
     def __init__(self, directory: Path, options: cfg.Checkpoint | None = None):
         self.directory = directory.absolute()
+        self.saves = 0
+        self.writing: int | None = None
+        self.good: int | None = None  # the newest that is known to be whole
         try:
             self.manager = ocp.CheckpointManager(
                 self.directory,
@@ -45,21 +51,51 @@ class Checkpointer:
         return sorted(self.manager.all_steps())
 
     def save(self, step: int, state: TrainState, config: cfg.Config, data: dict[str, Any]) -> float:
-        """Start writing; returns the seconds for which the caller was held up (the copy off the devices)."""
+        """Start writing; returns the seconds for which the caller was held up (the copy off the devices).
+
+        Call `settle` before. Raises Unsaved where it cannot be written, on every process.
+        """
         start = time.perf_counter()
+        self.saves += 1
+        own = trouble(self.directory, state) if jax.process_index() == 0 else ""
+        if reason_why := from_first(f"save/{self.saves}", own, seconds=PATIENCE):
+            raise Unsaved(f"checkpoint {step} is not written: {reason_why}")
         meta: dict[str, Any] = {"config": config.model_dump(mode="json"), "state": shapes(state), "data": data}
         meta["fingerprints"] = fingerprints(state)
         meta["sha256"] = digest(meta)
-        self.manager.save(
-            step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
-        )
+        arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
+        self.writing = step
+        try:
+            self.manager.save(step, args=arguments)
+        except FAILURES as error:
+            raise Unsaved(self.give_up(step, error)) from error
         return time.perf_counter() - start
 
-    def wait(self) -> None:
-        self.manager.wait_until_finished()
+    def settle(self) -> str:
+        """Wait for the checkpoint that is being written; why it could not be, or "" where all is well."""
+        step, self.writing = self.writing, None
+        if step is None:
+            return ""
+        try:
+            self.manager.wait_until_finished()
+        except FAILURES as error:
+            return self.give_up(step, error)
+        self.good = step
+        return ""
+
+    def give_up(self, step: int, error: Exception) -> str:
+        """Remove what there is of a checkpoint that could not be written; those before it stay."""
+        self.writing = None
+        if jax.process_index() == 0:
+            for half in self.directory.glob(f"{step}.orbax-checkpoint-tmp*"):
+                shutil.rmtree(half, ignore_errors=True)
+        with contextlib.suppress(*FAILURES):
+            self.manager.reload()
+        return f"checkpoint {step} could not be written ({reason(error)})"
 
     def close(self) -> None:
-        self.manager.close()
+        with contextlib.suppress(*FAILURES):  # `settle` has told of it
+            self.manager.close()
 
     def meta(self, step: int) -> dict[str, Any]:
         """The JSON of a checkpoint; raises whatever reading a damaged one raises."""
@@ -92,6 +128,7 @@ class Checkpointer:
                 continue
             for bad, cause in damaged.items():
                 self.set_aside(bad, cause, say)
+            self.good = step
             return state, meta
         if damaged:  # nothing is moved: it may be the reading that fails, and not the files
             causes = "; ".join(f"{step}: {cause}" for step, cause in damaged.items())
@@ -121,6 +158,25 @@ class Checkpointer:
         self.manager.reload()
 
 
+class Unsaved(Exception):
+    """A checkpoint that cannot be written; its text says why."""
+
+
+def trouble(directory: Path, state: Any) -> str:
+    """Why no checkpoint of this state can be written into a local directory; "" where it seems that it can."""
+    size = sum(x.nbytes for x in jax.tree.leaves(state))
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        probe = directory / ".writable"
+        probe.write_bytes(b"x" * 4096)
+        probe.unlink()
+        free = shutil.disk_usage(directory).free
+    except OSError as error:
+        return f"{directory}: {error.strerror}"
+    # compressed they are smaller, seldom by so much
+    return f"{directory} has {free:,} bytes free, and the state {size:,}" if free < size / 2 else ""
+
+
 class Damaged(Exception):
     """A checkpoint that cannot be read; its text is the cause."""
 
@@ -143,54 +199,5 @@ def reading(read: Callable[..., Any], *arguments: Any) -> Any:
     raise Damaged(cause)
 
 
-def digest(meta: dict) -> str:
-    """Of the JSON without its own entry."""
-    rest = {k: v for k, v in meta.items() if k != "sha256"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
-
-
 def reason(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
-
-
-def shapes(state: Any) -> dict[str, str]:
-    """Path -> `float32[8,16]` of every array of a state."""
-    leaves = jax.tree_util.tree_leaves_with_path(state)
-    return {jax.tree_util.keystr(p, simple=True, separator="."): f"{x.dtype}{list(x.shape)}" for p, x in leaves}
-
-
-def require_same_state(meta: dict, abstract: Any, config: cfg.Config, *, where: str) -> None:
-    """ValueError when the checkpoint's arrays are not those of this config's model and optimizer."""
-    saved, wanted = meta["state"], shapes(abstract)
-    differences = config_differences(meta["config"], config.model_dump(mode="json"))
-    if saved == wanted and not any(d.startswith("model.") for d in differences):
-        return
-    if not differences:  # a model of one's own: the arrays say what differs
-        names = [k for k in sorted(saved | wanted) if saved.get(k) != wanted.get(k)]
-        differences = [f"{k}: {saved.get(k, 'absent')} -> {wanted.get(k, 'absent')}" for k in names]
-    more = f" and {len(differences) - 4} more" if len(differences) > 4 else ""
-    raise ValueError(
-        f"the checkpoint {where} is of another model or optimizer: {'; '.join(differences[:4])}{more} "
-        "(checkpoint -> config); use its config, or another out="
-    )
-
-
-# what decides the arrays of a state, and what they mean; of model, whose keys nearly all do, those that do not
-NOT_IN_STATE = ("name", "init_std", "max_seq_len")  # learned positions have max_seq_len in their shape
-STATE_KEYS = {"optimizer": ("name", "ema"), "step": ("param_dtype",)}
-
-
-def config_differences(saved: dict, wanted: dict) -> list[str]:
-    """Settings that shape the state and differ, as `model.num_layers: 4 -> 6`."""
-    keys = {"model": tuple(k for k in wanted["model"] if k not in NOT_IN_STATE), **STATE_KEYS}
-    return [
-        f"{section}.{key}: {json.dumps(old)} -> {json.dumps(new)}"
-        for section, names in keys.items()
-        for key in names
-        if (old := saved.get(section, {}).get(key, default(section, key))) != (new := wanted[section][key])
-    ]
-
-
-def default(section: str, key: str) -> Any:
-    """What a checkpoint means that was written before this setting existed."""
-    return getattr(cfg, section.capitalize()).model_fields[key].get_default()

@@ -6,45 +6,48 @@ that is killed leaves starts without ends.
 """
 
 import contextlib
-import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import jax
 
-from jaxscale.training.jsonl import read_records
+from jaxscale.training.jsonl import Lines, read_records
 
 
 class Events:
-    """Written by process 0; lines made before `open` are kept until then, as the directory is not there yet."""
+    """Written by process 0; lines made before `open` are kept until then, as the directory is not there yet.
+
+    On every process `follow` hears of each event, as its phase and step.
+    """
 
     def __init__(self) -> None:
         self.active = True
         self.waiting: list[dict[str, Any]] = []
-        self.file: TextIO | None = None
+        self.file: Lines | None = None
+        self.follow: Callable[[str, str, int | None], None] | None = None
         self.attempt = 1
         self.last = time.perf_counter()
         self.write("run", "start")
 
-    def open(self, out: Path) -> None:
+    def open(self, out: Path, say: Callable[[str], None]) -> None:
         self.active = jax.process_index() == 0
         if self.active:
             path = out / "events.jsonl"
             self.attempt = 1 + last_attempt(path)
-            torn = path.exists() and not path.read_bytes().endswith(b"\n")
-            self.file = path.open("a", buffering=1)
-            self.file.write("\n" if torn else "")  # a line that a killed process left half-written stays alone
+            self.file = Lines(path, say)
             for line in self.waiting:
-                self.file.write(json.dumps(line | {"attempt": self.attempt}) + "\n")
+                self.file.write(line | {"attempt": self.attempt})
         self.waiting.clear()
 
     def write(self, event: str, phase: str, step: int | None = None, **more: float) -> None:
         self.last = time.perf_counter()
+        if self.follow:
+            self.follow(event, phase, step)
         line = {"event": event, "phase": phase, "time": time.time(), "attempt": self.attempt, "step": step} | more
         if self.file:
-            self.file.write(json.dumps(line) + "\n")
+            self.file.write(line)
         elif self.active:
             self.waiting.append(line)
 

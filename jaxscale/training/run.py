@@ -1,14 +1,9 @@
-"""A run's directory: what was run, with what, and by which code; and the signals that end it."""
+"""A run's directory: what was run, with what, and by which code."""
 
-import contextlib
 import json
-import os
 import platform
-import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -68,30 +63,3 @@ def git_commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return out.stdout.strip() or None
-
-
-class Interrupted(KeyboardInterrupt):
-    """The run was stopped by Ctrl-C, after saving."""
-
-
-@contextlib.contextmanager
-def interrupts() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C sets; the second one ends the process at once, as it would without us."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    previous = signal.getsignal(signal.SIGINT)
-
-    def handle(number, frame):
-        stop.set()
-        os.write(
-            2, b"\nstopping after this step; Ctrl-C again leaves at once\n"
-        )  # print may not be called in a handler
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-    signal.signal(signal.SIGINT, handle)
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGINT, previous)

@@ -10,8 +10,9 @@ from jaxscale import config as cfg
 from jaxscale.data.tokenizer import Tokenizer, load_tokenizer
 from jaxscale.parallel.mesh import make_mesh, start_devices
 from jaxscale.parallel.sharding import fit_rules, make_rules, on_mesh
-from jaxscale.training.checkpoint import Checkpointer, Damaged, Say, config_differences, reading, reason
+from jaxscale.training.checkpoint import Checkpointer, Damaged, Say, reading, reason
 from jaxscale.training.generate import decode_rules, generate
+from jaxscale.training.identity import config_differences
 from jaxscale.training.step import Program, make_program
 from jaxscale.training.trainer import Result
 

@@ -19,6 +19,7 @@ from jaxscale.parallel.compiler import compiler_options
 from jaxscale.parallel.sharding import device_kind, on_devices, spec
 from jaxscale.training.loss import Batch, loss_sums
 from jaxscale.training.optimizer import global_norm, make_optimizer, make_schedule
+from jaxscale.training.spikes import judge, with_spikes, without_spikes
 
 PyTree = Any
 ModelFactory = Callable[[nnx.Rngs], nnx.Module]
@@ -65,7 +66,8 @@ def make_program(config: cfg.Config, model: ModelFactory | None = None) -> Progr
         key = jax.random.key(config.seed)
         params = nnx.to_pure_dict(nnx.split(factory(nnx.Rngs(params=jax.random.fold_in(key, 0))), nnx.Param, ...)[1])
         ema = jax.tree.map(jnp.copy, params) if config.optimizer.ema else None
-        return TrainState(jnp.int32(0), params, optimizer.init(params), ema, jax.random.fold_in(key, 1))
+        opt_state = with_spikes(config, optimizer.init(params))
+        return TrainState(jnp.int32(0), params, opt_state, ema, jax.random.fold_in(key, 1))
 
     abstract = on_devices(jax.eval_shape(init))
     step = make_step(config, optimizer, merge)
@@ -113,20 +115,20 @@ def make_step(config: cfg.Config, optimizer: optax.GradientTransformation, merge
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         rng = jax.random.fold_in(state.rng, state.step)
         grads, metrics = gradients(config, merge, state.params, batch, rng)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        old_opt_state, spikes = without_spikes(config, state.opt_state)
+        updates, opt_state = optimizer.update(grads, old_opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
         if ema is not None:
             decay = config.optimizer.ema or 0.0
             ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, ema, params)
         metrics |= {"grad_norm": global_norm(grads), "learning_rate": schedule(state.step)}
-        new = TrainState(state.step + 1, params, opt_state, ema, state.rng)
-        if config.on_nonfinite == "skip":
-            good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
-            old = (state.params, state.opt_state, state.ema)
+        good, spikes, metrics = judge(config, metrics, spikes)
+        if good is not None:
+            old = (state.params, old_opt_state, state.ema)
             params, opt_state, ema = jax.tree.map(lambda a, b: jnp.where(good, a, b), (params, opt_state, ema), old)
-            new = TrainState(new.step, params, opt_state, ema, new.rng)
-        return new, metrics
+        opt_state = (opt_state, spikes) if config.guard.spike else opt_state
+        return TrainState(state.step + 1, params, opt_state, ema, state.rng), metrics
 
     return train_step
 

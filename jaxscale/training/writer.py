@@ -4,26 +4,26 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from jaxscale import config as cfg
-from jaxscale.training.jsonl import read_records
+from jaxscale.training.jsonl import Lines, read_records
 
 
 class MetricsWriter:
     """metrics.jsonl, TensorBoard and wandb, on process 0; every record has `kind` and `step`."""
 
-    def __init__(self, out: Path, config: cfg.Config, *, start_step: int):
-        self.active = jax.process_index() == 0
+    def __init__(self, out: Path, config: cfg.Config, *, start_step: int, say: Callable[[str], None]):
+        self.active, self.say = jax.process_index() == 0, say
         if not self.active:
             return
         self.path = out / "metrics.jsonl"
         drop_records_after(self.path, start_step)
-        self.file = self.path.open("a", buffering=1)
+        self.file = Lines(self.path, say)
         self.board = open_tensorboard(out) if config.metrics.tensorboard else None
         self.wandb = open_wandb(out, config) if config.metrics.wandb else None
 
@@ -31,13 +31,20 @@ class MetricsWriter:
         if not self.active:
             return
         finite = {k: (v if not isinstance(v, float) or math.isfinite(v) else str(v)) for k, v in values.items()}
-        self.file.write(json.dumps({"kind": kind, "step": step, "time": time.time()} | finite) + "\n")
+        self.file.write({"kind": kind, "step": step, "time": time.time()} | finite)
         numbers = {f"{kind}/{k}": v for k, v in values.items() if isinstance(v, (int, float))}
         if self.board:
             for name, value in numbers.items():
                 self.board.add_scalar(name, value, step)
         if self.wandb:
             self.wandb.log(numbers, step=step)
+
+    def go_back(self, step: int) -> None:
+        """The steps after this one are done again."""
+        if self.active:
+            self.file.close()
+            drop_records_after(self.path, step)
+            self.file = Lines(self.path, self.say)
 
     def close(self) -> None:
         if not self.active:

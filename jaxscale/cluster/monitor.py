@@ -1,0 +1,301 @@
+"""The thread beside a run: it tells the others that this process lives, and ends a run that stands still, by name.
+
+Every process writes a beat (who, which step, doing what) to JAX's key-value store once a second. Process 0 reads all
+beats and, where one is missing or says that its deadline has passed, writes the end that all others read. So each
+process does a few small calls a second, whatever their number. Where there is one process, only its deadlines count.
+
+    beat/<rank>   "<count> <step> <doing> <seconds> <late> <where>"       each process
+    word/beat     process 0's, for the others                            process 0
+    word/end      "<exit code> <message>"                                process 0
+    word/stop     "<signal>": somebody was asked to stop                 any process
+    at/<rank>     the last step that this process has started            each, once word/stop is seen
+    word/last     the largest of these: every process stops after it     process 0
+"""
+
+import contextlib
+import faulthandler
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxscale import config as cfg
+from jaxscale.cluster.codes import HUNG, VANISHED
+from jaxscale.cluster.start import client, tell
+
+INTERVAL = 1.0  # seconds between beats
+SUSPECT_AFTER = 10.0  # silence that is enough once a collective has failed
+LEAVING = 5.0  # seconds in which all processes may fail alike, each saying so itself
+DEADLINES = {"devices": "start", "data": "start", "init": "start", "compile": "compile", "checkpoint": "save"}
+DEADLINES |= {"evaluation": "compile"}  # the first one compiles
+Missing = jax.errors.JaxRuntimeError
+
+
+class Beat:
+    """What one process said last, and when this one heard it."""
+
+    def __init__(self, text: str):
+        self.heard = time.monotonic()
+        self.read(text)
+
+    def read(self, text: str) -> None:
+        self.text = text
+        count, step, self.doing, seconds, late, self.where = text.split(" ", 5)
+        self.count, self.step, self.seconds, self.late = int(count), int(step), float(seconds), late == "late"
+
+    def hear(self, text: str) -> None:
+        if text != self.text:
+            self.heard = time.monotonic()
+            self.read(text)
+
+    def __str__(self) -> str:
+        return f"at step {self.step}, {self.doing} for {self.seconds:.0f} s, in {self.where}"
+
+
+class Monitor:
+    """Watches one run of this process; `follow` hears what it does, `may_start` is asked before each step.
+
+    Args:
+        out: the run's directory; stacks go to `<out>/stacks`.
+    """
+
+    def __init__(self, watch: cfg.Watch, out: Path, place: Any):
+        self.watch, self.out, self.place = watch, out, place
+        self.rank, self.many = place.process_id, place.processes > 1
+        self.store = Store(client())  # used where there are others
+        self.doing, self.since, self.step = "start", time.monotonic(), 0
+        self.started = 0
+        self.suspicious = False
+        self.leaving = ""
+        self.signal: str | None = None  # why this process was asked to stop
+        self.last: int | None = None  # the step after which all stop
+        self.agreeing = False
+        self.gate = threading.Condition()
+        self.closing = threading.Event()
+        self.beats: dict[int, Beat] = {}
+        self.gone: dict[int, float] = {}
+        self.thread = threading.Thread(target=self.run, name="monitor", daemon=True)
+        if watch.enabled:
+            self.thread.start()
+
+    # --- what the run tells and asks
+
+    def follow(self, event: str, phase: str, step: int | None) -> None:
+        """Heard of each line of events.jsonl, before it is written."""
+        self.doing = event if phase == "start" else "step"
+        self.since = time.monotonic()
+        if step is not None:
+            self.step = step
+
+    def ask_to_stop(self, name: str) -> None:
+        """From a signal's handler: all processes are to stop after one step."""
+        self.signal = name
+        if not self.many or not self.watch.enabled:
+            self.last = self.started
+
+    def may_start(self, step: int) -> bool:
+        """False where all have agreed to stop before this step. Waits while they agree."""
+        with self.gate:
+            while self.agreeing and self.last is None:
+                self.gate.wait(INTERVAL)
+            if self.last is not None and step > self.last:
+                return False
+            self.started = step
+            return True
+
+    def blame(self) -> None:
+        """A collective failed: wait for the process that is missing to be named, which ends this one; else return."""
+        if not self.many or not self.watch.enabled:
+            return
+        self.suspicious = True
+        time.sleep(2 * SUSPECT_AFTER if self.watch.peer else 0)
+
+    def leave(self, code: int, reason: str) -> None:
+        """Say goodbye before this process fails, so that the others need not wait for it; never returns where
+        there are others: nothing that runs at exit may wait for them."""
+        if not self.many:
+            return
+        self.leaving = " ".join(reason.split())[:300]
+        with contextlib.suppress(Missing):
+            self.store.put(f"beat/{self.rank}", self.own_beat())
+            if self.rank == 0:
+                self.store.put("word/end", f"{code} process 0 ended: {self.leaving}")
+                time.sleep(3 * INTERVAL)  # the coordinator goes with process 0: the others are to read it first
+        tell(reason, code)
+
+    def close(self) -> None:
+        self.closing.set()
+        if self.thread.is_alive():
+            self.thread.join(timeout=10)
+
+    # --- the thread
+
+    def run(self) -> None:
+        count, before = 0, time.monotonic()
+        while not self.closing.wait(INTERVAL):
+            now = time.monotonic()
+            if now - before > 10 * INTERVAL:  # this process slept, or its machine did: not the run's fault
+                self.since += now - before
+                for beat in self.beats.values():
+                    beat.heard += now - before
+            before, count = now, count + 1
+            late = self.late()
+            if not self.many:
+                if late:
+                    self.end(HUNG, f"the run stood still: {Beat(self.own_beat(count))}")
+                continue
+            try:
+                self.store.put(f"beat/{self.rank}", self.own_beat(count))
+                if self.rank == 0:
+                    self.store.put("word/beat", self.own_beat(count))
+                words = self.store.all("word")
+                self.read_words(words)
+                self.watch_others() if self.rank == 0 else self.watch_first(words)
+            except Missing:  # the coordinator is gone; JAX's client is about to end this process, see name_the_end
+                if self.closing.wait(self.watch.peer or None):
+                    return
+                self.end(VANISHED, f"process {self.rank} cannot reach the coordinator {self.place.coordinator}")
+
+    def own_beat(self, count: int = 0) -> str:
+        seconds = time.monotonic() - self.since
+        if self.leaving:
+            return f"{count} {self.started} left {seconds:.0f} - {self.leaving}"
+        late = "late" if self.late() else "suspicious" if self.suspicious else "-"
+        return f"{count} {self.started} {self.doing.replace(' ', '-')} {seconds:.0f} {late} {here()}"
+
+    def late(self) -> bool:
+        deadline = getattr(self.watch, DEADLINES.get(self.doing, "step"))
+        return bool(deadline) and time.monotonic() - self.since > deadline
+
+    def read_words(self, words: dict[str, str]) -> None:
+        if end := words.get("end"):
+            code, message = end.split(" ", 1)
+            self.end(int(code), message)
+        if self.signal and "stop" not in words:
+            self.store.put("word/stop", self.signal)
+        if "stop" in words and self.last is None:
+            self.agree(words)
+
+    def agree(self, words: dict[str, str]) -> None:
+        """All stop after the last step that any of them has started: nobody starts another until that is known."""
+        with self.gate:
+            self.signal = self.signal or words["stop"]
+            if not self.agreeing:
+                self.agreeing = True
+                self.store.put(f"at/{self.rank}", str(self.started))
+            if "last" in words:
+                self.last = int(words["last"])
+                self.gate.notify_all()
+        if self.rank == 0 and "last" not in words:
+            at = self.store.all("at")
+            if len(at) == self.place.processes:
+                self.store.put("word/last", str(max(map(int, at.values()))))
+
+    def watch_first(self, words: dict[str, str]) -> None:
+        """Process 0 watches all; the others watch it."""
+        self.hear({0: words["beat"]} if "beat" in words else {})
+        if silent := self.silent():
+            self.end(VANISHED, silent)
+
+    def watch_others(self) -> None:
+        self.hear({int(rank): text for rank, text in self.store.all("beat").items()})
+        if silent := self.silent():
+            self.declare(VANISHED, silent)
+        if any(beat.late for beat in self.beats.values()):
+            time.sleep(2 * INTERVAL)  # others reach their deadlines about now: what they do is to be known
+            self.hear({int(rank): text for rank, text in self.store.all("beat").items()})
+            self.declare(HUNG, self.behind())
+
+    def hear(self, texts: dict[int, str]) -> None:
+        for rank, text in texts.items():
+            if rank in self.beats:
+                self.beats[rank].hear(text)
+            else:
+                self.beats[rank] = Beat(text)
+
+    def silent(self) -> str:
+        """Who has not been heard of for too long, or has said goodbye; "" where all are there."""
+        now = time.monotonic()
+        suspicious = self.suspicious or any(b.text.split(" ")[4] == "suspicious" for b in self.beats.values())
+        longest = min(self.watch.peer, SUSPECT_AFTER) if suspicious else self.watch.peer
+        for rank, beat in sorted(self.beats.items()):
+            if rank == self.rank:
+                continue
+            if beat.doing == "left" and now - self.gone.setdefault(rank, now) > LEAVING:
+                return f"process {rank} ended by itself: {beat.where}"
+            if self.watch.peer and now - beat.heard > longest:
+                return f"process {rank} vanished: not heard of for {now - beat.heard:.0f} s; last seen {beat}"
+        return ""
+
+    def behind(self) -> str:
+        """Who is at the lowest step, or alone elsewhere than in waiting for the devices."""
+        lines = {rank: str(beat) for rank, beat in sorted(self.beats.items())}
+        lowest = min(beat.step for beat in self.beats.values())
+        slow = [rank for rank, beat in sorted(self.beats.items()) if beat.step == lowest]
+        if len(slow) == len(lines):
+            places = [beat.where for beat in self.beats.values()]
+            usual = max(set(places), key=places.count)
+            slow = [rank for rank in slow if self.beats[rank].where != usual]
+        if not slow or len(slow) == len(lines):
+            return f"the run stood still; no process is behind: all are {lines[0]}"
+        others = next(rank for rank in lines if rank not in slow)
+        names = ", ".join(f"process {rank} ({lines[rank]})" for rank in slow[:4])
+        return f"the run stood still; behind: {names}; process {others} is {lines[others]}"
+
+    def declare(self, code: int, message: str) -> None:
+        """By process 0: the end of all. It stays until the others have read it, as the coordinator goes with it."""
+        self.store.put("word/end", f"{code} {message}")
+        time.sleep(3 * INTERVAL)
+        self.end(code, message)
+
+    def end(self, code: int, message: str) -> None:
+        if code == HUNG:
+            message += f"; stacks in {self.dump_stacks()}"
+        tell(f"process {self.rank}: {message}" if self.many else message, code)
+
+    def dump_stacks(self) -> str:
+        """Every thread's stack to `<out>/stacks/process-<rank>.txt`, or stderr where that cannot be written."""
+        path = self.out / "stacks" / f"process-{self.rank}.txt"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("a") as file:
+                file.write(f"\n{time.strftime('%Y-%m-%d %H:%M:%S')} {socket.gethostname()} pid {os.getpid()}\n")
+                file.flush()
+                faulthandler.dump_traceback(file, all_threads=True)
+        except OSError:
+            faulthandler.dump_traceback(all_threads=True)
+            return "stderr"
+        return str(path)
+
+
+class Store:
+    """JAX's key-value store, under one prefix."""
+
+    def __init__(self, kv: Any):
+        self.kv = kv
+
+    def put(self, key: str, value: str) -> None:
+        self.kv.key_value_set(f"jaxscale/{key}", value, allow_overwrite=True)
+
+    def all(self, folder: str) -> dict[str, str]:
+        """Name -> value below a folder."""
+        prefix = f"jaxscale/{folder}/"
+        return {key.removeprefix(prefix): value for key, value in self.kv.key_value_dir_get(prefix)}
+
+
+def here() -> str:
+    """Where the main thread is, as `feed.py:88 __next__`: its innermost frame in this package, or the one it calls."""
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    package = f"{os.sep}jaxscale{os.sep}"
+    while frame is not None and package not in frame.f_code.co_filename:
+        frame = frame.f_back
+    return f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno} {frame.f_code.co_name}" if frame else "-"
+
+
+Follower = Callable[[str, str, int | None], None]

@@ -1,0 +1,61 @@
+"""Which steps are bad, decided inside the jitted step: a loss that is no number, or one far above its running mean.
+
+The mean and variance are exponential moving averages over about 50 steps (z-scores against recent losses, as in OLMo
+2's skipping of steps, arXiv:2501.00656, section 3.3); they are kept beside the optimizer's state, so that a run that
+resumes judges as if it had never stopped.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxscale import config as cfg
+
+DECAY, WARM_UP = 0.98, 50
+Metrics = dict[str, jax.Array]
+
+
+class Spikes(NamedTuple):
+    """float32 scalars: good steps so far, and the sums of decaying weights times loss and loss squared."""
+
+    steps: jax.Array
+    mean: jax.Array
+    square: jax.Array
+
+
+def no_spikes() -> Spikes:
+    return Spikes(jnp.float32(0), jnp.float32(0), jnp.float32(0))
+
+
+def with_spikes(config: cfg.Config, opt_state: Any) -> Any:
+    """The optimizer's state, and the losses' where spikes are looked for."""
+    return (opt_state, no_spikes()) if config.guard.spike else opt_state
+
+
+def without_spikes(config: cfg.Config, opt_state: Any) -> tuple[Any, Spikes | None]:
+    return opt_state if config.guard.spike else (opt_state, None)
+
+
+def judge(config: cfg.Config, metrics: Metrics, spikes: Spikes | None) -> tuple[jax.Array | None, Any, Metrics]:
+    """Whether the update may be applied (None: always), the losses' new state, and metrics with `spike` (0 or 1)."""
+    good = None
+    if config.on_nonfinite == "skip":
+        good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+    if spikes is None:
+        return good, None, metrics
+    loss = metrics["loss"]
+    weight = jnp.maximum(1 - DECAY**spikes.steps, 1e-6)
+    mean = spikes.mean / weight
+    deviation = jnp.sqrt(jnp.maximum(spikes.square / weight - mean**2, 0))
+    spike = (spikes.steps >= WARM_UP) & (loss > mean + (config.guard.spike or 0) * deviation)
+    usual = jnp.isfinite(loss) & ~spike
+    new = Spikes(
+        spikes.steps + 1,
+        DECAY * spikes.mean + (1 - DECAY) * loss,
+        DECAY * spikes.square + (1 - DECAY) * loss**2,
+    )
+    new = jax.tree.map(lambda a, b: jnp.where(usual, a, b), new, spikes)
+    if config.guard.on_spike == "skip":
+        good = ~spike if good is None else good & ~spike
+    return good, new, metrics | {"spike": spike.astype(jnp.float32)}
