@@ -288,7 +288,7 @@ def prepare(
 def main() -> None:
     """Run a verb; what a user can mend is one line on stderr and exit code 2, Ctrl-C is 130."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # XLA's INFO lines; its warnings stay
-    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells of every save at length
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax: what fails there is raised too
     try:
         code = app(standalone_mode=False)
     except USAGE_ERROR as error:

@@ -20,6 +20,7 @@ from jaxscale import config as cfg
 from jaxscale.cluster.start import from_first
 from jaxscale.training.fingerprint import fingerprints
 from jaxscale.training.identity import digest, require_same_state, shapes
+from jaxscale.training.noise import quiet_writes
 from jaxscale.training.step import TrainState
 
 Say = Callable[[str], None]
@@ -44,6 +45,7 @@ class Checkpointer:
                 if options
                 else ocp.CheckpointManagerOptions(read_only=True),  # of a run that may be saving just now
             )
+            self.quiet = quiet_writes()
         except OSError as error:
             raise ValueError(f"cannot write checkpoints under {directory}: {error.strerror or error}") from error
 
@@ -96,6 +98,7 @@ class Checkpointer:
     def close(self) -> None:
         with contextlib.suppress(*FAILURES):  # `settle` has told of it
             self.manager.close()
+        self.quiet.close()
 
     def meta(self, step: int) -> dict[str, Any]:
         """The JSON of a checkpoint; raises whatever reading a damaged one raises."""
@@ -200,4 +203,6 @@ def reading(read: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+    text = " ".join(str(error).split())
+    text = text if len(text) <= 200 else f"{text[:60]} ... {text[-120:]}"  # tensorstore's cause comes last
+    return f"{type(error).__name__}: {text}"

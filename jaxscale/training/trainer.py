@@ -267,7 +267,7 @@ class Run:
                 pending, self.clock = None, None
                 if validation_rows is not None and (due(step, config.evaluation.every) or step == config.steps):
                     self.evaluate(state, step, validation_rows)
-                if due(step, config.checkpoint.every):
+                if due(step, config.checkpoint.every) and step < config.steps:
                     self.save(state, step)
         if pending:
             self.read(*pending)
@@ -333,9 +333,9 @@ class Run:
                     failed = str(error)
             if last:
                 failed = failed or self.checkpointer.settle()
-        if failed:
+        if failed and not last:
             self.tell_unsaved(failed)
-        if failed and last:
+        elif failed:
             raise ValueError(f"{failed}; {self.last_good()}; make room, and the same command goes on from there")
 
     def tell_unsaved(self, failed: str) -> None:
