@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from jaxscale import cli_bench
+from jaxscale.redact import one_line
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -307,7 +308,7 @@ def main() -> None:
 
 
 def fail(message: str, code: int) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {one_line(message)}", file=sys.stderr)
     return code
 
 

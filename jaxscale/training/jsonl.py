@@ -1,8 +1,9 @@
 """Lines of JSON that a run leaves behind (metrics.jsonl, events.jsonl), read without jax."""
 
-import json
 from pathlib import Path
 from typing import Any
+
+from jaxscale.reading import parse_json
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
@@ -10,8 +11,8 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     records = []
     for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
         try:
-            value = json.loads(line)
-        except json.JSONDecodeError:
+            value = parse_json(line)
+        except ValueError:
             continue
         if isinstance(value, dict):  # what is left of a line may be a number
             records.append(value)

@@ -6,7 +6,6 @@ import os
 import platform
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -17,6 +16,7 @@ import jax
 from jaxscale import config as cfg
 from jaxscale.analysis.store import versions
 from jaxscale.data.tokenizer import Tokenizer
+from jaxscale.redact import command_line
 from jaxscale.training.peak import Peak
 
 LIBRARIES = ("jaxscale", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "libtpu")
@@ -48,7 +48,7 @@ def write_run_files(
 
 def environment(devices: list[jax.Device], peak: Peak | None) -> dict:
     return {
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": command_line(),
         "git_commit": git_commit(),
         "python": platform.python_version(),
         "versions": versions(LIBRARIES),
