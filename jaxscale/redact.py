@@ -39,7 +39,7 @@ def command_line() -> list[str]:
 def shown(value: Any, longest: int = 100) -> str:
     """A value as a message holds it, cut where it is long."""
     try:
-        text = repr(value)
+        text = redact(repr(value))
     except ValueError:  # Python writes no number of more than 4300 digits
         text = "a number of thousands of digits"
     return text if len(text) <= longest else f"{text[: longest - 4]} ..."

@@ -99,7 +99,7 @@ class Index(_Model):
 
 def read_index(directory: Path) -> Index:
     """The index of the dataset at ``directory``; ValueError where it is missing, unreadable or of another version."""
-    path = Path(directory) / INDEX_NAME
+    path = inside(Path(directory), INDEX_NAME)
     try:
         content = parse_json(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):

@@ -182,7 +182,7 @@ def _check_content(directory: Path, shards: Sequence[Shard], *, trust_stamp: boo
 
 def _read_stamp(directory: Path) -> dict[str, list]:
     try:
-        stamp = parse_json((directory / STAMP_NAME).read_bytes())
+        stamp = parse_json(inside(directory, STAMP_NAME).read_bytes())
     except (OSError, ValueError):
         return {}
     return stamp if isinstance(stamp, dict) else {}

@@ -11,7 +11,7 @@ from jaxscale.analysis.costs import CONVENTIONS
 from jaxscale.bench.record import BenchRecord, read_record
 from jaxscale.reading import parse_json, parse_yaml
 from jaxscale.redact import redact
-from jaxscale.report.plots import Source
+from jaxscale.report.plots import Source, finite
 from jaxscale.training.jsonl import read_records
 
 RUN_FILES = ("metrics.jsonl", "events.jsonl")
@@ -159,8 +159,8 @@ def run_source(run: Run) -> Source:
 
 def peak_text(peak: Any) -> str:
     """FLOP/s and where the figure is from."""
-    flops = part(peak, "flops_per_second") if isinstance(peak, dict) else None
-    return f"{flops / 1e12:,.4g} TFLOP/s: {peak.get('source')}" if isinstance(flops, int | float) else ""
+    flops = finite(part(peak, "flops_per_second")) if isinstance(peak, dict) else None
+    return f"{flops / 1e12:,.4g} TFLOP/s: {peak.get('source')}" if flops is not None else ""
 
 
 def record_source(path: Path, record: BenchRecord) -> Source:

@@ -96,9 +96,9 @@ def along(run: Run, kind: str, keys: list[str]) -> dict[str, list[Number]]:
     return columns | {key: [finite(r.get(key)) for r in records] for key in keys}
 
 
-def tokens_per_step(run: Run) -> int | None:
+def tokens_per_step(run: Run) -> Number:
     rows, length = part(run.config, "data", "batch_size"), part(run.config, "data", "seq_len")
-    return rows * length if isinstance(rows, int) and isinstance(length, int) else None
+    return finite(rows * length) if isinstance(rows, int) and isinstance(length, int) else None
 
 
 def began(run: Run) -> float:

@@ -38,6 +38,10 @@ class Checkpointer:
             )
         except OSError as error:
             raise ValueError(f"cannot write checkpoints under {directory}: {error.strerror or error}") from error
+        except (ValueError, TypeError, RecursionError) as error:  # of a _CHECKPOINT_METADATA, read for its time
+            raise ValueError(
+                f"checkpoints under {directory} cannot be listed ({reason(error)}); move the damaged one out of it"
+            ) from error
 
     def steps(self) -> list[int]:
         return sorted(self.manager.all_steps())
@@ -61,7 +65,9 @@ class Checkpointer:
         """The JSON of a checkpoint; raises whatever reading a damaged one raises."""
         restored = self.manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
         meta = restored["meta"]
-        if not isinstance(meta, dict) or not {"config", "state", "data"} <= set(meta):
+        parts = [meta.get(name) for name in ("config", "state", "data")] if isinstance(meta, dict) else [None]
+        parts += [parts[0].get(name, {}) for name in ("model", *STATE_KEYS)] if isinstance(parts[0], dict) else []
+        if not all(isinstance(part, dict) for part in parts):
             raise ValueError("its metadata lacks config, state or data")
         return meta
 
