@@ -9,6 +9,7 @@ files are kept under --keep.
 """
 
 import argparse
+import logging
 import os
 import sys
 import tempfile
@@ -16,13 +17,11 @@ from collections import Counter
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+logging.basicConfig(handlers=[logging.NullHandler()])  # what orbax says of each damaged file
 sys.path[:0] = [str(Path(__file__).parents[1] / "tests")]  # before this file's folder, whose fuzz.py is no package
 
 from common import cores, machine, write_record  # noqa: E402
-from fuzz import checkpoints, processes, targets  # noqa: E402
-from fuzz.campaign import Found, run_target  # noqa: E402
-
-ALL = [*targets.TARGETS, *checkpoints.TARGETS, *processes.TARGETS]
+from fuzz.campaign import ALL, Found, run_target  # noqa: E402
 
 
 def main() -> None:

@@ -39,9 +39,10 @@ class Section(BaseModel):
     @classmethod
     def _plain(cls, value: Any, info: ValidationInfo) -> Any:
         assert info.field_name
-        if isinstance(value, str | list) and redact(text := str(value)) != text:
-            raise ValueError("it holds credentials, which would be kept with the run; give them in the environment")
         annotation = cls.model_fields[info.field_name].annotation
+        whole = isinstance(value, str | list) or "dict" in str(annotation)  # not a section, whose fields are asked
+        if whole and redact(text := str(value)) != text:
+            raise ValueError("it holds credentials, which would be kept with the run; give them in the environment")
         if isinstance(value, bool) and bool not in (annotation, *get_args(annotation)):
             raise ValueError(f"{str(value).lower()} is not a value that it takes; give a number or a name")
         return value

@@ -21,7 +21,7 @@ BELOW = {
     "config": {"redact", "reading"},
     "hardware": set(),
     "quiet": set(),
-    "data": {"reading", "config"},
+    "data": {"reading", "quiet", "config"},
     "rules": {"config"},
     "topology": {"hardware"},
     "analysis": {"rules", "topology", "hardware", "config"},

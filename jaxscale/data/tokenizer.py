@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from jaxscale.quiet import quiet
+
 if TYPE_CHECKING:
     import tokenizers
 
@@ -179,7 +181,7 @@ def train_bpe(texts: Iterator[str], vocab_size: int, *, separator: str = DEFAULT
 def _from_content(content: str, separator: str | None, *, where: str) -> FileTokenizer:
     import tokenizers
 
-    with _told_of(f"{where} is not a Hugging Face tokenizer file"):
+    with _told_of(f"{where} is not a Hugging Face tokenizer file"), quiet():  # a panic is told at length
         library = tokenizers.Tokenizer.from_str(content)
         highest = max(library.get_vocab(with_added_tokens=True).values(), default=0)
     if highest >= 2**31 - 1:

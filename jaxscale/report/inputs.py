@@ -140,7 +140,7 @@ def pairs(values: Any) -> str:
 
 def run_source(run: Run) -> Source:
     about, devices, mesh = run.environment, mapping(run.environment, "devices"), mapping(run.config, "mesh")
-    convention = part(run.config, "metrics", "mfu")
+    convention = str(part(run.config, "metrics", "mfu"))
     facts = {
         "device": f"{devices.get('count', '?')} x {devices.get('kind', '?')}" if devices else "",
         "processes": str(about.get("processes") or ""),

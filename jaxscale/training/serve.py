@@ -104,8 +104,8 @@ def run_tokenizer(run: Path, spec: str | None) -> Tokenizer:
         codec = load_tokenizer(inside(run, identity["file"]), separator=identity["separator"])
     if identity is not None and codec.fingerprint != identity["fingerprint"]:
         raise ValueError(
-            f"tokenizer {spec or run / (identity['file'] or 'byte')} (fingerprint {codec.fingerprint[:12]}) is not the one that "
-            f"made this run's tokens ({identity['fingerprint'][:12]}); leave out --tokenizer, or restore "
+            f"tokenizer {spec or identity['file'] or 'byte'} (fingerprint {codec.fingerprint[:12]}) is not the one "
+            f"that made this run's tokens ({identity['fingerprint'][:12]}); leave out --tokenizer, or restore "
             f"{run}/tokenizer.json"
         )
     return codec

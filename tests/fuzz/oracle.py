@@ -65,6 +65,8 @@ class Watch:
                     self.seen.append(f"{event} {argument!r}")
         elif event == "open" and isinstance(arguments[0], str | bytes | os.PathLike):
             path, _, flags = arguments
+            if flags & os.O_WRONLY | flags & os.O_RDWR and os.path.isdir(path):
+                return  # a temporary file without a name
             writes = flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
             if (writes and os.fspath(path) != os.devnull and not self.inside(path)) or (
                 not self.outside_may_be_read and "/outside/" in os.path.realpath(os.fsdecode(path))
@@ -72,7 +74,7 @@ class Watch:
                 self.seen.append(f"open {path!r} {'for writing' if writes else ''}")
 
     def inside(self, path: Any, *, follow: bool = True) -> bool:
-        """Whether it is a place of the case; without `follow`, of a link itself, which is what is removed or renamed."""
+        """Whether it is a place of the case; without `follow` that of a link itself, as for removing it."""
         above, name = os.path.split(os.path.join(str(self.case), os.fsdecode(path)))
         place = os.path.realpath(os.path.join(above, name) if follow else above) + ("" if follow else f"/{name}")
         home = f"{self.case.parent}/home" if self.case else ""

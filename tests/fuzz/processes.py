@@ -8,20 +8,9 @@ from pathlib import Path
 from hypothesis import strategies as st
 
 from fuzz import checkpoints
-from fuzz.targets import (
-    REPOSITORY,
-    RUN,
-    Case,
-    Target,
-    config_cases,
-    index_cases,
-    measured_cases,
-    override_cases,
-    record_cases,
-    records,
-    run_cases,
-    tokenizer_cases,
-)
+from fuzz.reports import measured_cases, record_cases, records, run_cases
+from fuzz.targets import REPOSITORY, RUN, Case, Target, config_cases, override_cases
+from fuzz.tokens import index_cases, tokenizer_cases
 from jaxscale import config as cfg
 
 SECONDS = 120  # of one process, to find hangs: some import jax and compile
@@ -47,14 +36,14 @@ def cases(folder: Path) -> st.SearchStrategy[Case]:
         (run_cases(), {}, ["report", "run", "-o", "page.html"]),
         (record_cases(records()), {}, ["report", ".", "-o", "page.html"]),
         (record_cases(records()), {}, ["bench", "compare", "a.json", "b.json"]),
-        (measured_cases(folder), {"run.yaml": run}, ["plan", "run.yaml", "--topology", "h100:8", "--measured", "links.json"]),
+        (measured_cases(folder), {"run.yaml": run},
+         ["plan", "run.yaml", "--topology", "h100:8", "--measured", "links.json"]),
         (checkpoints.cases(whole), {}, ["generate", "run", "--max-new-tokens", "2", "--prompt", "a"]),
     ]  # fmt: skip
 
     def given(case: Case, files: dict[str, bytes], words: list[str]) -> Case:
-        return Case(
-            {**files, **case.files}, (*words, *(case.arguments if words[0] == "plan" and "v5p:2x2x2" in words else ()))
-        )
+        overrides = case.arguments if words[-1] == "v5p:2x2x2" else ()
+        return Case({**files, **case.files}, (*words, *overrides))
 
     return st.one_of([source.map(lambda case, f=files, w=words: given(case, f, w)) for source, files, words in sources])
 

@@ -2,16 +2,14 @@
 
 import pytest
 
-from fuzz import checkpoints, processes, targets
-from fuzz.campaign import run_target
+from fuzz.campaign import ALL, run_target
 
 CASES = {"checkpoint": 20, "process": 6}
-ALL = [*targets.TARGETS, *checkpoints.TARGETS, *processes.TARGETS]
 
 
 @pytest.mark.parametrize("target", ALL, ids=lambda target: target.name)
 def test_any_input_is_read_or_refused_in_one_line_and_nothing_else_is_touched(target, tmp_path):
-    found = run_target(target, tmp_path, cases=CASES.get(target.name, 60), seed=0)
+    found = run_target(target, tmp_path, cases=CASES.get(target.name, 150), seed=0)
     assert not found.defects, "\n".join(map(str, found.defects))
     assert found.refused
-    assert found.accepted + found.refused == found.cases == CASES.get(target.name, 60)
+    assert found.accepted + found.refused == found.cases == CASES.get(target.name, 150)
