@@ -1,10 +1,13 @@
 """Files as data: nothing in them runs, and none of them is larger than it looks."""
 
+import ast
 import json
 import time
+from pathlib import Path
 
 import pytest
 
+import jaxscale
 from jaxscale.config import divisors, load_config, read_yaml
 from jaxscale.reading import DEPTH, parse_json, parse_yaml
 from jaxscale.redact import LONGEST, command_line, one_line, redact, shown
@@ -122,3 +125,23 @@ def test_a_config_with_credentials_is_refused_without_telling_them(override):
     with pytest.raises(ValueError, match="holds credentials") as error:
         load_config("quickstart", [override])
     assert "SECRET" not in str(error.value)
+
+
+# --- nothing runs ---------------------------------------------------------------------------------------------
+
+RUNS = {"pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}
+
+
+@pytest.mark.parametrize("file", sorted(Path(jaxscale.__file__).parent.rglob("*.py")), ids=lambda file: file.stem)
+def test_no_module_reads_data_as_code(file):
+    """No pickle, eval or exec, no shell, and YAML through `reading` alone."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            assert not RUNS & {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert (node.module or "").split(".")[0] not in RUNS
+        elif isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            assert called not in ("eval", "exec", "compile", "__import__", "os.system", "os.popen"), called
+            assert not called.startswith("yaml.") or "dump" in called or file.stem == "reading", called
+            assert not {k.arg for k in node.keywords} & {"allow_pickle", "shell"}, called

@@ -89,8 +89,8 @@ def along(run: Run, kind: str, keys: list[str]) -> dict[str, list[Number]]:
     tokens = tokens_per_step(run)
     start = began(run)
     columns: dict[str, list[Number]] = {
-        "step": [r["step"] for r in records],
-        "tokens": [None if tokens is None else r["step"] * tokens for r in records],
+        "step": [finite(r["step"]) for r in records],
+        "tokens": [None if tokens is None else finite(r["step"] * tokens) for r in records],
         "seconds": [None if (t := finite(r.get("time"))) is None else round(t - start, 3) for r in records],
     }
     return columns | {key: [finite(r.get(key)) for r in records] for key in keys}

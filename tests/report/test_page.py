@@ -340,6 +340,7 @@ def test_figures_beyond_what_a_float_holds_are_left_out(run):
         {"kind": "train", "step": step, "time": HUGE, "loss": value, "step_seconds": 1e-300}
         for step, value in enumerate((HUGE, 1.7e308, 1.7e308, 2.0), 1)
     ]
+    lines.append({"kind": "train", "step": HUGE, "time": 1.0, "loss": 1.0})
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + "[" * 5000 + "\n")
     events = [
         {"event": "step", "phase": "end", "time": time, "step": 1, "seconds": HUGE} for time in (0, 1.7e308, HUGE)
@@ -352,7 +353,8 @@ def test_figures_beyond_what_a_float_holds_are_left_out(run):
     page = make_page(read_inputs([run]))
     assert data_of(page_text(page))
     loss = next(plot for plot in page.plots if plot.id == "loss")
-    assert loss.series[0].columns["loss"] == [None, 1.7e308, 1.7e308, 2.0]
+    assert loss.series[0].columns["loss"] == [None, 1.7e308, 1.7e308, 2.0, 1.0]
+    assert loss.series[0].columns["step"] == [1, 2, 3, 4, None]
 
 
 def test_half_a_character_in_a_name_and_a_whole_one_in_a_command(tmp_path, run):
