@@ -1,6 +1,5 @@
 """The verbs. Each imports its room when it runs, so that `--help` answers at once."""
 
-import logging
 import os
 import sys
 from collections.abc import Callable
@@ -10,6 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from jaxscale import cli_bench
+from jaxscale.quiet import quiet_logs
+from jaxscale.redact import one_line
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -288,7 +289,7 @@ def prepare(
 def main() -> None:
     """Run a verb; what a user can mend is one line on stderr and exit code 2, Ctrl-C is 130."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # XLA's INFO lines; its warnings stay
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax: what fails there is raised too
+    quiet_logs()
     try:
         code = app(standalone_mode=False)
     except USAGE_ERROR as error:
@@ -307,7 +308,7 @@ def main() -> None:
 
 
 def fail(message: str, code: int) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {one_line(message)}", file=sys.stderr)
     return code
 
 

@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 from jaxscale import config as cfg
 from jaxscale.cluster.start import from_first
 from jaxscale.training.fingerprint import fingerprints
-from jaxscale.training.identity import digest, require_same_state, shapes
+from jaxscale.training.identity import STATE_KEYS, digest, require_same_state, shapes
 from jaxscale.training.noise import quiet_writes
 from jaxscale.training.step import TrainState
 
@@ -48,6 +48,10 @@ class Checkpointer:
             self.quiet = quiet_writes()
         except OSError as error:
             raise ValueError(f"cannot write checkpoints under {directory}: {error.strerror or error}") from error
+        except (ValueError, TypeError, RecursionError) as error:  # of a _CHECKPOINT_METADATA, read for its time
+            raise ValueError(
+                f"checkpoints under {directory} cannot be listed ({reason(error)}); move the damaged one out of it"
+            ) from error
 
     def steps(self) -> list[int]:
         return sorted(self.manager.all_steps())
@@ -104,7 +108,9 @@ class Checkpointer:
         """The JSON of a checkpoint; raises whatever reading a damaged one raises."""
         restored = self.manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
         meta = restored["meta"]
-        if not isinstance(meta, dict) or not {"config", "state", "data"} <= set(meta):
+        parts = [meta.get(name) for name in ("config", "state", "data")] if isinstance(meta, dict) else [None]
+        parts += [parts[0].get(name, {}) for name in ("model", *STATE_KEYS)] if isinstance(parts[0], dict) else []
+        if not all(isinstance(part, dict) for part in parts):
             raise ValueError("its metadata lacks config, state or data")
         if "sha256" in meta and meta["sha256"] != digest(meta):
             raise ValueError("its metadata is not what was saved")
