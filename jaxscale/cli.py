@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from jaxscale import cli_bench
+from jaxscale import cli_bench, cli_launch
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -78,6 +78,9 @@ def train(
     except KeyboardInterrupt as error:  # typer would leave without saying how to resume
         sys.exit(fail(str(error) or "stopped", getattr(error, "code", 130)))
     console.summarise(loaded, result, sample=sample)
+
+
+app.command()(cli_launch.launch)
 
 
 @app.command()
