@@ -144,7 +144,7 @@ def prepare(config: str, overrides: Sequence[str], team: Team) -> tuple[list[str
         if processes * each > gpus:
             fewer = f"take --processes {gpus // each}, or " if gpus >= each else ""
             raise ValueError(
-                f"--processes {processes}, {each} of the GPUs each, need {processes * each}, and nvidia-smi shows {gpus}; "
+                f"--processes {processes}, {each} of the GPUs each, need {processes * each}; there are {gpus}: "
                 f"{fewer}runtime.platform=cpu"
             )
         for i, place in enumerate(places):
