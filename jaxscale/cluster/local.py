@@ -92,10 +92,12 @@ class Children:
             while line := stream.readline(LINE_BYTES):
                 if GLOO.search(line):
                     continue
-                # a reader who left (a closed terminal, `| head`) does not stop the run: the pipe is still emptied
-                with self.writing, contextlib.suppress(OSError, ValueError):
-                    to.buffer.write(start + line.rstrip(b"\r\n") + b"\n")
-                    to.buffer.flush()
+                with self.writing:
+                    try:
+                        to.buffer.write(start + line.rstrip(b"\r\n") + b"\n")
+                        to.buffer.flush()
+                    except OSError:  # the reader left (a closed terminal, `| head`): the run goes on, unheard
+                        os.dup2(os.open(os.devnull, os.O_WRONLY), to.fileno())
 
     def collect(self) -> list[End]:
         """Those that ended since the last call; a process that missed another comes after that other."""
