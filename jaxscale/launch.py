@@ -130,8 +130,8 @@ def prepare(config: str, overrides: Sequence[str], team: Team) -> tuple[list[str
         raise ValueError(f"launch needs Linux, whose kernel ends what a killed parent leaves; this is {sys.platform}")
     loaded = cfg.load_config(config, list(overrides))
     runtime, processes = loaded.runtime, team.processes
-    if runtime.distributed == "off" and processes > 1:
-        raise ValueError(f"runtime.distributed=off, but --processes {processes}; leave one of them out")
+    if runtime.distributed == "never" and processes > 1:
+        raise ValueError(f"runtime.distributed=never, but --processes {processes}; leave one of them out")
     if runtime.platform == "tpu":
         raise ValueError(
             "runtime.platform=tpu: one process has all chips of a TPU host; start `jaxscale train` once on each, as "

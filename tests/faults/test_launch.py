@@ -387,7 +387,7 @@ def test_progress_of_a_directory_that_is_not_there(tmp_path):
             ["--processes", "2", "--devices-per-process", "2", "--", "train", "CONFIG"],
             "needs 2 devices and there are 4",
         ),
-        (["--processes", "2", "--", "train", "CONFIG", "runtime.distributed='off'"], "runtime.distributed=off"),
+        (["--processes", "2", "--", "train", "CONFIG", "runtime.distributed=never"], "runtime.distributed=never"),
         (["--processes", "2", "--", "train", "CONFIG", "runtime.platform=tpu"], "tpu-pod.sh"),
         (["--processes", "2", "--port", "PORT", "--", "train", "CONFIG"], "Address already in use"),
         (["--processes", "3", "--", "train", "CONFIG", "runtime.platform=gpu"], "there are 2: take --processes 2"),
