@@ -18,6 +18,7 @@ from jaxscale.config import find_config, shipped_configs
 from jaxscale.training.jsonl import read_records
 
 LAUNCH = shipped_configs() / "launch"
+STEPS = 150  # some seconds of them, so that the signal comes before the last
 PROGRAM = """#!{python}
 import sys
 from jaxscale.cli import main
@@ -29,7 +30,7 @@ main()
 def folder(tmp_path, monkeypatch) -> Path:
     """With a run's file, and `jaxscale` on the PATH."""
     values = {
-        "name": "tiny", "out": str(tmp_path / "run"), "steps": 40, "mesh": {"data": 2},
+        "name": "tiny", "out": str(tmp_path / "run"), "steps": STEPS, "mesh": {"data": 2},
         "model": {"vocab_size": 64, "num_layers": 1, "embed_dim": 16, "num_heads": 2, "mlp_dim": 32},
         "data": {"kind": "synthetic", "batch_size": 4, "seq_len": 16},
         "step": {"compute_dtype": "float32", "remat": "none"}, "optimizer": {"schedule": "constant"},
@@ -78,7 +79,7 @@ def test_slurm_trains_on_two_nodes_is_preempted_queued_again_and_goes_on(folder)
 
         words = ["--parsable", f"--output={log}", LAUNCH / "slurm.sbatch", "tiny.yaml"]
         job = ask("sbatch", *map(str, words)).strip()
-        until(lambda: len(steps(folder)) > 4, tell=lambda: ask("squeue") + log.read_text())
+        until(lambda: len(steps(folder)) > 2, tell=lambda: ask("squeue") + log.read_text())
         ask("scancel", "--signal=TERM", job)
         until(lambda: "Restarts=1" in ask("scontrol", "show", "job", job), tell=lambda: log.read_text())
         saved = [int(p.name) for p in (folder / "run" / "checkpoints").iterdir()]
@@ -92,8 +93,8 @@ def test_slurm_trains_on_two_nodes_is_preempted_queued_again_and_goes_on(folder)
     assert f"exit code {PREEMPTED}: queued again" in text
     assert f"0: resuming from step {saved[0]} of" in text
     assert "1: resuming" not in text
-    assert steps(folder) == list(range(1, 41))
-    assert 0 < saved[0] < 40
+    assert steps(folder) == list(range(1, STEPS + 1))
+    assert 0 < saved[0] < STEPS
 
 
 @pytest.mark.slow
