@@ -78,6 +78,8 @@ class Children:
             time.sleep(POLL_SECONDS / 10)
         for pump in self.pumps:
             pump.join(timeout=5)
+        if self.bar:  # a process that is killed leaves a bar, and a cursor that is hidden
+            print("\r\x1b[K\x1b[?25h", end="", flush=True)
 
     def hear(self, process: int, stream: IO[bytes] | None, to: Any) -> None:
         if stream is not None:

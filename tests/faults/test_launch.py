@@ -159,7 +159,8 @@ def test_on_a_terminal_process_0_has_it_for_its_bar(config):
         assert launch.code() == 0, launch.text()
     text = os.read(ours, 4096).decode().replace("\r\n", "\n")
     os.close(ours)
-    assert sorted(re.sub(r"\r\x1b\[K", "", text).splitlines()) == ["True", "[1] False"]
+    assert sorted(re.sub(r"\r?\x1b\[(K|\?25h)", "", text).splitlines()) == ["True", "[1] False"]
+    assert text.endswith("\x1b[?25h"), "the cursor of a killed bar is shown again"
     assert "\r\x1b[K[1] False" in text, "another's line takes the bar's place"
 
 
