@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from jaxscale import cli_bench
+from jaxscale import cli_bench, cli_launch
 from jaxscale.quiet import quiet_logs
 from jaxscale.redact import one_line
 
@@ -79,6 +79,9 @@ def train(
     except KeyboardInterrupt as error:  # typer would leave without saying how to resume
         sys.exit(fail(str(error) or "stopped", getattr(error, "code", 130)))
     console.summarise(loaded, result, sample=sample)
+
+
+app.command()(cli_launch.launch)
 
 
 @app.command()

@@ -214,9 +214,7 @@ class Runtime(Section):
 
     platform: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
     simulated_devices: Positive | None = None  # of all processes together
-    distributed: Literal["auto", "on", "off"] = (
-        "auto"  # on: ask JAX's cluster detection even where no scheduler is seen
-    )
+    distributed: Literal["auto", "always", "never"] = "auto"  # always: JAX's detection, even where no scheduler is seen
     compilation_cache: str | None = "~/.cache/jaxscale/xla"
     compiler_options: dict[str, bool | int | str] = {}  # XLA's, over the preset of parallel/compiler.py
 
@@ -437,7 +435,7 @@ def find_config(path: str | Path) -> Path:
     for candidate in names:
         if os.path.isfile(candidate):
             return candidate
-    known = sorted({p.stem for p in shipped.rglob("*.yaml")})
+    known = sorted({p.stem for sub in ("", "models") for p in (shipped / sub).glob("*.yaml")})
     if os.path.isdir(path):
         raise ValueError(f"{path} is a directory; give a YAML file, as {Path(path) / 'config.yaml'}, or a shipped name")
     raise ValueError(f"no config {path}{nearest(Path(path).stem, known)}; shipped ones: {', '.join(known)}")

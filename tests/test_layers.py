@@ -28,7 +28,9 @@ BELOW = {
     "parallel": {"rules", "hardware", "config", "quiet"},
     "models": {"parallel", "rules", "hardware", "config"},
     "codes": set(),
+    "local": {"codes"},
     "cluster": {"codes", "config"},
+    "launch": {"local", "codes", "jsonl", "config"},
     "training": {
         "cluster",
         "codes",
@@ -70,9 +72,11 @@ BELOW = {
     "console_predict": {"predict", "analysis", "topology", "hardware", "config"},
     "console_bench": {"record", "compare"},
     "cli_bench": {"redact", "bench", "record", "console_bench", "compare", "sweep", "parallel", "config"},
+    "cli_launch": {"launch"},
     "cli": {
         "redact",
         "cli_bench",
+        "cli_launch",
         "console",
         "console_predict",
         "predict",
@@ -90,6 +94,7 @@ BELOW = {
 }
 OWN_ROOM = {
     "jaxscale.cluster.codes": "codes",
+    "jaxscale.cluster.local": "local",
     "jaxscale.analysis.aot": "aot",
     "jaxscale.parallel.rules": "rules",
     "jaxscale.bench.record": "record",
@@ -103,6 +108,10 @@ ALONE = (
     "bench/compare",
     "bench/sweep",
     "training/jsonl",
+    "cluster/codes",
+    "cluster/local",
+    "launch",
+    "cli_launch",
     "console_bench",
     "cli_bench",
     "redact",
@@ -227,6 +236,7 @@ def test_importing_is_light():
         ["train", "--help"],
         ["data", "prepare", "--help"],
         ["train", "nope"],
+        ["launch", "--processes", "2", "--", "train", "nope"],
         ["chips"],
         ["plan", "llama3.1-8b", "--topology", "v5p:8x8x8"],
         ["compile", "llama3.1-8b", "--topology", "v5p:9x9"],
