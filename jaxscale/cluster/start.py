@@ -21,7 +21,6 @@ from jaxscale.cluster.codes import VANISHED
 
 NAMES = ("JAXSCALE_COORDINATOR", "JAXSCALE_PROCESSES", "JAXSCALE_PROCESS_ID")
 HEARTBEAT_MARGIN = 30  # seconds that JAX's own heartbeats wait beyond ours, whose message is the better one
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 @dataclass(frozen=True)
@@ -131,7 +130,15 @@ def from_scheduler(name: str) -> Place:
     coordinator, processes, process_id, local = found
     if coordinator is None or processes is None or process_id is None:
         raise ValueError(f"{name}: JAX's cluster detection finds no coordinator, size and rank here; {HOW_ELSE}")
-    return Place(coordinator, processes, process_id, tuple(local) if local else None, name)
+    shared = local and several_here(os.environ)
+    return Place(coordinator, processes, process_id, tuple(local) if shared else None, name)
+
+
+def several_here(environment: Mapping[str, str]) -> bool:
+    """Do several processes share this machine's GPUs? Then each takes the one of its local rank, as JAX would have it;
+    JAX gives one GPU to a process that has the machine to itself, too."""
+    tasks = environment.get("SLURM_STEP_TASKS_PER_NODE", environment.get("OMPI_COMM_WORLD_LOCAL_SIZE", ""))
+    return any(int(part.split("(")[0]) > 1 for part in tasks.split(",") if part)  # SLURM's: 2(x3),1
 
 
 HOW_ELSE = f"set {', '.join(NAMES)}, or runtime.distributed=never for one process"
