@@ -36,7 +36,7 @@ class Team:
     """How many processes, at which port of this machine they meet (None: a free one), how they stop and start again.
 
     `devices_per_process` are simulated devices on a CPU (None: the config's, shared out), and GPUs where there are some
-    (None: 1). `grace` is seconds from a failure, and SIGTERM to the other processes, to SIGKILL.
+    (None: 1). `grace` is seconds from one process's failure to SIGKILL for the others.
     """
 
     processes: int

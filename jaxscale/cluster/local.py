@@ -144,22 +144,22 @@ def watch(children: Children, heard: Sequence[int], *, grace: float) -> End | No
     Args:
         heard: signals that this process has got, growing meanwhile. The first is handed on as SIGTERM, and however
             long they save is waited for; a second Ctrl-C kills.
-        grace: seconds from one process's failure, and SIGTERM to the others, to SIGKILL for them.
+        grace: seconds from one process's failure to SIGKILL for the others. SIGTERM comes at once where a signal ended
+            it; where it ended by itself they have a third of the time to do so too, each saying why.
     """
     failed: End | None = None
-    told, deadline = False, float("inf")
+    told, ask, kill = False, float("inf"), float("inf")  # the times of SIGTERM and SIGKILL
     while children.running:
-        if heard and not told:
+        now = time.monotonic()
+        if not told and (heard or now > ask):
             told = True
             children.terminate()
-        if list(heard).count(signal.SIGINT) > 1 or time.monotonic() > deadline:
+        if list(heard).count(signal.SIGINT) > 1 or now > kill:
             children.kill()
         for end in children.collect():
-            early = told and end.by == signal.SIGTERM  # it had nothing to save yet, and the others wait for it
-            if deadline == float("inf") and (early or end.code not in ORDERLY):
-                deadline = time.monotonic() + grace
+            early = bool(heard) and end.by == signal.SIGTERM  # it had nothing to save yet, and the others wait for it
+            if kill == float("inf") and (early or end.code not in ORDERLY):
+                ask, kill = now + (0 if end.by else grace / 3), now + grace
                 failed = None if early else end
-                if not told:
-                    children.terminate()
         time.sleep(POLL_SECONDS)
     return failed

@@ -206,6 +206,23 @@ time.sleep(600)
     assert_gone(pids)
 
 
+def test_those_that_fail_alike_say_so_themselves(config):
+    script = f"""
+at(signal.SIGTERM, 1)
+ready()
+if rank == 0:
+    until("ready-1")
+    while Path("/proc", (out / "ready-1").read_text()).exists(): time.sleep(0.01)
+    time.sleep(0.2)
+print("error: alike", file=sys.stderr)
+os._exit({MENDABLE})
+"""
+    with Launch(config, "--grace", 10, script=script) as launch:
+        assert launch.code(30) == MENDABLE
+    assert {"[0] error: alike", "[1] error: alike"} < set(launch.text().splitlines())
+    assert "heard SIGTERM" not in launch.text()
+
+
 def test_the_first_failure_is_the_one_that_vanished_and_not_who_missed_it(config):
     script = f"""
 ready()
