@@ -18,6 +18,7 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_disable_most_optimizations", True)  # LLVM's: half of the suite would be waiting for them
 jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parent.parent / ".pytest_cache" / "xla"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+assert jax.device_count() == 8  # now, before a run of a test asks for fewer
 
 GAVE_UP = "Involuntary full rematerialization"
 

@@ -130,8 +130,8 @@ def from_scheduler(name: str) -> Place:
     coordinator, processes, process_id, local = found
     if coordinator is None or processes is None or process_id is None:
         raise ValueError(f"{name}: JAX's cluster detection finds no coordinator, size and rank here; {HOW_ELSE}")
-    shared = local and several_here(os.environ)
-    return Place(coordinator, processes, process_id, tuple(local) if shared else None, name)
+    own = tuple(local) if local and several_here(os.environ) else None
+    return Place(coordinator, processes, process_id, own, name)
 
 
 def several_here(environment: Mapping[str, str]) -> bool:

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,7 @@ class Lines:
     def write(self, record: dict[str, Any]) -> None:
         data = (b"\n" if self.torn else b"") + json.dumps(record).encode() + b"\n"
         try:
-            if os.fstat(self.file.fileno()).st_nlink == 0:  # the directory was removed
+            if not self.path.exists():  # the directory was removed, or moved
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self.file.close()
                 self.file = self.path.open("ab", buffering=0)

@@ -200,7 +200,15 @@ class Run:
         while True:
             start, stop = first + self.skipped, max(first, config.steps) + self.skipped
             parts = config.step.microbatches
-            feed = Feed(rows, config, batch_sharding(self.mesh), start_step=start, stop_step=stop, microbatches=parts)
+            feed = Feed(
+                rows,
+                config,
+                batch_sharding(self.mesh),
+                start_step=start,
+                stop_step=stop,
+                microbatches=parts,
+                shuffle=config.data.shuffle,
+            )
             try:
                 with contextlib.closing(feed):
                     return self.loop(state, first, feed, validation_rows)
