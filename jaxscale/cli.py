@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from jaxscale import cli_bench, cli_launch
+from jaxscale import cli_bench, cli_checkpoint, cli_launch
 from jaxscale.quiet import quiet_logs
 from jaxscale.redact import one_line
 
@@ -22,6 +22,7 @@ app = typer.Typer(
 data_app = typer.Typer(no_args_is_help=True, help="Make datasets.", rich_markup_mode=None)
 app.add_typer(data_app, name="data")
 app.add_typer(cli_bench.app, name="bench")
+app.add_typer(cli_checkpoint.app, name="checkpoint")
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value ...", metavar="[section.key=value ...]")]
 USAGE_ERROR: Any = typer.BadParameter.__base__  # click's, wherever typer keeps it
@@ -296,7 +297,7 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
     except USAGE_ERROR as error:
-        if len(sys.argv) == 1 or sys.argv[1:] in (["data"], ["bench"]):  # the help, as no verb was given
+        if sys.argv[1:] in ([], ["data"], ["bench"], ["checkpoint"]):  # the help, as no verb was given
             print(error.format_message())
             sys.exit(2)
         verb = error.ctx.command_path if error.ctx else "jaxscale"

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from jaxscale.reading import parse_yaml
 from jaxscale.redact import redact, shown
+from jaxscale.urls import Place
 
 AXES = ("pipeline", "data", "fsdp", "expert", "context", "tensor")  # slowest link first
 READY_AXES = ("data", "fsdp", "tensor")
@@ -305,6 +306,7 @@ class Checkpoint(Section):
     keep_last: Positive = 2
     keep_every: Positive | None = None  # steps whose checkpoints are never deleted
     resume: bool = True
+    directory: Place | None = None  # s3://bucket/prefix, gs://bucket/prefix or a directory; None: <out>/checkpoints
 
 
 BadStep = Literal["stop", "skip", "rollback"]  # rollback: to the last checkpoint, and past the batches since
@@ -390,6 +392,10 @@ class Config(Section):
     def out_dir(self) -> Path:
         assert self.out is not None
         return Path(self.out)
+
+    @property
+    def checkpoint_place(self) -> str:
+        return self.checkpoint.directory or str(self.out_dir / "checkpoints")
 
 
 def nearest_divisor(n: int, d: int) -> int:

@@ -130,7 +130,7 @@ def summary_rows(config: cfg.Config, result, records: list[dict]) -> list[tuple[
             ]
         else:
             rows.append(("MFU", "none: no published peak for this device and dtype, or no FLOP formula for this model"))
-    return [*rows, ("run", str(result.out)), ("checkpoints", str(result.out / "checkpoints"))]
+    return [*rows, ("run", str(result.out)), ("checkpoints", config.checkpoint_place)]
 
 
 def fall(losses: list[float]) -> str:

@@ -6,7 +6,6 @@ of its bits, and which data the steps so far have read.
 
 import contextlib
 import gc
-import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -21,29 +20,34 @@ from jaxscale.cluster.start import from_first
 from jaxscale.training.fingerprint import fingerprints
 from jaxscale.training.identity import STATE_KEYS, digest, require_same_state, shapes
 from jaxscale.training.noise import quiet_writes
+from jaxscale.training.object_store import reach, store_options
+from jaxscale.training.places import aside, clear_half_written, failures, move, open_place, trouble
 from jaxscale.training.step import TrainState
 
 Say = Callable[[str], None]
-FAILURES = (OSError, ValueError, RuntimeError)  # what orbax and tensorstore raise where a write fails
 PATIENCE = 600.0  # seconds that the others wait for what process 0 says of a directory
 
 
 class Checkpointer:
-    """The checkpoints of one run, under `<out>/checkpoints/<step>`; without options, to be read only."""
+    """The checkpoints of one run, under `<directory>/<step>`; without options, to be read only."""
 
-    def __init__(self, directory: Path, options: cfg.Checkpoint | None = None):
-        self.directory = directory.absolute()
+    def __init__(self, directory: Path | str, options: cfg.Checkpoint | None = None):
+        self.directory = reach(open_place(directory))
         self.saves = 0
         self.writing: int | None = None
         self.good: int | None = None  # the newest that is known to be whole
+        more: dict[str, Any] = store_options(self.directory)
         try:
             self.manager = ocp.CheckpointManager(
                 self.directory,
                 options=ocp.CheckpointManagerOptions(
-                    max_to_keep=options.keep_last, keep_period=options.keep_every, cleanup_tmp_directories=True
+                    max_to_keep=options.keep_last,
+                    keep_period=options.keep_every,
+                    cleanup_tmp_directories=True,
+                    **more,
                 )
                 if options
-                else ocp.CheckpointManagerOptions(read_only=True),  # of a run that may be saving just now
+                else ocp.CheckpointManagerOptions(read_only=True, **more),  # of a run that may be saving just now
             )
             self.quiet = quiet_writes()
         except OSError as error:
@@ -63,7 +67,8 @@ class Checkpointer:
         """
         start = time.perf_counter()
         self.saves += 1
-        own = trouble(self.directory, state) if jax.process_index() == 0 else ""
+        size = sum(x.nbytes for x in jax.tree.leaves(state))
+        own = trouble(self.directory, size) if jax.process_index() == 0 else ""
         if reason_why := from_first(f"save/{self.saves}", own, seconds=PATIENCE):
             raise Unsaved(f"checkpoint {step} is not written: {reason_why}")
         meta: dict[str, Any] = {"config": config.model_dump(mode="json"), "state": shapes(state), "data": data}
@@ -73,7 +78,7 @@ class Checkpointer:
         self.writing = step
         try:
             self.manager.save(step, args=arguments)
-        except FAILURES as error:
+        except failures() as error:
             raise Unsaved(self.give_up(step, error)) from error
         return time.perf_counter() - start
 
@@ -84,7 +89,7 @@ class Checkpointer:
             return ""
         try:
             self.manager.wait_until_finished()
-        except FAILURES as error:
+        except failures() as error:
             return self.give_up(step, error)
         self.good = step
         return ""
@@ -93,14 +98,17 @@ class Checkpointer:
         """Remove what there is of a checkpoint that could not be written; those before it stay."""
         self.writing = None
         if jax.process_index() == 0:
-            for half in self.directory.glob(f"{step}.orbax-checkpoint-tmp*"):
-                shutil.rmtree(half, ignore_errors=True)
-        with contextlib.suppress(*FAILURES):
+            clear_half_written(self.directory, step)
+        for _ in range(8):  # orbax holds several errors of one save, and would raise the others at the next one
+            with contextlib.suppress(*failures()):
+                self.manager.check_for_errors()
+                break
+        with contextlib.suppress(*failures()):
             self.manager.reload()
         return f"checkpoint {step} could not be written ({reason(error)})"
 
     def close(self) -> None:
-        with contextlib.suppress(*FAILURES):  # `settle` has told of it
+        with contextlib.suppress(*failures()):  # `settle` has told of it
             self.manager.close()
         self.quiet.close()
 
@@ -119,7 +127,7 @@ class Checkpointer:
     def restore_latest(self, abstract: TrainState, config: cfg.Config, *, say: Say) -> tuple[TrainState, dict] | None:
         """The newest whole checkpoint in the layout of `abstract`, and its metadata; None where there is none.
 
-        A damaged one gives way to the one before, and is then set aside under `<out>/checkpoints-damaged`. One of
+        A damaged one gives way to the one before, and is then set aside under `<directory>-damaged`. One of
         another model is a ValueError with the differences, as is a directory with none that can be read.
         """
         damaged: dict[int, str] = {}
@@ -159,31 +167,15 @@ class Checkpointer:
         return state
 
     def set_aside(self, step: int, cause: str, say: Say) -> None:
-        target = self.directory.parent / "checkpoints-damaged" / f"{step}-{time.time_ns()}"
+        target = aside(self.directory) / f"{step}-{time.time_ns()}"
         say(f"checkpoint {step} is damaged ({cause}); set aside as {target}, and the one before is used")
         if jax.process_index() == 0:
-            target.parent.mkdir(exist_ok=True)
-            shutil.move(self.directory / str(step), target)
+            move(self.directory / str(step), target)
         self.manager.reload()
 
 
 class Unsaved(Exception):
     """A checkpoint that cannot be written; its text says why."""
-
-
-def trouble(directory: Path, state: Any) -> str:
-    """Why no checkpoint of this state can be written into a local directory; "" where it seems that it can."""
-    size = sum(x.nbytes for x in jax.tree.leaves(state))
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        probe = directory / ".writable"
-        probe.write_bytes(b"x" * 4096)
-        probe.unlink()
-        free = shutil.disk_usage(directory).free
-    except OSError as error:
-        return f"{directory}: {error.strerror}"
-    # compressed they are smaller, seldom by so much
-    return f"{directory} has {free:,} bytes free, and the state {size:,}" if free < size / 2 else ""
 
 
 class Damaged(Exception):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 
 from jaxscale import config as cfg
 from jaxscale.data.index import inside
@@ -127,9 +128,10 @@ def read_identity(path: Path) -> dict | None:
 
 def restore_params(run: Path, program: Program, config: cfg.Config, step: int | None, say: Say):
     """The parameters alone (averaged ones where the run keeps them), in this mesh's layout; the newest readable."""
-    if not (run / "checkpoints").is_dir():
+    place = config.checkpoint.directory or run / "checkpoints"
+    if isinstance(place, Path) and not place.is_dir():
         raise ValueError(f"{run} has no checkpoints yet; train it first: jaxscale train {run / 'config.yaml'}")
-    checkpointer = Checkpointer(run / "checkpoints")
+    checkpointer = Checkpointer(place)
     steps = checkpointer.steps()
     if not steps or (step is not None and step not in steps):
         raise ValueError(
@@ -146,7 +148,7 @@ def restore_params(run: Path, program: Program, config: cfg.Config, step: int | 
                     raise ValueError(
                         f"the model is not the checkpoint's: {'; '.join(changed)}; override mesh and runtime only"
                     )
-                params = reading(read_params, run / "checkpoints" / str(candidate) / "state", item)[part]
+                params = reading(read_params, checkpointer.directory / str(candidate) / "state", item)[part]
             except Damaged as error:
                 problems.append(f"{candidate} cannot be read ({error})")
                 continue
@@ -158,8 +160,8 @@ def restore_params(run: Path, program: Program, config: cfg.Config, step: int | 
     raise ValueError(f"no checkpoint of {run} is left: {'; '.join(problems)}; --step names another one of {steps}")
 
 
-def read_params(path: Path, item: dict) -> dict:
+def read_params(path: epath.Path, item: dict) -> dict:
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         arguments = ocp.checkpoint_utils.construct_restore_args(item)
         args = ocp.args.PyTreeRestore(item=item, restore_args=arguments, partial_restore=True)
-        return reader.restore(path.absolute(), args=args)
+        return reader.restore(path, args=args)

@@ -142,7 +142,7 @@ def open_checkpoints(config: cfg.Config) -> Checkpointer:
         raise ValueError(
             f"cannot write to out={config.out}: {error.strerror}; choose a directory that can be written"
         ) from error
-    checkpointer = Checkpointer(config.out_dir / "checkpoints", config.checkpoint)
+    checkpointer = Checkpointer(config.checkpoint_place, config.checkpoint)
     if not config.checkpoint.resume and checkpointer.steps():
         raise ValueError(
             f"{config.out} has checkpoints and checkpoint.resume=false; choose another out= (nothing is overwritten)"
