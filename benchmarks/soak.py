@@ -3,9 +3,9 @@
     python benchmarks/soak.py --faults 100 --seed 1             # one mesh: bitwise
     python benchmarks/soak.py --faults 30 --seed 2 --meshes     # another mesh at each start: to 1e-5
 
-A tiny decoder trains on this machine's CPU, its directory on a tmpfs. Each fault is drawn and timed by the seed; then the
-run is started again, as an operator would. At the end it has the losses and parameters of the run in peace, and every
-checkpoint that was committed before a fault could be read after it, but those that a fault damaged on purpose.
+A tiny decoder trains on this machine's CPU, its directory on a tmpfs. Each fault is drawn and timed by the seed; then
+the run is started again, as an operator would. At the end it has the losses and parameters of the run in peace, and
+every checkpoint that was committed before a fault could be read after it, but those that a fault damaged on purpose.
 """
 
 import argparse
@@ -28,17 +28,21 @@ os.environ |= {"JAX_PLATFORMS": "cpu"}  # for what this process reads itself
 import numpy as np
 import yaml
 from common import HERE, machine, write_record
-from soak_places import PROBLEM, Disk, Hosts, Reader
+from soak_places import PROBLEM, Disk, Hosts
 
 from jaxscale import config as cfg
-from jaxscale.cluster.codes import DONE, PREEMPTED, VANISHED
+from jaxscale.cluster.codes import DONE, PREEMPTED
 
 sys.path.append(str(HERE.parent / "tests"))  # the processes are started as the tests start them
 from faults.processes import Group, being_saved, committed, last_step, losses, records, train
+from faults.reader import Reader, difference
 
 ONE_MESH = {"devices": 2, "meshes": [{"data": 1, "fsdp": 2}], "processes": [1, 2]}
-MESHES = {"devices": 4, "processes": [1, 2, 2, 2, 4],
-          "meshes": [{"data": 4}, {"data": 2, "fsdp": 2}, {"data": 1, "fsdp": 4}, {"data": 2, "tensor": 2}]}  # fmt: skip
+MESHES = {
+    "devices": 4,
+    "meshes": [{"data": 4}, {"data": 2, "fsdp": 2}, {"data": 1, "fsdp": 4}, {"data": 2, "tensor": 2}],
+    "processes": [1, 2, 2, 2, 4],
+}
 WEIGHTS = {"kill": 26, "kill during a save": 22, "terminate": 15, "damaged checkpoint": 14, "full disk": 8,
            "kill all while starting": 8, "other processes": 5, "lost host": 2}  # fmt: skip
 EVERY, KEEP = 20, 2
@@ -66,7 +70,6 @@ class Soak:
         self.file = folder / "soak.yaml"
         self.file.write_text(yaml.safe_dump(run))
         self.reader = Reader(cfg.validate(run | {"mesh": {"data": 1}}, source="soak"))
-        self.state_bytes = sum(x.size * x.dtype.itemsize for x in leaves(self.reader))
         self.entries: list[dict[str, Any]] = []
         self.seen: dict[int, set[tuple[float, float]]] = {}
         self.damaged: set[int] = set()
@@ -256,7 +259,7 @@ class Soak:
         self.now(entry)
         text, before = len(group.text(0)), entry["committed"]
         most = 1.2 if len(group.processes) == 1 else 0.45
-        self.disk.fill(leave=self.random.randrange(int(most * self.state_bytes)))
+        self.disk.fill(leave=self.random.randrange(int(most * self.reader.state_bytes)))
         try:
 
             def told() -> bool:
@@ -319,18 +322,6 @@ class Soak:
         for thing in (self.hosts, self.disk):
             if thing:
                 thing.close()
-
-
-def leaves(reader: Reader) -> list[Any]:
-    import jax
-
-    return jax.tree.leaves(reader.program.abstract)
-
-
-def difference(a: np.ndarray, b: np.ndarray) -> float:
-    """The largest, beside the array's largest element."""
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    return float(np.abs(a - b).max() / max(np.abs(a).max(), 1e-30))
 
 
 def summary(entries: list[dict[str, Any]]) -> dict[str, Any]:

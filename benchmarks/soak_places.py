@@ -1,20 +1,9 @@
-"""Where a soak runs: a small disk that can be full, hosts whose link can be cut, and who reads what checkpoints hold."""
+"""Where a soak runs: a small disk that can be full, and hosts whose link can be cut."""
 
 import os
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
-
-import jax
-import numpy as np
-
-from jaxscale import config as cfg
-from jaxscale.parallel.mesh import make_mesh
-from jaxscale.parallel.sharding import make_rules, on_mesh
-from jaxscale.training.checkpoint import Checkpointer
-from jaxscale.training.fingerprint import named_leaves
-from jaxscale.training.step import make_program
 
 PROBLEM = (OSError, subprocess.SubprocessError)
 
@@ -77,36 +66,3 @@ class Hosts:
     def close(self) -> None:
         for name in self.names:
             subprocess.run(["ip", "netns", "del", name], capture_output=True, timeout=20)
-
-
-class Reader:
-    """Reads checkpoints of a run's config on one device, every array compared with the sum of its bits."""
-
-    def __init__(self, config: cfg.Config):
-        self.config = config
-        self.mesh = make_mesh(data=1, devices=jax.devices()[:1])
-        self.rules = make_rules(config.sharding)
-        with on_mesh(self.mesh, self.rules):
-            self.program = make_program(config)
-
-    def read(self, out: Path, step: int) -> Any:
-        """The state; raises whatever reading a damaged checkpoint raises."""
-        with on_mesh(self.mesh, self.rules):
-            checkpointer = Checkpointer(out / "checkpoints")
-            try:
-                return checkpointer.restore_whole(step, self.program.abstract, checkpointer.meta(step))
-            finally:
-                checkpointer.close()
-
-    def whole(self, out: Path, steps: list[int]) -> list[int]:
-        found = []
-        for step in steps:
-            try:
-                self.read(out, step)
-            except Exception:  # each library has its own ways to say "damaged"
-                continue
-            found.append(step)
-        return found
-
-    def arrays(self, out: Path, step: int) -> dict[str, np.ndarray]:
-        return {name: np.asarray(x) for name, x in named_leaves(self.read(out, step)).items()}

@@ -35,24 +35,21 @@ class Group:
         host: the coordinator's address; wrap: rank -> a command that starts the interpreter, e.g. in a namespace.
     """
 
-    def __init__(self, arguments: Sequence[str], logs: Path, *, processes: int = 2, each: Mapping[int, Sequence[str]] = {},
-                 host: str = "127.0.0.1", wrap: Callable[[int], list[str]] = lambda rank: []):  # fmt: skip
+    def __init__(self, arguments: Sequence[str], logs: Path, *, processes: int = 2,
+                 each: Mapping[int, Sequence[str]] | None = None, host: str = "127.0.0.1",
+                 wrap: Callable[[int], list[str]] = lambda rank: []):  # fmt: skip
         logs.mkdir(parents=True, exist_ok=True)
         self.logs = [logs / f"{time.time_ns()}-{rank}.txt" for rank in range(processes)]
         place = {"JAXSCALE_COORDINATOR": f"{host}:{free_port()}", "JAXSCALE_PROCESSES": str(processes)}
         self.processes = []
         for rank, log in enumerate(self.logs):
+            command = [*DIE_WITH_PARENT, *wrap(rank), sys.executable, *arguments, *(each or {}).get(rank, ())]
+            environment = os.environ | CHEAP | place | {"JAXSCALE_PROCESS_ID": str(rank)}
             with log.open("wb") as file:
-                self.processes.append(
-                    subprocess.Popen(
-                        [*DIE_WITH_PARENT, *wrap(rank), sys.executable, *arguments, *each.get(rank, ())],
-                        stdout=file,
-                        stderr=subprocess.STDOUT,
-                        stdin=subprocess.DEVNULL,
-                        cwd=ROOT,
-                        env=os.environ | CHEAP | place | {"JAXSCALE_PROCESS_ID": str(rank)},
-                    )  # fmt: skip
+                started = subprocess.Popen(
+                    command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT
                 )
+            self.processes.append(started)
 
     def __enter__(self) -> "Group":
         return self
