@@ -9,6 +9,7 @@ every checkpoint that was committed before a fault could be read after it, but t
 """
 
 import argparse
+import json
 import logging
 import os
 import random
@@ -20,6 +21,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -324,7 +326,15 @@ class Soak:
                 thing.close()
 
 
+def settle(entries: list[dict[str, Any]]) -> None:
+    """A fault after which the processes were killed while they started was survived if that second one was."""
+    for entry, after in reversed(list(pairwise(entries))):
+        if "survived" not in entry and after["kind"] == "kill all while starting" and after.get("survived"):
+            entry["survived"] = True
+
+
 def summary(entries: list[dict[str, Any]]) -> dict[str, Any]:
+    settle(entries)
     seconds = [e["recovered_seconds"] for e in entries if "recovered_seconds" in e]
     lost = [e["steps_lost"] for e in entries]
     by_kind = {
@@ -352,7 +362,12 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--meshes", action="store_true", help="another mesh and number of processes at each start")
     parser.add_argument("--out", type=Path, default=HERE / "results", help="folder of the record")
+    parser.add_argument("--summarise", type=Path, help="only sum the entries of this record up again")
     options = parser.parse_args()
+    if options.summarise:
+        record = json.loads(options.summarise.read_text())
+        options.summarise.write_text(json.dumps(record | summary(record["entries"]), indent=1) + "\n")
+        return
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells of each reading
     about, began = machine(), time.time()
     folder = Path(tempfile.mkdtemp(prefix="soak-"))
