@@ -1,6 +1,5 @@
 """The verbs. Each imports its room when it runs, so that `--help` answers at once."""
 
-import logging
 import os
 import sys
 from collections.abc import Callable
@@ -9,7 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from jaxscale import cli_bench
+from jaxscale import cli_bench, cli_launch
+from jaxscale.quiet import quiet_logs
+from jaxscale.redact import one_line
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -78,6 +79,9 @@ def train(
     except KeyboardInterrupt as error:  # typer would leave without saying how to resume
         sys.exit(fail(str(error) or "stopped", getattr(error, "code", 130)))
     console.summarise(loaded, result, sample=sample)
+
+
+app.command()(cli_launch.launch)
 
 
 @app.command()
@@ -288,7 +292,7 @@ def prepare(
 def main() -> None:
     """Run a verb; what a user can mend is one line on stderr and exit code 2, Ctrl-C is 130."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # XLA's INFO lines; its warnings stay
-    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells of every save at length
+    quiet_logs()
     try:
         code = app(standalone_mode=False)
     except USAGE_ERROR as error:
@@ -307,7 +311,7 @@ def main() -> None:
 
 
 def fail(message: str, code: int) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {one_line(message)}", file=sys.stderr)
     return code
 
 

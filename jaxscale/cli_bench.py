@@ -143,7 +143,8 @@ def sweep(
 ) -> None:
     """A grid of runs, each in a fresh process: a failed one is a row. The same command goes on where it stopped."""
     from jaxscale.bench import sweep as sweeps
-    from jaxscale.bench.record import INTERRUPTED, command_line
+    from jaxscale.bench.record import INTERRUPTED
+    from jaxscale.redact import command_line
 
     out = ready(out)
     read = sweeps.read_grid(grid)

@@ -14,6 +14,9 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from jaxscale.reading import parse_yaml
+from jaxscale.redact import redact, shown
+
 AXES = ("pipeline", "data", "fsdp", "expert", "context", "tensor")  # slowest link first
 READY_AXES = ("data", "fsdp", "tensor")
 
@@ -28,15 +31,18 @@ Text = Annotated[str, Field(min_length=1)]
 
 
 class Section(BaseModel):
-    """A frozen part of the config in which an unknown key, a NaN and a `true` for a number are errors."""
+    """A frozen part of the config in which an unknown key, a NaN, credentials and a `true` for a number are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_bool_for_number(cls, value: Any, info: ValidationInfo) -> Any:
+    def _plain(cls, value: Any, info: ValidationInfo) -> Any:
         assert info.field_name
         annotation = cls.model_fields[info.field_name].annotation
+        whole = isinstance(value, str | list) or "dict" in str(annotation)  # not a section, whose fields are asked
+        if whole and redact(text := str(value)) != text:
+            raise ValueError("it holds credentials, which would be kept with the run; give them in the environment")
         if isinstance(value, bool) and bool not in (annotation, *get_args(annotation)):
             raise ValueError(f"{str(value).lower()} is not a value that it takes; give a number or a name")
         return value
@@ -189,7 +195,8 @@ class Mesh(Section):
 
 
 def divisors(n: int) -> list[int]:
-    return [d for d in range(1, n + 1) if n % d == 0]
+    small = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
+    return sorted({*small, *(n // d for d in small)})
 
 
 AxisNames = str | list[str] | None
@@ -207,9 +214,7 @@ class Runtime(Section):
 
     platform: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
     simulated_devices: Positive | None = None  # of all processes together
-    distributed: Literal["auto", "on", "off"] = (
-        "auto"  # on: ask JAX's cluster detection even where no scheduler is seen
-    )
+    distributed: Literal["auto", "always", "never"] = "auto"  # always: JAX's detection, even where no scheduler is seen
     compilation_cache: str | None = "~/.cache/jaxscale/xla"
     compiler_options: dict[str, bool | int | str] = {}  # XLA's, over the preset of parallel/compiler.py
 
@@ -430,7 +435,7 @@ def find_config(path: str | Path) -> Path:
     for candidate in names:
         if os.path.isfile(candidate):
             return candidate
-    known = sorted({p.stem for p in shipped.rglob("*.yaml")})
+    known = sorted({p.stem for sub in ("", "models") for p in (shipped / sub).glob("*.yaml")})
     if os.path.isdir(path):
         raise ValueError(f"{path} is a directory; give a YAML file, as {Path(path) / 'config.yaml'}, or a shipped name")
     raise ValueError(f"no config {path}{nearest(Path(path).stem, known)}; shipped ones: {', '.join(known)}")
@@ -443,24 +448,11 @@ def shipped_configs() -> Path:
     return inside if inside.is_dir() else package.parent / "configs"
 
 
-class Loader(yaml.SafeLoader):
-    """YAML in which a key stands once: the first of two would be silently ignored."""
-
-    def construct_mapping(self, node, deep=False):
-        seen = set()
-        for key, _ in node.value:
-            if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key.value} stands twice", key.start_mark)
-            if isinstance(key.value, str):
-                seen.add(key.value)
-        return super().construct_mapping(node, deep=deep)
-
-
 def read_yaml(path: Path) -> dict:
     try:
-        values = yaml.load(path.read_text(), Loader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"cannot read {path}: {' '.join(str(error).split())}") from error
+        values = parse_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read {path}: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds {type(values).__name__}, not `key: value` lines")
     return values
@@ -480,8 +472,8 @@ def apply_override(values: dict, override: str) -> None:
             raise ValueError(f"override {override!r}: {section} is a value, not a section")
         values = child
     try:
-        values[last] = yaml.load(text, Loader)
-    except yaml.YAMLError as error:
+        values[last] = parse_yaml(text)
+    except ValueError as error:
         raise ValueError(f"override {override!r}: {text!r} is not a YAML value") from error
 
 
@@ -490,7 +482,9 @@ def validate(values: dict, *, source: str) -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise ValueError(f"{source}: " + "; ".join(describe(e) for e in error.errors())) from None
+        found = error.errors()
+        more = f"; and {len(found) - 8} more" if len(found) > 8 else ""
+        raise ValueError(f"{source}: " + "; ".join(map(describe, found[:8])) + more) from None
 
 
 def describe(error: Any) -> str:
@@ -504,8 +498,8 @@ def describe(error: Any) -> str:
     if error["type"] == "missing":
         return f"{where} is missing; add it"
     if error["type"] == "model_type":
-        return f"{where}={error['input']!r}: a section; give it `key: value` lines or leave it out"
-    return f"{where}={error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
+        return f"{where}={shown(error['input'])}: a section; give it `key: value` lines or leave it out"
+    return f"{where}={shown(error['input'])}: {error['msg'][0].lower()}{error['msg'][1:]}"
 
 
 def section_at(loc: tuple) -> type[Section] | None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import faulthandler
+import logging
 import os
 import sys
 import tempfile
@@ -35,6 +36,12 @@ def quiet(verbose: bool = False) -> Iterator[None]:
             sys.stderr.flush()
             os.dup2(saved, 2)
             os.close(saved)
+
+
+def quiet_logs() -> None:
+    """Libraries' lines about what is told anyway: orbax's of saves, asyncio's of reads that a damaged file ended."""
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
 
 def quiet_plugins() -> contextlib.AbstractContextManager[None]:

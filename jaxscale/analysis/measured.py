@@ -71,7 +71,7 @@ def read_measured(record: dict, source: str, topology: Topology) -> Measured:
         if "bandwidth" in ring and "latency_seconds" in ring:
             latency, bandwidth = (float(ring[name]["value"]) for name in ("latency_seconds", "bandwidth"))
             exchange = float(own.get("all-to-all", {}).get("bandwidth", ring["bandwidth"])["value"])
-            if not (latency >= 0 and 0 < bandwidth < math.inf and 0 < exchange < math.inf):
+            if not (0 <= latency < math.inf and 0 < bandwidth < math.inf and 0 < exchange < math.inf):
                 raise ValueError(f"{source}: a fit of {axis} is {latency} s and {bandwidth} bytes/s; measure it again")
             pairs[axis] = Pair(latency, bandwidth, exchange)
     if not pairs:

@@ -130,7 +130,7 @@ class Store:
             if found.hlo:
                 parse(found.hlo)
             return found
-        except (OSError, ValueError, TypeError, AttributeError, EOFError, zlib.error):
+        except (OSError, ValueError, TypeError, AttributeError, EOFError, RecursionError, zlib.error):
             return None  # compile again
 
     def save(self, config: cfg.Config, topology: Topology, compiled: Compiled) -> None:

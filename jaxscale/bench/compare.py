@@ -110,6 +110,7 @@ def interval(a: list[float], b: list[float]) -> tuple[float | None, float | None
     if min(len(a), len(b)) < 3:
         return None, None
     chance = np.random.default_rng(0)
-    medians = [np.median(chance.choice(x, (DRAWS, len(x))), axis=1) for x in (np.array(a), np.array(b))]
-    low, high = np.quantile(medians[1] / medians[0], (0.025, 0.975))
-    return float(low), float(high)
+    with np.errstate(all="ignore"):
+        medians = [np.median(chance.choice(x, (DRAWS, len(x))), axis=1) for x in (np.array(a), np.array(b))]
+        low, high = np.quantile(medians[1] / medians[0], (0.025, 0.975))
+    return (float(low), float(high)) if np.isfinite([low, high]).all() else (None, None)

@@ -14,6 +14,7 @@ from jaxscale.bench import record as rec
 from jaxscale.bench.clock import SOURCE
 from jaxscale.hardware import find_chip
 from jaxscale.parallel.compiler import compiler_options
+from jaxscale.redact import command_line
 from jaxscale.topology import Topology, find_topology
 from jaxscale.training.peak import Peak
 from jaxscale.training.run import LIBRARIES, git_commit
@@ -39,7 +40,7 @@ class Header:
         if self.peak is None and self.kind in ("matmul", "attention", "step"):
             notes.append(f"no peak is known of {self.devices[0].device_kind} in this dtype: no share of one is given")
         return rec.BenchRecord(
-            kind=self.kind, name=self.name, time=self.time, command=rec.command_line(),
+            kind=self.kind, name=self.name, time=self.time, command=command_line(),
             device=about_devices(self.devices), mesh=self.mesh, topology=where.name if where else None,
             peak=rec.Peak(flops_per_second=self.peak.flops_per_second, source=self.peak.source) if self.peak else None,
             config=self.config.model_dump(mode="json") if self.config else None,

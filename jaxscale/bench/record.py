@@ -9,12 +9,13 @@ import json
 import math
 import os
 import statistics
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+
+from jaxscale.reading import parse_json
 
 SCHEMA_VERSION = 1
 INTERRUPTED, FAILED = "interrupted", "failed"  # how the note of a record begins that was ended before its time
@@ -142,10 +143,6 @@ def quantile(values: list[float], share: float) -> float:
     return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
 
 
-def command_line() -> list[str]:
-    return [Path(sys.argv[0]).name, *sys.argv[1:]]
-
-
 def told_if_not_finite(row: Row) -> Row:
     """A row without the figures that are NaN or infinite, which JSON cannot hold and which are an error to be told."""
     bad = [name for name, f in row.figures.items() if not all(math.isfinite(x) for x in (f.value, *f.samples))]
@@ -195,8 +192,8 @@ def write_record(record: BenchRecord, path: Path) -> Path:
 def read_record(path: Path) -> BenchRecord:
     """A record from its file. Raises ValueError, in one line, for what is no record of this schema."""
     try:
-        values = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        values = parse_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise ValueError(f"{path} is not a record: {error}") from error
     if not isinstance(values, dict) or "schema_version" not in values:
         raise ValueError(f"{path} is not a record that `jaxscale bench` wrote: it has no schema_version")

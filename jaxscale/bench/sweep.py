@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError
 
 from jaxscale import config as cfg
 from jaxscale.analysis.store import source_hash, versions
 from jaxscale.bench.record import BenchRecord, Figure, Label, Row, read_record
+from jaxscale.reading import parse_yaml
 
 KEPT = ("step_seconds", "tokens_per_second", "tokens_per_second_per_device", "mfu_causal", "mfu_palm",
         "hfu_causal", "hfu_palm", "compile_seconds", "peak_memory_bytes", "compiled_memory_bytes",
@@ -59,9 +59,9 @@ def read_grid(name: str) -> Grid:
             raise ValueError(f"no grid {name}: neither a file nor a shipped one ({there})")
         path = shipped
     try:
-        values = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ValueError(f"{path} is no grid, which is YAML: {' '.join(str(error).split())}") from error
+        values = parse_yaml(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path} is no grid, which is YAML: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} is no grid: it holds no keys; it needs name, config, and vary or runs")
     try:

@@ -75,7 +75,7 @@ def join_processes(runtime: cfg.Runtime, watch: cfg.Watch) -> Place:
 
 def find_place(runtime: cfg.Runtime, environment: Mapping[str, str]) -> Place | None:
     """From the environment's three names, or from a scheduler; None: one process alone."""
-    if runtime.distributed == "off":
+    if runtime.distributed == "never":
         return None
     given = [name for name in NAMES if environment.get(name)]
     if len(given) == len(NAMES):
@@ -93,7 +93,7 @@ def several(environment: Mapping[str, str], name: str) -> bool:
     return environment.get(name, "").isdigit() and int(environment[name]) > 1
 
 
-# who is asked where nothing is said; a TPU pod outside Kubernetes says nothing in its environment: distributed=on
+# who is asked where nothing is said; a TPU pod outside Kubernetes says nothing in its environment: distributed=always
 SCHEDULERS = {
     "SLURM": lambda e: several(e, "SLURM_NTASKS") and "SLURM_PROCID" in e and "SLURM_STEP_NODELIST" in e,
     "Open MPI": lambda e: several(e, "OMPI_COMM_WORLD_SIZE"),
@@ -134,7 +134,7 @@ def from_scheduler(name: str) -> Place:
     return Place(coordinator, processes, process_id, tuple(local) if local else None, name)
 
 
-HOW_ELSE = f"set {', '.join(NAMES)}, or runtime.distributed=off for one process"
+HOW_ELSE = f"set {', '.join(NAMES)}, or runtime.distributed=never for one process"
 
 
 def bind_address(place: Place) -> str | None:

@@ -7,6 +7,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from jaxscale.reading import parse_json
+
 FORMAT = "jaxscale.tokens"
 VERSION = 1
 INDEX_NAME = "index.json"
@@ -97,9 +99,9 @@ class Index(_Model):
 
 def read_index(directory: Path) -> Index:
     """The index of the dataset at ``directory``; ValueError where it is missing, unreadable or of another version."""
-    path = Path(directory) / INDEX_NAME
+    path = inside(Path(directory), INDEX_NAME)
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(
             f"{directory} is no prepared dataset: {path} is missing; make one with `jaxscale data prepare`"
@@ -119,6 +121,18 @@ def read_index(directory: Path) -> Index:
         where = ".".join(map(str, first["loc"])) or "index"
         given = f" (value {first['input']!r})" if isinstance(first["input"], str | int | float) else ""
         raise ValueError(f"{path} is damaged: {where}: {first['msg']}{given}; {PREPARE_AGAIN}") from None
+
+
+def inside(directory: Path, name: str) -> Path:
+    """``directory / name``, of a dataset or a run; ValueError where the name, or a link, leads elsewhere."""
+    path = directory / name
+    try:
+        elsewhere = Path(name).name != name or path.resolve().parent != directory.resolve()
+    except (OSError, RuntimeError, ValueError):  # links in a circle, a NUL in the name
+        elsewhere = True
+    if elsewhere:
+        raise ValueError(f"{path} leads out of {directory}, which must hold its files itself; copy the file into it")
+    return path
 
 
 def write_index(directory: Path, index: Index) -> None:

@@ -6,7 +6,6 @@ Knows nothing of tokens.
 
 import codecs
 import hashlib
-import json
 import re
 import sysconfig
 from collections.abc import Generator, Iterator, Sequence
@@ -16,6 +15,7 @@ from typing import NamedTuple
 
 from jaxscale.data.files import SourceFile, find, opened, sorted_files, walk
 from jaxscale.data.progress import Progress, Report
+from jaxscale.reading import parse_json
 
 PIECE_BYTES = 2**16  # small enough that one long document keeps many cores busy
 PARQUET_BATCH_ROWS = 256
@@ -150,7 +150,7 @@ def _read_jsonl(file: SourceFile, field: str | None, progress: Progress) -> Iter
 
 def _json_text(line: bytes, field: str | None, *, where: str) -> str:
     try:
-        record = json.loads(line.removeprefix(codecs.BOM_UTF8))
+        record = parse_json(line.removeprefix(codecs.BOM_UTF8))
     except ValueError as error:
         raise ValueError(f"{where} is not JSON: {error}; each line must be one JSON object") from None
     if not isinstance(record, dict):

@@ -16,8 +16,9 @@ from typing import Literal
 
 import numpy as np
 
-from jaxscale.data.index import ITEM_BYTES, PREPARE_AGAIN, Shard, read_index
+from jaxscale.data.index import ITEM_BYTES, PREPARE_AGAIN, Shard, inside, read_index
 from jaxscale.data.tokenizer import Tokenizer, load_tokenizer
+from jaxscale.reading import parse_json
 
 Verify = Literal["always", "once", "size"]
 STAMP_NAME = ".verified.json"
@@ -108,7 +109,7 @@ def open_tokenizer(path: str | Path) -> Tokenizer:
     if identity.separator is None:  # only bytes have no spelling for it
         tokenizer = load_tokenizer("byte")
     else:
-        tokenizer = load_tokenizer(directory / "tokenizer.json", separator=identity.separator)
+        tokenizer = load_tokenizer(inside(directory, "tokenizer.json"), separator=identity.separator)
     if tokenizer.fingerprint != identity.fingerprint:
         raise ValueError(
             f"{directory / 'tokenizer.json'} is not the tokenizer that made these tokens (fingerprint "
@@ -147,7 +148,7 @@ def open_llmc(pattern: str | Path, *, vocab_size: int | None = None) -> TokenSto
 def check_shard_sizes(directory: Path, shards: Sequence[Shard]) -> None:
     """ValueError for a shard that is missing or not as long as the index says."""
     for shard in shards:
-        path = directory / shard.file
+        path = inside(directory, shard.file)
         if not path.is_file():
             raise ValueError(f"shard {path} is missing, though the index names it; {PREPARE_AGAIN}")
         size = path.stat().st_size
@@ -181,7 +182,7 @@ def _check_content(directory: Path, shards: Sequence[Shard], *, trust_stamp: boo
 
 def _read_stamp(directory: Path) -> dict[str, list]:
     try:
-        stamp = json.loads((directory / STAMP_NAME).read_bytes())
+        stamp = parse_json(inside(directory, STAMP_NAME).read_bytes())
     except (OSError, ValueError):
         return {}
     return stamp if isinstance(stamp, dict) else {}
@@ -191,7 +192,8 @@ def _write_stamp(directory: Path, stamp: dict[str, list]) -> None:
     """Whole or not at all, as other processes may be verifying too; a read-only dataset does without."""
     temporary = directory / f"{STAMP_NAME}.{os.getpid()}"
     try:
-        temporary.write_text(json.dumps(stamp))
+        with open(temporary, "x") as file:  # never through a link that stands there
+            json.dump(stamp, file)
         os.replace(temporary, directory / STAMP_NAME)
     except OSError:
         with suppress(OSError):  # on a read-only file system even this is refused

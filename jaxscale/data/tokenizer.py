@@ -8,11 +8,14 @@ document. It is what generation begins from, and predicting it means "the docume
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+
+from jaxscale.quiet import quiet
 
 if TYPE_CHECKING:
     import tokenizers
@@ -102,12 +105,14 @@ class FileTokenizer:
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        encodings = self.library.encode_batch_fast(list(texts), add_special_tokens=False)
+        with _told_of("cannot encode a text"):
+            encodings = self.library.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
 
     def decode(self, ids: Iterable[int]) -> str:
         known = [i for i in map(int, ids) if 0 <= i < self.vocab_size and i != self.separator_id]
-        return self.library.decode(known, skip_special_tokens=False)
+        with _told_of("cannot decode tokens"):
+            return self.library.decode(known, skip_special_tokens=False)
 
     def save(self, directory: Path) -> Path | None:
         path = Path(directory) / "tokenizer.json"
@@ -176,12 +181,11 @@ def train_bpe(texts: Iterator[str], vocab_size: int, *, separator: str = DEFAULT
 def _from_content(content: str, separator: str | None, *, where: str) -> FileTokenizer:
     import tokenizers
 
-    try:
+    with _told_of(f"{where} is not a Hugging Face tokenizer file"), quiet():  # a panic is told at length
         library = tokenizers.Tokenizer.from_str(content)
-    except Exception as error:  # the library raises bare Exception for a malformed file
-        raise ValueError(
-            f"{where} is not a Hugging Face tokenizer file: {error}; give the `tokenizer.json` of a model"
-        ) from error
+        highest = max(library.get_vocab(with_added_tokens=True).values(), default=0)
+    if highest >= 2**31 - 1:
+        raise ValueError(f"{where} has a token of id {highest}, beyond int32; give the `tokenizer.json` of a model")
     token, token_id = _pick_separator(library, separator, where)
     # Promote the separator to a special token (its id stays), then have text that merely spells a special
     # token encoded as text: a web page about GPT-2 must not end its own document.
@@ -195,9 +199,20 @@ def _from_content(content: str, separator: str | None, *, where: str) -> FileTok
         library=library,
         separator=token,
         separator_id=token_id,
-        vocab_size=max(library.get_vocab(with_added_tokens=True).values()) + 1,
+        vocab_size=max(highest, token_id) + 1,
         fingerprint=_fingerprint(content, token),
     )
+
+
+@contextmanager
+def _told_of(problem: str) -> Iterator[None]:
+    """The library's errors as a ValueError: it raises bare Exception, and where it panics a BaseException."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(f"{problem}: {error}; give the `tokenizer.json` of a model") from error
 
 
 def _pick_separator(library: "tokenizers.Tokenizer", separator: str | None, where: str) -> tuple[str, int]:

@@ -4,6 +4,7 @@ Every moment from the first event to the last goes to exactly one of `PARTS`. Wh
 between them, the innermost where they are nested; a step takes the seconds that it says, as far as they are not taken.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -155,5 +156,5 @@ def stretches(events: list[Event]) -> list[str | None]:
 
 def number(value: Any) -> float | None:
     """A number that is finite and not negative."""
-    fits = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf")
+    fits = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= sys.float_info.max
     return float(value) if fits else None

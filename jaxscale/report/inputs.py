@@ -1,7 +1,6 @@
 """What is to be reported: run directories, records, directories of records, each read once. No jax."""
 
 import datetime
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,9 @@ import yaml
 
 from jaxscale.analysis.costs import CONVENTIONS
 from jaxscale.bench.record import BenchRecord, read_record
-from jaxscale.report.plots import Source
+from jaxscale.reading import parse_json, parse_yaml
+from jaxscale.redact import redact
+from jaxscale.report.plots import Source, finite
 from jaxscale.training.jsonl import read_records
 
 RUN_FILES = ("metrics.jsonl", "events.jsonl")
@@ -76,7 +77,7 @@ def add_directory(path: Path, found: Inputs, seen: set[Path]) -> None:
 def is_record(file: Path) -> bool:
     """Whether it says of itself that it is one; a damaged file is left to `read_record` to complain about."""
     try:
-        values = json.loads(file.read_text())
+        values = parse_json(file.read_text(encoding="utf-8"))
     except ValueError:
         return True
     return isinstance(values, dict) and "schema_version" in values
@@ -95,13 +96,13 @@ def read_run(path: Path) -> Run:
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """A YAML or JSON file (JSON is YAML); empty where there is none. Raises ValueError for what is damaged."""
+    """A YAML or JSON file; empty where there is none. Raises ValueError for what is damaged."""
     if not path.exists():
         return {}
     try:
-        values = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
+        values = (parse_json if path.suffix == ".json" else parse_yaml)(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} is damaged: it holds no mapping")
     return values
@@ -139,7 +140,7 @@ def pairs(values: Any) -> str:
 
 def run_source(run: Run) -> Source:
     about, devices, mesh = run.environment, mapping(run.environment, "devices"), mapping(run.config, "mesh")
-    convention = part(run.config, "metrics", "mfu")
+    convention = str(part(run.config, "metrics", "mfu"))
     facts = {
         "device": f"{devices.get('count', '?')} x {devices.get('kind', '?')}" if devices else "",
         "processes": str(about.get("processes") or ""),
@@ -153,13 +154,13 @@ def run_source(run: Run) -> Source:
         "versions": pairs(about.get("versions")),
         "config": yaml.safe_dump(run.config, sort_keys=False) if run.config else "",
     }
-    return Source(run.name, "run", str(run.path), {k: v for k, v in facts.items() if v})
+    return Source(run.name, "run", str(run.path), {k: redact(v) for k, v in facts.items() if v})
 
 
 def peak_text(peak: Any) -> str:
     """FLOP/s and where the figure is from."""
-    flops = part(peak, "flops_per_second") if isinstance(peak, dict) else None
-    return f"{flops / 1e12:,.4g} TFLOP/s: {peak.get('source')}" if isinstance(flops, int | float) else ""
+    flops = finite(part(peak, "flops_per_second")) if isinstance(peak, dict) else None
+    return f"{flops / 1e12:,.4g} TFLOP/s: {peak.get('source')}" if flops is not None else ""
 
 
 def record_source(path: Path, record: BenchRecord) -> Source:
@@ -184,7 +185,7 @@ def record_source(path: Path, record: BenchRecord) -> Source:
         "notes": " ".join(record.notes),
         "config": yaml.safe_dump(record.config, sort_keys=False) if record.config else "",
     }
-    return Source(record.name, record.kind, str(path), {k: v for k, v in facts.items() if v})
+    return Source(record.name, record.kind, str(path), {k: redact(v) for k, v in facts.items() if v})
 
 
 def tell_apart(sources: list[Source]) -> None:

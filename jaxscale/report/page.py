@@ -4,6 +4,7 @@ import base64
 import hashlib
 import html
 import json
+import math
 import os
 from dataclasses import asdict, dataclass
 from importlib import metadata, resources
@@ -53,9 +54,14 @@ def make_page(inputs: Inputs) -> Page:
 
 def write_page(page: Page, path: Path) -> Path:
     """Write whole or not at all."""
+    text = page_text(page).encode()
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(page_text(page), encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        temporary.write_bytes(text)
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     return path
 
 
@@ -66,7 +72,7 @@ def page_text(page: Page) -> str:
     script = "\n".join((files / name).read_text(encoding="utf-8") for name in SCRIPTS)
     values = asdict(page) | {"version": metadata.version("jaxscale")}
     parts = {
-        "TITLE": html.escape(page.title),
+        "TITLE": html.escape(page.title.encode("utf-8", "replace").decode()),  # a name may hold half a character
         "POLICY": f"default-src 'none'; style-src {digest(style)}; script-src {digest(script)}; img-src data:",
         "STYLE": style,
         "SCRIPT": script,
@@ -88,9 +94,12 @@ def embedded(values: Any) -> str:
 
 
 def rounded(values: Any) -> Any:
-    """Floats to 7 digits: more are not seen, and the files are there. None of them is seconds since 1970."""
+    """Floats to 7 digits: more are not seen, and the files are there. None of them is seconds since 1970.
+
+    A sum or a ratio of figures that are finite may be infinite: it is left out, as JSON has no such number.
+    """
     if isinstance(values, float):
-        return float(f"{values:.7g}")
+        return float(f"{values:.7g}") if math.isfinite(values) else None
     if isinstance(values, dict):
         return {k: rounded(v) for k, v in values.items()}
     return [rounded(v) for v in values] if isinstance(values, list) else values

@@ -3,7 +3,7 @@
 This module knows nothing of runs or benchmarks, nor of how a plot is drawn.
 """
 
-import math
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -138,10 +138,10 @@ class Source:
 
 
 def finite(value: Any) -> Number:
-    """A number that can be drawn, else None; a bool is none."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    """A number that can be drawn, else None; a bool is none, nor is what no float holds."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return value
+    return value if abs(value) <= sys.float_info.max else None
 
 
 def thin(values: Sequence[Number], most: int = MOST_POINTS) -> list[int]:

@@ -89,16 +89,16 @@ def along(run: Run, kind: str, keys: list[str]) -> dict[str, list[Number]]:
     tokens = tokens_per_step(run)
     start = began(run)
     columns: dict[str, list[Number]] = {
-        "step": [r["step"] for r in records],
-        "tokens": [None if tokens is None else r["step"] * tokens for r in records],
+        "step": [finite(r["step"]) for r in records],
+        "tokens": [None if tokens is None else finite(r["step"] * tokens) for r in records],
         "seconds": [None if (t := finite(r.get("time"))) is None else round(t - start, 3) for r in records],
     }
     return columns | {key: [finite(r.get(key)) for r in records] for key in keys}
 
 
-def tokens_per_step(run: Run) -> int | None:
+def tokens_per_step(run: Run) -> Number:
     rows, length = part(run.config, "data", "batch_size"), part(run.config, "data", "seq_len")
-    return rows * length if isinstance(rows, int) and isinstance(length, int) else None
+    return finite(rows * length) if isinstance(rows, int) and isinstance(length, int) else None
 
 
 def began(run: Run) -> float:

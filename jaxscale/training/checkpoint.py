@@ -19,7 +19,8 @@ import orbax.checkpoint as ocp
 from jaxscale import config as cfg
 from jaxscale.cluster.start import from_first
 from jaxscale.training.fingerprint import fingerprints
-from jaxscale.training.identity import digest, require_same_state, shapes
+from jaxscale.training.identity import STATE_KEYS, digest, require_same_state, shapes
+from jaxscale.training.noise import quiet_writes
 from jaxscale.training.step import TrainState
 
 Say = Callable[[str], None]
@@ -44,8 +45,13 @@ class Checkpointer:
                 if options
                 else ocp.CheckpointManagerOptions(read_only=True),  # of a run that may be saving just now
             )
+            self.quiet = quiet_writes()
         except OSError as error:
             raise ValueError(f"cannot write checkpoints under {directory}: {error.strerror or error}") from error
+        except (ValueError, TypeError, RecursionError) as error:  # of a _CHECKPOINT_METADATA, read for its time
+            raise ValueError(
+                f"checkpoints under {directory} cannot be listed ({reason(error)}); move the damaged one out of it"
+            ) from error
 
     def steps(self) -> list[int]:
         return sorted(self.manager.all_steps())
@@ -96,12 +102,15 @@ class Checkpointer:
     def close(self) -> None:
         with contextlib.suppress(*FAILURES):  # `settle` has told of it
             self.manager.close()
+        self.quiet.close()
 
     def meta(self, step: int) -> dict[str, Any]:
         """The JSON of a checkpoint; raises whatever reading a damaged one raises."""
         restored = self.manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
         meta = restored["meta"]
-        if not isinstance(meta, dict) or not {"config", "state", "data"} <= set(meta):
+        parts = [meta.get(name) for name in ("config", "state", "data")] if isinstance(meta, dict) else [None]
+        parts += [parts[0].get(name, {}) for name in ("model", *STATE_KEYS)] if isinstance(parts[0], dict) else []
+        if not all(isinstance(part, dict) for part in parts):
             raise ValueError("its metadata lacks config, state or data")
         if "sha256" in meta and meta["sha256"] != digest(meta):
             raise ValueError("its metadata is not what was saved")
@@ -200,4 +209,6 @@ def reading(read: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+    text = " ".join(str(error).split())
+    text = text if len(text) <= 200 else f"{text[:60]} ... {text[-120:]}"  # tensorstore's cause comes last
+    return f"{type(error).__name__}: {text}"

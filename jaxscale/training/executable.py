@@ -14,6 +14,7 @@ from jax.experimental import serialize_executable
 
 from jaxscale import config as cfg
 from jaxscale.analysis.store import what_it_depends_on
+from jaxscale.reading import parse_json
 from jaxscale.training.step import Program
 
 MAGIC = b"jaxscale executable 1\n"
@@ -74,7 +75,7 @@ def read(path: Path) -> tuple[dict[str, Any], bytes]:
         raise ValueError(f"--executable {path} is no executable of jaxscale; `jaxscale compile --save` writes one")
     length = int.from_bytes(data[len(MAGIC) : start], "big")
     try:
-        return json.loads(data[start : start + length]), data[start + length :]
+        return parse_json(data[start : start + length]), data[start + length :]
     except ValueError as error:
         raise ValueError(f"--executable {path} is damaged; compile it again") from error
 

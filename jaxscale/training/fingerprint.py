@@ -15,6 +15,7 @@ from jax.sharding import Mesh, PartitionSpec
 PyTree = Any
 UINTS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 ODD = 0x9E3779B1  # 2^32 / golden ratio, as in Fibonacci hashing (Knuth, TAOCP 3, 6.4)
+MULTIPLIER = 0x85EBCA6B  # murmur3's
 
 
 def fingerprints(tree: PyTree) -> dict[str, str]:
@@ -36,9 +37,8 @@ def plain(x: Any) -> Any:
 
 
 def weighted_sum(x: jax.Array) -> jax.Array:
-    """uint32: the bits of x's elements, each mixed and times an odd number of its place, modulo 2^32."""
-    bits = mixed(bits_of(x))
-    return (bits * places(x)).sum(dtype=jnp.uint32)
+    """uint32: the bits of x's elements, each times an odd number of its place, modulo 2^32."""
+    return (bits_of(x) * places(x)).sum(dtype=jnp.uint32)
 
 
 @jax.jit
@@ -54,22 +54,16 @@ def bits_of(x: jax.Array) -> jax.Array:
     return jax.lax.bitcast_convert_type(x, UINTS[x.dtype.itemsize]).astype(jnp.uint32)
 
 
-def mixed(x: jax.Array) -> jax.Array:
-    """A bijection of 32 bits (murmur3's finaliser), so that changes of two elements do not cancel."""
-    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
-    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
-    return x ^ (x >> 16)
-
-
 def places(x: jax.Array) -> jax.Array:
-    """An odd number of each element's index, in x's layout: made where it is used, never sent."""
+    """An odd number of each element's index, in x's layout: made where it is used, never sent. A few integer operations
+    an element, so that the sum costs no more than reading the array."""
     total = jnp.zeros((), jnp.uint32)
+    sharding = jax.typeof(x).sharding
+    layout = {"out_sharding": sharding} if not sharding.mesh.empty else {}
     for dim in range(x.ndim):
-        sharding = jax.typeof(x).sharding
-        layout = {"out_sharding": sharding} if not sharding.mesh.empty else {}
         index = jax.lax.broadcasted_iota(jnp.uint32, x.shape, dim, **layout)
-        total = mixed(total + index * jnp.uint32(ODD) + jnp.uint32(dim))
-    return total | 1
+        total = total * jnp.uint32(MULTIPLIER) + index * jnp.uint32(ODD)
+    return (total ^ (total >> 15)) | 1
 
 
 def device_sums(tree: PyTree, mesh: Mesh) -> jax.Array:

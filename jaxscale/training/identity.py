@@ -55,4 +55,5 @@ def config_differences(saved: dict, wanted: dict) -> list[str]:
 
 def default(section: str, key: str) -> Any:
     """What a checkpoint means that was written before this setting existed."""
-    return getattr(cfg, section.capitalize()).model_fields[key].get_default()
+    field = getattr(cfg, section.capitalize()).model_fields[key]
+    return None if field.is_required() else field.get_default()

@@ -3,7 +3,6 @@
 import json
 import platform
 import subprocess
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import jax
 from jaxscale import config as cfg
 from jaxscale.analysis.store import versions
 from jaxscale.data.tokenizer import Tokenizer
+from jaxscale.redact import command_line
 from jaxscale.training.peak import Peak
 
 LIBRARIES = ("jaxscale", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "libtpu")
@@ -43,7 +43,7 @@ def write_run_files(
 
 def environment(devices: list[jax.Device], peak: Peak | None) -> dict:
     return {
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": command_line(),
         "git_commit": git_commit(),
         "python": platform.python_version(),
         "versions": versions(LIBRARIES),

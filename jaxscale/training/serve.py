@@ -1,15 +1,16 @@
 """From a run's directory to text: its config, tokenizer and checkpoint, on any mesh."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxscale import config as cfg
+from jaxscale.data.index import inside
 from jaxscale.data.tokenizer import Tokenizer, load_tokenizer
 from jaxscale.parallel.mesh import make_mesh, start_devices
 from jaxscale.parallel.sharding import fit_rules, make_rules, on_mesh
+from jaxscale.reading import parse_json
 from jaxscale.training.checkpoint import Checkpointer, Damaged, Say, reading, reason
 from jaxscale.training.generate import decode_rules, generate
 from jaxscale.training.identity import config_differences
@@ -101,11 +102,11 @@ def run_tokenizer(run: Path, spec: str | None) -> Tokenizer:
     elif identity["file"] is None:
         codec = load_tokenizer("byte")
     else:
-        codec = load_tokenizer(run / identity["file"], separator=identity["separator"])
+        codec = load_tokenizer(inside(run, identity["file"]), separator=identity["separator"])
     if identity is not None and codec.fingerprint != identity["fingerprint"]:
         raise ValueError(
-            f"tokenizer {spec or run / identity['file']} (fingerprint {codec.fingerprint[:12]}) is not the one that "
-            f"made this run's tokens ({identity['fingerprint'][:12]}); leave out --tokenizer, or restore "
+            f"tokenizer {spec or identity['file'] or 'byte'} (fingerprint {codec.fingerprint[:12]}) is not the one "
+            f"that made this run's tokens ({identity['fingerprint'][:12]}); leave out --tokenizer, or restore "
             f"{run}/tokenizer.json"
         )
     return codec
@@ -115,8 +116,11 @@ def read_identity(path: Path) -> dict | None:
     if not path.is_file():
         return None
     try:
-        identity = json.loads(path.read_text())
-        return {key: identity[key] for key in ("file", "separator", "fingerprint")}
+        identity = parse_json(path.read_text(encoding="utf-8"))
+        found = {key: identity[key] for key in ("file", "separator", "fingerprint")}
+        if not all(isinstance(v, str) or (v is None and k != "fingerprint") for k, v in found.items()):
+            raise TypeError("each of file, separator and fingerprint is text")
+        return found
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} is damaged ({reason(error)}); training a step more writes it again") from None
 

@@ -7,7 +7,7 @@ import contextlib
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -28,23 +28,8 @@ from jaxscale.training.metrics import Meter, Speed, device_memory, model_flops_p
 from jaxscale.training.peak import Peak, find_peak
 from jaxscale.training.run import write_run_files
 from jaxscale.training.step import ModelFactory, Program, TrainState, abstract_batch, batch_sharding, make_program
+from jaxscale.training.watcher import Silent, Watcher
 from jaxscale.training.writer import MetricsWriter
-
-
-class Watcher(Protocol):
-    """Who is told how a run goes; the command line's draws a bar. Every method may do nothing."""
-
-    def say(self, line: str) -> None: ...
-    def start(self, first_step: int, config: cfg.Config) -> None: ...
-    def step(self, step: int, values: dict[str, float], speed: Speed | None) -> None: ...
-    def finish(self) -> None: ...
-
-
-class Silent:
-    def say(self, line: str) -> None: ...
-    def start(self, first_step: int, config: cfg.Config) -> None: ...
-    def step(self, step: int, values: dict[str, float], speed: Speed | None) -> None: ...
-    def finish(self) -> None: ...
 
 
 @dataclass
@@ -267,7 +252,7 @@ class Run:
                 pending, self.clock = None, None
                 if validation_rows is not None and (due(step, config.evaluation.every) or step == config.steps):
                     self.evaluate(state, step, validation_rows)
-                if due(step, config.checkpoint.every):
+                if due(step, config.checkpoint.every) and step < config.steps:
                     self.save(state, step)
         if pending:
             self.read(*pending)
@@ -333,9 +318,9 @@ class Run:
                     failed = str(error)
             if last:
                 failed = failed or self.checkpointer.settle()
-        if failed:
+        if failed and not last:
             self.tell_unsaved(failed)
-        if failed and last:
+        elif failed:
             raise ValueError(f"{failed}; {self.last_good()}; make room, and the same command goes on from there")
 
     def tell_unsaved(self, failed: str) -> None:

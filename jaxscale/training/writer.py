@@ -24,7 +24,7 @@ class MetricsWriter:
         self.path = out / "metrics.jsonl"
         drop_records_after(self.path, start_step)
         self.file = Lines(self.path, say)
-        self.board = open_tensorboard(out) if config.metrics.tensorboard else None
+        self.board = open_tensorboard(out, say) if config.metrics.tensorboard else None
         self.wandb = open_wandb(out, config) if config.metrics.wandb else None
 
     def write(self, kind: str, step: int, values: Mapping[str, float]) -> None:
@@ -56,10 +56,29 @@ class MetricsWriter:
             self.wandb.finish()
 
 
-def open_tensorboard(out: Path) -> Any:
+def open_tensorboard(out: Path, say: Callable[[str], None]) -> Any:
+    """TensorBoard's writer, whose thread survives a disk on which it cannot write: without it the queue before that
+    thread fills, and the run stands still."""
     from tensorboardX import SummaryWriter
 
-    return SummaryWriter(str(out / "tensorboard"))
+    board = SummaryWriter(str(out / "tensorboard"))
+    events = board.file_writer.event_writer._ev_writer
+    said: list[str] = []
+
+    def surviving(write: Callable[..., Any]) -> Callable[..., Any]:
+        def attempt(*arguments: Any) -> Any:
+            try:
+                return write(*arguments)
+            except OSError as error:
+                if not said:
+                    said.append(str(error))
+                    say(f"{out / 'tensorboard'} cannot be written ({error.strerror}); the run goes on without")
+
+        return attempt
+
+    for name in ("write_event", "flush", "close"):
+        setattr(events, name, surviving(getattr(events, name)))
+    return board
 
 
 def open_wandb(out: Path, config: cfg.Config) -> Any:

@@ -111,3 +111,8 @@ def test_plan_takes_a_record(tmp_path):
     )
     assert refused.returncode == 2
     assert "none.json" in refused.stderr
+
+
+def test_a_latency_that_is_infinite_is_refused():
+    with pytest.raises(ValueError, match="measure it again"):
+        read(collectives(latency=float("inf")))

@@ -166,3 +166,14 @@ def test_a_record_that_cannot_be_written_is_kept_elsewhere(tmp_path, monkeypatch
     monkeypatch.undo()
     assert read_record(tmp_path / "spare" / "r.json") == record([1.0])
     assert [p.name for p in tmp_path.glob(".*")] == []
+
+
+def test_a_record_that_is_nested_too_deep(tmp_path):
+    (tmp_path / "deep.json").write_text("[" * 5000)
+    with pytest.raises(ValueError, match=r"deep.json is not a record: nested deeper"):
+        read_record(tmp_path / "deep.json")
+
+
+def test_samples_that_have_no_finite_ratio_have_no_interval():
+    assert interval([1e-320, 1e-320, 1e-320], [1e308, 1e308, 1e308]) == (None, None)
+    assert interval([1.0, 2.0, 3.0], [float("inf")] * 3) == (None, None)

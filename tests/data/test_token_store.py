@@ -159,3 +159,35 @@ def test_llmc_refusals(tmp_path):
         open_llmc(path)
     with pytest.raises(ValueError, match="matches no file"):
         open_llmc(tmp_path / "absent*.bin")
+
+
+@pytest.mark.parametrize("name", ["train-00000.bin", "index.json"])
+def test_a_file_that_a_link_leads_out_of_the_dataset(dataset, tmp_path, name):
+    shutil.move(dataset / name, tmp_path / "elsewhere")
+    (dataset / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=f"{name} leads out of .*; copy the file into it"):
+        open_tokens(dataset)
+
+
+def test_links_within_a_dataset_and_to_it_are_followed(dataset, tmp_path):
+    (dataset / "train-00000.bin").rename(dataset / "kept.bin")
+    (dataset / "train-00000.bin").symlink_to("kept.bin")
+    (tmp_path / "link").symlink_to(dataset)
+    assert open_tokens(tmp_path / "link").num_tokens > 0
+
+
+def test_a_stamp_is_never_written_through_a_link(dataset, tmp_path):
+    (tmp_path / "precious").write_text("as it was")
+    for name in (STAMP_NAME, f"{STAMP_NAME}.{os.getpid()}"):
+        (dataset / name).symlink_to(tmp_path / "precious")
+    assert open_tokens(dataset).num_tokens > 0
+    assert (tmp_path / "precious").read_text() == "as it was"
+
+
+@pytest.mark.parametrize(
+    "content", ["[" * 5000, '{"format": "jaxscale.tokens", "version": ' + "[" * 200 + "]" * 200 + "}"]
+)
+def test_an_index_that_is_nested_too_deep(dataset, content):
+    (dataset / "index.json").write_text(content)
+    with pytest.raises(ValueError, match=r"index.json is unreadable"):
+        open_tokens(dataset)

@@ -130,3 +130,35 @@ def test_bad_specs(tmp_path):
         load_tokenizer("byte", separator="x")
     with pytest.raises(ValueError, match="257"):
         train_bpe(iter(SAMPLE), 100)
+
+
+def words(tmp_path, **model):
+    """A tokenizer of whole words, in a file."""
+    added = [{"id": 0, "content": "<s>", "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
+              "special": True}]  # fmt: skip
+    values = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "normalizer": None,
+              "pre_tokenizer": None, "post_processor": None, "decoder": None, "model": model}  # fmt: skip
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(values))
+    return path
+
+
+def test_a_tokenizer_that_makes_the_library_panic(bpe, tmp_path, capfd):
+    values = json.loads(bpe.content)
+    values["model"]["continuing_subword_prefix"] = "\u3c70"  # longer than what the merges would take it off
+    (tmp_path / "tokenizer.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match="is not a Hugging Face tokenizer file"):
+        load_tokenizer(tmp_path / "tokenizer.json")
+    assert not capfd.readouterr().err  # the panic itself goes nowhere
+
+
+def test_a_text_that_a_tokenizer_cannot_encode(tmp_path):
+    path = words(tmp_path, type="WordLevel", vocab={"<s>": 0, "one": 1}, unk_token="[none]")
+    with pytest.raises(ValueError, match="cannot encode a text"):
+        load_tokenizer(path).encode("two")
+
+
+def test_token_ids_beyond_int32(tmp_path):
+    path = words(tmp_path, type="WordLevel", vocab={"<s>": 0, "one": 2**32 - 1}, unk_token="<s>")
+    with pytest.raises(ValueError, match="a token of id 4294967295, beyond int32"):
+        load_tokenizer(path)

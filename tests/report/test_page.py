@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 
 from jaxscale import cli
 from jaxscale.bench.record import Figure, Row, measured, write_record
@@ -329,3 +330,60 @@ def test_records_with_little_in_them(tmp_path, kind):
     assert "furlongs" in text
     for path in paths:
         report([path], tmp_path / "one.html", tmp_path / "png")
+
+
+HUGE = 10**400  # JSON may hold it, a float does not
+
+
+def test_figures_beyond_what_a_float_holds_are_left_out(run):
+    lines = [
+        {"kind": "train", "step": step, "time": HUGE, "loss": value, "step_seconds": 1e-300}
+        for step, value in enumerate((HUGE, 1.7e308, 1.7e308, 2.0), 1)
+    ]
+    lines.append({"kind": "train", "step": HUGE, "time": 1.0, "loss": 1.0})
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + "[" * 5000 + "\n")
+    events = [
+        {"event": "step", "phase": "end", "time": time, "step": 1, "seconds": HUGE} for time in (0, 1.7e308, HUGE)
+    ]
+    (run / "events.jsonl").write_text("".join(json.dumps(line) + "\n" for line in events))
+    environment = {"peak": {"flops_per_second": HUGE, "source": "dreams"}, "devices": {"count": HUGE, "kind": "x"}}
+    (run / "environment.json").write_text(json.dumps(environment))
+    config = {"data": {"batch_size": 10**300, "seq_len": 10**300}, "metrics": {"mfu": ["causal"]}}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    page = make_page(read_inputs([run]))
+    assert data_of(page_text(page))
+    loss = next(plot for plot in page.plots if plot.id == "loss")
+    assert loss.series[0].columns["loss"] == [None, 1.7e308, 1.7e308, 2.0, 1.0]
+    assert loss.series[0].columns["step"] == [1, 2, 3, 4, None]
+
+
+def test_half_a_character_in_a_name_and_a_whole_one_in_a_command(tmp_path, run):
+    environment = json.loads((run / "environment.json").read_text()) | {"command": ["jaxscale", "train", "🐎"]}
+    (run / "environment.json").write_text(json.dumps(environment))
+    (run / "config.yaml").write_text('name: "a\\ud800b"\n')
+    report([run], tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "<title>jaxscale report: a?b" in text
+    assert "jaxscale train 🐎" in data_of(text)["sources"][0]["facts"]["command"]
+
+
+def test_credentials_in_an_older_run_or_record_are_not_on_the_page(tmp_path, run):
+    environment = json.loads((run / "environment.json").read_text()) | {"command": ["train", "out=s3://KEY:SECRET@b/x"]}
+    (run / "environment.json").write_text(json.dumps(environment))
+    (run / "config.yaml").write_text("name: tiny\nout: s3://KEY:SECRET@bucket/run\n")
+    made = step_record().model_copy(update={"command": ["bench", "step", "data.path=https://user:SECRET@host/x"]})
+    report([run, write_record(made, tmp_path)], tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "SECRET" not in text
+    assert "s3://***@bucket/run" in text
+
+
+def test_a_page_that_cannot_be_written_leaves_no_half(tmp_path, run, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(OSError, match="No space left"):
+        report([run], tmp_path / "out" / "page.html")
+    assert not list((tmp_path / "out").iterdir())

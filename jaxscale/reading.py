@@ -1,0 +1,84 @@
+"""YAML and JSON that came from somewhere: data, of which nothing runs, read within bounds.
+
+Whatever is wrong with a text is a ValueError in one line: bad syntax, tags that would make objects, a key that stands
+twice, nesting deeper than any file of ours, aliases that unfold to more than a machine holds.
+"""
+
+import json
+from typing import Any
+
+import yaml
+
+DEPTH = 100  # levels of lists and mappings, one in the other
+VALUES = 10_000  # of a YAML text, each alias counted as what it stands for
+CHARACTERS = 1_000_000  # of a YAML text, which takes seconds to read
+
+
+class Loader(yaml.SafeLoader):
+    """YAML within bounds, in which a key stands once: the first of two would be silently ignored."""
+
+    def __init__(self, stream: str):
+        super().__init__(stream)
+        self.depth = self.values = 0
+        self.sizes: dict[int, int] = {}  # of the nodes that are whole, by id
+
+    def compose_node(self, parent, index):
+        alias, mark = self.check_event(yaml.AliasEvent), self.peek_event().start_mark
+        self.depth, before = self.depth + 1, self.values
+        if self.depth > DEPTH:
+            raise refused(f"nested deeper than {DEPTH} levels", mark)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        if alias and id(node) not in self.sizes:
+            raise refused("an alias within what it stands for", mark)
+        self.values += self.sizes[id(node)] if alias else 1
+        self.sizes.setdefault(id(node), self.values - before)
+        if self.values > VALUES:
+            raise refused(f"more than {VALUES:,} values", mark)
+        return node
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                continue
+            if key.value in seen:
+                raise refused(f"the key {key.value} stands twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep=deep)
+
+
+def refused(problem: str, mark: yaml.Mark) -> yaml.YAMLError:
+    return yaml.constructor.ConstructorError(None, None, problem, mark)
+
+
+def parse_yaml(text: str) -> Any:
+    """Plain values of a YAML text."""
+    if len(text) > CHARACTERS:
+        raise ValueError(f"it has {len(text):,} characters, more than {CHARACTERS:,}")
+    try:
+        return yaml.load(text, Loader)
+    except Exception as error:  # beside YAMLError whatever its constructors raise: KeyError for `!!bool x`
+        said = str(error) if isinstance(error, yaml.YAMLError) else f"a value is not what its tag says ({error})"
+        raise ValueError(" ".join(said.split())) from error
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Plain values of a JSON text."""
+    try:
+        values = json.loads(text)
+    except RecursionError:
+        raise ValueError(f"nested deeper than {DEPTH} levels") from None
+    begins = text.count("[") + text.count("{") if isinstance(text, str) else text.count(b"[") + text.count(b"{")
+    if begins > DEPTH and depth(values) > DEPTH:
+        raise ValueError(f"nested deeper than {DEPTH} levels")
+    return values
+
+
+def depth(values: Any) -> int:
+    """Levels of lists and mappings, counted level by level."""
+    level, found = [values], 0
+    while level := [v for v in level if isinstance(v, list | dict)]:
+        found += 1
+        level = [x for v in level for x in (v.values() if isinstance(v, dict) else v)]
+    return found

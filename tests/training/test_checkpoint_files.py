@@ -1,0 +1,95 @@
+"""A checkpoint's own JSON, damaged: told as damage, not as an error of Python's."""
+
+import json
+import logging
+
+import pytest
+from support import Setup, make_config
+
+from jaxscale import config as cfg
+from jaxscale.training.checkpoint import Checkpointer, Damaged, config_differences, reading
+from jaxscale.training.serve import run_tokenizer
+
+SMALL = {"num_layers": 1, "embed_dim": 8, "num_heads": 1, "num_kv_heads": 1, "mlp_dim": 8}
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Setup:
+    return Setup(make_config(model=SMALL, data={"batch_size": 1, "seq_len": 8}))
+
+
+@pytest.fixture
+def saved(tiny, tmp_path):
+    """Checkpoints of steps 1 and 2."""
+    with tiny.context():
+        checkpointer = Checkpointer(tmp_path / "checkpoints", cfg.Checkpoint())
+        for step in (1, 2):
+            checkpointer.save(step, tiny.program.init(), tiny.config, {})
+        checkpointer.close()
+    return tmp_path / "checkpoints"
+
+
+@pytest.mark.parametrize("part", ["config", "state", "data", "config.model", "config.optimizer"])
+def test_metadata_of_the_wrong_type_gives_way_to_the_checkpoint_before(tiny, saved, part):
+    path = next((saved / "2" / "meta").glob("metadata"))
+    values = json.loads(path.read_text())
+    section = values["config"] if "." in part else values
+    section[part.rpartition(".")[2]] = 5
+    path.write_text(json.dumps(values))
+    said: list[str] = []
+    with tiny.context():
+        checkpointer = Checkpointer(saved, cfg.Checkpoint())
+        found = checkpointer.restore_latest(tiny.program.abstract, tiny.config, say=said.append)
+        assert found is not None
+        assert checkpointer.steps() == [1]
+        checkpointer.close()
+    assert "lacks config, state or data" in said[0]
+
+
+@pytest.mark.parametrize("text", ["[]", "[" * 5000 + "]" * 5000, '{"init_timestamp_nsecs": "x"}'])
+def test_checkpoints_that_cannot_be_listed(saved, text):
+    (saved / "2" / "_CHECKPOINT_METADATA").write_text(text)
+    with pytest.raises(ValueError, match=r"cannot be listed .*move the damaged one"):
+        Checkpointer(saved, cfg.Checkpoint())
+
+
+def test_a_setting_that_a_checkpoint_lacks_and_that_has_no_default():
+    wanted = make_config(model=SMALL).model_dump(mode="json")
+    without = wanted | {"model": {k: v for k, v in wanted["model"].items() if k != "vocab_size"}}
+    assert config_differences(without, wanted) == ["model.vocab_size: null -> 250"]
+
+
+@pytest.mark.parametrize(
+    ("about", "words"),
+    [
+        ({"file": "../tokenizer.json", "separator": "<s>", "fingerprint": "f"}, "leads out of"),
+        ({"file": "/etc/passwd", "separator": "<s>", "fingerprint": "f"}, "leads out of"),
+        ({"file": None, "separator": None, "fingerprint": 5}, "is damaged"),
+        ({"file": None, "separator": None, "fingerprint": "other"}, "is not the one that made this run's tokens"),
+        ({"file": "tokenizer.json", "separator": ["<s>"], "fingerprint": "f"}, "is damaged"),
+    ],
+)
+def test_the_identity_of_a_runs_tokenizer(tmp_path, about, words):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "tokenizer.json").write_text("beside the run")
+    (tmp_path / "run" / "tokenizer-identity.json").write_text(json.dumps(about))
+    with pytest.raises(ValueError, match=words):
+        run_tokenizer(tmp_path / "run", None)
+
+
+def test_reads_that_a_damaged_file_ended_are_not_heard(tiny, saved, caplog):
+    from jaxscale.quiet import quiet_logs
+
+    for path in (saved / "2" / "state" / "d").iterdir():
+        path.write_bytes(b"")
+    level = logging.getLogger("asyncio").level
+    quiet_logs()
+    try:
+        with tiny.context():
+            checkpointer = Checkpointer(saved)
+            with pytest.raises(Damaged):
+                reading(checkpointer.restore, 2, tiny.program.abstract)
+            checkpointer.close()
+    finally:
+        logging.getLogger("asyncio").setLevel(level)
+    assert not [entry for entry in caplog.records if entry.exc_info]
