@@ -17,6 +17,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from jaxscale import config as cfg
+from jaxscale.cluster.saving import SaveBarrier
 from jaxscale.cluster.start import from_first
 from jaxscale.training.fingerprint import fingerprints
 from jaxscale.training.identity import STATE_KEYS, digest, require_same_state, shapes
@@ -33,14 +34,17 @@ class Checkpointer:
 
     def __init__(self, directory: Path, options: cfg.Checkpoint | None = None):
         self.directory = directory.absolute()
-        self.saves = 0
+        self.barrier = SaveBarrier()
         self.writing: int | None = None
         self.good: int | None = None  # the newest that is known to be whole
         try:
             self.manager = ocp.CheckpointManager(
                 self.directory,
                 options=ocp.CheckpointManagerOptions(
-                    max_to_keep=options.keep_last, keep_period=options.keep_every, cleanup_tmp_directories=True
+                    max_to_keep=options.keep_last,
+                    keep_period=options.keep_every,
+                    cleanup_tmp_directories=True,
+                    async_options=ocp.AsyncOptions(barrier_sync_fn=self.barrier),
                 )
                 if options
                 else ocp.CheckpointManagerOptions(read_only=True),  # of a run that may be saving just now
@@ -62,9 +66,9 @@ class Checkpointer:
         Call `settle` before. Raises Unsaved where it cannot be written, on every process.
         """
         start = time.perf_counter()
-        self.saves += 1
+        self.barrier.begin()
         own = trouble(self.directory, state) if jax.process_index() == 0 else ""
-        if reason_why := from_first(f"save/{self.saves}", own, seconds=PATIENCE):
+        if reason_why := from_first(f"save/{self.barrier.number}", own, seconds=PATIENCE):
             raise Unsaved(f"checkpoint {step} is not written: {reason_why}")
         meta: dict[str, Any] = {"config": config.model_dump(mode="json"), "state": shapes(state), "data": data}
         meta["fingerprints"] = fingerprints(state)
@@ -92,6 +96,7 @@ class Checkpointer:
     def give_up(self, step: int, error: Exception) -> str:
         """Remove what there is of a checkpoint that could not be written; those before it stay."""
         self.writing = None
+        self.barrier.fail(reason(error))
         if jax.process_index() == 0:
             for half in self.directory.glob(f"{step}.orbax-checkpoint-tmp*"):
                 shutil.rmtree(half, ignore_errors=True)
