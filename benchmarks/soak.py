@@ -55,7 +55,7 @@ RUN = {
     "step": {"compute_dtype": "float32", "remat": "none"},
     "optimizer": {"learning_rate": 1e-4, "schedule": "constant"},
     "checkpoint": {"every": EVERY, "keep_last": KEEP}, "metrics": {"tensorboard": False},
-    "watch": {"peer": 5, "start": 120, "step": 120},
+    "watch": {"peer": 4, "start": 120, "step": 120},
 }  # fmt: skip
 
 
@@ -253,15 +253,11 @@ class Soak:
         self.ended(group, entry)
 
     def fill(self, group: Group, entry: dict[str, Any]) -> None:
-        """No room for what is saved next; training goes on, and saves once there is room.
-
-        One process alone may also run out of it while it writes.
-        """
+        """No room for what is saved next, or for part of it; training goes on, and saves once there is room."""
         self.wander(group, 20)
         self.now(entry)
         text, before = len(group.text(0)), entry["committed"]
-        most = 1.2 if len(group.processes) == 1 else 0.45
-        self.disk.fill(leave=self.random.randrange(int(most * self.reader.state_bytes)))
+        self.disk.fill(leave=self.random.randrange(int(1.2 * self.reader.state_bytes)))
         try:
 
             def told() -> bool:
