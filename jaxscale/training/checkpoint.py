@@ -16,11 +16,12 @@ import jax
 import orbax.checkpoint as ocp
 
 from jaxscale import config as cfg
+from jaxscale.cluster.saving import SaveBarrier
 from jaxscale.cluster.start import from_first
 from jaxscale.training.fingerprint import fingerprints
 from jaxscale.training.identity import STATE_KEYS, digest, require_same_state, shapes
 from jaxscale.training.noise import quiet_writes
-from jaxscale.training.object_store import reach, store_options
+from jaxscale.training.object_store import reach, save_options
 from jaxscale.training.places import aside, clear_half_written, failures, move, open_place, trouble
 from jaxscale.training.step import TrainState
 
@@ -33,10 +34,10 @@ class Checkpointer:
 
     def __init__(self, directory: Path | str, options: cfg.Checkpoint | None = None):
         self.directory = reach(open_place(directory))
-        self.saves = 0
+        self.barrier = SaveBarrier()
         self.writing: int | None = None
         self.good: int | None = None  # the newest that is known to be whole
-        more: dict[str, Any] = store_options(self.directory)
+        more = save_options(self.directory, self.barrier)
         try:
             self.manager = ocp.CheckpointManager(
                 self.directory,
@@ -66,10 +67,10 @@ class Checkpointer:
         Call `settle` before. Raises Unsaved where it cannot be written, on every process.
         """
         start = time.perf_counter()
-        self.saves += 1
+        self.barrier.begin()
         size = sum(x.nbytes for x in jax.tree.leaves(state))
         own = trouble(self.directory, size) if jax.process_index() == 0 else ""
-        if reason_why := from_first(f"save/{self.saves}", own, seconds=PATIENCE):
+        if reason_why := from_first(f"save/{self.barrier.number}", own, seconds=PATIENCE):
             raise Unsaved(f"checkpoint {step} is not written: {reason_why}")
         meta: dict[str, Any] = {"config": config.model_dump(mode="json"), "state": shapes(state), "data": data}
         meta["fingerprints"] = fingerprints(state)
@@ -97,6 +98,7 @@ class Checkpointer:
     def give_up(self, step: int, error: Exception) -> str:
         """Remove what there is of a checkpoint that could not be written; those before it stay."""
         self.writing = None
+        self.barrier.fail(reason(error))
         if jax.process_index() == 0:
             clear_half_written(self.directory, step)
         for _ in range(8):  # orbax holds several errors of one save, and would raise the others at the next one

@@ -8,6 +8,7 @@ paths and `gs://` only ("Checkpoint path should be absolute. Got s3:/..."). `rea
 
 import os
 import sys
+from collections.abc import Callable
 from functools import wraps
 from importlib import metadata
 from typing import Any
@@ -23,19 +24,18 @@ from jaxscale.urls import is_url
 RETRIES = {"max_retries": 10, "initial_delay": "1s", "max_delay": "16s"}
 
 
-def store_options(place: epath.Path) -> dict[str, Any]:
-    """Orbax's options for an object store; none for a directory.
+def save_options(place: epath.Path, barrier: Callable[..., None]) -> dict[str, Any]:
+    """Orbax's options for saving to a place; `barrier` is where processes wait for each other.
 
-    A whole checkpoint is told from a half-written one by its commit file, as nothing can be renamed. What stands for
-    directories is made before the save returns: a store that is gone is then an error there, and not threads that wait
-    ten minutes for directories and keep the process from ending.
+    In an object store a whole checkpoint is told from a half-written one by its commit file, as nothing can be renamed.
+    What stands for directories is made before the save returns: a store that is gone is then an error there, and not
+    threads that wait ten minutes for directories and keep the process from ending.
     """
+    waiting = ocp.AsyncOptions(barrier_sync_fn=barrier, create_directories_asynchronously=not is_url(place))
     if not is_url(place):
-        return {}
-    return {
-        "atomicity_options": ocp.options.AtomicityOptions(mode=ocp.options.AtomicityMode.COMMIT_FILE),
-        "async_options": ocp.AsyncOptions(create_directories_asynchronously=False),
-    }
+        return {"async_options": waiting}
+    mode = ocp.options.AtomicityMode.COMMIT_FILE
+    return {"async_options": waiting, "atomicity_options": ocp.options.AtomicityOptions(mode=mode)}
 
 
 def reach(place: epath.Path) -> epath.Path:

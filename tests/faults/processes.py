@@ -109,8 +109,9 @@ def free_port() -> int:
 
 
 def train(config: Path, out: Path, overrides: Sequence[str] = (), **more: Any) -> Group:
+    """The logs stand beside the config, as the disk of `out` may be full."""
     arguments = ["-m", "jaxscale.cli", "train", str(config), f"out={out}", *overrides]
-    return Group(arguments, out.parent / f"{out.name}-logs", **more)
+    return Group(arguments, config.parent / f"{out.name}-logs", **more)
 
 
 def records(out: Path, *, last: int | None = None) -> list[dict[str, Any]]:

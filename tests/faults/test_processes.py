@@ -1,0 +1,185 @@
+"""Faults of a run on two processes: real processes, signals and files. Seconds are upper limits, so that nothing hangs.
+
+A run in peace is what all others have to end as: bitwise on the same mesh, to 1e-5 on another.
+"""
+
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from faults.processes import Group, being_saved, committed, last_step, losses, train
+from faults.reader import Reader, difference
+
+from jaxscale import config as cfg
+from jaxscale.cluster.codes import DONE, HUNG, MENDABLE, PREEMPTED, VANISHED
+
+pytestmark = pytest.mark.slow
+LAST = 120
+RUN = {
+    "name": "faults", "steps": LAST, "mesh": {"data": 1, "fsdp": 2},
+    "model": {"vocab_size": 250, "num_layers": 1, "embed_dim": 32, "num_heads": 4, "num_kv_heads": 2, "mlp_dim": 64},
+    "data": {"kind": "synthetic", "batch_size": 8, "seq_len": 32},
+    "step": {"compute_dtype": "float32", "remat": "none"},
+    "optimizer": {"learning_rate": 1e-4, "schedule": "constant"},
+    "checkpoint": {"every": 20}, "metrics": {"tensorboard": False},
+    "watch": {"peer": 8, "start": 120, "step": 120},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("faults")
+
+
+@pytest.fixture(scope="module")
+def config(folder) -> Path:
+    runtime = {"platform": "cpu", "simulated_devices": 2, "compilation_cache": str(folder / "cache")}
+    (folder / "faults.yaml").write_text(yaml.safe_dump(RUN | {"runtime": runtime}))
+    return folder / "faults.yaml"
+
+
+@pytest.fixture(scope="module")
+def reader() -> Reader:
+    return Reader(cfg.validate(RUN | {"mesh": {"data": 1}}, source="test"))
+
+
+@pytest.fixture(scope="module")
+def peace(config, folder) -> Path:
+    """The run that nothing happens to."""
+    with train(config, folder / "peace") as group:
+        assert group.wait() == [DONE, DONE], group.texts()
+    return folder / "peace"
+
+
+def resumed_from(group: Group) -> int:
+    lines = [line for line in group.text(0).splitlines() if line.startswith("resuming from step")]
+    return int(lines[0].split()[3]) if lines else 0
+
+
+def steps_on(group: Group, out: Path, count: int) -> None:
+    """Wait until this attempt has made so many steps."""
+    group.until(lambda: "training faults: steps" in group.text(0))
+    first = resumed_from(group)
+    group.until(lambda: last_step(out) >= first + count)
+
+
+def assert_same_bits(reader: Reader, out: Path, peace: Path) -> None:
+    assert losses(out) == losses(peace)
+    wanted, found = reader.arrays(peace, LAST), reader.arrays(out, LAST)
+    assert all(np.array_equal(wanted[name], found[name]) for name in wanted)
+
+
+def test_killed_told_to_stop_and_killed_while_saving_a_run_ends_with_the_same_bits(config, folder, reader, peace):
+    """Process 1 is killed; SIGTERM goes to process 1, SIGUSR1 to process 0; process 0 is killed in a save."""
+    out = folder / "chain"
+    with train(config, out) as group:
+        steps_on(group, out, 25)
+        group.signal(1, signal.SIGKILL)
+        assert group.wait(60) == [VANISHED, -signal.SIGKILL], group.texts()
+        assert "process 1 vanished" in group.error(0)
+    assert reader.whole(out, committed(out)) == committed(out) != []
+
+    for rank, number in ((1, signal.SIGTERM), (0, signal.SIGUSR1)):
+        newest = committed(out)[-1]
+        with train(config, out) as group:
+            steps_on(group, out, 3)
+            assert resumed_from(group) == newest
+            group.signal(rank, number)
+            assert group.wait(60) == [PREEMPTED, PREEMPTED], group.texts()
+            assert group.error(0) == group.error(1)  # after the same step
+            assert f"stopped after step {committed(out)[-1]};" in group.error(0)
+            assert last_step(out) == committed(out)[-1]
+
+    with train(config, out) as group:
+        killed_while_saving(group, out)
+        assert group.wait(60) == [-signal.SIGKILL, VANISHED], group.texts()
+        assert "process 0" in group.error(1)
+    whole = committed(out)
+    assert reader.whole(out, whole) == whole
+
+    with train(config, out) as group:
+        assert group.wait() == [DONE, DONE], group.texts()
+        assert resumed_from(group) == whole[-1]
+    assert_same_bits(reader, out, peace)
+
+
+def killed_while_saving(group: Group, out: Path) -> None:
+    """Process 0, who gives a checkpoint its final name, is held as soon as one is begun; is it still unfinished, it is
+    killed, and otherwise the next one is waited for."""
+    while True:
+        group.until(lambda: being_saved(out), pause=0.001)
+        group.signal(0, signal.SIGSTOP)
+        if being_saved(out):
+            group.signal(0, signal.SIGKILL)
+            return
+        group.signal(0, signal.SIGCONT)
+        assert last_step(out) < LAST - 20, "no save was met before its end"
+
+
+def test_after_a_kill_and_a_stopped_process_one_process_ends_the_run_on_another_mesh(config, folder, reader, peace):
+    out = folder / "fewer"
+    with train(config, out) as group:
+        steps_on(group, out, 25)
+        group.signal(0, signal.SIGKILL)
+        assert group.wait(60) == [-signal.SIGKILL, VANISHED], group.texts()
+        assert "process 0" in group.error(1)
+
+    with train(config, out) as group:
+        steps_on(group, out, 3)
+        group.signal(1, signal.SIGSTOP)
+        assert group.wait(60, ranks=[0])[0] == VANISHED, group.texts()
+        assert "process 1 vanished: not heard of for" in group.error(0)
+
+    newest = committed(out)[-1]
+    with train(config, out, ["mesh.data=2", "mesh.fsdp=1"], processes=1) as group:
+        assert group.wait() == [DONE], group.texts()
+        assert resumed_from(group) == newest
+    wanted, found = losses(peace), losses(out)
+    assert found.keys() == wanted.keys()
+    assert all(abs(found[step][0] - wanted[step][0]) <= 1e-5 * wanted[step][0] for step in wanted)
+    state, other = reader.arrays(peace, LAST), reader.arrays(out, LAST)
+    assert max(difference(state[name], other[name]) for name in state) <= 1e-5
+
+
+HANGS = """
+import os, sys
+from jaxscale.config import load_config
+from jaxscale.training.trainer import Silent, train
+
+class Reads(Silent):
+    def step(self, step, values, speed):
+        if step == 5 and os.environ["JAXSCALE_PROCESS_ID"] == "1":
+            open(sys.argv[1]).read()
+
+train(load_config(sys.argv[2], sys.argv[3:]), watcher=Reads())
+"""
+
+
+def test_a_hang_is_named_with_the_stacks_of_all_processes(config, folder):
+    """Process 1 reads, between two steps, a FIFO that nobody writes."""
+    out, fifo = folder / "hang", folder / "fifo"
+    os.mkfifo(fifo)
+    with Group(["-c", HANGS, str(fifo), str(config), f"out={out}", "watch.step=12"], folder / "hang-logs") as group:
+        assert group.wait(120) == [HUNG, HUNG], group.texts()
+        for rank in (0, 1):
+            assert "behind: process 1 (at step 6, step for" in group.error(rank)
+            assert "trainer.py" in group.error(rank)
+            stacks = (out / "stacks" / f"process-{rank}.txt").read_text()
+            assert "trainer.py" in stacks
+            assert "monitor.py" in stacks
+        assert '"<string>", line 9 in step' in (out / "stacks" / "process-1.txt").read_text()
+
+
+def test_an_error_of_one_process_ends_all_and_is_named(config, folder, stdlib):
+    """The dataset is there for process 0 only."""
+    out = folder / "error"
+    data = ["data.kind=tokens", "model.vocab_size=257"]
+    with train(config, out, data, each={0: [f"data.path={stdlib}"], 1: [f"data.path={folder / 'nowhere'}"]}) as group:
+        assert group.wait(60) == [VANISHED, MENDABLE], group.texts()
+        assert "nowhere" in group.error(1)
+        assert "process 1 ended by itself" in group.error(0)
+        assert "nowhere" in group.error(0)
+    assert not committed(out)
