@@ -145,22 +145,27 @@ class Monitor:
                 for beat in self.beats.values():
                     beat.heard += now - before
             before, count = now, count + 1
-            late = self.late()
-            if not self.many:
-                if late:
-                    self.end(HUNG, f"the run stood still: {Beat(self.own_beat(count))}")
-                continue
-            try:
-                self.store.put(f"beat/{self.rank}", self.own_beat(count))
-                if self.rank == 0:
-                    self.store.put("word/beat", self.own_beat(count))
-                words = self.store.all("word")
-                self.read_words(words)
-                self.watch_others() if self.rank == 0 else self.watch_first(words)
-            except Missing:  # the coordinator is gone; JAX's client is about to end this process, see name_the_end
-                if self.closing.wait(self.watch.peer or None):
-                    return
-                self.end(VANISHED, f"process {self.rank} cannot reach the coordinator {self.place.coordinator}")
+            if not self.tick(count):
+                return
+
+    def tick(self, count: int) -> bool:
+        """One look, and one beat; False where the run has ended meanwhile."""
+        if not self.many:
+            if self.late():
+                self.end(HUNG, f"the run stood still: {Beat(self.own_beat(count))}")
+            return True
+        try:
+            self.store.put(f"beat/{self.rank}", self.own_beat(count))
+            if self.rank == 0:
+                self.store.put("word/beat", self.own_beat(count))
+            words = self.store.all("word")
+            self.read_words(words)
+            self.watch_others() if self.rank == 0 else self.watch_first(words)
+        except Missing:  # the coordinator is gone; JAX's client is about to end this process, see name_the_end
+            if self.closing.wait(self.watch.peer or None):
+                return False
+            self.end(VANISHED, f"process {self.rank} cannot reach the coordinator {self.place.coordinator}")
+        return True
 
     def own_beat(self, count: int = 0) -> str:
         seconds = time.monotonic() - self.since
