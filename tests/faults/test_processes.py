@@ -166,7 +166,8 @@ def test_a_save_that_one_process_cannot_write_is_told_of_and_training_goes_on(co
 HANGS = """
 import os, sys
 from jaxscale.config import load_config
-from jaxscale.training.trainer import Silent, train
+from jaxscale.training.trainer import train
+from jaxscale.training.watcher import Silent
 
 class Reads(Silent):
     def step(self, step, values, speed):
@@ -189,7 +190,7 @@ def test_a_hang_is_named_with_the_stacks_of_all_processes(config, folder):
             stacks = (out / "stacks" / f"process-{rank}.txt").read_text()
             assert "trainer.py" in stacks
             assert "monitor.py" in stacks
-        assert '"<string>", line 9 in step' in (out / "stacks" / "process-1.txt").read_text()
+        assert '"<string>", line 10 in step' in (out / "stacks" / "process-1.txt").read_text()
 
 
 def test_an_error_of_one_process_ends_all_and_is_named(config, folder, stdlib):
