@@ -55,7 +55,7 @@ RUN = {
     "step": {"compute_dtype": "float32", "remat": "none"},
     "optimizer": {"learning_rate": 1e-4, "schedule": "constant"},
     "checkpoint": {"every": EVERY, "keep_last": KEEP}, "metrics": {"tensorboard": False},
-    "watch": {"peer": 4, "start": 120, "step": 120},
+    "watch": {"peer": 3, "start": 120, "step": 120},
 }  # fmt: skip
 
 

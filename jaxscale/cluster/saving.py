@@ -6,6 +6,9 @@ where one host's disk was full. Here the waiting goes over the key-value store, 
     <key>/at/<rank>    this process has come so far                each process
     <key>/word/go      all have                                    process 0
     failed/<rank>      why this process could not write            any process
+
+A barrier that was passed is open for the rest of its save. orbax comes to one again at the end, to note that no save is
+under way, also where a process failed: it has to get past it, to say so.
 """
 
 import time
@@ -35,7 +38,10 @@ class SaveBarrier:
 
     def __call__(self, *, key: str, timeout_ms: int) -> None:
         """Return once all processes are here; RuntimeError where one has failed, TimeoutError after `timeout_ms`."""
-        store, folder = client(), f"jaxscale/saving/{self.number}"
+        store = client()
+        if store is None:  # one process
+            return
+        folder = f"jaxscale/saving/{self.number}"
         store.key_value_set(f"{folder}/{key}/at/{jax.process_index()}", "here", allow_overwrite=True)
         until = time.monotonic() + timeout_ms / 1000
         while not store.key_value_dir_get(f"{folder}/{key}/word/"):

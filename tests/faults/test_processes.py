@@ -4,6 +4,7 @@ A run in peace is what all others have to end as: bitwise on the same mesh, to 1
 """
 
 import os
+import resource
 import signal
 from pathlib import Path
 
@@ -144,10 +145,29 @@ def test_after_a_kill_and_a_stopped_process_one_process_ends_the_run_on_another_
     assert max(difference(state[name], other[name]) for name in state) <= 1e-5
 
 
+def test_a_save_that_one_process_cannot_write_is_told_of_and_training_goes_on(config, folder, reader):
+    """No file of process 1 may become longer than 30,000 bytes, for one save."""
+    out = folder / "unsaved"
+    with train(config, out, ["steps=100000"]) as group:
+        steps_on(group, out, 25)
+        pid, size = group.processes[1].pid, resource.RLIMIT_FSIZE
+        _, most = resource.prlimit(pid, size, (30_000, resource.RLIM_INFINITY))
+        group.until(lambda: "training goes on" in group.text(0))
+        assert "process 1 could not write it" in group.text(0)
+        resource.prlimit(pid, size, (most, most))
+        newest = committed(out)[-1]
+        group.until(lambda: committed(out)[-1] > newest)
+        group.signal(0, signal.SIGTERM)
+        assert group.wait(60) == [PREEMPTED, PREEMPTED], group.texts()
+    assert reader.whole(out, committed(out)) == committed(out)
+    assert not being_saved(out)
+
+
 HANGS = """
 import os, sys
 from jaxscale.config import load_config
-from jaxscale.training.trainer import Silent, train
+from jaxscale.training.trainer import train
+from jaxscale.training.watcher import Silent
 
 class Reads(Silent):
     def step(self, step, values, speed):
@@ -170,7 +190,7 @@ def test_a_hang_is_named_with_the_stacks_of_all_processes(config, folder):
             stacks = (out / "stacks" / f"process-{rank}.txt").read_text()
             assert "trainer.py" in stacks
             assert "monitor.py" in stacks
-        assert '"<string>", line 9 in step' in (out / "stacks" / "process-1.txt").read_text()
+        assert '"<string>", line 10 in step' in (out / "stacks" / "process-1.txt").read_text()
 
 
 def test_an_error_of_one_process_ends_all_and_is_named(config, folder, stdlib):
