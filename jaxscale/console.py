@@ -91,7 +91,9 @@ def summarise(config: cfg.Config, result, *, sample: str | None) -> None:
         table.add_row(name, escape(value))
     table.add_row("loss curve", str(curve))
     console.print(table)
-    if sample is not None:
+    if sample is not None and jax.process_count() > 1:
+        console.print("\n--sample is for one process; the command below samples from the checkpoint, on any mesh.")
+    elif sample is not None:
         from jaxscale.training.serve import sample_after
 
         console.print(f"\nA continuation of {sample!r}:\n", markup=False)

@@ -30,6 +30,7 @@ PART_OF = {
     "data wait": "data wait",
     "evaluation": "evaluation",
     "checkpoint": "checkpoint blocking",
+    "rollback": "restart",
 }
 
 
@@ -38,8 +39,9 @@ class Goodput:
     """Seconds of wall time by what they went to; they sum to `wall_seconds`.
 
     Attributes:
-        seconds: of each of `PARTS`. A lost step was done again by a later attempt. Waiting for data is what the host
-            saw: some of it may have been hidden behind the devices' work, so the share of steps is not too high.
+        seconds: of each of `PARTS`. A lost step was done again, by a later attempt or after a rollback. Waiting for
+            data is what the host saw: some of it may have been hidden behind the devices' work, so the share of steps
+            is not too high.
     """
 
     wall_seconds: float
@@ -60,9 +62,11 @@ def goodput(events: Sequence[Event]) -> Goodput | None:
     if not clean:
         return None
     seconds = dict.fromkeys(PARTS, 0.0)
-    attempts: dict[int, list[Event]] = {}
+    attempts: dict[tuple[int, int], list[Event]] = {}  # and within one, what comes after each rollback
+    rollbacks = 0
     for event in clean:
-        attempts.setdefault(event["attempt"], []).append(event)
+        rollbacks += event.get("event") == "rollback" and event.get("phase") == "start"
+        attempts.setdefault((event["attempt"], rollbacks), []).append(event)
     numbers = sorted(attempts)
     resumed = {n: first_step(attempts[n]) for n in numbers}
     counted = lost = 0
@@ -74,7 +78,7 @@ def goodput(events: Sequence[Event]) -> Goodput | None:
     for before, after in pairwise(numbers):
         seconds["restart"] += max(0.0, attempts[after][0]["time"] - attempts[before][-1]["time"])
     wall = clean[-1]["time"] - clean[0]["time"]
-    return Goodput(wall, seconds, counted, lost, len(numbers))
+    return Goodput(wall, seconds, counted, lost, len({attempt for attempt, _ in numbers}))
 
 
 def in_order(events: Sequence[Event]) -> list[Event]:
@@ -94,7 +98,7 @@ def first_step(events: list[Event]) -> int | None:
     """The step that an attempt went on from: said when it began or was made ready, else the one before its first."""
     for event in events:
         begins = event.get("event") == "run" and event.get("phase") == "start"
-        ready = event.get("event") == "init" and event.get("phase") == "end"
+        ready = event.get("event") in ("init", "rollback") and event.get("phase") == "end"
         if (begins or ready) and isinstance(event.get("step"), int):
             return event["step"]
     steps = [e["step"] for e in events if e.get("event") == "step" and isinstance(e.get("step"), int)]

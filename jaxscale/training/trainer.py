@@ -219,19 +219,20 @@ class Run:
 
     def go_back(self, bad: Rollback) -> TrainState:
         """The last whole checkpoint, with the batches between it and the bad step left out from now on."""
-        with self.events.during("rollback", bad.step):
-            if failed := self.checkpointer.settle():
-                self.watcher.say(failed)
-            skipped = self.skipped
-            state = self.restore()
-            assert state is not None  # the guard asks for one only where there is one
-            first = int(state.step)
-            self.skipped = skipped + bad.step - first
-            self.clock = None
-            self.losses = {step: loss for step, loss in self.losses.items() if step <= first}
-            self.writer.go_back(first)
-            self.writer.write("rollback", first, {"from": bad.step, "batches_skipped": self.skipped})
-            self.watcher.say(f"step {bad.step}: {bad}; back to step {first}, past {bad.step - first} batches")
+        self.events.write("rollback", "start", bad.step)
+        if failed := self.checkpointer.settle():
+            self.watcher.say(failed)
+        skipped = self.skipped
+        state = self.restore()
+        assert state is not None  # the guard asks for one only where there is one
+        first = int(state.step)
+        self.skipped = skipped + bad.step - first
+        self.clock = None
+        self.losses = {step: loss for step, loss in self.losses.items() if step <= first}
+        self.writer.go_back(first)
+        self.writer.write("rollback", first, {"from": bad.step, "batches_skipped": self.skipped})
+        self.watcher.say(f"step {bad.step}: {bad}; back to step {first}, past {bad.step - first} batches")
+        self.events.write("rollback", "end", first)
         return state
 
     def loop(self, state: TrainState, first: int, feed: Feed, validation_rows: Any) -> TrainState:
