@@ -1,5 +1,6 @@
 """What a person sees in the terminal: the bar of a run, its closing table, and what `show` prints."""
 
+import contextlib
 import os
 import shutil
 import sys
@@ -29,7 +30,8 @@ class TrainingConsole:
 
     def say(self, line: str) -> None:
         if self.speaks():
-            self.console.print(escape(line), soft_wrap=True)
+            with contextlib.suppress(OSError):  # the log's disk is full, its reader is gone: the run goes on
+                self.console.print(escape(line), soft_wrap=True)
 
     def start(self, first_step: int, config: cfg.Config) -> None:
         if not self.speaks():

@@ -80,9 +80,12 @@ class Monitor:
         self.closing = threading.Event()
         self.beats: dict[int, Beat] = {}
         self.gone: dict[int, float] = {}
+        self.answered = time.monotonic()  # when the coordinator last did
         self.thread = threading.Thread(target=self.run, name="monitor", daemon=True)
         if watch.enabled:
             self.thread.start()
+            if self.many and watch.peer:
+                threading.Thread(target=self.watch_answers, name="monitor of answers", daemon=True).start()
 
     # --- what the run tells and asks
 
@@ -148,6 +151,18 @@ class Monitor:
             if not self.tick(count):
                 return
 
+    def watch_answers(self) -> None:
+        """A thread of its own: calls of the key-value store return from a dead link after minutes only."""
+        before = time.monotonic()
+        while not self.closing.wait(INTERVAL):
+            now = time.monotonic()
+            if now - before > 10 * INTERVAL:
+                self.answered += now - before
+            before = now
+            if now - self.answered > self.watch.peer + LEAVING:
+                where = f"the coordinator {self.place.coordinator}"
+                self.end(VANISHED, f"no answer from {where} for {now - self.answered:.0f} s")
+
     def tick(self, count: int) -> bool:
         """One look, and one beat; False where the run has ended meanwhile."""
         if not self.many:
@@ -159,6 +174,7 @@ class Monitor:
             if self.rank == 0:
                 self.store.put("word/beat", self.own_beat(count))
             words = self.store.all("word")
+            self.answered = time.monotonic()
             self.read_words(words)
             self.watch_others() if self.rank == 0 else self.watch_first(words)
         except Missing:  # the coordinator is gone; JAX's client is about to end this process, see name_the_end

@@ -186,6 +186,16 @@ def from_first(key: str, value: str, *, seconds: float) -> str:
     return store.blocking_key_value_get(f"jaxscale/{key}", int(1000 * seconds))
 
 
+def from_all(key: str, value: str, *, seconds: float) -> list[str]:
+    """Every process's value, by rank, on every process; `key` is used once a run."""
+    store = client()
+    if store is None:
+        return [value]
+    store.key_value_set(f"jaxscale/{key}/{jax.process_index()}", value)
+    wait = int(1000 * seconds)
+    return [store.blocking_key_value_get(f"jaxscale/{key}/{rank}", wait) for rank in range(jax.process_count())]
+
+
 def first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 

@@ -17,7 +17,8 @@ import orbax.checkpoint as ocp
 
 from jaxscale import config as cfg
 from jaxscale.cluster.saving import SaveBarrier
-from jaxscale.cluster.start import from_first
+from jaxscale.cluster.start import from_all, from_first
+from jaxscale.reading import parse_json
 from jaxscale.training.fingerprint import fingerprints
 from jaxscale.training.identity import STATE_KEYS, digest, require_same_state, shapes
 from jaxscale.training.noise import quiet_writes
@@ -35,6 +36,7 @@ class Checkpointer:
     def __init__(self, directory: Path | str, options: cfg.Checkpoint | None = None):
         self.directory = reach(open_place(directory))
         self.barrier = SaveBarrier()
+        self.reads = 0
         self.writing: int | None = None
         self.good: int | None = None  # the newest that is known to be whole
         more = save_options(self.directory, self.barrier)
@@ -116,8 +118,7 @@ class Checkpointer:
 
     def meta(self, step: int) -> dict[str, Any]:
         """The JSON of a checkpoint; raises whatever reading a damaged one raises."""
-        restored = self.manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
-        meta = restored["meta"]
+        meta = parse_json((self.directory / str(step) / "meta" / "metadata").read_text())
         parts = [meta.get(name) for name in ("config", "state", "data")] if isinstance(meta, dict) else [None]
         parts += [parts[0].get(name, {}) for name in ("model", *STATE_KEYS)] if isinstance(parts[0], dict) else []
         if not all(isinstance(part, dict) for part in parts):
@@ -135,13 +136,10 @@ class Checkpointer:
         damaged: dict[int, str] = {}
         for step in reversed(self.steps()):
             try:
-                meta = reading(self.meta, step)
-            except Damaged as error:
-                damaged[step] = str(error)
-                continue
-            require_same_state(meta, abstract, config, where=str(self.directory / str(step)))
-            try:
-                state = reading(self.restore_whole, step, abstract, meta)
+                meta = self.together(self.meta, step)
+                require_same_state(meta, abstract, config, where=str(self.directory / str(step)))
+                state = self.together(self.restore, step, abstract)
+                require_unchanged(state, meta)
             except Damaged as error:
                 damaged[step] = str(error)
                 continue
@@ -157,22 +155,34 @@ class Checkpointer:
         return None
 
     def restore(self, step: int, abstract: Any) -> Any:
-        return self.manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))["state"]
+        """This process's part of the state. It waits for no other process: one may find its own part damaged."""
+        own = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"read-{own}"
+        )
+        handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
+        with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
+            return reader.restore(self.directory / str(step) / "state", args=ocp.args.StandardRestore(abstract))
 
-    def restore_whole(self, step: int, abstract: Any, meta: dict) -> Any:
-        """The state, every array of it compared with the sum of its bits when it was saved."""
-        state = self.restore(step, abstract)
-        saved = meta.get("fingerprints", {})  # checkpoints from before there were any have none
-        changed = [name for name, found in fingerprints(state).items() if saved and saved.get(name) != found]
-        if changed:
-            raise ValueError(f"{len(changed)} arrays are not what was saved, {changed[0]} first")
-        return state
+    def together(self, read: Callable[..., Any], *arguments: Any) -> Any:
+        """read(*arguments) on all processes; Damaged on all of them where it is on one."""
+        found, problem = None, ""
+        try:
+            found = reading(read, *arguments)
+        except Damaged as error:
+            problem = str(error)
+        self.reads += 1
+        problems = from_all(f"read/{self.reads}", problem, seconds=PATIENCE)
+        if any(problems):
+            raise Damaged(next(filter(None, problems)))
+        return found
 
     def set_aside(self, step: int, cause: str, say: Say) -> None:
         target = aside(self.directory) / f"{step}-{time.time_ns()}"
         say(f"checkpoint {step} is damaged ({cause}); set aside as {target}, and the one before is used")
         if jax.process_index() == 0:
             move(self.directory / str(step), target)
+        from_first(f"aside/{step}/{self.reads}", "done", seconds=PATIENCE)
         self.manager.reload()
 
 
@@ -182,6 +192,14 @@ class Unsaved(Exception):
 
 class Damaged(Exception):
     """A checkpoint that cannot be read; its text is the cause."""
+
+
+def require_unchanged(state: TrainState, meta: dict) -> None:
+    """Every array of a state that was read is compared with the sum of its bits when it was saved."""
+    saved = meta.get("fingerprints")  # checkpoints from before there were any have none
+    changed = [name for name, found in fingerprints(state).items() if saved and saved.get(name) != found]
+    if changed:
+        raise Damaged(f"{len(changed)} arrays are not what was saved, {changed[0]} first")
 
 
 def reading(read: Callable[..., Any], *arguments: Any) -> Any:
