@@ -5,8 +5,6 @@ of its bits, and which data the steps so far have read.
 """
 
 import contextlib
-import gc
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +19,7 @@ from jaxscale.cluster.start import from_all, from_first
 from jaxscale.reading import parse_json
 from jaxscale.training.fingerprint import fingerprints
 from jaxscale.training.identity import STATE_KEYS, digest, require_same_state, shapes
-from jaxscale.training.noise import quiet_writes
+from jaxscale.training.noise import Damaged, quiet_writes, reading, reason
 from jaxscale.training.object_store import reach, save_options
 from jaxscale.training.places import aside, clear_half_written, failures, move, open_place, trouble
 from jaxscale.training.step import TrainState
@@ -190,37 +188,9 @@ class Unsaved(Exception):
     """A checkpoint that cannot be written; its text says why."""
 
 
-class Damaged(Exception):
-    """A checkpoint that cannot be read; its text is the cause."""
-
-
 def require_unchanged(state: TrainState, meta: dict) -> None:
     """Every array of a state that was read is compared with the sum of its bits when it was saved."""
     saved = meta.get("fingerprints")  # checkpoints from before there were any have none
     changed = [name for name, found in fingerprints(state).items() if saved and saved.get(name) != found]
     if changed:
         raise Damaged(f"{len(changed)} arrays are not what was saved, {changed[0]} first")
-
-
-def reading(read: Callable[..., Any], *arguments: Any) -> Any:
-    """read(*arguments); Damaged for whatever orbax, tensorstore or JSON raise where a checkpoint is.
-
-    A failed read leaves half-run coroutines, of whose end Python would print a traceback each: they end here, unheard.
-    """
-    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
-    try:
-        try:
-            return read(*arguments)
-        except Exception as error:  # each library has its own ways to say "damaged"
-            cause = reason(error)
-        time.sleep(0.2)  # for the reads of other arrays that are under way
-        gc.collect()
-    finally:
-        sys.unraisablehook = hook
-    raise Damaged(cause)
-
-
-def reason(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    text = text if len(text) <= 200 else f"{text[:60]} ... {text[-120:]}"  # tensorstore's cause comes last
-    return f"{type(error).__name__}: {text}"

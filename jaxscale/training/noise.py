@@ -1,9 +1,13 @@
-"""Tracebacks that nobody needs: of writes in the background, whose failure is raised where one waits for them."""
+"""What libraries raise and print where a checkpoint cannot be read or written: one exception, and no traceback that
+nobody needs."""
 
 import contextlib
+import gc
 import sys
 import threading
+import time
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 
@@ -26,3 +30,31 @@ def quiet_writes() -> contextlib.ExitStack:
     threading.excepthook, sys.excepthook = thread_hook, hook
     stack.callback(restore)
     return stack
+
+
+class Damaged(Exception):
+    """A checkpoint that cannot be read; its text is the cause."""
+
+
+def reading(read: Callable[..., Any], *arguments: Any) -> Any:
+    """read(*arguments); Damaged for whatever orbax, tensorstore or JSON raise where a checkpoint is.
+
+    A failed read leaves half-run coroutines, of whose end Python would print a traceback each: they end here, unheard.
+    """
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        try:
+            return read(*arguments)
+        except Exception as error:  # each library has its own ways to say "damaged"
+            cause = reason(error)
+        time.sleep(0.2)  # for the reads of other arrays that are under way
+        gc.collect()
+    finally:
+        sys.unraisablehook = hook
+    raise Damaged(cause)
+
+
+def reason(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    text = text if len(text) <= 200 else f"{text[:60]} ... {text[-120:]}"  # tensorstore's cause comes last
+    return f"{type(error).__name__}: {text}"

@@ -12,9 +12,10 @@ from jaxscale.data.tokenizer import Tokenizer, load_tokenizer
 from jaxscale.parallel.mesh import make_mesh, start_devices
 from jaxscale.parallel.sharding import fit_rules, make_rules, on_mesh
 from jaxscale.reading import parse_json
-from jaxscale.training.checkpoint import Checkpointer, Damaged, Say, reading, reason
+from jaxscale.training.checkpoint import Checkpointer, Say
 from jaxscale.training.generate import decode_rules, generate
 from jaxscale.training.identity import config_differences
+from jaxscale.training.noise import Damaged, reading, reason
 from jaxscale.training.step import Program, make_program
 from jaxscale.training.trainer import Result
 

@@ -17,10 +17,10 @@ import tensorstore
 from etils import epath
 from orbax.checkpoint._src.serialization import tensorstore_utils
 
-from jaxscale.training.checkpoint import reason
 from jaxscale.training.fingerprint import weighted_sum
 from jaxscale.training.identity import digest
 from jaxscale.training.inventory import METADATA, NEEDED, Kept, elements
+from jaxscale.training.noise import reason
 from jaxscale.training.object_store import reach
 
 SECONDS = 600.0  # for one array

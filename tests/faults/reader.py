@@ -9,7 +9,7 @@ import numpy as np
 from jaxscale import config as cfg
 from jaxscale.parallel.mesh import make_mesh
 from jaxscale.parallel.sharding import make_rules, on_mesh
-from jaxscale.training.checkpoint import Checkpointer
+from jaxscale.training.checkpoint import Checkpointer, require_unchanged
 from jaxscale.training.fingerprint import named_leaves
 from jaxscale.training.step import make_program
 
@@ -30,7 +30,9 @@ class Reader:
         with on_mesh(self.mesh, self.rules):
             checkpointer = Checkpointer(out / "checkpoints")
             try:
-                return checkpointer.restore_whole(step, self.program.abstract, checkpointer.meta(step))
+                state = checkpointer.restore(step, self.program.abstract)
+                require_unchanged(state, checkpointer.meta(step))
+                return state
             finally:
                 checkpointer.close()
 

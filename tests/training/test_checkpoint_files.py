@@ -7,7 +7,9 @@ import pytest
 from support import Setup, make_config
 
 from jaxscale import config as cfg
-from jaxscale.training.checkpoint import Checkpointer, Damaged, config_differences, reading
+from jaxscale.training.checkpoint import Checkpointer
+from jaxscale.training.identity import config_differences
+from jaxscale.training.noise import Damaged, reading
 from jaxscale.training.serve import run_tokenizer
 
 SMALL = {"num_layers": 1, "embed_dim": 8, "num_heads": 1, "num_kv_heads": 1, "mlp_dim": 8}
