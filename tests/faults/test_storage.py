@@ -1,5 +1,6 @@
 """Disks that fill, directories that vanish, files that change: training goes on, and the last good checkpoint stays."""
 
+import functools
 import os
 import shutil
 import subprocess
@@ -165,13 +166,16 @@ def flip(path: Path, where: float, bit: int = 3) -> None:
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize("where", [0.1, 0.3, 0.5, 0.7, 0.9])
-def test_a_flipped_bit_is_found_and_the_checkpoint_before_is_used(finished, tmp_path, where):
-    lines, sums = damaged(finished, tmp_path, lambda c: flip(data_files(c)[0], where))
-    assert sums == finished[1]  # by way of step 2, or as the bit was in bytes that nobody reads
-    set_aside = [line for line in lines if "checkpoint 4 is damaged" in line]
-    assert not set_aside or "resuming from step 2" in "\n".join(lines)
-    assert set_aside, f"no bit of an array is at {where}: choose another place"
+def test_a_flipped_bit_is_found_and_the_checkpoint_before_is_used(finished, tmp_path):
+    found = 0
+    for where in (0.1, 0.3, 0.5, 0.7, 0.9):
+        change = functools.partial(lambda where, c: flip(data_files(c)[0], where), where)
+        lines, sums = damaged(finished, tmp_path / str(where), change)
+        assert sums == finished[1]  # by way of step 2, or as the bit was in bytes that nobody reads
+        set_aside = any("checkpoint 4 is damaged" in line for line in lines)
+        assert any("resuming from step 2" in line for line in lines) == set_aside
+        found += set_aside
+    assert found >= 2
 
 
 def test_a_truncated_file_is_found(finished, tmp_path):

@@ -12,7 +12,7 @@ from support import Setup, make_config
 
 from jaxscale import cli
 from jaxscale.training import inventory, verify
-from jaxscale.training.checkpoint import Checkpointer
+from jaxscale.training.checkpoint import Checkpointer, require_unchanged
 from jaxscale.training.identity import digest
 from jaxscale.training.noise import Damaged, reading
 from jaxscale.training.places import aside
@@ -119,12 +119,13 @@ def largest(step: Path) -> Path:
 
 def flip(path: Path) -> None:
     body = bytearray(path.read_bytes())
-    body[len(body) // 2] ^= 1
+    for place in range(len(body) // 9, len(body), len(body) // 9):  # some bytes of a file are read by nobody
+        body[place] ^= 1
     path.write_bytes(bytes(body))
 
 
 DAMAGES = {
-    "a bit": (lambda step: flip(largest(step)), "step 6: "),
+    "bits": (lambda step: flip(largest(step)), "step 6: "),
     "cut short": (lambda step: largest(step).write_bytes(largest(step).read_bytes()[:100]), "cannot be read"),
     "metadata": (lambda step: flip(step / "meta" / "metadata"), "meta/metadata: "),
     "no manifest": (lambda step: (step / "state" / "manifest.ocdbt").unlink(), "state/manifest.ocdbt is missing"),
@@ -170,7 +171,8 @@ def test_verify_finds_what_a_restore_would(trained, tmp_path):
         checkpointer = Checkpointer(folder)
         try:
             with setup.context():
-                reading(checkpointer.restore_whole, 6, setup.program.abstract, reading(checkpointer.meta, 6))
+                state = reading(checkpointer.restore, 6, setup.program.abstract)
+                require_unchanged(state, reading(checkpointer.meta, 6))
             restored = True
         except Damaged:
             restored = False
