@@ -14,6 +14,7 @@ from support import make_config
 from jaxscale.training.fingerprint import fingerprints
 from jaxscale.training.trainer import Silent
 from jaxscale.training.trainer import train as train_here
+from jaxscale.training.writer import open_tensorboard
 
 TINY = {
     "name": "tiny",
@@ -75,7 +76,6 @@ def test_a_full_disk_ends_nothing(config, small_disk):
         run.signal(0, 15)
         assert run.wait() == [75]
         assert "Traceback" not in run.text(0)
-        assert "tensorboard cannot be written" in run.text(0)
     with train(config, out, ["steps=1"], processes=1) as again:
         assert again.wait() == [0]
         assert f"resuming from step {committed(out)[-1]}" in again.text(0)
@@ -91,6 +91,18 @@ def test_a_disk_that_stays_full_is_an_error_at_the_end(config, small_disk):
         assert run.wait() == [2]
         good = committed(out)[-1]
         assert f"the last good checkpoint is step {good}; make room" in run.error(0)
+
+
+def test_tensorboards_thread_survives_a_full_disk(small_disk):
+    """Its queue holds ten: once the thread that empties it has died, the eleventh waits for ever."""
+    said = []
+    board = open_tensorboard(small_disk, said.append)
+    fill(small_disk)
+    for step in range(2000):
+        board.add_scalar("loss", 1.0, step)
+    board.close()
+    assert len(said) == 1
+    assert "tensorboard cannot be written (No space left on device)" in said[0]
 
 
 @pytest.mark.parametrize("small_disk", ["run/checkpoints"], indirect=True)
