@@ -5,7 +5,7 @@ EXTRAS ?= dev
 BIN = $(VENV)/bin
 STDLIB = data/stdlib
 
-.PHONY: quickstart test core check lint types bench-gpu clean
+.PHONY: quickstart test faults core check lint types bench-gpu clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/jaxscale data prepare --stdlib --tokenizer byte --validation-fraction 0.05 --out $(STDLIB)
@@ -14,12 +14,16 @@ quickstart: $(VENV)/installed
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest
 
+# Real processes that are killed, hung and told to stop, a SLURM of two nodes, an object store: minutes.
+faults: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -m faults
+
 # What tells most in least time: shardings, models, collectives, whole runs, decoding. CI runs it on a second Python.
 core: $(VENV)/installed-dev
 	$(BIN)/python -m pytest tests/analysis tests/test_predict.py tests/parallel tests/models tests/training/test_collectives.py tests/training/test_trainer.py \
-		tests/training/test_generate.py tests/training/test_feed.py tests/data
+		tests/training/test_generate.py tests/training/test_feed.py tests/data tests/cluster tests/faults/test_guard.py
 
-check: lint types test
+check: lint types test faults
 
 # Everything that can be measured on one NVIDIA GPU, within 8 minutes; PYTHON's jax must have CUDA (extra cuda12 or cuda13).
 bench-gpu:

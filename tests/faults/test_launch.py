@@ -446,7 +446,7 @@ def losses(out: Path) -> dict[int, float]:
     return {r["step"]: r["loss"] for r in read_records(out / "metrics.jsonl") if r["kind"] == "train"}
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_a_process_is_killed_and_the_run_goes_on_to_the_same_losses(config):
     """To the bit those of one process with both devices, left in peace."""
     with Launch(config, "--max-restarts", 2, "--grace", 2) as launch:

@@ -17,7 +17,7 @@ from faults.reader import Reader, difference
 from jaxscale import config as cfg
 from jaxscale.cluster.codes import DONE, HUNG, MENDABLE, PREEMPTED, VANISHED
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.faults
 LAST = 120
 RUN = {
     "name": "faults", "steps": LAST, "mesh": {"data": 1, "fsdp": 2},

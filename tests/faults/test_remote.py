@@ -112,7 +112,7 @@ def flip_a_bit(server: Server, prefix: str) -> None:
     server.s3.put_object(Bucket=BUCKET, Key=key, Body=bytes(body))
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_a_run_lives_in_an_object_store(server, shell):
     """Killed in a save, resumed bitwise, the last N kept, a damaged one left aside, listed, checked and removed."""
     refused = []

@@ -64,7 +64,7 @@ def until(condition, seconds: float = 120, tell=lambda: "") -> None:
         time.sleep(0.1)
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 @pytest.mark.skipif(bool(missing()), reason=f"no SLURM: {missing()}")
 def test_slurm_trains_on_two_nodes_is_preempted_queued_again_and_goes_on(folder):
     log = folder / "log"
@@ -97,7 +97,7 @@ def test_slurm_trains_on_two_nodes_is_preempted_queued_again_and_goes_on(folder)
     assert 0 < saved[0] < STEPS
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 @pytest.mark.skipif(not shutil.which("mpirun"), reason="no mpirun: Debian's openmpi-bin")
 def test_open_mpi_trains_and_hands_sigusr1_on(folder):
     words = ["mpirun", "--oversubscribe", "-n", "2", "jaxscale", "train", "tiny.yaml", "steps=100000"]

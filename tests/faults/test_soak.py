@@ -8,7 +8,7 @@ import pytest
 from faults.processes import ROOT
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_ten_faults_lose_no_committed_checkpoint_and_change_no_bit(tmp_path):
     done = subprocess.run(
         [sys.executable, "benchmarks/soak.py", "--faults", "10", "--seed", "7", "--out", str(tmp_path)],
