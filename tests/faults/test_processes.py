@@ -5,6 +5,7 @@ A run in peace is what all others have to end as: bitwise on the same mesh, to 1
 
 import os
 import resource
+import shutil
 import signal
 from pathlib import Path
 
@@ -203,3 +204,16 @@ def test_an_error_of_one_process_ends_all_and_is_named(config, folder, stdlib):
         assert "process 1 ended by itself" in group.error(0)
         assert "nowhere" in group.error(0)
     assert not committed(out)
+
+
+def test_what_one_process_finds_damaged_is_damaged_for_all(config, folder, peace):
+    """Process 1's own part is whole: it would wait for process 0, which has gone on to the checkpoint before."""
+    out = folder / "damaged"
+    shutil.copytree(peace, out)
+    largest = max((out / f"checkpoints/{LAST}/state/ocdbt.process_0/d").iterdir(), key=lambda p: p.stat().st_size)
+    os.truncate(largest, largest.stat().st_size // 2)
+    with train(config, out) as group:
+        assert group.wait() == [DONE, DONE], group.texts()
+        assert f"checkpoint {LAST} is damaged" in group.text(0)
+        assert resumed_from(group) == LAST - 20
+    assert losses(out) == losses(peace)
