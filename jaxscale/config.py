@@ -321,15 +321,27 @@ class Guard(Section):
     recompute_every: NonNegative = 0  # steps; compute one twice and compare all bits; 0: never
 
 
+Deadline = Annotated[float, Field(ge=0, le=1e6)]
+
+
 class Watch(Section):
     """Seconds after which a run that stands still names where, and ends; 0: never. See docs/operations.md."""
 
     enabled: bool = True
-    start: AtLeast0 = 1800.0  # joining the others, data, restoring or making the state
-    compile: AtLeast0 = 3600.0
-    step: AtLeast0 = 600.0
-    save: AtLeast0 = 3600.0
-    peer: AtLeast0 = 60.0  # a process that is not heard of for so long has vanished
+    start: Deadline = 1800.0  # joining the others, data, restoring or making the state
+    compile: Deadline = 3600.0
+    step: Deadline = 600.0
+    save: Deadline = 3600.0
+    peer: Deadline = 60.0  # a process that is not heard of for so long has vanished; beats come each second
+
+    @model_validator(mode="after")
+    def _check(self) -> "Watch":
+        for name, least in (("start", 1), ("compile", 1), ("step", 1), ("save", 1), ("peer", 3)):
+            if 0 < getattr(self, name) < least:
+                raise ValueError(
+                    f"watch.{name}={getattr(self, name):g} s is too short; give {least} or more, 0 for never"
+                )
+        return self
 
 
 class Evaluation(Section):

@@ -30,7 +30,7 @@ BELOW = {
     "models": {"parallel", "rules", "hardware", "config"},
     "codes": set(),
     "local": {"codes"},
-    "cluster": {"codes", "config"},
+    "cluster": {"codes", "redact", "config"},
     "launch": {"local", "codes", "jsonl", "config"},
     "training": {
         "urls",

@@ -4,7 +4,7 @@ Every process writes a beat (who, which step, doing what) to JAX's key-value sto
 beats and, where one is missing or says that its deadline has passed, writes the end that all others read. So each
 process does a few small calls a second, whatever their number. Where there is one process, only its deadlines count.
 
-    beat/<rank>   "<count> <step> <doing> <seconds> <late> <where>"       each process
+    beat/<rank>   "<count> <step> <doing> <seconds> <late> <where>"       each process; doing: also done, left:<code>
     word/beat     process 0's, for the others                            process 0
     word/end      "<exit code> <message>"                                process 0
     word/stop     "<signal>": somebody was asked to stop                 any process
@@ -26,14 +26,15 @@ from typing import Any
 import jax
 
 from jaxscale import config as cfg
-from jaxscale.cluster.codes import HUNG, VANISHED
-from jaxscale.cluster.start import client, tell
+from jaxscale.cluster.codes import CORRUPT, HUNG, MENDABLE, VANISHED
+from jaxscale.cluster.start import client, new_run, prefix, tell
+from jaxscale.redact import one_line
 
 INTERVAL = 1.0  # seconds between beats
 SUSPECT_AFTER = 10.0  # silence that is enough once a collective has failed
 LEAVING = 5.0  # seconds in which all processes may fail alike, each saying so itself
 DEADLINES = {"devices": "start", "data": "start", "init": "start", "compile": "compile", "checkpoint": "save"}
-DEADLINES |= {"evaluation": "compile"}  # the first one compiles
+DEADLINES |= {"evaluation": "compile", "recompute": "compile", "rollback": "start"}  # the first of these compile
 Missing = jax.errors.JaxRuntimeError
 
 
@@ -66,19 +67,25 @@ class Monitor:
     """
 
     def __init__(self, watch: cfg.Watch, out: Path, place: Any):
+        new_run()
         self.watch, self.out, self.place = watch, out, place
         self.rank, self.many = place.process_id, place.processes > 1
+        if self.many and not watch.enabled:
+            raise ValueError("watch.enabled=false is for one process; several stop together by it; leave it true")
         self.store = Store(client())  # used where there are others
+        self.writing = threading.Lock()
         self.doing, self.since, self.step = "start", time.monotonic(), 0
-        self.started = 0
+        self.started = self.count = 0
         self.suspicious = False
-        self.leaving = ""
+        self.last_words = ""  # "done", or "left:<exit code>": of a process that has ended its run
+        self.reason = "-"
         self.signal: str | None = None  # why this process was asked to stop
         self.last: int | None = None  # the step after which all stop
         self.agreeing = False
         self.gate = threading.Condition()
         self.closing = threading.Event()
-        self.beats: dict[int, Beat] = {}
+        ranks = range(place.processes) if self.rank == 0 else range(1)
+        self.beats = {rank: Beat("0 0 start 0 - -") for rank in ranks} if self.many else {}
         self.gone: dict[int, float] = {}
         self.answered = time.monotonic()  # when the coordinator last did
         self.thread = threading.Thread(target=self.run, name="monitor", daemon=True)
@@ -99,7 +106,7 @@ class Monitor:
     def ask_to_stop(self, name: str) -> None:
         """From a signal's handler: all processes are to stop after one step."""
         self.signal = name
-        if not self.many or not self.watch.enabled:
+        if not self.many:
             self.last = self.started
 
     def may_start(self, step: int) -> bool:
@@ -114,7 +121,7 @@ class Monitor:
 
     def blame(self) -> None:
         """A collective failed: wait for the process that is missing to be named, which ends this one; else return."""
-        if not self.many or not self.watch.enabled:
+        if not self.many:
             return
         self.suspicious = True
         time.sleep(2 * SUSPECT_AFTER if self.watch.peer else 0)
@@ -124,32 +131,37 @@ class Monitor:
         there are others: nothing that runs at exit may wait for them."""
         if not self.many:
             return
-        self.leaving = " ".join(reason.split())[:300]
+        self.last_words, self.reason = f"left:{code}", one_line(reason)[:300]
         with contextlib.suppress(Missing):
-            self.store.put(f"beat/{self.rank}", self.own_beat())
+            self.beat()
             if self.rank == 0:
-                self.store.put("word/end", f"{code} process 0 ended: {self.leaving}")
+                self.store.put("word/end", f"{ending(code)} process 0 ended by itself: {self.reason}")
                 time.sleep(3 * INTERVAL)  # the coordinator goes with process 0: the others are to read it first
         tell(reason, code)
 
     def close(self) -> None:
+        """The run is over for this process: the others hear that it is done, and do not wait for its beats."""
         self.closing.set()
         if self.thread.is_alive():
             self.thread.join(timeout=10)
+        if self.many and not self.last_words:
+            self.last_words = "done"
+            with contextlib.suppress(Missing):
+                self.beat()
 
     # --- the thread
 
     def run(self) -> None:
-        count, before = 0, time.monotonic()
+        self.tick()
+        before = time.monotonic()
         while not self.closing.wait(INTERVAL):
             now = time.monotonic()
             if now - before > 10 * INTERVAL:  # this process slept, or its machine did: not the run's fault
                 self.since += now - before
                 for beat in self.beats.values():
                     beat.heard += now - before
-            before, count = now, count + 1
-            if not self.tick(count):
-                return
+            before = now
+            self.tick()
 
     def watch_answers(self) -> None:
         """A thread of its own: calls of the key-value store return from a dead link after minutes only."""
@@ -163,38 +175,41 @@ class Monitor:
                 where = f"the coordinator {self.place.coordinator}"
                 self.end(VANISHED, f"no answer from {where} for {now - self.answered:.0f} s")
 
-    def tick(self, count: int) -> bool:
-        """One look, and one beat; False where the run has ended meanwhile."""
+    def tick(self) -> None:
+        """One beat, and one look. A call that fails is tried again with the next one; see `watch_answers`."""
         if not self.many:
             if self.late():
-                self.end(HUNG, f"the run stood still: {Beat(self.own_beat(count))}")
-            return True
-        try:
-            self.store.put(f"beat/{self.rank}", self.own_beat(count))
-            if self.rank == 0:
-                self.store.put("word/beat", self.own_beat(count))
+                self.end(HUNG, f"the run stood still: {Beat(self.own_beat())}")
+            return
+        with contextlib.suppress(Missing):
+            self.beat()
             words = self.store.all("word")
             self.answered = time.monotonic()
             self.read_words(words)
             self.watch_others() if self.rank == 0 else self.watch_first(words)
-        except Missing:  # the coordinator is gone; JAX's client is about to end this process, see name_the_end
-            if self.closing.wait(self.watch.peer or None):
-                return False
-            self.end(VANISHED, f"process {self.rank} cannot reach the coordinator {self.place.coordinator}")
-        return True
 
-    def own_beat(self, count: int = 0) -> str:
+    def beat(self) -> None:
+        with self.writing:  # the last words are not written over
+            self.count += 1
+            text = self.own_beat()
+            self.store.put(f"beat/{self.rank}", text)
+            if self.rank == 0:
+                self.store.put("word/beat", text)
+
+    def own_beat(self) -> str:
         seconds = time.monotonic() - self.since
-        if self.leaving:
-            return f"{count} {self.started} left {seconds:.0f} - {self.leaving}"
+        if self.last_words:
+            return f"{self.count} {self.started} {self.last_words} {seconds:.0f} - {self.reason}"
         late = "late" if self.late() else "suspicious" if self.suspicious else "-"
-        return f"{count} {self.started} {self.doing.replace(' ', '-')} {seconds:.0f} {late} {here()}"
+        return f"{self.count} {self.started} {self.doing.replace(' ', '-')} {seconds:.0f} {late} {here()}"
 
     def late(self) -> bool:
         deadline = getattr(self.watch, DEADLINES.get(self.doing, "step"))
         return bool(deadline) and time.monotonic() - self.since > deadline
 
     def read_words(self, words: dict[str, str]) -> None:
+        if self.last_words:  # this process ends by itself, with its own line
+            return
         if end := words.get("end"):
             code, message = end.split(" ", 1)
             self.end(int(code), message)
@@ -208,8 +223,8 @@ class Monitor:
         with self.gate:
             self.signal = self.signal or words["stop"]
             if not self.agreeing:
-                self.agreeing = True
                 self.store.put(f"at/{self.rank}", str(self.started))
+                self.agreeing = True
             if "last" in words:
                 self.last = int(words["last"])
                 self.gate.notify_all()
@@ -222,12 +237,12 @@ class Monitor:
         """Process 0 watches all; the others watch it."""
         self.hear({0: words["beat"]} if "beat" in words else {})
         if silent := self.silent():
-            self.end(VANISHED, silent)
+            self.end(*silent)
 
     def watch_others(self) -> None:
         self.hear({int(rank): text for rank, text in self.store.all("beat").items()})
         if silent := self.silent():
-            self.declare(VANISHED, silent)
+            self.declare(*silent)
         if any(beat.late for beat in self.beats.values()):
             time.sleep(2 * INTERVAL)  # others reach their deadlines about now: what they do is to be known
             self.hear({int(rank): text for rank, text in self.store.all("beat").items()})
@@ -240,31 +255,33 @@ class Monitor:
             else:
                 self.beats[rank] = Beat(text)
 
-    def silent(self) -> str:
-        """Who has not been heard of for too long, or has said goodbye; "" where all are there."""
+    def silent(self) -> tuple[int, str] | None:
+        """Who has not been heard of for too long, or has said goodbye, and how all end; None where all are there."""
         now = time.monotonic()
         suspicious = self.suspicious or any(b.text.split(" ")[4] == "suspicious" for b in self.beats.values())
         longest = min(self.watch.peer, SUSPECT_AFTER) if suspicious else self.watch.peer
         for rank, beat in sorted(self.beats.items()):
-            if rank == self.rank:
+            if rank == self.rank or beat.doing == "done":
                 continue
-            if beat.doing == "left" and now - self.gone.setdefault(rank, now) > LEAVING:
-                return f"process {rank} ended by itself: {beat.where}"
-            if self.watch.peer and now - beat.heard > longest:
-                return f"process {rank} vanished: not heard of for {now - beat.heard:.0f} s; last seen {beat}"
-        return ""
+            if beat.doing.startswith("left:"):
+                if now - self.gone.setdefault(rank, now) > LEAVING:
+                    return ending(int(beat.doing[5:])), f"process {rank} ended by itself: {beat.where}"
+            elif self.watch.peer and now - beat.heard > longest:
+                return VANISHED, f"process {rank} vanished: not heard of for {now - beat.heard:.0f} s; last seen {beat}"
+        return None
 
     def behind(self) -> str:
         """Who is at the lowest step, or alone elsewhere than in waiting for the devices."""
-        lines = {rank: str(beat) for rank, beat in sorted(self.beats.items())}
-        lowest = min(beat.step for beat in self.beats.values())
-        slow = [rank for rank, beat in sorted(self.beats.items()) if beat.step == lowest]
+        running = {rank: beat for rank, beat in sorted(self.beats.items()) if beat.doing != "done"}
+        lines = {rank: str(beat) for rank, beat in running.items()}
+        lowest = min(beat.step for beat in running.values())
+        slow = [rank for rank, beat in running.items() if beat.step == lowest]
         if len(slow) == len(lines):
-            places = [beat.where for beat in self.beats.values()]
+            places = [beat.where for beat in running.values()]
             usual = max(set(places), key=places.count)
             slow = [rank for rank in slow if self.beats[rank].where != usual]
         if not slow or len(slow) == len(lines):
-            return f"the run stood still; no process is behind: all are {lines[0]}"
+            return f"the run stood still; no process is behind: all are {next(iter(lines.values()))}"
         others = next(rank for rank in lines if rank not in slow)
         names = ", ".join(f"process {rank} ({lines[rank]})" for rank in slow[:4])
         return f"the run stood still; behind: {names}; process {others} is {lines[others]}"
@@ -295,19 +312,24 @@ class Monitor:
         return str(path)
 
 
+def ending(code: int) -> int:
+    """How the others end where one process has ended with this code: alike, where a restart does not help."""
+    return code if code in (MENDABLE, CORRUPT) else VANISHED
+
+
 class Store:
-    """JAX's key-value store, under one prefix."""
+    """JAX's key-value store, below this run's prefix."""
 
     def __init__(self, kv: Any):
         self.kv = kv
 
     def put(self, key: str, value: str) -> None:
-        self.kv.key_value_set(f"jaxscale/{key}", value, allow_overwrite=True)
+        self.kv.key_value_set(f"{prefix()}/{key}", value, allow_overwrite=True)
 
     def all(self, folder: str) -> dict[str, str]:
         """Name -> value below a folder."""
-        prefix = f"jaxscale/{folder}/"
-        return {key.removeprefix(prefix): value for key, value in self.kv.key_value_dir_get(prefix)}
+        path = f"{prefix()}/{folder}/"
+        return {key.removeprefix(path): value for key, value in self.kv.key_value_dir_get(path)}
 
 
 def here() -> str:

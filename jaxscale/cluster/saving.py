@@ -1,7 +1,7 @@
 """All processes wait for each other in a save, and one that could not write ends the waiting of the others.
 
 orbax waits with JAX's barriers, which nobody can leave before their time is up: 20 minutes in which a run stood still
-where one host's disk was full. Here the waiting goes over the key-value store, under `jaxscale/saving/<number>`:
+where one host's disk was full. Here the waiting goes over the key-value store, under `saving/<number>`:
 
     <key>/at/<rank>    this process has come so far                each process
     <key>/word/go      all have                                    process 0
@@ -15,9 +15,9 @@ import time
 
 import jax
 
-from jaxscale.cluster.start import client
+from jaxscale.cluster.start import client, prefix
 
-PAUSE = 0.1  # seconds between two looks
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0  # seconds between two looks, growing
 
 
 class SaveBarrier:
@@ -28,12 +28,14 @@ class SaveBarrier:
 
     def begin(self) -> None:
         self.number += 1
+        if (store := client()) and jax.process_index() == 0 and self.number > 2:
+            store.key_value_delete(f"{prefix()}/saving/{self.number - 2}/")  # everybody has left that one
 
     def fail(self, why: str) -> None:
         """This process gives the save up."""
         if store := client():
             store.key_value_set(
-                f"jaxscale/saving/{self.number}/failed/{jax.process_index()}", why, allow_overwrite=True
+                f"{prefix()}/saving/{self.number}/failed/{jax.process_index()}", why, allow_overwrite=True
             )
 
     def __call__(self, *, key: str, timeout_ms: int) -> None:
@@ -41,7 +43,7 @@ class SaveBarrier:
         store = client()
         if store is None:  # one process
             return
-        folder = f"jaxscale/saving/{self.number}"
+        folder, pause = f"{prefix()}/saving/{self.number}", FIRST_PAUSE
         store.key_value_set(f"{folder}/{key}/at/{jax.process_index()}", "here", allow_overwrite=True)
         until = time.monotonic() + timeout_ms / 1000
         while not store.key_value_dir_get(f"{folder}/{key}/word/"):
@@ -55,4 +57,5 @@ class SaveBarrier:
                 if len(here) == jax.process_count():
                     store.key_value_set(f"{folder}/{key}/word/go", "all", allow_overwrite=True)
                     return
-            time.sleep(PAUSE)
+            time.sleep(pause)
+            pause = min(1.5 * pause, LONGEST_PAUSE)

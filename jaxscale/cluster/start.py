@@ -6,6 +6,7 @@ launch` and the manifests under configs/launch set them) or from the scheduler, 
 
 import contextlib
 import ctypes
+import json
 import os
 import signal
 import socket
@@ -18,6 +19,7 @@ import jax
 
 from jaxscale import config as cfg
 from jaxscale.cluster.codes import VANISHED
+from jaxscale.redact import one_line
 
 NAMES = ("JAXSCALE_COORDINATOR", "JAXSCALE_PROCESSES", "JAXSCALE_PROCESS_ID")
 HEARTBEAT_MARGIN = 30  # seconds that JAX's own heartbeats wait beyond ours, whose message is the better one
@@ -154,7 +156,11 @@ def bind_address(place: Place) -> str | None:
     host, _, port = place.coordinator.rpartition(":")
     host = host.strip("[]")
     try:
-        family, _, _, _, address = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)[0]
+        found = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)
+        # Debian has 127.0.1.1 for a machine's own name: no other machine reaches that
+        family, _, _, _, address = next((f for f in found if f[4][0] != "127.0.1.1"), found[0])
+        if address[0] == "127.0.1.1" and host != address[0]:
+            address = (own_address(), int(port))
         with contextlib.closing(socket.socket(family, socket.SOCK_STREAM)) as trial:
             trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             trial.bind(address[:2] if family == socket.AF_INET else address)
@@ -167,6 +173,13 @@ def bind_address(place: Place) -> str | None:
     return f"{numeric}:{port}"
 
 
+def own_address() -> str:
+    """This machine's address on the network that its default route leads to; nothing is sent."""
+    with contextlib.closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as trial:
+        trial.connect(("192.0.2.1", 9))  # an address of documentation (RFC 5737)
+        return trial.getsockname()[0]
+
+
 def client() -> Any:
     """The key-value client of JAX's coordination service, None in a run of one process. JAX has no public name for it;
     orbax uses this one too."""
@@ -175,15 +188,27 @@ def client() -> Any:
     return distributed.global_state.client
 
 
+RUNS = [0]  # how many runs this process has begun, as all the others have
+
+
+def new_run() -> None:
+    """Keys of the last run in this process are not met again."""
+    RUNS[0] += 1
+
+
+def prefix() -> str:
+    return f"jaxscale/{RUNS[0]}"
+
+
 def from_first(key: str, value: str, *, seconds: float) -> str:
     """Process 0's value on every process; `key` is used once a run."""
     store = client()
     if store is None:
         return value
     if jax.process_index() == 0:
-        store.key_value_set(f"jaxscale/{key}", value)
+        store.key_value_set(f"{prefix()}/{key}", value)
         return value
-    return store.blocking_key_value_get(f"jaxscale/{key}", int(1000 * seconds))
+    return store.blocking_key_value_get(f"{prefix()}/{key}", int(1000 * seconds))
 
 
 def from_all(key: str, value: str, *, seconds: float) -> list[str]:
@@ -191,9 +216,13 @@ def from_all(key: str, value: str, *, seconds: float) -> list[str]:
     store = client()
     if store is None:
         return [value]
-    store.key_value_set(f"jaxscale/{key}/{jax.process_index()}", value)
-    wait = int(1000 * seconds)
-    return [store.blocking_key_value_get(f"jaxscale/{key}/{rank}", wait) for rank in range(jax.process_count())]
+    if jax.process_index():
+        store.key_value_set(f"{prefix()}/{key}/{jax.process_index()}", value)
+        return json.loads(from_first(f"{key}/all", "", seconds=seconds))
+    wait, others = int(1000 * seconds), range(1, jax.process_count())
+    values = [value, *(store.blocking_key_value_get(f"{prefix()}/{key}/{rank}", wait) for rank in others)]
+    from_first(f"{key}/all", json.dumps(values), seconds=seconds)  # one value for all to read
+    return values
 
 
 def first_line(error: Exception) -> str:
@@ -236,5 +265,5 @@ def tell(message: str, code: int) -> None:
     """The last line of this process, and its end, from any thread: nothing that runs at exit may wait for others."""
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
-        print(f"error: {message}", file=sys.stderr, flush=True)
+        print(f"error: {one_line(message)}", file=sys.stderr, flush=True)
     os._exit(code)

@@ -77,10 +77,14 @@ class Checkpointer:
         meta["sha256"] = digest(meta)
         arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
         self.writing = step
+        problem = ""
         try:
             self.manager.save(step, args=arguments)
         except failures() as error:
-            raise Unsaved(self.give_up(step, error)) from error
+            problem = self.give_up(step, error)
+        problems = from_all(f"saved/{self.barrier.number}", problem, seconds=PATIENCE)
+        if any(problems):  # where it is being written all the same, `settle` ends that
+            raise Unsaved(next(filter(None, problems)))
         return time.perf_counter() - start
 
     def settle(self) -> str:

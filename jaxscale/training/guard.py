@@ -14,6 +14,7 @@ from jaxscale.training.loss import model_arguments
 from jaxscale.training.step import Program
 from jaxscale.training.writer import MetricsWriter
 
+MOST_IN_A_ROW = 100  # updates left out, one after the other: nothing is being learnt
 FIXES = {
     "nonfinite": "lower optimizer.learning_rate, or set on_nonfinite=skip to leave out such updates",
     "spike": "lower optimizer.learning_rate, or set guard.on_spike to skip or rollback",
@@ -39,7 +40,7 @@ class Guard:
 
     def __init__(self, config: cfg.Config, program: Program, mesh: Mesh, writer: MetricsWriter, say: Any):
         self.config, self.program, self.mesh, self.writer, self.say = config, program, mesh, writer, say
-        self.skipped = 0
+        self.skipped = self.in_a_row = 0
         self.rollbacks = 0
         self.sums = self.make_sums() if config.guard.recompute_every else None
 
@@ -47,13 +48,15 @@ class Guard:
         """Raises ValueError to stop, Rollback to go back; says which updates the step has left out."""
         finite = math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])
         if finite and not values.get("spike"):
+            self.in_a_row = 0
             return
         kind = "spike" if finite else "nonfinite"
         policy = self.config.guard.on_spike if finite else self.config.on_nonfinite
         what = f"loss {values['loss']}, gradient norm {values['grad_norm']}"
         what += f", {self.config.guard.spike:g} deviations above the recent mean or more" if finite else ""
         self.writer.write(kind, step, values)
-        if policy == "skip":
+        self.in_a_row += 1
+        if policy == "skip" and self.in_a_row < MOST_IN_A_ROW:
             self.skipped += 1
             self.say(f"step {step}: {what}; update skipped ({self.skipped} so far)")
             return
@@ -62,6 +65,7 @@ class Guard:
             raise Rollback(step, what)
         last = f"the last good checkpoint is step {saved}" if saved else "there is no checkpoint yet"
         tried = f" after {self.rollbacks} rollbacks" if self.rollbacks else ""
+        tried += f" after {self.in_a_row - 1} updates left out in a row" if policy == "skip" else ""
         raise ValueError(f"{what} at step {step}: stopped{tried}; {last}; {FIXES[kind]}")
 
     # --- silent data corruption
@@ -88,12 +92,11 @@ class Guard:
         return jax.jit(sums)
 
     def recompute(self, step: int, state: Any, batch: Any) -> None:
-        """Every `recompute_every` steps: compute the next step twice, and compare bit by bit, on each device.
+        """Compute the next step twice, and compare bit by bit, on each device.
 
         Raises Corrupt with the processes whose devices differ; costs two more steps, and no update is applied.
         """
-        if self.sums is None or step % self.config.guard.recompute_every:
-            return
+        assert self.sums is not None
         first, second = (jax.device_get(self.sums(state, batch)) for _ in range(2))
         names = list(named_leaves(state))
         for i, (name, leaf) in enumerate(named_leaves(state).items()):

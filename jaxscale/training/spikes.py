@@ -12,16 +12,17 @@ import jax.numpy as jnp
 
 from jaxscale import config as cfg
 
-DECAY, WARM_UP = 0.98, 50
+WINDOW = 50  # steps that the averages are over, and that they need before they judge
+LEAST_DEVIATION = 1e-4  # of the mean: below it float32 losses differ by rounding
 Metrics = dict[str, jax.Array]
 
 
 class Spikes(NamedTuple):
-    """float32 scalars: good steps so far, and the sums of decaying weights times loss and loss squared."""
+    """float32 scalars: steps that counted so far, and the mean and variance of their losses."""
 
     steps: jax.Array
     mean: jax.Array
-    square: jax.Array
+    variance: jax.Array
 
 
 def no_spikes() -> Spikes:
@@ -45,16 +46,13 @@ def judge(config: cfg.Config, metrics: Metrics, spikes: Spikes | None) -> tuple[
     if spikes is None:
         return good, None, metrics
     loss = metrics["loss"]
-    weight = jnp.maximum(1 - DECAY**spikes.steps, 1e-6)
-    mean = spikes.mean / weight
-    deviation = jnp.sqrt(jnp.maximum(spikes.square / weight - mean**2, 0))
-    spike = (spikes.steps >= WARM_UP) & (loss > mean + (config.guard.spike or 0) * deviation)
+    deviation = jnp.maximum(jnp.sqrt(spikes.variance), LEAST_DEVIATION * jnp.abs(spikes.mean))
+    spike = (spikes.steps >= WINDOW) & (loss > spikes.mean + (config.guard.spike or 0) * deviation)
     usual = jnp.isfinite(loss) & ~spike
-    new = Spikes(
-        spikes.steps + 1,
-        DECAY * spikes.mean + (1 - DECAY) * loss,
-        DECAY * spikes.square + (1 - DECAY) * loss**2,
-    )
+    weight = jnp.maximum(1 / (spikes.steps + 1), 1 / WINDOW)
+    above = loss - spikes.mean  # the difference of squares would be lost in float32 (Welford, Technometrics 4, 1962)
+    variance = (1 - weight) * (spikes.variance + weight * above**2)
+    new = Spikes(spikes.steps + 1, spikes.mean + weight * above, variance)
     new = jax.tree.map(lambda a, b: jnp.where(usual, a, b), new, spikes)
     if config.guard.on_spike == "skip":
         good = ~spike if good is None else good & ~spike

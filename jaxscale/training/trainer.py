@@ -200,22 +200,16 @@ class Run:
         while True:
             start, stop = first + self.skipped, max(first, config.steps) + self.skipped
             parts = config.step.microbatches
-            feed = Feed(
-                rows,
-                config,
-                batch_sharding(self.mesh),
-                start_step=start,
-                stop_step=stop,
-                microbatches=parts,
-                shuffle=config.data.shuffle,
-            )
+            feed = Feed(rows, config, batch_sharding(self.mesh), start_step=start, stop_step=stop, microbatches=parts,
+                        shuffle=config.data.shuffle)  # fmt: skip
             try:
                 with contextlib.closing(feed):
                     return self.loop(state, first, feed, validation_rows)
-            except Rollback as bad:
-                del state  # donated
-                state = self.go_back(bad)
-                first = int(state.step)
+            except Rollback as found:
+                bad = found.with_traceback(None)  # the loop's frame holds the state
+            del state
+            state = self.go_back(bad)
+            first = int(state.step)
 
     def go_back(self, bad: Rollback) -> TrainState:
         """The last whole checkpoint, with the batches between it and the bad step left out from now on."""
@@ -224,13 +218,15 @@ class Run:
             self.watcher.say(failed)
         skipped = self.skipped
         state = self.restore()
-        assert state is not None  # the guard asks for one only where there is one
+        if state is None:  # the first one could not be written
+            raise ValueError(f"{bad} at step {bad.step}: stopped; there is no checkpoint to go back to")
         first = int(state.step)
         self.skipped = skipped + bad.step - first
         self.clock = None
         self.losses = {step: loss for step, loss in self.losses.items() if step <= first}
         self.writer.go_back(first)
-        self.writer.write("rollback", first, {"from": bad.step, "batches_skipped": self.skipped})
+        about: dict[str, float | str] = {"from": bad.step, "batches_skipped": self.skipped, "cause": str(bad)}
+        self.writer.write("rollback", first, about)
         self.watcher.say(f"step {bad.step}: {bad}; back to step {first}, past {bad.step - first} batches")
         self.events.write("rollback", "end", first)
         return state
@@ -248,7 +244,10 @@ class Run:
             if not self.monitor.may_start(step):  # a signal: all processes stop after the same step
                 break
             assert batch is not None
-            self.guard.recompute(step, state, batch)
+            if due(step, config.guard.recompute_every):
+                with self.events.during("recompute", step):
+                    self.guard.recompute(step, state, batch)
+                self.clock = None
             wait = feed.wait_seconds
             state, metrics = self.program.step(state, batch)
             if step < config.steps:

@@ -27,7 +27,7 @@ class MetricsWriter:
         self.board = open_tensorboard(out, say) if config.metrics.tensorboard else None
         self.wandb = open_wandb(out, config) if config.metrics.wandb else None
 
-    def write(self, kind: str, step: int, values: Mapping[str, float]) -> None:
+    def write(self, kind: str, step: int, values: Mapping[str, float | str]) -> None:
         if not self.active:
             return
         finite = {k: (v if not isinstance(v, float) or math.isfinite(v) else str(v)) for k, v in values.items()}
@@ -43,7 +43,12 @@ class MetricsWriter:
         """The steps after this one are done again."""
         if self.active:
             self.file.close()
-            drop_records_after(self.path, step)
+            try:
+                drop_records_after(self.path, step)
+            except OSError as error:
+                self.say(
+                    f"{self.path}: the records after step {step} stay ({error.strerror}); there will be two of each"
+                )
             self.file = Lines(self.path, self.say)
 
     def close(self) -> None:

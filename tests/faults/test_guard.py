@@ -5,6 +5,7 @@ import types
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from faults.processes import Group
@@ -19,6 +20,7 @@ from jaxscale.training.feed import Feed
 from jaxscale.training.fingerprint import fingerprints
 from jaxscale.training.guard import Corrupt, Guard, minority
 from jaxscale.training.jsonl import read_records
+from jaxscale.training.spikes import judge, no_spikes
 from jaxscale.training.step import batch_sharding
 from jaxscale.training.trainer import Silent, train
 
@@ -60,7 +62,7 @@ def config(out, data, *, steps=80, **sections):
 
 def test_a_spike_is_left_out_inside_the_step(strange, tmp_path):
     listener = Listener()
-    left_out = train(config(tmp_path / "a", strange, guard={"spike": 4.0}), watcher=listener)
+    left_out = train(config(tmp_path / "a", strange, guard={"spike": 2.5}), watcher=listener)
     records = read_records(tmp_path / "a" / "metrics.jsonl")
     assert [r["step"] for r in records if r["kind"] == "spike"] == [BAD_STEP]
     assert any(f"step {BAD_STEP}: loss" in line and "update skipped (1 so far)" in line for line in listener.lines)
@@ -71,23 +73,37 @@ def test_a_spike_is_left_out_inside_the_step(strange, tmp_path):
 
 def test_going_back_reads_none_of_the_batches_again(strange, tmp_path):
     listener = Listener()
-    result = train(config(tmp_path, strange, guard={"spike": 4.0, "on_spike": "rollback"}), watcher=listener)
+    result = train(config(tmp_path, strange, guard={"spike": 2.5, "on_spike": "rollback"}), watcher=listener)
     records = read_records(tmp_path / "metrics.jsonl")
     assert [(r["step"], r["from"], r["batches_skipped"]) for r in records if r["kind"] == "rollback"] == [(60, 66, 6)]
     assert [r["step"] for r in records if r["kind"] == "train"] == list(range(1, 81))  # each once
     assert any("back to step 60, past 6 batches" in line for line in listener.lines)
     assert max(loss for step, loss in result.losses.items() if step > 60) < result.losses[60] * 1.5
     # a run that goes on from a later checkpoint still leaves them out
-    more = train(config(tmp_path, strange, steps=81, guard={"spike": 4.0}))
+    more = train(config(tmp_path, strange, steps=81, guard={"spike": 2.5}))
     assert more.step == 81
     found = goodput(read_records(tmp_path / "events.jsonl"))
     assert (found.attempts, found.steps_lost, found.steps_counted) == (2, 6, 81)  # 61 to 66 were done again
 
 
 def test_without_a_checkpoint_to_go_back_to_it_stops(strange, tmp_path):
-    later = config(tmp_path, strange, guard={"spike": 4.0, "on_spike": "rollback"}, checkpoint={"every": 0})
+    later = config(tmp_path, strange, guard={"spike": 2.5, "on_spike": "rollback"}, checkpoint={"every": 0})
     with pytest.raises(ValueError, match=rf"at step {BAD_STEP}: stopped; there is no checkpoint yet"):
         train(later)
+
+
+@pytest.mark.parametrize(("mean", "deviation"), [(2.5, 1e-2), (2.5, 1e-3), (10.0, 1e-2), (1e-3, 1e-4)])
+def test_quiet_losses_are_no_spikes(mean, deviation):
+    """Late in training losses differ in their fourth digit: the variance must not drown in float32."""
+    asked = make_config({"data": 1}, guard={"spike": 6.0})
+    losses = jnp.asarray(np.random.default_rng(0).normal(mean, deviation, 2000), jnp.float32).at[1500].set(2 * mean)
+
+    def step(spikes, loss):
+        _, spikes, metrics = judge(asked, {"loss": loss}, spikes)
+        return spikes, metrics["spike"]
+
+    _, found = jax.lax.scan(step, no_spikes(), losses)
+    assert list(np.flatnonzero(found)) == [1500]
 
 
 # --- silent data corruption -------------------------------------------------------------------------------------
