@@ -1,26 +1,19 @@
 """What watching a run costs: the monitor, events.jsonl and the question before each step, on and off in one run.
 
-    python benchmarks/watch_overhead.py                  # one process; about 2 minutes on 2 cores
-    python benchmarks/watch_overhead.py --processes 2    # two that watch each other over the coordinator
+    python benchmarks/watch_overhead.py             # about 2 minutes on 2 cores
 
 Steps take about 50 ms. Every few dozen steps all of it is turned off, or on again, so that both meet the same noise.
 Beside the ratio, which noise may drown, stands what these calls themselves take of a step, measured around each.
 """
 
 import argparse
-import os
-import socket
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 from common import HERE, machine, spread, spread_text, write_record
-
-NAMES = ("JAXSCALE_COORDINATOR", "JAXSCALE_PROCESSES", "JAXSCALE_PROCESS_ID")
 
 
 class Switch:
@@ -80,12 +73,9 @@ def run(rounds: int, chunk: int, folder: str) -> tuple[Chunks, dict]:
     Monitor.may_start = switch.timed(Monitor.may_start, True)  # type: ignore[method-assign]
     Monitor.follow = switch.timed(Monitor.follow, None)  # type: ignore[method-assign]
     Events.step = switch.timed(Events.step, None)  # type: ignore[method-assign]
-    processes = int(os.environ.get("JAXSCALE_PROCESSES", 1))
     steps = (2 * rounds + 2) * (chunk + 2) + 1
     config = run_config(steps, f"{folder}/run").model_dump(mode="json")
-    config |= {"mesh": {"data": processes}}
-    config["runtime"] |= {"simulated_devices": processes}
-    config["data"] |= {"batch_size": 4 if processes > 1 else 3}
+    config["data"] |= {"batch_size": 6}
     config["metrics"] |= {"tensorboard": False}
     config["checkpoint"] |= {"every": 0}
     config["watch"] |= {"enabled": True}
@@ -97,46 +87,23 @@ def run(rounds: int, chunk: int, folder: str) -> tuple[Chunks, dict]:
     return chunks, config
 
 
-def others(processes: int) -> list[subprocess.Popen]:
-    """Start processes 1 and on with this command, and become process 0."""
-    with socket.socket() as trial:
-        trial.bind(("127.0.0.1", 0))
-        port = trial.getsockname()[1]
-    place = dict(zip(NAMES, (f"127.0.0.1:{port}", str(processes), "0"), strict=True))
-    started = [
-        subprocess.Popen([sys.executable, *sys.argv], env=os.environ | place | {NAMES[2]: str(rank)},
-                         stdout=subprocess.DEVNULL)
-        for rank in range(1, processes)
-    ]  # fmt: skip
-    os.environ.update(place)
-    return started
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=40, help="each on, then off")
     parser.add_argument("--chunk", type=int, default=12, help="steps of each")
-    parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--out", type=Path, default=HERE / "results")
     arguments = parser.parse_args()
-    first = NAMES[2] not in os.environ
     about_machine = machine()
-    started = others(arguments.processes) if first and arguments.processes > 1 else []
     with tempfile.TemporaryDirectory() as folder:
         chunks, config = run(arguments.rounds, arguments.chunk, folder)
-    if not first:
-        return
-    for process in started:
-        process.wait(timeout=60)
     on, off = chunks.times[True], chunks.times[False]
     ratios = [a / b for a, b in zip(on, off, strict=False)]
     step, own = statistics.median(off), statistics.median(chunks.own)
-    print(f"{about_machine['cores']} cores, {about_machine['cpu']}, {arguments.processes} processes")
+    print(f"{about_machine['cores']} cores, {about_machine['cpu']}")
     print(f"step: {1e3 * step:.1f} ms with nothing watched; ratio with all of it on: {spread_text(ratios)}")
     print(f"the calls themselves: {1e6 * own:.0f} us a step, {own / step:.3%} of it")
     record = {
         "machine": about_machine,
-        "processes": arguments.processes,
         "config": config | {"out": None},
         "steps_a_chunk": arguments.chunk,
         "ratio": spread(ratios),

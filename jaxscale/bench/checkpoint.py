@@ -1,5 +1,6 @@
 """Saving and restoring a run's state: how long training is held up, how long until it is on disk, and back again."""
 
+import contextlib
 import tempfile
 import time
 from collections.abc import Iterator
@@ -9,10 +10,12 @@ import jax
 
 from jaxscale import config as cfg
 from jaxscale.bench.record import Figure, Row, measured
+from jaxscale.data.tokens import Synthetic
 from jaxscale.parallel.mesh import make_mesh
 from jaxscale.parallel.sharding import fit_rules, make_rules, on_mesh
 from jaxscale.training.checkpoint import Checkpointer
-from jaxscale.training.step import make_program
+from jaxscale.training.feed import Feed
+from jaxscale.training.step import batch_sharding, make_program
 
 
 def measure(config: cfg.Config, devices: list[jax.Device], folder: Path, *, repeats: int) -> Iterator[Row]:
@@ -24,7 +27,10 @@ def measure(config: cfg.Config, devices: list[jax.Device], folder: Path, *, repe
     blocking, background, restoring = [], [], []
     with on_mesh(mesh, fit_rules(make_rules(config.sharding), mesh.shape, config)):
         program = make_program(config)
-        state = jax.block_until_ready(program.init())
+        rows = Synthetic(config.model.vocab_size, config.data.seq_len, seed=0)
+        feed = Feed(rows, config, batch_sharding(mesh), stop_step=1, microbatches=config.step.microbatches)
+        with contextlib.closing(feed):  # one step, so that the moments are no zeros, which compress to nothing
+            state, _ = jax.block_until_ready(program.step(program.init(), next(feed)))
         size = sum(x.nbytes for x in jax.tree.leaves(state._replace(rng=jax.random.key_data(state.rng))))
         with tempfile.TemporaryDirectory(prefix="jaxscale-bench-", dir=folder) as inside:
             checkpointer = Checkpointer(Path(inside), config.checkpoint)
