@@ -13,9 +13,20 @@ from jaxscale.analysis.hlo import parse_instruction
 from jaxscale.parallel.mesh import make_mesh
 from jaxscale.parallel.sharding import fit_rules, make_rules, on_mesh
 from jaxscale.training.step import batch_sharding, make_program
+from jaxscale.training.watcher import Silent
 
 TINY = {"vocab_size": 250, "num_layers": 2, "embed_dim": 32, "num_heads": 8, "num_kv_heads": 2, "mlp_dim": 64}
 B, T = 8, 32
+
+
+class Listener(Silent):
+    """Keeps what a run says."""
+
+    def __init__(self):
+        self.lines = []
+
+    def say(self, line):
+        self.lines.append(line)
 
 
 def make_config(mesh: dict | None = None, **sections) -> cfg.Config:

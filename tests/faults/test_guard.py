@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from faults.processes import Group
-from support import make_config
+from support import Listener, make_config
 
 from jaxscale.data.prepare import prepare
 from jaxscale.data.sources import text_source
@@ -22,17 +22,9 @@ from jaxscale.training.guard import Corrupt, Guard, minority
 from jaxscale.training.jsonl import read_records
 from jaxscale.training.spikes import judge, no_spikes
 from jaxscale.training.step import batch_sharding
-from jaxscale.training.trainer import Silent, train
+from jaxscale.training.trainer import train
 
 ROWS, LENGTH, BAD_STEP = 8, 32, 66
-
-
-class Listener(Silent):
-    def __init__(self):
-        self.lines = []
-
-    def say(self, line):
-        self.lines.append(line)
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 from faults.processes import committed, last_step, losses, train
-from support import make_config
+from support import Listener, make_config
 
 from jaxscale.training.fingerprint import fingerprints
-from jaxscale.training.trainer import Silent
 from jaxscale.training.trainer import train as train_here
 from jaxscale.training.writer import open_tensorboard
 
@@ -136,14 +135,6 @@ def test_a_directory_that_vanishes_is_made_again(config, tmp_path):
 
 
 # --- files that change ----------------------------------------------------------------------------------------
-
-
-class Listener(Silent):
-    def __init__(self):
-        self.lines = []
-
-    def say(self, line):
-        self.lines.append(line)
 
 
 @pytest.fixture(scope="module")

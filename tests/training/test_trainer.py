@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from support import make_config
+from support import Listener, make_config
 
 import jaxscale
 from jaxscale.parallel.sharding import spec
 from jaxscale.training.jsonl import read_records
-from jaxscale.training.trainer import Silent, train
+from jaxscale.training.trainer import train
 
 MODEL = {"vocab_size": 257, "num_layers": 2, "embed_dim": 32, "num_heads": 4, "num_kv_heads": 2, "mlp_dim": 64}
 MESH = {"data": 2, "fsdp": 2, "tensor": 2}
@@ -31,14 +31,6 @@ def run_config(stdlib, out, mesh=None, *, steps=20, **sections):
         "metrics": {"tensorboard": False},
     } | sections
     return make_config(sizes, steps=steps, out=str(out), **sections)
-
-
-class Listener(Silent):
-    def __init__(self):
-        self.lines = []
-
-    def say(self, line):
-        self.lines.append(line)
 
 
 @pytest.fixture(scope="module")
