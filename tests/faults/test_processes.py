@@ -194,15 +194,17 @@ def test_a_hang_is_named_with_the_stacks_of_all_processes(config, folder):
         assert '"<string>", line 10 in step' in (out / "stacks" / "process-1.txt").read_text()
 
 
-def test_an_error_of_one_process_ends_all_and_is_named(config, folder, stdlib):
-    """The dataset is there for process 0 only."""
-    out = folder / "error"
+@pytest.mark.parametrize("wrong", [0, 1])
+def test_an_error_of_one_process_ends_all_alike_and_is_named(config, folder, stdlib, wrong):
+    """The dataset is there for the other process only. Exit code 2 of all: a scheduler must not start this again."""
+    out = folder / f"error-{wrong}"
     data = ["data.kind=tokens", "model.vocab_size=257"]
-    with train(config, out, data, each={0: [f"data.path={stdlib}"], 1: [f"data.path={folder / 'nowhere'}"]}) as group:
-        assert group.wait(60) == [VANISHED, MENDABLE], group.texts()
-        assert "nowhere" in group.error(1)
-        assert "process 1 ended by itself" in group.error(0)
-        assert "nowhere" in group.error(0)
+    paths = {rank: [f"data.path={folder / 'nowhere' if rank == wrong else stdlib}"] for rank in (0, 1)}
+    with train(config, out, data, each=paths) as group:
+        assert group.wait(60) == [MENDABLE, MENDABLE], group.texts()
+        assert "nowhere" in group.error(wrong)
+        assert f"process {wrong} ended by itself" in group.error(1 - wrong)
+        assert "nowhere" in group.error(1 - wrong)
     assert not committed(out)
 
 
