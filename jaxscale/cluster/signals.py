@@ -64,7 +64,7 @@ def watched(config: cfg.Config, place: Place) -> Iterator[Monitor]:
             mendable = isinstance(error, ValueError | OSError) and not isinstance(error, Missing)
             if not mendable:
                 traceback.print_exc()
-            monitor.leave(getattr(error, "code", MENDABLE if mendable else 1), str(error))
+            monitor.leave(getattr(error, "code", MENDABLE if mendable else 1), str(error) or type(error).__name__)
         raise
     finally:
         monitor.close()
