@@ -19,7 +19,6 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -250,10 +249,7 @@ class Monitor:
 
     def hear(self, texts: dict[int, str]) -> None:
         for rank, text in texts.items():
-            if rank in self.beats:
-                self.beats[rank].hear(text)
-            else:
-                self.beats[rank] = Beat(text)
+            self.beats[rank].hear(text)
 
     def silent(self) -> tuple[int, str] | None:
         """Who has not been heard of for too long, or has said goodbye, and how all end; None where all are there."""
@@ -339,6 +335,3 @@ def here() -> str:
     while frame is not None and package not in frame.f_code.co_filename:
         frame = frame.f_back
     return f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno} {frame.f_code.co_name}" if frame else "-"
-
-
-Follower = Callable[[str, str, int | None], None]

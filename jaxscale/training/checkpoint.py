@@ -194,7 +194,9 @@ class Unsaved(Exception):
 
 def require_unchanged(state: TrainState, meta: dict) -> None:
     """Every array of a state that was read is compared with the sum of its bits when it was saved."""
-    saved = meta.get("fingerprints")  # checkpoints from before there were any have none
-    changed = [name for name, found in fingerprints(state).items() if saved and saved.get(name) != found]
+    saved = meta.get("fingerprints")
+    if not saved:  # a checkpoint from before there were any
+        return
+    changed = [name for name, found in fingerprints(state).items() if saved.get(name) != found]
     if changed:
         raise Damaged(f"{len(changed)} arrays are not what was saved, {changed[0]} first")

@@ -20,9 +20,7 @@ from jaxscale.cluster.start import from_all
 
 PyTree = Any
 UINTS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
-EVEN = (
-    0x3C6EF362  # twice 2^32 / golden ratio, as in Fibonacci hashing (Knuth, TAOCP 3, 6.4): weights are 1 + EVEN * place
-)
+EVEN = 0x3C6EF362  # weights are 1 + EVEN * place; twice 2^32 / golden ratio (Fibonacci hashing: Knuth, TAOCP 3, 6.4)
 WORD = 2**32 - 1
 CHUNK = 2**16  # elements, which stay in a core's cache
 COUNT = itertools.count()
