@@ -51,7 +51,7 @@ class Need:
 def found_in(compiled: Iterable[Collective]) -> list[Found]:
     """The arrays of all collectives, one by one."""
     out = []
-    for c in compiled:
+    for c in (c for c in compiled if c.groups > 1):  # of one device: nothing is sent
         paths = sources(c.source)
         sizes = (c.bytes,) if c.kind == "all-to-all" or not c.sizes else c.sizes  # an all-to-all may be one of parts
         paths = paths if len(paths) == len(sizes) else [paths[0]] * len(sizes)
@@ -133,22 +133,23 @@ def otherwise(need: Need, found: list[Found]) -> Found | None:
 
 
 def verdict(need: Need, one: Found) -> tuple[str, str]:
-    notes = []
+    """`same`, `dtype` (the same but for the numbers' width) or `different`, and why."""
+    notes, width = [], ""
     if one.axes != need.axes:
         notes.append(f"{one.kind} over {'+'.join(one.axes)} at once: the compiler joined it with the next one")
     elif one.kind != need.kind:
         notes.append(f"{one.kind} instead{kind_reason(need.kind, one.kind)}")
     if one.bytes == 2 * need.bytes and one.wire == "f32":
-        notes.append("in float32, twice the bytes: this compiler computes no bfloat16")
+        width = "in float32, twice the bytes: this compiler computes no bfloat16"
     elif need.bytes == 2 * one.bytes and one.wire == "bf16":
-        notes.append("in bfloat16, half the bytes: this chip rounds a matmul's float32 operands to it anyway")
+        width = "in bfloat16, half the bytes: this chip rounds a matmul's float32 operands to it anyway"
     elif one.bytes != need.bytes and one.axes == need.axes:
         notes.append(f"{one.bytes:,} bytes, not {need.bytes:,}")
     if one.times != need.times:
         moved = "moved out of a loop" if one.times < need.times else "not kept"
         notes.append(f"{one.times} runs, not {need.times}: {moved}")
-    if notes:
-        return "different", "; ".join(notes)
+    if notes or width:
+        return "different" if notes else "dtype", "; ".join([*notes, width] if width else notes)
     return "same", f"in one of {one.together} arrays" if one.together > 1 else ""
 
 
