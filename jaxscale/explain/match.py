@@ -121,15 +121,15 @@ def pick(need: Need, found: list[Found]) -> Found | None:
 
 
 def otherwise(need: Need, found: list[Found]) -> Found | None:
-    """Of the same operations and over the same axes (or more), but not the same collective."""
-    same = [f for f in found if not f.used and f.name in need.names and set(need.axes) <= set(f.axes)]
-    same += [f for f in found if not f.used and (f.axes, f.bytes, f.times) == (need.axes, need.bytes, need.times)]
+    """Of the same operations over the same axes (or more), or of the same size: but not the same collective."""
 
     def likeness(f: Found) -> tuple[bool, ...]:
-        sizes = (need.bytes, need.bytes * {"f32": 2, "bf16": 0.5}.get(f.wire, 1))
-        return (f.name in need.names, f.axes == need.axes, f.phase == need.phase, f.bytes in sizes, f.kind == need.kind)
+        right_size = f.bytes in (need.bytes, need.bytes * {"f32": 2, "bf16": 0.5}.get(f.wire, 1))
+        alike = (f.name in need.names, f.axes == need.axes, f.phase == need.phase, right_size, f.kind == need.kind)
+        named = f.name in need.names and set(need.axes) <= set(f.axes)
+        return alike if named or (f.axes == need.axes and right_size and f.times == need.times) else ()
 
-    return max(same, key=likeness, default=None)
+    return max((f for f in found if not f.used and likeness(f)), key=likeness, default=None)
 
 
 def verdict(need: Need, one: Found) -> tuple[str, str]:
