@@ -132,7 +132,7 @@ def put_together(needs: list[tuple[Need, int, int]], found: list[Found]) -> dict
     groups: dict[tuple, list[tuple[Need, int, int]]] = {}
     for one in needs:
         groups.setdefault((one[0].kind, one[0].axes, one[0].times, one[0].phase), []).append(one)
-    answers = {}
+    answers: dict[tuple[int, int], tuple[str, str]] = {}
     for (kind, axes, times, _), group in groups.items():
         total = sum(need.bytes for need, _, _ in group)
         for f in found:
