@@ -51,7 +51,7 @@ def hint(
 @app.command()
 def check(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Files that `puzzle get` wrote, edited.")],
-    seconds: Annotated[float, typer.Option(min=1, max=3600, help="Longest time for a file.")] = 60,
+    seconds: Annotated[float, typer.Option(min=1, max=3600, help="Longest time for a file.")] = 30,
     as_json: AsJson = False,
 ) -> None:
     """Run solutions on 8 simulated devices: numbers, layout, what is sent and held. Exit code 1 unless all pass."""

@@ -12,6 +12,7 @@ from jaxscale.puzzles.hints import HINTS
 from jaxscale.puzzles.verdict import Check, Verdict
 
 WIDE = 110  # where no terminal says how wide it is, or it is narrower: lines wrap
+PRINTED = 20  # lines of what the learner's code printed
 
 
 def make_console() -> Console:
@@ -64,8 +65,8 @@ def show_verdict(verdict: Verdict) -> None:
             table.add_row(one.name, word, escape(told(one)))
         console.print(Padding(table, (0, 0, 0, 2)))
     if verdict.printed:
-        console.print("  your code printed (it is traced once for each mesh):")
-        console.print(Padding(escape(verdict.printed.rstrip()), (0, 0, 0, 4)))
+        console.print("  your code printed, while it was traced (once for each mesh):")
+        console.print(Padding(escape(begin(verdict.printed)), (0, 0, 0, 4)))
     if verdict.solved:
         console.print("  [green]solved[/green]" + next_one(puzzle), soft_wrap=True)
     else:
@@ -79,6 +80,12 @@ def told(one: Check) -> str:
     lines += [f"{'wanted' if one.name == 'layout' else 'suffices'}: {one.suffices}"] if one.suffices else []
     lines += [f"think: {one.think}"] if one.think else []
     return "\n".join(lines)
+
+
+def begin(text: str) -> str:
+    """As much as fits beside a verdict."""
+    lines = text.rstrip().splitlines()
+    return "\n".join(lines[:PRINTED] + ([f"... ({len(lines) - PRINTED} more lines)"] if len(lines) > PRINTED else []))
 
 
 def next_one(puzzle: Puzzle) -> str:

@@ -22,11 +22,11 @@ from jaxscale.puzzles.verdict import Verdict, from_values
 from jaxscale.redact import one_line
 
 ROOT = Path(__file__).parent.parent.parent
-SECONDS = 60.0  # of a file, at most
+SECONDS = 30.0  # of a file, at most
 GRACE = 10.0  # for a child that is to end by itself, as it can say where it was
 START = 120.0  # of a child, on a busy machine
 FLOOD = 1_000_000  # bytes printed, at most
-SHOWN = 4000  # characters of them that are kept
+SHOWN = 2000  # characters of them that are kept
 NOISE = re.compile(r"^\s*(@|#\d|\*\*\*|PC:|File \"|Current thread|Thread 0x|Extension modules|Fatal Python error|$)")
 
 
@@ -103,7 +103,7 @@ class Child:
                     self.ended |= key.data == "events"
             self.read += len(chunk) if key.data == "out" else 0
             text = self.texts[key.data] + chunk
-            self.texts[key.data] = text[:SHOWN] if key.data == "out" else text[-10 * SHOWN :]
+            self.texts[key.data] = text[:SHOWN] if key.data == "out" else text[-20 * SHOWN :]
         *lines, self.texts["events"] = self.texts["events"].split(b"\n")
         return lines
 
@@ -129,6 +129,7 @@ class Child:
             problem = f"the grader did not start: {ending(self.process.returncode)}: {last_words(words)}"
         elif "Timeout (" in words or hung:
             problem = f"not done after {self.seconds:g} s, {self.doing}"
+            problem += "; does every device join every collective?" if self.doing.endswith(" ran") else ""
             if stack:
                 problem = f"line {stack[0]}: {problem}; there it was then: {source(path, int(stack[0]))}"
         else:

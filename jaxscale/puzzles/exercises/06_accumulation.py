@@ -36,6 +36,4 @@ def gradients(up, down, x, y):
         return jax.tree.map(jnp.add, total, own), None  # what lax.scan wants: the carry, and nothing to stack
 
     zeros = jax.tree.map(jnp.zeros_like, (up, down))
-    raise NotImplementedError(
-        "replace this line: lax.scan with `add`, from `zeros`, over (x, y); and the sum over data"
-    )
+    raise NotImplementedError("replace this line: lax.scan with `add` from `zeros` over (x, y); the sum over data")

@@ -25,10 +25,10 @@ def tell(error: BaseException, path: str, puzzle: Puzzle) -> str:
         return one_line(f"{where}{error}")
     if isinstance(error, SystemExit):
         return f"{where}exit ends the grader, not your function: return instead"
-    if isinstance(error, MemoryError):
-        return one_line(f"{where}it wants more memory than a puzzle may have, 2 GiB ({words(error)})")
-    code = f", in `{text[:100]}`" if text else ""
-    return one_line(f"{where}{type(error).__name__}: {words(error)}{code}")
+    said, code = words(error), f", in `{text[:100]}`" if text else ""
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in said:
+        return one_line(f"{where}it wants more memory than a puzzle may have, 2 GiB{code}")
+    return one_line(f"{where}{type(error).__name__}{': ' if said else ''}{said}{code}")
 
 
 def words(error: BaseException) -> str:
@@ -36,8 +36,9 @@ def words(error: BaseException) -> str:
     text = ""
     with contextlib.suppress(Exception):  # an error of the learner's own may not even have them
         text = " ".join((error.msg or "" if isinstance(error, SyntaxError) else str(error)).split())
+        text = text.partition(" The error occurred while tracing")[0]  # jax's advice on code that is not theirs
     if not text and isinstance(error, AssertionError):
-        return "no reason given; if it is jax's, is the name of an axis one that the mesh has?"
+        return "no reason given (if it is jax's: does the mesh have every axis that is named here?)"
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
 
 

@@ -75,12 +75,12 @@ def require_shapes(found: Any, case: Case) -> None:
     """Raises Stop where the result is of another shape or dtype than asked for."""
     leaves = jax.tree.leaves(found)
     if len(leaves) != len(case.results):
-        raise Stop(f"{len(leaves)} arrays came out; wanted {', '.join(a.name for a in case.results)}")
+        raise Stop(f"{len(leaves)} arrays were returned; wanted {len(case.results)}")
     for got, want in zip(leaves, case.results, strict=True):
         if (got.shape, got.dtype) != (want.shape, np.dtype(want.dtype)):
             raise Stop(
-                f"{want.name} came out as {typed(got.dtype, got.shape)}; wanted {typed(want.dtype, want.shape)}, all "
-                f"devices' blocks together, on a mesh {describe_mesh(case.sizes)}"
+                f"{want.name} is {typed(got.dtype, got.shape)}; wanted {typed(want.dtype, want.shape)} (all devices' "
+                f"blocks put together, mesh {describe_mesh(case.sizes)})"
             )
 
 
