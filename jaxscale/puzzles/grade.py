@@ -129,7 +129,7 @@ class Child:
             problem = f"the grader did not start: {ending(self.process.returncode)}: {last_words(words)}"
         elif "Timeout (" in words or hung:
             problem = f"not done after {self.seconds:g} s, {self.doing}"
-            problem += "; does every device join every collective?" if self.doing.endswith(" ran") else ""
+            problem += "; does every device join every collective?" if self.doing.endswith("on the devices") else ""
             if stack:
                 problem = f"line {stack[0]}: {problem}; there it was then: {source(path, int(stack[0]))}"
         else:

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxscale.analysis.collectives import wire_share
 
-UNITS = ((2**20, "MiB"), (2**10, "KiB"))
+UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 
 
 @dataclass(frozen=True)

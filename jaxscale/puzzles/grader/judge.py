@@ -53,7 +53,7 @@ def judge_case(puzzle: Puzzle, case: Case, mesh: jax.sharding.Mesh, say: Say) ->
     compiled = traced.lower().compile()
     if size_of(compiled) * mesh.size > RUNNABLE:
         raise Stop(f"the compiled program needs {size(size_of(compiled))} on each device; too much to be run here")
-    say(f"while {puzzle.function} ran")
+    say(f"while {puzzle.function} ran on the devices")
     yield numbers(case, mesh, compiled)
     yield layout(case, mesh, compiled)
     yield communication(case, compiled)
