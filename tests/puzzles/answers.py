@@ -127,7 +127,12 @@ WRONG = {
         {"communication"},
     ),
     "partial-sums: one term": ("partial-sums", [f"return {own_rows('unreduced', 'tensor')}"], "", {"numbers"}),
-    "partial-sums: whole on all": ("partial-sums", ['return lax.psum(unreduced, "tensor")'], "", "wanted float32[32,"),
+    "partial-sums: whole on all": (
+        "partial-sums",
+        ['return lax.psum(unreduced, "tensor")'],
+        "",
+        "out is float32[32,24] on each device; wanted float32[4,24]",
+    ),
     "partial-sums: operands gathered": (
         "partial-sums",
         [

@@ -31,7 +31,7 @@ BAD = {
     "numpy": ("import numpy; return numpy.asarray(unreduced)", f"line {LINE}: TracerArrayConversionError"),
     "a host's array": ("import numpy; return numpy.zeros((4, 24), 'float32')", "numpy says"),
     "nothing": ("return None", "0 arrays were returned; wanted 1"),
-    "dtype": (f"{RIGHT}.astype('bfloat16')", "out is bfloat16[32,24]; wanted float32[32,24]"),
+    "dtype": (f"{RIGHT}.astype('bfloat16')", "out is bfloat16[4,24] on each device; wanted float32[4,24]"),
     "axis": ("return lax.psum_scatter(unreduced, 'fsdp', tiled=True)", "NameError: unbound axis name: fsdp"),
     "branch": ("return unreduced if x.sum() > 0 else -unreduced", f"line {LINE}: TracerBoolConversionError"),
     "an error without words": (

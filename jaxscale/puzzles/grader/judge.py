@@ -12,7 +12,7 @@ import numpy as np
 from jaxscale.analysis.collectives import Collective, collectives, wire_share
 from jaxscale.analysis.hlo import parse
 from jaxscale.puzzles.catalogue import Puzzle
-from jaxscale.puzzles.grader.case import Array, Case, describe_mesh, notation, size
+from jaxscale.puzzles.grader.case import Array, Case, axes_of, describe_mesh, notation, size
 from jaxscale.puzzles.grader.errors import Stop
 from jaxscale.puzzles.grader.tasks import TASKS
 from jaxscale.puzzles.verdict import Check
@@ -78,10 +78,23 @@ def require_shapes(found: Any, case: Case) -> None:
         raise Stop(f"{len(leaves)} arrays were returned; wanted {len(case.results)}")
     for got, want in zip(leaves, case.results, strict=True):
         if (got.shape, got.dtype) != (want.shape, np.dtype(want.dtype)):
+            own, block = block_shape(got.shape, want, case), block_shape(want.shape, want, case)
+            if own is None or block is None:
+                own, block = got.shape, want.shape
+            here = "on each device" if own != got.shape else "in all"
             raise Stop(
-                f"{want.name} is {typed(got.dtype, got.shape)}; wanted {typed(want.dtype, want.shape)} (all devices' "
-                f"blocks put together, mesh {describe_mesh(case.sizes)})"
+                f"{want.name} is {typed(got.dtype, own)} {here}; wanted {typed(want.dtype, block)} "
+                f"(mesh {describe_mesh(case.sizes)})"
             )
+
+
+def block_shape(shape: tuple[int, ...], array: Array, case: Case) -> tuple[int, ...] | None:
+    """One device's part of `shape`, cut as `array` is to be; None where that does not go."""
+    parts = [math.prod(case.sizes[axis] for axis in axes_of(entry)) for entry in array.spec]
+    parts += [1] * (len(shape) - len(parts))
+    if len(shape) != len(array.shape) or any(dim % n for dim, n in zip(shape, parts, strict=True)):
+        return None
+    return tuple(dim // n for dim, n in zip(shape, parts, strict=True))
 
 
 def typed(dtype: Any, shape: tuple[int, ...]) -> str:
