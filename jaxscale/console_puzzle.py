@@ -65,7 +65,7 @@ def show_verdict(verdict: Verdict) -> None:
             table.add_row(one.name, word, escape(told(one)))
         console.print(Padding(table, (0, 0, 0, 2)))
     if verdict.printed:
-        console.print("  your code printed, while it was traced (once for each mesh):")
+        console.print("  your code printed:")
         console.print(Padding(escape(begin(verdict.printed)), (0, 0, 0, 4)))
     if verdict.solved:
         console.print("  [green]solved[/green]" + next_one(puzzle), soft_wrap=True)

@@ -93,9 +93,9 @@ PUZZLES = (
         {
             "numbers": "Sum over microbatches and over devices: is each of them counted, and once?",
             "communication": "What is sent inside a loop is sent each time round. Does it have to be inside?",
-            "memory": "Activations of all microbatches are alive at one time. That is so when they are one batch "
-            "again, and when a Python loop writes all of them into one long program: a lax.scan runs them one by "
-            "one.",
+            "memory": "Something of every microbatch is alive at one time: activations, where they are one batch again "
+            "or where a Python loop writes all of them into one long program; gradients, where they are stacked before "
+            "they are added. A lax.scan works them off one by one, and its carry is one sum.",
         },
     ),
     Puzzle(

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 from puzzles.answers import SOLUTIONS, fill
@@ -98,3 +99,9 @@ def test_a_file_that_is_not_there_is_refused_before_anything_runs(run):
     code, out, err = run("check", "nowhere.py")
     assert (code, out) == (2, "")
     assert err == "error: nowhere.py: no such file; `jaxscale puzzle get NAME` writes a puzzle's\n"
+
+
+def test_the_page_has_the_same_ten():
+    page = (Path(__file__).parent.parent.parent / "docs" / "course" / "puzzles.md").read_text(encoding="utf-8")
+    for p in PUZZLES:
+        assert f"| {p.number} | `{p.name}` | {p.line} | {p.idea} | {p.chapter}" in page
