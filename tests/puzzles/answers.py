@@ -203,19 +203,18 @@ WRONG = {
         [
             'return P(None, "tensor"), P(None, "tensor")',
             'h = lax.all_gather(h, "tensor", axis=1, tiled=True)\n'
-            '    return lax.pmax(lax.all_gather(h @ down, "tensor", axis=1, tiled=True), "tensor")',
+            '    return lax.all_gather(h @ down, "tensor", axis=1, tiled=True)',
         ],
         "",
         {"communication", "memory"},
     ),
-    "megatron: no sum": ("megatron", [SOLUTIONS["megatron"][0], "return h @ down"], "", "ValueError"),
+    "megatron: no sum": ("megatron", [SOLUTIONS["megatron"][0], "return h @ down"], "", {"numbers"}),
     "megatron: rows first": ("megatron", ['return P("tensor"), P(None, "tensor")', "return h @ down"], "", "TypeError"),
     "cross-entropy: gathered": (
         "cross-entropy",
         [
             'whole = lax.all_gather(logits, "tensor", axis=1, tiled=True)\n'
-            "    losses = jax.nn.logsumexp(whole, axis=1) - whole[jnp.arange(len(whole)), targets]\n"
-            '    return lax.pmax(losses, "tensor")'
+            "    return jax.nn.logsumexp(whole, axis=1) - whole[jnp.arange(len(whole)), targets]"
         ],
         "",
         {"communication", "memory"},

@@ -79,7 +79,7 @@ def test_check_tells_a_row_a_check_and_the_next_puzzle(run, tmp_path):
     code, out, err = run("check", "bad.py", "good.py", "--seconds", 120)
     assert (code, err) == (1, "")
     assert out.count("FAIL") == 2
-    assert "wanted: out[i_data, k_tensor], float32[16,8] on each device" in out
+    assert "wanted: first out[i_data, k_tensor], float32[16,8] on each device" in out
     assert "think: Read the subscripts" in out
     assert "stuck? jaxscale puzzle hint specs" in out
     assert out.endswith("1 of 2 solved\n")

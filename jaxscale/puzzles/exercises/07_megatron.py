@@ -30,4 +30,5 @@ def mlp(x, up, down):
     Communication that suffices: one all-reduce of [B, D]; each device sends 2(n-1)/n of it.
     Memory that suffices: x, out, 1/n of both weights, and a few arrays of [B, F/n].
     """
-    return jax.shard_map(on_one_device, in_specs=(P(), *layouts()), out_specs=P())(x, up, down)
+    specs = (P(), *layouts())  # check_vma=False: that all devices return the same is for you to see to
+    return jax.shard_map(on_one_device, in_specs=specs, out_specs=P(), check_vma=False)(x, up, down)

@@ -39,7 +39,7 @@ def words(error: BaseException) -> str:
         text = text.partition(" The error occurred while tracing")[0]  # jax's advice on code that is not theirs
     if not text and isinstance(error, AssertionError):
         return "no reason given (if it is jax's: does the mesh have every axis that is named here?)"
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
+    return text.rstrip(".") if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
 
 
 def line_of(error: BaseException, path: str) -> int | None:

@@ -16,6 +16,7 @@ from jaxscale.puzzles.grader.errors import Stop
 
 DEVICES = 8
 FLOAT = 4  # bytes
+ORDER = ("first", "second", "third")
 Sizes = dict[str, int]
 
 
@@ -33,7 +34,9 @@ def specs(exercise: Any, sizes: Sizes) -> Case:
     return Case(
         sizes,
         operands=tuple(a for pair in operands for a in pair),
-        results=tuple(Array("out", "ik", (rows, columns), spec) for spec in wanted),
+        results=tuple(
+            Array(f"{which} out", "ik", (rows, columns), spec) for which, spec in zip(ORDER, wanted, strict=True)
+        ),
         run=run,
         reference=lambda *v: tuple(x @ w for x, w in zip(v[::2], v[1::2], strict=True)),
     )
