@@ -20,12 +20,10 @@ import jax
 
 from jaxscale.parallel.mesh import give_threads
 from jaxscale.puzzles.catalogue import Puzzle, find
-from jaxscale.puzzles.grader.errors import NOT_YET, Stop, tell
+from jaxscale.puzzles.grader.errors import MEMORY, NOT_YET, Stop, tell
 from jaxscale.puzzles.grader.judge import judge
 from jaxscale.puzzles.grader.tasks import DEVICES
 from jaxscale.puzzles.verdict import Verdict
-
-MEMORY = 2 * 2**30  # bytes, beyond what jax has taken at its start
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from jaxscale.puzzles.catalogue import Puzzle
 from jaxscale.redact import one_line
 
 NOT_YET = "not yet"
+MEMORY = 2 * 2**30  # bytes that a file may take, beyond what jax has at its start
 LONGEST = 600  # characters of an error's own words
 
 
@@ -27,7 +28,7 @@ def tell(error: BaseException, path: str, puzzle: Puzzle) -> str:
         return f"{where}exit ends the grader, not your function: return instead"
     said, code = words(error), f", in `{text[:100]}`" if text else ""
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in said:
-        return one_line(f"{where}it wants more memory than a puzzle may have, 2 GiB{code}")
+        return one_line(f"{where}it wants more memory than a puzzle may have, {MEMORY >> 30} GiB{code}")
     return one_line(f"{where}{type(error).__name__}{': ' if said else ''}{said}{code}")
 
 
