@@ -115,7 +115,8 @@ PUZZLES = (
         {
             "numbers": "Whose largest logit is subtracted: this device's, or the row's? Which devices add something "
             "for the target? And is what was subtracted put back?",
-            "communication": "Only numbers per row need to cross, never something with V in its size.",
+            "communication": "Of each row only a largest and two sums need to cross: nothing with V in its size, and "
+            "not every device's own number.",
             "memory": "Some devices hold more than their own part of the vocabulary.",
         },
     ),

@@ -67,6 +67,26 @@ def project(x, w):
     chunks = lax.fori_loop(0, n - 1, copy, lax.fori_loop(0, n - 1, add, chunks))"""],
         "",
     ),
+    "accumulation by fori_loop": (
+        "accumulation",
+        ["""total = lax.fori_loop(0, len(x), lambda i, total: add(total, (x[i], y[i]))[0], zeros)
+    return jax.tree.map(lambda gradient: lax.psum(gradient, "data"), total)"""],
+        "",
+    ),
+    "megatron in two halves": (
+        "megatron",
+        [SOLUTIONS["megatron"][0], """own = lax.psum_scatter(h @ down, "tensor", scatter_dimension=1, tiled=True)
+    return lax.all_gather(own, "tensor", axis=1, tiled=True)"""],
+        "",
+    ),
+    "cross-entropy by logsumexp": (
+        "cross-entropy",
+        ["""own = jax.nn.logsumexp(logits, axis=1)
+    largest, hot = lax.pmax(own, "tensor"), jnp.arange(width) == mine[:, None]
+    total, target = lax.psum(jnp.stack([jnp.exp(own - largest), (logits * hot).sum(axis=1)]), "tensor")
+    return largest + jnp.log(total) - target"""],
+        "",
+    ),
     "collective-matmul in a loop": (
         "collective-matmul",
         ["""def step(s, carry):

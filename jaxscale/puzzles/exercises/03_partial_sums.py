@@ -11,6 +11,7 @@ The body of a `shard_map` is the program of one device: arrays in it are that de
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 from jax import P, lax
 
 

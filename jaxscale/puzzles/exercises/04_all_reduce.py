@@ -11,6 +11,7 @@ array: hardly more than twice its size, however many devices there are.
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 from jax import P, lax
 
 

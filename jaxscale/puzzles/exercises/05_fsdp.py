@@ -12,6 +12,7 @@ JAX can derive the way back itself. Here it is told, by `custom_vjp`: `forward` 
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 from jax import P, lax
 
 

@@ -7,6 +7,7 @@ partial sums.
 """
 
 import jax
+import jax.numpy as jnp
 from jax import P, lax
 
 
