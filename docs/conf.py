@@ -25,7 +25,7 @@ html_static_path = ["_static"]
 html_css_files = ["course.css"]
 html_copy_source = html_show_sourcelink = False
 html_theme_options = {"navigation_with_keys": True}
-pygments_style, pygments_dark_style = "friendly", "native"
+pygments_style, pygments_dark_style = "friendly", "github-dark"
 
 
 def show_outputs(app, name, source):

@@ -66,8 +66,9 @@ def blocks(markdown: str) -> list[Block]:
 def figures(markdown: str) -> dict[str, int]:
     """figures/NAME -> the line that shows it, outside of blocks."""
     inside = {n for b in blocks(markdown) for n in range(b.line - 1, b.end + 1)}
-    lines = enumerate(markdown.splitlines(), start=1)
-    return {name: n for n, text in lines if n not in inside for name in FIGURE.findall(text)}
+    lines = ["" if n in inside else text for n, text in enumerate(markdown.splitlines(), start=1)]
+    prose = "\n".join(lines)
+    return {found[1]: prose.count("\n", 0, found.end()) + 1 for found in FIGURE.finditer(prose)}
 
 
 class ChapterError(Exception):

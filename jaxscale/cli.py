@@ -70,7 +70,7 @@ def train(
     from jaxscale.config import load_config
 
     loaded = load_config(config, overrides or [])
-    from jaxscale.parallel.mesh import keep_heap
+    from jaxscale.heap import keep_heap
     from jaxscale.training.trainer import train as run
 
     if loaded.runtime.platform == "cpu":

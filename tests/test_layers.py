@@ -22,6 +22,7 @@ BELOW = {
     "config": {"redact", "reading", "urls"},
     "hardware": set(),
     "quiet": set(),
+    "heap": set(),
     "data": {"reading", "quiet", "config"},
     "rules": {"config"},
     "topology": {"hardware"},
@@ -73,12 +74,13 @@ BELOW = {
     "console": {"jsonl", "codes", "report", "training", "data", "models", "parallel", "analysis", "hardware", "config"},
     "console_predict": {"predict", "analysis", "topology", "hardware", "config"},
     "console_bench": {"record", "compare"},
-    "cli_bench": {"redact", "bench", "record", "console_bench", "compare", "sweep", "parallel", "config"},
+    "cli_bench": {"heap", "redact", "bench", "record", "console_bench", "compare", "sweep", "parallel", "config"},
     "cli_launch": {"launch"},
     "console_checkpoint": {"training", "urls"},
     "cli_checkpoint": {"training", "console_checkpoint", "urls", "config"},
     "cli": {
         "redact",
+        "heap",
         "cli_bench",
         "cli_launch",
         "cli_checkpoint",
@@ -133,6 +135,7 @@ ALONE = (
     "predict",
     "console_predict",
     "quiet",
+    "heap",
     "__init__",
 )
 NO_JAX = [f"{name}.py" for name in ALONE] + [

@@ -74,7 +74,7 @@ def test_blocks_share_a_namespace_a_directory_and_eight_devices(run):
         ("```python\nimport sys\nsys.exit()\n```", "01-x.md:3: SystemExit"),
         ("```python\nimport warnings\nwarnings.warn('old')\n```", "01-x.md:3: UserWarning: old"),
         ("```bash\necho before\nfalse\necho after\n```", "01-x.md:3: exit code 1\n\nbefore"),
-        ("text\n\n![f](figures/01-f.svg)", "01-x.md:3: figures/01-f.svg was not made by this chapter's code"),
+        ("text\n\n![two\nlines](figures/01-f.svg)", "01-x.md:4: figures/01-f.svg was not made by this chapter's code"),
         ("```python\nopen('figures/01-g.svg', 'w').close()\n```", "01-x.md:1: made but not shown: figures/01-g.svg"),
         ("```python\nopen('figures/02-g.svg', 'w').close()\n```\n![g](figures/02-g.svg)", "begin its name with 01-"),
         ("\n```python\nx = 1", "line 2: this block is never closed"),
