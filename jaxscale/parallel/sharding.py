@@ -190,7 +190,8 @@ def with_vectors(run: Callable[..., jax.Array], x: jax.Array, *vectors: jax.Arra
     local = lambda x, *vs: run(x, *(jax.lax.pcast(v, axes, to="varying").astype(x.dtype) for v in vs))  # noqa: E731
     here, whole = to_spec(dims_of(x)), PartitionSpec()
     body = jax.shard_map(local, in_specs=(here, *[whole] * len(vectors)), out_specs=here)
-    return body(x, *(jax.reshard(v, whole) for v in vectors))
+    with jax.named_scope("norm"):
+        return body(x, *(jax.reshard(v, whole) for v in vectors))
 
 
 def einsum(
