@@ -77,7 +77,7 @@ class ChapterError(Exception):
 
 def simulate_devices() -> None:
     """As `tests/conftest.py`: before anything imports jax."""
-    os.environ |= {"JAX_PLATFORMS": "cpu", "MPLBACKEND": "agg", "SOURCE_DATE_EPOCH": "0", "COLUMNS": "110"}
+    os.environ |= {"JAX_PLATFORMS": "cpu", "MPLBACKEND": "agg", "SOURCE_DATE_EPOCH": "0", "COLUMNS": "100"}
     os.environ |= {"MATPLOTLIBRC": str(DOCS / "course" / "matplotlibrc"), "NO_COLOR": "1", "TERM": "dumb"}
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     warnings.simplefilter("error")
