@@ -256,7 +256,9 @@ class Walk:
                 )
                 continue
             first, operand = move.rows[-1] if side == "out" else move.rows[0]  # partial sums are added, then sent
-            shared = tuple(dict.fromkeys(self.rows[k].title for k, _ in move.rows if k != first))
+            shared = tuple(
+                dict.fromkeys(self.rows[k].title for k, _ in move.rows if self.rows[k].title != self.rows[first].title)
+            )
             send = Send(operand, move.kind, move.axes, move.bytes, move.times, move.path, shared)
             self.rows[first] = replace(self.rows[first], sends=(*self.rows[first].sends, send))
         return merged(self.rows), self.others
