@@ -22,6 +22,7 @@ myst_heading_anchors = 3
 html_theme = "furo"
 html_title = "jaxscale"
 html_static_path = ["_static"]
+html_show_search_summary = False  # it would fetch the pages, which a browser refuses to a page from a file
 html_css_files = ["course.css"]
 html_copy_source = html_show_sourcelink = False
 html_theme_options = {"navigation_with_keys": True}

@@ -77,7 +77,7 @@ class ChapterError(Exception):
 
 def simulate_devices() -> None:
     """As `tests/conftest.py`: before anything imports jax."""
-    os.environ |= {"JAX_PLATFORMS": "cpu", "MPLBACKEND": "agg", "SOURCE_DATE_EPOCH": "0", "COLUMNS": "110"}
+    os.environ |= {"JAX_PLATFORMS": "cpu", "MPLBACKEND": "agg", "SOURCE_DATE_EPOCH": "0", "COLUMNS": "100"}
     os.environ |= {"MATPLOTLIBRC": str(DOCS / "course" / "matplotlibrc"), "NO_COLOR": "1", "TERM": "dumb"}
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     warnings.simplefilter("error")
@@ -153,6 +153,7 @@ def run(chapter: Path, out: Path, *, say=print) -> dict:
     markdown, results = chapter.read_text(), []
     module = types.ModuleType("chapter")
     sys.modules["chapter"] = module
+    shutil.rmtree(out, ignore_errors=True)  # nothing of an earlier run is left where this one fails
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as directory, contextlib.chdir(directory):
         here = Path(directory).resolve()
@@ -168,7 +169,6 @@ def run(chapter: Path, out: Path, *, say=print) -> dict:
             results.append({"line": block.line, "output": text, "seconds": round(seconds, 2)})
             say(f"--- {shown(chapter)}:{block.line}  {seconds:.1f} s\n{text}", end="")
         check_figures(chapter, markdown)
-        shutil.rmtree(out, ignore_errors=True)
         shutil.copytree("figures", out / "figures")
     total = round(time.perf_counter() - began, 1)
     (out / "outputs.json").write_text(json.dumps({"seconds": total, "blocks": results}, indent=1) + "\n")

@@ -5,7 +5,7 @@ of several names them all. A need is met by the one that has its name, kind, axe
 some of these are the same, the difference is told, with its reason where there is one.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from jaxscale.analysis.collectives import Collective
@@ -51,7 +51,7 @@ class Need:
 def found_in(compiled: Iterable[Collective]) -> list[Found]:
     """The arrays of all collectives, one by one."""
     out = []
-    for c in compiled:
+    for c in (c for c in compiled if c.groups > 1):  # of one device: nothing is sent
         paths = sources(c.source)
         sizes = (c.bytes,) if c.kind == "all-to-all" or not c.sizes else c.sizes  # an all-to-all may be one of parts
         paths = paths if len(paths) == len(sizes) else [paths[0]] * len(sizes)
@@ -74,11 +74,17 @@ def match(
             (Need(frozenset([other.what]), other.phase, other.kind, other.axes, other.bytes, other.times), -1, k)
         )
     answers: dict[tuple[int, int], tuple[str, str]] = {}
-    for test in (exactly, widened, by_size, otherwise):
-        for need, row_id, k in needs:
-            if (row_id, k) not in answers and (one := test(need, found)):
-                one.used = True
-                answers[row_id, k] = verdict(need, one)
+
+    def try_all(*tests: Callable[[Need, list[Found]], Found | None]) -> None:
+        for test in tests:
+            for need, row_id, k in needs:
+                if (row_id, k) not in answers and (one := test(need, found)):
+                    one.used = True
+                    answers[row_id, k] = verdict(need, one)
+
+    try_all(exactly, widened, by_size)
+    answers |= put_together([n for n in needs if n[1:] not in answers], found)
+    try_all(otherwise)
     for need, row_id, k in needs:
         if (row_id, k) not in answers:
             answers[row_id, k] = ("different", missing(need, found))
@@ -120,35 +126,53 @@ def pick(need: Need, found: list[Found]) -> Found | None:
     return max(found, key=lambda f: (f.name in need.names, f.phase == need.phase), default=None)
 
 
+def put_together(needs: list[tuple[Need, int, int]], found: list[Found]) -> dict[tuple[int, int], tuple[str, str]]:
+    """Needs of one kind that one collective of one array serves, as long as all of them together (a GPU's compiler
+    lays arrays one after another)."""
+    groups: dict[tuple, list[tuple[Need, int, int]]] = {}
+    for one in needs:
+        groups.setdefault((one[0].kind, one[0].axes, one[0].times, one[0].phase), []).append(one)
+    answers: dict[tuple[int, int], tuple[str, str]] = {}
+    for (kind, axes, times, _), group in groups.items():
+        total = sum(need.bytes for need, _, _ in group)
+        for f in found:
+            if len(group) > 1 and not f.used and (f.kind, f.axes, f.times, f.bytes) == (kind, axes, times, total):
+                f.used = True
+                answers |= {(row, k): ("same", f"in one of {len(group)} arrays") for _, row, k in group}
+                break
+    return answers
+
+
 def otherwise(need: Need, found: list[Found]) -> Found | None:
-    """Of the same operations and over the same axes (or more), but not the same collective."""
-    same = [f for f in found if not f.used and f.name in need.names and set(need.axes) <= set(f.axes)]
-    same += [f for f in found if not f.used and (f.axes, f.bytes, f.times) == (need.axes, need.bytes, need.times)]
+    """Of the same operations over the same axes (or more), or of the same size: but not the same collective."""
 
     def likeness(f: Found) -> tuple[bool, ...]:
-        sizes = (need.bytes, need.bytes * {"f32": 2, "bf16": 0.5}.get(f.wire, 1))
-        return (f.name in need.names, f.axes == need.axes, f.phase == need.phase, f.bytes in sizes, f.kind == need.kind)
+        right_size = f.bytes in (need.bytes, need.bytes * {"f32": 2, "bf16": 0.5}.get(f.wire, 1))
+        alike = (f.name in need.names, f.axes == need.axes, f.phase == need.phase, right_size, f.kind == need.kind)
+        named = f.name in need.names and set(need.axes) <= set(f.axes)
+        return alike if named or (f.axes == need.axes and right_size and f.times == need.times) else ()
 
-    return max(same, key=likeness, default=None)
+    return max((f for f in found if not f.used and likeness(f)), key=likeness, default=None)
 
 
 def verdict(need: Need, one: Found) -> tuple[str, str]:
-    notes = []
+    """`same`, `dtype` (the same but for the numbers' width) or `different`, and why."""
+    notes, width = [], ""
     if one.axes != need.axes:
         notes.append(f"{one.kind} over {'+'.join(one.axes)} at once: the compiler joined it with the next one")
     elif one.kind != need.kind:
         notes.append(f"{one.kind} instead{kind_reason(need.kind, one.kind)}")
     if one.bytes == 2 * need.bytes and one.wire == "f32":
-        notes.append("in float32, twice the bytes: this compiler computes no bfloat16")
+        width = "in float32, twice the bytes: this compiler computes no bfloat16"
     elif need.bytes == 2 * one.bytes and one.wire == "bf16":
-        notes.append("in bfloat16, half the bytes: this chip rounds a matmul's float32 operands to it anyway")
+        width = "in bfloat16, half the bytes: this chip rounds a matmul's float32 operands to it anyway"
     elif one.bytes != need.bytes and one.axes == need.axes:
         notes.append(f"{one.bytes:,} bytes, not {need.bytes:,}")
     if one.times != need.times:
         moved = "moved out of a loop" if one.times < need.times else "not kept"
         notes.append(f"{one.times} runs, not {need.times}: {moved}")
-    if notes:
-        return "different", "; ".join(notes)
+    if notes or width:
+        return "different" if notes else "dtype", "; ".join([*notes, width] if width else notes)
     return "same", f"in one of {one.together} arrays" if one.together > 1 else ""
 
 
