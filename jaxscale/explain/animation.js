@@ -54,7 +54,7 @@ class Player {
 
   draw(moving) {
     const { n, group, send } = this, slots = stateAfter(send.kind, n, this.done), last = this.done ? this.steps[this.done - 1] : null;
-    const room = Math.max(260, Math.min(this.node.clientWidth || 560, 760)), pitch = Math.min(92, room / n), wide = pitch * 0.8, tall = n > 8 ? 15 : n > 4 ? 22 : 28;
+    const room = Math.max(260, Math.min(this.node.clientWidth || 560, 760)), pitch = Math.min(112, room / n), wide = pitch * 0.8, tall = n > 8 ? 15 : n > 4 ? 22 : 28;
     const width = pitch * n, top = 36, height = top + n * (tall + 3) + 30;
     const at = (i, slot) => [i * pitch + (pitch - wide) / 2, top + slot * (tall + 3)];
     const svg = shape("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": this.told(slots) });

@@ -1,6 +1,6 @@
 // A matmul as three matrices cut into blocks: x at the left, w above, the result where their rows and columns meet.
 
-const LONG = 168, SHORT = 58; // of a drawn side, by the logarithm of its dim
+const LONG = 190, SHORT = 64; // of a drawn side, by the logarithm of its dim
 
 /** Which device holds which block: for each place the row of blocks, the column of blocks. */
 function blocksOf(tensor, layout, rows, columns, sizes) {
@@ -102,7 +102,8 @@ const grouped = (n) => Number(n.toPrecision(6)).toLocaleString("en-US");
 
 /** What one device does in this matmul, in a sentence or two. */
 function deviceWords(id, row, sizes, view) {
-  const local = (key) => localSizes(row[key], layoutFor(row[key], key, view), sizes).map(grouped).join(" × ");
+  const dims = (key) => (row[key].few && view === "stored" ? row[key].kept : row[key].sizes);
+  const local = (key) => localSizes(row[key], layoutFor(row[key], key, view), sizes, dims(key)).map(grouped).join(" × ");
   const name = (key) => `${row[key].name} [${row[key].letters.join(", ")}]`, place = placeText(id, sizes);
   if (view === "stored") return `Device ${id} (${place}) keeps ${local("x")} of ${name("x")} and ${local("w")} of ${name("w")}; at the end ${local("out")} of ${name("out")}.`;
   const partial = row.out.unreduced.length ? `, a partial sum: the devices along ${row.out.unreduced.join(" and ")} have the other terms` : "";

@@ -1,6 +1,6 @@
-// The list of matmuls, in the order of the step: a grid that arrows move along. Columns become lines on a small screen.
+// The list of matmuls, in the order of the step: a grid that arrows move along, drawn as cards with named figures.
 
-const COLUMNS = ["matmul", "case", "per device, m × k × n", "FLOPs", "FLOPs / byte", "sends", "bytes", "seconds", "bound by"];
+const COLUMNS = ["matmul", "seconds", "bound by", "case", "per device, m × k × n", "FLOPs", "FLOPs a byte", "sends"];
 const PHASES = ["forward", "recomputed", "backward"];
 
 class List {
@@ -14,7 +14,7 @@ class List {
     this.lines.clear();
     const focused = this.node.contains(document.activeElement);
     const body = make("tbody", {}, rows.map((row) => this.line(row, row.id === selected, atRest)));
-    const head = make("thead", {}, make("tr", { role: "row" }, COLUMNS.map((name, i) => make("th", { role: "columnheader", scope: "col", class: i > 1 && i !== 5 && i < 8 ? "number" : "" }, name))));
+    const head = make("thead", {}, make("tr", { role: "row" }, COLUMNS.map((name) => make("th", { role: "columnheader", scope: "col" }, name))));
     this.node.replaceChildren(make("table", { role: "grid", "aria-label": "Matmuls of the step", "aria-rowcount": rows.length }, head, body));
     if (focused && this.lines.get(selected)) this.lines.get(selected).focus();
   }
@@ -23,9 +23,9 @@ class List {
     const { m, k, n } = row.per_device;
     const node = make("tr", { role: "row", "aria-selected": String(chosen), tabindex: chosen ? "0" : "-1", "data-row": row.id, class: `phase-${row.phase}`, "aria-label": `${rowTitle(row)}: ${notationText(row)}` },
       make("td", { role: "gridcell", class: "name" }, make("span", { class: "title" }, rowTitle(row), row.times > 1 ? make("span", { class: "times" }, ` ${row.times} ×`) : null), make("span", { class: "notation" }, notationNodes(row))),
-      cell(1, caseText(row.cases)), cell(2, [m, k, n].map(grouped).join(" × ")), cell(3, flopsText(row.flops)), cell(4, plain(row.intensity, 4)),
-      make("td", { role: "gridcell", "data-label": COLUMNS[5], class: "sends" }, sendNodes(row, atRest)),
-      cell(6, ownBytes(row) ? bytes(ownBytes(row)) : "–"), cell(7, seconds(rowSeconds(row))), cell(8, boundText(row.bound), "bound"));
+      cell(1, seconds(rowSeconds(row))), cell(2, boundText(row.bound)), cell(3, caseText(row.cases)),
+      cell(4, [m, k, n].map(grouped).join(" × ")), cell(5, flopsText(row.flops)), cell(6, plain(row.intensity, 4)),
+      make("td", { role: "gridcell", "data-label": row.sends.length ? `sends ${bytes(ownBytes(row))}` : "sends", class: "sends" }, sendNodes(row, atRest)));
     node.addEventListener("click", () => this.choose(row.id));
     this.lines.set(row.id, node);
     return node;
@@ -47,7 +47,7 @@ class List {
   }
 }
 
-const cell = (i, text, more = "") => make("td", { role: "gridcell", "data-label": COLUMNS[i], class: `${i > 1 && i < 8 ? "number " : ""}${more}` }, text);
+const cell = (i, text) => make("td", { role: "gridcell", "data-label": COLUMNS[i], "data-figure": i }, text);
 
 function sendNodes(row, atRest) {
   if (!row.sends.length) return "nothing";

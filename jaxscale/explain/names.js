@@ -6,7 +6,7 @@ const SVG = "http://www.w3.org/2000/svg";
 function element(space, name, attributes, children) {
   const node = space ? document.createElementNS(space, name) : document.createElement(name);
   for (const [key, value] of Object.entries(attributes || {})) if (value !== null && value !== undefined && value !== false) node.setAttribute(key, value);
-  for (const child of children.flat()) if (child !== null && child !== undefined) node.append(child);
+  for (const child of children.flat(Infinity)) if (child !== null && child !== undefined) node.append(child);
   return node;
 }
 const make = (name, attributes, ...children) => element(null, name, attributes, children);
@@ -31,7 +31,7 @@ const DIMS = { B: "batch", T: "sequence", S: "keys", D: "embed", N: "heads", K: 
 function tensorNodes(name, letters, layout) {
   const parts = [make("span", { class: "tensor" }, name), "["];
   letters.forEach((c, i) => parts.push(i ? ", " : "", make("var", {}, c), layout[i].length ? make("sub", {}, layout[i].join(",")) : null));
-  return [...parts, "]"];
+  return [...parts, "]"].filter((part) => part !== null);
 }
 const tensorText = (name, letters, layout) => `${name}[${letters.map((c, i) => (layout[i].length ? `${c}_${layout[i].length > 1 ? `{${layout[i].join(",")}}` : layout[i][0]}` : c)).join(", ")}]`;
 

@@ -1,0 +1,201 @@
+"""The page of `explain` in a real Chromium: its arithmetic is Python's, and a learner's way through it works."""
+
+import json
+import math
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+from jaxscale import config as cfg
+from jaxscale.analysis import costs
+from jaxscale.analysis.forecast import forecast
+from jaxscale.analysis.traffic import traffic
+from jaxscale.explain.machines import Explained, machine, read_topology
+from jaxscale.explain.page import needed, page_text, write_page
+from jaxscale.hardware import CHIPS
+from jaxscale.parallel.rules import ACTIVATIONS, PARAMETERS, check_divides
+
+from .explanation import make_explanation
+
+CHROMIUM = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)
+DRIVER = shutil.which("chromedriver")
+NASTY = "</script><img src=x onerror=\"document.title='owned'\">"
+in_browser = pytest.mark.skipif(
+    not (CHROMIUM and DRIVER), reason="no Chromium and chromedriver here: apt-get install chromium chromium-driver"
+)
+
+
+@pytest.fixture(scope="module")
+def driver():
+    webdriver = pytest.importorskip("selenium.webdriver", reason="no selenium here: pip install selenium")
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture(scope="module")
+def config() -> cfg.Config:
+    return cfg.load_config("quickstart")
+
+
+@pytest.fixture(scope="module")
+def file(config, tmp_path_factory) -> Path:
+    return write_page(make_explanation(config), tmp_path_factory.mktemp("explain") / "explain.html")
+
+
+class Page:
+    """The file, freshly opened at a size."""
+
+    def __init__(self, driver, file: Path, width: int = 1280, scheme: str = "light", motion: str = "reduce"):
+        self.driver = driver
+        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        features = [{"name": "prefers-color-scheme", "value": scheme}, {"name": "prefers-reduced-motion",
+                                                                        "value": motion}]  # fmt: skip
+        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features, "media": ""})
+        for kind in ("browser", "performance"):
+            driver.get_log(kind)  # what is of the page before
+        driver.get("about:blank")
+        driver.get(file.as_uri())
+
+    def ask(self, script: str, *arguments):
+        return self.driver.execute_script(f"return {script}", *arguments)
+
+    def find(self, selector: str):
+        return self.driver.find_element("css selector", selector)
+
+    def text(self, selector: str) -> str:
+        return self.ask("document.querySelector(arguments[0]).textContent", selector)
+
+    def texts(self, selector: str) -> list[str]:
+        return self.ask("[...document.querySelectorAll(arguments[0])].map(n => n.textContent)", selector)
+
+    def click(self, selector: str) -> None:
+        node = self.find(selector)
+        self.ask("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", node)
+        node.click()
+
+    def press(self, *keys: str) -> None:
+        for key in keys:
+            self.driver.switch_to.active_element.send_keys(key)
+
+    def slide(self, name: str, value) -> None:
+        """As a hand does: the slider's place of that value, with its event."""
+        self.ask("(() => { const s = controls.sliders[arguments[0]]; s.input.value = String(s.values.indexOf("
+                 "arguments[1])); s.input.dispatchEvent(new Event('input')); })()", name, value)  # fmt: skip
+
+    def messages(self) -> list[str]:
+        return [entry["message"] for entry in self.driver.get_log("browser")]
+
+
+@pytest.fixture
+def page(driver, file) -> Page:
+    return Page(driver, file)
+
+
+# --- the arithmetic -------------------------------------------------------------------------------------------
+
+MODELS = ("gpt2-124m", "llama3.1-405b", "llama3.1-70b", "llama3.1-8b", "llama3.2-1b", "mistral-7b", "qwen3-8b")
+REMATS = ["none", "full", "dots", {"q": "save", "k": "save", "v": "save", "attention_context": "save"},
+          dict.fromkeys(("layer_in", "q", "k", "v", "attention_out"), "offload"),
+          {"mlp_up": "save", "attention_out": "save", "layer_in": "recompute"}]  # fmt: skip
+
+
+def random_cases(seed: int, number: int) -> list[tuple[cfg.Config, dict[str, int], str]]:
+    """Random (config, mesh, chip) for which there is a machine; some meshes break a rule."""
+    rng, found = random.Random(seed), []
+    explained = explained_of(cfg.load_config("quickstart"))
+    while len(found) < number:
+        base = cfg.load_config(rng.choice([*MODELS, "quickstart"])).model_dump(mode="json")
+        parts = rng.choice([1, 1, 2, 4, 8])
+        if rng.random() < 0.3:  # odd shapes: what divides nothing must be refused in both
+            base["model"] |= {"num_heads": 12, "num_kv_heads": rng.choice([1, 2, 3, 4, 12]), "head_dim": 32}
+            base["model"] |= {"mlp_dim": rng.choice([96, 200, 1023]), "vocab_multiple": rng.choice([1, 128])}
+        base["data"] |= {"batch_size": parts * rng.choice([1, 6, 16, 64, 256, 1024]), "seq_len": rng.choice([128, 1000, 4096])}
+        base["model"]["max_seq_len"] = max(base["model"]["max_seq_len"], base["data"]["seq_len"])
+        base["loss"] = {}
+        base["step"] |= {
+            "microbatches": parts, "remat": rng.choice(REMATS), "compute_dtype": rng.choice(["bfloat16", "float32"]),
+            "param_dtype": rng.choice(["bfloat16", "float32"]),
+        }  # fmt: skip
+        base["optimizer"]["name"] = rng.choice(["adamw", "lion", "adafactor", "muon"])
+        base["metrics"] = {"mfu": rng.choice(["causal", "palm"])}
+        config = cfg.validate(base, source="random")
+        sizes = {a: 2 ** rng.choice([0, 1, 2, 3, 4, most]) for a, most in (("data", 6), ("fsdp", 9), ("tensor", 5))}
+        chip = rng.choice(CHIPS)
+        try:
+            machine(chip, sizes, explained)
+        except ValueError:
+            continue
+        found.append((config, {a: n for a, n in sizes.items() if n > 1} or {"data": 1}, chip.name))
+    return found
+
+
+def explained_of(config: cfg.Config) -> Explained:
+    return Explained(read_topology("v5p:2x2x2"), config.mesh.sizes(None), config.mesh.over_slices)
+
+
+def by_python(config: cfg.Config, sizes: dict[str, int], chip_name: str) -> dict:
+    chip = next(c for c in CHIPS if c.name == chip_name)
+    topology, over = machine(chip, {a: sizes.get(a, 1) for a in cfg.READY_AXES}, explained_of(cfg.load_config("quickstart")))
+    found, attention = forecast(config, topology, sizes, over), costs.attention(config, sizes)
+    try:
+        check_divides(PARAMETERS, ACTIVATIONS, sizes, config)
+        rule = None
+    except ValueError as error:
+        rule = str(error)
+    return {
+        "rule": rule,
+        "matmuls": [[m.name, m.m, m.k, m.n, m.forward, m.backward, m.recomputed] for m in costs.matmuls(config, sizes)],
+        "attention": [attention.forward_flops, attention.backward_flops, attention.forward_calls],
+        "traffic": [[t.what, t.kind, *t.axes, t.bytes, t.times, t.overlaps] for t in traffic(config, sizes)],
+        "sent": [[s.network, s.seconds, s.hidden] for s in found.sent],
+        "parts": found.time.parts, "sums": found.time.sums, "binds": found.time.binds,
+        "times": [found.time.best, found.time.overlapped, found.time.nothing_overlapped, found.time.exposed],
+        "whole": [found.flops, found.model_flops, found.mfu, found.tokens_per_second_per_chip],
+        "machine": topology.name,
+    }  # fmt: skip
+
+
+BY_PAGE = """((cases) => cases.map(([config, sizes, chip]) => {
+    const machine = machineOf(chip, sizes), f = forecast(config, chip, sizes, machine), a = attentionCost(config, sizes);
+    return {
+        rule: brokenRule(config, sizes),
+        matmuls: matmuls(config, sizes).map(m => [m.name, m.m, m.k, m.n, m.forward, m.backward, m.recomputed]),
+        attention: [a.forward, a.backward, a.calls],
+        traffic: traffic(config, sizes).map(t => [t.what, t.kind, ...t.axes, t.bytes, t.times, t.overlaps]),
+        sent: f.sent.map(s => [s.network, s.seconds, s.hidden]), parts: f.parts, sums: f.sums, binds: f.binds,
+        times: [f.best, f.overlapped, f.apart, f.exposed], whole: [f.flops, f.modelFlops, f.mfu, f.perChip],
+        machine: machine.name,
+    };
+}))(arguments[0])"""
+
+
+def same(a, b, where: str) -> list[str]:
+    """Differences of two JSON values, numbers to 1e-9."""
+    if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
+        return [d for k in a for d in same(a[k], b[k], f"{where}.{k}")]
+    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        return [d for i, (x, y) in enumerate(zip(a, b, strict=True)) for d in same(x, y, f"{where}[{i}]")]
+    if type(a) in (int, float) and type(b) in (int, float):
+        return [] if math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-30) else [f"{where}: {a} and {b}"]
+    return [] if a == b else [f"{where}: {a} and {b}"]
+
+
+@in_browser
+def test_the_arithmetic_is_pythons_on_200_random_configs(page):
+    cases = random_cases(0, 200)
+    wanted = [by_python(*case) for case in cases]
+    assert len({w["binds"] for w in wanted}) >= 5, "compute, HBM and several networks bind"
+    assert 20 < sum(w["rule"] is None for w in wanted) < 190, "some meshes break a rule, some none"
+    got = page.ask(BY_PAGE, [[needed(config), sizes, chip] for config, sizes, chip in cases])
+    assert [d for i, (a, b) in enumerate(zip(got, wanted, strict=True)) for d in same(a, b, f"case {i}")] == []
