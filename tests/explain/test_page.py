@@ -12,6 +12,7 @@ from jaxscale import config as cfg
 from jaxscale.analysis import costs
 from jaxscale.analysis.forecast import forecast
 from jaxscale.analysis.traffic import traffic
+from jaxscale.explain.layouts import layouts
 from jaxscale.explain.machines import Explained, machine, read_topology
 from jaxscale.explain.page import needed, page_text, write_page
 from jaxscale.hardware import CHIPS
@@ -199,3 +200,32 @@ def test_the_arithmetic_is_pythons_on_200_random_configs(page):
     assert 20 < sum(w["rule"] is None for w in wanted) < 190, "some meshes break a rule, some none"
     got = page.ask(BY_PAGE, [[needed(config), sizes, chip] for config, sizes, chip in cases])
     assert [d for i, (a, b) in enumerate(zip(got, wanted, strict=True)) for d in same(a, b, f"case {i}")] == []
+
+
+BY_ROWS = """((cases) => cases.map(([config, sizes, chip, layouts]) => {
+    PAGE.layouts = layouts;
+    const machine = machineOf(chip, sizes), runs = config.step.microbatches * config.model.num_layers;
+    const rows = layouts.map(l => predictedRow({...l, times: runs}, config, chip, sizes, machine)), sent = {};
+    const add = (t) => { const key = `${t.kind} ${t.axes.join()}`; sent[key] = (sent[key] || 0) + t.bytes * t.times; };
+    for (const row of rows) for (const s of row.sends) if (!s.shared) add({...s, times: row.times});
+    otherTraffic(config, sizes).forEach(add);
+    const flops = {};
+    for (const row of rows) flops[row.name] = (flops[row.name] || 0) + row.flops * row.times;
+    return {sent, flops};
+}))(arguments[0])"""
+
+
+@in_browser
+def test_rows_and_the_rest_send_what_the_cost_model_says(page):
+    """Each collective belongs to one row, or to none of them; FLOPs of the passes add up to the cost model's."""
+    cases = [case for case in random_cases(1, 160) if by_python(*case)["rule"] is None]
+    assert len(cases) > 20
+    assert sum("tensor" in sizes and c.model.kv_heads < sizes["tensor"] for c, sizes, _ in cases) > 2, "repeated heads"
+    got = page.ask(BY_ROWS, [[needed(c), sizes, chip, layouts(c)] for c, sizes, chip in cases])
+    for (config, sizes, _), found in zip(cases, got, strict=True):
+        sent: dict[str, float] = {}
+        for t in traffic(config, sizes):
+            sent[f"{t.kind} {t.axes[0]}"] = sent.get(f"{t.kind} {t.axes[0]}", 0.0) + t.step_bytes
+        assert same(found["sent"], sent, f"{config.name} {config.step.remat} on {sizes}") == []
+        flops = {m.name: m.step_flops for m in costs.matmuls(config, sizes)}
+        assert same(dict(sorted(found["flops"].items())), dict(sorted(flops.items())), str(sizes)) == []
