@@ -36,7 +36,7 @@ class Player {
 
   pause() { clearTimeout(this.timer); this.timer = null; this.buttons(); }
   step(by) { this.pause(); this.move(by); }
-  go(done) { this.pause(); this.done = done; if (this.send) this.draw(false); }
+  go(done) { this.pause(); this.done = Math.min(done, this.steps.length); if (this.send) this.draw(false); }
 
   move(by) {
     const to = Math.min(this.steps.length, Math.max(0, this.done + by));

@@ -1,6 +1,6 @@
 // A matmul as three matrices cut into blocks: x at the left, w above, the result where their rows and columns meet.
 
-const LONG = 190, SHORT = 64; // of a drawn side, by the logarithm of its dim
+const SHORT = 64; // the least of a drawn side; the others by the logarithm of their dims
 
 /** Which device holds which block: for each place the row of blocks, the column of blocks. */
 function blocksOf(tensor, layout, rows, columns, sizes) {
@@ -34,8 +34,10 @@ class BlockPicture {
     this.sizes = sizes;
     const sides = sidesOf(row), dims = { m: dimOf(row.x, sides.x.rows), k: dimOf(row.x, sides.x.columns), n: dimOf(row.w, sides.w.columns) };
     const logs = Object.values(dims).map((d) => Math.log2(d + 1)), low = Math.min(...logs), high = Math.max(...logs);
+    const LONG = Math.max(120, Math.min(230, ((this.node.clientWidth || 480) - 110) / 2));
     const long = (d) => (high - low < 0.5 ? 0.75 * LONG : SHORT + ((Math.log2(d + 1) - low) / (high - low)) * (LONG - SHORT));
-    const m = Math.max(long(dims.m), 84), k = long(dims.k), n = long(dims.n), left = 30, top = 42, gap = 54;
+    const parts = (key) => { const { tensor, rows, columns } = sides[key]; return blocksOf(tensor, layoutFor(tensor, key, view), rows, columns, sizes); };
+    const m = Math.max(long(dims.m), 84, Math.min(300, parts("x").rows * 13)), k = long(dims.k), n = long(dims.n), left = 30, top = 42, gap = 54;
     const boxes = { x: [left, top + k + gap, k, m], w: [left + k + gap, top, n, k], out: [left + k + gap, top + k + gap, n, m] };
     const width = Math.max(left + k + gap + n + 12, 340), height = top + k + gap + m + 30;
     const svg = shape("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": this.told(row, view) });

@@ -94,8 +94,8 @@ class Controls {
 }
 
 /** Step seconds, MFU, and what is busy how long. */
-function summaryNodes(found, config, chip, machine) {
-  const figures = PAGE.machines.chips[chip], most = Math.max(...Object.values(found.sums)), fact = (name, value, id) => make("div", { class: "fact" }, make("dt", {}, name), make("dd", { id }, value));
+function summaryNodes(found) {
+  const most = Math.max(...Object.values(found.sums)), fact = (name, value, id) => make("div", { class: "fact" }, make("dt", {}, name), make("dd", { id }, value));
   const bars = Object.entries(found.sums).map(([name, value]) => {
     const bar = make("span", { class: `bar ${name in MARKS ? name : "network"}` });
     bar.style.width = `${Math.max(0.5, (100 * value) / most)}%`;
@@ -104,6 +104,7 @@ function summaryNodes(found, config, chip, machine) {
   return [
     make("dl", { class: "facts" }, fact("a step, predicted", seconds(found.best), "step-seconds"), fact("MFU", figure(found.mfu, "share", 4), "mfu"), fact("tokens/s a chip", plain(found.perChip, 4), "tokens"), fact("bound by", found.binds, "binds")),
     make("ul", { class: "bars", "aria-label": "Seconds of a step by what is busy" }, bars),
-    make("p", { class: "quiet" }, `Between ${seconds(found.overlapped)} (all overlapped) and ${seconds(found.apart)} (nothing overlapped). MFU by the convention ${config.metrics.mfu} (${PAGE.constants.conventions[config.metrics.mfu]}), of ${figure(figures.flops, "FLOP/s", 4)} a chip, dense bf16 (${figures.source}), on ${machine.chips} chip${machine.chips === 1 ? "" : "s"}.`),
   ];
 }
+
+const conventionText = (found, config, chip, machine) => `A step takes between ${seconds(found.overlapped)} (all overlapped) and ${seconds(found.apart)} (nothing overlapped). MFU by the convention ${config.metrics.mfu}: ${PAGE.constants.conventions[config.metrics.mfu]}; of ${figure(PAGE.machines.chips[chip].flops, "FLOP/s", 4)} a chip, dense bf16 (${PAGE.machines.chips[chip].source}), on ${machine.chips} chip${machine.chips === 1 ? "" : "s"}.`;

@@ -1,6 +1,6 @@
 // The list of matmuls, in the order of the step: a grid that arrows move along, drawn as cards with named figures.
 
-const COLUMNS = ["matmul", "seconds", "bound by", "case", "per device, m × k × n", "FLOPs", "FLOPs a byte", "sends"];
+const COLUMNS = ["matmul", "seconds", "bound by", "case", "per device: m × k × n", "FLOPs", "FLOPs/byte", "sends"];
 const PHASES = ["forward", "recomputed", "backward"];
 
 class List {

@@ -2,7 +2,7 @@
 
 const PAGE = JSON.parse(document.getElementById("data").textContent);
 
-const state = { row: null, device: 0, held: 0, view: "used", send: 0, phase: "forward" };
+const state = { row: null, device: 0, held: 0, view: "used", send: null, phase: "forward" };
 let now = null; // what the sliders came to: {config, sizes, chip, atRest, machine, problem, rows}
 let list, mesh, blocks, player, roofline, controls;
 
@@ -27,7 +27,9 @@ function refresh() {
   byId("problem").textContent = now.problem ? `Not possible: ${now.problem}` : "";
   controls.tell(now, now.machine);
   const forecastable = !now.problem && !now.machine.reason;
-  byId("summary").replaceChildren(...(forecastable ? summaryNodes(forecast(now.config, now.chip, now.sizes, now.machine), now.config, now.chip, now.machine) : [make("p", {}, now.problem ? "Move a slider back: this mesh cannot be." : now.machine.reason)]));
+  const found = forecastable ? forecast(now.config, now.chip, now.sizes, now.machine) : null;
+  if (found) byId("summary").replaceChildren(...summaryNodes(found));
+  byId("conventions").textContent = found ? conventionText(found, now.config, now.chip, now.machine) : "";
   drawOthers();
   if (!now.problem) drawRows();
 }
@@ -47,12 +49,13 @@ function drawRows() {
 function drawRoofline() {
   const own = PAGE.machines.chips[now.chip], rates = ratesOf(now.config, now.chip);
   roofline.draw(shownRows(), rates, { ...own, best: own.rates.bfloat16.matmul_flops }, state.row);
-  byId("roof-note").textContent = `${now.chip}: solid line, what matmuls and memory reach (${figure(rates.matmul_flops, "FLOP/s", 3)}, ${figure(rates.memory, "bytes/s", 3)}); dashed, the datasheet${now.config.step.compute_dtype === "float32" ? ", float32" : ""}. A mark below the roof waits for its collective.`;
+  const passes = Math.round(own.rates.bfloat16.matmul_flops / rates.matmul_flops), peak = passes > 1 ? `the datasheet, with a float32 matmul at 1/${passes} of the bf16 peak` : "the datasheet";
+  byId("roof-note").textContent = `${now.chip}: the solid line is what matmuls and memory reach (${figure(rates.matmul_flops, "FLOP/s", 3)}, ${figure(rates.memory, "bytes/s", 3)}), the dashed one ${peak}. A mark below the roof waits for its collective.`;
 }
 
 function choose(id) {
   if (id === state.row) return;
-  Object.assign(state, { row: id, send: 0 });
+  Object.assign(state, { row: id, send: null });
   if (!shownRows().some((row) => row.id === id)) { state.phase = now.rows.find((row) => row.id === id).phase; phaseButtons(); list.draw(shownRows(), id, now.atRest); }
   list.mark(id);
   drawRoofline();
@@ -78,7 +81,7 @@ function drawDetail() {
 }
 
 function sendChoices(row, sketch) {
-  state.send = Math.min(state.send, Math.max(0, row.sends.length - 1));
+  if (state.send === null || state.send >= row.sends.length) state.send = Math.max(0, row.sends.findIndex((s) => !s.shared));
   const choices = row.sends.map((send, i) => {
     const input = make("input", { type: "radio", name: "send", id: `send-${i}`, checked: i === state.send });
     input.addEventListener("change", () => { state.send = i; play(row, sketch); });

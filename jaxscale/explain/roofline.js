@@ -47,7 +47,7 @@ class Roofline {
       if (roof > y * 1.02) node.append(shape("line", { x1: px, x2: px, y1: sy(roof), y2: py, class: "drop" }));
       if (chosen) node.append(shape("circle", { cx: px, cy: py, r: 11, class: "ring" }));
       node.append(shape("circle", { cx: px, cy: py, r: 14, class: "target" }), shape("path", { d: markOf(rows[0].bound)(chosen ? 7 : 5.5), transform: `translate(${px} ${py})`, class: `mark ${rows[0].bound in MARKS ? rows[0].bound : "network"}` }));
-      const place = labelPlace(names, px, py, box, taken);
+      const place = labelPlace(names, px, py, box, taken, roof <= y * 1.02);
       if (place) node.append(shape("text", { x: place.x, y: place.y, "text-anchor": place.anchor, class: "point-name" }, names));
       const pick = () => this.choose(rows[(rows.findIndex((row) => row.id === selected) + 1) % rows.length].id);
       node.addEventListener("click", pick);
@@ -72,10 +72,11 @@ function merged(points, sx, sy) {
 }
 
 /** Beside, above or below the mark, where nothing is yet; null where there is no such place. */
-function labelPlace(text, x, y, box, taken) {
-  const width = text.length * 6.3, tries = [["end", -11, 4], ["start", 11, 4], ["start", 11, 17], ["end", -11, -9], ["start", 11, -9], ["end", -11, 18], ["start", 11, 31], ["end", -11, 32], ["end", -11, -22], ["start", 11, 45]];
+function labelPlace(text, x, y, box, taken, onRoof) {
+  const width = text.length * 6.3, beside = [["end", -11, 4], ["start", 11, 4], ["start", 11, 17], ["end", -11, -9], ["start", 11, -9], ["end", -11, 18], ["start", 11, 31], ["end", -11, 32], ["end", -11, -22], ["start", 11, 45]];
+  const tries = onRoof ? [["middle", 0, 24], ["start", 4, 24], ["end", -4, -14], ["middle", 0, 39], ["end", -4, -29], ["middle", 0, 54]] : beside;
   for (const [anchor, dx, dy] of tries) {
-    const left = anchor === "end" ? x + dx - width : x + dx, area = { left, right: left + width, top: y + dy - 11, bottom: y + dy + 3 };
+    const left = x + dx - width * { start: 0, middle: 0.5, end: 1 }[anchor], area = { left, right: left + width, top: y + dy - 11, bottom: y + dy + 3 };
     if (area.left < box.left || area.right > box.right + 8 || area.bottom > box.bottom || area.top < 0) continue;
     if (taken.some((o) => o.left < area.right && area.left < o.right && o.top < area.bottom && area.top < o.bottom)) continue;
     taken.push(area);
