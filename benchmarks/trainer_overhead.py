@@ -21,7 +21,7 @@ from rich.console import Console
 
 from jaxscale import config as cfg
 from jaxscale.console import TrainingConsole
-from jaxscale.parallel.mesh import keep_heap
+from jaxscale.heap import keep_heap
 from jaxscale.training.feed import Feed, open_source
 from jaxscale.training.step import batch_sharding, make_program
 from jaxscale.training.trainer import train

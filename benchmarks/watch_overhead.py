@@ -64,7 +64,7 @@ def run(rounds: int, chunk: int, folder: str) -> tuple[Chunks, dict]:
     from trainer_overhead import run_config
 
     from jaxscale.cluster.monitor import Monitor
-    from jaxscale.parallel.mesh import keep_heap
+    from jaxscale.heap import keep_heap
     from jaxscale.training import trainer
     from jaxscale.training.events import Events
 

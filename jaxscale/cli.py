@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from jaxscale import cli_bench, cli_checkpoint, cli_launch
+from jaxscale import cli_bench, cli_checkpoint, cli_explain, cli_launch
 from jaxscale.quiet import quiet_logs
 from jaxscale.redact import one_line
 
@@ -23,6 +23,7 @@ data_app = typer.Typer(no_args_is_help=True, help="Make datasets.", rich_markup_
 app.add_typer(data_app, name="data")
 app.add_typer(cli_bench.app, name="bench")
 app.add_typer(cli_checkpoint.app, name="checkpoint")
+app.command("explain")(cli_explain.explain)
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value ...", metavar="[section.key=value ...]")]
 USAGE_ERROR: Any = typer.BadParameter.__base__  # click's, wherever typer keeps it
@@ -70,7 +71,7 @@ def train(
     from jaxscale.config import load_config
 
     loaded = load_config(config, overrides or [])
-    from jaxscale.parallel.mesh import keep_heap
+    from jaxscale.heap import keep_heap
     from jaxscale.training.trainer import train as run
 
     if loaded.runtime.platform == "cpu":

@@ -127,7 +127,7 @@ def step(
         ready(profile)
     loaded = load_config(config, overrides or [])
     from jaxscale.bench.step import Plan, bench_step
-    from jaxscale.parallel.mesh import keep_heap
+    from jaxscale.heap import keep_heap
 
     if loaded.runtime.platform == "cpu":
         keep_heap()  # as `train` does

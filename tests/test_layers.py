@@ -22,6 +22,7 @@ BELOW = {
     "config": {"redact", "reading", "urls"},
     "hardware": set(),
     "quiet": set(),
+    "heap": set(),
     "data": {"reading", "quiet", "config"},
     "rules": {"config"},
     "topology": {"hardware"},
@@ -67,21 +68,27 @@ BELOW = {
         "hardware",
         "config",
     },
+    "trace": {"explain", "training", "parallel", "analysis", "aot", "topology", "hardware", "config"},
+    "explain": {"predict", "analysis", "topology", "hardware", "config"},  # trace in a child process
+    "console_explain": {"explain", "console_predict", "analysis", "topology", "hardware", "config"},
+    "cli_explain": {"explain", "console_explain", "predict", "topology", "config"},
     "predict": {"record", "analysis", "topology", "hardware", "config"},  # aot in a child process
     "jsonl": {"reading"},
     "report": {"record", "jsonl", "redact", "reading", "analysis", "hardware", "config"},
     "console": {"jsonl", "codes", "report", "training", "data", "models", "parallel", "analysis", "hardware", "config"},
     "console_predict": {"predict", "analysis", "topology", "hardware", "config"},
     "console_bench": {"record", "compare"},
-    "cli_bench": {"redact", "bench", "record", "console_bench", "compare", "sweep", "parallel", "config"},
+    "cli_bench": {"heap", "redact", "bench", "record", "console_bench", "compare", "sweep", "parallel", "config"},
     "cli_launch": {"launch"},
     "console_checkpoint": {"training", "urls"},
     "cli_checkpoint": {"training", "console_checkpoint", "urls", "config"},
     "cli": {
         "redact",
+        "heap",
         "cli_bench",
         "cli_launch",
         "cli_checkpoint",
+        "cli_explain",
         "console",
         "console_predict",
         "predict",
@@ -101,6 +108,8 @@ OWN_ROOM = {
     "jaxscale.cluster.codes": "codes",
     "jaxscale.cluster.local": "local",
     "jaxscale.analysis.aot": "aot",
+    "jaxscale.explain.trace": "trace",
+    "jaxscale.explain.jaxpr": "trace",
     "jaxscale.parallel.rules": "rules",
     "jaxscale.bench.record": "record",
     "jaxscale.bench.compare": "compare",
@@ -132,11 +141,15 @@ ALONE = (
     "parallel/rules",
     "predict",
     "console_predict",
+    "console_explain",
+    "cli_explain",
     "quiet",
+    "heap",
     "__init__",
 )
+WITH_JAX_ALLOWED = ("analysis/aot.py", "explain/trace.py", "explain/jaxpr.py")
 NO_JAX = [f"{name}.py" for name in ALONE] + [
-    f for f in FILES if f.startswith(("data/", "analysis/", "report/")) and f != "analysis/aot.py"
+    f for f in FILES if f.startswith(("data/", "analysis/", "report/", "explain/")) and f not in WITH_JAX_ALLOWED
 ]
 # parallel/compiler.py is a table of XLA's options
 CORE = ["config.py", *(f for f in FILES if f.startswith(("parallel/", "models/")) and f != "parallel/compiler.py")] + [

@@ -8,7 +8,8 @@ import numpy as np
 
 from benchmarks.common import serve, time_steps
 from benchmarks.peers.shapes import run_config
-from jaxscale.parallel.mesh import keep_heap, make_mesh, start_devices
+from jaxscale.heap import keep_heap
+from jaxscale.parallel.mesh import make_mesh, start_devices
 from jaxscale.parallel.sharding import on_mesh
 from jaxscale.training.feed import Feed, open_source
 from jaxscale.training.peak import measure_peak

@@ -29,25 +29,30 @@ def compile_apart(config: cfg.Config, topology: Topology, *, save: Path | None, 
     Raises ValueError with the child's own words where it refuses, and with its last ones where it dies.
     """
     request = {"config": config.model_dump(mode="json"), "topology": replace(topology, slices=1).name,
-               "slices": topology.slices}  # fmt: skip
+               "slices": topology.slices, "save": save and str(save.absolute())}  # fmt: skip
+    return from_values(ask("jaxscale.analysis.aot", request, f"the compiler for {topology.name}", verbose=verbose))
+
+
+def ask(module: str, request: dict[str, Any], who: str, *, verbose: bool) -> dict[str, Any]:
+    """The answer of a module to a request, from a fresh interpreter; `who` that is, in an error."""
     with tempfile.TemporaryDirectory(prefix="jaxscale-") as folder, tempfile.TemporaryFile() as heard:
-        out = Path(folder) / "compiled.json"
-        code = run(request | {"save": save and str(save.absolute()), "out": str(out)}, None if verbose else heard)
+        out = Path(folder) / "answer.json"
+        code = run(module, request | {"out": str(out)}, None if verbose else heard)
         if code or not out.exists():
             heard.seek(0)
             words = last_words(heard.read().decode(errors="replace"))
-            raise ValueError(f"the compiler for {topology.name} ended by {how_it_ended(code)}{words and ': ' + words}")
+            raise ValueError(f"{who} ended by {how_it_ended(code)}{words and ': ' + words}")
         answer = json.loads(out.read_text())
     if "refused" in answer:
         raise ValueError(answer["refused"])
-    return from_values(answer)
+    return answer
 
 
-def run(request: dict[str, Any], stderr: Any) -> int:
+def run(module: str, request: dict[str, Any], stderr: Any) -> int:
     """The child's exit code. stdin stays open until it ends, so that it ends with us."""
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     child = subprocess.Popen(
-        [sys.executable, "-P", "-m", "jaxscale.analysis.aot"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+        [sys.executable, "-P", "-m", module], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
         stderr=stderr, text=True, env=os.environ | {"PYTHONPATH": path},
     )  # fmt: skip
     assert child.stdin

@@ -25,6 +25,7 @@ class Collective:
         times: runs a step.
         between_slices: on the slow network: libtpu compiles each slice's program by itself and hands these to its
             runtime.
+        sizes: bytes of each of the arrays.
     """
 
     kind: str
@@ -39,6 +40,7 @@ class Collective:
     source: str
     name: str
     between_slices: bool = False
+    sizes: tuple[int, ...] = ()
 
 
 def collectives(
@@ -113,7 +115,7 @@ def read_collective(
     groups = axes.of(i)
     return Collective(
         kind, groups.axes, groups.count, sum(a.bytes for a in sent), max(sent, key=lambda a: a.bytes).dtype, len(sent),
-        times, meanwhile is not None, meanwhile or NOTHING, i.source, i.name,
+        times, meanwhile is not None, meanwhile or NOTHING, i.source, i.name, sizes=tuple(a.bytes for a in sent),
     )  # fmt: skip
 
 

@@ -43,5 +43,6 @@ def lookup(table_VD: jax.Array, ids_BT: jax.Array, *, dtype: jnp.dtype) -> jax.A
 
     out = spec("batch", "residual_sequence" if scatter else "sequence", None)
     run = jax.shard_map(local, in_specs=(to_spec([vocab, trade]), spec("batch", "sequence")), out_specs=out)
-    x_BTD = run(table_VD, jax.reshard(ids_BT, spec("batch", "sequence")))
-    return jax.reshard(x_BTD, spec("batch", "residual_sequence", "embed"))
+    with jax.named_scope("lookup"):
+        x_BTD = run(table_VD, jax.reshard(ids_BT, spec("batch", "sequence")))
+        return jax.reshard(x_BTD, spec("batch", "residual_sequence", "embed"))

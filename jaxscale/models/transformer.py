@@ -118,7 +118,9 @@ class SelfAttention(nnx.Module):
             cache, context = self.attend_cached(q, k, v, cache, segments, start)
         context = checkpoint_name(context, "attention_context")
         # c[B, T, N_tensor, H] · w[N_tensor, H, D_fsdp] -> y[B, T_tensor, D]   gather w over fsdp; reduce-scatter y
-        y = einsum("btnh,nhd->btd", context, self.weight("out"), out=("batch", "residual_sequence", "embed"))
+        y = einsum(
+            "btnh,nhd->btd", context, self.weight("out"), out=("batch", "residual_sequence", "embed"), name="out"
+        )
         if self.model.attention_bias:
             y = y + self.weight("out_bias")
         y = named(y, "attention_out", self.step)
@@ -130,9 +132,10 @@ class SelfAttention(nnx.Module):
     def project(self, x_BTD: jax.Array, name: str, axis: str) -> jax.Array:
         # x[B, T, D] · w[D_fsdp, N_tensor, H] -> q[B, T, N_tensor, H]   gather w over fsdp
         w_DKH = self.weight(name)
+        formula = "btd,dnh->btnh"
         if axis == "kv_heads":
-            w_DKH = repeat_heads(w_DKH, 1)
-        y = einsum("btd,dnh->btnh", x_BTD, w_DKH, out=("batch", "sequence", axis, "head_dim"))
+            w_DKH, formula = repeat_heads(w_DKH, 1), "btd,dkh->btkh"
+        y = einsum(formula, x_BTD, w_DKH, out=("batch", "sequence", axis, "head_dim"), name=name)
         if self.model.attention_bias:
             bias = self.weight(f"{name}_bias")
             y = y + (repeat_heads(bias, 0) if axis == "kv_heads" else bias)
@@ -238,7 +241,7 @@ class Mlp(nnx.Module):
             h_BTF = jax.nn.gelu(up, approximate=True)
         # h[B, T, F_tensor] · w[F_tensor, D_fsdp] -> y[B, T_tensor, D]   gather w over fsdp; reduce-scatter y
         down = self.down[...].astype(self.dtype)
-        y = einsum("btf,fd->btd", h_BTF, down, out=("batch", "residual_sequence", "embed"))
+        y = einsum("btf,fd->btd", h_BTF, down, out=("batch", "residual_sequence", "embed"), name="down")
         if self.model.mlp_bias:
             y = y + self.down_bias[...].astype(self.dtype)
         return checkpoint_name(y, "mlp_out")
@@ -246,7 +249,7 @@ class Mlp(nnx.Module):
     def project(self, x_BTD: jax.Array, name: str) -> jax.Array:
         # x[B, T, D] · w[D_fsdp, F_tensor] -> h[B, T, F_tensor]   gather w over fsdp
         w_DF = getattr(self, name)[...].astype(self.dtype)
-        h_BTF = einsum("btd,df->btf", x_BTD, w_DF, out=("batch", "sequence", "mlp"))
+        h_BTF = einsum("btd,df->btf", x_BTD, w_DF, out=("batch", "sequence", "mlp"), name=name)
         return h_BTF + getattr(self, f"{name}_bias")[...].astype(self.dtype) if self.model.mlp_bias else h_BTF
 
 
@@ -370,7 +373,8 @@ class Transformer(nnx.Module):
     def head(self, x_BTD: jax.Array) -> jax.Array:
         """The matrix of the last matmul, gathered once for all the calls of `unembed` that will use it."""
         w = (self.embedding if self.model.tie_embeddings else self.unembedding)[...].astype(self.dtype)
-        return align(self.head_formula, x_BTD, w, out=("batch", "sequence", "vocab"))[1]
+        with jax.named_scope("unembedding"):
+            return align(self.head_formula, x_BTD, w, out=("batch", "sequence", "vocab"))[1]
 
     @property
     def head_formula(self) -> str:
@@ -380,7 +384,7 @@ class Transformer(nnx.Module):
         """Logits in float32 from hidden states [B, T, D]: [B, T, padded V], vocab split."""
         out = ("batch", "sequence", "vocab")
         # x[B, T, D] · w[D_fsdp, V_tensor] -> logits[B, T, V_tensor]   gather w over fsdp (in `head`)
-        logits = einsum(self.head_formula, x_BTD, head, out=out, dtype=jnp.float32)
+        logits = einsum(self.head_formula, x_BTD, head, out=out, dtype=jnp.float32, name="unembedding")
         if self.model.logits_softcap is not None:
             logits = self.model.logits_softcap * jnp.tanh(logits / self.model.logits_softcap)
         if self.model.padded_vocab_size > self.model.vocab_size:

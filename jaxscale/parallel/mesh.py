@@ -1,7 +1,6 @@
 """The mesh: devices arranged along named axes. Nothing here knows of models."""
 
 import contextlib
-import ctypes
 import math
 import os
 
@@ -13,8 +12,6 @@ from jax.sharding import AbstractMesh, AxisType, Mesh
 from jaxscale import config as cfg
 from jaxscale.hardware import GPU_MEMORY_FRACTION
 from jaxscale.quiet import quiet_plugins
-
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -2, -3, -8  # from malloc.h
 
 
 def start_devices(runtime: cfg.Runtime, processes: int = 1) -> list[jax.Device]:
@@ -69,23 +66,6 @@ def give_threads(simulated_devices: int) -> None:
     ended it, and cost nothing that could be measured (32 of them; 256 made steps half as fast).
     """
     os.environ.setdefault("PJRT_NPROC", str(max(os.cpu_count() or 1, 4 * simulated_devices)))
-
-
-def keep_heap() -> None:
-    """Have glibc keep the memory that XLA's CPU backend frees after each step; to be called before jax runs.
-
-    XLA takes its temporaries (700 MB in a small model's step) by one malloc a step. glibc maps and unmaps so much each
-    time, and the page faults were up to a third of the step's CPU time (160,000 a step, none with this). It changes the
-    allocator of the whole process, so the command line does it, and `import jaxscale` does not. Elsewhere than on
-    glibc it does nothing.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return
-    most = 2**31 - 1
-    for option, value in ((M_ARENA_MAX, 1), (M_MMAP_THRESHOLD, most), (M_TRIM_THRESHOLD, most), (M_TOP_PAD, 2**26)):
-        mallopt(option, value)
 
 
 def first_line(error: Exception) -> str:

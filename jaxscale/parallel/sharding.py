@@ -175,7 +175,8 @@ def gather(x: jax.Array, *names: str | None, over: str) -> jax.Array:
     Each of those matmuls sends back a partial sum of x's gradient. The mark `reduced` on x's type lets them be
     added on the device first and sent once: one reduce-scatter instead of one all-reduce a matmul.
     """
-    return jax.reshard(x, to_spec([axes_of(n) for n in names], reduced=set(axes_of(over))))
+    with jax.named_scope(f"gather_for_{over}"):
+        return jax.reshard(x, to_spec([axes_of(n) for n in names], reduced=set(axes_of(over))))
 
 
 def with_vectors(run: Callable[..., jax.Array], x: jax.Array, *vectors: jax.Array) -> jax.Array:
@@ -189,12 +190,14 @@ def with_vectors(run: Callable[..., jax.Array], x: jax.Array, *vectors: jax.Arra
     local = lambda x, *vs: run(x, *(jax.lax.pcast(v, axes, to="varying").astype(x.dtype) for v in vs))  # noqa: E731
     here, whole = to_spec(dims_of(x)), PartitionSpec()
     body = jax.shard_map(local, in_specs=(here, *[whole] * len(vectors)), out_specs=here)
-    return body(x, *(jax.reshard(v, whole) for v in vectors))
+    with jax.named_scope("norm"):
+        return body(x, *(jax.reshard(v, whole) for v in vectors))
 
 
 def einsum(
-    formula: str, x: jax.Array, w: jax.Array, *, out: tuple[str | None, ...], dtype: jnp.dtype | None = None
-) -> jax.Array:
+    formula: str, x: jax.Array, w: jax.Array, *, out: tuple[str | None, ...], dtype: jnp.dtype | None = None,
+    name: str = "",
+) -> jax.Array:  # fmt: skip
     """`jnp.einsum` of two operands on the mesh; `out` names the result's dims and so its layout.
 
     What is sent follows from the operands' types and `out`, by the scaling book's four cases, letter by letter:
@@ -211,15 +214,17 @@ def einsum(
         formula: like `"btd,df->btf"`; letters only, no ellipsis.
         out: logical activation names of the result's dims.
         dtype: of the accumulator and the result (`preferred_element_type`).
+        name: of the matmul and what it sends, in profiles, compiled programs and `explain`.
     """
-    if current_mesh().size == 1 and is_matmul(formula):
-        return flat_matmul(formula, x, w, out=out, dtype=dtype)
-    x, w, result, contracted = align(formula, x, w, out=out)
-    if not contracted:
-        return jnp.einsum(formula, x, w, out_sharding=to_spec(result), preferred_element_type=dtype)
-    whole = to_spec([tuple(a for a in axes if a not in contracted) for axes in result], unreduced=contracted)
-    partial = jnp.einsum(formula, x, w, out_sharding=whole, preferred_element_type=dtype)
-    return jax.reshard(partial, to_spec(result))
+    with jax.named_scope(name or "einsum"):
+        if current_mesh().size == 1 and is_matmul(formula):
+            return jax.named_scope(formula)(flat_matmul)(formula, x, w, out=out, dtype=dtype)
+        x, w, result, contracted = align(formula, x, w, out=out)
+        if not contracted:
+            return jnp.einsum(formula, x, w, out_sharding=to_spec(result), preferred_element_type=dtype)
+        whole = to_spec([tuple(a for a in axes if a not in contracted) for axes in result], unreduced=contracted)
+        partial = jnp.einsum(formula, x, w, out_sharding=whole, preferred_element_type=dtype)
+        return jax.reshard(partial, to_spec(result))
 
 
 def is_matmul(formula: str) -> bool:

@@ -80,7 +80,8 @@ def chunked_sums(
 
     def sums(x, head, targets, weights, divisor):
         logits = model.unembed(x, head)
-        found = cross_entropy_sums(logits, targets, weights, vocab_size=vocab_size)
+        with jax.named_scope("cross_entropy"):
+            found = cross_entropy_sums(logits, targets, weights, vocab_size=vocab_size)
         return with_objective(found, loss.z_loss, divisor)
 
     run = sums if loss.chunk is None or loss.chunk >= x_BTD.shape[1] else in_chunks(sums, loss.chunk)

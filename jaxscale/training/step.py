@@ -116,13 +116,16 @@ def make_step(config: cfg.Config, optimizer: optax.GradientTransformation, merge
         rng = jax.random.fold_in(state.rng, state.step)
         grads, metrics = gradients(config, merge, state.params, batch, rng)
         old_opt_state, spikes = without_spikes(config, state.opt_state)
-        updates, opt_state = optimizer.update(grads, old_opt_state, state.params)
+        updates, opt_state = jax.named_scope("optimizer")(optimizer.update)(grads, old_opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
         if ema is not None:
             decay = config.optimizer.ema or 0.0
             ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, ema, params)
-        metrics |= {"grad_norm": global_norm(grads), "learning_rate": schedule(state.step)}
+        metrics |= {
+            "grad_norm": jax.named_scope("grad_norm")(global_norm)(grads),
+            "learning_rate": schedule(state.step),
+        }
         good, spikes, metrics = judge(config, metrics, spikes)
         if good is not None:
             old = (state.params, old_opt_state, state.ema)

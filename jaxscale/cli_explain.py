@@ -1,0 +1,82 @@
+"""`jaxscale explain`: every matmul of the step, how it is cut, and what that costs."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def explain(
+    config: Annotated[
+        str, typer.Argument(help="A YAML file, or the name of a shipped one: quickstart, llama3.1-8b, ...")
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="section.key=value ...", metavar="[section.key=value ...]")
+    ] = None,
+    mesh: Annotated[str | None, typer.Option(help="e.g. data=2,fsdp=2,tensor=2; by default the config's.")] = None,
+    topology: Annotated[
+        str | None, typer.Option(help="Whose speeds, e.g. v5p:2x2x2 or h100:8; its compiler is asked where it is here.")
+    ] = None,
+    slices: Annotated[int, typer.Option(min=1, help="TPU slices of that shape, joined by the slow network.")] = 1,
+    backward: Annotated[bool, typer.Option("--backward", help="The backward pass too.")] = False,
+    tensor: Annotated[str | None, typer.Option(help="Follow one parameter (w_up) or activation (mlp_up).")] = None,
+    compare: Annotated[
+        tuple[str, str] | None, typer.Option(help="Two meshes side by side.", metavar="MESH MESH")
+    ] = None,
+    compiler: Annotated[str, typer.Option(help="auto, chip, cpu (simulated devices), or none: rows at once.")] = "auto",
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="A page to look at and play with; opens offline.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Everything, for programs.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Let the compilers speak.")] = False,
+) -> None:
+    """Every matmul of the training step: how it is cut, what is sent, what it costs, and what the compiler did."""
+    from jaxscale import console_explain as console
+    from jaxscale.explain import follow, story
+    from jaxscale.predict import require_writable
+
+    chosen = [name for name, given in (("--mesh", mesh), ("--tensor", tensor), ("-o", out)) if given is not None]
+    if compare and chosen:
+        raise ValueError(f"--compare gives two meshes by itself; leave out {' and '.join(chosen)}")
+    if tensor is not None and (out is not None or as_json):
+        raise ValueError("--tensor prints one tensor's way; leave out -o and --json")
+    require_writable(out)
+
+    def run(text: str | None) -> story.Explanation:
+        return story.explain(*load(config, overrides, text, topology, slices), compiler=compiler, verbose=verbose)
+
+    if compare:
+        pair = [run(text) for text in compare]
+        if as_json:
+            print(json.dumps([story.as_json(one) for one in pair], indent=1))
+        else:
+            console.show_compared(*pair)
+        return
+    found = run(mesh)
+    if out is not None:
+        from jaxscale.explain.page import write_page
+
+        write_page(story.as_json(found), out)
+        print(f"{out}: {len(found.rows)} matmuls; open it in a browser")
+    elif as_json:
+        print(json.dumps(story.as_json(found), indent=1))
+    elif tensor is not None:
+        console.show_stops(tensor, follow.follow(found, tensor))
+    else:
+        console.show(found, backward=backward)
+
+
+def load(config: str, overrides: list[str] | None, mesh: str | None, topology: str | None, slices: int) -> Any:
+    """The config on its mesh, and its topology (None: none was given)."""
+    from jaxscale.config import load_config
+    from jaxscale.explain.story import with_mesh
+    from jaxscale.predict import fit_mesh
+    from jaxscale.topology import find_topology
+
+    if slices > 1 and not topology:
+        raise ValueError(f"--slices {slices} needs --topology, e.g. --topology v5p:2x2x2")
+    where = find_topology(topology, slices) if topology else None
+    loaded = load_config(config, overrides or [])
+    loaded = with_mesh(loaded, mesh) if mesh is not None else loaded
+    return (fit_mesh(loaded, where) if where else loaded), where

@@ -1,0 +1,168 @@
+"""What `explain` prints."""
+
+from collections.abc import Iterator
+
+from rich.markup import escape
+
+from jaxscale.analysis.forecast import forecast
+from jaxscale.analysis.plan import mesh_words
+from jaxscale.console_predict import make_console, make_table, mesh_text
+from jaxscale.explain.follow import Stop
+from jaxscale.explain.match import SMALL
+from jaxscale.explain.rows import CASES, Row
+from jaxscale.explain.story import Explanation
+
+MARK = {"same": "= compiled", "different": "≠ compiled", "not compiled": ""}
+
+
+def show(found: Explanation, *, backward: bool) -> None:
+    """The matmuls of the step, each with what is sent for it."""
+    console = make_console()
+    tell = lambda line, style="": console.print(line, style=style, markup=False, soft_wrap=True)  # noqa: E731
+    for line in header(found):
+        tell(line)
+    parts = [("forward", found.phase("forward"))]
+    parts += [("backward, with what is recomputed", found.phase("recomputed", "backward"))] if backward else []
+    for title, rows in parts:
+        tell(f"\n{title}", "bold")
+        for row in rows:
+            for line, style in matmul_lines(row):
+                tell(line, style)
+    if others := [o for o in found.others if o.bytes >= SMALL]:
+        tell("\nsent for no matmul", "bold")
+        for o in others:
+            words = f"{o.what} ({o.phase}): {o.kind} over {'+'.join(o.axes)}"
+            tell(f"  {words:<58}{size(o.bytes):>9}  x{o.times:<4}{MARK[o.compiled]}", "cyan")
+            if o.compiled == "different":
+                tell(f"    ≠ {o.note}", "yellow")
+    tell("")
+    for line in footer(found, backward=backward):
+        tell(line)
+
+
+def header(found: Explanation) -> list[str]:
+    model, data, step = found.config.model, found.config.data, found.config.step
+    devices = found.topology.devices
+    rows = data.batch_size // step.microbatches
+    sizes = (f"B={rows} T={data.seq_len} D={model.embed_dim} F={model.mlp_dim} N={model.num_heads} K={model.kv_heads} "
+             f"H={model.head_size} V={model.padded_vocab_size} L={model.num_layers}")  # fmt: skip
+    speeds = f"speeds of {found.topology.name}" + (", as no --topology was given" if found.assumed else "")
+    by = found.compiled_by or f"no compiled program ({found.why})"
+    return [
+        f"{found.config.name} on {mesh_text(found.mesh)} ({devices} device{'s' * (devices > 1)}); {sizes}; "
+        f"{step.compute_dtype}, remat {step.remat if isinstance(step.remat, str) else 'by name'}",
+        f"shardings: from the traced program (jax {found.jax}); = and ≠: beside {by}; seconds: predicted, {speeds}",
+        "D_fsdp: dim D, split over the mesh axis fsdp; bytes (the scaling book's V), FLOPs and times: of a device and run",
+    ]
+
+
+def matmul_lines(row: Row) -> Iterator[tuple[str, str]]:
+    """The lines of a matmul, each with its style: what it is, what it costs, what is sent."""
+    own = max(row.seconds["compute"], row.seconds["HBM"])
+    yield f"{row.title} x{row.times}   {row.x} · {row.w} -> {row.out}", "bold"
+    yield (f"  on a device [{row.m:,}, {row.k:,}]·[{row.k:,}, {row.n:,g}]: {count(row.flops)}, {row.intensity:,.0f} "
+           f"FLOP/B, {micro(own)}; {cases(row)}; bound by {row.bound}"), ""  # fmt: skip
+    for send in row.sends:
+        words = f"{send.kind} {getattr(row, send.operand).name} over {'+'.join(send.axes)}"
+        words += f", also for {'; '.join(send.shared)}" if send.shared else ""
+        yield (
+            f"  {words:<58}{size(send.bytes):>9}{micro(send.seconds):>11} {send.network:<8}{MARK[send.compiled]}",
+            "cyan",
+        )
+        if send.compiled == "different":
+            yield f"    ≠ {send.note}", "yellow"
+
+
+def cases(row: Row) -> str:
+    """`case 2 over fsdp, 4 over tensor`; case 1 where nothing is sent."""
+    own = {axis: case for axis, case in row.cases.items() if case > 1}
+    return "case " + (", ".join(f"{case} over {axis}" for axis, case in own.items()) or "1")
+
+
+def footer(found: Explanation, *, backward: bool) -> list[str]:
+    used = sorted({case for row in found.rows for case in row.cases.values()} | {1})
+    lines = [f"case {case}: {CASES[case]}" for case in used]
+    for f in found.inserted:
+        lines.append(f"≠ inserted by the compiler: {f.kind} over {'+'.join(f.axes) or 'other groups'}, {size(f.bytes)} "
+                     f"x{f.times}, filed under {f.name} ({f.phase})")  # fmt: skip
+    if found.compiled_by:
+        all_ = sum(len(r.sends) for r in found.rows)
+        lines.append(f"{all_} collectives of matmuls, both passes: {all_ - found.differences} are compiled as the traced "
+                     f"program asks, {found.differences} otherwise")  # fmt: skip
+    step = forecast(found.config, found.topology, found.mesh)
+    parts = ", ".join(
+        f"{name} {seconds * 1e3:.3g}" for name, seconds in sorted(step.time.sums.items(), key=lambda p: -p[1])
+    )
+    lines.append(f"the whole step, predicted: {step.time.best * 1e3:.3g} ms ({parts} ms, partly at the same time); "
+                 f"{step.time.binds} binds")  # fmt: skip
+    if not backward:
+        lines.append("the backward pass has twice the FLOPs: --backward; a page to play with: -o explain.html")
+    return lines
+
+
+# --- two meshes ---------------------------------------------------------------------------------------------------
+
+
+def show_compared(a: Explanation, b: Explanation) -> None:
+    """Two meshes side by side: what is sent for each matmul, and the whole step."""
+    console = make_console()
+    names = [mesh_words(e.mesh, e.config) for e in (a, b)]
+    title = f"{a.config.name}: what a device sends for each matmul in a step, and predicted times"
+    table = make_table(title, "matmul", *(f"<{escape(n)}" for n in names), "first", "second")
+    for column in table.columns[1:3]:
+        column.no_wrap, column.overflow = False, "fold"
+    others = {r.title: r for r in b.rows}
+    for row in a.rows:
+        pair = (row, others.get(row.title))
+        table.add_row(row.title, *(sent_words(r) for r in pair), *(micro(row_seconds(r)) if r else "" for r in pair))
+    console.print(table)
+    for name, one in zip(names, (a, b), strict=True):
+        step = forecast(one.config, one.topology, one.mesh)
+        total = sum(s.bytes * s.times for r in one.rows for s in r.sends) + sum(o.bytes * o.times for o in one.others)
+        console.print(f"{name}: {size(total)} sent by a device in a step; predicted {step.time.best * 1e3:.3g} ms on "
+                      f"{one.topology.name}, {step.time.binds} binds", markup=False, soft_wrap=True)  # fmt: skip
+
+
+def sent_words(row: Row | None) -> str:
+    if row is None:
+        return "-"
+    return (
+        "; ".join(f"{s.kind} {s.operand}/{'+'.join(s.axes)} {size(s.bytes * s.times)}" for s in row.sends) or "nothing"
+    )
+
+
+def row_seconds(row: Row) -> float:
+    """Of a step, nothing overlapped: the matmul and its collectives."""
+    sends = sum(s.seconds * s.times for s in row.sends)
+    return max(row.seconds["compute"], row.seconds["HBM"]) * row.times + sends
+
+
+# --- one tensor ---------------------------------------------------------------------------------------------------
+
+
+def show_stops(name: str, stops: list[Stop]) -> None:
+    table = make_table(
+        f"{name} through the step; bytes of one device", "when", "<how it lies", "bytes", "<what happens"
+    )
+    table.columns[3].no_wrap = False
+    for stop in stops:
+        table.add_row(stop.when, escape(stop.layout), size(stop.bytes) if stop.bytes else "", escape(stop.words))
+    make_console().print(table)
+
+
+def size(count_: float) -> str:
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count_ >= factor:
+            return f"{count_ / factor:,.3g} {unit}"
+    return f"{count_:.0f} B"
+
+
+def count(flops: float) -> str:
+    for unit, factor in (("TFLOP", 1e12), ("GFLOP", 1e9), ("MFLOP", 1e6)):
+        if flops >= factor:
+            return f"{flops / factor:,.3g} {unit}"
+    return f"{flops / 1e3:,.3g} kFLOP"
+
+
+def micro(seconds: float) -> str:
+    return f"{seconds * 1e6:,.3g} us" if seconds < 1e-3 else f"{seconds * 1e3:,.3g} ms"

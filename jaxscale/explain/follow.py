@@ -1,0 +1,123 @@
+"""One tensor's way through the step: where it lies, what is sent of it, which matmuls read it. No jax."""
+
+from dataclasses import dataclass
+
+from jaxscale import config as cfg
+from jaxscale.analysis import costs
+from jaxscale.explain.rows import Row, Tensor, notation
+from jaxscale.explain.story import Explanation
+
+MOMENTS = {"adamw": "its two moments", "lion": "its momentum", "muon": "its momentum", "adafactor": "its factors"}
+
+
+@dataclass(frozen=True)
+class Stop:
+    """A moment in a tensor's life: how it lies, bytes of one device, and what happens."""
+
+    when: str
+    layout: str
+    bytes: int
+    words: str
+
+
+def names(found: Explanation) -> tuple[list[str], list[str]]:
+    """What can be followed: parameters of matmuls (`w_up`), and activations (results, and `config.ACTIVATIONS`)."""
+    forward = found.phase("forward")
+    parameters = [r.w.name for r in forward if r.w.name.startswith("w_")]
+    tags = [t for t in cfg.ACTIVATIONS if any(t in r.tags for r in forward)]
+    return parameters, list(dict.fromkeys([r.out.name for r in forward] + tags))
+
+
+def follow(found: Explanation, name: str) -> list[Stop]:
+    """The way of a parameter or an activation. Raises ValueError with the names there are for any other."""
+    parameters, activations = names(found)
+    if name in parameters:
+        return parameter(found, name)
+    if f"w_{name}" in parameters and name not in activations:
+        return parameter(found, f"w_{name}")
+    if name not in activations:
+        raise ValueError(f"--tensor {name}{cfg.nearest(name, [*parameters, *activations])}; there are the parameters "
+                         f"{', '.join(parameters)}, and the activations {', '.join(activations)}")  # fmt: skip
+    return activation(found, name)
+
+
+def parameter(found: Explanation, name: str) -> list[Stop]:
+    mesh, uses = found.mesh, [r for r in found.rows if r.w.name == name]
+    first = uses[0].w
+    width = costs.BYTES[found.config.step.param_dtype] / costs.BYTES[first.dtype]
+    at_rest = round(first.local_bytes(mesh, used=False) * width)
+    layers = f", one of {found.config.model.num_layers} layers" if name != "w_unembedding" else ""
+    stops = [Stop("between steps", str(first), at_rest, f"in {found.config.step.param_dtype}{layers}; "
+                  f"{MOMENTS[found.config.optimizer.name]} beside it, in the same layout")]  # fmt: skip
+    for row in uses:
+        stops += [sent(row, "w", row.w, found)] if any(s.operand == "w" for s in row.sends) else []
+        stops.append(Stop(row.phase, whole(row.w), row.w.local_bytes(mesh), f"read by {row.title}"))
+    for row in (r for r in found.rows if r.what == "gradient of w" and r.out.name == f"d_{name}"):
+        stops += gradient(row, found)
+    words = "updated where it lies, each device its own block; nothing is sent"
+    return [*stops, Stop("update", str(first), at_rest, words)]
+
+
+def gradient(row: Row, found: Explanation) -> list[Stop]:
+    out = row.out
+    over = f": on each device a partial sum over {' and '.join(out.unreduced)}" if out.unreduced else ""
+    made = Stop(row.phase, whole(out), out.local_bytes(found.mesh), f"made by {row.title}{over}")
+    return [made] + [sent(row, "out", out, found)] * bool(row.sends and any(s.operand == "out" for s in row.sends))
+
+
+def activation(found: Explanation, name: str) -> list[Stop]:
+    makers = {tag: row for row, tag in costs.OUTPUT_OF.items()} | {"mlp_out": "down", "attention_context": "context"}
+    own = makers.get(name)
+    made = [r for r in found.rows if not r.what and (r.out.name == name or r.name == own) and r.name != "attention"]
+    stops = []
+    for row in made:
+        stops.append(Stop(row.phase, whole(row.out), row.out.local_bytes(found.mesh), f"made by {row.title}"))
+        stops += [sent(row, "out", row.out, found)] if any(s.operand == "out" for s in row.sends) else []
+    label = next((t for t, r in makers.items() if made and r == made[0].name), name)
+    for row in found.phase("forward"):
+        for side in ("x", "w"):
+            tensor = getattr(row, side)
+            if tensor.name in (name, label) or (side == "x" and label in row.tags):
+                if any(s.operand == side for s in row.sends):
+                    stops.append(sent(row, side, tensor, found))
+                words = f"read by {row.title}" + (f" as a part of {tensor.name}" if tensor.name != name else "")
+                stops.append(Stop(row.phase, whole(tensor), tensor.local_bytes(found.mesh), words))
+    stops.append(Stop("kept?", "", 0, keeping(found.config.step, label)))
+    for row in found.phase("backward"):
+        for side in ("x", "w"):
+            if getattr(row, side).name == f"d_{made[0].out.name if made else name}" and (
+                not made or row.name == made[0].name
+            ):
+                tensor = getattr(row, side)
+                if any(s.operand == side for s in row.sends):
+                    stops.append(sent(row, side, tensor, found))
+                stops.append(
+                    Stop(row.phase, whole(tensor), tensor.local_bytes(found.mesh), f"its gradient, read by {row.title}")
+                )
+    return stops
+
+
+def keeping(step: cfg.Step, name: str) -> str:
+    """What becomes of it between the forward and the backward pass, by `step.remat`."""
+    kept = costs.kept(step)
+    if kept is None or name in ("logits", "unembedding"):
+        return f"kept for the backward pass (step.remat={step.remat if kept is None else 'any'})"
+    action = {"save": "kept for the backward pass", "offload": "kept in the host's memory"}.get(kept.get(name, ""))
+    return action or "not kept: made again in the backward pass from what was"
+
+
+def sent(row: Row, side: str, tensor: Tensor, found: Explanation) -> Stop:
+    """What is sent of a tensor for a matmul, and how it lies then."""
+    own = [s for s in row.sends if s.operand == side]
+    words = ", then ".join(f"{s.kind} over {'+'.join(s.axes)} ({s.bytes:,} bytes{also(s.shared)})" for s in own)
+    after = notation(tensor.name, tensor.letters, tensor.stored if side == "out" else tensor.used)
+    return Stop(row.phase, after, tensor.local_bytes(found.mesh, used=side != "out"), words)
+
+
+def also(shared: tuple[str, ...]) -> str:
+    return f", also for {'; '.join(shared)}" if shared else ""
+
+
+def whole(tensor: Tensor) -> str:
+    """As a matmul takes or leaves it."""
+    return notation(tensor.name, tensor.letters, tensor.used)

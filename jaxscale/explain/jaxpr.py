@@ -1,0 +1,169 @@
+"""Reading the types and equations of a traced program (a jaxpr): layouts, what two types send, letters of dims."""
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from jaxscale.explain.paths import join
+from jaxscale.explain.rows import Axes, Tensor
+
+Letters = tuple[str, ...]  # one for each dim; `bt` is B and T merged
+Formula = tuple[Letters, Letters, Letters]
+DISPLAY = {"out": ("context", "y"), "down": ("h", "y"), "unembedding": ("x", "logits")}  # operand and result, by matmul
+
+
+@dataclass(eq=False)
+class Move:
+    """A collective that a reshard is, and the matmuls that it serves."""
+
+    kind: str
+    axes: Axes
+    bytes: int
+    times: int
+    path: str
+    rows: list[tuple[int, str]] = field(default_factory=list)  # each with the operand that it is there
+
+
+@dataclass(frozen=True)
+class Value:
+    """What is known of an array of the program.
+
+    Attributes:
+        stored: layout before the moves.
+        moves: what was sent to bring it into the layout it has.
+        made_by: matmuls whose partial sums it holds.
+        tags: names of activations (`config.ACTIVATIONS`) that it is made of, since the last matmul.
+        parameter: of a weight, its place in the parameters.
+        letters: of a matmul's result, the names of its dims, until they are merged.
+    """
+
+    stored: tuple[Axes, ...] | None = None
+    moves: tuple[Move, ...] = ()
+    made_by: frozenset[int] = frozenset()
+    tags: frozenset[str] = frozenset()
+    parameter: str = ""
+    letters: Letters = ()
+
+
+NOTHING = Value()
+
+
+def layout(aval: Any) -> tuple[Axes, ...]:
+    """The mesh axes that split each dim of an array's type."""
+    entries = tuple(aval.sharding.spec.partitions) if hasattr(aval.sharding.spec, "partitions") else ()
+    entries += (None,) * (aval.ndim - len(entries))
+    split = tuple(() if e is None else (e,) if isinstance(e, str) else tuple(e) for e in entries)
+    sizes = aval.sharding.mesh.shape
+    return tuple(tuple(a for a in axes if sizes[a] > 1) for axes in split)
+
+
+def unreduced(aval: Any) -> frozenset[str]:
+    sharding = getattr(aval, "sharding", None)
+    return frozenset(sharding.spec.unreduced) if sharding is not None else frozenset()
+
+
+def sends(before: Any, after: Any, mesh: dict[str, int]) -> Iterator[tuple[str, Axes, int]]:
+    """The collectives between two types of one array: (kind, axes, V bytes of a device)."""
+    old, new = layout(before), layout(after)
+    size = math.prod(before.shape) * before.dtype.itemsize
+    held = {a for axes in old for a in axes}
+    kept = {a for axes in new for a in axes}
+    order = lambda axes: tuple(a for a, n in mesh.items() if a in axes and n > 1)  # noqa: E731
+    local = size // math.prod(mesh[a] for a in held)
+    gone = unreduced(before) - unreduced(after)
+    if scattered := order((gone & kept) - held):
+        yield "reduce-scatter", scattered, local
+        local //= math.prod(mesh[a] for a in scattered)
+    if summed := order(gone - kept):
+        yield "all-reduce", summed, local
+    if traded := order(a for i, axes in enumerate(old) for a in axes if a in kept and a not in new[i]):
+        yield "all-to-all", traded, local
+    if gathered := order(held - kept):
+        yield "all-gather", gathered, local * math.prod(mesh[a] for a in gathered)
+
+
+def tensor(name: str, letters: Iterable[str], aval: Any, stored: tuple[Axes, ...] | None) -> Tensor:
+    used, left = layout(aval), tuple(sorted(unreduced(aval)))
+    keep = stored if stored is not None and len(stored) == len(used) else used
+    return Tensor(name, tuple(c.upper() for c in letters), tuple(aval.shape), keep, used, aval.dtype.name, left)
+
+
+def reduced(out: Tensor, letters: Letters, after: Any) -> Tensor:
+    """A result as it is after its reduction: its dims may have been turned meanwhile (a weight's gradient's are)."""
+    now = tuple(c.upper() for c in letters)
+    if sorted(now) != sorted(out.letters) or len(now) != after.ndim:
+        return out
+    turned = [out.letters.index(c) for c in now]
+    used = tuple(out.used[i] for i in turned)
+    return replace(out, letters=now, sizes=tuple(out.sizes[i] for i in turned), used=used, stored=layout(after))
+
+
+def passed_on(eqn: Any, value: Value) -> Value:
+    """The same elements in another form: what was sent for the operand was sent for the result."""
+    name = eqn.primitive.name
+    if name == "transpose":
+        value = replace(value, letters=tuple(value.letters[i] for i in eqn.params["permutation"] if value.letters))
+    elif eqn.outvars[0].aval.shape != eqn.invars[0].aval.shape:
+        value = replace(value, letters=())
+    return replace(value, tags=value.tags | {eqn.params["name"]}) if name == "name" else value
+
+
+def read_formula(found: tuple[str, str, str], *, merged: bool) -> Formula:
+    """The letters of an einsum's dims; merged as `sharding.flat_matmul` merges them, on one device."""
+    x, w, out = (tuple(letters) for letters in found)
+    if not merged:
+        return x, w, out
+    inner, outer = [c for c in x if c not in out], [c for c in w if c in out]
+    rows, k, columns = ("".join(c) for c in ([c for c in x if c in out], inner, outer))
+    return (rows, k), (k, columns) if w[0] == inner[0] else (columns, k), (rows, columns)
+
+
+def sizes_of(x: Tensor, w: Tensor, mesh: dict[str, int]) -> tuple[int, int, int]:
+    """m, k and n of a device: [m, k] · [k, n]."""
+    local = {c: n for t in (x, w) for c, n in zip(t.letters, t.local(mesh), strict=True)}
+    inner = set(x.letters) & set(w.letters)
+    return (
+        math.prod(local[c] for c in x.letters if c not in inner),
+        math.prod(local[c] for c in inner),
+        math.prod(local[c] for c in w.letters if c not in inner),
+    )
+
+
+def place(letters: Letters, formula: Formula, gradient: str) -> int:
+    """x before w, the incoming gradient before w and after x."""
+    x, w, out = formula
+    return {"gradient of x": [out, w], "gradient of w": [x, out]}.get(gradient, [x, w]).index(letters)
+
+
+def tensor_names(own: str, gradient: str) -> tuple[str, str, str]:
+    x, out = DISPLAY.get(own, ("x", own))
+    if gradient == "gradient of x":
+        return f"d_{out}", f"w_{own}", f"d_{x}"
+    return (x, f"d_{out}", f"d_w_{own}") if gradient else (x, f"w_{own}", out)
+
+
+def plain(jaxpr: Any) -> Any:
+    """A jaxpr without its constants."""
+    return getattr(jaxpr, "jaxpr", jaxpr)
+
+
+def called(eqn: Any, operands: int) -> Any:
+    """The program that an equation calls with its own operands (jit, checkpoint, custom derivatives); None: no call."""
+    for key in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
+        inner = plain(eqn.params.get(key))
+        if hasattr(inner, "eqns") and len(inner.invars) == operands:
+            return inner
+    return None
+
+
+def local_equations(jaxpr: Any, times: int, path: str) -> Iterator[tuple[Any, int, str]]:
+    """All equations of a shard_map's body, those of its loops with how often they run."""
+    for eqn in jaxpr.eqns:
+        here = join(path, str(eqn.source_info.name_stack))
+        yield eqn, times, here
+        more = times * eqn.params.get("length", 1) if eqn.primitive.name == "scan" else times
+        for value in eqn.params.values():
+            for inner in value if isinstance(value, tuple | list) else [value]:
+                if hasattr(plain(inner), "eqns"):
+                    yield from local_equations(plain(inner), more, here)

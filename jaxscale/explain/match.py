@@ -1,0 +1,172 @@
+"""What the traced step asks for beside what the compiler really inserted. No jax.
+
+Each collective of the compiled program says in its `op_name` which operations it comes from; one that the compiler made
+of several names them all. A need is met by the one that has its name, kind, axes, bytes and number of runs; where only
+some of these are the same, the difference is told, with its reason where there is one.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from jaxscale.analysis.collectives import Collective
+from jaxscale.explain.paths import name_of, phase, sources, what
+from jaxscale.explain.rows import Axes, Other, Row, Send
+
+SMALL = 4096  # bytes: scalars and vectors
+
+
+@dataclass
+class Found:
+    """One array of a compiled collective: what it sends, and for which operation.
+
+    Attributes:
+        together: arrays of the collective.
+        wire: dtype of what is sent.
+    """
+
+    name: str
+    phase: str
+    kind: str
+    axes: Axes
+    bytes: int
+    times: int
+    together: int
+    source: str
+    wire: str
+    used: bool = False
+
+
+@dataclass(frozen=True)
+class Need:
+    """A collective that the traced step asks for; `names` are those of the operations that it may be filed under."""
+
+    names: frozenset[str]
+    phase: str
+    kind: str
+    axes: Axes
+    bytes: int
+    times: int
+
+
+def found_in(compiled: Iterable[Collective]) -> list[Found]:
+    """The arrays of all collectives, one by one."""
+    out = []
+    for c in compiled:
+        paths = sources(c.source)
+        sizes = (c.bytes,) if c.kind == "all-to-all" or not c.sizes else c.sizes  # an all-to-all may be one of parts
+        paths = paths if len(paths) == len(sizes) else [paths[0]] * len(sizes)
+        for path, size in zip(paths, sizes, strict=True):
+            out.append(Found(what(path), phase(path), c.kind, c.axes, size, c.times, len(sizes), c.source, c.wire))
+    return out
+
+
+def match(
+    rows: list[Row], others: list[Other], compiled: Iterable[Collective]
+) -> tuple[list[Row], list[Other], list[Found]]:
+    """Rows and others with what the compiler made of them; and what it inserted that nothing asked for."""
+    found = found_in(compiled)
+    needs: list[tuple[Need, int, int]] = []  # with row (-1: others) and the place in it
+    for row in rows:
+        for k, send in enumerate(row.sends):
+            needs.append((need_of(row, send, rows), row.id, k))
+    for k, other in enumerate(others):
+        needs.append(
+            (Need(frozenset([other.what]), other.phase, other.kind, other.axes, other.bytes, other.times), -1, k)
+        )
+    answers: dict[tuple[int, int], tuple[str, str]] = {}
+    for test in (exactly, widened, by_size, otherwise):
+        for need, row_id, k in needs:
+            if (row_id, k) not in answers and (one := test(need, found)):
+                one.used = True
+                answers[row_id, k] = verdict(need, one)
+    for need, row_id, k in needs:
+        if (row_id, k) not in answers:
+            answers[row_id, k] = ("different", missing(need, found))
+    told = [
+        replace(row, sends=tuple(replace(s, compiled=answers[row.id, k][0], note=answers[row.id, k][1])
+                                 for k, s in enumerate(row.sends)))
+        for row in rows
+    ]  # fmt: skip
+    rest = [replace(o, compiled=answers[-1, k][0], note=answers[-1, k][1]) for k, o in enumerate(others)]
+    return told, rest, [f for f in found if not f.used]
+
+
+def need_of(row: Row, send: Send, rows: list[Row]) -> Need:
+    """A gather stands in its own scope; partial sums in that of any matmul that they are of."""
+    names = {name_of(send.path), row.name} | {r.name for r in rows if r.title in send.shared}
+    return Need(frozenset(names), phase(send.path), send.kind, send.axes, send.bytes, send.times)
+
+
+def exactly(need: Need, found: list[Found]) -> Found | None:
+    return pick(need, [f for f in found if alike(need, f, 1) and f.phase == need.phase and f.name in need.names])
+
+
+def widened(need: Need, found: list[Found]) -> Found | None:
+    return pick(need, [f for f in found if alike(need, f, 2) and f.phase == need.phase and f.name in need.names])
+
+
+def by_size(need: Need, found: list[Found]) -> Found | None:
+    """The compiler may file it under another name: of two equal collectives it keeps one."""
+    return pick(need, [f for f in found if alike(need, f, 1)]) or pick(need, [f for f in found if alike(need, f, 2)])
+
+
+def alike(need: Need, f: Found, width: int) -> bool:
+    """The same collective; `width` 2: of float32 in place of bfloat16."""
+    same = (f.kind, f.axes, f.bytes, f.times) == (need.kind, need.axes, need.bytes * width, need.times)
+    return same and not f.used and (width == 1 or f.wire == "f32")
+
+
+def pick(need: Need, found: list[Found]) -> Found | None:
+    return max(found, key=lambda f: (f.name in need.names, f.phase == need.phase), default=None)
+
+
+def otherwise(need: Need, found: list[Found]) -> Found | None:
+    """Of the same operations and over the same axes (or more), but not the same collective."""
+    same = [f for f in found if not f.used and f.name in need.names and set(need.axes) <= set(f.axes)]
+    same += [f for f in found if not f.used and (f.axes, f.bytes, f.times) == (need.axes, need.bytes, need.times)]
+
+    def likeness(f: Found) -> tuple[bool, ...]:
+        sizes = (need.bytes, need.bytes * {"f32": 2, "bf16": 0.5}.get(f.wire, 1))
+        return (f.name in need.names, f.axes == need.axes, f.phase == need.phase, f.bytes in sizes, f.kind == need.kind)
+
+    return max(same, key=likeness, default=None)
+
+
+def verdict(need: Need, one: Found) -> tuple[str, str]:
+    notes = []
+    if one.axes != need.axes:
+        notes.append(f"{one.kind} over {'+'.join(one.axes)} at once: the compiler joined it with the next one")
+    elif one.kind != need.kind:
+        notes.append(f"{one.kind} instead{kind_reason(need.kind, one.kind)}")
+    if one.bytes == 2 * need.bytes and one.wire == "f32":
+        notes.append("in float32, twice the bytes: this compiler computes no bfloat16")
+    elif need.bytes == 2 * one.bytes and one.wire == "bf16":
+        notes.append("in bfloat16, half the bytes: this chip rounds a matmul's float32 operands to it anyway")
+    elif one.bytes != need.bytes and one.axes == need.axes:
+        notes.append(f"{one.bytes:,} bytes, not {need.bytes:,}")
+    if one.times != need.times:
+        moved = "moved out of a loop" if one.times < need.times else "not kept"
+        notes.append(f"{one.times} runs, not {need.times}: {moved}")
+    if notes:
+        return "different", "; ".join(notes)
+    return "same", f"in one of {one.together} arrays" if one.together > 1 else ""
+
+
+def kind_reason(wanted: str, got: str) -> str:
+    if (wanted, got) == ("reduce-scatter", "all-reduce"):
+        return " and a slice of it: twice the bytes on the wire"
+    if (wanted, got) == ("all-gather", "all-reduce"):
+        return " of arrays padded with zeros: twice the bytes on the wire"
+    if {wanted, got} == {"all-to-all", "all-gather"}:
+        return " and a slice of it"
+    return ""
+
+
+def missing(need: Need, found: list[Found]) -> str:
+    """Why nothing in the program is this collective."""
+    wider = [f for f in found if f.used and f.name in need.names and set(f.axes) > set(need.axes)]
+    if wider:
+        return f"part of the {wider[0].kind} over {'+'.join(wider[0].axes)}"
+    if need.bytes < SMALL:
+        return "joined with other small ones"
+    return "not in the compiled program: another one's result is used, or nothing needs it"

@@ -1,0 +1,200 @@
+"""The story behind `explain`: a config and a mesh in, every matmul of the step out, with what it sends and costs.
+
+The rows are read from the traced program (`explain.trace`, in a child process), the collectives beside them from the
+compiled one (`explain.match`), seconds are predicted (`analysis.timing`). No jax here.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from typing import Any
+
+from jaxscale import config as cfg
+from jaxscale.analysis.child import ask
+from jaxscale.analysis.collectives import collectives
+from jaxscale.analysis.examine import split_mesh
+from jaxscale.analysis.forecast import axis_links
+from jaxscale.analysis.hlo import parse
+from jaxscale.analysis.timing import Rates, collective_seconds, rates
+from jaxscale.explain.match import SMALL, Found, match
+from jaxscale.explain.rows import Other, Row, from_values
+from jaxscale.hardware import CHIPS
+from jaxscale.predict import compile_one, with_changes
+from jaxscale.topology import Link, Topology, find_topology, valid_shapes
+
+COMPILERS = ("auto", "cpu", "chip", "none")
+ATTENTION = ("scores", "context", "attention")
+ASSUMED = "v5p"  # whose speeds are told where no --topology is given
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Every matmul of a step.
+
+    Attributes:
+        mesh: axis -> size, in the mesh's order.
+        assumed: no topology was given, and this one stands for the speeds.
+        compiled_by: whose program the collectives are compared with; None: none was compiled, `why` says why.
+        inserted: collectives of the compiled program that the traced one did not ask for.
+    """
+
+    config: cfg.Config
+    mesh: dict[str, int]
+    topology: Topology
+    assumed: bool
+    compiled_by: str | None
+    why: str
+    jax: str
+    rows: list[Row]
+    others: list[Other]
+    inserted: list[Found]
+
+    @property
+    def differences(self) -> int:
+        """Collectives of matmuls that the compiler wrote otherwise."""
+        return sum(s.compiled == "different" for r in self.rows for s in r.sends)
+
+    def phase(self, *names: str) -> list[Row]:
+        return [r for r in self.rows if r.phase in names]
+
+
+def explain(
+    config: cfg.Config, topology: Topology | None, *, compiler: str = "auto", verbose: bool = False
+) -> Explanation:
+    """Trace and compile the step of `config`.
+
+    Args:
+        topology: the machine; None: simulated devices, and the speeds of a v5p slice of as many chips.
+        compiler: `chip` (the topology's own), `cpu` (simulated devices), `none`; `auto`: the chip's where it is
+            installed and a topology is given, else the CPU's.
+
+    Raises ValueError for a mesh that does not fit the model or the topology, and for a compiler that is not here.
+    """
+    if compiler not in COMPILERS:
+        raise ValueError(f"--compiler {compiler}: it is one of {', '.join(COMPILERS)}")
+    assumed = topology is None
+    mesh = config.mesh.sizes(topology.devices if topology else config.runtime.simulated_devices)
+    where = topology or assumed_topology(math.prod(mesh.values()))
+    own = compiler == "chip" or (compiler == "auto" and not assumed and installed(where))
+    if own and not installed(where):
+        raise ValueError(f"--compiler chip: the compiler of {where.name} is not installed; pip install "
+                         f"'jaxscale[{'aot-gpu' if where.chip.node else 'aot-tpu'}]', or --compiler cpu")  # fmt: skip
+    if compiler == "chip" and assumed:
+        raise ValueError("--compiler chip needs --topology, e.g. --topology v5p:2x2x2")
+    shown = config if own else on_cpu(config)
+    request = {
+        "config": shown.model_dump(mode="json"), "topology": replace(where, slices=1).name, "slices": where.slices,
+        "cpu": not own, "compile": compiler != "none", "devices": math.prod(mesh.values()),
+    }  # fmt: skip
+    found = ask("jaxscale.explain.trace", request, "tracing the step", verbose=verbose)
+    rows, others = from_values(found)
+    by: str | None
+    hlo, by, why = found["hlo"], f"XLA's CPU compiler for {request['devices']} simulated devices", ""
+    if own:
+        kept, _ = compile_one(config, where, verbose=verbose)
+        hlo, by = kept.hlo, f"{'NVIDIA' if where.chip.node else 'libtpu'}'s compiler for {where.name}"
+        why = "" if hlo else f"the program does not fit a {where.chip.name}"
+    elif compiler == "none":
+        why = "not asked for"
+    inserted: list[Found] = []
+    if hlo:
+        over = split_mesh(config, where, found["mesh"])[1] if own and where.slices > 1 else None
+        compiled = collectives(parse(hlo), found["mesh"], over=over)
+        rows, others, inserted = match(rows, others, compiled)
+    speed, links = rates(where.chip, config.step.compute_dtype), axis_links(where, mesh, config.mesh.over_slices)
+    rows = [timed(row, speed, links) for row in rows]
+    inserted = [f for f in inserted if f.bytes >= SMALL]
+    by = by if hlo else None
+    return Explanation(config, found["mesh"], where, assumed, by, why, found["jax"], rows, others, inserted)
+
+
+def installed(topology: Topology) -> bool:
+    """Is the compiler of these chips here?"""
+    if topology.chip.node:
+        return bool(find_spec("jax_cuda13_plugin") and find_spec("jax_plugins"))
+    return find_spec("libtpu") is not None
+
+
+def on_cpu(config: cfg.Config) -> cfg.Config:
+    """The same step for simulated devices: layers in a loop, as on the other platforms, the reference attention,
+    nothing offloaded, and no options of other compilers."""
+    remat = config.step.remat
+    if isinstance(remat, dict):
+        remat = {name: "save" if action == "offload" else action for name, action in remat.items()}
+    step = {"unroll_layers": False, "attention": "xla", "remat": remat}
+    runtime: dict[str, Any] = {"platform": "cpu", "simulated_devices": None, "compiler_options": {}}
+    return with_changes(config, {"step": step, "runtime": runtime}, source="explain")
+
+
+def with_mesh(config: cfg.Config, text: str) -> cfg.Config:
+    """`config` on a mesh given as `data=2,fsdp=2,tensor=2`; axes that are not named have size 1."""
+    sizes: dict[str, Any] = {"data": 1}
+    for part in filter(None, (p.strip() for p in text.split(","))):
+        axis, _, size = part.partition("=")
+        if axis not in cfg.READY_AXES:
+            raise ValueError(f"--mesh {text}: no axis {axis!r}; there are {', '.join(cfg.READY_AXES)}")
+        if not size.isdigit() or int(size) < 1:
+            raise ValueError(f"--mesh {text}: {part!r} is not axis=size; write e.g. data=2,fsdp=2,tensor=2")
+        sizes[axis] = int(size)
+    values = config.model_dump(mode="json")
+    values["mesh"] = sizes | ({"dcn": values["mesh"]["dcn"]} if config.mesh.over_slices else {})
+    values["runtime"] |= {"simulated_devices": None}
+    return cfg.validate(values, source="--mesh")
+
+
+def assumed_topology(devices: int) -> Topology:
+    """So many chips of a v5p, or where it has no such slice GPUs of one node."""
+    chip = next(c for c in CHIPS if c.name == ASSUMED)
+    for shape in valid_shapes(chip):
+        if math.prod(shape) == devices:
+            return Topology(chip, shape)
+    if devices <= 8:
+        return find_topology(f"h100:{devices}")
+    raise ValueError(f"a mesh of {devices} devices: {ASSUMED} has no slice of so many chips; say which machine with "
+                     "--topology, e.g. h100:3x8")  # fmt: skip
+
+
+def timed(row: Row, speed: Rates, links: Mapping[str, Link]) -> Row:
+    """A row with the predicted seconds of one run, and of each collective."""
+    flops = speed.attention_flops if row.name in ATTENTION else speed.matmul_flops
+    seconds = {"compute": row.flops / flops, "HBM": row.hbm_bytes / speed.memory}
+    sends = []
+    for send in row.sends:
+        once, network = collective_seconds(send.kind, send.axes, send.bytes, links, speed.network)
+        sends.append(replace(send, seconds=once, network=network))
+        name = f"{network} ({'+'.join(send.axes)})"
+        seconds[name] = seconds.get(name, 0.0) + once
+    return replace(row, seconds=seconds, sends=tuple(sends))
+
+
+# --- as values --------------------------------------------------------------------------------------------------
+
+
+def as_json(found: Explanation) -> dict[str, Any]:
+    """All of it as plain values: what `--json` prints and the page is made of. Seconds are predicted."""
+    model, data = found.config.model, found.config.data
+    sizes = {
+        "B": data.batch_size // found.config.step.microbatches, "T": data.seq_len, "D": model.embed_dim,
+        "F": model.mlp_dim, "N": model.num_heads, "K": model.kv_heads, "H": model.head_size,
+        "V": model.padded_vocab_size, "L": model.num_layers,
+    }  # fmt: skip
+    return {
+        "name": found.config.name, "config": found.config.model_dump(mode="json"), "mesh": found.mesh,
+        "topology": found.topology.name, "assumed": found.assumed, "chip": found.topology.chip.name,
+        "compiled_by": found.compiled_by, "not_compiled": found.why, "jax": found.jax, "sizes": sizes,
+        "rows": [row_values(row) for row in found.rows],
+        "others": [vars(o) | {"axes": list(o.axes)} for o in found.others],
+        "inserted": [{k: v for k, v in vars(f).items() if k != "used"} for f in found.inserted],
+    }  # fmt: skip
+
+
+def row_values(row: Row) -> dict[str, Any]:
+    tensors = {k: vars(getattr(row, k)) for k in ("x", "w", "out")}
+    sends = [vars(s) | {"tensor": getattr(row, s.operand).name, "shared": list(s.shared)} for s in row.sends]
+    return {
+        "id": row.id, "name": row.name, "title": row.title, "text": str(row), "phase": row.phase, "what": row.what,
+        "times": row.times, "formula": row.formula, **tensors, "cases": row.cases,
+        "per_device": {"m": row.m, "k": row.k, "n": row.n}, "flops": row.flops, "intensity": row.intensity,
+        "hbm_bytes": row.hbm_bytes, "seconds": row.seconds, "bound": row.bound, "note": row.note, "sends": sends,
+    }  # fmt: skip
