@@ -2,6 +2,8 @@
 
 const SHORT = 64; // the least of a drawn side; the others by the logarithm of their dims
 
+const isOneMatmul = (row) => row.formula.split("->")[1].toUpperCase() === row.out.letters.join("") || lettersOf(row).n.every((c) => row.out.letters.includes(c));
+
 /** Which device holds which block: for each place the row of blocks, the column of blocks. */
 function blocksOf(tensor, layout, rows, columns, sizes) {
   const along = (letters) => {
@@ -21,13 +23,17 @@ function blocksOf(tensor, layout, rows, columns, sizes) {
 /** The three tensors with the letters along each side. */
 function sidesOf(row) {
   const { batch, m, k, n } = lettersOf(row), rows = [...batch, ...m];
-  return { x: { tensor: row.x, rows, columns: k }, w: { tensor: row.w, rows: k, columns: n }, out: { tensor: row.out, rows, columns: n } };
+  const there = (letters) => letters.filter((c) => row.out.letters.includes(c));
+  return { x: { tensor: row.x, rows, columns: k }, w: { tensor: row.w, rows: [...batch, ...k], columns: n }, out: { tensor: row.out, rows: there(rows), columns: there(n) } };
 }
 
 const dimOf = (tensor, letters) => product(letters.map((c) => tensor.sizes[tensor.letters.indexOf(c)] ?? 1));
 
 class BlockPicture {
   constructor(node, choose) { Object.assign(this, { node, choose }); }
+
+  /** Several matmuls in one kernel are not drawn as one. */
+  empty() { this.node.replaceChildren(make("p", {}, "Several matmuls in one kernel, each device for its own rows and heads.")); this.parts = {}; }
 
   /** `view`: `stored` (before and after the collectives) or `used` (what is multiplied, and what comes out). */
   draw(row, sizes, view) {

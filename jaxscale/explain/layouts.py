@@ -4,6 +4,7 @@ For meshes that were not traced. A spec here names every mesh axis that the rule
 What is sent adds up to `analysis.traffic` (a test holds it), and on the traced mesh it is what was traced.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -35,14 +36,14 @@ class Send:
     """A collective of one run.
 
     Attributes:
-        shared: another row of the same tensor has it already, so it is not counted here.
+        shared: titles of the other matmuls that this one serves too.
         repeated: only where kv heads are repeated, as there are fewer than shards: their copies' gradients are summed.
     """
 
     operand: str
     kind: str
     axes: list[str]
-    shared: bool = False
+    shared: list[str] = field(default_factory=list)
     repeated: bool = False
 
 
@@ -63,13 +64,15 @@ class Matrix:
     """A weight matmul of the decoder: x[B, T, `inner`] · w -> y[B, T, `outer`].
 
     Attributes:
-        first: of the matmuls that read the same x, the one that its gather is counted for.
+        group: the matmuls that read the same x, in the order of the forward pass.
+        again: it is recomputed in the backward pass.
     """
 
     name: str
     inner: str
     outer: str
-    first: str
+    group: tuple[str, ...]
+    again: bool = False
     turned: bool = False
 
     @property
@@ -77,36 +80,32 @@ class Matrix:
         return self.outer + self.inner if self.turned else self.inner + self.outer
 
     @property
-    def head(self) -> bool:
-        return self.name == "unembedding"
-
-    @property
     def column(self) -> bool:
         """Its columns are split over tensor (and x gathered), not its rows (and y's sum scattered)."""
         return self.inner == "D"
 
 
-def matrices(model: cfg.Model) -> list[Matrix]:
-    found = [Matrix("q", "D", "NH", "q"), Matrix("k", "D", "KH", "q"), Matrix("v", "D", "KH", "q"),
-             Matrix("out", "NH", "D", "out"), Matrix("up", "D", "F", "up")]  # fmt: skip
-    found += [Matrix("gate", "D", "F", "up")] if model.mlp == "swiglu" else []
-    return [*found, Matrix("down", "F", "D", "down"), Matrix("unembedding", "D", "V", "unembedding",
-                                                             model.tie_embeddings)]  # fmt: skip
+def matrices(config: cfg.Config) -> list[Matrix]:
+    model, again = config.model, recomputed_matmuls(config.step)
+    qkv, wide = ("q", "k", "v"), ("up", "gate") if model.mlp == "swiglu" else ("up",)
+    shapes = [("q", "D", "NH", qkv), ("k", "D", "KH", qkv), ("v", "D", "KH", qkv), ("out", "NH", "D", ("out",)),
+              *((name, "D", "F", wide) for name in wide), ("down", "F", "D", ("down",))]  # fmt: skip
+    found = [Matrix(name, inner, outer, group, name in again) for name, inner, outer, group in shapes]
+    return [*found, Matrix("unembedding", "D", "V", ("unembedding",), turned=model.tie_embeddings)]
 
 
 def layouts(config: cfg.Config) -> list[dict[str, Any]]:
     """All of them, as JSON: forward, recomputed, and the two gradients of each."""
-    again = recomputed_matmuls(config.step)
     keeps_all = config.step.remat == "none"
     found: list[Layout] = []
-    for matrix in matrices(config.model):
-        regathered = any(m.name in again for m in matrices(config.model) if m.first == matrix.first)
-        found.append(forward(matrix, "forward", matrix.first))
-        if matrix.name in again:
-            first = next(m.name for m in matrices(config.model) if m.first == matrix.first and m.name in again)
-            found.append(forward(matrix, "recomputed", first))
-        found.append(gradient_of_x(matrix, gathered=matrix.head, shared=matrix.name in again))
-        found.append(gradient_of_w(matrix, kept=keeps_all or matrix.head, shared=regathered))
+    for matrix in (all_of_them := matrices(config)):
+        again = [m.name for m in all_of_them if m.group == matrix.group and m.again]
+        head = matrix.name == "unembedding"
+        found.append(forward(matrix))
+        if matrix.again:
+            found.append(recomputed(matrix, again))
+        found.append(gradient_of_x(matrix, gathers=not (head or matrix.again)))
+        found.append(gradient_of_w(matrix, kept=keeps_all and not head, gathers=not (keeps_all or head or again)))
     return [asdict(layout) for layout in found]
 
 
@@ -133,67 +132,83 @@ def whole(letters: str) -> Spec:
     return [[a for a in axes if a not in FSDP] for axes in parameter(letters)]
 
 
-def outer_axes(letters: str) -> list[str]:
-    return [a for axes in activation(letters.replace("B", "").replace("T", "")) for a in axes]
+def summed_over(letters: str) -> list[str]:
+    return [a for axes in activation(letters) for a in axes]
 
 
 def formula(x: str, w: str, out: str) -> str:
     return f"{x},{w}->{out}".lower()
 
 
-def gathered(operand: str, axes: list[str], shared: bool = False) -> list[Send]:
-    return [Send(operand, "all-gather", axes, shared)] if axes else []
+def titles(names: Sequence[str], what: str) -> list[str]:
+    return [f"{name}{what}" for name in names]
 
 
-def residual_x(matrix: Matrix) -> Tensor:
+X, W, AGAIN = ", gradient of x", ", gradient of w", " (recomputed)"
+
+
+def operand(matrix: Matrix) -> Tensor:
     letters = "BT" + matrix.inner
     return Tensor(letters, activation(letters, residual=matrix.column), activation(letters))
 
 
-def residual_y(matrix: Matrix) -> Tensor:
+def cotangent(matrix: Matrix) -> Tensor:
     """The gradient that arrives at the result."""
     letters = "BT" + matrix.outer
     return Tensor(letters, activation(letters, residual=not matrix.column), activation(letters))
 
 
-def forward(matrix: Matrix, phase: str, first: str) -> Layout:
-    x, letters = residual_x(matrix), "BT" + matrix.outer
+def forward(matrix: Matrix) -> Layout:
+    """A gather is told with the first matmul that it serves, a reduction with the last, in the order of the step."""
+    sends = []
+    if matrix.column and matrix.name == matrix.group[0]:
+        served = titles(matrix.group, W) if matrix.name == "unembedding" else list(matrix.group[1:])
+        sends.append(Send("x", "all-gather", SEQUENCE, served))
+    sends.append(Send("w", "all-gather", FSDP, titles([matrix.name], X) if matrix.name == "unembedding" else []))
+    return product(matrix, "forward", sends)
+
+
+def recomputed(matrix: Matrix, again: list[str]) -> Layout:
+    """`again`: of the matmuls that read the same x, those that are recomputed."""
+    sends = []
+    if matrix.column and matrix.name == again[0]:
+        sends.append(Send("x", "all-gather", SEQUENCE, titles(again[1:], AGAIN) + titles(matrix.group[::-1], W)))
+    return product(matrix, "recomputed", [*sends, Send("w", "all-gather", FSDP, titles([matrix.name], X))])
+
+
+def product(matrix: Matrix, phase: str, sends: list[Send]) -> Layout:
+    x, letters = operand(matrix), "BT" + matrix.outer
     w = Tensor(matrix.letters, parameter(matrix.letters), whole(matrix.letters))
-    sends = gathered("x", SEQUENCE, matrix.name != first) if matrix.column else []
-    sends += gathered("w", FSDP)
-    if matrix.column:
-        out = Tensor(letters, activation(letters), activation(letters))
-    else:
-        out = Tensor(letters, activation(letters), activation(letters, residual=True), outer_axes(matrix.inner))
-        sends.append(Send("out", "reduce-scatter", SEQUENCE))
+    out = Tensor(letters, activation(letters), activation(letters))
+    if not matrix.column:
+        out = Tensor(letters, activation(letters), activation(letters, residual=True), summed_over(matrix.inner))
+        sends = [*sends, Send("out", "reduce-scatter", SEQUENCE)]
     return Layout(matrix.name, phase, "", formula(x.letters, w.letters, letters), x, w, out, sends)
 
 
-def gradient_of_x(matrix: Matrix, *, gathered: bool, shared: bool) -> Layout:
-    """dy · w -> dx. `gathered`: w still is from the forward pass; `shared`: the recomputed matmul has gathered it."""
-    dy, letters = residual_y(matrix), "BT" + matrix.inner
-    stored = whole(matrix.letters) if gathered else parameter(matrix.letters)
-    w = Tensor(matrix.letters, stored, whole(matrix.letters))
-    sends = [] if matrix.column else [Send("x", "all-gather", SEQUENCE)]
-    sends += [] if gathered else [Send("w", "all-gather", FSDP, shared)]
+def gradient_of_x(matrix: Matrix, *, gathers: bool) -> Layout:
+    """dy · w -> dx. `gathers`: w, as no matmul before it has."""
+    dy, letters = cotangent(matrix), "BT" + matrix.inner
+    w = Tensor(matrix.letters, parameter(matrix.letters), whole(matrix.letters))
+    sends = [Send("w", "all-gather", FSDP)] if gathers else []
+    out = Tensor(letters, activation(letters), activation(letters))
     if matrix.column:
-        out = Tensor(letters, activation(letters), activation(letters, residual=True), outer_axes(matrix.outer))
-        sends.append(Send("out", "reduce-scatter", SEQUENCE, matrix.name != matrix.first))
-    else:
-        out = Tensor(letters, activation(letters), activation(letters))
+        out = Tensor(letters, activation(letters), activation(letters, residual=True), summed_over(matrix.outer))
+        if matrix.name == matrix.group[0]:
+            sends.append(Send("out", "reduce-scatter", SEQUENCE, titles(matrix.group[:0:-1], X)))
     return Layout(matrix.name, "backward", "gradient of x", formula(dy.letters, w.letters, letters), dy, w, out, sends)
 
 
-def gradient_of_w(matrix: Matrix, *, kept: bool, shared: bool) -> Layout:
-    """x · dy -> dw. `kept`: x as it was multiplied is still there; `shared`: the recomputed matmul has gathered it."""
-    x, dy = residual_x(matrix), residual_y(matrix)
+def gradient_of_w(matrix: Matrix, *, kept: bool, gathers: bool) -> Layout:
+    """x · dy -> dw. `kept`: x as it was multiplied is still there; `gathers`: x, as no matmul before it has."""
+    x, dy = operand(matrix), cotangent(matrix)
     sends: list[Send] = []
     if matrix.column and kept:
         x = Tensor(x.letters, x.used, x.used)
-    elif matrix.column:
-        sends += gathered("x", SEQUENCE, shared or matrix.name != matrix.first)
-    else:
-        sends += gathered("w", SEQUENCE, True)  # dy, by the gradient of x
+    elif matrix.column and gathers and matrix.name == matrix.group[-1]:
+        sends.append(Send("x", "all-gather", SEQUENCE, titles(matrix.group[-2::-1], W)))
+    if not matrix.column:
+        sends.append(Send("w", "all-gather", SEQUENCE, titles([matrix.name], X)))
     out = Tensor(matrix.letters, whole(matrix.letters), parameter(matrix.letters), BATCH)
     sends += [Send("out", "reduce-scatter", FSDP), Send("out", "all-reduce", DATA)]
     if "K" in matrix.letters:

@@ -51,7 +51,7 @@ const cell = (i, text) => make("td", { role: "gridcell", "data-label": COLUMNS[i
 
 function sendNodes(row, atRest) {
   if (!row.sends.length) return "nothing";
-  return row.sends.map((send) => make("span", { class: `send${send.shared ? " shared" : ""}` }, sendText(row, send), send.shared ? " (shared)" : "", atRest ? compiledMark(send) : null));
+  return row.sends.map((send) => make("span", { class: `send${send.by ? " shared" : ""}` }, sendText(row, send), send.by ? `, with ${send.by}` : "", atRest ? compiledMark(send) : null));
 }
 
 /** What the compiler did, as a sign and a word. */

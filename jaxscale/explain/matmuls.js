@@ -1,5 +1,6 @@
 // The rows of the list: as they were traced, or as the rules lay them out on another mesh, with the cost model's figures.
 
+const ATTENTION = ["scores", "context", "attention"];
 const sameRow = (row) => (layout) => layout.name === row.name && layout.phase === row.phase && layout.what === row.what;
 
 /** Sizes of the dims by letter, of a microbatch; S are the keys that a query can see. */
@@ -16,7 +17,7 @@ function letterSizes(config, sizes) {
 function predictedRow(row, config, chip, sizes, machine) {
   const layout = PAGE.layouts.find(sameRow(row)), letters = letterSizes(config, sizes);
   const part = (key) => tensorOn(row[key], layout ? layout[key] : row[key], letters, config, sizes, key);
-  const there = { ...row, x: part("x"), w: part("w"), out: part("out"), note: "" };
+  const there = { ...row, x: part("x"), w: part("w"), out: part("out") };
   there.times = row.name === "unembedding" ? config.step.microbatches : row.times;
   there.cases = casesOf(there);
   const sends = layout ? layout.sends : row.sends;
@@ -55,6 +56,7 @@ function casesOf(row) {
   const where = (t) => Object.fromEntries(t.letters.flatMap((c, i) => t.stored[i].map((axis) => [axis, c])));
   const x = where(row.x), w = where(row.w), inner = lettersOf(row).k, found = {};
   for (const axis of new Set([...Object.keys(x), ...Object.keys(w)])) {
+    if (["NK", "KN"].includes(`${x[axis]}${w[axis]}`)) { found[axis] = 1; continue; } // heads, and the kv heads that they read
     const touched = inner.includes(x[axis]) || inner.includes(w[axis]);
     found[axis] = touched ? (x[axis] === w[axis] ? 3 : 2) : x[axis] && w[axis] && x[axis] !== w[axis] ? 4 : 1;
   }
@@ -64,10 +66,10 @@ function casesOf(row) {
 /** Shapes, FLOPs, bytes and seconds of a device and run. */
 function rowFigures(row, config, chip, sizes, templates, machine) {
   const here = { ...byLetter(row.x, row.x.used, sizes), ...byLetter(row.w, row.w.used, sizes) }, groups = lettersOf(row);
-  if (here.S) here.S *= visibleKeys(config.model, config.data.seq_len) / config.data.seq_len;
   const batch = product(groups.batch.map((c) => here[c])), [m, k, n] = ["m", "k", "n"].map((g) => product(groups[g].map((c) => here[c])));
   const width = PAGE.constants.bytes[config.step.compute_dtype], rates = ratesOf(config, chip);
   const flops = 2 * batch * m * k * n, moved = batch * (m * k + k * n + m * n) * width;
+  if (ATTENTION.includes(row.name)) return attentionFigures(row, config, sizes, rates);
   const sends = templates.map((s) => ({ ...s, axes: s.axes.filter((a) => size(sizes, a) > 1), compiled: "", note: "" })).filter((s) => s.axes.length);
   const seconds = { compute: flops / rates.matmul_flops, HBM: moved / rates.memory };
   for (const s of sends) {
@@ -75,9 +77,19 @@ function rowFigures(row, config, chip, sizes, templates, machine) {
     const time = collectiveSeconds(s.kind, s.axes, s.bytes, machine.links, rates.network);
     Object.assign(s, time);
     const name = `${time.network} (${s.axes.join("+")})`;
-    if (!s.shared) seconds[name] = (seconds[name] || 0) + time.seconds;
+    seconds[name] = (seconds[name] || 0) + time.seconds;
   }
   return { per_device: { m: batch * m, k, n }, flops, hbm_bytes: moved, intensity: flops / moved, sends, seconds, bound: longest(seconds) };
+}
+
+/** The matmuls of attention are one kernel, counted by formula: a query meets the keys that it can see, on average. */
+function attentionFigures(row, config, sizes, rates) {
+  const cost = attentionCost(config, sizes), keys = visibleKeys(config.model, config.data.seq_len), H = config.model.head_dim;
+  const width = PAGE.constants.bytes[config.step.compute_dtype], rows = microbatchTokens(config, sizes), m = (rows * config.model.num_heads) / size(sizes, "tensor");
+  const kv = (rows * Math.max(config.model.num_kv_heads, size(sizes, "tensor"))) / size(sizes, "tensor"), once = (m + kv) * H * width;
+  const [k, n, flops, moved] = { scores: [H, keys, cost.forward / 2, once], context: [Math.round(keys), H, cost.forward / 2, once], attention: [H, 5 * keys, cost.backward, 3 * once] }[row.name];
+  const seconds = { compute: flops / rates.attention_flops, HBM: moved / rates.memory };
+  return { per_device: { m, k, n }, flops, hbm_bytes: moved, intensity: flops / moved, sends: [], seconds, bound: longest(seconds) };
 }
 
 /** Elements that a collective counts: the gathered operand; the whole partial sum; the shard that is left to be summed. */
@@ -101,5 +113,15 @@ function tracedRow(row) {
 /** Seconds of a row: the longest of compute, HBM and each network, as if they ran beside each other. */
 const rowSeconds = (row) => row.seconds[longest(row.seconds)];
 
-/** The collectives of a row, but not those that another row has already. */
-const ownBytes = (row) => total(row.sends.filter((s) => !s.shared).map((s) => s.bytes));
+const ownBytes = (row) => total(row.sends.filter((s) => !s.by).map((s) => s.bytes));
+
+/** To each row, the collectives of other rows that serve it too: {...send, by: whose}. */
+function withBorrowed(rows) {
+  const borrowed = rows.map(() => []);
+  for (const row of rows) for (const send of row.sends) for (const title of send.shared) {
+    const i = rows.findIndex((r) => rowTitle(r) === title);
+    const operand = i < 0 ? null : ["x", "w", "out"].find((key) => rows[i][key].name === row[send.operand].name);
+    if (operand) borrowed[i].push({ ...send, operand, by: rowTitle(row) });
+  }
+  return rows.map((row, i) => ({ ...row, sends: [...row.sends, ...borrowed[i]] }));
+}

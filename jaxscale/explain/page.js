@@ -12,7 +12,7 @@ function compute() {
   let rows = [];
   if (found.atRest) rows = PAGE.explained.rows.map(tracedRow);
   else if (!problem) rows = PAGE.explained.rows.map((row) => predictedRow(row, found.config, found.chip, found.sizes, machine));
-  return { ...found, machine, problem, rows };
+  return { ...found, machine, problem, rows: withBorrowed(rows) };
 }
 
 /** Everything again, after a slider was moved. */
@@ -21,7 +21,7 @@ function refresh() {
   document.body.classList.toggle("impossible", Boolean(now.problem));
   const traced = meshText(PAGE.explained.mesh), by = PAGE.explained.compiled_by;
   byId("basis").textContent = now.atRest
-    ? `Shardings and collectives as traced for ${traced}${by ? `; marks beside them as compiled by ${by}` : "; not compiled"}. Figures: predicted.`
+    ? `Shardings and collectives as traced for ${traced}${by ? `; the marks beside them by ${by}` : `; not compiled${PAGE.explained.not_compiled ? `: ${PAGE.explained.not_compiled}` : ""}`}. Figures: predicted${PAGE.explained.assumed ? `, for ${PAGE.explained.topology}, as no topology was given` : ""}.`
     : `Predicted; the ${by ? "compiled" : "traced"} program was for ${traced} on ${PAGE.explained.topology}.`;
   byId("basis").classList.toggle("moved", !now.atRest);
   byId("problem").textContent = now.problem ? `Not possible: ${now.problem}` : "";
@@ -75,17 +75,18 @@ function drawDetail() {
   byId("detail-times").replaceChildren(...Object.entries(row.seconds).map(([name, value]) => make("li", { class: name === row.bound ? "binds" : "" }, `${name} ${seconds(value)}`)));
   byId("row-note").textContent = row.note || "";
   mesh.draw(sketch, now.sizes);
-  blocks.draw(row, sketch, state.view);
+  if (isOneMatmul(row)) blocks.draw(row, sketch, state.view); else blocks.empty();
   sendChoices(row, sketch);
   markDevice();
 }
 
 function sendChoices(row, sketch) {
-  if (state.send === null || state.send >= row.sends.length) state.send = Math.max(0, row.sends.findIndex((s) => !s.shared));
+  if (state.send === null || state.send >= row.sends.length) state.send = Math.max(0, row.sends.findIndex((s) => !s.by));
   const choices = row.sends.map((send, i) => {
     const input = make("input", { type: "radio", name: "send", id: `send-${i}`, checked: i === state.send });
     input.addEventListener("change", () => { state.send = i; play(row, sketch); });
-    return make("label", { for: `send-${i}` }, input, make("span", {}, sendText(row, send), make("span", { class: "quiet" }, ` ${bytes(send.bytes)}, ${seconds(send.seconds)}${send.shared ? "; sent once, for several matmuls" : ""}`), now.atRest ? compiledMark(send) : null));
+    const others = send.by ? `; sent once, counted with ${send.by}` : send.shared.length ? `; once, also for ${send.shared.join("; ")}` : "";
+    return make("label", { for: `send-${i}` }, input, make("span", {}, sendText(row, send), make("span", { class: "quiet" }, ` ${bytes(send.bytes)}, ${seconds(send.seconds)}${others}`), now.atRest ? compiledMark(send) : null));
   });
   byId("sends").replaceChildren(...(choices.length ? choices : [make("p", {}, "Nothing is sent: every device has what it multiplies, and keeps what it gets.")]));
   play(row, sketch);
@@ -115,10 +116,20 @@ function markDevice() {
 }
 
 function drawOthers() {
-  const others = now.atRest ? PAGE.explained.others : now.problem ? [] : otherTraffic(now.config, now.sizes);
+  const others = now.atRest ? [...PAGE.explained.others, ...(PAGE.explained.inserted || []).map((o) => ({ ...o, what: "added by the compiler" }))] : now.problem ? [] : otherTraffic(now.config, now.sizes);
   const line = (o) => make("tr", {}, make("th", { scope: "row" }, o.what), make("td", {}, o.kind), make("td", {}, o.axes.join(", ")), make("td", { class: "number" }, bytes(o.bytes)), make("td", { class: "number" }, grouped(o.times)));
   const head = make("tr", {}, ["what", "kind", "over", "bytes of one", "times a step"].map((t, i) => make("th", { scope: "col", class: i > 2 ? "number" : "" }, t)));
-  byId("others").replaceChildren(others.length ? make("table", {}, make("thead", {}, head), make("tbody", {}, others.map(line))) : make("p", {}, "None."));
+  byId("others").replaceChildren(others.length ? make("table", {}, make("thead", {}, head), make("tbody", {}, alike(others).map(line))) : make("p", {}, "None."));
+}
+
+/** Collectives that are the same, as one line. */
+function alike(others) {
+  const found = new Map();
+  for (const o of others) {
+    const key = `${o.what} ${o.kind} ${o.axes} ${o.bytes}`;
+    found.set(key, { ...o, times: o.times + (found.get(key)?.times || 0) });
+  }
+  return [...found.values()];
 }
 
 function phaseButtons() {

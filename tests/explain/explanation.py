@@ -75,9 +75,8 @@ def make_row(i: int, layout: dict, config: cfg.Config, mesh: dict[str, int], whe
             sends.append(send | {"axes": axes, "bytes": V, "seconds": seconds, "compiled": "same", "note": ""})
     seconds = {"compute": 2.0 * m * k * n / speed.matmul_flops, "HBM": (m * k + k * n + m * n) * width / speed.memory}
     for send in sends:
-        if not send["shared"]:
-            key = f"ICI ({'+'.join(send['axes'])})"
-            seconds[key] = seconds.get(key, 0.0) + send["seconds"]
+        key = f"ICI ({'+'.join(send['axes'])})"
+        seconds[key] = seconds.get(key, 0.0) + send["seconds"]
     head = layout["name"] == "unembedding"
     moved = (m * k + k * n + m * n) * width
     return {

@@ -15,6 +15,7 @@ from jaxscale.analysis.traffic import traffic
 from jaxscale.explain.layouts import layouts
 from jaxscale.explain.machines import Explained, machine, read_topology
 from jaxscale.explain.page import needed, page_text, write_page
+from jaxscale.explain.story import as_json, explain, with_mesh
 from jaxscale.hardware import CHIPS
 from jaxscale.parallel.rules import ACTIVATIONS, PARAMETERS, check_divides
 
@@ -207,7 +208,7 @@ BY_ROWS = """((cases) => cases.map(([config, sizes, chip, layouts]) => {
     const machine = machineOf(chip, sizes), runs = config.step.microbatches * config.model.num_layers;
     const rows = layouts.map(l => predictedRow({...l, times: runs}, config, chip, sizes, machine)), sent = {};
     const add = (t) => { const key = `${t.kind} ${t.axes.join()}`; sent[key] = (sent[key] || 0) + t.bytes * t.times; };
-    for (const row of rows) for (const s of row.sends) if (!s.shared) add({...s, times: row.times});
+    for (const row of rows) for (const s of row.sends) add({...s, times: row.times});
     otherTraffic(config, sizes).forEach(add);
     const flops = {};
     for (const row of rows) flops[row.name] = (flops[row.name] || 0) + row.flops * row.times;
@@ -229,3 +230,39 @@ def test_rows_and_the_rest_send_what_the_cost_model_says(page):
         assert same(found["sent"], sent, f"{config.name} {config.step.remat} on {sizes}") == []
         flops = {m.name: m.step_flops for m in costs.matmuls(config, sizes)}
         assert same(dict(sorted(found["flops"].items())), dict(sorted(flops.items())), str(sizes)) == []
+
+
+# --- the real thing -------------------------------------------------------------------------------------------
+
+AT_REST = """(() => {
+    const {config, chip, sizes, machine} = now, tensor = (t) => [t.name, t.letters, t.sizes, t.stored, t.used];
+    const told = (row) => ({
+        x: tensor(row.x), w: tensor(row.w), out: tensor(row.out), unreduced: row.out.unreduced.slice().sort(),
+        cases: row.cases, shape: row.per_device, flops: row.flops, hbm: row.hbm_bytes, intensity: row.intensity,
+        seconds: row.seconds, bound: row.bound, times: row.times,
+        sends: row.sends.map(s => [s.operand, s.kind, s.axes, s.bytes, s.shared, s.seconds]),
+    });
+    const pairs = PAGE.explained.rows.map(tracedRow).map(row => [row, predictedRow(row, config, chip, sizes, machine)]);
+    return pairs.map(([a, b]) => [rowTitle(a), told(a), told(b)]);
+})()"""
+
+
+@pytest.fixture(scope="module", params=["step.remat=none", "step.remat=full"])
+def traced(request, tmp_path_factory) -> Path:
+    config = with_mesh(cfg.load_config("quickstart", [request.param]), "data=2,fsdp=2,tensor=2")
+    found = explain(config, read_topology("v5p:2x2x2"), compiler="none")
+    return write_page(as_json(found), tmp_path_factory.mktemp("traced") / "explain.html")
+
+
+@in_browser
+@pytest.mark.slow
+def test_the_rules_layouts_are_the_traced_programs(driver, traced):
+    """On the traced mesh, what the rules and the cost model say of each row is what was traced, to the last send."""
+    page = Page(driver, traced)
+    pairs = page.ask(AT_REST)
+    assert len(pairs) >= 27
+    assert [d for title, a, b in pairs for d in same(a, b, title)] == []
+    page.click("[data-phase=all]")
+    assert len(page.texts("#list tbody tr")) == len(pairs)
+    assert "undefined" not in page.text("body main")
+    assert page.messages() == []
