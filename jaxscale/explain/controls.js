@@ -82,7 +82,7 @@ class Controls {
   /** What the sliders came to, and which chips cannot be had for so many devices. */
   tell({ sizes, config, chip }, machine) {
     const { model } = config, n = product(Object.values(sizes));
-    byId("width-note").textContent = `Width changes embed_dim ${grouped(model.embed_dim)}, mlp_dim ${grouped(model.mlp_dim)}, num_heads ${model.num_heads} and num_kv_heads ${model.num_kv_heads} together; head_dim ${model.head_dim} and ${model.num_layers} layers stay.`;
+    byId("width-note").textContent = `Width: embed_dim ${grouped(model.embed_dim)}, mlp_dim ${grouped(model.mlp_dim)}, ${model.num_heads} heads and ${model.num_kv_heads} kv heads change together; head_dim ${model.head_dim} and ${model.num_layers} layers stay.`;
     byId("machine").textContent = machine.reason ? machine.reason : `${n} device${n === 1 ? "" : "s"}: ${machine.name}`;
     for (const option of this.chip.options) {
       const { reason } = machineOf(option.value, sizes);

@@ -42,11 +42,10 @@ const rowTitle = (row) => `${row.name}${row.what ? `, ${row.what}` : ""}${row.ph
 const meshText = (sizes) => PAGE.constants.ready.filter((a) => size(sizes, a) > 1).map((a) => `${a}=${sizes[a]}`).join(", ") || "one device";
 const caseText = (cases) => {
   const axes = Object.entries(cases).filter(([, c]) => c > 1);
-  return axes.length ? axes.map(([axis, c]) => `${c} ${axis}`).join(", ") : "1";
+  return axes.length ? axes.map(([axis, c]) => `${axis} ${c}`).join(", ") : "1";
 };
 const operandName = (row, send) => row[send.operand].name;
 const sendText = (row, send) => `${send.kind} ${operandName(row, send)} over ${send.axes.join(", ")}`;
 const seconds = (value) => figure(value, "s", 3);
 const bytes = (value) => figure(value, "bytes", 4);
-const flopsText = (value) => figure(value, "FLOPs", 4);
 const boundText = (bound) => bound || "–";

@@ -86,7 +86,7 @@ function sendChoices(row, sketch) {
     const input = make("input", { type: "radio", name: "send", id: `send-${i}`, checked: i === state.send });
     input.addEventListener("change", () => { state.send = i; play(row, sketch); });
     const others = send.by ? `; sent once, counted with ${send.by}` : send.shared.length ? `; once, also for ${send.shared.join("; ")}` : "";
-    return make("label", { for: `send-${i}` }, input, make("span", {}, sendText(row, send), make("span", { class: "quiet" }, ` ${bytes(send.bytes)}, ${seconds(send.seconds)}${others}`), now.atRest ? compiledMark(send) : null));
+    return make("label", { for: `send-${i}` }, input, make("span", {}, sendText(row, send), make("span", { class: "quiet" }, ` ${bytes(send.bytes)}, ${seconds(send.seconds)}${others}`), now.atRest ? compiledMark(send, true) : null));
   });
   byId("sends").replaceChildren(...(choices.length ? choices : [make("p", {}, "Nothing is sent: every device has what it multiplies, and keeps what it gets.")]));
   play(row, sketch);
@@ -95,10 +95,25 @@ function sendChoices(row, sketch) {
 function play(row, sketch) {
   const send = row.sends[state.send] || null;
   player.show(row, send, sketch, now.sizes, state.held);
-  byId("send-note").textContent = send && now.atRest ? send.note || "" : "";
-  const groups = send ? product(Object.values(sketch)) / count(send.axes, sketch) : 1;
-  byId("ring-note").textContent = send ? `${send.kind}: ${WHY[send.kind] || ""}.${groups > 1 ? ` The other ${groups - 1} group${groups > 2 ? "s do" : " does"} the same at the same time.` : ""}` : "";
+  ringNote(send, sketch);
   markDevice();
+}
+
+function ringNote(send, sketch) {
+  const groups = send ? product(Object.values(sketch)) / count(send.axes, sketch) : 1;
+  byId("ring-note").textContent = send ? `${send.kind}: ${WHY[send.kind] || "each device sends to the next"}.${groups > 1 ? ` The other ${groups - 1} group${groups > 2 ? "s do" : " does"} the same at the same time.` : ""}` : "";
+}
+
+/** A collective of no matmul in the player, until a matmul is chosen. */
+function playOther(other) {
+  const row = now.rows.find((r) => r.id === state.row), sketch = drawable(now.sizes);
+  const back = make("button", { type: "button", id: "leave-other" }, `Back to ${rowTitle(row)}`);
+  back.addEventListener("click", () => { sendChoices(row, sketch); byId("sends").querySelector("input")?.focus(); });
+  byId("sends").replaceChildren(make("p", {}, `For no matmul: ${other.what}, ${other.kind} over ${other.axes.join(", ")}, ${bytes(other.bytes)}.`), make("p", {}, back));
+  player.show({ id: other.what }, { ...other, operand: "" }, sketch, now.sizes, state.held);
+  ringNote(other, sketch);
+  byId("ring-title").scrollIntoView({ block: "start" });
+  byId("ring-play").focus();
 }
 
 /** A device under the pointer, or (`stays`) chosen. */
@@ -117,8 +132,14 @@ function markDevice() {
 
 function drawOthers() {
   const others = now.atRest ? [...PAGE.explained.others, ...(PAGE.explained.inserted || []).map((o) => ({ ...o, what: "added by the compiler" }))] : now.problem ? [] : otherTraffic(now.config, now.sizes);
-  const line = (o) => make("tr", {}, make("th", { scope: "row" }, o.what), make("td", {}, o.kind), make("td", {}, o.axes.join(", ")), make("td", { class: "number" }, bytes(o.bytes)), make("td", { class: "number" }, grouped(o.times)));
-  const head = make("tr", {}, ["what", "kind", "over", "bytes of one", "times a step"].map((t, i) => make("th", { scope: "col", class: i > 2 ? "number" : "" }, t)));
+  const step = (o) => {
+    if (o.bytes < 4 * count(o.axes, now.sizes)) return null;
+    const node = make("button", { type: "button", class: "small", "aria-label": `step through the ${o.kind} of ${o.what}` }, "step through");
+    node.addEventListener("click", () => playOther(o));
+    return node;
+  };
+  const line = (o) => make("tr", {}, make("th", { scope: "row" }, o.what), make("td", {}, o.kind), make("td", {}, o.axes.join(", ")), make("td", { class: "number" }, bytes(o.bytes)), make("td", { class: "number" }, grouped(o.times)), make("td", {}, step(o)), now.atRest ? make("td", {}, compiledMark(o, true)) : null);
+  const head = make("tr", {}, ["what", "kind", "over", "bytes of one", "times a step", "", ...(now.atRest && PAGE.explained.compiled_by ? ["compiled"] : [])].map((t, i) => make("th", { scope: "col", class: i === 3 || i === 4 ? "number" : "" }, t)));
   byId("others").replaceChildren(others.length ? make("table", {}, make("thead", {}, head), make("tbody", {}, alike(others).map(line))) : make("p", {}, "None."));
 }
 
