@@ -1,7 +1,7 @@
 """Every matmul of the step by the default rules: how its tensors are split on any mesh, and what it sends. No jax.
 
-For meshes that were not traced. A spec here names every mesh axis that the rules know for a dim; axes of size 1 fall out.
-What is sent adds up to `analysis.traffic` (a test holds it), and on the traced mesh it is what was traced.
+For meshes that were not traced. A spec here names every mesh axis that the rules know for a dim; axes of size 1 fall
+out. What is sent adds up to `analysis.traffic`, and on the traced mesh it is what was traced; tests hold both.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
-"""The page of `explain`: every matmul of a step, drawn, with its collectives and sliders; one file, opens offline. No jax.
+"""The page of `explain`: every matmul of a step drawn, its collectives step by step, and sliders. One file. No jax.
 
-The page's arithmetic (`costs.js`, `forecast.js`) is that of `analysis`, which a test holds on hundreds of configs; how fast
-a mesh axis is, it looks up in what `machines` has asked `topology.links`.
+The page's arithmetic (`costs.js`, `forecast.js`) is that of `analysis`, which a test holds on hundreds of configs; how
+fast a mesh axis is, it looks up in what `machines` has asked `topology.links`.
 """
 
 import math

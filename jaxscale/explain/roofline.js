@@ -39,7 +39,7 @@ class Roofline {
   }
 
   marks(svg, groups, sx, sy, selected, box) {
-    const taken = [];
+    const taken = groups.map(({ x, y }) => ({ left: sx(x) - 8, right: sx(x) + 8, top: sy(y) - 8, bottom: sy(y) + 8 }));
     for (const group of groups) {
       const { x, y, roof, rows } = group, chosen = rows.some((row) => row.id === selected), px = sx(x), py = sy(y);
       const names = [...new Set(rows.map((row) => row.name))].join(", "), bound = boundText(rows[0].bound);

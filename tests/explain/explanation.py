@@ -90,9 +90,7 @@ def make_row(i: int, layout: dict, config: cfg.Config, mesh: dict[str, int], whe
 
 def sent_bytes(tensor: dict, send: dict, mesh: dict[str, int]) -> int:
     layout = tensor["stored"] if send["kind"] == "reduce-scatter" else tensor["used"]
-    return math.prod(
-        n // math.prod(mesh[a] for a in axes) for n, axes in zip(tensor["sizes"], layout, strict=True)
-    )
+    return math.prod(n // math.prod(mesh[a] for a in axes) for n, axes in zip(tensor["sizes"], layout, strict=True))
 
 
 def cases(tensors: dict) -> dict[str, int]:
