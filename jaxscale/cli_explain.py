@@ -1,6 +1,7 @@
 """`jaxscale explain`: every matmul of the step, how it is cut, and what that costs."""
 
 import json
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -78,5 +79,14 @@ def load(config: str, overrides: list[str] | None, mesh: str | None, topology: s
         raise ValueError(f"--slices {slices} needs --topology, e.g. --topology v5p:2x2x2")
     where = find_topology(topology, slices) if topology else None
     loaded = load_config(config, overrides or [])
-    loaded = with_mesh(loaded, mesh) if mesh is not None else loaded
+    if mesh is not None:
+        loaded = with_mesh(loaded, mesh)
+        devices = math.prod(loaded.mesh.sizes(None).values())
+        if where and devices != where.devices:
+            raise ValueError(
+                f"--mesh {mesh} is of {devices} devices, and {where.name} has {where.devices}; make them the same"
+            )
+    elif where is None and -1 in loaded.mesh.model_dump().values() and not loaded.runtime.simulated_devices:
+        raise ValueError(f"the mesh of {config} takes all devices there are (-1); say how many: --mesh data=2,fsdp=4, "
+                         "or --topology v5p:2x2x2")  # fmt: skip
     return (fit_mesh(loaded, where) if where else loaded), where

@@ -12,7 +12,7 @@ from jaxscale.explain.match import SMALL
 from jaxscale.explain.rows import CASES, Row
 from jaxscale.explain.story import Explanation
 
-MARK = {"same": "= compiled", "different": "≠ compiled", "not compiled": ""}
+MARK = {"same": "= compiled", "dtype": "≈ compiled", "different": "≠ compiled", "not compiled": ""}
 
 
 def show(found: Explanation, *, backward: bool) -> None:
@@ -51,8 +51,8 @@ def header(found: Explanation) -> list[str]:
     return [
         f"{found.config.name} on {mesh_text(found.mesh)} ({devices} device{'s' * (devices > 1)}); {sizes}; "
         f"{step.compute_dtype}, remat {step.remat if isinstance(step.remat, str) else 'by name'}",
-        f"shardings: from the traced program (jax {found.jax}); = and ≠: beside {by}; seconds: predicted, {speeds}",
-        "D_fsdp: dim D, split over the mesh axis fsdp; bytes (the scaling book's V), FLOPs and times: of a device and run",
+        f"shardings: from the traced program (jax {found.jax}); =, ≈, ≠: beside {by}; seconds: predicted, {speeds}",
+        "D_fsdp: dim D, split over the mesh axis fsdp; bytes (the scaling book's V), FLOPs, times: of a device and run",
     ]
 
 
@@ -86,14 +86,16 @@ def footer(found: Explanation, *, backward: bool) -> list[str]:
         lines.append(f"≠ inserted by the compiler: {f.kind} over {'+'.join(f.axes) or 'other groups'}, {size(f.bytes)} "
                      f"x{f.times}, filed under {f.name} ({f.phase})")  # fmt: skip
     if found.compiled_by:
-        all_ = sum(len(r.sends) for r in found.rows)
-        lines.append(f"{all_} collectives of matmuls, both passes: {all_ - found.differences} are compiled as the traced "
-                     f"program asks, {found.differences} otherwise")  # fmt: skip
+        sends = [s for r in found.rows for s in r.sends]
+        counts = {kind: sum(s.compiled == kind for s in sends) for kind in ("same", "dtype", "different")}
+        lines.append(f"{len(sends)} collectives of matmuls, both passes: = {counts['same']} compiled as asked, "
+                     f"≈ {counts['dtype']} in another dtype, ≠ {counts['different']} otherwise")  # fmt: skip
+        lines += [f"≈ {note}" for note in sorted({s.note for s in sends if s.compiled == "dtype"})]
     step = forecast(found.config, found.topology, found.mesh)
     parts = ", ".join(
-        f"{name} {seconds * 1e3:.3g}" for name, seconds in sorted(step.time.sums.items(), key=lambda p: -p[1])
+        f"{name} {micro(seconds)}" for name, seconds in sorted(step.time.sums.items(), key=lambda p: -p[1])
     )
-    lines.append(f"the whole step, predicted: {step.time.best * 1e3:.3g} ms ({parts} ms, partly at the same time); "
+    lines.append(f"the whole step, predicted: {micro(step.time.best)} ({parts}, partly at the same time); "
                  f"{step.time.binds} binds")  # fmt: skip
     if not backward:
         lines.append("the backward pass has twice the FLOPs: --backward; a page to play with: -o explain.html")
@@ -119,16 +121,15 @@ def show_compared(a: Explanation, b: Explanation) -> None:
     for name, one in zip(names, (a, b), strict=True):
         step = forecast(one.config, one.topology, one.mesh)
         total = sum(s.bytes * s.times for r in one.rows for s in r.sends) + sum(o.bytes * o.times for o in one.others)
-        console.print(f"{name}: {size(total)} sent by a device in a step; predicted {step.time.best * 1e3:.3g} ms on "
+        console.print(f"{name}: {size(total)} sent by a device in a step; predicted {micro(step.time.best)} on "
                       f"{one.topology.name}, {step.time.binds} binds", markup=False, soft_wrap=True)  # fmt: skip
 
 
 def sent_words(row: Row | None) -> str:
     if row is None:
         return "-"
-    return (
-        "; ".join(f"{s.kind} {s.operand}/{'+'.join(s.axes)} {size(s.bytes * s.times)}" for s in row.sends) or "nothing"
-    )
+    words = [f"{s.kind} {getattr(row, s.operand).name} {'+'.join(s.axes)} {size(s.bytes * s.times)}" for s in row.sends]
+    return "\n".join(words) or "nothing"
 
 
 def row_seconds(row: Row) -> float:
@@ -165,4 +166,7 @@ def count(flops: float) -> str:
 
 
 def micro(seconds: float) -> str:
-    return f"{seconds * 1e6:,.3g} us" if seconds < 1e-3 else f"{seconds * 1e3:,.3g} ms"
+    for unit, factor in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= factor:
+            return f"{seconds / factor:,.3g} {unit}"
+    return f"{seconds * 1e6:,.3g} us"

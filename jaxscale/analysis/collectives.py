@@ -128,8 +128,13 @@ def only_sliced(computation: Computation, i: Instruction) -> bool:
                 frontier.append(user.name)
             else:
                 readers.append(user)
-    return bool(readers) and all(r.opcode == "dynamic-slice" or ("slice" in r.name.split(".")[0] and
-                                 r.bytes < i.bytes) for r in readers)  # fmt: skip
+    return bool(readers) and all(r.opcode == "dynamic-slice" or slices(r, i.bytes) for r in readers)
+
+
+def slices(reader: Instruction, whole: int) -> bool:
+    """Is it, by its name, a fusion that takes a slice? One that writes a slice (a loop stacks its results) is not."""
+    name = reader.name.split(".")[0]
+    return "slice" in name and "update" not in name and reader.bytes < whole
 
 
 def async_spans(worker: Worker, computation: Computation) -> dict[str, Work]:

@@ -25,7 +25,8 @@ def names(found: Explanation) -> tuple[list[str], list[str]]:
     forward = found.phase("forward")
     parameters = [r.w.name for r in forward if r.w.name.startswith("w_")]
     tags = [t for t in cfg.ACTIVATIONS if any(t in r.tags for r in forward)]
-    return parameters, list(dict.fromkeys([r.out.name for r in forward] + tags))
+    results = [r.out.name for r in forward]
+    return parameters, list(dict.fromkeys([n for n in results if results.count(n) == 1] + tags))
 
 
 def follow(found: Explanation, name: str) -> list[Stop]:

@@ -51,7 +51,7 @@ class Need:
 def found_in(compiled: Iterable[Collective]) -> list[Found]:
     """The arrays of all collectives, one by one."""
     out = []
-    for c in compiled:
+    for c in (c for c in compiled if c.groups > 1):  # of one device: nothing is sent
         paths = sources(c.source)
         sizes = (c.bytes,) if c.kind == "all-to-all" or not c.sizes else c.sizes  # an all-to-all may be one of parts
         paths = paths if len(paths) == len(sizes) else [paths[0]] * len(sizes)
@@ -121,34 +121,35 @@ def pick(need: Need, found: list[Found]) -> Found | None:
 
 
 def otherwise(need: Need, found: list[Found]) -> Found | None:
-    """Of the same operations and over the same axes (or more), but not the same collective."""
-    same = [f for f in found if not f.used and f.name in need.names and set(need.axes) <= set(f.axes)]
-    same += [f for f in found if not f.used and (f.axes, f.bytes, f.times) == (need.axes, need.bytes, need.times)]
+    """Of the same operations over the same axes (or more), or of the same size: but not the same collective."""
 
     def likeness(f: Found) -> tuple[bool, ...]:
-        sizes = (need.bytes, need.bytes * {"f32": 2, "bf16": 0.5}.get(f.wire, 1))
-        return (f.name in need.names, f.axes == need.axes, f.phase == need.phase, f.bytes in sizes, f.kind == need.kind)
+        right_size = f.bytes in (need.bytes, need.bytes * {"f32": 2, "bf16": 0.5}.get(f.wire, 1))
+        alike = (f.name in need.names, f.axes == need.axes, f.phase == need.phase, right_size, f.kind == need.kind)
+        named = f.name in need.names and set(need.axes) <= set(f.axes)
+        return alike if named or (f.axes == need.axes and right_size and f.times == need.times) else ()
 
-    return max(same, key=likeness, default=None)
+    return max((f for f in found if not f.used and likeness(f)), key=likeness, default=None)
 
 
 def verdict(need: Need, one: Found) -> tuple[str, str]:
-    notes = []
+    """`same`, `dtype` (the same but for the numbers' width) or `different`, and why."""
+    notes, width = [], ""
     if one.axes != need.axes:
         notes.append(f"{one.kind} over {'+'.join(one.axes)} at once: the compiler joined it with the next one")
     elif one.kind != need.kind:
         notes.append(f"{one.kind} instead{kind_reason(need.kind, one.kind)}")
     if one.bytes == 2 * need.bytes and one.wire == "f32":
-        notes.append("in float32, twice the bytes: this compiler computes no bfloat16")
+        width = "in float32, twice the bytes: this compiler computes no bfloat16"
     elif need.bytes == 2 * one.bytes and one.wire == "bf16":
-        notes.append("in bfloat16, half the bytes: this chip rounds a matmul's float32 operands to it anyway")
+        width = "in bfloat16, half the bytes: this chip rounds a matmul's float32 operands to it anyway"
     elif one.bytes != need.bytes and one.axes == need.axes:
         notes.append(f"{one.bytes:,} bytes, not {need.bytes:,}")
     if one.times != need.times:
         moved = "moved out of a loop" if one.times < need.times else "not kept"
         notes.append(f"{one.times} runs, not {need.times}: {moved}")
-    if notes:
-        return "different", "; ".join(notes)
+    if notes or width:
+        return "different" if notes else "dtype", "; ".join([*notes, width] if width else notes)
     return "same", f"in one of {one.together} arrays" if one.together > 1 else ""
 
 

@@ -68,7 +68,8 @@ class Send:
         operand: `x`, `w` or `out`.
         shared: names of the other matmuls that this one collective serves.
         seconds, network: predicted.
-        compiled: `same`, `different`, or `not compiled`; `note` says why.
+        compiled: `same`, `dtype` (the same in wider or narrower numbers), `different`, or `not compiled`; `note` says
+            why.
         path: where it stands in the traced program.
     """
 

@@ -102,8 +102,7 @@ def explain(
         over = split_mesh(config, where, found["mesh"])[1] if own and where.slices > 1 else None
         compiled = collectives(parse(hlo), found["mesh"], over=over)
         rows, others, inserted = match(rows, others, compiled)
-    speed, links = rates(where.chip, config.step.compute_dtype), axis_links(where, mesh, config.mesh.over_slices)
-    rows = [timed(row, speed, links) for row in rows]
+    rows = timed_rows(rows, config, where, mesh)
     inserted = [f for f in inserted if f.bytes >= SMALL]
     by = by if hlo else None
     return Explanation(config, found["mesh"], where, assumed, by, why, found["jax"], rows, others, inserted)
@@ -153,6 +152,12 @@ def assumed_topology(devices: int) -> Topology:
         return find_topology(f"h100:{devices}")
     raise ValueError(f"a mesh of {devices} devices: {ASSUMED} has no slice of so many chips; say which machine with "
                      "--topology, e.g. h100:3x8")  # fmt: skip
+
+
+def timed_rows(rows: list[Row], config: cfg.Config, where: Topology, mesh: Mapping[str, int]) -> list[Row]:
+    """Rows with predicted seconds on a machine."""
+    speed, links = rates(where.chip, config.step.compute_dtype), axis_links(where, mesh, config.mesh.over_slices)
+    return [timed(row, speed, links) for row in rows]
 
 
 def timed(row: Row, speed: Rates, links: Mapping[str, Link]) -> Row:

@@ -256,10 +256,24 @@ class Walk:
                 )
                 continue
             first, operand = move.rows[-1] if side == "out" else move.rows[0]  # partial sums are added, then sent
-            shared = tuple(dict.fromkeys(self.rows[k].title for k, _ in move.rows if k != first))
+            shared = tuple(
+                dict.fromkeys(self.rows[k].title for k, _ in move.rows if self.rows[k].title != self.rows[first].title)
+            )
             send = Send(operand, move.kind, move.axes, move.bytes, move.times, move.path, shared)
             self.rows[first] = replace(self.rows[first], sends=(*self.rows[first].sends, send))
-        return self.rows, self.others
+        return merged(self.rows), self.others
+
+
+def merged(rows: list[Row]) -> list[Row]:
+    """One row of a matmul that stands in several places, such as a chunk of the loss and the loop of the others."""
+    found: dict[tuple, Row] = {}
+    for row in rows:
+        key = (row.title, row.phase, str(row), row.m, row.k, row.n)
+        old = found.get(key)
+        if old:
+            row = replace(old, times=old.times + row.times, sends=(*old.sends, *row.sends))
+        found[key] = row
+    return [replace(row, id=i) for i, row in enumerate(found.values())]
 
 
 def trace(config: cfg.Config, program: Any, batch: Any, mesh: dict[str, int]) -> tuple[list[Row], list[Other], Any]:
