@@ -34,7 +34,8 @@ function groupOf(id, axes, sizes) {
   });
 }
 
-const colorClass = (id) => `d${id % 8}`;
+/** Devices beside each other along any axis differ in colour; those of one colour in pattern. */
+const colorClass = (id) => `d${(id + 3 * Math.floor(id / 8)) % 8}`;
 const patternOf = (id) => (Math.floor(id / 8) % 4 ? `url(#pattern${Math.floor(id / 8) % 4})` : null);
 
 /** A rectangle in a device's colour and pattern. */
@@ -53,7 +54,7 @@ function patterns() {
     shape("pattern", { id: "partial", width: 6, height: 6, patternUnits: "userSpaceOnUse" }, shape("path", { d: "M-1,1L1,-1M0,6L6,0M5,7L7,5", class: "partial-line" }))));
 }
 
-/** The mesh: a box for each place along data, in it rows along fsdp and columns along tensor. */
+/** The mesh: columns along the last axis, rows along the one before, a box for each place along the first. */
 class MeshPicture {
   constructor(node, choose) {
     Object.assign(this, { node, choose, sizes: null, buttons: [] });
@@ -63,18 +64,20 @@ class MeshPicture {
   draw(sizes, whole) {
     this.sizes = sizes;
     this.buttons = [];
-    const [outer, row, column] = PAGE.constants.ready;
-    const boxes = Array.from({ length: size(sizes, outer) }, (_, d) => {
-      const rows = Array.from({ length: size(sizes, row) }, (_, f) => [
-        make("span", { class: "along", "aria-hidden": "true" }, size(sizes, row) > 1 ? `${row} ${f}` : ""),
-        ...Array.from({ length: size(sizes, column) }, (_, t) => this.cell(deviceAt({ [outer]: d, [row]: f, [column]: t }, sizes))),
-      ]);
-      const heads = size(sizes, column) > 1 && size(sizes, column) <= 8 ? Array.from({ length: size(sizes, column) }, (_, t) => make("span", { class: "above", "aria-hidden": "true" }, t ? String(t) : `${column} 0`)) : [];
-      const grid = make("div", { class: "cells" }, heads.length ? make("span", {}) : null, ...heads, ...rows.flat());
-      grid.style.gridTemplateColumns = `max-content repeat(${size(sizes, column)}, minmax(0, 48px))`;
-      return make("div", { class: "box" }, size(sizes, outer) > 1 ? make("p", { class: "along" }, `${outer} ${d}`) : null, grid);
-    });
+    const [column, row, outer] = [...PAGE.constants.ready].reverse().filter((a) => size(sizes, a) > 1), n = column ? size(sizes, column) : 1;
+    const along = (axis) => Array.from({ length: axis ? size(sizes, axis) : 1 }, (_, i) => (axis ? { [axis]: i } : {}));
+    const none = Object.fromEntries(PAGE.constants.ready.map((a) => [a, 0])), label = (axis, i) => make("span", { class: "along", "aria-hidden": "true" }, axis ? `${axis} ${i}` : "");
+    const boxes = along(outer).map((o, i) => make("div", { class: "box" }, outer ? make("p", { class: "along" }, `${outer} ${i}`) : null,
+      column ? make("p", { class: "along across" }, label(row, 0), `${column} 0 to ${n - 1} →`) : null,
+      along(row).map((r, j) => {
+        const cells = make("div", { class: "cells" }, along(column).map((c) => this.cell(deviceAt({ ...none, ...o, ...r, ...c }, sizes))));
+        cells.style.gridTemplateColumns = `repeat(${Math.min(n, 8)}, minmax(28px, 48px))`;
+        return make("div", { class: "line" }, row ? label(row, j) : null, cells);
+      })));
+    this.columns = Math.min(n, 8);
     this.node.replaceChildren(...boxes);
+    this.node.classList.toggle("wide", n > 4);
+    this.node.parentElement.style.flexBasis = n > 4 ? "400px" : "";
     const reduced = PAGE.constants.ready.some((a) => size(sizes, a) !== size(whole, a));
     byId("mesh-note").textContent = reduced ? `A sketch: drawn as ${meshText(sizes)} in place of ${meshText(whole)}. Figures are the whole mesh's.` : "";
   }
@@ -97,7 +100,7 @@ class MeshPicture {
   }
 
   key(event) {
-    const steps = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: size(this.sizes, "tensor"), ArrowUp: -size(this.sizes, "tensor") }, step = steps[event.key];
+    const steps = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: this.columns, ArrowUp: -this.columns }, step = steps[event.key];
     if (!step || !(event.target instanceof HTMLButtonElement)) return;
     event.preventDefault();
     const n = this.buttons.length, id = (((Number(event.target.dataset.device) + step) % n) + n) % n;

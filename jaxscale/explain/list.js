@@ -24,7 +24,7 @@ class List {
     const node = make("tr", { role: "row", "aria-selected": String(chosen), tabindex: chosen ? "0" : "-1", "data-row": row.id, class: `phase-${row.phase}`, "aria-label": `${rowTitle(row)}: ${notationText(row)}` },
       make("td", { role: "gridcell", class: "name" }, make("span", { class: "title" }, rowTitle(row), row.times > 1 ? make("span", { class: "times" }, ` ${row.times} ×`) : null), make("span", { class: "notation" }, notationNodes(row))),
       cell(1, seconds(rowSeconds(row))), cell(2, boundText(row.bound)), cell(3, caseText(row.cases)),
-      cell(4, [m, k, n].map(grouped).join(" × ")), cell(5, figure(row.flops, "FLOPs", 3)), cell(6, plain(row.intensity, 3)),
+      cell(4, [m, k, n].map(grouped).join(" × ")), cell(5, prefixed(row.flops, 3)), cell(6, plain(row.intensity, 3)),
       make("td", { role: "gridcell", "data-label": row.sends.length ? `sends ${bytes(ownBytes(row))}` : "sends", class: "sends" }, sendNodes(row, atRest)));
     node.addEventListener("click", () => this.choose(row.id));
     this.lines.set(row.id, node);

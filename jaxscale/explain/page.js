@@ -50,7 +50,7 @@ function drawRoofline() {
   const own = PAGE.machines.chips[now.chip], rates = ratesOf(now.config, now.chip);
   roofline.draw(shownRows(), rates, { ...own, best: own.rates.bfloat16.matmul_flops }, state.row);
   const passes = Math.round(own.rates.bfloat16.matmul_flops / rates.matmul_flops), peak = passes > 1 ? `the datasheet, with a float32 matmul at 1/${passes} of the bf16 peak` : "the datasheet";
-  byId("roof-note").textContent = `${now.chip}: the solid line is what matmuls and memory reach (${figure(rates.matmul_flops, "FLOP/s", 3)}, ${figure(rates.memory, "bytes/s", 3)}), the dashed one ${peak}. A mark below the roof waits for its collective.`;
+  byId("roof-note").textContent = `${now.chip}: the solid line is what matmuls and memory reach (${figure(rates.matmul_flops, "FLOP/s", 3)}, ${figure(rates.memory, "bytes/s", 3)}), the dashed one ${peak}. A mark below the roof waits for its collective${shownRows().some((row) => ATTENTION.includes(row.name)) ? "; attention's kernel reaches less than a matmul" : ""}.`;
 }
 
 function choose(id) {
@@ -71,7 +71,7 @@ function drawDetail() {
   state.held = Math.min(state.held, n - 1);
   byId("detail-title").textContent = rowTitle(row);
   byId("detail-notation").replaceChildren(...notationNodes(row));
-  byId("detail-cases").replaceChildren(...Object.entries(row.cases).map(([axis, c]) => make("li", {}, make("strong", {}, `${axis}: case ${c}`), `, ${CASES[c]}`)));
+  byId("detail-cases").replaceChildren(...Object.entries(row.cases).map(([axis, c]) => make("li", { class: c === 1 ? "quiet" : "" }, make("strong", {}, `${axis}: case ${c}`), `, ${CASES[c]}`)));
   byId("detail-times").replaceChildren(...Object.entries(row.seconds).map(([name, value]) => make("li", { class: name === row.bound ? "binds" : "" }, `${name} ${seconds(value)}`)));
   byId("row-note").textContent = row.note || "";
   mesh.draw(sketch, now.sizes);

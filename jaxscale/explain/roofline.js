@@ -15,7 +15,7 @@ class Roofline {
     const width = Math.max(300, Math.min(this.node.clientWidth || 560, 720)), height = width < 480 ? 290 : 340;
     const box = { left: 58, right: width - 14, top: 18, bottom: height - 44 };
     const reach = (row) => ({ x: row.intensity, y: row.flops / rowSeconds(row), roof: row.flops / Math.max(row.seconds.compute, row.seconds.HBM) });
-    const points = rows.map((row) => ({ row, ...reach(row) }));
+    const points = rows.map((row) => ({ row, ...reach(row) })).filter((p) => p.x > 0 && p.y > 0 && Number.isFinite(p.x * p.y));
     const ridge = rates.matmul_flops / rates.memory, xs = [...points.map((p) => p.x), ridge], ys = points.map((p) => p.y);
     const [x0, x1] = [Math.min(...xs) / 2.5, Math.max(...xs) * 4], peak = chip.device_flops * (rates.matmul_flops / chip.best);
     const [y0, y1] = [Math.min(...ys, peak / 20) / 2, peak * 2];
