@@ -12,38 +12,57 @@ function stepsOf(kind, n) {
   if (kind === "reduce-scatter") return scatterSteps(n, "reduce-scatter");
   if (kind === "all-reduce") return [...scatterSteps(n, "reduce-scatter"), ...gatherSteps(n, "all-gather")];
   if (kind === "all-to-all") return exchangeSteps(n);
-  return [{ phase: kind, words: "Each device sends what it has to its neighbour.", moves: everyone(n).map((i) => ({ from: i, to: ring(i + 1, n), slot: 0, into: 0 })) }];
+  return [
+    {
+      phase: kind,
+      words: "Each device sends what it has to its neighbour.",
+      moves: everyone(n).map((i) => ({ from: i, to: ring(i + 1, n), slot: 0, into: 0 })),
+    },
+  ];
 }
 
 function gatherSteps(n, phase) {
   return Array.from({ length: n - 1 }, (_, s) => ({
-    phase, words: s ? "Each device passes on the chunk that it has just got." : "Each device sends its own chunk to its neighbour.",
+    phase,
+    words: s ? "Each device passes on the chunk that it has just got." : "Each device sends its own chunk to its neighbour.",
     moves: everyone(n).map((i) => ({ from: i, to: ring(i + 1, n), slot: ring(i - s, n), into: ring(i - s, n) })),
   }));
 }
 
 function scatterSteps(n, phase) {
   return Array.from({ length: n - 1 }, (_, s) => ({
-    phase, words: s ? "Each device adds its own term to the sum that it has just got, and passes it on." : "Each device sends its term of one chunk to its neighbour, which adds its own.",
+    phase,
+    words: s
+      ? "Each device adds its own term to the sum that it has just got, and passes it on."
+      : "Each device sends its term of one chunk to its neighbour, which adds its own.",
     moves: everyone(n).map((i) => ({ from: i, to: ring(i + 1, n), slot: ring(i - s - 1, n), into: ring(i - s - 1, n), adds: true })),
   }));
 }
 
 function exchangeSteps(n) {
   return Array.from({ length: n - 1 }, (_, s) => ({
-    phase: "all-to-all", words: `Each device sends the block for the device ${s + 1} place${s ? "s" : ""} on, past those between.`,
-    moves: everyone(n).map((i) => ({ from: i, to: ring(i + s + 1, n), slot: ring(i + s + 1, n), into: ring(i + s + 1 + (s + 1), n), trades: true })),
+    phase: "all-to-all",
+    words: `Each device sends the block for the device ${s + 1} place${s ? "s" : ""} on, past those between.`,
+    moves: everyone(n).map((i) => ({
+      from: i,
+      to: ring(i + s + 1, n),
+      slot: ring(i + s + 1, n),
+      into: ring(i + s + 1 + (s + 1), n),
+      trades: true,
+    })),
   }));
 }
 
 /** Before the first step: slots[device][slot] = {chunk, parts} or null. */
 function startOf(kind, n) {
-  return everyone(n).map((i) => everyone(n).map((slot) => {
-    if (kind === "all-gather") return slot === i ? { chunk: i, parts: [i] } : null;
-    if (kind === "all-to-all") return { chunk: slot, parts: [i] };
-    if (kind === "collective-permute") return slot ? null : { chunk: i, parts: [i] };
-    return { chunk: slot, parts: [i] };
-  }));
+  return everyone(n).map((i) =>
+    everyone(n).map((slot) => {
+      if (kind === "all-gather") return slot === i ? { chunk: i, parts: [i] } : null;
+      if (kind === "all-to-all") return { chunk: slot, parts: [i] };
+      if (kind === "collective-permute") return slot ? null : { chunk: i, parts: [i] };
+      return { chunk: slot, parts: [i] };
+    }),
+  );
 }
 
 /** After `done` steps. */
@@ -53,7 +72,8 @@ function stateAfter(kind, n, done) {
     const next = slots.map((own) => [...own]);
     if (step.moves[0].trades) for (const { from, slot } of step.moves) next[from][slot] = null;
     for (const { from, to, slot, into, adds } of step.moves) {
-      const moved = slots[from][slot], there = slots[to][into];
+      const moved = slots[from][slot],
+        there = slots[to][into];
       next[to][into] = adds ? { chunk: moved.chunk, parts: [...there.parts, ...moved.parts].sort((a, b) => a - b) } : moved;
       if (adds) next[from][slot] = null;
     }
@@ -68,7 +88,8 @@ function finished(kind, n, slots) {
   if (kind === "all-gather") return slots.every((own) => own.every((c, slot) => c !== null && c.chunk === slot));
   if (kind === "reduce-scatter") return slots.every((own, i) => whole(own[i]) && own.every((c, slot) => slot === i || c === null));
   if (kind === "all-reduce") return slots.every((own) => own.every(whole));
-  if (kind === "all-to-all") return slots.every((own, i) => own.every((c) => c !== null && c.chunk === i) && new Set(own.map((c) => c.parts[0])).size === n);
+  if (kind === "all-to-all")
+    return slots.every((own, i) => own.every((c) => c !== null && c.chunk === i) && new Set(own.map((c) => c.parts[0])).size === n);
   return slots.every((own, i) => own[0].chunk === ring(i - 1, n));
 }
 

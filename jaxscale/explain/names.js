@@ -5,7 +5,8 @@ const SVG = "http://www.w3.org/2000/svg";
 /** An element with attributes and children; strings become text, never markup. */
 function element(space, name, attributes, children) {
   const node = space ? document.createElementNS(space, name) : document.createElement(name);
-  for (const [key, value] of Object.entries(attributes || {})) if (value !== null && value !== undefined && value !== false) node.setAttribute(key, value);
+  for (const [key, value] of Object.entries(attributes || {}))
+    if (value !== null && value !== undefined && value !== false) node.setAttribute(key, value);
   for (const child of children.flat(Infinity)) if (child !== null && child !== undefined) node.append(child);
   return node;
 }
@@ -25,7 +26,19 @@ const WHY = {
   "all-reduce": "a reduce-scatter, then an all-gather: every device ends with the whole sum",
   "all-to-all": "every device trades its blocks: rows for columns",
 };
-const DIMS = { B: "batch", T: "sequence", S: "keys", D: "embed", N: "heads", K: "kv heads", H: "head dim", F: "mlp", V: "vocab", L: "layers", G: "queries of a kv head" };
+const DIMS = {
+  B: "batch",
+  T: "sequence",
+  S: "keys",
+  D: "embed",
+  N: "heads",
+  K: "kv heads",
+  H: "head dim",
+  F: "mlp",
+  V: "vocab",
+  L: "layers",
+  G: "queries of a kv head",
+};
 
 /** x[B_{data,fsdp}, T, D] as nodes; `plain` as text, for names that are read aloud. */
 function tensorNodes(name, letters, layout) {
@@ -33,13 +46,25 @@ function tensorNodes(name, letters, layout) {
   letters.forEach((c, i) => parts.push(i ? ", " : "", make("var", {}, c), layout[i].length ? make("sub", {}, layout[i].join(",")) : null));
   return [...parts, "]"].filter((part) => part !== null);
 }
-const tensorText = (name, letters, layout) => `${name}[${letters.map((c, i) => (layout[i].length ? `${c}_${layout[i].length > 1 ? `{${layout[i].join(",")}}` : layout[i][0]}` : c)).join(", ")}]`;
+const tensorText = (name, letters, layout) =>
+  `${name}[${letters.map((c, i) => (layout[i].length ? `${c}_${layout[i].length > 1 ? `{${layout[i].join(",")}}` : layout[i][0]}` : c)).join(", ")}]`;
 
-const notationNodes = (row) => [...tensorNodes(row.x.name, row.x.letters, row.x.stored), " · ", ...tensorNodes(row.w.name, row.w.letters, row.w.stored), " → ", ...tensorNodes(row.out.name, row.out.letters, row.out.used)];
-const notationText = (row) => `${tensorText(row.x.name, row.x.letters, row.x.stored)} · ${tensorText(row.w.name, row.w.letters, row.w.stored)} -> ${tensorText(row.out.name, row.out.letters, row.out.used)}`;
+const notationNodes = (row) => [
+  ...tensorNodes(row.x.name, row.x.letters, row.x.stored),
+  " · ",
+  ...tensorNodes(row.w.name, row.w.letters, row.w.stored),
+  " → ",
+  ...tensorNodes(row.out.name, row.out.letters, row.out.used),
+];
+const notationText = (row) =>
+  `${tensorText(row.x.name, row.x.letters, row.x.stored)} · ${tensorText(row.w.name, row.w.letters, row.w.stored)} -> ${tensorText(row.out.name, row.out.letters, row.out.used)}`;
 
 const rowTitle = (row) => `${row.name}${row.what ? `, ${row.what}` : ""}${row.phase === "recomputed" ? " (recomputed)" : ""}`;
-const meshText = (sizes) => PAGE.constants.ready.filter((a) => size(sizes, a) > 1).map((a) => `${a}=${sizes[a]}`).join(", ") || "one device";
+const meshText = (sizes) =>
+  PAGE.constants.ready
+    .filter((a) => size(sizes, a) > 1)
+    .map((a) => `${a}=${sizes[a]}`)
+    .join(", ") || "one device";
 const caseText = (cases) => {
   const axes = Object.entries(cases).filter(([, c]) => c > 1);
   return axes.length ? axes.map(([axis, c]) => `${axis} ${c}`).join(", ") : "1";
