@@ -5,7 +5,11 @@ EXTRAS ?= dev
 BIN = $(VENV)/bin
 STDLIB = data/stdlib
 
-.PHONY: quickstart test faults core check lint types bench-gpu clean
+CHAPTERS = $(wildcard docs/course/[0-9]*.md)
+RAN = $(CHAPTERS:docs/course/%.md=build/course/%/outputs.json)
+SOURCES = $(shell find jaxscale configs -name '*.py' -o -name '*.yaml') docs/run_chapter.py docs/course/matplotlibrc
+
+.PHONY: quickstart test faults core check course docs figures lint types bench-gpu clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/jaxscale data prepare --stdlib --tokenizer byte --validation-fraction 0.05 --out $(STDLIB)
@@ -21,17 +25,32 @@ faults: $(VENV)/installed-dev
 # What tells most in least time: shardings, models, collectives, whole runs, decoding. CI runs it on a second Python.
 core: $(VENV)/installed-dev
 	$(BIN)/python -m pytest tests/analysis tests/test_predict.py tests/parallel tests/models tests/training/test_collectives.py tests/training/test_trainer.py \
-		tests/training/test_generate.py tests/training/test_feed.py tests/data tests/cluster tests/faults/test_guard.py
+		tests/training/test_generate.py tests/training/test_feed.py tests/data tests/cluster tests/puzzles tests/faults/test_guard.py
 
-check: lint types test faults
+check: lint types test faults course docs
+
+# Every code block of every chapter of docs/course, on simulated devices: minutes.
+course: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -m course
+
+# The site in build/site, which opens offline: build/site/index.html. Chapters that changed are run first.
+docs: $(VENV)/installed-docs $(RAN)
+	$(BIN)/sphinx-build -W --keep-going -q docs build/site
+
+build/course/%/outputs.json: docs/course/%.md $(SOURCES) | $(VENV)/installed-docs
+	$(BIN)/python docs/run_chapter.py $<
+
+# The chapters' figures in the repository, as their code draws them now.
+figures: $(VENV)/installed-docs
+	$(BIN)/python docs/run_chapter.py --figures $(CHAPTERS)
 
 # Everything that can be measured on one NVIDIA GPU, within 8 minutes; PYTHON's jax must have CUDA (extra cuda12 or cuda13).
 bench-gpu:
 	$(PYTHON) benchmarks/gpu.py
 
 lint: $(VENV)/installed-dev
-	$(BIN)/ruff check jaxscale tests benchmarks
-	$(BIN)/ruff format --check jaxscale tests benchmarks
+	$(BIN)/ruff check jaxscale tests benchmarks docs
+	$(BIN)/ruff format --check jaxscale tests benchmarks docs
 
 types: $(VENV)/installed-dev
 	$(BIN)/mypy
@@ -48,5 +67,9 @@ $(VENV)/installed-dev: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --editable ".[$(EXTRAS)]"
 	touch $@ $(VENV)/installed
 
+$(VENV)/installed-docs: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable ".[docs]"
+	touch $@ $(VENV)/installed
+
 clean:
-	rm -rf $(VENV) runs data .pytest_cache .ruff_cache .mypy_cache
+	rm -rf build $(VENV) runs data .pytest_cache .ruff_cache .mypy_cache

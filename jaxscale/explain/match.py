@@ -5,7 +5,7 @@ of several names them all. A need is met by the one that has its name, kind, axe
 some of these are the same, the difference is told, with its reason where there is one.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from jaxscale.analysis.collectives import Collective
@@ -74,11 +74,17 @@ def match(
             (Need(frozenset([other.what]), other.phase, other.kind, other.axes, other.bytes, other.times), -1, k)
         )
     answers: dict[tuple[int, int], tuple[str, str]] = {}
-    for test in (exactly, widened, by_size, otherwise):
-        for need, row_id, k in needs:
-            if (row_id, k) not in answers and (one := test(need, found)):
-                one.used = True
-                answers[row_id, k] = verdict(need, one)
+
+    def try_all(*tests: Callable[[Need, list[Found]], Found | None]) -> None:
+        for test in tests:
+            for need, row_id, k in needs:
+                if (row_id, k) not in answers and (one := test(need, found)):
+                    one.used = True
+                    answers[row_id, k] = verdict(need, one)
+
+    try_all(exactly, widened, by_size)
+    answers |= put_together([n for n in needs if n[1:] not in answers], found)
+    try_all(otherwise)
     for need, row_id, k in needs:
         if (row_id, k) not in answers:
             answers[row_id, k] = ("different", missing(need, found))
@@ -118,6 +124,23 @@ def alike(need: Need, f: Found, width: int) -> bool:
 
 def pick(need: Need, found: list[Found]) -> Found | None:
     return max(found, key=lambda f: (f.name in need.names, f.phase == need.phase), default=None)
+
+
+def put_together(needs: list[tuple[Need, int, int]], found: list[Found]) -> dict[tuple[int, int], tuple[str, str]]:
+    """Needs of one kind that one collective of one array serves, as long as all of them together (a GPU's compiler
+    lays arrays one after another)."""
+    groups: dict[tuple, list[tuple[Need, int, int]]] = {}
+    for one in needs:
+        groups.setdefault((one[0].kind, one[0].axes, one[0].times, one[0].phase), []).append(one)
+    answers: dict[tuple[int, int], tuple[str, str]] = {}
+    for (kind, axes, times, _), group in groups.items():
+        total = sum(need.bytes for need, _, _ in group)
+        for f in found:
+            if len(group) > 1 and not f.used and (f.kind, f.axes, f.times, f.bytes) == (kind, axes, times, total):
+                f.used = True
+                answers |= {(row, k): ("same", f"in one of {len(group)} arrays") for _, row, k in group}
+                break
+    return answers
 
 
 def otherwise(need: Need, found: list[Found]) -> Found | None:

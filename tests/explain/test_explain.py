@@ -157,6 +157,16 @@ def test_a_difference_is_explained(cube, compiled, change, status, words):
     assert words in odd[0].note
 
 
+def test_arrays_laid_one_after_another_are_as_asked(cube, compiled):
+    """As NVIDIA's compiler does: one array as long as all of a loop's gradients, under no one's name."""
+    one = next(c for c in compiled if c.axes == ("data",) and c.arrays == 7)
+    flat = replace(one, sizes=(one.bytes,), arrays=1, source="jit(train_step)/while")
+    rows, _, inserted = match(cube[0], cube[1], [flat if c is one else c for c in compiled])
+    own = [s for r in rows for s in r.sends if s.axes == ("data",) and s.times == 3]
+    assert {(s.compiled, s.note) for s in own} == {("same", "in one of 7 arrays")}
+    assert not [f for f in inserted if f.bytes >= SMALL]
+
+
 def test_a_collective_too_many_is_told(cube, compiled):
     more = replace(compiled[0], bytes=123456, sizes=(123456,), source="jit(train_step)/jvp(strange)/dot_general")
     _, _, inserted = match(cube[0], cube[1], [*compiled, more])

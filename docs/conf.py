@@ -1,0 +1,67 @@
+"""The site: Sphinx with MyST's markdown and the theme furo. `make docs` runs the chapters first.
+
+Offline: no page asks for anything that is not beside it, and search works from the file system.
+"""
+
+import json
+import shutil
+import sys
+from importlib import metadata
+from pathlib import Path
+
+DOCS = Path(__file__).parent
+sys.path.insert(0, str(DOCS))
+from run_chapter import BUILD, RUNS, blocks  # noqa: E402
+
+project = "jaxscale"
+copyright = "the authors of jaxscale"
+release = metadata.version("jaxscale")
+extensions = ["myst_parser"]
+exclude_patterns = ["_static"]
+myst_heading_anchors = 3
+html_theme = "furo"
+html_title = "jaxscale"
+html_static_path = ["_static"]
+html_show_search_summary = False  # it would fetch the pages, which a browser refuses to a page from a file
+html_css_files = ["course.css"]
+html_copy_source = html_show_sourcelink = False
+html_theme_options = {"navigation_with_keys": True}
+pygments_style, pygments_dark_style = "friendly", "github-dark"
+
+
+def show_outputs(app, name, source):
+    """Under each block of a chapter what it printed when it ran; a chapter that did not run is a warning."""
+    markdown = source[0]
+    ran = [b for b in blocks(markdown) if b.language in RUNS] if name.startswith("course/") else []
+    if not ran:
+        return
+    found = BUILD / Path(name).name / "outputs.json"
+    if not found.exists():
+        return warn(name, "it has not been run: make docs, or python docs/run_chapter.py")
+    outputs = {block["line"]: block["output"] for block in json.loads(found.read_text())["blocks"]}
+    if set(outputs) != {b.line for b in ran}:
+        return warn(name, "it has changed since it was run: make docs, or python docs/run_chapter.py")
+    lines = markdown.splitlines()
+    for block in reversed(ran):
+        if outputs[block.line].strip():
+            text = ["", "````{code-block} text", ":class: output", "", *outputs[block.line].splitlines(), "````"]
+            lines[block.end : block.end] = text
+    source[0] = "\n".join(lines) + "\n"
+
+
+def warn(name, why):
+    from sphinx.util import logging
+
+    logging.getLogger(__name__).warning("%s: %s", name, why)
+
+
+def take_figures(app, error):
+    """The figures of this run in place of those in the repository."""
+    for figure in BUILD.glob("*/figures/*") if error is None else ():
+        if (shown := Path(app.outdir) / "_images" / figure.name).exists():
+            shutil.copy(figure, shown)
+
+
+def setup(app):
+    app.connect("source-read", show_outputs)
+    app.connect("build-finished", take_figures)
