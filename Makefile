@@ -25,7 +25,7 @@ faults: $(VENV)/installed-dev
 # What tells most in least time: shardings, models, collectives, whole runs, decoding. CI runs it on a second Python.
 core: $(VENV)/installed-dev
 	$(BIN)/python -m pytest tests/analysis tests/test_predict.py tests/parallel tests/models tests/training/test_collectives.py tests/training/test_trainer.py \
-		tests/training/test_generate.py tests/training/test_feed.py tests/data tests/cluster tests/faults/test_guard.py
+		tests/training/test_generate.py tests/training/test_feed.py tests/data tests/cluster tests/puzzles tests/faults/test_guard.py
 
 check: lint types test faults course docs
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from jaxscale import cli_bench, cli_checkpoint, cli_explain, cli_launch
+from jaxscale import cli_bench, cli_checkpoint, cli_explain, cli_launch, cli_puzzle
 from jaxscale.quiet import quiet_logs
 from jaxscale.redact import one_line
 
@@ -24,6 +24,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(cli_bench.app, name="bench")
 app.add_typer(cli_checkpoint.app, name="checkpoint")
 app.command("explain")(cli_explain.explain)
+app.add_typer(cli_puzzle.app, name="puzzle")
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value ...", metavar="[section.key=value ...]")]
 USAGE_ERROR: Any = typer.BadParameter.__base__  # click's, wherever typer keeps it
@@ -298,7 +299,7 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
     except USAGE_ERROR as error:
-        if sys.argv[1:] in ([], ["data"], ["bench"], ["checkpoint"]):  # the help, as no verb was given
+        if sys.argv[1:] in ([], ["data"], ["bench"], ["checkpoint"], ["puzzle"]):  # the help, as no verb was given
             print(error.format_message())
             sys.exit(2)
         verb = error.ctx.command_path if error.ctx else "jaxscale"

@@ -81,6 +81,11 @@ BELOW = {
     "cli_bench": {"heap", "redact", "bench", "record", "console_bench", "compare", "sweep", "parallel", "config"},
     "cli_launch": {"launch"},
     "console_checkpoint": {"training", "urls"},
+    "puzzles": {"redact"},  # the grader in a child process
+    "exercises": set(),
+    "grader": {"puzzles", "parallel", "analysis", "redact"},
+    "console_puzzle": {"puzzles"},
+    "cli_puzzle": {"puzzles", "console_puzzle"},
     "cli_checkpoint": {"training", "console_checkpoint", "urls", "config"},
     "cli": {
         "redact",
@@ -89,6 +94,7 @@ BELOW = {
         "cli_launch",
         "cli_checkpoint",
         "cli_explain",
+        "cli_puzzle",
         "console",
         "console_predict",
         "predict",
@@ -115,6 +121,8 @@ OWN_ROOM = {
     "jaxscale.bench.compare": "compare",
     "jaxscale.bench.sweep": "sweep",
     "jaxscale.training.jsonl": "jsonl",
+    "jaxscale.puzzles.grader": "grader",
+    "jaxscale.puzzles.exercises": "exercises",
 }
 WITH_JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "grain"}
 ALONE = (
@@ -131,6 +139,9 @@ ALONE = (
     "urls",
     "console_bench",
     "console_checkpoint",
+    "console_puzzle",
+    "cli_puzzle",
+    *(f"puzzles/{name}" for name in ("__init__", "catalogue", "hints", "verdict", "files", "grade")),
     "cli_bench",
     "redact",
     "reading",
@@ -266,6 +277,9 @@ def test_importing_is_light():
         ["report", "nowhere"],
         ["checkpoint", "verify", "--help"],
         ["checkpoint", "list", "nowhere"],
+        ["puzzle", "list"],
+        ["puzzle", "hint", "specs"],
+        ["puzzle", "check", "nowhere"],
     ],
 )
 def test_answers_without_jax(arguments):

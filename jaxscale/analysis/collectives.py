@@ -43,6 +43,11 @@ class Collective:
     sizes: tuple[int, ...] = ()
 
 
+def wire_share(kind: str, n: int) -> float:
+    """What one of n devices sends of V by a ring: nccl-tests' busbw / algbw (doc/PERFORMANCE.md)."""
+    return {"all-reduce": 2 * (n - 1) / n, "collective-permute": 1.0, "ppermute": 1.0}.get(kind, (n - 1) / n)
+
+
 def collectives(
     program: Program, mesh: Mapping[str, int], worker: Worker | None = None, over: Mapping[str, int] | None = None
 ) -> list[Collective]:

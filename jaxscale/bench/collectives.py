@@ -15,16 +15,12 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxscale.analysis.collectives import wire_share
 from jaxscale.bench.clock import Effort, attempt, time_calls
 from jaxscale.bench.record import Figure, Label, Row, measured
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ppermute")
 PHASES = {"all-reduce": 2, "all-gather": 1, "reduce-scatter": 1}  # of a ring: what a fit is made of
-
-
-def wire_share(kind: str, n: int) -> float:
-    """busbw / algbw: what one device sends of S."""
-    return {"all-reduce": 2 * (n - 1) / n, "ppermute": 1.0}.get(kind, (n - 1) / n)
 
 
 def operation(kind: str, axis: str, n: int) -> Callable[[jax.Array], jax.Array]:

@@ -1,0 +1,1 @@
+"""The child process of the puzzles: it runs a learner's file on simulated devices and reads the compiled program."""
