@@ -114,20 +114,37 @@ class Player {
         const node = this.chunk(chunk, i, left, y, wide, tall);
         if (move) {
           node.classList.add("arrived");
-          flying.push([node, at(move.from, move.slot), [left, y]]);
+          flying.push({ node, move, from: at(move.from, move.slot), to: [left, y], size: [wide, tall] });
         } else svg.append(node);
       });
     });
-    svg.append(this.loop(pitch, height, n), ...flying.map(([node]) => node));
+    svg.append(this.loop(pitch, height, n), ...flying.map(({ node }) => node));
     this.node.replaceChildren(svg);
-    if (moving && !calm())
-      for (const [node, [fx, fy], [tx, ty]] of flying)
-        node.animate([{ transform: `translate(${fx - tx}px, ${fy - ty}px)` }, { transform: "none" }], {
-          duration: CHUNK_MS,
-          easing: "ease-in-out",
-        });
+    if (moving && !calm()) this.fly(svg, flying);
     byId("ring-step").replaceChildren(...this.words(last, slots));
     this.buttons();
+  }
+
+  /** Chunks travel to where they have arrived; what is added to a sum travels as it was, and the other term waits for it. */
+  fly(svg, flying) {
+    const before = stateAfter(this.send.kind, this.n, this.done - 1);
+    const timing = { duration: CHUNK_MS, easing: "ease-in-out" };
+    for (const { node, move, from, to, size: box } of flying) {
+      let traveller = node;
+      if (move.adds) {
+        const waiting = this.chunk(before[move.to][move.into], move.to, ...to, ...box);
+        traveller = this.chunk(before[move.from][move.slot], move.to, ...to, ...box);
+        svg.insertBefore(waiting, flying[0].node);
+        svg.append(traveller);
+        node.classList.add("not-yet");
+        setTimeout(() => {
+          node.classList.remove("not-yet");
+          waiting.remove();
+          traveller.remove();
+        }, CHUNK_MS);
+      }
+      traveller.animate([{ transform: `translate(${from[0] - to[0]}px, ${from[1] - to[1]}px)` }, { transform: "none" }], timing);
+    }
   }
 
   /** A chunk in the colour of the device that it comes from (all-gather, all-to-all) or goes to; of a sum, how much is in it. */
@@ -140,14 +157,15 @@ class Player {
       to = group[chunk];
     const label = sums ? `${share === 1 ? "Σ" : `${parts.length}/${n}`}` : send.kind === "all-to-all" ? `${from}→${to}` : String(chunk);
     const text = sums ? (width > 50 ? `${chunk}: ${label}` : label) : send.kind === "all-gather" && width > 60 ? `chunk ${chunk}` : label;
-    const group_ = shape("g", { class: "chunk", "data-chunk": chunk, "data-parts": parts.join(" "), "data-at": i });
-    group_.append(
+    const node = shape("g", { class: "chunk", "data-chunk": chunk, "data-parts": parts.join(" "), "data-at": i });
+    node.append(
+      shape("rect", { x, y, width, height, rx: 3, class: "slot" }),
       shape("rect", { x, y, width, height, rx: 3, class: `device faint ${colorClass(owner)}` }),
       ...deviceRect(owner, x, y, width * share, height, { rx: 3 }).filter(Boolean),
     );
     if (height >= 12 && width >= text.length * 6)
-      group_.append(shape("text", { x: x + width / 2, y: y + height / 2 + 4, "text-anchor": "middle", class: "holder" }, text));
-    return group_;
+      node.append(shape("text", { x: x + width / 2, y: y + height / 2 + 4, "text-anchor": "middle", class: "holder" }, text));
+    return node;
   }
 
   /** The ring's way back from the last device to the first. */

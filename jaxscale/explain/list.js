@@ -59,7 +59,7 @@ class List {
       cell(6, plain(row.intensity, 3)),
       make(
         "td",
-        { role: "gridcell", "data-label": row.sends.length ? `sends ${bytes(ownBytes(row))}` : "sends", class: "sends" },
+        { role: "gridcell", "data-label": ownBytes(row) ? `sends ${bytes(ownBytes(row))}` : "sends", class: "sends" },
         sendNodes(row, atRest),
       ),
     );

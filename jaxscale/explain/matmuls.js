@@ -24,10 +24,14 @@ function letterSizes(config, sizes) {
 /** The row on any mesh and machine; where the rules have no layout for it, its traced one with the new sizes. */
 function predictedRow(row, config, chip, sizes, machine) {
   const layout = PAGE.layouts.find(sameRow(row)),
-    letters = letterSizes(config, sizes);
+    letters = letterSizes(config, sizes),
+    head = row.name === "unembedding",
+    chunks = head && config.loss.chunk ? Math.max(1, config.data.seq_len / config.loss.chunk) : 1;
+  letters.T /= chunks; // the loss takes the sequence in chunks, and sends before and after all of them
   const part = (key) => tensorOn(row[key], layout ? layout[key] : row[key], letters, config, sizes, key);
   const there = { ...row, x: part("x"), w: part("w"), out: part("out") };
-  there.times = row.name === "unembedding" ? config.step.microbatches : row.times;
+  there.chunks = chunks;
+  there.times = head ? config.step.microbatches * chunks : row.times;
   there.cases = casesOf(there);
   const sends = layout ? layout.sends : row.sends;
   const figures = rowFigures(
@@ -104,15 +108,17 @@ function rowFigures(row, config, chip, sizes, templates, machine) {
     [m, k, n] = ["m", "k", "n"].map((g) => product(groups[g].map((c) => here[c])));
   const width = PAGE.constants.bytes[config.step.compute_dtype],
     rates = ratesOf(config, chip);
+  const held = (tensor, layout) => product(localSizes(tensor, layout, sizes)) * (PAGE.constants.bytes[tensor.dtype] || width);
   const flops = 2 * batch * m * k * n,
-    moved = batch * (m * k + k * n + m * n) * width;
+    moved = held(row.x, row.x.used) + held(row.w, row.w.used) + held(row.out, row.out.stored);
   if (ATTENTION.includes(row.name)) return attentionFigures(row, config, sizes, rates);
   const sends = templates
     .map((s) => ({ ...s, axes: s.axes.filter((a) => size(sizes, a) > 1), compiled: "", note: "" }))
     .filter((s) => s.axes.length);
   const seconds = { compute: flops / rates.matmul_flops, HBM: moved / rates.memory };
   for (const s of sends) {
-    s.bytes = sendBytes(row, s, sizes) * width;
+    s.bytes = sendBytes(row, s, sizes) * width * (row[s.operand].letters.includes("T") ? row.chunks : 1);
+    s.times = row.times / row.chunks;
     const time = collectiveSeconds(s.kind, s.axes, s.bytes, machine.links, rates.network);
     Object.assign(s, time);
     const name = `${time.network} (${s.axes.join("+")})`;

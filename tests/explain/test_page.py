@@ -312,10 +312,19 @@ def test_dark_print_and_contrast(driver, file):
 
 @in_browser
 def test_chunks_fly_only_where_motion_is_wanted(driver, file):
+    from selenium.webdriver.support.wait import WebDriverWait
+
+    flights = "document.getAnimations().filter(a => a.effect.target.closest('#ring')).length"
     for motion, flying in (("reduce", 0), ("no-preference", 2)):
         page = Page(driver, file, motion=motion)
         page.ask("player.step(1)")
-        assert page.ask("document.getAnimations().filter(a => a.effect.target.closest('#ring')).length") == flying
+        assert page.ask(flights) == flying
+    page.click("#list tr[data-row='3']")
+    page.click("#sends label[for='send-1']")
+    page.ask("player.step(1)")
+    sums = "[...document.querySelectorAll('#ring .chunk')].map(c => c.dataset.parts).sort().join()"
+    WebDriverWait(page.driver, 20).until(lambda _: page.ask(sums) == "0 1,0 1", sums)
+    assert page.ask("document.querySelectorAll('.not-yet').length") == 0, "the sums are there, their terms are gone"
 
 
 @in_browser

@@ -11,7 +11,7 @@ from jaxscale.analysis import costs
 from jaxscale.analysis.forecast import forecast
 from jaxscale.analysis.traffic import traffic
 from jaxscale.explain.layouts import layouts
-from jaxscale.explain.machines import Explained, machine, read_topology
+from jaxscale.explain.machines import Explained, machine, machines, read_topology
 from jaxscale.explain.page import needed, write_page
 from jaxscale.explain.story import as_json, explain, with_mesh
 from jaxscale.hardware import CHIPS
@@ -127,7 +127,7 @@ BY_ROWS = """((cases) => cases.map(([config, sizes, chip, layouts]) => {
     const machine = machineOf(chip, sizes), runs = config.step.microbatches * config.model.num_layers;
     const rows = layouts.map(l => predictedRow({...l, times: runs}, config, chip, sizes, machine)), sent = {};
     const add = (t) => { const key = `${t.kind} ${t.axes.join()}`; sent[key] = (sent[key] || 0) + t.bytes * t.times; };
-    for (const row of rows) for (const s of row.sends) add({...s, times: row.times});
+    for (const row of rows) row.sends.forEach(add);
     otherTraffic(config, sizes).forEach(add);
     const flops = {};
     for (const row of rows) flops[row.name] = (flops[row.name] || 0) + row.flops * row.times;
@@ -151,6 +151,29 @@ def test_rows_and_the_rest_send_what_the_cost_model_says(page):
         assert same(dict(sorted(found["flops"].items())), dict(sorted(flops.items())), str(sizes)) == []
 
 
+def test_the_explained_machine_is_its_own_and_others_are_the_most_even():
+    own = read_topology("v6e:16x16 x 2 slices")
+    assert (own.name, own.slices) == ("v6e:16x16 x 2 slices", 2)
+    explained = Explained(own, {"data": 2, "fsdp": 256}, {"data": 2})
+    found = machines(explained)
+
+    def at(chip, **sizes):
+        place = 0
+        for axis in cfg.READY_AXES:
+            place = place * len(found["sizes"][axis]) + found["sizes"][axis].index(sizes.get(axis, 1))
+        where = found["cells"][chip][place]
+        return found["reasons"][-1 - where] if isinstance(where, int) else [
+            found["topologies"][where[0]][0], *([s[0] for s in found["links"][i]] for i in where[1:])
+        ]  # fmt: skip
+
+    assert at("v6e", data=2, fsdp=256) == ["v6e:16x16 x 2 slices", ["DCN"], ["ICI"], []]
+    assert at("v6e", fsdp=256) == ["v6e:16x16", [], ["ICI"], []]
+    assert at("v5p", fsdp=32, tensor=4) == ["v5p:4x4x8", [], ["ICI"], ["ICI"]]
+    assert at("h100", fsdp=16, tensor=2) == ["h100:4x8", [], ["NVLink", "network"], ["NVLink"]]
+    assert at("tpu7x") == "a tpu7x chip is 2 devices, so 1 are no whole chips; take an even number"
+    assert at("v5e", data=512) == "there is no v5e slice of 512 chips; the nearest have 256"
+
+
 # --- the real thing -------------------------------------------------------------------------------------------
 
 AT_REST = """(() => {
@@ -166,9 +189,9 @@ AT_REST = """(() => {
 })()"""
 
 
-@pytest.fixture(scope="module", params=["step.remat=none", "step.remat=full"])
+@pytest.fixture(scope="module", params=["step.remat=none", "step.remat=full loss.chunk=32 step.compute_dtype=bfloat16"])
 def traced(request, tmp_path_factory) -> Path:
-    config = with_mesh(cfg.load_config("quickstart", [request.param]), "data=2,fsdp=2,tensor=2")
+    config = with_mesh(cfg.load_config("quickstart", request.param.split()), "data=2,fsdp=2,tensor=2")
     found = explain(config, read_topology("v5p:2x2x2"), compiler="none")
     return write_page(as_json(found), tmp_path_factory.mktemp("traced") / "explain.html")
 
