@@ -10,7 +10,6 @@ from jaxscale import config as cfg
 from jaxscale.analysis.costs import (
     BYTES,
     MATRICES,
-    Weight,
     kept,
     microbatch_rows,
     microbatch_tokens,
@@ -60,6 +59,11 @@ def weight_traffic(config: cfg.Config, sizes: Mapping[str, int]) -> list[Traffic
             continue
         times = parts * (1 if head else L)
         shard = weight.shard(sizes, table) // (1 if head else L)
+        if "kv_heads" in weight.axes and config.model.kv_heads < tensor:
+            # few kv heads are kept whole over tensor, and each device takes the one that its queries read
+            shard //= config.model.kv_heads
+            found.append(Traffic(f"{weight.name} gradient", "all-gather", ("tensor",), shard * tensor * width, times,
+                                 "backward", True))  # fmt: skip
         whole = shard * fsdp * width  # what a device multiplies with: all of it but for tensor's split
         if fsdp > 1:
             gathers = 1 if head else 2
@@ -67,8 +71,6 @@ def weight_traffic(config: cfg.Config, sizes: Mapping[str, int]) -> list[Traffic
                 Traffic(f"{weight.name} weight", "all-gather", ("fsdp",), whole, times * gathers, "forward", not head),
                 Traffic(f"{weight.name} gradient", "reduce-scatter", ("fsdp",), whole, times, "backward", True),
             ]
-        if "kv_heads" in weight.axes:
-            found += repeated_heads(config, sizes, weight, shard, times, tensor)
         if sizes.get("data", 1) > 1:
             found.append(Traffic(f"{weight.name} gradient", "all-reduce", ("data",), shard * width, times, "backward",
                                  True))  # fmt: skip
@@ -76,17 +78,6 @@ def weight_traffic(config: cfg.Config, sizes: Mapping[str, int]) -> list[Traffic
         table_bytes = next(w for w in weights(config.model) if w.name == "embedding").shard(sizes, table) * 4
         found.append(Traffic("embedding gradient", "all-reduce", ("data",), table_bytes, parts, "backward", True))
     return found
-
-
-def repeated_heads(
-    config: cfg.Config, sizes: Mapping[str, int], weight: Weight, shard: int, times: int, tensor: int
-) -> list[Traffic]:
-    """Fewer kv heads than tensor shards: the weight is whole over tensor, and so is its gradient's sum."""
-    if config.model.kv_heads >= tensor or tensor == 1:
-        return []
-    width = BYTES[config.step.compute_dtype]
-    return [Traffic(f"{weight.name} gradient", "all-reduce", ("tensor",), shard * sizes.get("fsdp", 1) * width, times,
-                    "backward", True)]  # fmt: skip
 
 
 def activation_traffic(config: cfg.Config, sizes: Mapping[str, int]) -> list[Traffic]:

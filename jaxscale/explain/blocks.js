@@ -168,9 +168,8 @@ const grouped = (n) => Number(n.toPrecision(6)).toLocaleString("en-US");
 
 /** What one device does in this matmul, in a sentence or two. */
 function deviceWords(id, row, sizes, view) {
-  const dims = (key) => (row[key].few && view === "stored" ? row[key].kept : row[key].sizes);
   const local = (key) =>
-    localSizes(row[key], layoutFor(row[key], key, view), sizes, dims(key))
+    localSizes(row[key], layoutFor(row[key], key, view), sizes)
       .map(grouped)
       .join(" × ");
   const name = (key) => `${row[key].name} [${row[key].letters.join(", ")}]`,

@@ -194,15 +194,16 @@ function weightTraffic(config, sizes) {
     const head = weight.name === "unembedding" || (weight.name === "embedding" && config.model.tie_embeddings);
     if (!PAGE.constants.matrices.includes(weight.name) && !head) continue;
     const times = parts * (head ? 1 : L),
-      shard = Math.floor(shardOf(weight, sizes, table) / (head ? 1 : L)),
+      few = weight.axes.includes("kv_heads") && config.model.num_kv_heads < tensor,
+      shard = Math.floor(shardOf(weight, sizes, table) / (head ? 1 : L) / (few ? config.model.num_kv_heads : 1)),
       whole = shard * fsdp * width;
+    // few kv heads are kept whole over tensor, and each device takes the one that its queries read
+    if (few) found.push(sent(`${weight.name} gradient`, "all-gather", "tensor", shard * tensor * width, times, "backward", true, true));
     if (fsdp > 1)
       found.push(
         sent(`${weight.name} weight`, "all-gather", "fsdp", whole, times * (head ? 1 : 2), "forward", !head),
         sent(`${weight.name} gradient`, "reduce-scatter", "fsdp", whole, times, "backward", true),
       );
-    if (weight.axes.includes("kv_heads") && config.model.num_kv_heads < tensor)
-      found.push(sent(`${weight.name} gradient`, "all-reduce", "tensor", shard * fsdp * width, times, "backward", true));
     if (size(sizes, "data") > 1) found.push(sent(`${weight.name} gradient`, "all-reduce", "data", shard * width, times, "backward", true));
   }
   if (size(sizes, "data") > 1)

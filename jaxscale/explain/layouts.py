@@ -37,14 +37,12 @@ class Send:
 
     Attributes:
         shared: titles of the other matmuls that this one serves too.
-        repeated: only where kv heads are repeated, as there are fewer than shards: their copies' gradients are summed.
     """
 
     operand: str
     kind: str
     axes: list[str]
     shared: list[str] = field(default_factory=list)
-    repeated: bool = False
 
 
 @dataclass(frozen=True)
@@ -211,7 +209,5 @@ def gradient_of_w(matrix: Matrix, *, kept: bool, gathers: bool) -> Layout:
         sends.append(Send("w", "all-gather", SEQUENCE, titles([matrix.name], X)))
     out = Tensor(matrix.letters, whole(matrix.letters), parameter(matrix.letters), BATCH)
     sends += [Send("out", "reduce-scatter", FSDP), Send("out", "all-reduce", DATA)]
-    if "K" in matrix.letters:
-        sends.append(Send("out", "all-reduce", axes_of(ACTIVATIONS, "K"), repeated=True))
     return Layout(matrix.name, "backward", "gradient of w", formula(x.letters, dy.letters, matrix.letters), x, dy, out,
                   sends)  # fmt: skip

@@ -28,47 +28,30 @@ function predictedRow(row, config, chip, sizes, machine) {
     head = row.name === "unembedding",
     chunks = head && config.loss.chunk ? Math.max(1, config.data.seq_len / config.loss.chunk) : 1;
   letters.T /= chunks; // the loss takes the sequence in chunks, and sends before and after all of them
-  const part = (key) => tensorOn(row[key], layout ? layout[key] : row[key], letters, config, sizes, key);
+  const part = (key) => tensorOn(row[key], layout ? layout[key] : row[key], letters, sizes);
   const there = { ...row, x: part("x"), w: part("w"), out: part("out") };
   there.chunks = chunks;
   there.times = head ? config.step.microbatches * chunks : row.times;
   there.cases = casesOf(there);
   const sends = layout ? layout.sends : row.sends;
-  const figures = rowFigures(
-    there,
-    config,
-    chip,
-    sizes,
-    sends.filter((s) => !s.repeated || repeats(config, sizes)),
-    machine,
-  );
-  return { ...there, ...figures };
+  return { ...there, ...rowFigures(there, config, chip, sizes, sends, machine) };
 }
 
-/** Fewer kv heads than shards of tensor: each device computes the one head that its queries read. */
-const repeats = (config, sizes) => config.model.num_kv_heads < size(sizes, "tensor");
-
-function tensorOn(named, layout, letters, config, sizes, key) {
+function tensorOn(named, layout, letters, sizes) {
   const names = [...layout.letters],
     there = (axes) => axes.filter((a) => size(sizes, a) > 1);
-  const weight = !names.includes("B"),
-    few = weight && names.includes("K") && repeats(config, sizes);
-  const pick = (spec, whole) => spec.map((axes, i) => (whole && names[i] === "K" ? [] : there(axes)));
-  const kept = names.map((c) => (few && c === "K" ? config.model.num_kv_heads : (letters[c] ?? 1)));
   return {
     name: named.name,
     dtype: named.dtype,
     letters: names,
     sizes: names.map((c) => letters[c] ?? 1),
-    kept,
-    stored: pick(layout.stored, few && key === "w"),
-    used: pick(layout.used, few && key === "out"),
+    stored: layout.stored.map(there),
+    used: layout.used.map(there),
     unreduced: there(layout.unreduced || []),
-    few,
   };
 }
 
-const localSizes = (tensor, layout, sizes, dims = tensor.sizes) => dims.map((n, i) => n / count(layout[i], sizes));
+const localSizes = (tensor, layout, sizes) => tensor.sizes.map((n, i) => n / count(layout[i], sizes));
 const byLetter = (tensor, layout, sizes) =>
   Object.fromEntries(tensor.letters.map((c, i) => [c, tensor.sizes[i] / count(layout[i], sizes)]));
 const lettersOf = (row) => {
@@ -149,26 +132,13 @@ function attentionFigures(row, config, sizes, rates) {
 /** Elements that a collective counts: the gathered operand; the whole partial sum; the shard that is left to be summed. */
 function sendBytes(row, send, sizes) {
   const tensor = row[send.operand];
-  if (tensor.few) {
-    // a weight with few kv heads goes as it is stored, with all of them
-    const layout = send.operand === "w" || send.kind !== "all-reduce" || send.axes.includes("tensor") ? whole(tensor, "fsdp") : tensor.used;
-    return product(
-      localSizes(
-        tensor,
-        layout.map((axes, i) => (tensor.letters[i] === "K" ? [] : axes)),
-        sizes,
-        tensor.kept,
-      ),
-    );
-  }
   const layout = send.operand !== "out" ? tensor.used : send.kind === "all-reduce" ? tensor.used : tensor.stored;
   return product(localSizes(tensor, layout, sizes));
 }
-const whole = (tensor, without) => tensor.used.map((axes) => axes.filter((a) => a !== without));
 
 /** A traced row as the list wants it. */
 function tracedRow(row) {
-  const tensor = (t) => ({ ...t, letters: [...t.letters], kept: t.sizes });
+  const tensor = (t) => ({ ...t, letters: [...t.letters] });
   return { ...row, x: tensor(row.x), w: tensor(row.w), out: tensor(row.out) };
 }
 

@@ -134,7 +134,7 @@ class SelfAttention(nnx.Module):
         w_DKH = self.weight(name)
         formula = "btd,dnh->btnh"
         if axis == "kv_heads":
-            w_DKH, formula = repeat_heads(w_DKH, 1), "btd,dkh->btkh"
+            w_DKH, formula = jax.named_scope(name)(repeat_heads)(w_DKH, 1), "btd,dkh->btkh"
         y = einsum(formula, x_BTD, w_DKH, out=("batch", "sequence", axis, "head_dim"), name=name)
         if self.model.attention_bias:
             bias = self.weight(f"{name}_bias")

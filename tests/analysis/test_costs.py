@@ -57,6 +57,8 @@ def test_flops_and_bytes_are_the_compiled_program_s(mesh, remat):
 def test_with_chunks_microbatches_and_few_kv_heads():
     """The gradient of a chunk's logits is made with them: no matmul runs twice for `loss.chunk`."""
     compare(make_config({"fsdp": 4, "tensor": 2}, model={"num_kv_heads": 2}, loss={"chunk": 8}))
+    compare(make_config({"fsdp": 2, "tensor": 4}, model={"num_kv_heads": 2}))
+    compare(make_config({"data": 2, "tensor": 4}, model={"num_kv_heads": 1}))
     compare(make_config({"data": 2, "fsdp": 2}, step={"microbatches": 2, "remat": "full"}, data={"batch_size": 16}))
 
 

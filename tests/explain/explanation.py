@@ -69,7 +69,7 @@ def make_row(i: int, layout: dict, config: cfg.Config, mesh: dict[str, int], whe
     sends = []
     for send in layout["sends"]:
         axes = [a for a in send["axes"] if a in mesh]
-        if axes and not send["repeated"]:
+        if axes:
             V = sent_bytes(tensors[send["operand"]], send, mesh) * width
             seconds, _ = collective_seconds(send["kind"], tuple(axes), V, own, speed.network)
             sends.append(send | {"axes": axes, "bytes": V, "seconds": seconds, "compiled": "same", "note": ""})

@@ -74,6 +74,7 @@ def sent(rows, others) -> Counter:
         ({"data": 8}, {"step": {"microbatches": 2}}),
         (CUBE, {"model": MODEL | {"tie_embeddings": True, "embed_dim": 384, "head_dim": 48}, "loss": {"chunk": 64}}),
         (CUBE, {"model": MODEL | {"embed_dim": 384, "num_heads": 8, "head_dim": 48, "num_kv_heads": 8}}),
+        ({"fsdp": 2, "tensor": 4}, {"model": MODEL | {"num_kv_heads": 2}}),
         (CUBE, {"step": {"compute_dtype": "bfloat16"}, "model": MODEL | {"mlp": "gelu", "norm": "layernorm"}}),
     ],
 )
