@@ -148,6 +148,16 @@ def plain(jaxpr: Any) -> Any:
     return getattr(jaxpr, "jaxpr", jaxpr)
 
 
+def living(jaxpr: Any) -> list[Any]:
+    """The equations that something reads: a traced program has others too (of derivatives that nobody asked for)."""
+    needed, kept = {id(v) for v in jaxpr.outvars}, []
+    for eqn in reversed(jaxpr.eqns):
+        if eqn.effects or any(id(v) in needed for v in eqn.outvars):
+            kept.append(eqn)
+            needed |= {id(v) for v in eqn.invars}
+    return kept[::-1]
+
+
 def called(eqn: Any, operands: int) -> Any:
     """The program that an equation calls with its own operands (jit, checkpoint, custom derivatives); None: no call."""
     for key in ("jaxpr", "call_jaxpr", "fun_jaxpr"):

@@ -28,6 +28,7 @@ from jaxscale.explain.jaxpr import (
     Value,
     called,
     layout,
+    living,
     local_equations,
     passed_on,
     place,
@@ -74,7 +75,7 @@ class Walk:
         """Walk one (sub)program; the values of its results."""
         env = dict(zip(jaxpr.invars, given, strict=True))
         value = lambda v: env.get(v, NOTHING) if hasattr(v, "count") or not hasattr(v, "val") else NOTHING  # noqa: E731
-        for eqn in jaxpr.eqns:
+        for eqn in living(jaxpr):
             here = join(path, str(eqn.source_info.name_stack))
             results = self.equation(eqn, [value(v) for v in eqn.invars], here, times)
             env.update(zip(eqn.outvars, results, strict=True))
