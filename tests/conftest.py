@@ -8,6 +8,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax
 import pytest
+from browser import driver  # noqa: F401  a fixture
 
 from jaxscale.parallel.mesh import give_threads
 

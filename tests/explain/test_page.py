@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from browser import in_browser
 
 from jaxscale import config as cfg
 from jaxscale.analysis import costs
@@ -12,7 +13,7 @@ from jaxscale.explain.machines import read_topology
 from jaxscale.explain.page import page_text, write_page
 from jaxscale.parallel.rules import ACTIVATIONS, PARAMETERS, check_divides
 
-from .conftest import Page, in_browser
+from .conftest import Page
 from .explanation import make_explanation
 
 NASTY = "</script><img src=x onerror=\"document.title='owned'\">"

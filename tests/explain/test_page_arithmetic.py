@@ -5,6 +5,7 @@ import random
 from pathlib import Path
 
 import pytest
+from browser import in_browser
 
 from jaxscale import config as cfg
 from jaxscale.analysis import costs
@@ -17,7 +18,7 @@ from jaxscale.explain.story import as_json, explain, with_mesh
 from jaxscale.hardware import CHIPS
 from jaxscale.parallel.rules import ACTIVATIONS, PARAMETERS, check_divides
 
-from .conftest import Page, in_browser
+from .conftest import Page
 
 MODELS = ("gpt2-124m", "llama3.1-405b", "llama3.1-70b", "llama3.1-8b", "llama3.2-1b", "mistral-7b", "qwen3-8b")
 REMATS = ["none", "full", "dots", {"q": "save", "k": "save", "v": "save", "attention_context": "save"},

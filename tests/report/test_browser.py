@@ -1,37 +1,18 @@
 """The page in a real Chromium: it loads clean, its plots are drawn, and its controls and keys do what they say."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
+from browser import Opened, in_browser
 
 from jaxscale.bench.record import Row, measured, write_record
 from jaxscale.report.report import report
 
 from .conftest import collectives_record, record, step_record, write_records, write_run
 
-CHROMIUM = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)
-DRIVER = shutil.which("chromedriver")
 NASTY = "</script><img src=x onerror=\"document.title='owned'\">"
-pytestmark = pytest.mark.skipif(
-    not (CHROMIUM and DRIVER), reason="no Chromium and chromedriver here: apt-get install chromium chromium-driver"
-)
-
-
-@pytest.fixture(scope="module")
-def driver():
-    webdriver = pytest.importorskip("selenium.webdriver", reason="no selenium here: pip install selenium")
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
-    yield driver
-    driver.quit()
+pytestmark = in_browser
 
 
 @pytest.fixture(scope="module")
@@ -44,23 +25,7 @@ def file(tmp_path_factory) -> Path:
     return folder / "out.html"
 
 
-class Page:
-    """The file, freshly opened at a size."""
-
-    def __init__(self, driver, file: Path, width: int, scheme: str = "light"):
-        self.driver = driver
-        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
-        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-        features = [{"name": "prefers-color-scheme", "value": scheme}]
-        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-        for kind in ("browser", "performance"):
-            driver.get_log(kind)  # what is of the page before
-        driver.get("about:blank")
-        driver.get(file.as_uri())
-
-    def ask(self, script: str, *arguments):
-        return self.driver.execute_script(f"return {script}", *arguments)
-
+class Page(Opened):
     def plot(self, id: str):
         return self.driver.find_element("css selector", f"#plot-{id}")
 
@@ -72,11 +37,6 @@ class Page:
 
     def points(self, id: str) -> int:
         return int(self.plot(id).get_attribute("data-points"))
-
-    def click(self, selector: str, within=None) -> None:
-        node = (within or self.driver).find_element("css selector", selector)
-        self.ask("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", node)
-        node.click()
 
     def until(self, script: str) -> None:
         """What a browser does a moment later: a table is made when its box has been opened."""
