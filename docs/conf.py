@@ -62,6 +62,12 @@ def take_figures(app, error):
             shutil.copy(figure, shown)
 
 
+def chapters(app, env, added, changed, removed):
+    """Pages to read again, though their markdown is as it was: what they printed may be new."""
+    return [name for name in env.found_docs if name.startswith("course/")]
+
+
 def setup(app):
+    app.connect("env-get-outdated", chapters)
     app.connect("source-read", show_outputs)
     app.connect("build-finished", take_figures)

@@ -69,7 +69,7 @@ BELOW = {
         "config",
     },
     "trace": {"explain", "training", "parallel", "analysis", "aot", "topology", "hardware", "config"},
-    "explain": {"predict", "analysis", "topology", "hardware", "config"},  # trace in a child process
+    "explain": {"predict", "report", "rules", "analysis", "topology", "hardware", "config"},  # trace in a child process
     "console_explain": {"explain", "console_predict", "analysis", "topology", "hardware", "config"},
     "cli_explain": {"explain", "console_explain", "predict", "topology", "config"},
     "predict": {"record", "analysis", "topology", "hardware", "config"},  # aot in a child process

@@ -3,6 +3,7 @@
 The child (`analysis.aot.main`) reads one JSON line on stdin, writes its answer to a file, and ends when stdin does.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -65,6 +66,8 @@ def run(module: str, request: dict[str, Any], stderr: Any) -> int:
     finally:
         child.kill()  # after Ctrl-C; compilers do not listen
         child.wait()
+        with contextlib.suppress(BrokenPipeError):  # what was written and never read
+            child.stdin.close()
 
 
 def how_it_ended(code: int) -> str:

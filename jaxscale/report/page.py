@@ -53,11 +53,14 @@ def make_page(inputs: Inputs) -> Page:
 
 
 def write_page(page: Page, path: Path) -> Path:
+    return write_whole(page_text(page), path)
+
+
+def write_whole(text: str, path: Path) -> Path:
     """Write whole or not at all."""
-    text = page_text(page).encode()
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_bytes(text)
+        temporary.write_bytes(text.encode())
         os.replace(temporary, path)
     except OSError:
         temporary.unlink(missing_ok=True)
@@ -67,19 +70,26 @@ def write_page(page: Page, path: Path) -> Path:
 
 def page_text(page: Page) -> str:
     """The file's text. Whatever came from files is JSON in a script that no browser runs, and text in the page."""
-    files = resources.files("jaxscale.report")
-    style = (files / "page.css").read_text(encoding="utf-8")
-    script = "\n".join((files / name).read_text(encoding="utf-8") for name in SCRIPTS)
     values = asdict(page) | {"version": metadata.version("jaxscale")}
+    return assembled("jaxscale.report", page.title, rounded(values), package_texts("jaxscale.report", SCRIPTS))
+
+
+def package_texts(package: str, names: tuple[str, ...]) -> list[str]:
+    return [(resources.files(package) / name).read_text(encoding="utf-8") for name in names]
+
+
+def assembled(package: str, title: str, values: Any, scripts: list[str]) -> str:
+    """`page.html` of a package with its `page.css`, the scripts and the data inside; nothing else may be loaded."""
+    template, style = package_texts(package, ("page.html", "page.css"))
+    script = "\n".join(scripts)
     parts = {
-        "TITLE": html.escape(page.title.encode("utf-8", "replace").decode()),  # a name may hold half a character
+        "TITLE": html.escape(title.encode("utf-8", "replace").decode()),  # a name may hold half a character
         "POLICY": f"default-src 'none'; style-src {digest(style)}; script-src {digest(script)}; img-src data:",
         "STYLE": style,
         "SCRIPT": script,
         "DATA": embedded(values),
     }
-    pieces = (files / "page.html").read_text(encoding="utf-8").split("@@")
-    return "".join(parts[piece] if i % 2 else piece for i, piece in enumerate(pieces))
+    return "".join(parts[piece] if i % 2 else piece for i, piece in enumerate(template.split("@@")))
 
 
 def digest(text: str) -> str:
@@ -89,7 +99,7 @@ def digest(text: str) -> str:
 
 def embedded(values: Any) -> str:
     """JSON that cannot end the script element it stands in, whatever strings it holds."""
-    text = json.dumps(rounded(values), allow_nan=False, separators=(",", ":"))
+    text = json.dumps(values, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 

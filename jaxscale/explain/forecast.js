@@ -1,0 +1,202 @@
+// From work to seconds: `analysis/timing.py`, `analysis/forecast.py` and the time of a link (`topology.Link`), line by line.
+
+const ORDER = ["NVLink", "network", "DCN"];
+
+/** The machine of a chip and mesh, as `machines.py` found it: {name, chips, links}, or {reason}. */
+function machineOf(chip, sizes) {
+  const { sizes: options, cells, links, topologies, reasons } = PAGE.machines;
+  const place = PAGE.constants.ready.map((axis) => options[axis].indexOf(size(sizes, axis)));
+  if (place.includes(-1)) return { reason: "no such mesh is kept in this page" };
+  const cell = cells[chip][(place[0] * options.fsdp.length + place[1]) * options.tensor.length + place[2]];
+  if (!Array.isArray(cell)) return { reason: reasons[-1 - cell] };
+  const [name, chips] = topologies[cell[0]];
+  const found = PAGE.constants.ready.map((axis, i) => [axis, links[cell[i + 1]].map(stage)]).filter(([, stages]) => stages.length);
+  return { name, chips, links: Object.fromEntries(found) };
+}
+
+function stage([kind, size, bandwidth, hops, hop, exchange, latency]) {
+  return { kind, size, bandwidth, hops, hop, exchange: exchange === null ? Infinity : exchange, latency };
+}
+
+/** Several axes as one: their ICI bandwidths add up, other networks are passed one after another. */
+function combined(links, axes) {
+  const stages = axes.flatMap((axis) => links[axis] || []),
+    ici = stages.filter((s) => s.kind === "ICI");
+  const rest = stages.filter((s) => s.kind !== "ICI").sort((a, b) => ORDER.indexOf(a.kind) - ORDER.indexOf(b.kind));
+  if (!ici.length) return rest;
+  const sum = (key) => total(ici.map((s) => s[key]));
+  const one = {
+    kind: "ICI",
+    size: product(ici.map((s) => s.size)),
+    bandwidth: sum("bandwidth"),
+    hops: sum("hops"),
+    hop: 1e-6,
+    exchange: Math.min(...ici.map((s) => s.exchange)),
+    latency: sum("latency"),
+  };
+  return [one, ...rest];
+}
+
+/** Seconds of one run of a collective, the network on which most of them go, and each network's. */
+function collectiveSeconds(kind, axes, bytes, links, reached) {
+  const parts = {};
+  let left = bytes;
+  for (const s of combined(links, axes)) {
+    if (s.size === 1) continue;
+    const share = (s.size - 1) / s.size;
+    let seconds =
+      kind === "collective-permute" ? left / s.bandwidth : (left * share) / (kind.endsWith("all-to-all") ? s.exchange : s.bandwidth);
+    seconds = (Math.max(seconds, s.hops * s.hop) + s.latency) * ((kind === "all-reduce" ? 2 : 1) / reached);
+    parts[s.kind] = (parts[s.kind] || 0) + seconds;
+    if (!kind.endsWith("all-to-all") && !kind.endsWith("permute")) left /= s.size;
+  }
+  return { seconds: total(Object.values(parts)), network: longest(parts) || "none" };
+}
+
+/** The first key with the greatest value. */
+function longest(values) {
+  let best = null;
+  for (const key of Object.keys(values)) if (best === null || values[key] > values[best]) best = key;
+  return best;
+}
+
+const rooflineSeconds = (rates, flops, moved) => Math.max(flops / rates.matmul_flops, moved / rates.memory);
+const ratesOf = (config, chip) => PAGE.machines.chips[chip].rates[config.step.compute_dtype];
+
+function computeSeconds(config, chip, sizes, rates) {
+  const width = PAGE.constants.bytes[config.step.compute_dtype];
+  let busy = 0;
+  for (const m of matmuls(config, sizes))
+    busy += rooflineSeconds(rates, matmulFlops(m), (m.m * m.k + m.k * m.n + m.m * m.n) * width) * matmulRuns(m);
+  const parts = {
+    matmuls: busy,
+    attention: attentionCost(config, sizes).flops / rates.attention_flops,
+    elementwise: elementwiseBytes(config, sizes, rates.elementwise) / rates.memory,
+    optimizer: optimizerBytes(config, sizes) / rates.memory,
+  };
+  const offloaded = offloadedBytes(config, sizes);
+  if (offloaded)
+    parts["host offload, not hidden"] = Math.max(0, offloaded / PAGE.machines.chips[chip].host_bandwidth - total(Object.values(parts)));
+  return parts;
+}
+
+function elementwiseBytes(config, sizes, factor) {
+  const { model, step } = config,
+    tensor = size(sizes, "tensor");
+  const passes = 3 + (recomputedMatmuls(step).size ? 1 : 0);
+  const elements =
+    PAGE.constants.wide * model.embed_dim +
+    PAGE.constants.mlp * model.mlp_dim +
+    2 * (model.num_heads + model.num_kv_heads) * model.head_dim;
+  const tokens = microbatchTokens(config, sizes) * step.microbatches;
+  const layers = ((tokens * elements) / tensor) * model.num_layers * passes,
+    logits = (4 * tokens * model.padded_vocab_size) / tensor;
+  return layers * factor * PAGE.constants.bytes[step.compute_dtype] + logits * 4;
+}
+
+function optimizerBytes(config, sizes) {
+  const table = parameterTable(config, sizes),
+    moments = { adamw: 2, lion: 1, muon: 1, adafactor: 0 }[config.optimizer.name];
+  const own = total(weights(config.model).map((w) => shardOf(w, sizes, table))) * PAGE.constants.bytes[config.step.param_dtype];
+  return own * (2 * config.step.microbatches + 2 + 2 * moments);
+}
+
+function offloadedBytes(config, sizes) {
+  const names = Object.entries(kept(config.step) || {}).filter(([, action]) => action === "offload");
+  return total(names.map(([name]) => activationBytes(config, sizes, name))) * config.step.microbatches;
+}
+
+/** What may overlap does, on each network, up to a share of the compute and of itself. */
+function hide(sent, compute, rates) {
+  const totals = {};
+  for (const s of sent) if (s.overlaps) totals[s.network] = (totals[s.network] || 0) + s.seconds;
+  return sent.map((s) => ({ ...s, hidden: s.overlaps ? rates.overlap * Math.min(1, compute / totals[s.network]) * s.seconds : 0 }));
+}
+
+const WHOLE = { matmuls: "compute", attention: "compute", elementwise: "HBM", optimizer: "HBM" };
+
+/** Predicted figures of one step on a machine that `machineOf` gave. */
+function forecast(config, chip, sizes, machine) {
+  const rates = ratesOf(config, chip),
+    compute = computeSeconds(config, chip, sizes, rates),
+    busy = total(Object.values(compute));
+  const timed = traffic(config, sizes).map((t) => {
+    const once = collectiveSeconds(t.kind, t.axes, t.bytes, machine.links, rates.network);
+    return { ...t, seconds: once.seconds * t.times, network: once.network };
+  });
+  const sent = hide(timed, busy, rates),
+    parts = { ...compute },
+    networks = {};
+  for (const s of sent) {
+    const name = `${s.network} (${s.axes.join("+") || "all"})`;
+    parts[name] = (parts[name] || 0) + s.seconds;
+    networks[s.network] = (networks[s.network] || 0) + s.seconds;
+  }
+  const exposed = total(sent.map((s) => s.seconds - s.hidden)),
+    lower = Math.max(busy, ...Object.values(networks));
+  const best = Math.max(lower, busy + exposed),
+    sums = {};
+  for (const [name, seconds] of Object.entries(parts)) sums[WHOLE[name] || name] = (sums[WHOLE[name] || name] || 0) + seconds;
+  const tokens = config.data.batch_size * config.data.seq_len,
+    attention = attentionCost(config, sizes);
+  const modelFlops = trainFlopsPerToken(config.model, config.data.seq_len, config.metrics.mfu) * tokens;
+  const flops = total(matmuls(config, sizes).map((m) => matmulFlops(m) * matmulRuns(m))) + attention.flops;
+  const mfu = modelFlops / best / (PAGE.machines.chips[chip].flops * machine.chips);
+  return {
+    overlapped: lower,
+    apart: busy + total(Object.values(networks)),
+    best,
+    exposed,
+    parts,
+    sums,
+    binds: longest(sums),
+    sent,
+    flops,
+    modelFlops,
+    tokens,
+    mfu,
+    perChip: tokens / best / machine.chips,
+  };
+}
+
+/** The rule that a mesh breaks, in one line (`parallel.rules.check_divides`), or null. */
+function brokenRule(config, sizes) {
+  const { model, data, step } = config,
+    { parameters: given, activations, ready } = PAGE.constants;
+  const where = (axes) =>
+    axes
+      .filter((a) => ready.includes(a) && size(sizes, a) > 1)
+      .map((a) => `${a}=${sizes[a]}`)
+      .join("*") || "not split";
+  const divisors = (n) => Array.from({ length: n }, (_, i) => i + 1).filter((d) => n % d === 0);
+  const shards = count(activations.kv_heads, sizes);
+  let parameters = given;
+  if (model.num_kv_heads < shards && shards % model.num_kv_heads === 0) parameters = { ...given, kv_heads: [] };
+  else if (model.num_kv_heads % shards)
+    return `num_kv_heads ${model.num_kv_heads} neither divides nor is divided by the ${shards} shards of kv_heads (${where(activations.kv_heads)}); make tensor one of [${divisors(model.num_kv_heads).join(", ")}] or a multiple of ${model.num_kv_heads} that divides ${model.num_heads}`;
+  const dims = {
+    embed: ["embed_dim", model.embed_dim],
+    heads: ["num_heads", model.num_heads],
+    kv_heads: ["num_kv_heads", Math.max(model.num_kv_heads, shards)],
+    mlp: ["mlp_dim", model.mlp_dim],
+    vocab: [`padded vocab_size (vocab_multiple ${model.vocab_multiple})`, model.padded_vocab_size],
+    batch: ["rows of a microbatch (data.batch_size / step.microbatches)", Math.floor(data.batch_size / step.microbatches)],
+    sequence: ["data.seq_len", data.seq_len],
+    residual_sequence: ["data.seq_len", data.seq_len],
+    positions: ["max_seq_len", model.max_seq_len],
+    head_dim: ["head_dim", model.head_dim],
+  };
+  for (const [kind, table] of [
+    ["parameters", parameters],
+    ["activations", activations],
+  ])
+    for (const [name, axes] of Object.entries(table)) {
+      if (!(name in dims)) continue;
+      const [label, n] = dims[name],
+        parts = count(axes, sizes),
+        lower = n - (n % parts);
+      if (n % parts)
+        return `${label} ${n} is not divisible by ${parts} (${where(axes)}, sharding.${kind}.${name}); try ${lower ? `${lower} or ${lower + parts}` : parts}, or another mesh`;
+    }
+  return null;
+}

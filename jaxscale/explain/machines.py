@@ -1,0 +1,144 @@
+"""The machines that the page can choose: chips, and for every mesh how fast each of its axes is. No jax.
+
+The page knows no topologies: what a mesh axis rides is asked of `topology.links` here, for every chip and mesh.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from jaxscale.analysis.forecast import axis_links
+from jaxscale.analysis.timing import rates
+from jaxscale.config import READY_AXES
+from jaxscale.hardware import CHIPS, Chip
+from jaxscale.topology import Link, Topology, distance, find_topology, valid_shapes
+
+LARGEST = {"data": 512, "fsdp": 512, "tensor": 64}  # of the sliders, where the mesh that is explained has no more
+
+
+@dataclass(frozen=True)
+class Explained:
+    """The mesh that the page explains, and the machine that it was explained for."""
+
+    topology: Topology
+    mesh: dict[str, int]
+    over: dict[str, int]
+
+
+def read_topology(name: str) -> Topology:
+    """As `Topology.name` writes it: `v5p:2x2x2`, `v5p:8x8x8 x 2 slices`."""
+    shape, _, slices = name.partition(" x ")
+    return find_topology(shape, int(slices.removesuffix(" slices") or 1))
+
+
+def machines(explained: Explained) -> dict[str, Any]:
+    """Chips with their rates, the sizes of each axis, and a cell for each chip and mesh.
+
+    A cell is [topology, link of data, of fsdp, of tensor] as places in the lists beside it, or -1 - the place of the
+    reason why there is no such machine.
+    """
+    sizes = {axis: axis_sizes(axis, explained.mesh.get(axis, 1)) for axis in READY_AXES}
+    pool, topologies, reasons = Pool(), Pool(), Pool()
+    pool.place([])  # an axis of size 1
+    cells: dict[str, list[Any]] = {}
+    for chip in CHIPS:
+        cells[chip.name] = [
+            cell(chip, {"data": d, "fsdp": f, "tensor": t}, explained, pool, topologies, reasons)
+            for d in sizes["data"] for f in sizes["fsdp"] for t in sizes["tensor"]
+        ]  # fmt: skip
+    return {
+        "chips": {chip.name: chip_figures(chip) for chip in CHIPS}, "sizes": sizes, "cells": cells,
+        "links": pool.values, "topologies": topologies.values, "reasons": reasons.values,
+    }  # fmt: skip
+
+
+def axis_sizes(axis: str, own: int) -> list[int]:
+    return sorted({*(2**i for i in range(max(LARGEST[axis], own).bit_length())), own})
+
+
+class Pool:
+    """Values that are kept once each, by their place."""
+
+    def __init__(self) -> None:
+        self.values: list[Any] = []
+        self.places: dict[str, int] = {}
+
+    def place(self, value: Any) -> int:
+        key = repr(value)
+        if key not in self.places:
+            self.places[key] = len(self.values)
+            self.values.append(value)
+        return self.places[key]
+
+
+def cell(
+    chip: Chip, sizes: dict[str, int], explained: Explained, pool: Pool, topologies: Pool, reasons: Pool
+) -> list[int] | int:
+    try:
+        topology, over = machine(chip, sizes, explained)
+        found = axis_links(topology, sizes, over)
+    except ValueError as error:
+        return -1 - reasons.place(str(error))
+    where = topologies.place([topology.name, topology.chips])
+    return [where, *(pool.place(stages(found[axis])) if axis in found else 0 for axis in READY_AXES)]
+
+
+def machine(chip: Chip, sizes: dict[str, int], explained: Explained) -> tuple[Topology, dict[str, int]]:
+    """A topology of as many devices as the mesh, and the axes over its slices: the explained one where it fits.
+
+    Raises ValueError when no such machine can be had.
+    """
+    own, mesh = explained.topology, {a: n for a, n in sizes.items() if n > 1}
+    if own.chip.name == chip.name:
+        if mesh == {a: n for a, n in explained.mesh.items() if n > 1}:
+            return own, explained.over
+        if own.slices == 1 and own.devices == math.prod(sizes.values()):
+            return own, {}
+    shapes = shapes_of(chip, math.prod(sizes.values()))
+    for shape in shapes:
+        topology = Topology(chip, shape)
+        try:
+            axis_links(topology, sizes, {})
+        except ValueError:
+            continue
+        return topology, {}
+    raise ValueError(
+        f"mesh {words(sizes)} does not fit a torus of {chip.name} with {math.prod(shapes[0])} chips; "
+        "make the axes divisors of its dims"
+    )
+
+
+def words(sizes: dict[str, int]) -> str:
+    return ", ".join(f"{a}={n}" for a, n in sizes.items() if n > 1) or "of one device"
+
+
+def shapes_of(chip: Chip, devices: int) -> list[tuple[int, ...]]:
+    """Shapes of so many devices, the most even one first. Raises ValueError where there are none."""
+    if chip.node:
+        if devices > chip.node and devices % chip.node:
+            raise ValueError(f"{devices} {chip.name} are no whole nodes of {chip.node}; take a multiple of {chip.node}")
+        return [(1, devices) if devices <= chip.node else (devices // chip.node, chip.node)]
+    if devices % chip.devices:
+        raise ValueError(f"a {chip.name} chip is {chip.devices} devices, so {devices} are no whole chips; take an even "
+                         "number")  # fmt: skip
+    count = devices // chip.devices
+    valid = valid_shapes(chip)
+    if shapes := [s for s in valid if math.prod(s) == count]:
+        return sorted(shapes, key=lambda s: distance(s, (count ** (1 / len(s)),) * len(s)))
+    there = sorted({math.prod(s) for s in valid})
+    near = [*[n for n in there if n < count][-1:], *[n for n in there if n > count][:1]]
+    raise ValueError(f"there is no {chip.name} slice of {count} chips; the nearest have {' and '.join(map(str, near))}")
+
+
+def stages(link: Link) -> list[list[Any]]:
+    return [[s.kind, s.size, s.bandwidth, s.hops, s.hop_seconds, s.exchange, s.latency] for s in link.stages]
+
+
+def chip_figures(chip: Chip) -> dict[str, Any]:
+    """Datasheet figures of a device, and what programs reach of them, for each dtype."""
+    speeds = {dtype: rates(chip, dtype) for dtype in ("bfloat16", "float32")}
+    return {
+        "flops": chip.bf16_flops, "device_flops": chip.device_flops, "device_bandwidth": chip.device_bandwidth,
+        "host_bandwidth": chip.host_bandwidth, "source": chip.source,
+        "rates": {dtype: vars(speed) for dtype, speed in speeds.items()},
+    }  # fmt: skip

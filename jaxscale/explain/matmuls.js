@@ -1,0 +1,191 @@
+// The rows of the list: as they were traced, or as the rules lay them out on another mesh, with the cost model's figures.
+
+const ATTENTION = ["scores", "context", "attention"];
+const sameRow = (row) => (layout) => layout.name === row.name && layout.phase === row.phase && layout.what === row.what;
+
+/** Sizes of the dims by letter, of a microbatch; S are the keys that a query can see. */
+function letterSizes(config, sizes) {
+  const { model, data, step } = config;
+  return {
+    B: Math.floor(data.batch_size / step.microbatches),
+    T: data.seq_len,
+    S: data.seq_len,
+    D: model.embed_dim,
+    F: model.mlp_dim,
+    N: model.num_heads,
+    K: Math.max(model.num_kv_heads, size(sizes, "tensor")),
+    H: model.head_dim,
+    V: model.padded_vocab_size,
+    L: model.num_layers,
+    G: Math.floor(model.num_heads / model.num_kv_heads),
+  };
+}
+
+/** The row on any mesh and machine; where the rules have no layout for it, its traced one with the new sizes. */
+function predictedRow(row, config, chip, sizes, machine) {
+  const layout = PAGE.layouts.find(sameRow(row)),
+    letters = letterSizes(config, sizes),
+    head = row.name === "unembedding",
+    chunks = head && config.loss.chunk ? Math.max(1, config.data.seq_len / config.loss.chunk) : 1;
+  letters.T /= chunks; // the loss takes the sequence in chunks, and sends before and after all of them
+  const part = (key) => tensorOn(row[key], layout ? layout[key] : row[key], letters, config, sizes, key);
+  const there = { ...row, x: part("x"), w: part("w"), out: part("out") };
+  there.chunks = chunks;
+  there.times = head ? config.step.microbatches * chunks : row.times;
+  there.cases = casesOf(there);
+  const sends = layout ? layout.sends : row.sends;
+  const figures = rowFigures(
+    there,
+    config,
+    chip,
+    sizes,
+    sends.filter((s) => !s.repeated || repeats(config, sizes)),
+    machine,
+  );
+  return { ...there, ...figures };
+}
+
+/** Fewer kv heads than shards of tensor: each device computes the one head that its queries read. */
+const repeats = (config, sizes) => config.model.num_kv_heads < size(sizes, "tensor");
+
+function tensorOn(named, layout, letters, config, sizes, key) {
+  const names = [...layout.letters],
+    there = (axes) => axes.filter((a) => size(sizes, a) > 1);
+  const weight = !names.includes("B"),
+    few = weight && names.includes("K") && repeats(config, sizes);
+  const pick = (spec, whole) => spec.map((axes, i) => (whole && names[i] === "K" ? [] : there(axes)));
+  const kept = names.map((c) => (few && c === "K" ? config.model.num_kv_heads : (letters[c] ?? 1)));
+  return {
+    name: named.name,
+    dtype: named.dtype,
+    letters: names,
+    sizes: names.map((c) => letters[c] ?? 1),
+    kept,
+    stored: pick(layout.stored, few && key === "w"),
+    used: pick(layout.used, few && key === "out"),
+    unreduced: there(layout.unreduced || []),
+    few,
+  };
+}
+
+const localSizes = (tensor, layout, sizes, dims = tensor.sizes) => dims.map((n, i) => n / count(layout[i], sizes));
+const byLetter = (tensor, layout, sizes) =>
+  Object.fromEntries(tensor.letters.map((c, i) => [c, tensor.sizes[i] / count(layout[i], sizes)]));
+const lettersOf = (row) => {
+  const inside = (c, t) => t.letters.includes(c);
+  const all = [...new Set([...row.x.letters, ...row.w.letters])];
+  return {
+    batch: all.filter((c) => inside(c, row.x) && inside(c, row.w) && inside(c, row.out)),
+    m: row.x.letters.filter((c) => !inside(c, row.w)),
+    n: row.w.letters.filter((c) => !inside(c, row.x)),
+    k: row.x.letters.filter((c) => inside(c, row.w) && !inside(c, row.out)),
+  };
+};
+
+/** Mesh axis -> which of the scaling book's four cases it is, from where the operands are stored. */
+function casesOf(row) {
+  const where = (t) => Object.fromEntries(t.letters.flatMap((c, i) => t.stored[i].map((axis) => [axis, c])));
+  const x = where(row.x),
+    w = where(row.w),
+    inner = lettersOf(row).k,
+    found = {};
+  for (const axis of new Set([...Object.keys(x), ...Object.keys(w)])) {
+    if (["NK", "KN"].includes(`${x[axis]}${w[axis]}`)) {
+      found[axis] = 1;
+      continue;
+    } // heads, and the kv heads that they read
+    const touched = inner.includes(x[axis]) || inner.includes(w[axis]);
+    found[axis] = touched ? (x[axis] === w[axis] ? 3 : 2) : x[axis] && w[axis] && x[axis] !== w[axis] ? 4 : 1;
+  }
+  return found;
+}
+
+/** Shapes, FLOPs, bytes and seconds of a device and run. */
+function rowFigures(row, config, chip, sizes, templates, machine) {
+  const here = { ...byLetter(row.x, row.x.used, sizes), ...byLetter(row.w, row.w.used, sizes) },
+    groups = lettersOf(row);
+  const batch = product(groups.batch.map((c) => here[c])),
+    [m, k, n] = ["m", "k", "n"].map((g) => product(groups[g].map((c) => here[c])));
+  const width = PAGE.constants.bytes[config.step.compute_dtype],
+    rates = ratesOf(config, chip);
+  const held = (tensor, layout) => product(localSizes(tensor, layout, sizes)) * (PAGE.constants.bytes[tensor.dtype] || width);
+  const flops = 2 * batch * m * k * n,
+    moved = held(row.x, row.x.used) + held(row.w, row.w.used) + held(row.out, row.out.stored);
+  if (ATTENTION.includes(row.name)) return attentionFigures(row, config, sizes, rates);
+  const sends = templates
+    .map((s) => ({ ...s, axes: s.axes.filter((a) => size(sizes, a) > 1), compiled: "", note: "" }))
+    .filter((s) => s.axes.length);
+  const seconds = { compute: flops / rates.matmul_flops, HBM: moved / rates.memory };
+  for (const s of sends) {
+    s.bytes = sendBytes(row, s, sizes) * width * (row[s.operand].letters.includes("T") ? row.chunks : 1);
+    s.times = row.times / row.chunks;
+    const time = collectiveSeconds(s.kind, s.axes, s.bytes, machine.links, rates.network);
+    Object.assign(s, time);
+    const name = `${time.network} (${s.axes.join("+")})`;
+    seconds[name] = (seconds[name] || 0) + time.seconds;
+  }
+  return { per_device: { m: batch * m, k, n }, flops, hbm_bytes: moved, intensity: flops / moved, sends, seconds, bound: longest(seconds) };
+}
+
+/** The matmuls of attention are one kernel, counted by formula: a query meets the keys that it can see, on average. */
+function attentionFigures(row, config, sizes, rates) {
+  const cost = attentionCost(config, sizes),
+    keys = visibleKeys(config.model, config.data.seq_len),
+    H = config.model.head_dim;
+  const width = PAGE.constants.bytes[config.step.compute_dtype],
+    rows = microbatchTokens(config, sizes),
+    m = (rows * config.model.num_heads) / size(sizes, "tensor");
+  const kv = (rows * Math.max(config.model.num_kv_heads, size(sizes, "tensor"))) / size(sizes, "tensor"),
+    once = (m + kv) * H * width;
+  const [k, n, flops, moved] = {
+    scores: [H, keys, cost.forward / 2, once],
+    context: [Math.round(keys), H, cost.forward / 2, once],
+    attention: [H, 5 * keys, cost.backward, 3 * once],
+  }[row.name];
+  const seconds = { compute: flops / rates.attention_flops, HBM: moved / rates.memory };
+  return { per_device: { m, k, n }, flops, hbm_bytes: moved, intensity: flops / moved, sends: [], seconds, bound: longest(seconds) };
+}
+
+/** Elements that a collective counts: the gathered operand; the whole partial sum; the shard that is left to be summed. */
+function sendBytes(row, send, sizes) {
+  const tensor = row[send.operand];
+  if (tensor.few) {
+    // a weight with few kv heads goes as it is stored, with all of them
+    const layout = send.operand === "w" || send.kind !== "all-reduce" || send.axes.includes("tensor") ? whole(tensor, "fsdp") : tensor.used;
+    return product(
+      localSizes(
+        tensor,
+        layout.map((axes, i) => (tensor.letters[i] === "K" ? [] : axes)),
+        sizes,
+        tensor.kept,
+      ),
+    );
+  }
+  const layout = send.operand !== "out" ? tensor.used : send.kind === "all-reduce" ? tensor.used : tensor.stored;
+  return product(localSizes(tensor, layout, sizes));
+}
+const whole = (tensor, without) => tensor.used.map((axes) => axes.filter((a) => a !== without));
+
+/** A traced row as the list wants it. */
+function tracedRow(row) {
+  const tensor = (t) => ({ ...t, letters: [...t.letters], kept: t.sizes });
+  return { ...row, x: tensor(row.x), w: tensor(row.w), out: tensor(row.out) };
+}
+
+/** Seconds of a row: the longest of compute, HBM and each network, as if they ran beside each other. */
+const rowSeconds = (row) => row.seconds[longest(row.seconds)];
+
+const ownBytes = (row) => total(row.sends.filter((s) => !s.by).map((s) => s.bytes));
+
+/** To each row, the collectives of other rows that serve it too: {...send, by: whose}. */
+function withBorrowed(rows) {
+  const borrowed = rows.map(() => []);
+  for (const row of rows)
+    for (const send of row.sends)
+      for (const title of send.shared) {
+        const i = rows.findIndex((r) => rowTitle(r) === title);
+        const operand = i < 0 ? null : ["x", "w", "out"].find((key) => rows[i][key].name === row[send.operand].name);
+        if (operand) borrowed[i].push({ ...send, operand, by: rowTitle(row) });
+      }
+  return rows.map((row, i) => ({ ...row, sends: [...row.sends, ...borrowed[i]] }));
+}

@@ -1,0 +1,76 @@
+// Words and notation: `x[B_data,fsdp, T, D]` with real subscripts, mesh sizes, and what a case or a collective is.
+
+const SVG = "http://www.w3.org/2000/svg";
+
+/** An element with attributes and children; strings become text, never markup. */
+function element(space, name, attributes, children) {
+  const node = space ? document.createElementNS(space, name) : document.createElement(name);
+  for (const [key, value] of Object.entries(attributes || {}))
+    if (value !== null && value !== undefined && value !== false) node.setAttribute(key, value);
+  for (const child of children.flat(Infinity)) if (child !== null && child !== undefined) node.append(child);
+  return node;
+}
+const make = (name, attributes, ...children) => element(null, name, attributes, children);
+const shape = (name, attributes, ...children) => element(SVG, name, attributes, children);
+const byId = (id) => document.getElementById(id);
+
+const CASES = {
+  1: "no contracted dim is split: nothing is sent",
+  2: "one operand's contracted dim is split: that operand is gathered first",
+  3: "both contracted dims are split alike: partial sums, added up over the axis",
+  4: "both operands' other dims are split over one axis: one of the two is gathered first",
+};
+const WHY = {
+  "all-gather": "every device ends with all chunks",
+  "reduce-scatter": "every device ends with one chunk of the sum",
+  "all-reduce": "a reduce-scatter, then an all-gather: every device ends with the whole sum",
+  "all-to-all": "every device trades its blocks: rows for columns",
+};
+const DIMS = {
+  B: "batch",
+  T: "sequence",
+  S: "keys",
+  D: "embed",
+  N: "heads",
+  K: "kv heads",
+  H: "head dim",
+  F: "mlp",
+  V: "vocab",
+  L: "layers",
+  G: "queries of a kv head",
+};
+
+/** x[B_{data,fsdp}, T, D] as nodes; `plain` as text, for names that are read aloud. */
+function tensorNodes(name, letters, layout) {
+  const parts = [make("span", { class: "tensor" }, name), "["];
+  letters.forEach((c, i) => parts.push(i ? ", " : "", make("var", {}, c), layout[i].length ? make("sub", {}, layout[i].join(",")) : null));
+  return [...parts, "]"].filter((part) => part !== null);
+}
+const tensorText = (name, letters, layout) =>
+  `${name}[${letters.map((c, i) => (layout[i].length ? `${c}_${layout[i].length > 1 ? `{${layout[i].join(",")}}` : layout[i][0]}` : c)).join(", ")}]`;
+
+const notationNodes = (row) => [
+  ...tensorNodes(row.x.name, row.x.letters, row.x.stored),
+  " · ",
+  ...tensorNodes(row.w.name, row.w.letters, row.w.stored),
+  " → ",
+  ...tensorNodes(row.out.name, row.out.letters, row.out.used),
+];
+const notationText = (row) =>
+  `${tensorText(row.x.name, row.x.letters, row.x.stored)} · ${tensorText(row.w.name, row.w.letters, row.w.stored)} -> ${tensorText(row.out.name, row.out.letters, row.out.used)}`;
+
+const rowTitle = (row) => `${row.name}${row.what ? `, ${row.what}` : ""}${row.phase === "recomputed" ? " (recomputed)" : ""}`;
+const meshText = (sizes) =>
+  PAGE.constants.ready
+    .filter((a) => size(sizes, a) > 1)
+    .map((a) => `${a}=${sizes[a]}`)
+    .join(", ") || "one device";
+const caseText = (cases) => {
+  const axes = Object.entries(cases).filter(([, c]) => c > 1);
+  return axes.length ? axes.map(([axis, c]) => `${axis} ${c}`).join(", ") : "1";
+};
+const operandName = (row, send) => row[send.operand].name;
+const sendText = (row, send) => `${send.kind} ${operandName(row, send)} over ${send.axes.join(", ")}`;
+const seconds = (value) => figure(value, "s", 3);
+const bytes = (value) => figure(value, "bytes", 4);
+const boundText = (bound) => bound || "–";

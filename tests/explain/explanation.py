@@ -1,0 +1,106 @@
+"""An explanation as `jaxscale explain` makes it, here from the rules and the cost model, with no tracing."""
+
+import math
+
+from jaxscale import config as cfg
+from jaxscale.analysis import costs
+from jaxscale.analysis.forecast import axis_links
+from jaxscale.analysis.timing import collective_seconds, rates
+from jaxscale.analysis.traffic import traffic
+from jaxscale.explain.layouts import layouts
+from jaxscale.explain.machines import read_topology
+
+OTHERS = ("token ids", "looked-up rows", "rows' gradients", "losses", "embedding gradient")
+NAMES = {"BTD": "x", "BTNH": "context", "BTF": "h"}
+
+
+def make_explanation(config: cfg.Config, topology: str = "v5p:2x2x2") -> dict:
+    """Of `config` on its own mesh; one collective is said to have been compiled otherwise."""
+    mesh = config.mesh.sizes(None)
+    where = read_topology(topology)
+    rows = [make_row(i, layout, config, mesh, where) for i, layout in enumerate(layouts(config))]
+    rows = [row for phase in ("forward", "recomputed", "backward") for row in rows if row["phase"] == phase]
+    for i, row in enumerate(rows):
+        row["id"] = i
+    gathers = [s for row in rows for s in row["sends"] if s["operand"] == "w" and s["kind"] == "all-gather"]
+    if gathers:
+        gathers[0] |= {"compiled": "different", "note": "The compiler gathers all of them in one."}
+    others = [
+        {"what": t.what, "kind": t.kind, "axes": list(t.axes), "bytes": t.bytes, "times": t.times}
+        for t in traffic(config, mesh) if t.what in OTHERS
+    ]  # fmt: skip
+    return {
+        "name": config.name, "config": config.model_dump(mode="json"), "mesh": mesh, "topology": where.name,
+        "chip": where.chip.name, "compiled_by": f"XLA's CPU compiler, {math.prod(mesh.values())} simulated devices",
+        "jax": "0.10.2", "sizes": letter_sizes(config, mesh), "rows": rows, "others": others,
+    }  # fmt: skip
+
+
+def letter_sizes(config: cfg.Config, mesh: dict[str, int]) -> dict[str, int]:
+    model = config.model
+    return {
+        "B": config.data.batch_size // config.step.microbatches, "T": config.data.seq_len, "D": model.embed_dim,
+        "F": model.mlp_dim, "N": model.num_heads, "K": max(model.kv_heads, mesh.get("tensor", 1)),
+        "H": model.head_size, "V": model.padded_vocab_size, "L": model.num_layers,
+    }  # fmt: skip
+
+
+def make_row(i: int, layout: dict, config: cfg.Config, mesh: dict[str, int], where) -> dict:
+    speed, width = rates(where.chip, config.step.compute_dtype), costs.BYTES[config.step.compute_dtype]
+    own = axis_links(where, mesh, config.mesh.over_slices)
+    sizes = letter_sizes(config, mesh)
+    tensors = {}
+    for key in ("x", "w", "out"):
+        t = layout[key]
+        spec = {k: [[a for a in axes if a in mesh] for axes in t[k]] for k in ("stored", "used")}
+        name = layout["name"] if not t["letters"].startswith("B") else NAMES.get(t["letters"], layout["name"])
+        tensors[key] = {
+            "name": f"w_{name}" if name == layout["name"] and "B" not in t["letters"] else name,
+            "letters": list(t["letters"]), "sizes": [sizes[c] for c in t["letters"]], **spec,
+            "unreduced": [a for a in t["unreduced"] if a in mesh], "dtype": config.step.compute_dtype,
+        }  # fmt: skip
+    local = {
+        c: n // math.prod(mesh[a] for a in axes)
+        for t in (tensors["x"], tensors["w"])
+        for c, n, axes in zip(t["letters"], t["sizes"], t["used"], strict=True)
+    }
+    x, w, out = (set(tensors[k]["letters"]) for k in ("x", "w", "out"))
+    m, k, n = (math.prod(local[c] for c in group) for group in (x - w, (x & w) - out, w - x))
+    sends = []
+    for send in layout["sends"]:
+        axes = [a for a in send["axes"] if a in mesh]
+        if axes and not send["repeated"]:
+            V = sent_bytes(tensors[send["operand"]], send, mesh) * width
+            seconds, _ = collective_seconds(send["kind"], tuple(axes), V, own, speed.network)
+            sends.append(send | {"axes": axes, "bytes": V, "seconds": seconds, "compiled": "same", "note": ""})
+    seconds = {"compute": 2.0 * m * k * n / speed.matmul_flops, "HBM": (m * k + k * n + m * n) * width / speed.memory}
+    for send in sends:
+        key = f"ICI ({'+'.join(send['axes'])})"
+        seconds[key] = seconds.get(key, 0.0) + send["seconds"]
+    head = layout["name"] == "unembedding"
+    moved = (m * k + k * n + m * n) * width
+    return {
+        "id": i, "name": layout["name"], "phase": layout["phase"], "what": layout["what"],
+        "times": config.step.microbatches * (1 if head else config.model.num_layers), "formula": layout["formula"],
+        **tensors, "cases": cases(tensors), "per_device": {"m": m, "k": k, "n": n}, "flops": 2.0 * m * k * n,
+        "intensity": 2.0 * m * k * n / moved, "hbm_bytes": moved, "seconds": seconds,
+        "bound": max(seconds, key=seconds.__getitem__), "sends": sends,
+    }  # fmt: skip
+
+
+def sent_bytes(tensor: dict, send: dict, mesh: dict[str, int]) -> int:
+    layout = tensor["stored"] if send["kind"] == "reduce-scatter" else tensor["used"]
+    return math.prod(n // math.prod(mesh[a] for a in axes) for n, axes in zip(tensor["sizes"], layout, strict=True))
+
+
+def cases(tensors: dict) -> dict[str, int]:
+    x, w = ({a: c for c, axes in zip(t["letters"], t["stored"], strict=True) for a in axes}
+            for t in (tensors["x"], tensors["w"]))  # fmt: skip
+    inner = set(tensors["x"]["letters"]) & set(tensors["w"]["letters"]) - set(tensors["out"]["letters"])
+    found = {}
+    for axis in {**x, **w}:
+        if {x.get(axis), w.get(axis)} & inner:
+            found[axis] = 3 if x.get(axis) == w.get(axis) else 2
+        else:
+            found[axis] = 4 if axis in x and axis in w and x[axis] != w[axis] else 1
+    return found

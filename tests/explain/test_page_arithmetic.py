@@ -1,0 +1,210 @@
+"""What the page of `explain` computes is what `costs`, `traffic` and `forecast` do, and what was traced."""
+
+import math
+import random
+from pathlib import Path
+
+import pytest
+
+from jaxscale import config as cfg
+from jaxscale.analysis import costs
+from jaxscale.analysis.forecast import forecast
+from jaxscale.analysis.traffic import traffic
+from jaxscale.explain.layouts import layouts
+from jaxscale.explain.machines import Explained, machine, machines, read_topology
+from jaxscale.explain.page import needed, write_page
+from jaxscale.explain.story import as_json, explain, with_mesh
+from jaxscale.hardware import CHIPS
+from jaxscale.parallel.rules import ACTIVATIONS, PARAMETERS, check_divides
+
+from .conftest import Page, in_browser
+
+MODELS = ("gpt2-124m", "llama3.1-405b", "llama3.1-70b", "llama3.1-8b", "llama3.2-1b", "mistral-7b", "qwen3-8b")
+REMATS = ["none", "full", "dots", {"q": "save", "k": "save", "v": "save", "attention_context": "save"},
+          dict.fromkeys(("layer_in", "q", "k", "v", "attention_out"), "offload"),
+          {"mlp_up": "save", "attention_out": "save", "layer_in": "recompute"}]  # fmt: skip
+
+
+def random_cases(seed: int, number: int) -> list[tuple[cfg.Config, dict[str, int], str]]:
+    """Random (config, mesh, chip) for which there is a machine; some meshes break a rule."""
+    rng, found = random.Random(seed), []
+    explained = explained_of(cfg.load_config("quickstart"))
+    while len(found) < number:
+        base = cfg.load_config(rng.choice([*MODELS, "quickstart"])).model_dump(mode="json")
+        parts = rng.choice([1, 1, 2, 4, 8])
+        if rng.random() < 0.3:  # odd shapes: what divides nothing must be refused in both
+            base["model"] |= {"num_heads": 12, "num_kv_heads": rng.choice([1, 2, 3, 4, 12]), "head_dim": 32}
+            base["model"] |= {"mlp_dim": rng.choice([96, 200, 1023]), "vocab_multiple": rng.choice([1, 128])}
+        base["data"] |= {
+            "batch_size": parts * rng.choice([1, 6, 16, 64, 256, 1024]),
+            "seq_len": rng.choice([128, 1000, 4096]),
+        }
+        base["model"]["max_seq_len"] = max(base["model"]["max_seq_len"], base["data"]["seq_len"])
+        base["loss"] = {}
+        base["step"] |= {
+            "microbatches": parts, "remat": rng.choice(REMATS), "compute_dtype": rng.choice(["bfloat16", "float32"]),
+            "param_dtype": rng.choice(["bfloat16", "float32"]),
+        }  # fmt: skip
+        base["optimizer"]["name"] = rng.choice(["adamw", "lion", "adafactor", "muon"])
+        base["metrics"] = {"mfu": rng.choice(["causal", "palm"])}
+        config = cfg.validate(base, source="random")
+        sizes = {a: 2 ** rng.choice([0, 1, 2, 3, 4, most]) for a, most in (("data", 6), ("fsdp", 9), ("tensor", 5))}
+        chip = rng.choice(CHIPS)
+        try:
+            machine(chip, sizes, explained)
+        except ValueError:
+            continue
+        found.append((config, {a: n for a, n in sizes.items() if n > 1} or {"data": 1}, chip.name))
+    return found
+
+
+def explained_of(config: cfg.Config) -> Explained:
+    return Explained(read_topology("v5p:2x2x2"), config.mesh.sizes(None), config.mesh.over_slices)
+
+
+def by_python(config: cfg.Config, sizes: dict[str, int], chip_name: str) -> dict:
+    chip = next(c for c in CHIPS if c.name == chip_name)
+    topology, over = machine(
+        chip, {a: sizes.get(a, 1) for a in cfg.READY_AXES}, explained_of(cfg.load_config("quickstart"))
+    )
+    found, attention = forecast(config, topology, sizes, over), costs.attention(config, sizes)
+    try:
+        check_divides(PARAMETERS, ACTIVATIONS, sizes, config)
+        rule = None
+    except ValueError as error:
+        rule = str(error)
+    return {
+        "rule": rule,
+        "matmuls": [[m.name, m.m, m.k, m.n, m.forward, m.backward, m.recomputed] for m in costs.matmuls(config, sizes)],
+        "attention": [attention.forward_flops, attention.backward_flops, attention.forward_calls],
+        "traffic": [[t.what, t.kind, *t.axes, t.bytes, t.times, t.overlaps] for t in traffic(config, sizes)],
+        "sent": [[s.network, s.seconds, s.hidden] for s in found.sent],
+        "parts": found.time.parts, "sums": found.time.sums, "binds": found.time.binds,
+        "times": [found.time.best, found.time.overlapped, found.time.nothing_overlapped, found.time.exposed],
+        "whole": [found.flops, found.model_flops, found.mfu, found.tokens_per_second_per_chip],
+        "machine": topology.name,
+    }  # fmt: skip
+
+
+BY_PAGE = """((cases) => cases.map(([config, sizes, chip]) => {
+    const machine = machineOf(chip, sizes), f = forecast(config, chip, sizes, machine);
+    const a = attentionCost(config, sizes);
+    return {
+        rule: brokenRule(config, sizes),
+        matmuls: matmuls(config, sizes).map(m => [m.name, m.m, m.k, m.n, m.forward, m.backward, m.recomputed]),
+        attention: [a.forward, a.backward, a.calls],
+        traffic: traffic(config, sizes).map(t => [t.what, t.kind, ...t.axes, t.bytes, t.times, t.overlaps]),
+        sent: f.sent.map(s => [s.network, s.seconds, s.hidden]), parts: f.parts, sums: f.sums, binds: f.binds,
+        times: [f.best, f.overlapped, f.apart, f.exposed], whole: [f.flops, f.modelFlops, f.mfu, f.perChip],
+        machine: machine.name,
+    };
+}))(arguments[0])"""
+
+
+def same(a, b, where: str) -> list[str]:
+    """Differences of two JSON values, numbers to 1e-9."""
+    if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
+        return [d for k in a for d in same(a[k], b[k], f"{where}.{k}")]
+    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        return [d for i, (x, y) in enumerate(zip(a, b, strict=True)) for d in same(x, y, f"{where}[{i}]")]
+    if type(a) in (int, float) and type(b) in (int, float):
+        return [] if math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-30) else [f"{where}: {a} and {b}"]
+    return [] if a == b else [f"{where}: {a} and {b}"]
+
+
+@in_browser
+def test_the_arithmetic_is_pythons_on_200_random_configs(page):
+    cases = random_cases(0, 200)
+    wanted = [by_python(*case) for case in cases]
+    assert len({w["binds"] for w in wanted}) >= 5, "compute, HBM and several networks bind"
+    assert 20 < sum(w["rule"] is None for w in wanted) < 190, "some meshes break a rule, some none"
+    got = page.ask(BY_PAGE, [[needed(config), sizes, chip] for config, sizes, chip in cases])
+    assert [d for i, (a, b) in enumerate(zip(got, wanted, strict=True)) for d in same(a, b, f"case {i}")] == []
+
+
+BY_ROWS = """((cases) => cases.map(([config, sizes, chip, layouts]) => {
+    PAGE.layouts = layouts;
+    const machine = machineOf(chip, sizes), runs = config.step.microbatches * config.model.num_layers;
+    const rows = layouts.map(l => predictedRow({...l, times: runs}, config, chip, sizes, machine)), sent = {};
+    const add = (t) => { const key = `${t.kind} ${t.axes.join()}`; sent[key] = (sent[key] || 0) + t.bytes * t.times; };
+    for (const row of rows) row.sends.forEach(add);
+    otherTraffic(config, sizes).forEach(add);
+    const flops = {};
+    for (const row of rows) flops[row.name] = (flops[row.name] || 0) + row.flops * row.times;
+    return {sent, flops};
+}))(arguments[0])"""
+
+
+@in_browser
+def test_rows_and_the_rest_send_what_the_cost_model_says(page):
+    """Each collective belongs to one row, or to none of them; FLOPs of the passes add up to the cost model's."""
+    cases = [case for case in random_cases(1, 160) if by_python(*case)["rule"] is None]
+    assert len(cases) > 20
+    assert sum("tensor" in sizes and c.model.kv_heads < sizes["tensor"] for c, sizes, _ in cases) > 2, "repeated heads"
+    got = page.ask(BY_ROWS, [[needed(c), sizes, chip, layouts(c)] for c, sizes, chip in cases])
+    for (config, sizes, _), found in zip(cases, got, strict=True):
+        sent: dict[str, float] = {}
+        for t in traffic(config, sizes):
+            sent[f"{t.kind} {t.axes[0]}"] = sent.get(f"{t.kind} {t.axes[0]}", 0.0) + t.step_bytes
+        assert same(found["sent"], sent, f"{config.name} {config.step.remat} on {sizes}") == []
+        flops = {m.name: m.step_flops for m in costs.matmuls(config, sizes)}
+        assert same(dict(sorted(found["flops"].items())), dict(sorted(flops.items())), str(sizes)) == []
+
+
+def test_the_explained_machine_is_its_own_and_others_are_the_most_even():
+    own = read_topology("v6e:16x16 x 2 slices")
+    assert (own.name, own.slices) == ("v6e:16x16 x 2 slices", 2)
+    explained = Explained(own, {"data": 2, "fsdp": 256}, {"data": 2})
+    found = machines(explained)
+
+    def at(chip, **sizes):
+        place = 0
+        for axis in cfg.READY_AXES:
+            place = place * len(found["sizes"][axis]) + found["sizes"][axis].index(sizes.get(axis, 1))
+        where = found["cells"][chip][place]
+        return found["reasons"][-1 - where] if isinstance(where, int) else [
+            found["topologies"][where[0]][0], *([s[0] for s in found["links"][i]] for i in where[1:])
+        ]  # fmt: skip
+
+    assert at("v6e", data=2, fsdp=256) == ["v6e:16x16 x 2 slices", ["DCN"], ["ICI"], []]
+    assert at("v6e", fsdp=256) == ["v6e:16x16", [], ["ICI"], []]
+    assert at("v5p", fsdp=32, tensor=4) == ["v5p:4x4x8", [], ["ICI"], ["ICI"]]
+    assert at("h100", fsdp=16, tensor=2) == ["h100:4x8", [], ["NVLink", "network"], ["NVLink"]]
+    assert at("tpu7x") == "a tpu7x chip is 2 devices, so 1 are no whole chips; take an even number"
+    assert at("v5e", data=512) == "there is no v5e slice of 512 chips; the nearest have 256"
+
+
+# --- the real thing -------------------------------------------------------------------------------------------
+
+AT_REST = """(() => {
+    const {config, chip, sizes, machine} = now, tensor = (t) => [t.name, t.letters, t.sizes, t.stored, t.used];
+    const told = (row) => ({
+        x: tensor(row.x), w: tensor(row.w), out: tensor(row.out), unreduced: row.out.unreduced.slice().sort(),
+        cases: row.cases, shape: row.per_device, flops: row.flops, hbm: row.hbm_bytes, intensity: row.intensity,
+        seconds: row.seconds, bound: row.bound, times: row.times,
+        sends: row.sends.map(s => [s.operand, s.kind, s.axes, s.bytes, s.shared, s.seconds]),
+    });
+    const pairs = PAGE.explained.rows.map(tracedRow).map(row => [row, predictedRow(row, config, chip, sizes, machine)]);
+    return pairs.map(([a, b]) => [rowTitle(a), told(a), told(b)]);
+})()"""
+
+
+@pytest.fixture(scope="module", params=["step.remat=none", "step.remat=full loss.chunk=32 step.compute_dtype=bfloat16"])
+def traced(request, tmp_path_factory) -> Path:
+    config = with_mesh(cfg.load_config("quickstart", request.param.split()), "data=2,fsdp=2,tensor=2")
+    found = explain(config, read_topology("v5p:2x2x2"), compiler="none")
+    return write_page(as_json(found), tmp_path_factory.mktemp("traced") / "explain.html")
+
+
+@in_browser
+@pytest.mark.slow
+def test_the_rules_layouts_are_the_traced_programs(driver, traced):
+    """On the traced mesh, what the rules and the cost model say of each row is what was traced, to the last send."""
+    page = Page(driver, traced)
+    pairs = page.ask(AT_REST)
+    assert len(pairs) >= 27
+    assert [d for title, a, b in pairs for d in same(a, b, title)] == []
+    page.click("[data-phase=all]")
+    assert len(page.texts("#list tbody tr")) == len(pairs)
+    assert "undefined" not in page.text("body main")
+    assert page.messages() == []
