@@ -33,7 +33,7 @@ def page_text(explanation: dict[str, Any]) -> str:
     explained = Explained(topology, mesh, config.mesh.over_slices)
     values = {
         "explained": {k: v for k, v in explanation.items() if k != "config"}
-        | {"rows": [row | {"out": left_first(row["out"])} for row in explanation["rows"]]},
+        | {"rows": [row | {"out": turned(row["out"])} for row in explanation["rows"]]},
         "config": needed(config),
         "fixed": why_fixed(config),
         "machines": machines(explained),
@@ -75,10 +75,9 @@ def constants() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def left_first(out: dict[str, Any]) -> dict[str, Any]:
-    """A result with `stored` as the matmul leaves it and `used` after its reduction, which splits it further."""
-    left, after = sorted((out["stored"], out["used"]), key=lambda layout: sum(map(len, layout)))
-    return out | {"stored": left, "used": after}
+def turned(out: dict[str, Any]) -> dict[str, Any]:
+    """A result as the scripts have it, in the order of events: `stored` as the matmul leaves it, `used` after that."""
+    return out | {"stored": out["used"], "used": out["stored"]}
 
 
 def finite(values: Any) -> Any:

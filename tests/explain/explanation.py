@@ -9,6 +9,7 @@ from jaxscale.analysis.timing import collective_seconds, rates
 from jaxscale.analysis.traffic import traffic
 from jaxscale.explain.layouts import layouts
 from jaxscale.explain.machines import read_topology
+from jaxscale.explain.page import turned
 
 OTHERS = ("token ids", "looked-up rows", "rows' gradients", "losses", "embedding gradient")
 NAMES = {"BTD": "x", "BTNH": "context", "BTF": "h"}
@@ -79,6 +80,7 @@ def make_row(i: int, layout: dict, config: cfg.Config, mesh: dict[str, int], whe
         seconds[key] = seconds.get(key, 0.0) + send["seconds"]
     head = layout["name"] == "unembedding"
     moved = (m * k + k * n + m * n) * width
+    tensors = {k: tensors[k] for k in ("x", "w")} | {"out": turned(tensors["out"])}  # as an explanation has it
     return {
         "id": i, "name": layout["name"], "phase": layout["phase"], "what": layout["what"],
         "times": config.step.microbatches * (1 if head else config.model.num_layers), "formula": layout["formula"],
