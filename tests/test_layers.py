@@ -31,9 +31,13 @@ BELOW = {
     "codes": set(),
     "local": {"codes"},
     "cluster": {"codes", "redact", "config"},
-    "launch": {"local", "codes", "jsonl", "config"},
+    "places": {"urls"},
+    "inventory": {"places", "reading", "urls"},
+    "launch": {"local", "codes", "jsonl", "places", "inventory", "redact", "config"},
     "training": {
         "urls",
+        "places",
+        "inventory",
         "cluster",
         "codes",
         "jsonl",
@@ -75,8 +79,8 @@ BELOW = {
     "console_bench": {"record", "compare"},
     "cli_bench": {"redact", "bench", "record", "console_bench", "compare", "sweep", "parallel", "config"},
     "cli_launch": {"launch"},
-    "console_checkpoint": {"training", "urls"},
-    "cli_checkpoint": {"training", "console_checkpoint", "urls", "config"},
+    "console_checkpoint": {"training", "places", "inventory", "urls"},
+    "cli_checkpoint": {"training", "places", "inventory", "console_checkpoint", "urls", "config"},
     "cli": {
         "redact",
         "cli_bench",
@@ -106,6 +110,8 @@ OWN_ROOM = {
     "jaxscale.bench.compare": "compare",
     "jaxscale.bench.sweep": "sweep",
     "jaxscale.training.jsonl": "jsonl",
+    "jaxscale.training.places": "places",
+    "jaxscale.training.inventory": "inventory",
 }
 WITH_JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "grain"}
 ALONE = (
