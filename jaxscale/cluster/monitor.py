@@ -310,7 +310,7 @@ class Monitor:
         tell(f"process {self.rank}: {message}" if self.many else message, code)
 
     def dump_stacks(self, more: str = "") -> str:
-        """`more` and all threads' stacks to `<out>/stacks/process-<rank>.txt`, or stderr where that cannot be written."""
+        """`more` and all threads' stacks in `<out>/stacks/process-<rank>.txt`, else on stderr."""
         path = self.out / "stacks" / f"process-{self.rank}.txt"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

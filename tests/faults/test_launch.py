@@ -331,9 +331,9 @@ time.sleep(600)
         assert launch.code() == PREEMPTED
     said = [line for line in launch.text().splitlines() if line.startswith("launch: ")]
     assert said == [
-        "launch: process 0 ended with exit code 1; the others of 2 are stopped",
+        "launch: process 0 ended with exit code 1 (an error of the program, with its traceback); the others of 2 are stopped",
         "launch: restart 1 of 5 in 1 s, from step 2 (3 were done)",
-        "launch: process 0 ended with exit code 1; the others of 2 are stopped",
+        "launch: process 0 ended with exit code 1 (an error of the program, with its traceback); the others of 2 are stopped",
         "launch: restart 2 of 5 in 2 s, from step 4 (6 were done)",
     ]
 

@@ -174,7 +174,7 @@ def test_a_run_lives_in_an_object_store(server, shell):
 
 
 @pytest.mark.faults
-def test_a_slow_store_holds_nothing_up_but_the_next_save_and_one_that_hangs_is_ended(server, shell):
+def test_a_slow_store_holds_nothing_up_but_the_next_save_and_one_that_hangs_is_ended(server, shell, monkeypatch):
     """Step 2's arrays are taken slowly: step 3 is done meanwhile, step 4 waits. Those of step 6 are never taken."""
     slow, never = threading.Event(), threading.Event()
     done: list[str] = []
@@ -207,7 +207,12 @@ def test_a_slow_store_holds_nothing_up_but_the_next_save_and_one_that_hangs_is_e
     assert "trainer.py" in (shell.folder / "slow" / "stacks" / "process-0.txt").read_text()
     server.before = lambda method, path: None
     assert shell.listed("slow") == [(2, "committed"), (4, "committed"), (6, "half-written")]
+    for name, value in server.environment().items():
+        monkeypatch.setenv(name, value)
+    fsspec = pytest.importorskip("fsspec")
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
     assert progress(shell.folder / "slow", url("slow")) == Progress(4, 8)
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
 
 
 def until_line(process: subprocess.Popen, words: str) -> str:
