@@ -231,7 +231,7 @@ def tell_several(about_machine: dict[str, Any], arguments: argparse.Namespace) -
         told.append({"step_seconds": step, "waited_for_seconds_a_step": waited, "thread_cpu_seconds_a_step": cpu,
                      "thread_wall_seconds_a_step": wall, "share_of_a_step": (waited + cpu) / step})  # fmt: skip
         print(f"process {rank}: step {1e3 * step:.1f} ms; waited {1e6 * waited:.0f} us of it, the thread takes "
-              f"{1e6 * cpu:.0f} us of CPU: {(waited + cpu) / step:.3%}; its calls last {1e6 * wall:.0f} us")  # fmt: skip
+              f"{1e6 * cpu:.0f} us of CPU: {(waited + cpu) / step:.3%}; calls last {1e6 * wall:.0f} us")  # fmt: skip
     record = {
         "command": ["python", "benchmarks/watch_overhead.py", *sys.argv[1:]],
         "machine": about_machine,

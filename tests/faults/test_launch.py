@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from jaxscale import cli
-from jaxscale.cluster.codes import CORRUPT, HUNG, INTERRUPTED, MENDABLE, PREEMPTED, VANISHED
+from jaxscale.cluster.codes import BROKEN, CORRUPT, HUNG, INTERRUPTED, MEANING, MENDABLE, PREEMPTED, VANISHED
 from jaxscale.launch import Progress, Team, prepare, progress
 from jaxscale.training.jsonl import read_records
 
@@ -330,10 +330,11 @@ time.sleep(600)
     with Launch(config, "--max-restarts", 5, "--grace", 0.2, script=script) as launch:
         assert launch.code() == PREEMPTED
     said = [line for line in launch.text().splitlines() if line.startswith("launch: ")]
+    failed = f"launch: process 0 ended with exit code 1 ({MEANING[BROKEN]}); the others of 2 are stopped"
     assert said == [
-        "launch: process 0 ended with exit code 1 (an error of the program, with its traceback); the others of 2 are stopped",
+        failed,
         "launch: restart 1 of 5 in 1 s, from step 2 (3 were done)",
-        "launch: process 0 ended with exit code 1 (an error of the program, with its traceback); the others of 2 are stopped",
+        failed,
         "launch: restart 2 of 5 in 2 s, from step 4 (6 were done)",
     ]
 
