@@ -233,7 +233,7 @@ def tell_several(about_machine: dict[str, Any], arguments: argparse.Namespace) -
         print(f"process {rank}: step {1e3 * step:.1f} ms; waited {1e6 * waited:.0f} us of it, the thread takes "
               f"{1e6 * cpu:.0f} us of CPU: {(waited + cpu) / step:.3%}; calls last {1e6 * wall:.0f} us")  # fmt: skip
     record = {
-        "command": ["python", "benchmarks/watch_overhead.py", *sys.argv[1:]],
+        "rounds": arguments.rounds,
         "machine": about_machine,
         "load_after": os.getloadavg()[0],
         "processes": arguments.processes,
