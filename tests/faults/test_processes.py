@@ -223,7 +223,7 @@ def test_a_watchdog_that_fails_ends_the_run_and_says_so(config, folder):
         stacks = (out / "stacks" / "process-1.txt").read_text()
         assert "Traceback (most recent call last)" in stacks
         assert "in watch_first" in stacks
-        assert re.search(r'"<string>", line 1[12] in step', stacks)
+        assert re.search(r'"<string>", line 1[123] in step', stacks)
 
 
 @pytest.mark.parametrize("wrong", [0, 1])
