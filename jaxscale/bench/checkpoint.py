@@ -46,8 +46,8 @@ def measure(config: cfg.Config, devices: list[jax.Device], folder: Path, *, repe
                     state, alone = changed(state)
                     start = time.perf_counter()
                     blocking.append(checkpointer.save(step, state, config, {}))
-                    state, seconds = changed(state)
-                    copying.append(max(0.0, seconds - alone))
+                    state, after = changed(state)
+                    copying.append(max(0.0, after - alone))
                     if failed := checkpointer.settle():
                         raise ValueError(failed)
                     background.append(time.perf_counter() - start - blocking[-1])
