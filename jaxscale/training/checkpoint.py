@@ -78,6 +78,7 @@ class Checkpointer:
             self.manager.save(step, args=arguments)
         except failures() as error:
             problem = self.give_up(step, error)
+        late.go.set()
         problems = from_all(f"saved/{self.barrier.number}", problem, seconds=PATIENCE)
         if any(problems):  # where it is being written all the same, `settle` ends that
             raise Unsaved(next(filter(None, problems)))

@@ -2,6 +2,7 @@
 and orbax's own JSON of a checkpoint, which it reads for its time."""
 
 import json
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,6 +15,8 @@ from jaxscale.cluster.saving import SaveBarrier
 from jaxscale.training.fingerprint import Sums, fingerprints
 from jaxscale.training.identity import digest
 from jaxscale.training.noise import Damaged, reason
+
+LONGEST_WAIT = 60.0  # seconds; a caller that failed says nothing
 
 
 class MetaHandler(ocp.JsonCheckpointHandler):
@@ -30,7 +33,10 @@ class MetaHandler(ocp.JsonCheckpointHandler):
 @ocp.args.register_with_handler(MetaHandler, for_save=True)
 @dataclass
 class MetaSave(ocp.args.CheckpointArgs):
+    """`go` is set once the caller is held up no longer: until then its cores are its own."""
+
     make: Callable[[], str]
+    go: threading.Event
 
 
 @ocp.args.register_with_handler(MetaHandler, for_restore=True)
@@ -40,16 +46,17 @@ class MetaRestore(ocp.args.JsonRestore):
 
 def late_meta(meta: dict[str, Any], sums: Sums, barrier: SaveBarrier) -> MetaSave:
     """`meta` with the sums of the state and a digest of itself, for the save that `barrier` has begun."""
-    number = barrier.number
+    number, go = barrier.number, threading.Event()
 
     def make() -> str:
+        go.wait(LONGEST_WAIT)
         parts = barrier.gather(number, sums.own())
         if parts is None or barrier.given_up == number:  # process 0 writes it, where there is still something to write
             return ""
         whole = meta | {"fingerprints": sums.told(parts)}
         return json.dumps(whole | {"sha256": digest(whole)})
 
-    return MetaSave(make)
+    return MetaSave(make, go)
 
 
 def require_unchanged(state: Any, meta: dict) -> None:
