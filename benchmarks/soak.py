@@ -354,6 +354,7 @@ def summary(entries: list[dict[str, Any]]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--faults", type=int, default=100)
+    parser.add_argument("--minutes", type=float, default=0.0, help="no more faults after so many; 0: all of them")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--meshes", action="store_true", help="another mesh and number of processes at each start")
@@ -371,6 +372,8 @@ def main() -> None:
     soak = Soak(folder, seed=options.seed, processes=options.processes, places=places)
     try:
         for kind in soak.kinds(options.faults):
+            if options.minutes and time.time() - began > 60 * options.minutes:
+                break
             soak.fault(kind)
         end = soak.finish()
     finally:

@@ -1,15 +1,24 @@
 """What watching a run costs: the monitor, events.jsonl and the question before each step, on and off in one run.
 
     python benchmarks/watch_overhead.py             # about 2 minutes on 2 cores
+    python benchmarks/watch_overhead.py --processes 2 --rounds 8      # the calls themselves, about 1 minute
 
 Steps take about 50 ms. Every few dozen steps all of it is turned off, or on again, so that both meet the same noise.
 Beside the ratio, which noise may drown, stands what these calls themselves take of a step, measured around each.
+
+Several processes cannot do without: they agree by it where to stop. There only the calls are measured, on each process
+of one run: the wall time of those that the run waits for, and the CPU time of the thread beside it, whose wall time is
+mostly waiting for the key-value store's answers.
 """
 
 import argparse
+import json
+import os
 import statistics
+import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +46,83 @@ class Switch:
         return run
 
 
+class Called:
+    """On one of several processes: the time of the calls, a chunk of steps after the other; also the run's watcher."""
+
+    def __init__(self, chunk: int, path: Path):
+        self.chunk, self.path = chunk, path
+        self.run = self.thread_cpu = self.thread_wall = 0.0
+        self.chunks: list[dict[str, float]] = []
+
+    def waited_for(self, call: Any) -> Any:
+        def run(*arguments: Any, **more: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return call(*arguments, **more)
+            finally:
+                self.run += time.perf_counter() - start
+
+        return run
+
+    def beside(self, call: Any) -> Any:
+        def run(*arguments: Any) -> Any:
+            wall, cpu = time.perf_counter(), time.thread_time()
+            try:
+                return call(*arguments)
+            finally:
+                self.thread_cpu += time.thread_time() - cpu
+                self.thread_wall += time.perf_counter() - wall
+
+        return run
+
+    def say(self, line: str) -> None: ...
+    def start(self, first_step: int, config: Any) -> None: ...
+    def finish(self) -> None: ...
+
+    def step(self, step: int, values: dict[str, float], speed: Any) -> None:
+        if step % self.chunk:
+            return
+        now = {"time": time.perf_counter(), "run": self.run, "cpu": self.thread_cpu, "wall": self.thread_wall}
+        self.chunks.append(now)
+        self.path.write_text(json.dumps(self.chunks))
+
+
+def one_of_several(path: Path, steps: int, chunk: int) -> None:
+    """A process of the run, told its place by the environment."""
+    import jax
+
+    from jaxscale.cluster.monitor import Monitor
+    from jaxscale.config import validate
+    from jaxscale.training import trainer
+    from jaxscale.training.events import Events
+
+    jax.config.update("jax_disable_most_optimizations", False)  # which tests ask for
+    called = Called(chunk, path)
+    Monitor.tick = called.beside(Monitor.tick)  # type: ignore[method-assign]
+    Monitor.may_start = called.waited_for(Monitor.may_start)  # type: ignore[method-assign]
+    Events.write = called.waited_for(Events.write)  # type: ignore[method-assign]
+    trainer.train(validate(watched_config(steps, str(path.parent / "run"), 2), source="watch_overhead"), watcher=called)
+
+
+def several(processes: int, rounds: int, chunk: int, folder: Path) -> list[list[dict[str, float]]]:
+    """For each process the chunks of one run: seconds a step, and of them the run's calls and the thread's."""
+    sys.path.append(str(HERE.parent / "tests"))
+    from faults.processes import Group
+
+    paths = [folder / f"{rank}.json" for rank in range(processes)]
+    words = [__file__, "--chunk", str(chunk), "--rounds", str(rounds), "--one"]
+    with Group(
+        words, folder, processes=processes, each={rank: [str(path)] for rank, path in enumerate(paths)}
+    ) as group:
+        codes = group.wait(600)
+        assert codes == [0] * processes, group.texts()
+    found = []
+    for path in paths:
+        marks = json.loads(path.read_text())[1:]  # the first chunk warms up
+        found.append([{name: (b[name] - a[name]) / chunk for name in a} for a, b in pairwise(marks)])
+    return found
+
+
 class Chunks:
     """The run's watcher: turns the switch every `chunk` steps and keeps the time of each chunk but its first steps."""
 
@@ -60,9 +146,21 @@ class Chunks:
             self.switch.on = not self.switch.on
 
 
-def run(rounds: int, chunk: int, folder: str) -> tuple[Chunks, dict]:
+def watched_config(steps: int, out: str, devices: int) -> dict[str, Any]:
     from trainer_overhead import run_config
 
+    config = run_config(steps, out).model_dump(mode="json")
+    config["data"] |= {"batch_size": 6}
+    config["metrics"] |= {"tensorboard": False}
+    config["checkpoint"] |= {"every": 0}
+    config["watch"] |= {"enabled": True}
+    if devices > 1:
+        config["mesh"] |= {"data": devices}
+        config["runtime"] |= {"simulated_devices": devices}
+    return config
+
+
+def run(rounds: int, chunk: int, folder: str) -> tuple[Chunks, dict]:
     from jaxscale.cluster.monitor import Monitor
     from jaxscale.heap import keep_heap
     from jaxscale.training import trainer
@@ -74,11 +172,7 @@ def run(rounds: int, chunk: int, folder: str) -> tuple[Chunks, dict]:
     Monitor.follow = switch.timed(Monitor.follow, None)  # type: ignore[method-assign]
     Events.step = switch.timed(Events.step, None)  # type: ignore[method-assign]
     steps = (2 * rounds + 2) * (chunk + 2) + 1
-    config = run_config(steps, f"{folder}/run").model_dump(mode="json")
-    config["data"] |= {"batch_size": 6}
-    config["metrics"] |= {"tensorboard": False}
-    config["checkpoint"] |= {"every": 0}
-    config["watch"] |= {"enabled": True}
+    config = watched_config(steps, f"{folder}/run", 1)
     keep_heap()
     chunks = Chunks(switch, chunk)
     from jaxscale.config import validate
@@ -92,8 +186,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=40, help="each on, then off")
     parser.add_argument("--chunk", type=int, default=12, help="steps of each")
     parser.add_argument("--out", type=Path, default=HERE / "results")
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    steps = (2 * arguments.rounds + 2) * arguments.chunk
+    if arguments.one:
+        one_of_several(arguments.one, steps, arguments.chunk)
+        return
     about_machine = machine()
+    if arguments.processes > 1:
+        tell_several(about_machine, arguments)
+        return
     with tempfile.TemporaryDirectory() as folder:
         chunks, config = run(arguments.rounds, arguments.chunk, folder)
     on, off = chunks.times[True], chunks.times[False]
@@ -114,6 +217,31 @@ def main() -> None:
         "own_share_of_a_step": own / step,
     }
     print(f"recorded in {write_record('watch_overhead', record, arguments.out)}")
+
+
+def tell_several(about_machine: dict[str, Any], arguments: argparse.Namespace) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        ranks = several(arguments.processes, arguments.rounds, arguments.chunk, Path(folder))
+    print(f"{about_machine['cores']} cores, {about_machine['cpu']}")
+    told = []
+    for rank, chunks in enumerate(ranks):
+        step, waited, cpu, wall = (
+            statistics.median(c[name] for c in chunks) for name in ("time", "run", "cpu", "wall")
+        )
+        told.append({"step_seconds": step, "waited_for_seconds_a_step": waited, "thread_cpu_seconds_a_step": cpu,
+                     "thread_wall_seconds_a_step": wall, "share_of_a_step": (waited + cpu) / step})  # fmt: skip
+        print(f"process {rank}: step {1e3 * step:.1f} ms; waited {1e6 * waited:.0f} us of it, the thread takes "
+              f"{1e6 * cpu:.0f} us of CPU: {(waited + cpu) / step:.3%}; calls last {1e6 * wall:.0f} us")  # fmt: skip
+    record = {
+        "rounds": arguments.rounds,
+        "machine": about_machine,
+        "load_after": os.getloadavg()[0],
+        "processes": arguments.processes,
+        "steps_a_chunk": arguments.chunk,
+        "by_process": told,
+        "chunks": ranks,
+    }
+    print(f"recorded in {write_record('watch_overhead-processes', record, arguments.out)}")
 
 
 if __name__ == "__main__":

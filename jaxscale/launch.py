@@ -18,7 +18,10 @@ from pathlib import Path
 from jaxscale import config as cfg
 from jaxscale.cluster.codes import CORRUPT, DONE, INTERRUPTED, MEANING, MENDABLE, PREEMPTED
 from jaxscale.cluster.local import POLL_SECONDS, Children, watch
+from jaxscale.redact import one_line
+from jaxscale.training.inventory import committed_steps
 from jaxscale.training.jsonl import read_records
+from jaxscale.training.places import open_place
 
 ROOT = Path(__file__).parent.parent
 SHARED = {
@@ -65,14 +68,14 @@ def launch(arguments: Sequence[str], config: str, overrides: Sequence[str], team
 
     Raises ValueError for what cannot work, before any process starts.
     """
-    added, places, out = prepare(config, overrides, team)
+    added, places, loaded = prepare(config, overrides, team)
     before: Progress | None = None  # what stood at the failure before
     with signals() as heard:
         for restart in range(team.max_restarts + 1):
             code = run_once([*arguments, *added], places, heard, team)
             if heard or code in (DONE, PREEMPTED, INTERRUPTED) or not team.max_restarts:
                 return code
-            now = progress(out)
+            now = progress(loaded.out_dir, loaded.checkpoint_place)
             if reason := against_restart(code, restart, team, now, before):
                 say(f"not restarted: {reason}")
                 return code
@@ -113,10 +116,14 @@ def against_restart(code: int, restart: int, team: Team, now: Progress, before: 
     return f"{restart} restarts were allowed" if restart == team.max_restarts else ""
 
 
-def progress(out: Path) -> Progress:
-    """Read from the directory alone: a checkpoint that is being written has another name until it is whole."""
-    folder = out / "checkpoints"
-    saved = [int(path.name) for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []
+def progress(out: Path, checkpoints: str) -> Progress:
+    """Read from the run's directory and from where its checkpoints are; where those cannot be listed just now, as in a
+    store that does not answer, that is said, and the steps that were done are what counts."""
+    saved: list[int] = []
+    try:
+        saved = committed_steps(open_place(checkpoints))
+    except Exception as error:  # each store's client has its own kinds
+        say(f"checkpoints cannot be listed ({one_line(str(error))}); the steps that were done are counted")
     steps = [r.get("step") for r in read_records(out / "events.jsonl") if r.get("event") == "step"]
     return Progress(max(saved, default=0), max((s for s in steps if isinstance(s, int)), default=0))
 
@@ -124,8 +131,8 @@ def progress(out: Path) -> Progress:
 # --- what is asked for, checked --------------------------------------------------------------------------------
 
 
-def prepare(config: str, overrides: Sequence[str], team: Team) -> tuple[list[str], list[dict[str, str]], Path]:
-    """Overrides to add, each process's place in the environment, and the run's directory."""
+def prepare(config: str, overrides: Sequence[str], team: Team) -> tuple[list[str], list[dict[str, str]], cfg.Config]:
+    """Overrides to add, each process's place in the environment, and the config."""
     if sys.platform != "linux":
         raise ValueError(f"launch needs Linux, whose kernel ends what a killed parent leaves; this is {sys.platform}")
     loaded = cfg.load_config(config, list(overrides))
@@ -150,7 +157,7 @@ def prepare(config: str, overrides: Sequence[str], team: Team) -> tuple[list[str
         for i, place in enumerate(places):
             place["JAXSCALE_LOCAL_DEVICE_IDS"] = ",".join(str(i * each + k) for k in range(each))
         loaded.mesh.sizes(processes * each)
-        return [], places, loaded.out_dir
+        return [], places, loaded
     devices, added = runtime.simulated_devices or processes, []
     if team.devices_per_process:
         devices = processes * team.devices_per_process
@@ -161,7 +168,7 @@ def prepare(config: str, overrides: Sequence[str], team: Team) -> tuple[list[str
             f"--processes one of {cfg.divisors(devices)}, or give --devices-per-process"
         )
     loaded.mesh.sizes(devices)
-    return added, places, loaded.out_dir
+    return added, places, loaded
 
 
 def uses_gpus(platform: str) -> bool:

@@ -14,11 +14,25 @@ NAMED = re.compile(
     r"((?:password|passwd|secret|api[_-]?key|access[_-]?key(?:[_-]?id)?|token|credentials?|signature)=)[^\s&,;'\"]+",
     re.IGNORECASE,
 )
+# `token: value`, as in headers, YAML and JSON; numbers, nothing, and a tokenizer's own tokens are no secrets
+TOLD = re.compile(
+    r"""((?:password|passwd|secret|api[_-]?key|access[_-]?key(?:[_-]?id)?"""
+    r"""|(?<!bos_)(?<!eos_)(?<!pad_)(?<!unk_)(?<!sep_)(?<!cls_)(?<!mask_)token)['"]?:\s*['"]?)"""
+    r"""(?![\d.]+(?:[\s,;'"}\])]|$)|(?:none|null|true|false)\b|[<\[({])[^\s&,;'"}]+""",
+    re.IGNORECASE,
+)
+# `Authorization: Bearer value`, or the scheme and a value alone; as a sentence may hold "bearer", that one has a digit
+HEADER = re.compile(
+    r"""(authorization['"]?\s*[:=]\s*['"]?(?:bearer|basic|token)\s+|\bbearer\s+(?=[^\s\d]*\d))[^\s,;'"]+""",
+    re.IGNORECASE,
+)
 
 
 def redact(text: str) -> str:
-    """`text` without credentials: `s3://KEY:SECRET@bucket` -> `s3://***@bucket`, `api_key=X` -> `api_key=***`."""
-    return NAMED.sub(rf"\1{HIDDEN}", USERINFO.sub(rf"\1{HIDDEN}@", text))
+    """`text` without credentials: `s3://KEY:SECRET@bucket` -> `s3://***@bucket`, `api_key=X` -> `api_key=***`,
+    `token: X` -> `token: ***`, `Authorization: Bearer X` -> `Authorization: Bearer ***`."""
+    text = HEADER.sub(rf"\1{HIDDEN}", USERINFO.sub(rf"\1{HIDDEN}@", text))
+    return TOLD.sub(rf"\1{HIDDEN}", NAMED.sub(rf"\1{HIDDEN}", text))
 
 
 def one_line(message: str) -> str:

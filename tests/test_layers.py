@@ -32,9 +32,13 @@ BELOW = {
     "codes": set(),
     "local": {"codes"},
     "cluster": {"codes", "redact", "config"},
-    "launch": {"local", "codes", "jsonl", "config"},
+    "places": {"urls"},
+    "inventory": {"places", "reading", "urls"},
+    "launch": {"local", "codes", "jsonl", "places", "inventory", "redact", "config"},
     "training": {
         "urls",
+        "places",
+        "inventory",
         "cluster",
         "codes",
         "jsonl",
@@ -80,13 +84,13 @@ BELOW = {
     "console_bench": {"record", "compare"},
     "cli_bench": {"heap", "redact", "bench", "record", "console_bench", "compare", "sweep", "parallel", "config"},
     "cli_launch": {"launch"},
-    "console_checkpoint": {"training", "urls"},
     "puzzles": {"redact"},  # the grader in a child process
     "exercises": set(),
     "grader": {"puzzles", "parallel", "analysis", "redact"},
     "console_puzzle": {"puzzles"},
     "cli_puzzle": {"puzzles", "console_puzzle"},
-    "cli_checkpoint": {"training", "console_checkpoint", "urls", "config"},
+    "console_checkpoint": {"training", "places", "inventory", "urls"},
+    "cli_checkpoint": {"training", "places", "inventory", "console_checkpoint", "urls", "config"},
     "cli": {
         "redact",
         "heap",
@@ -123,6 +127,8 @@ OWN_ROOM = {
     "jaxscale.training.jsonl": "jsonl",
     "jaxscale.puzzles.grader": "grader",
     "jaxscale.puzzles.exercises": "exercises",
+    "jaxscale.training.places": "places",
+    "jaxscale.training.inventory": "inventory",
 }
 WITH_JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "grain"}
 ALONE = (

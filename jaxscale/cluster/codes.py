@@ -1,6 +1,7 @@
 """How a run's process can end, as an exit code; docs/operations.md says what to do for each."""
 
 DONE = 0
+BROKEN = 1  # an error of the program, whose traceback stands above
 MENDABLE = 2  # wrong input, a full disk at the end, a loss that is no number: a restart does not help
 PREEMPTED = 75  # SIGTERM or SIGUSR1: saved; the same command goes on from there (sysexits.h: EX_TEMPFAIL)
 VANISHED = 76  # another process, or the coordinator, is gone
@@ -10,6 +11,7 @@ INTERRUPTED = 130  # Ctrl-C: saved
 
 MEANING = {
     DONE: "done",
+    BROKEN: "an error of the program, with its traceback",
     MENDABLE: "an error that a restart does not mend",
     PREEMPTED: "preempted, state saved",
     VANISHED: "another process vanished",

@@ -19,13 +19,14 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from jaxscale import config as cfg
-from jaxscale.cluster.codes import CORRUPT, HUNG, MENDABLE, VANISHED
+from jaxscale.cluster.codes import BROKEN, CORRUPT, HUNG, MENDABLE, VANISHED
 from jaxscale.cluster.start import client, new_run, prefix, tell
 from jaxscale.redact import one_line
 
@@ -151,6 +152,21 @@ class Monitor:
     # --- the thread
 
     def run(self) -> None:
+        try:
+            self.watch_on()
+        except Exception as error:  # else nobody would watch this run any more, and the others would hear no cause
+            self.fail(error)
+
+    def fail(self, error: Exception) -> None:
+        """This thread itself cannot go on: the run ends, with the traceback among the stacks."""
+        trace = traceback.format_exc()
+        print(trace, file=sys.stderr, flush=True)
+        what = f"what watches this run failed ({type(error).__name__}: {error}); stacks in {self.dump_stacks(trace)}"
+        with contextlib.suppress(Exception):  # whatever has failed may fail again
+            self.leave(BROKEN, what)
+        tell(what, BROKEN)
+
+    def watch_on(self) -> None:
         self.tick()
         before = time.monotonic()
         while not self.closing.wait(INTERVAL):
@@ -293,13 +309,14 @@ class Monitor:
             message += f"; stacks in {self.dump_stacks()}"
         tell(f"process {self.rank}: {message}" if self.many else message, code)
 
-    def dump_stacks(self) -> str:
-        """Every thread's stack to `<out>/stacks/process-<rank>.txt`, or stderr where that cannot be written."""
+    def dump_stacks(self, more: str = "") -> str:
+        """`more` and all threads' stacks in `<out>/stacks/process-<rank>.txt`, else on stderr."""
         path = self.out / "stacks" / f"process-{self.rank}.txt"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("a") as file:
-                file.write(f"\n{time.strftime('%Y-%m-%d %H:%M:%S')} {socket.gethostname()} pid {os.getpid()}\n")
+                now = time.strftime("%Y-%m-%d %H:%M:%S")
+                file.write(f"\n{now} {socket.gethostname()} pid {os.getpid()}\n{more}")
                 file.flush()
                 faulthandler.dump_traceback(file, all_threads=True)
         except OSError:

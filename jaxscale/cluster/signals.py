@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from jaxscale import config as cfg
-from jaxscale.cluster.codes import INTERRUPTED, MENDABLE, PREEMPTED
+from jaxscale.cluster.codes import BROKEN, INTERRUPTED, MENDABLE, PREEMPTED
 from jaxscale.cluster.monitor import Missing, Monitor
 from jaxscale.cluster.start import Place
 
@@ -64,7 +64,7 @@ def watched(config: cfg.Config, place: Place) -> Iterator[Monitor]:
             mendable = isinstance(error, ValueError | OSError) and not isinstance(error, Missing)
             if not mendable:
                 traceback.print_exc()
-            monitor.leave(getattr(error, "code", MENDABLE if mendable else 1), str(error) or type(error).__name__)
+            monitor.leave(getattr(error, "code", MENDABLE if mendable else BROKEN), str(error) or type(error).__name__)
         raise
     finally:
         monitor.close()

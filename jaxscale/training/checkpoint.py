@@ -17,8 +17,9 @@ from jaxscale import config as cfg
 from jaxscale.cluster.saving import SaveBarrier
 from jaxscale.cluster.start import from_all, from_first
 from jaxscale.reading import parse_json
-from jaxscale.training.fingerprint import fingerprints
+from jaxscale.training.fingerprint import Sums
 from jaxscale.training.identity import STATE_KEYS, digest, require_same_state, shapes
+from jaxscale.training.metadata import Names, late_meta, listing_problem, require_unchanged
 from jaxscale.training.noise import Damaged, quiet_writes, reading, reason
 from jaxscale.training.object_store import reach, save_options
 from jaxscale.training.places import aside, clear_half_written, failures, move, open_place, trouble
@@ -35,9 +36,9 @@ class Checkpointer:
         self.directory = reach(open_place(directory))
         self.barrier = SaveBarrier()
         self.reads = 0
-        self.writing: int | None = None
+        self.writing: tuple[int, float] | None = None  # which step, since when
         self.good: int | None = None  # the newest that is known to be whole
-        more = save_options(self.directory, self.barrier)
+        more = save_options(self.directory, self.barrier) | {"step_name_format": Names()}
         try:
             self.manager = ocp.CheckpointManager(
                 self.directory,
@@ -53,10 +54,6 @@ class Checkpointer:
             self.quiet = quiet_writes()
         except OSError as error:
             raise ValueError(f"cannot write checkpoints under {directory}: {error.strerror or error}") from error
-        except (ValueError, TypeError, RecursionError) as error:  # of a _CHECKPOINT_METADATA, read for its time
-            raise ValueError(
-                f"checkpoints under {directory} cannot be listed ({reason(error)}); move the damaged one out of it"
-            ) from error
 
     def steps(self) -> list[int]:
         return sorted(self.manager.all_steps())
@@ -73,23 +70,30 @@ class Checkpointer:
         if reason_why := from_first(f"save/{self.barrier.number}", own, seconds=PATIENCE):
             raise Unsaved(f"checkpoint {step} is not written: {reason_why}")
         meta: dict[str, Any] = {"config": config.model_dump(mode="json"), "state": shapes(state), "data": data}
-        meta["fingerprints"] = fingerprints(state)
-        meta["sha256"] = digest(meta)
-        arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
-        self.writing = step
+        late = late_meta(meta, Sums(state), self.barrier)
+        arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=late)
+        self.writing = step, start
         problem = ""
         try:
             self.manager.save(step, args=arguments)
         except failures() as error:
             problem = self.give_up(step, error)
+        late.go.set()
         problems = from_all(f"saved/{self.barrier.number}", problem, seconds=PATIENCE)
         if any(problems):  # where it is being written all the same, `settle` ends that
             raise Unsaved(next(filter(None, problems)))
         return time.perf_counter() - start
 
+    def still_writing(self) -> str:
+        """Says so where the last save has not ended yet."""
+        if self.writing is None or not self.manager.is_saving_in_progress():
+            return ""
+        step, since = self.writing
+        return f"checkpoint {step} is still being written after {time.perf_counter() - since:.0f} s"
+
     def settle(self) -> str:
         """Wait for the checkpoint that is being written; why it could not be, or "" where all is well."""
-        step, self.writing = self.writing, None
+        (step, _), self.writing = self.writing or (None, 0.0), None
         if step is None:
             return ""
         try:
@@ -120,6 +124,8 @@ class Checkpointer:
 
     def meta(self, step: int) -> dict[str, Any]:
         """The JSON of a checkpoint; raises whatever reading a damaged one raises."""
+        if problem := listing_problem(self.directory / str(step)):
+            raise ValueError(problem)
         meta = parse_json((self.directory / str(step) / "meta" / "metadata").read_text())
         parts = [meta.get(name) for name in ("config", "state", "data")] if isinstance(meta, dict) else [None]
         parts += [parts[0].get(name, {}) for name in ("model", *STATE_KEYS)] if isinstance(parts[0], dict) else []
@@ -190,13 +196,3 @@ class Checkpointer:
 
 class Unsaved(Exception):
     """A checkpoint that cannot be written; its text says why."""
-
-
-def require_unchanged(state: TrainState, meta: dict) -> None:
-    """Every array of a state that was read is compared with the sum of its bits when it was saved."""
-    saved = meta.get("fingerprints")
-    if not saved:  # a checkpoint from before there were any
-        return
-    changed = [name for name, found in fingerprints(state).items() if saved.get(name) != found]
-    if changed:
-        raise Damaged(f"{len(changed)} arrays are not what was saved, {changed[0]} first")

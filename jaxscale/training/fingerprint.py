@@ -6,6 +6,7 @@ one changed element changes it, and so do, but for one case in 2^32, cut, moved 
 their sums have no order: it is the same on every mesh.
 """
 
+import contextlib
 import itertools
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -29,14 +30,51 @@ COUNT = itertools.count()
 def fingerprints(tree: PyTree) -> dict[str, str]:
     """Path -> eight hex digits for every array of a state; one number an array comes to the host.
 
-    Every process of a run has to call it, as arrays are split over all of them. On CPU devices numpy reads the arrays
-    where they are: XLA's CPU backend sums integers at a fifth of its speed.
+    Every process of a run has to call it, as arrays are split over all of them.
     """
-    leaves = named_leaves(tree)
-    if all(shard.device.platform == "cpu" for x in leaves.values() for shard in x.addressable_shards):
-        return {name: f"{value:08x}" for name, value in zip(leaves, host_sums(list(leaves.values())), strict=True)}
-    found = jax.device_get(jitted_sums(leaves))
-    return {name: f"{int(value):08x}" for name, value in found.items()}
+    sums = Sums(tree)
+    return sums.told(from_all(f"sums/{next(COUNT)}", sums.own(), seconds=600))
+
+
+class Sums:
+    """The sums of a state as it is when this is made, taken later and in any thread: a step may be given its arrays.
+
+    On CPU devices numpy reads the arrays where they are, as XLA's CPU backend sums integers at a fifth of its speed;
+    JAX copies an array that is donated while somebody reads it. Elsewhere the sums are on the devices' queues already.
+    """
+
+    def __init__(self, tree: PyTree):
+        leaves = named_leaves(tree)
+        self.names = list(leaves)
+        shards = [(i, x.shape, s) for i, x in enumerate(leaves.values()) for s in x.addressable_shards]
+        on_cpu = all(s.device.platform == "cpu" for _, _, s in shards)
+        self.found = {} if on_cpu else jitted_sums(leaves)
+        first = [(i, shape, s) for i, shape, s in shards if on_cpu and s.replica_id == 0]  # each block once in a run
+        self.blocks = [(i, shape, s.index, np.asarray(s.data)) for i, shape, s in first]
+
+    def own(self) -> str:
+        """What this process's blocks add to each sum, as text; to be called once, the blocks are let go."""
+        if self.found:
+            values = [int(x) for x in map(jax.device_get(self.found).get, self.names)]
+            total = np.array(values if jax.process_index() == 0 else np.zeros_like(values), np.uint32)
+        else:
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                parts = list(pool.map(lambda _: self.take(), range(os.cpu_count() or 1)))
+            total = np.array([sum(part) & WORD for part in zip(*parts, strict=True)], np.uint32)
+        return total.tobytes().hex()
+
+    def take(self) -> list[int]:
+        total = [0] * len(self.names)
+        with contextlib.suppress(IndexError):  # none is left: another thread has the last one
+            while True:
+                i, shape, index, block = self.blocks.pop()
+                total[i] += block_sum(block, index, shape)
+        return total
+
+    def told(self, parts: list[str]) -> dict[str, str]:
+        """`fingerprints`, from what all processes' blocks add."""
+        numbers = np.array([np.frombuffer(bytes.fromhex(part), np.uint32) for part in parts])
+        return {name: f"{value:08x}" for name, value in zip(self.names, numbers.sum(0, dtype=np.uint32), strict=True)}
 
 
 def named_leaves(tree: PyTree) -> dict[str, jax.Array]:
@@ -70,20 +108,6 @@ def bits_of(x: jax.Array) -> jax.Array:
     if x.dtype.itemsize == 8:
         raise ValueError(f"an array of {x.dtype} has no fingerprint; states hold at most 4 bytes an element")
     return jax.lax.bitcast_convert_type(x, UINTS[x.dtype.itemsize]).astype(jnp.uint32)
-
-
-def host_sums(leaves: list[jax.Array]) -> list[int]:
-    """The same sums by numpy, of arrays on CPU devices: each block once, by the process that holds its first copy."""
-    jobs = [(i, x.shape, s) for i, x in enumerate(leaves) for s in x.addressable_shards if s.replica_id == 0]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        sums = list(pool.map(lambda job: block_sum(np.asarray(job[2].data), job[2].index, job[1]), jobs))
-    own = np.zeros(len(leaves), np.uint32)
-    np.add.at(own, [i for i, _, _ in jobs], np.array(sums, np.uint32))
-    parts = from_all(f"sums/{next(COUNT)}", own.tobytes().hex(), seconds=600)
-    total = np.zeros(len(leaves), np.uint32)
-    for part in parts:
-        total += np.frombuffer(bytes.fromhex(part), np.uint32)
-    return [int(value) for value in total]
 
 
 def block_sum(block: np.ndarray, index: tuple[slice, ...], shape: tuple[int, ...]) -> int:

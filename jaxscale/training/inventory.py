@@ -75,6 +75,13 @@ def inventory(place: epath.Path) -> list[Kept]:
     return sorted(kept, key=lambda k: (k.status == "set aside", k.step, k.name))
 
 
+def committed_steps(place: epath.Path) -> list[int]:
+    """What `steps_of` would tell, from names alone; nothing is read."""
+    if not is_url(place):
+        return [int(p.name) for p in Path(place).iterdir() if p.name.isdigit()] if Path(place).is_dir() else []
+    return [int(name) for name, below in by_directory(files(place)).items() if name.isdigit() and COMMIT in below]
+
+
 def by_directory(found: dict[str, File]) -> dict[str, dict[str, File]]:
     """Top directory -> its files."""
     groups: dict[str, dict[str, File]] = {}

@@ -316,6 +316,8 @@ class Run:
         failed = ""
         with self.events.during("checkpoint", step):
             if step and step != self.saved:
+                if late := self.checkpointer.still_writing():
+                    self.watcher.say(f"{late}: step {step} waits for it before it is saved")
                 if failed := self.checkpointer.settle():
                     self.tell_unsaved(failed)
                 try:

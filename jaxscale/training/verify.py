@@ -20,6 +20,7 @@ from orbax.checkpoint._src.serialization import tensorstore_utils
 from jaxscale.training.fingerprint import weighted_sum
 from jaxscale.training.identity import digest
 from jaxscale.training.inventory import METADATA, NEEDED, Kept, elements
+from jaxscale.training.metadata import listing_problem
 from jaxscale.training.noise import reason
 from jaxscale.training.object_store import reach
 
@@ -66,6 +67,8 @@ def verify(place: epath.Path, kept: Kept) -> Verdict:
 
 def read_meta(directory: epath.Path) -> tuple[dict | None, str]:
     """The JSON beside a state, or None and why not."""
+    if problem := listing_problem(directory):
+        return None, problem
     try:
         meta = json.loads((directory / METADATA).read_text())
         if not isinstance(meta, dict) or not isinstance(meta.get("state"), dict):

@@ -106,7 +106,13 @@ def test_loading_and_saving(stdlib, tmp_path):
     (row,) = loader.load_rows(config, devices, batches=5)
     assert len(row.figures["tokens_per_second"].samples) == 5
     rows = {r.labels["part"]: r.figures for r in checkpoint.measure(config, devices, tmp_path, repeats=3)}
-    assert set(rows) == {"save, blocking", "save, in the background", "save, whole", "restore"}
+    assert set(rows) == {
+        "save, blocking",
+        "save, copies in the next step",
+        "save, in the background",
+        "save, whole",
+        "restore",
+    }
     assert len(rows["restore"]["seconds"].samples) == 3
     assert rows["save, whole"]["bytes"].value > 3 * 4 * 100_000  # parameters and two moments
     assert not list(tmp_path.iterdir())  # what was written for the measurement is gone

@@ -9,8 +9,9 @@ import numpy as np
 from jaxscale import config as cfg
 from jaxscale.parallel.mesh import make_mesh
 from jaxscale.parallel.sharding import make_rules, on_mesh
-from jaxscale.training.checkpoint import Checkpointer, require_unchanged
+from jaxscale.training.checkpoint import Checkpointer
 from jaxscale.training.fingerprint import named_leaves
+from jaxscale.training.metadata import require_unchanged
 from jaxscale.training.step import make_program
 
 

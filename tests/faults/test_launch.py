@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from jaxscale import cli
-from jaxscale.cluster.codes import CORRUPT, HUNG, INTERRUPTED, MENDABLE, PREEMPTED, VANISHED
+from jaxscale.cluster.codes import BROKEN, CORRUPT, HUNG, INTERRUPTED, MEANING, MENDABLE, PREEMPTED, VANISHED
 from jaxscale.launch import Progress, Team, prepare, progress
 from jaxscale.training.jsonl import read_records
 
@@ -330,10 +330,11 @@ time.sleep(600)
     with Launch(config, "--max-restarts", 5, "--grace", 0.2, script=script) as launch:
         assert launch.code() == PREEMPTED
     said = [line for line in launch.text().splitlines() if line.startswith("launch: ")]
+    failed = f"launch: process 0 ended with exit code 1 ({MEANING[BROKEN]}); the others of 2 are stopped"
     assert said == [
-        "launch: process 0 ended with exit code 1; the others of 2 are stopped",
+        failed,
         "launch: restart 1 of 5 in 1 s, from step 2 (3 were done)",
-        "launch: process 0 ended with exit code 1; the others of 2 are stopped",
+        failed,
         "launch: restart 2 of 5 in 2 s, from step 4 (6 were done)",
     ]
 
@@ -382,7 +383,30 @@ def test_told_to_stop_between_two_attempts(config):
 
 
 def test_progress_of_a_directory_that_is_not_there(tmp_path):
-    assert progress(tmp_path / "none") == Progress(0, 0)
+    assert progress(tmp_path / "none", str(tmp_path / "none" / "checkpoints")) == Progress(0, 0)
+
+
+def test_checkpoints_elsewhere_are_progress_too(config):
+    """No step is heard of, as where `out` cannot be written; the third attempt makes no newer checkpoint."""
+    script = """
+if rank == 1: time.sleep(600)
+n = attempt()
+(out / "elsewhere" / str(2 * min(n, 2))).mkdir(parents=True, exist_ok=True)
+os._exit(1)
+"""
+    overrides = (f"checkpoint.directory={config.parent / 'elsewhere'}",)
+    with Launch(config, "--max-restarts", 5, "--grace", 0.2, script=script, overrides=overrides) as launch:
+        assert launch.code() == 1
+    assert "restart 2 of 5 in 2 s, from step 4 (0 were done)" in launch.text()
+    assert "not restarted: no step was gained since the last restart (newest checkpoint 4," in launch.text()
+    assert len((config.parent / "attempts").read_text()) == 3
+
+
+def test_a_store_that_cannot_be_listed_leaves_the_steps_that_were_done(tmp_path, capsys):
+    (tmp_path / "events.jsonl").write_text('{"event": "step", "step": 7}\n')
+    (tmp_path / "file").write_text("")
+    assert progress(tmp_path, "az://nowhere/run") == Progress(0, 7)
+    assert capsys.readouterr().err.startswith("launch: checkpoints cannot be listed (az://nowhere/run: az://")
 
 
 # --- bad input -------------------------------------------------------------------------------------------------

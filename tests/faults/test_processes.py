@@ -4,6 +4,7 @@ A run in peace is what all others have to end as: bitwise on the same mesh, to 1
 """
 
 import os
+import re
 import resource
 import shutil
 import signal
@@ -16,7 +17,7 @@ from faults.processes import Group, being_saved, committed, last_step, losses, t
 from faults.reader import Reader, difference
 
 from jaxscale import config as cfg
-from jaxscale.cluster.codes import DONE, HUNG, MENDABLE, PREEMPTED, VANISHED
+from jaxscale.cluster.codes import BROKEN, DONE, HUNG, MENDABLE, PREEMPTED, VANISHED
 
 pytestmark = pytest.mark.faults
 LAST = 120
@@ -192,6 +193,37 @@ def test_a_hang_is_named_with_the_stacks_of_all_processes(config, folder):
             assert "trainer.py" in stacks
             assert "monitor.py" in stacks
         assert '"<string>", line 10 in step' in (out / "stacks" / "process-1.txt").read_text()
+
+
+GARBLES = """
+import os, sys, time
+from jaxscale.cluster.start import client, prefix
+from jaxscale.config import load_config
+from jaxscale.training.trainer import train
+from jaxscale.training.watcher import Silent
+
+class Writes(Silent):
+    def step(self, step, values, speed):
+        until = time.monotonic() + 60 * (step == 5 and os.environ["JAXSCALE_PROCESS_ID"] == "1")
+        while time.monotonic() < until:
+            client().key_value_set(f"{prefix()}/word/beat", "no beat", allow_overwrite=True)
+            time.sleep(0.01)
+
+train(load_config(sys.argv[1], sys.argv[2:]), watcher=Writes())
+"""
+
+
+def test_a_watchdog_that_fails_ends_the_run_and_says_so(config, folder):
+    """What process 0 says of itself in the key-value store is garbled: process 1's monitor cannot read it."""
+    out = folder / "garbled"
+    with Group(["-c", GARBLES, str(config), f"out={out}"], folder / "garbled-logs") as group:
+        assert group.wait(120) == [VANISHED, BROKEN], group.texts()
+        assert "what watches this run failed (ValueError: not enough values to unpack" in group.error(1)
+        assert "process 1 ended by itself: what watches this run failed (ValueError:" in group.error(0)
+        stacks = (out / "stacks" / "process-1.txt").read_text()
+        assert "Traceback (most recent call last)" in stacks
+        assert "in watch_first" in stacks
+        assert re.search(r'"<string>", line 1[123] in step', stacks)
 
 
 @pytest.mark.parametrize("wrong", [0, 1])

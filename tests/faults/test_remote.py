@@ -6,12 +6,16 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 import yaml
 
+from jaxscale.cluster.codes import HUNG
+from jaxscale.launch import Progress, progress
 from jaxscale.training import places
+from jaxscale.training.jsonl import read_records
 
 pytest.importorskip("s3fs")
 pytest.importorskip("moto")
@@ -167,6 +171,58 @@ def test_a_run_lives_in_an_object_store(server, shell):
     assert not server.keys("run/checkpoints/6/")
     assert "the last whole checkpoint" in shell("checkpoint", "rm", url("run"), "--step", 8, code=2)
     assert "all as they were saved" in shell("checkpoint", "verify", url("run"))
+
+
+@pytest.mark.faults
+def test_a_slow_store_holds_nothing_up_but_the_next_save_and_one_that_hangs_is_ended(server, shell, monkeypatch):
+    """Step 2's arrays are taken slowly: step 3 is done meanwhile, step 4 waits. Those of step 6 are never taken."""
+    slow, never = threading.Event(), threading.Event()
+    done: list[str] = []
+
+    def before(method, path):
+        if method == "PUT" and "/slow/checkpoints/2/state/" in path:
+            slow.wait(120)
+            done.append(path)
+        if method == "PUT" and "/slow/checkpoints/6/state/" in path:
+            never.wait(120)
+        return None
+
+    server.before = before
+    process = shell.start("train", shell.file, f"out={shell.folder / 'slow'}", f"checkpoint.directory={url('slow')}",
+                          "steps=100", "watch.save=15")  # fmt: skip
+    try:
+        said = until_line(process, "step 4 waits")
+        assert "checkpoint 2 is still being written after" in said
+        losses = [r["step"] for r in read_records(shell.folder / "slow" / "metrics.jsonl") if r["kind"] == "train"]
+        assert losses == [1, 2, 3, 4]
+        assert not done
+        slow.set()
+        _, err = process.communicate(timeout=120)
+    finally:
+        slow.set()
+        never.set()
+        process.kill()
+    assert process.returncode == HUNG
+    assert "the run stood still: at step 8, checkpoint for 1" in err
+    assert "trainer.py" in (shell.folder / "slow" / "stacks" / "process-0.txt").read_text()
+    server.before = lambda method, path: None
+    assert shell.listed("slow") == [(2, "committed"), (4, "committed"), (6, "half-written")]
+    for name, value in server.environment().items():
+        monkeypatch.setenv(name, value)
+    fsspec = pytest.importorskip("fsspec")
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    assert progress(shell.folder / "slow", url("slow")) == Progress(4, 8)
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+
+
+def until_line(process: subprocess.Popen, words: str) -> str:
+    said = []
+    assert process.stdout is not None
+    for line in process.stdout:
+        said.append(line)
+        if words in line:
+            return line
+    raise AssertionError(f"never said: {words}\n{''.join(said)}")
 
 
 CASES = {

@@ -1,16 +1,22 @@
 """A checkpoint's own JSON, damaged: told as damage, not as an error of Python's."""
 
+import contextlib
 import json
 import logging
 
+import jax
+import numpy as np
 import pytest
 from support import Setup, make_config
 
 from jaxscale import config as cfg
 from jaxscale.training.checkpoint import Checkpointer
+from jaxscale.training.fingerprint import Sums, fingerprints, named_leaves
 from jaxscale.training.identity import config_differences
+from jaxscale.training.inventory import inventory
 from jaxscale.training.noise import Damaged, reading
 from jaxscale.training.serve import run_tokenizer
+from jaxscale.training.verify import verify
 
 SMALL = {"num_layers": 1, "embed_dim": 8, "num_heads": 1, "num_kv_heads": 1, "mlp_dim": 8}
 
@@ -48,11 +54,49 @@ def test_metadata_of_the_wrong_type_gives_way_to_the_checkpoint_before(tiny, sav
     assert "lacks config, state or data" in said[0]
 
 
-@pytest.mark.parametrize("text", ["[]", "[" * 5000 + "]" * 5000, '{"init_timestamp_nsecs": "x"}'])
-def test_checkpoints_that_cannot_be_listed(saved, text):
-    (saved / "2" / "_CHECKPOINT_METADATA").write_text(text)
-    with pytest.raises(ValueError, match=r"cannot be listed .*move the damaged one"):
-        Checkpointer(saved, cfg.Checkpoint())
+@pytest.mark.parametrize("text", ["[]", "5", '"x"', "[" * 5000 + "]" * 5000, '{"init_timestamp_nsecs": "x"}'])
+def test_orbaxs_own_metadata_of_another_type_is_damage_of_one_checkpoint(tiny, saved, text):
+    for step in (2, 1):  # first the newest alone, then both
+        (saved / str(step) / "_CHECKPOINT_METADATA").write_text(text)
+        said: list[str] = []
+        with tiny.context(), contextlib.closing(Checkpointer(saved, cfg.Checkpoint())) as checkpointer:
+            if step == 2:
+                assert verify(checkpointer.directory, inventory(checkpointer.directory)[1]).problems
+                assert checkpointer.restore_latest(tiny.program.abstract, tiny.config, say=said.append) is not None
+                assert checkpointer.steps() == [1]
+                assert "checkpoint 2 is damaged (ValueError: its _CHECKPOINT_METADATA" in said[0]
+            else:
+                with pytest.raises(ValueError, match=r"can be read \(1: ValueError: its _CHECKPOINT_METADATA"):
+                    checkpointer.restore_latest(tiny.program.abstract, tiny.config, say=said.append)
+                assert checkpointer.steps() == [1]  # nothing is moved
+                assert not said
+
+
+def test_null_for_orbaxs_own_metadata_is_as_if_there_were_none(tiny, saved):
+    (saved / "2" / "_CHECKPOINT_METADATA").write_text("null")
+    with tiny.context(), contextlib.closing(Checkpointer(saved, cfg.Checkpoint())) as checkpointer:
+        checkpointer.restore_latest(tiny.program.abstract, tiny.config, say=print)
+        assert checkpointer.good == 2
+
+
+@pytest.mark.parametrize("sizes", [{"data": 1}, {"data": 2, "fsdp": 2, "tensor": 2}])
+def test_a_save_holds_its_own_step_though_the_next_one_takes_the_arrays(tmp_path, sizes):
+    """Sums and files are made while steps go on that are given the saved arrays."""
+    setup = Setup(make_config(sizes))
+    with setup.context(), contextlib.closing(Checkpointer(tmp_path, cfg.Checkpoint(keep_last=3))) as checkpointer:
+        state, wanted = setup.program.init(), {}
+        for step in (1, 2, 3):
+            wanted[step] = {name: np.array(x) for name, x in named_leaves(state).items()}
+            sums = Sums(state)
+            checkpointer.save(step, state, setup.config, {})
+            for _ in range(2):
+                state, _ = setup.program.step(state, setup.batch)
+            jax.block_until_ready(state)
+            assert not checkpointer.settle()
+            late = sums.told([sums.own()])
+            found = checkpointer.restore(step, setup.program.abstract)
+            assert checkpointer.meta(step)["fingerprints"] == fingerprints(found) == late
+            assert all(np.array_equal(wanted[step][name], x) for name, x in named_leaves(found).items())
 
 
 def test_a_setting_that_a_checkpoint_lacks_and_that_has_no_default():

@@ -12,8 +12,9 @@ from support import Setup, make_config
 
 from jaxscale import cli
 from jaxscale.training import inventory, verify
-from jaxscale.training.checkpoint import Checkpointer, require_unchanged
+from jaxscale.training.checkpoint import Checkpointer
 from jaxscale.training.identity import digest
+from jaxscale.training.metadata import require_unchanged
 from jaxscale.training.noise import Damaged, reading
 from jaxscale.training.places import aside
 from jaxscale.training.trainer import train
