@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +16,9 @@ def explain(
     overrides: Annotated[
         list[str] | None, typer.Argument(help="section.key=value ...", metavar="[section.key=value ...]")
     ] = None,
-    mesh: Annotated[str | None, typer.Option(help="e.g. data=2,fsdp=2,tensor=2; by default the config's.")] = None,
+    mesh: Annotated[
+        str | None, typer.Option(help="e.g. data=2,fsdp=2,tensor=2, over all slices; by default the config's.")
+    ] = None,
     topology: Annotated[
         str | None, typer.Option(help="Whose speeds, e.g. v5p:2x2x2 or h100:8; its compiler is asked where it is here.")
     ] = None,
@@ -37,17 +40,20 @@ def explain(
     from jaxscale.explain import follow, story
     from jaxscale.predict import require_writable
 
-    chosen = [name for name, given in (("--mesh", mesh), ("--tensor", tensor), ("-o", out)) if given is not None]
-    if compare and chosen:
-        raise ValueError(f"--compare gives two meshes by itself; leave out {' and '.join(chosen)}")
-    if tensor is not None and (out is not None or as_json):
-        raise ValueError("--tensor prints one tensor's way; leave out -o and --json")
+    given = {"--mesh": mesh, "--tensor": tensor, "-o": out, "--json": as_json or None, "--backward": backward or None}
+    refuse_together("--compare", compare, given, but=("--json",))
+    refuse_together("--tensor", tensor, given, but=("--tensor", "--mesh"))
+    refuse_together("-o", out, given, but=("-o", "--mesh"))
+    if compiler == "auto" and (compare or tensor is not None):
+        compiler = "none"  # what was compiled is not shown there
     require_writable(out)
 
     def run(text: str | None) -> story.Explanation:
         return story.explain(*load(config, overrides, text, topology, slices), compiler=compiler, verbose=verbose)
 
     if compare:
+        for text in compare:  # before the first takes its time
+            load(config, overrides, text, topology, slices)
         pair = [run(text) for text in compare]
         if as_json:
             print(json.dumps([story.as_json(one) for one in pair], indent=1))
@@ -68,6 +74,15 @@ def explain(
         console.show(found, backward=backward)
 
 
+def refuse_together(name: str, value: object, given: Mapping[str, object], *, but: tuple[str, ...]) -> None:
+    """A ValueError for options that have no meaning beside one that was given."""
+    others = [option for option, own in given.items() if own is not None and option not in but]
+    if value is not None and others:
+        raise ValueError(
+            f"{name} has no use for {' and '.join(others)}; leave {'it' if len(others) == 1 else 'them'} out"
+        )
+
+
 def load(config: str, overrides: list[str] | None, mesh: str | None, topology: str | None, slices: int) -> Any:
     """The config on its mesh, and its topology (None: none was given)."""
     from jaxscale.config import load_config
@@ -79,12 +94,15 @@ def load(config: str, overrides: list[str] | None, mesh: str | None, topology: s
         raise ValueError(f"--slices {slices} needs --topology, e.g. --topology v5p:2x2x2")
     where = find_topology(topology, slices) if topology else None
     loaded = load_config(config, overrides or [])
+    own = [(axis, n) for axis, n in loaded.mesh.model_dump().items() if axis != "dcn" and n != 1]
+    if mesh is None and slices > 1 and not loaded.mesh.over_slices and all(n > 1 for _, n in own):
+        mesh = ",".join(f"{axis}={n}" for axis, n in own)  # of all slices, as one that is given
     if mesh is not None:
-        loaded = with_mesh(loaded, mesh)
+        loaded = with_mesh(loaded, mesh, slices)
         devices = math.prod(loaded.mesh.sizes(None).values())
         if where and devices != where.devices:
             raise ValueError(
-                f"--mesh {mesh} is of {devices} devices, and {where.name} has {where.devices}; make them the same"
+                f"mesh {mesh} is of {devices} devices, and {where.name} has {where.devices}; make them the same"
             )
     elif where is None and -1 in loaded.mesh.model_dump().values() and not loaded.runtime.simulated_devices:
         raise ValueError(f"the mesh of {config} takes all devices there are (-1); say how many: --mesh data=2,fsdp=4, "

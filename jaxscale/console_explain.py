@@ -1,9 +1,11 @@
 """What `explain` prints."""
 
+import math
 from collections.abc import Iterator
 
 from rich.markup import escape
 
+from jaxscale.analysis.collectives import wire_share
 from jaxscale.analysis.forecast import forecast
 from jaxscale.analysis.plan import mesh_words
 from jaxscale.console_predict import make_console, make_table, mesh_text
@@ -12,7 +14,7 @@ from jaxscale.explain.match import SMALL
 from jaxscale.explain.rows import CASES, Row
 from jaxscale.explain.story import Explanation
 
-MARK = {"same": "= compiled", "dtype": "≈ compiled", "different": "≠ compiled", "not compiled": ""}
+MARK = {"same": "= compiled", "form": "≈ compiled", "different": "≠ compiled", "not compiled": ""}
 
 
 def show(found: Explanation, *, backward: bool) -> None:
@@ -21,12 +23,18 @@ def show(found: Explanation, *, backward: bool) -> None:
     tell = lambda line, style="": console.print(line, style=style, markup=False, soft_wrap=True)  # noqa: E731
     for line in header(found):
         tell(line)
+    served: dict[str, list[str]] = {}  # a matmul -> what is sent for it where another one stands
+    for row in found.rows:
+        for send in row.sends:
+            for title in send.shared:
+                words = f"{send.kind} {getattr(row, send.operand).name} over {'+'.join(send.axes)}: with {row.title}"
+                served.setdefault(title, []).append(words)
     parts = [("forward", found.phase("forward"))]
     parts += [("backward, with what is recomputed", found.phase("recomputed", "backward"))] if backward else []
     for title, rows in parts:
         tell(f"\n{title}", "bold")
         for row in rows:
-            for line, style in matmul_lines(row):
+            for line, style in matmul_lines(row, served.get(row.title, [])):
                 tell(line, style)
     if others := [o for o in found.others if o.bytes >= SMALL]:
         tell("\nsent for no matmul", "bold")
@@ -35,6 +43,8 @@ def show(found: Explanation, *, backward: bool) -> None:
             tell(f"  {words:<58}{size(o.bytes):>9}  x{o.times:<4}{MARK[o.compiled]}", "cyan")
             if o.compiled == "different":
                 tell(f"    ≠ {o.note}", "yellow")
+    if small := [o for o in found.others if o.bytes < SMALL]:
+        tell(f"  {len(small)} more of less than {size(SMALL)}: sums of the loss, norms' gradients, the gradient's norm")
     tell("")
     for line in footer(found, backward=backward):
         tell(line)
@@ -46,24 +56,31 @@ def header(found: Explanation) -> list[str]:
     rows = data.batch_size // step.microbatches
     sizes = (f"B={rows} T={data.seq_len} D={model.embed_dim} F={model.mlp_dim} N={model.num_heads} K={model.kv_heads} "
              f"H={model.head_size} V={model.padded_vocab_size} L={model.num_layers}")  # fmt: skip
+    if model.kv_heads < found.mesh.get("tensor", 1):
+        sizes += f" (K repeated to {found.mesh['tensor']}, one for each shard)"
     speeds = f"speeds of {found.topology.name}" + (", as no --topology was given" if found.assumed else "")
-    by = found.compiled_by or f"no compiled program ({found.why})"
+    by = f"=, ≈, ≠: beside {found.compiled_by}" if found.compiled_by else f"nothing compiled ({found.why})"
     return [
         f"{found.config.name} on {mesh_text(found.mesh)} ({devices} device{'s' * (devices > 1)}); {sizes}; "
         f"{step.compute_dtype}, remat {step.remat if isinstance(step.remat, str) else 'by name'}",
-        f"shardings: from the traced program (jax {found.jax}); =, ≈, ≠: beside {by}; seconds: predicted, {speeds}",
+        f"shardings: from the traced program (jax {found.jax}); {by}; seconds: predicted, {speeds}",
         "D_fsdp: dim D, split over the mesh axis fsdp; bytes (the scaling book's V), FLOPs, times: of a device and run",
     ]
 
 
-def matmul_lines(row: Row) -> Iterator[tuple[str, str]]:
-    """The lines of a matmul, each with its style: what it is, what it costs, what is sent."""
+def matmul_lines(row: Row, served: list[str]) -> Iterator[tuple[str, str]]:
+    """The lines of a matmul, each with its style: what it is, what it costs, what is sent for it here and elsewhere."""
     own = max(row.seconds["compute"], row.seconds["HBM"])
     yield f"{row.title} x{row.times}   {row.x} · {row.w} -> {row.out}", "bold"
     yield (f"  on a device [{row.m:,}, {row.k:,}]·[{row.k:,}, {row.n:,g}]: {count(row.flops)}, {row.intensity:,.0f} "
            f"FLOP/B, {micro(own)}; {cases(row)}; bound by {row.bound}"), ""  # fmt: skip
+    if row.note:
+        yield f"  {row.note}", ""
+    for words in served:
+        yield f"  {words}", "cyan"
     for send in row.sends:
         words = f"{send.kind} {getattr(row, send.operand).name} over {'+'.join(send.axes)}"
+        words += f" x{send.times}" if send.times != row.times else ""
         words += f", also for {'; '.join(send.shared)}" if send.shared else ""
         yield (
             f"  {words:<58}{size(send.bytes):>9}{micro(send.seconds):>11} {send.network:<8}{MARK[send.compiled]}",
@@ -87,18 +104,18 @@ def footer(found: Explanation, *, backward: bool) -> list[str]:
                      f"x{f.times}, filed under {f.name} ({f.phase})")  # fmt: skip
     if found.compiled_by:
         sends = [s for r in found.rows for s in r.sends]
-        counts = {kind: sum(s.compiled == kind for s in sends) for kind in ("same", "dtype", "different")}
+        counts = {kind: sum(s.compiled == kind for s in sends) for kind in ("same", "form", "different")}
         lines.append(f"{len(sends)} collectives of matmuls, both passes: = {counts['same']} compiled as asked, "
-                     f"≈ {counts['dtype']} in another dtype, ≠ {counts['different']} otherwise")  # fmt: skip
-        lines += [f"≈ {note}" for note in sorted({s.note for s in sends if s.compiled == "dtype"})]
+                     f"≈ {counts['form']} in another form, ≠ {counts['different']} otherwise")  # fmt: skip
+        lines += [f"≈ {note}" for note in sorted({s.note for s in sends if s.compiled == "form"})]
     step = forecast(found.config, found.topology, found.mesh)
-    parts = ", ".join(
-        f"{name} {micro(seconds)}" for name, seconds in sorted(step.time.sums.items(), key=lambda p: -p[1])
-    )
+    words = {"compute": "matmuls and attention", "HBM": "other HBM traffic"}
+    by_time = sorted(step.time.sums.items(), key=lambda part: -part[1])
+    parts = ", ".join(f"{words.get(name, name)} {micro(seconds)}" for name, seconds in by_time)
     lines.append(f"the whole step, predicted: {micro(step.time.best)} ({parts}, partly at the same time); "
-                 f"{step.time.binds} binds")  # fmt: skip
+                 f"{words.get(step.time.binds, step.time.binds)} binds")  # fmt: skip
     if not backward:
-        lines.append("the backward pass has twice the FLOPs: --backward; a page to play with: -o explain.html")
+        lines.append("the backward pass too: --backward; a page to play with: -o explain.html")
     return lines
 
 
@@ -109,7 +126,7 @@ def show_compared(a: Explanation, b: Explanation) -> None:
     """Two meshes side by side: what is sent for each matmul, and the whole step."""
     console = make_console()
     names = [mesh_words(e.mesh, e.config) for e in (a, b)]
-    title = f"{a.config.name}: what a device sends for each matmul in a step, and predicted times"
+    title = f"{a.config.name}: the collectives of each matmul, bytes (V) of a step, and predicted times"
     table = make_table(title, "matmul", *(f"<{escape(n)}" for n in names), "first", "second")
     for column in table.columns[1:3]:
         column.no_wrap, column.overflow = False, "fold"
@@ -120,7 +137,9 @@ def show_compared(a: Explanation, b: Explanation) -> None:
     console.print(table)
     for name, one in zip(names, (a, b), strict=True):
         step = forecast(one.config, one.topology, one.mesh)
-        total = sum(s.bytes * s.times for r in one.rows for s in r.sends) + sum(o.bytes * o.times for o in one.others)
+        every = [s for r in one.rows for s in r.sends] + one.others
+        shares = [wire_share(s.kind, math.prod(one.mesh[a] for a in s.axes)) for s in every]
+        total = sum(s.bytes * s.times * share for s, share in zip(every, shares, strict=True))
         console.print(f"{name}: {size(total)} sent by a device in a step; predicted {micro(step.time.best)} on "
                       f"{one.topology.name}, {step.time.binds} binds", markup=False, soft_wrap=True)  # fmt: skip
 

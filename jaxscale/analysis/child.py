@@ -21,7 +21,10 @@ from jaxscale.topology import Topology
 
 ROOT = Path(__file__).parent.parent.parent
 GLOG = re.compile(r"^([FEW])\d{4} [\d:.]+\s+\d+ [\w./-]+:\d+\] ")  # `F0000 00:00:1795.5 2493 flags.cc:234] `
-STACK = re.compile(r"^\s*(@|#\d|\*\*\*|PC:|File \"|Current thread|Thread 0x|Extension modules|Fatal Python error|$)")
+STACK = re.compile(
+    r"^\s*(@|#\d|\*\*\*|PC:|File \"|Current thread|Thread 0x|Extension modules|Fatal Python error|-{9,}$|"
+    r"For simplicity, JAX has removed|$)"
+)
 
 
 def compile_apart(config: cfg.Config, topology: Topology, *, save: Path | None, verbose: bool) -> Compiled:

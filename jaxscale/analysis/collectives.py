@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -26,6 +26,7 @@ class Collective:
         between_slices: on the slow network: libtpu compiles each slice's program by itself and hands these to its
             runtime.
         sizes: bytes of each of the arrays.
+        sliced: of a reduce-scatter: the program has an all-reduce and a slice of it, not fused into one operation.
     """
 
     kind: str
@@ -41,6 +42,7 @@ class Collective:
     name: str
     between_slices: bool = False
     sizes: tuple[int, ...] = ()
+    sliced: bool = False
 
 
 def wire_share(kind: str, n: int) -> float:
@@ -67,6 +69,8 @@ def collectives(
     axes = GroupAxes({a: n // over.get(a, 1) for a, n in mesh.items() if n > over.get(a, 1)})
     spans = {computation.name: async_spans(worker, computation) for computation, _ in program.running()}
     found, chains, beside = [], set(), started_computations(program, spans)
+    fused = {c for computation in program.computations.values() for i in computation if i.opcode == "fusion"
+             for c in i.called}  # fmt: skip
     for computation, times in program.running():
         own = spans[computation.name]
         for i in computation:
@@ -80,7 +84,9 @@ def collectives(
                     continue
                 chains.add(key)
                 meanwhile = chain_work(worker, *key)
-            found.append(read_collective(computation, i, kind, times, axes, meanwhile))
+            one = read_collective(computation, i, kind, times, axes, meanwhile)
+            sliced = one.kind != kind and computation.name not in fused
+            found.append(replace(one, sliced=True) if sliced else one)
         found += sent_between_slices(worker, computation, times, over)
     return found
 

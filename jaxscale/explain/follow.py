@@ -1,6 +1,6 @@
 """One tensor's way through the step: where it lies, what is sent of it, which matmuls read it. No jax."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jaxscale import config as cfg
 from jaxscale.analysis import costs
@@ -25,7 +25,7 @@ def names(found: Explanation) -> tuple[list[str], list[str]]:
     forward = found.phase("forward")
     parameters = [r.w.name for r in forward if r.w.name.startswith("w_")]
     tags = [t for t in cfg.ACTIVATIONS if any(t in r.tags for r in forward)]
-    results = [r.out.name for r in forward]
+    results = [r.out.name for r in forward if r.name != "scores"]  # which a kernel keeps on the chip
     return parameters, list(dict.fromkeys([n for n in results if results.count(n) == 1] + tags))
 
 
@@ -44,19 +44,30 @@ def follow(found: Explanation, name: str) -> list[Stop]:
 
 def parameter(found: Explanation, name: str) -> list[Stop]:
     mesh, uses = found.mesh, [r for r in found.rows if r.w.name == name]
-    first = uses[0].w
-    width = costs.BYTES[found.config.step.param_dtype] / costs.BYTES[first.dtype]
-    at_rest = round(first.local_bytes(mesh, used=False) * width)
-    layers = f", one of {found.config.model.num_layers} layers" if name != "w_unembedding" else ""
-    stops = [Stop("between steps", str(first), at_rest, f"in {found.config.step.param_dtype}{layers}; "
-                  f"{MOMENTS[found.config.optimizer.name]} beside it, in the same layout")]  # fmt: skip
+    config, first = found.config, uses[0].w
+    tied = name == "w_unembedding" and config.model.tie_embeddings
+    own = "embedding" if tied else name.removeprefix("w_")
+    weight = next(w for w in costs.weights(config.model) if w.name == own)
+    layers = config.model.num_layers if weight.axes[0] == "layers" else 1
+    shard = weight.shard(mesh, costs.parameter_table(config, mesh)) // layers
+    at_rest = shard * costs.BYTES[config.step.param_dtype]
+    words = [f"in {config.step.param_dtype}", f"{MOMENTS[config.optimizer.name]} beside it, in the same layout"]
+    words += [f"one of {layers} layers"] if layers > 1 else []
+    words += ["the embedding's table"] if tied else []
+    if "kv_heads" in weight.axes and config.model.kv_heads < mesh.get("tensor", 1):
+        few = dict(zip(first.letters, first.stored, strict=True)) | {"K": ()}
+        first = replace(first, stored=tuple(few[c] for c in first.letters))
+        words.append(
+            f"{config.model.kv_heads} heads, whole over tensor: each device uses the one that its queries read"
+        )
+    stops = [Stop("between steps", str(first), at_rest, "; ".join(words))]
     for row in uses:
         stops += [sent(row, "w", row.w, found)] if any(s.operand == "w" for s in row.sends) else []
         stops.append(Stop(row.phase, whole(row.w), row.w.local_bytes(mesh), f"read by {row.title}"))
     for row in (r for r in found.rows if r.what == "gradient of w" and r.out.name == f"d_{name}"):
         stops += gradient(row, found)
-    words = "updated where it lies, each device its own block; nothing is sent"
-    return [*stops, Stop("update", str(first), at_rest, words)]
+    done = "updated where it lies, each device its own block; nothing is sent"
+    return [*stops, Stop("update", str(first), at_rest, done)]
 
 
 def gradient(row: Row, found: Explanation) -> list[Stop]:
@@ -83,7 +94,9 @@ def activation(found: Explanation, name: str) -> list[Stop]:
                     stops.append(sent(row, side, tensor, found))
                 words = f"read by {row.title}" + (f" as a part of {tensor.name}" if tensor.name != name else "")
                 stops.append(Stop(row.phase, whole(tensor), tensor.local_bytes(found.mesh), words))
-    stops.append(Stop("kept?", "", 0, keeping(found.config.step, label)))
+    again = [stop for stop in stops if stop.when == "recomputed"]
+    stops = [stop for stop in stops if stop.when != "recomputed"]
+    stops += [Stop("kept?", "", 0, keeping(found.config.step, label)), *again]
     for row in found.phase("backward"):
         for side in ("x", "w"):
             if getattr(row, side).name == f"d_{made[0].out.name if made else name}" and (
@@ -102,9 +115,9 @@ def keeping(step: cfg.Step, name: str) -> str:
     """What becomes of it between the forward and the backward pass, by `step.remat`."""
     kept = costs.kept(step)
     if kept is None or name in ("logits", "unembedding"):
-        return f"kept for the backward pass (step.remat={step.remat if kept is None else 'any'})"
+        return "kept for the backward pass" + (f" (step.remat={step.remat})" if kept is None else "")
     action = {"save": "kept for the backward pass", "offload": "kept in the host's memory"}.get(kept.get(name, ""))
-    return action or "not kept: made again in the backward pass from what was"
+    return action or "not kept: made again in the backward pass, from what was kept"
 
 
 def sent(row: Row, side: str, tensor: Tensor, found: Explanation) -> Stop:

@@ -23,6 +23,7 @@ class Move:
     times: int
     path: str
     rows: list[tuple[int, str]] = field(default_factory=list)  # each with the operand that it is there
+    of: int | None = None  # the matmul whose result is moved
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Value:
         tags: names of activations (`config.ACTIVATIONS`) that it is made of, since the last matmul.
         parameter: of a weight, its place in the parameters.
         letters: of a matmul's result, the names of its dims, until they are merged.
+        of: the matmul whose result it is, nothing else since.
     """
 
     stored: tuple[Axes, ...] | None = None
@@ -44,6 +46,7 @@ class Value:
     tags: frozenset[str] = frozenset()
     parameter: str = ""
     letters: Letters = ()
+    of: int | None = None
 
 
 NOTHING = Value()
@@ -91,12 +94,8 @@ def tensor(name: str, letters: Iterable[str], aval: Any, stored: tuple[Axes, ...
 
 def reduced(out: Tensor, letters: Letters, after: Any) -> Tensor:
     """A result as it is after its reduction: its dims may have been turned meanwhile (a weight's gradient's are)."""
-    now = tuple(c.upper() for c in letters)
-    if sorted(now) != sorted(out.letters) or len(now) != after.ndim:
-        return out
-    turned = [out.letters.index(c) for c in now]
-    used = tuple(out.used[i] for i in turned)
-    return replace(out, letters=now, sizes=tuple(out.sizes[i] for i in turned), used=used, stored=layout(after))
+    turned = in_order(out, letters)
+    return replace(turned, stored=layout(after)) if len(letters) == after.ndim == len(out.letters) else out
 
 
 def passed_on(eqn: Any, value: Value) -> Value:
@@ -128,6 +127,16 @@ def sizes_of(x: Tensor, w: Tensor, mesh: dict[str, int]) -> tuple[int, int, int]
         math.prod(local[c] for c in inner),
         math.prod(local[c] for c in w.letters if c not in inner),
     )
+
+
+def in_order(tensor: Tensor, wanted: Letters) -> Tensor:
+    """The same tensor with its dims in another order; as it is where these are not its dims."""
+    names = tuple(c.upper() for c in wanted)
+    if sorted(names) != sorted(tensor.letters):
+        return tensor
+    turned = [tensor.letters.index(c) for c in names]
+    stored, used = (tuple(layout[i] for i in turned) for layout in (tensor.stored, tensor.used))
+    return replace(tensor, letters=names, sizes=tuple(tensor.sizes[i] for i in turned), stored=stored, used=used)
 
 
 def place(letters: Letters, formula: Formula, gradient: str) -> int:

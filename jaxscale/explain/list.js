@@ -108,7 +108,7 @@ function compiledMark(send, note = false) {
   const more = note && send.note ? `: ${send.note}` : "";
   if (send.compiled === "same")
     return make("span", { class: "compiled same", title: "the compiled program has it" }, ` ✓${note ? " compiled" : ""}${more}`);
-  if (send.compiled === "dtype")
+  if (send.compiled === "form")
     return make("span", { class: "compiled same", title: send.note }, ` ≈ compiled${more}`);
   if (send.compiled === "different")
     return make("span", { class: "compiled different", title: send.note || "the compiler did otherwise" }, ` ≠ compiled${more}`);

@@ -2,7 +2,8 @@
 
 Each collective of the compiled program says in its `op_name` which operations it comes from; one that the compiler made
 of several names them all. A need is met by the one that has its name, kind, axes, bytes and number of runs; where only
-some of these are the same, the difference is told, with its reason where there is one.
+some of these are the same, the difference is told, with its reason where there is one. The same sum in another form
+(numbers of another width, an all-reduce and a slice for a reduce-scatter) is told apart from what really differs.
 """
 
 from collections.abc import Callable, Iterable
@@ -13,6 +14,7 @@ from jaxscale.explain.paths import name_of, phase, sources, what
 from jaxscale.explain.rows import Axes, Other, Row, Send
 
 SMALL = 4096  # bytes: scalars and vectors
+WIRE = {"float32": "f32", "bfloat16": "bf16"}
 
 
 @dataclass
@@ -33,12 +35,18 @@ class Found:
     together: int
     source: str
     wire: str
+    sliced: bool = False
     used: bool = False
 
 
 @dataclass(frozen=True)
 class Need:
-    """A collective that the traced step asks for; `names` are those of the operations that it may be filed under."""
+    """A collective that the traced step asks for.
+
+    Attributes:
+        names: of the operations that it may be filed under.
+        wire: its dtype as compiled programs write it, where it is known.
+    """
 
     names: frozenset[str]
     phase: str
@@ -46,6 +54,7 @@ class Need:
     axes: Axes
     bytes: int
     times: int
+    wire: str = ""
 
 
 def found_in(compiled: Iterable[Collective]) -> list[Found]:
@@ -56,7 +65,8 @@ def found_in(compiled: Iterable[Collective]) -> list[Found]:
         sizes = (c.bytes,) if c.kind == "all-to-all" or not c.sizes else c.sizes  # an all-to-all may be one of parts
         paths = paths if len(paths) == len(sizes) else [paths[0]] * len(sizes)
         for path, size in zip(paths, sizes, strict=True):
-            out.append(Found(what(path), phase(path), c.kind, c.axes, size, c.times, len(sizes), c.source, c.wire))
+            one = Found(what(path), phase(path), c.kind, c.axes, size, c.times, len(sizes), c.source, c.wire, c.sliced)
+            out.append(one)
     return out
 
 
@@ -82,7 +92,7 @@ def match(
                     one.used = True
                     answers[row_id, k] = verdict(need, one)
 
-    try_all(exactly, widened, by_size)
+    try_all(exactly, other_width, by_size)
     answers |= put_together([n for n in needs if n[1:] not in answers], found)
     try_all(otherwise)
     for need, row_id, k in needs:
@@ -100,26 +110,32 @@ def match(
 def need_of(row: Row, send: Send, rows: list[Row]) -> Need:
     """A gather stands in its own scope; partial sums in that of any matmul that they are of."""
     names = {name_of(send.path), row.name} | {r.name for r in rows if r.title in send.shared}
-    return Need(frozenset(names), phase(send.path), send.kind, send.axes, send.bytes, send.times)
+    wire = WIRE.get(getattr(row, send.operand).dtype, "")
+    return Need(frozenset(names), phase(send.path), send.kind, send.axes, send.bytes, send.times, wire)
 
 
 def exactly(need: Need, found: list[Found]) -> Found | None:
-    return pick(need, [f for f in found if alike(need, f, 1) and f.phase == need.phase and f.name in need.names])
+    return pick(need, [f for f in found if alike(need, f) and f.phase == need.phase and f.name in need.names])
 
 
-def widened(need: Need, found: list[Found]) -> Found | None:
-    return pick(need, [f for f in found if alike(need, f, 2) and f.phase == need.phase and f.name in need.names])
+def other_width(need: Need, found: list[Found]) -> Found | None:
+    """float32 for bfloat16, where a compiler computes none; bfloat16 for float32, where a chip multiplies in it."""
+    own = [f for f in found if f.phase == need.phase and f.name in need.names]
+    return pick(need, [f for f in own if alike(need, f, width=2) or alike(need, f, width=0.5)])
 
 
 def by_size(need: Need, found: list[Found]) -> Found | None:
     """The compiler may file it under another name: of two equal collectives it keeps one."""
-    return pick(need, [f for f in found if alike(need, f, 1)]) or pick(need, [f for f in found if alike(need, f, 2)])
+    return next(
+        (one for width in (1, 2, 0.5) if (one := pick(need, [f for f in found if alike(need, f, width)]))), None
+    )
 
 
-def alike(need: Need, f: Found, width: int) -> bool:
-    """The same collective; `width` 2: of float32 in place of bfloat16."""
-    same = (f.kind, f.axes, f.bytes, f.times) == (need.kind, need.axes, need.bytes * width, need.times)
-    return same and not f.used and (width == 1 or f.wire == "f32")
+def alike(need: Need, f: Found, width: float = 1) -> bool:
+    """The same collective, of numbers `width` times as wide."""
+    wire = {1: need.wire or f.wire, 2: "f32", 0.5: "bf16"}[width]
+    same = (f.kind, f.axes, f.bytes, f.times, f.wire) == (need.kind, need.axes, need.bytes * width, need.times, wire)
+    return same and not f.used
 
 
 def pick(need: Need, found: list[Found]) -> Found | None:
@@ -156,29 +172,29 @@ def otherwise(need: Need, found: list[Found]) -> Found | None:
 
 
 def verdict(need: Need, one: Found) -> tuple[str, str]:
-    """`same`, `dtype` (the same but for the numbers' width) or `different`, and why."""
-    notes, width = [], ""
+    """`same`, `form` (the same sums in another form) or `different`, and why."""
+    notes, forms = [], []
     if one.axes != need.axes:
         notes.append(f"{one.kind} over {'+'.join(one.axes)} at once: the compiler joined it with the next one")
+    elif (need.kind, one.kind) == ("reduce-scatter", "all-reduce") or one.sliced:
+        forms.append("an all-reduce and a slice of it: twice the bytes on the wire")
     elif one.kind != need.kind:
         notes.append(f"{one.kind} instead{kind_reason(need.kind, one.kind)}")
     if one.bytes == 2 * need.bytes and one.wire == "f32":
-        width = "in float32, twice the bytes: this compiler computes no bfloat16"
+        forms.append("in float32, twice the bytes: this compiler computes no bfloat16")
     elif need.bytes == 2 * one.bytes and one.wire == "bf16":
-        width = "in bfloat16, half the bytes: this chip rounds a matmul's float32 operands to it anyway"
+        forms.append("in bfloat16, half the bytes: this chip rounds a matmul's float32 operands to it anyway")
     elif one.bytes != need.bytes and one.axes == need.axes:
         notes.append(f"{one.bytes:,} bytes, not {need.bytes:,}")
     if one.times != need.times:
         moved = "moved out of a loop" if one.times < need.times else "not kept"
-        notes.append(f"{one.times} runs, not {need.times}: {moved}")
-    if notes or width:
-        return "different" if notes else "dtype", "; ".join([*notes, width] if width else notes)
+        notes.append(f"{one.times} run{'s' * (one.times > 1)}, not {need.times}: {moved}")
+    if notes or forms:
+        return "different" if notes else "form", "; ".join([*notes, *forms])
     return "same", f"in one of {one.together} arrays" if one.together > 1 else ""
 
 
 def kind_reason(wanted: str, got: str) -> str:
-    if (wanted, got) == ("reduce-scatter", "all-reduce"):
-        return " and a slice of it: twice the bytes on the wire"
     if (wanted, got) == ("all-gather", "all-reduce"):
         return " of arrays padded with zeros: twice the bytes on the wire"
     if {wanted, got} == {"all-to-all", "all-gather"}:

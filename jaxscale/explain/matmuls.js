@@ -105,7 +105,7 @@ function rowFigures(row, config, chip, sizes, templates, machine) {
     const time = collectiveSeconds(s.kind, s.axes, s.bytes, machine.links, rates.network);
     Object.assign(s, time);
     const name = `${time.network} (${s.axes.join("+")})`;
-    seconds[name] = (seconds[name] || 0) + time.seconds;
+    seconds[name] = (seconds[name] || 0) + (time.seconds * s.times) / row.times;
   }
   return { per_device: { m: batch * m, k, n }, flops, hbm_bytes: moved, intensity: flops / moved, sends, seconds, bound: longest(seconds) };
 }

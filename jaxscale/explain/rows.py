@@ -12,7 +12,7 @@ from typing import Any
 Axes = tuple[str, ...]
 ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "int8": 1, "float8_e4m3fn": 1, "int32": 4}
 CASES = {
-    1: "no contracted dim is split: nothing is sent",
+    1: "no contracted dim is split, and the axis splits the other dims of one operand at most: nothing is sent",
     2: "one operand's contracted dim is split: that operand is gathered first",
     3: "both contracted dims are split alike: partial sums, which are added up over the axis",
     4: "both operands' other dims are split over one axis: one of the two is gathered first",
@@ -68,8 +68,7 @@ class Send:
         operand: `x`, `w` or `out`.
         shared: names of the other matmuls that this one collective serves.
         seconds, network: predicted.
-        compiled: `same`, `dtype` (the same in wider or narrower numbers), `different`, or `not compiled`; `note` says
-            why.
+        compiled: `same`, `form` (the same sums in another form), `different`, or `not compiled`; `note` says why.
         path: where it stands in the traced program.
     """
 
@@ -138,20 +137,22 @@ class Row:
     @property
     def cases(self) -> dict[str, int]:
         """Mesh axis -> which of the scaling book's four cases it is, from where the operands are stored."""
-        return {axis: case(axis, self) for axis in split_by(self.x) | split_by(self.w)}
+        return {axis: case(axis, self) for axis in splits(self.x) | splits(self.w)}
 
     def __str__(self) -> str:
         return f"{self.x} · {self.w} -> {self.out}"
 
 
-def split_by(tensor: Tensor) -> dict[str, str]:
-    """Mesh axis -> the letter that it splits, in the order of the dims."""
-    return {axis: c for c, axes in zip(tensor.letters, tensor.stored, strict=True) for axis in axes}
+def splits(tensor: Tensor) -> dict[str, str]:
+    """Mesh axis -> the letter that it splits where the operand is stored, or when it is used: few kv heads are stored
+    whole, and each device uses one."""
+    layouts = [zip(tensor.letters, layout, strict=True) for layout in (tensor.used, tensor.stored)]
+    return {axis: c for layout in layouts for c, axes in layout for axis in axes}
 
 
 def case(axis: str, row: Row) -> int:
     """The case of one mesh axis (scaling book, sharding.md): an axis splits each operand along one dim at most."""
-    in_x, in_w = split_by(row.x).get(axis), split_by(row.w).get(axis)
+    in_x, in_w = splits(row.x).get(axis), splits(row.w).get(axis)
     if {in_x, in_w} == {"N", "K"}:  # queries' heads and the kv heads that they read: one dim in groups
         return 1
     contracted = set(row.x.letters) & set(row.w.letters) - set(row.out.letters)

@@ -126,20 +126,35 @@ def on_cpu(config: cfg.Config) -> cfg.Config:
     return with_changes(config, {"step": step, "runtime": runtime}, source="explain")
 
 
-def with_mesh(config: cfg.Config, text: str) -> cfg.Config:
-    """`config` on a mesh given as `data=2,fsdp=2,tensor=2`; axes that are not named have size 1."""
-    sizes: dict[str, Any] = {"data": 1}
-    for part in filter(None, (p.strip() for p in text.split(","))):
-        axis, _, size = part.partition("=")
-        if axis not in cfg.READY_AXES:
-            raise ValueError(f"--mesh {text}: no axis {axis!r}; there are {', '.join(cfg.READY_AXES)}")
-        if not size.isdigit() or int(size) < 1:
-            raise ValueError(f"--mesh {text}: {part!r} is not axis=size; write e.g. data=2,fsdp=2,tensor=2")
-        sizes[axis] = int(size)
+def with_mesh(config: cfg.Config, text: str, slices: int = 1) -> cfg.Config:
+    """`config` on a mesh given as `data=2,fsdp=2,tensor=2`: of all slices, with data over these where the config says
+    nothing of them; axes that are not named have size 1."""
+    sizes = read_mesh(text)
     values = config.model_dump(mode="json")
-    values["mesh"] = sizes | ({"dcn": values["mesh"]["dcn"]} if config.mesh.over_slices else {})
+    over = config.mesh.over_slices or ({"data": slices} if slices > 1 else {})
+    for axis, n in over.items():
+        if sizes.get(axis, 1) % n:
+            raise ValueError(f"mesh {text}: {axis}={sizes.get(axis, 1)} is not divisible over {n} slices; make it a "
+                             f"multiple of {n}, or set mesh.dcn")  # fmt: skip
+        sizes[axis] = sizes.get(axis, 1) // n
+    values["mesh"] = {"data": 1} | sizes | ({"dcn": over} if over else {})
     values["runtime"] |= {"simulated_devices": None}
     return cfg.validate(values, source="--mesh")
+
+
+def read_mesh(text: str) -> dict[str, int]:
+    """`data=2,fsdp=4` as sizes. Raises ValueError for anything else."""
+    sizes: dict[str, int] = {}
+    for part in text.split(","):
+        axis, _, size = (word.strip() for word in part.partition("="))
+        if not (size.isascii() and size.isdecimal() and int(size) > 0):
+            raise ValueError(f"mesh {text!r}: {part.strip()!r} is not axis=size; write e.g. data=2,fsdp=2,tensor=2")
+        if axis not in cfg.READY_AXES or axis in sizes:
+            what = "there are" if axis not in sizes else "each is given once:"
+            raise ValueError(f"mesh {text!r}: {'no axis' if axis not in sizes else 'twice'} {axis!r}; {what} "
+                             f"{', '.join(cfg.READY_AXES)}")  # fmt: skip
+        sizes[axis] = int(size)
+    return sizes
 
 
 def assumed_topology(devices: int) -> Topology:
@@ -169,7 +184,7 @@ def timed(row: Row, speed: Rates, links: Mapping[str, Link]) -> Row:
         once, network = collective_seconds(send.kind, send.axes, send.bytes, links, speed.network)
         sends.append(replace(send, seconds=once, network=network))
         name = f"{network} ({'+'.join(send.axes)})"
-        seconds[name] = seconds.get(name, 0.0) + once
+        seconds[name] = seconds.get(name, 0.0) + once * send.times / row.times
     return replace(row, seconds=seconds, sends=tuple(sends))
 
 

@@ -27,6 +27,7 @@ from jaxscale.explain.jaxpr import (
     Move,
     Value,
     called,
+    in_order,
     layout,
     living,
     local_equations,
@@ -121,12 +122,13 @@ class Walk:
 
     def reshard(self, eqn: Any, value: Value, path: str, times: int) -> Value:
         before, after = eqn.invars[0].aval, eqn.outvars[0].aval
-        moves = [Move(kind, axes, size, times, path) for kind, axes, size in sends(before, after, self.mesh)]
+        of = max(value.made_by, default=value.of)
+        moves = [Move(kind, axes, size, times, path, of=of) for kind, axes, size in sends(before, after, self.mesh)]
         gone = unreduced(before) - unreduced(after)
         stored = value.stored or layout(before)
         if not gone:
             self.moves += [(m, "in") for m in moves]
-            return replace(value, stored=stored, moves=(*value.moves, *moves))
+            return replace(value, stored=stored, moves=(*value.moves, *moves), of=of)
         for move in moves:
             move.rows += [(k, "out") for k in sorted(value.made_by)]
             self.moves.append((move, "out"))
@@ -134,7 +136,7 @@ class Walk:
             return replace(value, made_by=value.made_by)
         for k in value.made_by:
             self.rows[k] = replace(self.rows[k], out=reduced(self.rows[k].out, value.letters, after))
-        return Value(tags=value.tags, parameter=value.parameter)
+        return Value(tags=value.tags, parameter=value.parameter, of=of)
 
     def reduction(self, eqn: Any, path: str, times: int) -> None:
         """A sum or a maximum along a dim that is split: each device's own, then an all-reduce of the result."""
@@ -146,8 +148,8 @@ class Walk:
             self.others.append(Other(what(path), "all-reduce", axes, size, times, phase(path)))
 
     def shard_map(self, eqn: Any, given: list[Value], path: str, times: int) -> list[Value]:
-        if clean(path)[-1:] == ["attention"] and any(e.primitive.name in KERNELS for e, _, _ in
-                                                     local_equations(eqn.params["jaxpr"], 1, "")):  # fmt: skip
+        attends = clean(path)[-1:] == ["attention"]
+        if attends and any(e.primitive.name in KERNELS for e, _, _ in local_equations(eqn.params["jaxpr"], 1, "")):
             self.attention(eqn, path, times)
         for inner, inner_times, inner_path in local_equations(eqn.params["jaxpr"], times, path):
             kind = COLLECTIVES.get(inner.primitive.name)
@@ -156,7 +158,7 @@ class Walk:
                 ends = inner.outvars if kind == "all-gather" else inner.invars
                 size = sum(math.prod(v.aval.shape) * v.aval.dtype.itemsize for v in ends)
                 self.others.append(Other(what(inner_path), kind, axes, size, inner_times, phase(inner_path)))
-        tags = frozenset().union(*(v.tags for v in given)) if given else frozenset()
+        tags = frozenset().union(*(v.tags for v in given)) if given and not attends else frozenset()
         return [Value(tags=tags) for _ in eqn.outvars]
 
     def ordered(self, axes: Any) -> Axes:
@@ -183,6 +185,8 @@ class Walk:
         x, w = (tensor(n, c, aval, v.stored) for n, (c, aval, v) in zip(names[:2], operands, strict=True))
         out_letters = tuple(c for c in left + right if not (c in left and c in right))
         out = tensor(names[2], out_letters, eqn.outvars[0].aval, None)
+        if gradient:  # in the order of what it is the gradient of
+            out = in_order(out, formula[0] if gradient == "gradient of x" else formula[1])
         words = f"{found[-1][0]},{found[-1][1]}->{found[-1][2]}"
         row = Row(
             len(self.rows), own, phase(path), gradient, times, words, x, w, out, *sizes_of(x, w, self.mesh), 0.0, 0.0,
@@ -238,7 +242,7 @@ class Walk:
         if kind == "backward":
             own = (replace(q, name="d_context"), replace(k, name="k and v"), replace(q, name="d_q, d_k, d_v"))
             found = [("attention", "its 5 matmuls", first, *own, m, H, 5 * keys, cost.backward_flops, 3 * moved)]
-        note = "FLOPs by formula, causal: a query sees half of the keys on average"
+        note = f"FLOPs by formula: a query sees {keys:,.0f} of {T:,} keys on average; a kernel keeps scores on the chip"
         for one in found:
             name, gradient, *more = one
             self.rows.append(replace(Row(len(self.rows), name, kind, gradient, times, *more), note=note))
@@ -251,6 +255,8 @@ class Walk:
     def finish(self) -> tuple[list[Row], list[Other]]:
         """Rows with what is sent for them; a collective of several rows is told with the first of them."""
         for move, side in self.moves:
+            if not move.rows and move.of is not None:
+                move.rows.append((move.of, "out"))
             if not move.rows:
                 self.others.append(
                     Other(what(move.path), move.kind, move.axes, move.bytes, move.times, phase(move.path))
