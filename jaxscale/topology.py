@@ -141,8 +141,8 @@ class Link:
     def seconds(self, kind: str, size: float, reached: float = 1.0) -> dict[str, float]:
         """Seconds on each network of a collective of V = `size` bytes (see `analysis.compiled.Collective.bytes`).
 
-        All-gather and reduce-scatter: V (n-1)/n / W, an all-reduce twice that, an all-to-all of V bytes a device by the
-        bandwidth between halves (scaling book, sharding.md), each at least its hops' latency. On several networks the
+        All-gather and reduce-scatter: V (n-1)/n / W, an all-reduce twice that, an all-to-all of V bytes a device
+        n V / 4 W on a ring (scaling book, sharding.md), each at least its hops' latency. On several networks the
         slow one carries the shard that the fast ones leave: V / n_fast.
 
         Args:
@@ -156,8 +156,8 @@ class Link:
             share = (stage.size - 1) / stage.size
             if kind == "collective-permute":
                 seconds = left / stage.bandwidth
-            elif kind.endswith("all-to-all"):
-                seconds = left * share / stage.exchange
+            elif kind.endswith("all-to-all"):  # on a ring the hops of all pairs add up to n^2 / 4: no (n-1)/n there
+                seconds = left * (1.0 if stage.kind == "ICI" and not stage.measured else share) / stage.exchange
             else:
                 seconds = left * share / stage.bandwidth
             seconds = max(seconds, stage.hops * stage.hop_seconds) + stage.latency

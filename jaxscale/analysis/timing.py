@@ -63,10 +63,14 @@ class Rates:
 
 
 def rates(chip: Chip, dtype: str = "bfloat16", *, quantized: bool = False, power: float = 1.0) -> Rates:
-    """Float32 matmuls run at a sixth of bf16's on a TPU (six bf16 passes), at an eighth on an NVIDIA GPU (TF32 off);
-    int8 or fp8 ones at twice it where `quantized`."""
+    """int8 or fp8 matmuls run at twice bf16's rate where `quantized`.
+
+    Float32 ones are told at jax's default precision, which nothing here changes: a TPU rounds their operands to bf16
+    and runs as fast; an NVIDIA GPU takes TF32, half as fast (its datasheets). `jax_default_matmul_precision=highest`
+    would take six bf16 passes on a TPU, and is not predicted.
+    """
     own = FRACTIONS[chip.name]
-    slower = 1.0 if dtype == "bfloat16" else (1 / 8 if chip.node else 1 / 6)
+    slower = 1 / 2 if dtype == "float32" and chip.node else 1.0
     peak = chip.device_flops * slower * power
     return Rates(
         peak * own.matmul * (2 if quantized else 1),

@@ -45,7 +45,7 @@ function collectiveSeconds(kind, axes, bytes, links, reached) {
     if (s.size === 1) continue;
     const share = (s.size - 1) / s.size;
     let seconds =
-      kind === "collective-permute" ? left / s.bandwidth : (left * share) / (kind.endsWith("all-to-all") ? s.exchange : s.bandwidth);
+      kind === "collective-permute" ? left / s.bandwidth : kind.endsWith("all-to-all") ? (left * (s.kind === "ICI" ? 1 : share)) / s.exchange : (left * share) / s.bandwidth;
     seconds = (Math.max(seconds, s.hops * s.hop) + s.latency) * ((kind === "all-reduce" ? 2 : 1) / reached);
     parts[s.kind] = (parts[s.kind] || 0) + seconds;
     if (!kind.endsWith("all-to-all") && !kind.endsWith("permute")) left /= s.size;
