@@ -42,9 +42,10 @@ PUZZLES = (
         1, "specs", "specs", "read out[i_data, k_tensor]: which device holds which block",
         "nothing is sent (case 1)", 2,
         {
-            "layout": "Read the subscripts dim by dim: the first entry of a P is for i, the second for k.",
-            "communication": "A result that is laid out otherwise than its operands must be sent there. Which axis "
-            "cuts i in the operand that has an i?",
+            "layout": "Read the subscripts dim by dim: the first entry of a P is for i, the second for k; in a tuple "
+            "the order counts.",
+            "communication": "A result that is laid out otherwise than its operands must be sent there. Which axes, in "
+            "which order, cut i and k in the operands that have them?",
         },
     ),
     Puzzle(

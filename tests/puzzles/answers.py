@@ -56,6 +56,12 @@ def project(x, w):
     return lax.all_to_all(parts, "tensor", 0, 0).sum(axis=0)"""],
         "",
     ),
+    "partial-sums with a look at the numbers": (
+        "partial-sums",
+        ['jax.debug.print("device {} has {}", lax.axis_index("tensor"), unreduced[0, 0])\n'
+         f"    {SOLUTIONS['partial-sums'][0]}"],
+        "",
+    ),
     "all-reduce in loops": (
         "all-reduce",
         ["""def add(s, chunks):
@@ -152,6 +158,34 @@ WRONG = {
         ['return lax.psum(unreduced, "tensor")'],
         "",
         "out is float32[32,24] on each device; wanted float32[4,24]",
+    ),
+    "partial-sums: added up on the host": (
+        "partial-sums",
+        ['whole = jax.pure_callback(meet, jax.ShapeDtypeStruct(unreduced.shape, "float32"), unreduced)\n'
+         f"    return {own_rows('whole', 'tensor')}"],
+        """
+import threading
+
+blocks, barrier = [], threading.Barrier(8)
+
+def meet(block):
+    blocks.append(block)
+    barrier.wait()
+    return sum(blocks)
+""",
+        "a callback leaves the devices (pure_callback); send with jax.lax",
+    ),
+    "partial-sums: by way of the host's memory": (
+        "partial-sums",
+        ['jax.debug.callback(kept.append, unreduced)\n'
+         "    whole = io_callback(lambda: sum(kept), jax.ShapeDtypeStruct(unreduced.shape, 'float32'), ordered=False)\n"
+         f"    return {own_rows('whole', 'tensor')}"],
+        """
+from jax.experimental import io_callback
+
+kept = []
+""",
+        "a callback leaves the devices (io_callback); send with jax.lax",
     ),
     "partial-sums: operands gathered": (
         "partial-sums",

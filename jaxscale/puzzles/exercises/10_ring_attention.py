@@ -22,7 +22,7 @@ def attention(q, k, v):
     Comes in: q, k, v float32[T/n, H], this device's part of the sequence on a mesh context=n.
     Must come out: float32[T/n, H].
     Communication that suffices: n-1 ppermutes of a block of k and of v.
-    Memory that suffices: two blocks of each of k and v, scores of [T/n, T/n], the three sums.
+    Memory that suffices: two blocks of each of k and v, scores of [T/n, T/n], the three sums (and some slack).
     """
     n = lax.axis_size("context")
     ring = [(i, (i + 1) % n) for i in range(n)]

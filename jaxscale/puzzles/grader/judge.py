@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from jaxscale.analysis.collectives import Collective, collectives, wire_share
-from jaxscale.analysis.hlo import parse
+from jaxscale.analysis.hlo import Program, parse
 from jaxscale.puzzles.catalogue import Puzzle
 from jaxscale.puzzles.grader.case import Array, Case, axes_of, describe_mesh, notation, size
 from jaxscale.puzzles.grader.errors import Stop
@@ -53,6 +53,7 @@ def judge_case(puzzle: Puzzle, case: Case, mesh: jax.sharding.Mesh, say: Say) ->
     compiled = traced.lower().compile()
     if size_of(compiled) * mesh.size > RUNNABLE:
         raise Stop(f"the compiled program needs {size(size_of(compiled))} on each device; too much to be run here")
+    require_no_callback(parse(compiled.as_text()))
     say(f"while {puzzle.function} ran on the devices")
     yield numbers(case, mesh, compiled)
     yield layout(case, mesh, compiled)
@@ -95,6 +96,15 @@ def block_shape(shape: tuple[int, ...], array: Array, case: Case) -> tuple[int, 
     if len(shape) != len(array.shape) or any(dim % n for dim, n in zip(shape, parts, strict=True)):
         return None
     return tuple(dim // n for dim, n in zip(shape, parts, strict=True))
+
+
+def require_no_callback(program: Program) -> None:
+    """Raises Stop where Python's answer comes back into the program; one that only prints is welcome."""
+    for computation in program.computations.values():
+        for call in computation:
+            if "callback" in call.target and any(a.dtype != "token" for a in call.arrays):
+                name = call.source.rpartition("/")[2] or call.target
+                raise Stop(f"a callback leaves the devices ({name}); send with jax.lax")
 
 
 def typed(dtype: Any, shape: tuple[int, ...]) -> str:

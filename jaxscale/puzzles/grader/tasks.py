@@ -57,7 +57,7 @@ def operands(exercise: Any, sizes: Sizes) -> Case:
         reference=lambda q, k: (np.einsum("btnh,bsnh->bnts", q, k),),
         memory={
             "1/8 of q and k, and of the scores": best + scores.device_bytes(sizes),
-            "the same once more, with dims turned": best + scores.device_bytes(sizes),
+            "a copy of them that XLA transposes": best + scores.device_bytes(sizes),
         },
     )
 
