@@ -75,7 +75,7 @@ class Walk:
     def run(self, jaxpr: Any, given: list[Value], path: str, times: int) -> list[Value]:
         """Walk one (sub)program; the values of its results."""
         env = dict(zip(jaxpr.invars, given, strict=True))
-        value = lambda v: env.get(v, NOTHING) if hasattr(v, "count") or not hasattr(v, "val") else NOTHING  # noqa: E731
+        value = lambda v: NOTHING if hasattr(v, "val") else env.get(v, NOTHING)  # noqa: E731  literals are not hashable
         for eqn in living(jaxpr):
             here = join(path, str(eqn.source_info.name_stack))
             results = self.equation(eqn, [value(v) for v in eqn.invars], here, times)
@@ -83,6 +83,7 @@ class Walk:
         return [value(v) for v in jaxpr.outvars]
 
     def equation(self, eqn: Any, given: list[Value], path: str, times: int) -> list[Value]:
+        """The values of one equation's results; `path` is its place among name scopes, `times` its runs a step."""
         name = eqn.primitive.name
         if name == "reshard":
             return [self.reshard(eqn, given[0], path, times)]
@@ -121,6 +122,7 @@ class Walk:
     # --- what is sent ---
 
     def reshard(self, eqn: Any, value: Value, path: str, times: int) -> Value:
+        """To a matmul that reads the result belongs what gathers it; to those that made partial sums, their sum."""
         before, after = eqn.invars[0].aval, eqn.outvars[0].aval
         of = max(value.made_by, default=value.of)
         moves = [Move(kind, axes, size, times, path, of=of) for kind, axes, size in sends(before, after, self.mesh)]
@@ -133,7 +135,7 @@ class Walk:
             move.rows += [(k, "out") for k in sorted(value.made_by)]
             self.moves.append((move, "out"))
         if unreduced(after):
-            return replace(value, made_by=value.made_by)
+            return value
         for k in value.made_by:
             self.rows[k] = replace(self.rows[k], out=reduced(self.rows[k].out, value.letters, after))
         return Value(tags=value.tags, parameter=value.parameter, of=of)
