@@ -1,6 +1,6 @@
 // The list of matmuls, in the order of the step: a grid that arrows move along, drawn as cards with named figures.
 
-const COLUMNS = ["matmul", "seconds", "bound by", "case", "m × k × n a device", "FLOPs", "FLOPs/byte", "sends"];
+const COLUMNS = ["matmul", "seconds", "bound by", "case", "m × k × n a device", "FLOPs", "FLOPs/byte", "collectives"];
 const PHASES = ["forward", "recomputed", "backward"];
 
 class List {
@@ -59,7 +59,7 @@ class List {
       cell(6, plain(row.intensity, 3)),
       make(
         "td",
-        { role: "gridcell", "data-label": ownBytes(row) ? `sends ${bytes(ownBytes(row))}` : "sends", class: "sends" },
+        { role: "gridcell", "data-label": ownBytes(row) ? `collectives, V ${bytes(ownBytes(row))}` : "collectives", class: "sends" },
         sendNodes(row, atRest),
       ),
     );

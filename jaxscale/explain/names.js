@@ -14,12 +14,6 @@ const make = (name, attributes, ...children) => element(null, name, attributes, 
 const shape = (name, attributes, ...children) => element(SVG, name, attributes, children);
 const byId = (id) => document.getElementById(id);
 
-const CASES = {
-  1: "no contracted dim is split: nothing is sent",
-  2: "one operand's contracted dim is split: that operand is gathered first",
-  3: "both contracted dims are split alike: partial sums, added up over the axis",
-  4: "both operands' other dims are split over one axis: one of the two is gathered first",
-};
 const WHY = {
   "all-gather": "every device ends with all chunks",
   "reduce-scatter": "every device ends with one chunk of the sum",

@@ -83,7 +83,7 @@ function drawDetail() {
   byId("detail-notation").replaceChildren(...notationNodes(row));
   byId("detail-cases").replaceChildren(
     ...Object.entries(row.cases).map(([axis, c]) =>
-      make("li", { class: c === 1 ? "quiet" : "" }, make("strong", {}, `${axis}: case ${c}`), `, ${CASES[c]}`),
+      make("li", { class: c === 1 ? "quiet" : "" }, make("strong", {}, `${axis}: case ${c}`), `, ${PAGE.constants.cases[c]}`),
     ),
   );
   byId("detail-times").replaceChildren(

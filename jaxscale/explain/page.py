@@ -13,6 +13,7 @@ from jaxscale import config as cfg
 from jaxscale.analysis import costs, forecast
 from jaxscale.explain.layouts import layouts
 from jaxscale.explain.machines import Explained, machines, read_topology
+from jaxscale.explain.rows import CASES
 from jaxscale.parallel.rules import ACTIVATIONS, PARAMETERS
 from jaxscale.report.page import assembled, package_texts, write_whole
 
@@ -71,7 +72,7 @@ def constants() -> dict[str, Any]:
         "parameters": PARAMETERS, "activations": ACTIVATIONS, "kept_by_dots": costs.KEPT_BY_DOTS,
         "output_of": costs.OUTPUT_OF, "matrices": costs.MATRICES, "bytes": costs.BYTES,
         "conventions": costs.CONVENTIONS, "wide": forecast.WIDE_READS_AND_WRITES, "mlp": forecast.MLP_READS_AND_WRITES,
-        "ready": cfg.READY_AXES,
+        "ready": cfg.READY_AXES, "cases": CASES,
     }  # fmt: skip
 
 
