@@ -56,6 +56,8 @@ def header(found: Explanation) -> list[str]:
     rows = data.batch_size // step.microbatches
     sizes = (f"B={rows} T={data.seq_len} D={model.embed_dim} F={model.mlp_dim} N={model.num_heads} K={model.kv_heads} "
              f"H={model.head_size} V={model.padded_vocab_size} L={model.num_layers}")  # fmt: skip
+    if len(found.mesh) == 1 and devices == 1:
+        sizes += " (BT: B and T as one dim)"
     if model.kv_heads < found.mesh.get("tensor", 1):
         sizes += f" (K repeated to {found.mesh['tensor']}, one for each shard)"
     speeds = f"speeds of {found.topology.name}" + (", as no --topology was given" if found.assumed else "")

@@ -62,53 +62,49 @@ def parameter(found: Explanation, name: str) -> list[Stop]:
         )
     stops = [Stop("between steps", str(first), at_rest, "; ".join(words))]
     for row in uses:
-        stops += [sent(row, "w", row.w, found)] if any(s.operand == "w" for s in row.sends) else []
-        stops.append(Stop(row.phase, whole(row.w), row.w.local_bytes(mesh), f"read by {row.title}"))
+        stops += read(row, "w", f"read by {row.title}", found)
     for row in (r for r in found.rows if r.what == "gradient of w" and r.out.name == f"d_{name}"):
-        stops += gradient(row, found)
+        parts = f": on each device a partial sum over {' and '.join(row.out.unreduced)}" if row.out.unreduced else ""
+        stops += made(row, f"made by {row.title}{parts}", found)
     done = "updated where it lies, each device its own block; nothing is sent"
     return [*stops, Stop("update", str(first), at_rest, done)]
 
 
-def gradient(row: Row, found: Explanation) -> list[Stop]:
-    out = row.out
-    over = f": on each device a partial sum over {' and '.join(out.unreduced)}" if out.unreduced else ""
-    made = Stop(row.phase, whole(out), out.local_bytes(found.mesh), f"made by {row.title}{over}")
-    return [made] + [sent(row, "out", out, found)] * bool(row.sends and any(s.operand == "out" for s in row.sends))
-
-
 def activation(found: Explanation, name: str) -> list[Stop]:
     makers = {tag: row for row, tag in costs.OUTPUT_OF.items()} | {"mlp_out": "down", "attention_context": "context"}
-    own = makers.get(name)
-    made = [r for r in found.rows if not r.what and (r.out.name == name or r.name == own) and r.name != "attention"]
-    stops = []
-    for row in made:
-        stops.append(Stop(row.phase, whole(row.out), row.out.local_bytes(found.mesh), f"made by {row.title}"))
-        stops += [sent(row, "out", row.out, found)] if any(s.operand == "out" for s in row.sends) else []
-    label = next((t for t, r in makers.items() if made and r == made[0].name), name)
+    makes = [r for r in found.rows if not r.what and (r.out.name == name or r.name == makers.get(name))]
+    tag = next((t for t, r in makers.items() if makes and r == makes[0].name), name)
+    stops: list[Stop] = []
+    for row in (r for r in makes if r.phase == "forward"):
+        stops += made(row, f"made by {row.title}", found)
     for row in found.phase("forward"):
         for side in ("x", "w"):
-            tensor = getattr(row, side)
-            if tensor.name in (name, label) or (side == "x" and label in row.tags):
-                if any(s.operand == side for s in row.sends):
-                    stops.append(sent(row, side, tensor, found))
-                words = f"read by {row.title}" + (f" as a part of {tensor.name}" if tensor.name != name else "")
-                stops.append(Stop(row.phase, whole(tensor), tensor.local_bytes(found.mesh), words))
-    again = [stop for stop in stops if stop.when == "recomputed"]
-    stops = [stop for stop in stops if stop.when != "recomputed"]
-    stops += [Stop("kept?", "", 0, keeping(found.config.step, label)), *again]
+            own = getattr(row, side).name
+            if own in (name, tag) or (side == "x" and tag in row.tags):
+                part = f" as a part of {own}" if own != name else ""
+                stops += read(row, side, f"read by {row.title}{part}", found)
+    stops.append(Stop("kept?", "", 0, keeping(found.config.step, tag)))
+    for row in (r for r in makes if r.phase == "recomputed"):
+        stops += made(row, f"made by {row.title}", found)
+    cotangent = f"d_{makes[0].out.name if makes else name}"
     for row in found.phase("backward"):
         for side in ("x", "w"):
-            if getattr(row, side).name == f"d_{made[0].out.name if made else name}" and (
-                not made or row.name == made[0].name
-            ):
-                tensor = getattr(row, side)
-                if any(s.operand == side for s in row.sends):
-                    stops.append(sent(row, side, tensor, found))
-                stops.append(
-                    Stop(row.phase, whole(tensor), tensor.local_bytes(found.mesh), f"its gradient, read by {row.title}")
-                )
+            if getattr(row, side).name == cotangent and (not makes or row.name == makes[0].name):
+                stops += read(row, side, f"its gradient, read by {row.title}", found)
     return stops
+
+
+def made(row: Row, words: str, found: Explanation) -> list[Stop]:
+    """A result as the matmul leaves it, and what is sent of it then."""
+    stop = Stop(row.phase, whole(row.out), row.out.local_bytes(found.mesh), words)
+    return [stop, sent(row, "out", found)] if any(s.operand == "out" for s in row.sends) else [stop]
+
+
+def read(row: Row, side: str, words: str, found: Explanation) -> list[Stop]:
+    """What is sent of an operand before its matmul, and the operand as that takes it."""
+    tensor = getattr(row, side)
+    stop = Stop(row.phase, whole(tensor), tensor.local_bytes(found.mesh), words)
+    return [sent(row, side, found), stop] if any(s.operand == side for s in row.sends) else [stop]
 
 
 def keeping(step: cfg.Step, name: str) -> str:
@@ -116,12 +112,17 @@ def keeping(step: cfg.Step, name: str) -> str:
     kept = costs.kept(step)
     if kept is None or name in ("logits", "unembedding"):
         return "kept for the backward pass" + (f" (step.remat={step.remat})" if kept is None else "")
+    if name == "layer_in" and kept.get(name, "save") == "save":
+        return "kept for the backward pass: what a layer is made again from"
+    if name == "mlp_out" and name not in kept:
+        return "not kept: nothing of the backward pass reads it"
     action = {"save": "kept for the backward pass", "offload": "kept in the host's memory"}.get(kept.get(name, ""))
     return action or "not kept: made again in the backward pass, from what was kept"
 
 
-def sent(row: Row, side: str, tensor: Tensor, found: Explanation) -> Stop:
+def sent(row: Row, side: str, found: Explanation) -> Stop:
     """What is sent of a tensor for a matmul, and how it lies then."""
+    tensor: Tensor = getattr(row, side)
     own = [s for s in row.sends if s.operand == side]
     words = ", then ".join(f"{s.kind} over {'+'.join(s.axes)} ({s.bytes:,} bytes{also(s.shared)})" for s in own)
     after = notation(tensor.name, tensor.letters, tensor.stored if side == "out" else tensor.used)

@@ -261,6 +261,11 @@ def test_an_activation_is_followed_to_its_gradient(cube):
     stops = follow(explanation(cube), "mlp_up")
     assert [s.words for s in stops if s.when == "forward"] == ["made by up", "read by down as a part of h"]
     assert stops[-1].layout == "d_up[B_{data,fsdp}, T, F_tensor]"
+    full = traced({"fsdp": 8}, step={"remat": "full"})
+    kept = {name: next(s.words for s in follow(explanation(full), name) if s.when == "kept?")
+            for name in ("mlp_up", "layer_in", "mlp_out")}  # fmt: skip
+    assert [words.split(":")[0] for words in kept.values()] == ["not kept", "kept for the backward pass", "not kept"]
+    assert kept["mlp_out"].endswith("nothing of the backward pass reads it")
     with pytest.raises(ValueError, match=r"--tensor w_upp; did you mean w_up\?; there are the parameters w_q"):
         follow(explanation(cube), "w_upp")
 
