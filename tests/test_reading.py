@@ -151,6 +151,8 @@ def test_no_module_reads_data_as_code(file):
             assert (node.module or "").split(".")[0] not in RUNS
         elif isinstance(node, ast.Call):
             called = ast.unparse(node.func)
+            if called in ("exec", "compile") and file.parts[-3:] == ("puzzles", "grader", "child.py"):
+                continue  # a puzzle's file is a program, the learner's own: running it is what `check` is for
             assert called not in ("eval", "exec", "compile", "__import__", "os.system", "os.popen"), called
             assert not called.startswith("yaml.") or "dump" in called or file.stem == "reading", called
             assert not {k.arg for k in node.keywords} & {"allow_pickle", "shell"}, called
