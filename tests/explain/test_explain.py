@@ -194,11 +194,11 @@ def test_few_kv_heads_are_told_apart(few):
 
 def test_gradients_have_the_dims_of_what_they_are_of():
     for mesh in ({"data": 1}, {"tensor": 2}, CUBE):
-        for row in traced(mesh)[0]:
-            if row.what in ("gradient of x", "gradient of w") and row.name not in ATTENTION:
-                forward = next(r for r in traced(mesh)[0] if r.title == row.name)
-                of = forward.x if row.what == "gradient of x" else forward.w
-                assert row.out.letters == of.letters, row
+        rows = traced(mesh)[0]
+        forward = {row.name: row for row in rows if not row.what and row.name not in ATTENTION}
+        for row in (r for r in rows if r.what in ("gradient of x", "gradient of w")):
+            of = forward[row.name].x if row.what == "gradient of x" else forward[row.name].w
+            assert row.out.letters == of.letters, row
 
 
 def test_numbers_that_a_chip_narrows_are_matched_by_name_first(cube, compiled):
