@@ -38,7 +38,8 @@ class Checkpointer:
         self.reads = 0
         self.writing: tuple[int, float] | None = None  # which step, since when
         self.good: int | None = None  # the newest that is known to be whole
-        more = save_options(self.directory, self.barrier) | {"step_name_format": Names()}
+        more = save_options(self.directory, self.barrier)
+        more |= {"step_name_format": Names(more.get("atomicity_options"))}
         try:
             self.manager = ocp.CheckpointManager(
                 self.directory,

@@ -80,10 +80,14 @@ class Step(ocp.path.step.Metadata):
 
 
 class Names(ocp.path.step.NameFormat):
-    """Orbax's names of checkpoints, `<step>`. One that is damaged is listed too, and does not hide the others."""
+    """Orbax's names of checkpoints, `<step>`. One that is damaged is listed too, and does not hide the others.
 
-    def __init__(self) -> None:
-        self.usual = ocp.path.step.standard_name_format()
+    Args:
+        atomicity: orbax's options that say how a whole one is told from a half-written one; None: by its name.
+    """
+
+    def __init__(self, atomicity: Any = None) -> None:
+        self.usual = ocp.path.step.standard_name_format(atomicity_options=atomicity)
 
     def build_name(self, step: int) -> str:
         return self.usual.build_name(step)
