@@ -84,9 +84,9 @@ BELOW = {
     "console_bench": {"record", "compare"},
     "cli_bench": {"heap", "redact", "bench", "record", "console_bench", "compare", "sweep", "parallel", "config"},
     "cli_launch": {"launch"},
-    "puzzles": {"redact"},  # the grader in a child process
+    "puzzles": {"analysis", "redact"},  # the grader in a child process
     "exercises": set(),
-    "grader": {"puzzles", "parallel", "analysis", "redact"},
+    "grader": {"puzzles", "explain", "parallel", "analysis", "redact"},
     "console_puzzle": {"puzzles"},
     "cli_puzzle": {"puzzles", "console_puzzle"},
     "console_checkpoint": {"training", "places", "inventory", "urls"},

@@ -7,6 +7,7 @@ from typing import Any
 
 from jaxscale.explain.paths import join
 from jaxscale.explain.rows import Axes, Tensor
+from jaxscale.parallel.sharding import dims_of_type
 
 Letters = tuple[str, ...]  # one for each dim; `bt` is B and T merged
 Formula = tuple[Letters, Letters, Letters]
@@ -35,7 +36,6 @@ class Value:
         moves: what was sent to bring it into the layout it has.
         made_by: matmuls whose partial sums it holds.
         tags: names of activations (`config.ACTIVATIONS`) that it is made of, since the last matmul.
-        parameter: of a weight, its place in the parameters.
         letters: of a matmul's result, the names of its dims, until they are merged.
         of: the matmul whose result it is, nothing else since.
     """
@@ -44,7 +44,6 @@ class Value:
     moves: tuple[Move, ...] = ()
     made_by: frozenset[int] = frozenset()
     tags: frozenset[str] = frozenset()
-    parameter: str = ""
     letters: Letters = ()
     of: int | None = None
 
@@ -53,12 +52,9 @@ NOTHING = Value()
 
 
 def layout(aval: Any) -> tuple[Axes, ...]:
-    """The mesh axes that split each dim of an array's type."""
-    entries = tuple(aval.sharding.spec.partitions) if hasattr(aval.sharding.spec, "partitions") else ()
-    entries += (None,) * (aval.ndim - len(entries))
-    split = tuple(() if e is None else (e,) if isinstance(e, str) else tuple(e) for e in entries)
+    """The mesh axes that split each dim of an array's type; those of size 1 split nothing."""
     sizes = aval.sharding.mesh.shape
-    return tuple(tuple(a for a in axes if sizes[a] > 1) for axes in split)
+    return tuple(tuple(a for a in axes if sizes[a] > 1) for axes in dims_of_type(aval))
 
 
 def unreduced(aval: Any) -> frozenset[str]:

@@ -114,10 +114,10 @@ class Walk:
     def scan(self, eqn: Any, given: list[Value], path: str, times: int) -> list[Value]:
         """A loop's body once, with what is stacked over its runs taken apart."""
         body = plain(eqn.params["jaxpr"])
-        inside = [value if outer.aval.shape == inner.aval.shape else Value(parameter=value.parameter, tags=value.tags)
+        inside = [value if outer.aval.shape == inner.aval.shape else Value(tags=value.tags)
                   for outer, inner, value in zip(eqn.invars, body.invars, given, strict=True)]  # fmt: skip
         found = self.run(body, inside, path, times * eqn.params["length"])
-        return [Value(made_by=v.made_by, tags=v.tags, parameter=v.parameter, letters=v.letters) for v in found]
+        return [Value(made_by=v.made_by, tags=v.tags, letters=v.letters) for v in found]
 
     # --- what is sent ---
 
@@ -138,7 +138,7 @@ class Walk:
             return value
         for k in value.made_by:
             self.rows[k] = replace(self.rows[k], out=reduced(self.rows[k].out, value.letters, after))
-        return Value(tags=value.tags, parameter=value.parameter, of=of)
+        return Value(tags=value.tags, of=of)
 
     def reduction(self, eqn: Any, path: str, times: int) -> None:
         """A sum or a maximum along a dim that is split: each device's own, then an all-reduce of the result."""
@@ -288,12 +288,8 @@ def merged(rows: list[Row]) -> list[Row]:
 def trace(config: cfg.Config, program: Any, batch: Any, mesh: dict[str, int]) -> tuple[list[Row], list[Other], Any]:
     """Trace the trainer's step inside `on_mesh`. Returns rows, other collectives, and the traced step to lower."""
     traced = cast(Any, program.step).trace(program.abstract, batch)
-    names = ["/".join(str(getattr(k, "key", getattr(k, "name", k))) for k in path)
-             for path, _ in jax.tree_util.tree_flatten_with_path((program.abstract, batch))[0]]  # fmt: skip
-    given = [Value(parameter=n if "params" in n else "") for n in names]
-    walk = Walk(config, mesh)
-    jaxpr = traced.jaxpr.jaxpr
-    walk.run(jaxpr, given[: len(jaxpr.invars)], "", 1)
+    walk, jaxpr = Walk(config, mesh), traced.jaxpr.jaxpr
+    walk.run(jaxpr, [NOTHING] * len(jaxpr.invars), "", 1)
     return *walk.finish(), traced
 
 

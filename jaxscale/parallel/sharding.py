@@ -150,8 +150,12 @@ def to_spec(dims: list[Axes], **marks: set[str]) -> PartitionSpec:
 
 def dims_of(x: jax.Array) -> list[Axes]:
     """The mesh axes that split each dim of `x`, read from its type."""
-    entries = tuple(jax.typeof(x).sharding.spec.partitions)
-    entries += (None,) * (x.ndim - len(entries))
+    return dims_of_type(jax.typeof(x))
+
+
+def dims_of_type(kind: Any) -> list[Axes]:
+    entries = tuple(kind.sharding.spec.partitions)
+    entries += (None,) * (kind.ndim - len(entries))
     return [() if e is None else (e,) if isinstance(e, str) else tuple(e) for e in entries]
 
 

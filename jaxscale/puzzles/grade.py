@@ -15,8 +15,8 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
+from jaxscale.analysis.child import how_it_ended, last_words
 from jaxscale.puzzles.catalogue import Puzzle
 from jaxscale.puzzles.verdict import Verdict, from_values
 from jaxscale.redact import one_line
@@ -27,7 +27,6 @@ GRACE = 10.0  # for a child that is to end by itself, as it can say where it was
 START = 120.0  # of a child, on a busy machine
 FLOOD = 1_000_000  # bytes printed, at most
 SHOWN = 2000  # characters of them that are kept
-NOISE = re.compile(r"^\s*(@|#\d|\*\*\*|PC:|File \"|Current thread|Thread 0x|Extension modules|Fatal Python error|$)")
 
 
 def grade(files: Sequence[tuple[Path, Puzzle]], seconds: float = SECONDS) -> Iterator[Verdict]:
@@ -126,14 +125,14 @@ class Child:
         if self.read > FLOOD:
             problem = f"it printed more than {FLOOD:,} bytes and was stopped; print less, or nothing inside a loop"
         elif not began:
-            problem = f"the grader did not start: {ending(self.process.returncode)}: {last_words(words)}"
+            problem = f"the grader did not start: {how_it_ended(self.process.returncode)}: {last_words(words)}"
         elif "Timeout (" in words or hung:
             problem = f"not done after {self.seconds:g} s, {self.doing}"
             problem += "; does every device join every collective?" if self.doing.endswith("on the devices") else ""
             if stack:
                 problem = f"line {stack[0]}: {problem}; there it was then: {source(path, int(stack[0]))}"
         else:
-            problem = f"the process ended by {ending(self.process.returncode)} {self.doing}"
+            problem = f"the process ended by {how_it_ended(self.process.returncode)} {self.doing}"
             problem += f": {said}" if (said := last_words(words)) else "; a puzzle's code only returns"
         return Verdict(str(path), puzzle.name, problem=one_line(problem), printed=self.printed())
 
@@ -150,16 +149,6 @@ class Child:
             if stream:
                 with contextlib.suppress(BrokenPipeError):
                     stream.close()
-
-
-def ending(code: int) -> str:
-    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
-
-
-def last_words(text: str) -> str:
-    """The last line of stderr that is of no stack trace."""
-    lines: list[Any] = [line.strip() for line in text.splitlines() if not NOISE.match(line)]
-    return (lines or [""])[-1][:300]
 
 
 def source(path: Path, line: int) -> str:

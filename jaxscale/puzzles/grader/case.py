@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from jaxscale.analysis.collectives import wire_share
+from jaxscale.explain import rows
 
 UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 
@@ -87,11 +88,7 @@ def axes_of(entry: Any) -> tuple[str, ...]:
 def notation(array: Array, spec: jax.P) -> str:
     """`out[B_data, F_{data,tensor}]`, as the scaling book writes it."""
     entries = [*spec, *[None] * (len(array.dims) - len(spec))]
-    found = []
-    for dim, entry in zip(array.dims, entries, strict=True):
-        axes = axes_of(entry)
-        found.append(dim + ("" if not axes else f"_{axes[0]}" if len(axes) == 1 else f"_{{{','.join(axes)}}}"))
-    return f"{array.name}[{', '.join(found)}]"
+    return rows.notation(array.name, tuple(array.dims), tuple(map(axes_of, entries)))
 
 
 def size(count: float) -> str:
