@@ -23,7 +23,7 @@ BELOW = {
     "hardware": set(),
     "quiet": set(),
     "heap": set(),
-    "data": {"reading", "quiet", "config"},
+    "data": {"reading", "quiet", "urls", "places", "config"},
     "rules": {"config"},
     "topology": {"hardware"},
     "analysis": {"rules", "topology", "hardware", "config"},
