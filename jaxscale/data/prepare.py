@@ -188,7 +188,7 @@ def _already_prepared(plan: _Plan, out: Path, report: Report) -> Summary:
     difference = _first_difference(plan, index, report)
     if difference:
         raise ValueError(f"{out} already holds another dataset: {difference}; {advice}")
-    return Summary(out, index, already_prepared=True, notes=(f"already prepared: {out}",))
+    return Summary(out, index, already_prepared=True, notes=(f"already prepared: {out}", *index.notes))
 
 
 def _first_difference(plan: _Plan, index: Index, report: Report) -> str | None:
