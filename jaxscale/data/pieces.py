@@ -24,13 +24,13 @@ def anywhere(before: str, after: str) -> bool:
     return True
 
 
-def cut_pieces(chunks: Iterator[str], unchanged: Unchanged, *, size: int = PIECE_CHARACTERS) -> Iterator[Piece]:
-    """The text of ``chunks`` in pieces of about ``size`` characters.
+def cut_pieces(chunks: Iterator[str], unchanged: Unchanged) -> Iterator[Piece]:
+    """The text of ``chunks`` in pieces of about ``PIECE_CHARACTERS``.
 
     ``unchanged(before, after)`` says whether a cut between two texts leaves their tokens as they are. Where it says
     so of no place, the piece grows.
     """
-    context, held, wanted = "", "", size
+    context, held, wanted = "", "", PIECE_CHARACTERS
     for chunk in chunks:
         held += chunk
         while len(held) >= wanted + CONTEXT:
@@ -39,7 +39,7 @@ def cut_pieces(chunks: Iterator[str], unchanged: Unchanged, *, size: int = PIECE
                 wanted *= 2
                 continue
             yield Piece(context, held[:cut])
-            context, held, wanted = (context + held[:cut])[-CONTEXT:], held[cut:], size
+            context, held, wanted = (context + held[:cut])[-CONTEXT:], held[cut:], PIECE_CHARACTERS
     if held:
         yield Piece(context, held)
 

@@ -5,10 +5,14 @@ same spelling among its pieces, and would find it again.
 """
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import tokenizers
+
+
+SPELLED_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 def hide_special_tokens(content: str, library: "tokenizers.Tokenizer", separator: str) -> str:
@@ -36,13 +40,29 @@ def hide_special_tokens(content: str, library: "tokenizers.Tokenizer", separator
     return json.dumps(values) if _same_ids(values, library, hidden) else content
 
 
+def without_spelled_bytes(content: str) -> str | None:
+    """``tokenizer.json`` for texts that spell a byte token (``<0x0A>``); None for files that never take it for one.
+
+    A Unigram model finds byte tokens in text as it finds any piece. Here their scores lie below those of their
+    characters, which changes what unknown characters cost: so this is for such texts only.
+    """
+    values = json.loads(content)
+    model = values["model"]
+    if not model.get("byte_fallback") or isinstance(model.get("vocab"), dict):
+        return None
+    lowest = min((score for piece, score in model["vocab"] if not _is_byte(piece)), default=0.0)
+    below = 7 * min(lowest, 0.0) - 100
+    model["vocab"] = [[piece, below if _is_byte(piece) else score] for piece, score in model["vocab"]]
+    return json.dumps(values)
+
+
 def _pieces(model: dict[str, Any]) -> set[str]:
     vocab = model.get("vocab") or {}
     return set(vocab) if isinstance(vocab, dict) else {piece for piece, _ in vocab}
 
 
 def _is_byte(name: str) -> bool:
-    return len(name) == 6 and name.startswith("<0x")
+    return bool(SPELLED_BYTE.fullmatch(name))
 
 
 def _parts(merge: str | list[str]) -> set[str]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from jaxscale.data.pieces import Piece
-from jaxscale.data.spelled import hide_special_tokens
+from jaxscale.data.spelled import SPELLED_BYTE, hide_special_tokens, without_spelled_bytes
 from jaxscale.quiet import quiet
 
 if TYPE_CHECKING:
@@ -130,12 +130,14 @@ class ByteTokenizer:
 class FileTokenizer:
     """A Hugging Face tokenizer; ``content`` is the text of its ``tokenizer.json``, kept as it came.
 
-    ``library`` decodes; ``encoder`` is the same without the special tokens that text could spell.
+    ``library`` decodes; ``encoder`` is the same without the special tokens that text could spell, and ``careful``
+    also without the byte tokens, where that makes a difference.
     """
 
     content: str
     library: "tokenizers.Tokenizer"
     encoder: "tokenizers.Tokenizer"
+    careful: "tokenizers.Tokenizer | None"
     separator: str
     separator_id: int
     vocab_size: int
@@ -149,6 +151,9 @@ class FileTokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         with _told_of("cannot encode a text"):
             encodings = self.encoder.encode_batch_fast(list(texts), add_special_tokens=False)
+            if self.careful is not None:
+                for i in [i for i, text in enumerate(texts) if SPELLED_BYTE.search(text)]:
+                    (encodings[i],) = self.careful.encode_batch_fast([texts[i]], add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
 
     def encode_pieces(self, pieces: Sequence[Piece]) -> list[np.ndarray]:
@@ -268,10 +273,13 @@ def _from_content(content: str, separator: str | None, *, where: str) -> FileTok
     if highest >= 2**31 - 1:
         raise ValueError(f"{where} has a token of id {highest}, beyond int32; give the `tokenizer.json` of a model")
     token, token_id = _pick_separator(library, separator, where)
+    for_text = hide_special_tokens(content, library, token)
+    careful = without_spelled_bytes(for_text)
     return FileTokenizer(
         content=content,
         library=_for_text(library, token),
-        encoder=_for_text(tokenizers.Tokenizer.from_str(hide_special_tokens(content, library, token)), token),
+        encoder=_for_text(tokenizers.Tokenizer.from_str(for_text), token),
+        careful=None if careful is None else _for_text(tokenizers.Tokenizer.from_str(careful), token),
         separator=token,
         separator_id=token_id,
         vocab_size=max(highest, token_id) + 1,
