@@ -16,6 +16,7 @@ from jaxscale.data.order import permute
 from jaxscale.data.rows import RowSource
 
 BLOCK = 2**16  # samples: a weight is kept to within 1 / BLOCK of the sum
+CHUNK = 1024  # rows of a source whose order is computed at once, as one alone costs nearly as much
 FOREVER = 2**40  # rows: more than any run reads
 
 
@@ -50,6 +51,7 @@ class Mixture:
         self.counts = shares([weights[name] for name in self.names], self.names)
         self.fingerprint = self._fingerprint()
         self._places = lru_cache(maxsize=4)(self._place)
+        self._orders = lru_cache(maxsize=8 * len(self._rows))(self._order)
         self._length = FOREVER if forever else self._count()
 
     def __len__(self) -> int:
@@ -76,8 +78,8 @@ class Mixture:
         epoch, position = divmod(block * self.counts[k] + int(rank[place]), len(self._rows[k]))
         if not self.shuffle:
             return k, position
-        order = permute(np.array([position]), len(self._rows[k]), seed=self.seed, epoch=np.array([epoch]))
-        return k, int(order[0])
+        chunk, within = divmod(position, CHUNK)
+        return k, int(self._orders(k, epoch, chunk)[within])
 
     def row(self, i: int) -> dict[str, np.ndarray]:
         if not 0 <= i < len(self):
@@ -93,6 +95,12 @@ class Mixture:
         for k, count in enumerate(self.counts):
             rank[source_of == k] = np.arange(count)
         return source_of, rank
+
+    def _order(self, k: int, epoch: int, chunk: int) -> np.ndarray:
+        """Rows of source k at positions ``chunk * CHUNK`` and after, in this epoch."""
+        size = len(self._rows[k])
+        positions = np.arange(chunk * CHUNK, min(size, (chunk + 1) * CHUNK))
+        return permute(positions, size, seed=self.seed, epoch=np.full_like(positions, epoch))
 
     def _fingerprint(self) -> str:
         """Of the tokenizer, the sources in their order, their sizes and their shares."""

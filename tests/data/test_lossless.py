@@ -46,7 +46,7 @@ def lossless(request, tmp_path):
 def test_documents_decode_to_their_source(lossless, tmp_path, monkeypatch):
     """Cut in pieces of 900 characters, so that each kind of place is cut at."""
     monkeypatch.setattr(pieces, "PIECE_CHARACTERS", 900)
-    texts = [text(seed, 200 if seed % 3 else 9000) for seed in range(12)] + ["x", " ", "\n", "a" * 5000, "灯り" * 2000]
+    texts = [text(seed, 200 if seed % 3 else 9000) for seed in range(12)] + ["x", "x ", "\n", "a" * 5000, "灯り" * 2000]
     summary = prepare(
         write_jsonl(tmp_path / "a.jsonl", texts), lossless, tmp_path / "out", validation_fraction=0, **SILENT
     )
