@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from jaxscale.data.vocabulary import VocabSize, data_vocab_size
 from jaxscale.reading import parse_yaml
 from jaxscale.redact import redact, shown
-from jaxscale.urls import Place, is_url, scrub
+from jaxscale.urls import Place
 
 AXES = ("pipeline", "data", "fsdp", "expert", "context", "tensor")  # slowest link first
 READY_AXES = ("data", "fsdp", "tensor")
@@ -253,8 +253,6 @@ class Data(Section):
             raise ValueError("data.path is not read with kind=synthetic; remove it or choose kind=tokens")
         for name in ("path", "validation_path"):
             if value := getattr(self, name):
-                if is_url(value):
-                    raise ValueError(f"data.{name}={scrub(value)}: training reads files of this machine; copy it here")
                 object.__setattr__(self, name, os.path.expanduser(value))
         return self
 

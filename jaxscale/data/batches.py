@@ -41,11 +41,11 @@ def batches(
     Raises:
         ValueError: on the call, impossible arguments; while iterating, a token id beyond the vocabulary.
     """
+    shuffle = shuffle and not getattr(source, "in_order", False)  # a mixture decides its order itself
     if prefetch < 0 or num_threads < 0:
         raise ValueError(f"prefetch {prefetch} and num_threads {num_threads} must not be negative; try 2 and 2")
     if stop_step is not None and stop_step < start_step:
         raise ValueError(f"stop_step {stop_step} is before start_step {start_step}; try {start_step + 1}")
-    shuffle = shuffle and not getattr(source, "in_order", False)  # a mixture decides its order itself
     row_indices(seed, start_step, batch_size, len(source), rows=rows)  # its checks, before any thread starts
 
     def load(step: int) -> dict[str, np.ndarray]:

@@ -56,7 +56,9 @@ class ZstdFile(io.RawIOBase):
         try:
             import zstandard
         except ImportError:
-            raise ValueError(".zst files need the package zstandard; pip install zstandard") from None
+            raise ValueError(
+                ".zst files need the package zstandard, which is not installed; pip install zstandard"
+            ) from None
         # Corpora are often made with --long=31: windows of 2 GiB.
         self._new_frame = zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj
         self._raw, self._frame = raw, cast(Any, None)

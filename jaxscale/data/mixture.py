@@ -49,7 +49,7 @@ class Mixture:
         self.vocab_size = max(rows.vocab_size for rows in self._rows)
         self.seed, self.shuffle = seed, shuffle
         self.counts = shares([weights[name] for name in self.names], self.names)
-        self.fingerprint = self._fingerprint()
+        self.fingerprint, self.content = first.fingerprint, self._content()
         self._places = lru_cache(maxsize=4)(self._place)
         self._orders = lru_cache(maxsize=8 * len(self._rows))(self._order)
         self._length = FOREVER if forever else self._count()
@@ -102,10 +102,10 @@ class Mixture:
         positions = np.arange(chunk * CHUNK, min(size, (chunk + 1) * CHUNK))
         return permute(positions, size, seed=self.seed, epoch=np.full_like(positions, epoch))
 
-    def _fingerprint(self) -> str:
-        """Of the tokenizer, the sources in their order, their sizes and their shares."""
-        parts = [[n, len(r), c] for n, r, c in zip(self.names, self._rows, self.counts, strict=True)]
-        return hashlib.sha256(json.dumps([self._rows[0].fingerprint, parts]).encode()).hexdigest()
+    def _content(self) -> str:
+        """A hash of the sources' tokens, in their order, and of the share that each has."""
+        parts = [[rows.content, len(rows), count] for rows, count in zip(self._rows, self.counts, strict=True)]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def shares(weights: list[float], names: list[str]) -> list[int]:

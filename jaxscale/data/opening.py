@@ -1,5 +1,6 @@
 """The rows that the `data` section of a config names, of any kind. Knows nothing of steps or processes."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from jaxscale import config as cfg
@@ -8,9 +9,15 @@ from jaxscale.data.mixture import Mixture
 from jaxscale.data.rows import RowSource, Synthetic, windows
 from jaxscale.data.store import TokenStore, open_llmc, open_tokens
 
+Say = Callable[[str], None]
 
-def open_rows(data: cfg.Data, split: str, *, vocab_size: int, seed: int) -> RowSource | None:
-    """Rows of `train` or `validation` for a model of `vocab_size`; None where the data has no validation split.
+
+def open_rows(
+    data: cfg.Data, split: str, *, vocab_size: int, seed: int, say: Say = lambda line: None
+) -> RowSource | None:
+    """Rows of `train` or `validation` for a model of `vocab_size`.
+
+    None where the data has no validation split, or one that is not one window; `say` is then told, in one line.
 
     Raises:
         ValueError: data that is missing or damaged, or that does not go with the model or with each other.
@@ -18,9 +25,17 @@ def open_rows(data: cfg.Data, split: str, *, vocab_size: int, seed: int) -> RowS
     if data.kind == "synthetic":
         return Synthetic(vocab_size, data.seq_len, seed=seed + (split == "validation"))
     if data.mixture:
-        return open_mixture(data, data.mixture, split, vocab_size=vocab_size, seed=seed)
+        return open_mixture(data, data.mixture, split, vocab_size=vocab_size, seed=seed, say=say)
     store = open_store(data, split)
     if store is None:
+        fix = "set data.validation_path" if data.kind == "llmc" else "prepare the data with one, to have a loss of it"
+        say(f"no validation loss: there is no validation split; {fix}")
+        return None
+    if split == "validation" and store.num_tokens < data.seq_len + 1:
+        say(
+            f"no validation loss: the validation split has {store.num_tokens:,} tokens, and one window needs "
+            f"data.seq_len + 1 = {data.seq_len + 1:,}; hold out more when preparing the data, or lower data.seq_len"
+        )
         return None
     if data.kind == "llmc":
         check_llmc(data, store, vocab_size)
@@ -28,14 +43,16 @@ def open_rows(data: cfg.Data, split: str, *, vocab_size: int, seed: int) -> RowS
 
 
 def open_mixture(
-    data: cfg.Data, weights: dict[str, float], split: str, *, vocab_size: int, seed: int
+    data: cfg.Data, weights: dict[str, float], split: str, *, vocab_size: int, seed: int, say: Say
 ) -> Mixture | None:
     """Rows of several datasets; for validation, of those that have such a split."""
     sources: dict[str, RowSource] = {}
     for path in weights:
         one = data.model_copy(update={"path": path, "mixture": None})
         rows = open_rows(one, split, vocab_size=vocab_size, seed=seed)
-        if rows is not None:
+        if rows is None:
+            say(f"{path} is not part of the validation loss: it has no validation split of one window")
+        else:
             sources[path] = rows
     if not sources:
         return None

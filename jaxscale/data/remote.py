@@ -86,7 +86,7 @@ def _store(url: str) -> Any:
         try:
             import aiohttp  # noqa: F401 (what fsspec reads the web with)
         except ImportError:
-            raise ValueError(f"{parts.scheme}:// needs the package aiohttp; pip install aiohttp") from None
+            raise ValueError(f"{parts.scheme}:// needs an extra: pip install 'jaxscale[web]'") from None
     elif parts.scheme not in EXTRAS:
         raise ValueError(f"{scrub(url)}: {parts.scheme}:// is not known; give s3://, gs://, https:// or a path")
     return open_store(url)

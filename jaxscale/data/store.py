@@ -6,7 +6,7 @@ Shards are memory-mapped, checked before use, and read across their boundaries. 
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,13 +22,15 @@ from jaxscale.reading import parse_json
 
 Verify = Literal["always", "once", "size"]
 STAMP_NAME = ".verified.json"
+SAMPLED = 2**15  # tokens at each end
 
 
 @dataclass(frozen=True, eq=False)
 class TokenStore:
     """``num_tokens`` token ids over one or more shards; a separator begins each document.
 
-    ``name`` is for messages; ``fingerprint`` is the tokenizer's, None where it is not known.
+    ``name`` is for messages; ``fingerprint`` is the tokenizer's, None where it is not known; ``content`` is a hash by
+    which other tokens are told from the same ones at another place.
     """
 
     name: str
@@ -36,6 +38,7 @@ class TokenStore:
     vocab_size: int
     separator_id: int | None
     fingerprint: str | None = None
+    content: str | None = None
 
     @cached_property
     def _ends(self) -> np.ndarray:
@@ -96,6 +99,7 @@ def open_tokens(path: str | Path, split: str = "train", *, verify: Verify = "onc
         vocab_size=index.tokenizer.vocab_size,
         separator_id=index.tokenizer.separator_id,
         fingerprint=index.tokenizer.fingerprint,
+        content=content_hash(f"{shard.tokens} {shard.sha256}" for shard in shards),
     )
 
 
@@ -135,16 +139,27 @@ def open_llmc(pattern: str | Path, *, vocab_size: int | None = None, separator_i
     if separator_id is None and (vocab_size is None or form.fits(vocab_size)):
         separator_id = form.separator_id
     dtype = np.dtype(form.dtype).newbyteorder("<")
+    shards = [
+        _map(path, dtype, header.num_tokens, offset=llmc.HEADER_BYTES)
+        for path, header in zip(paths, headers, strict=True)
+    ]
     return TokenStore(
         name=str(pattern),
-        shards=tuple(
-            _map(path, dtype, header.num_tokens, offset=llmc.HEADER_BYTES)
-            for path, header in zip(paths, headers, strict=True)
-            if header.num_tokens
-        ),
+        shards=tuple(shard for shard in shards if len(shard)),
         vocab_size=form.vocab_size if vocab_size is None else vocab_size,
         separator_id=separator_id,
+        content=content_hash(map(sampled, shards)),
     )
+
+
+def content_hash(parts: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def sampled(tokens: np.ndarray) -> str:
+    """Length, first and last tokens of a shard that has no checksum; all of it would take as long as training on it."""
+    ends = np.concatenate([tokens[:SAMPLED], tokens[-SAMPLED:]])
+    return f"{len(tokens)} {hashlib.sha256(ends.tobytes()).hexdigest()}"
 
 
 def check_shard_sizes(directory: Path, shards: Sequence[Shard]) -> None:

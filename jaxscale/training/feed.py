@@ -1,7 +1,7 @@
 """From numbered rows to batches on the mesh: this process reads its rows only, ahead of the step that needs them."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
@@ -13,9 +13,13 @@ from jaxscale.data.tokens import RowSource, batches, open_tokenizer
 from jaxscale.training.loss import Batch
 
 
-def open_source(config: cfg.Config, split: str) -> RowSource | None:
-    """Rows of `train` or `validation`; None where the data has no validation split."""
-    return open_rows(config.data, split, vocab_size=config.model.vocab_size, seed=config.seed)
+def open_source(config: cfg.Config, split: str, *, say: Callable[[str], None] = lambda line: None) -> RowSource | None:
+    """Rows of `train` or `validation`; None where the data has no validation split, or one that is not one window.
+
+    Args:
+        say: told, in one line, why there is no validation.
+    """
+    return open_rows(config.data, split, vocab_size=config.model.vocab_size, seed=config.seed, say=say)
 
 
 def open_run_tokenizer(config: cfg.Config) -> Tokenizer | None:

@@ -16,7 +16,7 @@ from jaxscale.data.sources import text_source
 class Rows:
     """Row i is the number i, of source k."""
 
-    seq_len, vocab_size, separator_id = 4, 2**30, None
+    seq_len, vocab_size, separator_id, content = 4, 2**30, None, "tokens"
 
     def __init__(self, k, length, fingerprint="one"):
         self.k, self.length, self.fingerprint = k, length, fingerprint
@@ -85,10 +85,10 @@ def test_validation_has_no_row_twice():
     assert len(mixture((0.5, 0.5), (1, 1), forever=False)) >= 1
 
 
-def test_the_fingerprint_covers_sources_and_weights():
-    one = mixture().fingerprint
-    assert mixture().fingerprint == one
-    assert len({one, mixture((0.6, 0.3, 0.1)).fingerprint, mixture(lengths=(1000, 50, 8)).fingerprint}) == 3
+def test_the_content_covers_sources_and_weights():
+    one = mixture().content
+    assert mixture().content == one
+    assert len({one, mixture((0.6, 0.3, 0.1)).content, mixture(lengths=(1000, 50, 8)).content}) == 3
 
 
 def test_refusals():

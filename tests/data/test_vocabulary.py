@@ -76,8 +76,3 @@ def test_llmc_files_of_another_tokenizer(tmp_path):
     assert load_config(run_file(tmp_path, data | {"vocab_size": 4096})).model.vocab_size == 4096
     with pytest.raises(ValueError, match=r"data.vocab_size is only for kind=llmc"):
         Data(path="x", vocab_size=5)
-
-
-def test_a_url_is_no_dataset():
-    with pytest.raises(ValueError, match=r"data.path=s3://bucket/x: training reads files of this machine"):
-        Data(path="s3://bucket/x")
