@@ -2,13 +2,12 @@
 
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from jaxscale import cli_bench, cli_checkpoint, cli_explain, cli_launch, cli_puzzle
+from jaxscale import cli_bench, cli_checkpoint, cli_data, cli_explain, cli_launch, cli_puzzle
 from jaxscale.quiet import quiet_logs
 from jaxscale.redact import one_line
 
@@ -19,8 +18,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Train transformers across meshes of TPUs, GPUs or simulated devices.",
 )
-data_app = typer.Typer(no_args_is_help=True, help="Make datasets.", rich_markup_mode=None)
-app.add_typer(data_app, name="data")
+app.add_typer(cli_data.app, name="data")
 app.add_typer(cli_bench.app, name="bench")
 app.add_typer(cli_checkpoint.app, name="checkpoint")
 app.command("explain")(cli_explain.explain)
@@ -242,54 +240,6 @@ def report(
 
     for line in run(inputs, out, png):
         print(line)
-
-
-@data_app.command()
-def prepare(
-    out: Annotated[Path, typer.Option(help="The dataset's directory; made whole or not at all.")],
-    text: Annotated[list[str] | None, typer.Option(help="Text file, folder or glob; a file is a document.")] = None,
-    jsonl: Annotated[list[str] | None, typer.Option(help="JSON lines; a line is a document.")] = None,
-    field: Annotated[str, typer.Option(help="With --jsonl: the field that holds the text.")] = "text",
-    parquet: Annotated[list[str] | None, typer.Option(help="Parquet files; a row is a document.")] = None,
-    column: Annotated[str, typer.Option(help="With --parquet: the column that holds the text.")] = "text",
-    stdlib: Annotated[
-        bool, typer.Option("--stdlib", help="This Python's standard library, which is always there.")
-    ] = False,
-    tokenizer: Annotated[str, typer.Option(help="byte, bpe:N (trained on the text), or a tokenizer.json.")] = "byte",
-    separator: Annotated[str | None, typer.Option(help="The token that begins each document.")] = None,
-    validation_fraction: Annotated[float, typer.Option(help="Share of the documents held out.")] = 0.01,
-    shard_tokens: Annotated[int, typer.Option(help="Most tokens in a shard file.")] = 2**27,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a dataset that stands there.")] = False,
-) -> None:
-    """Text to token shards with an index and checksums. Streams: memory stays flat."""
-    from jaxscale.data import sources
-    from jaxscale.data.prepare import prepare as run
-
-    makers: list[Callable[[], sources.Source]] = []
-    if text:
-        makers.append(lambda: sources.text_source(text))
-    if jsonl:
-        makers.append(lambda: sources.jsonl_source(jsonl, field=field))
-    if parquet:
-        makers.append(lambda: sources.parquet_source(parquet, column=column))
-    if stdlib:
-        makers.append(sources.stdlib_source)
-    if len(makers) != 1:
-        raise ValueError(f"{len(makers)} sources given; give exactly one of --text, --jsonl, --parquet, --stdlib")
-    summary = run(
-        makers[0](),
-        tokenizer,
-        out,
-        validation_fraction=validation_fraction,
-        separator=separator,
-        shard_tokens=shard_tokens,
-        overwrite=overwrite,
-    )
-    for note in summary.notes:
-        print(note)
-    for name, split in summary.index.splits.items():
-        print(f"{name}: {split.documents:,} documents, {split.tokens:,} tokens, {len(split.shards)} shards")
-    print(f"tokens in {summary.path}; train on them with data.path={summary.path}")
 
 
 def main() -> None:

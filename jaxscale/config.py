@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from jaxscale.data.vocabulary import VocabSize, data_vocab_size
 from jaxscale.reading import parse_yaml
 from jaxscale.redact import redact, shown
 from jaxscale.urls import Place
@@ -62,7 +63,7 @@ class Model(Section):
     """A decoder-only transformer; the shipped files under `configs/models/` hold published ones."""
 
     name: str = "decoder"
-    vocab_size: Positive
+    vocab_size: VocabSize = 0  # null or left out: the data's, which Config fills in
     num_layers: Positive
     embed_dim: Positive
     num_heads: Positive
@@ -225,7 +226,10 @@ class Data(Section):
 
     kind: Literal["tokens", "llmc", "synthetic"] = "tokens"
     path: str | None = None  # tokens: the folder `jaxscale data prepare` wrote; llmc: a glob of .bin files
+    mixture: dict[str, Above0] | None = None  # tokens: in place of path, several such folders, each with a weight
     validation_path: str | None = None  # llmc only; `tokens` has its own validation split
+    vocab_size: Positive | None = None  # llmc: of the tokenizer that made the files; None: GPT-2's or Llama-3's
+    separator_id: NonNegative | None = None  # llmc: the token that begins each document; None: theirs
     batch_size: Positive = 8  # sequences a step
     seq_len: Positive = 1024
     mask_documents: bool = True  # packed documents never see each other, positions restart
@@ -235,16 +239,27 @@ class Data(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "Data":
-        if self.kind != "synthetic" and not self.path:
+        if self.mixture is not None:
+            if self.kind != "tokens" or self.path or not self.mixture:
+                raise ValueError("data.mixture takes {folder: weight, ...} in place of data.path, with kind=tokens")
+            expanded = {os.path.expanduser(path): weight for path, weight in self.mixture.items()}
+            object.__setattr__(self, "mixture", expanded)
+        elif self.kind != "synthetic" and not self.path:
             raise ValueError(f"data.kind={self.kind} needs data.path; `jaxscale data prepare --help` makes a dataset")
-        if self.kind != "llmc" and self.validation_path:
-            raise ValueError(f"data.validation_path is only for kind=llmc; kind={self.kind} does not read it")
+        for name in ("validation_path", "vocab_size", "separator_id"):
+            if self.kind != "llmc" and getattr(self, name) is not None:
+                raise ValueError(f"data.{name} is only for kind=llmc; kind={self.kind} does not read it")
         if self.kind == "synthetic" and self.path:
             raise ValueError("data.path is not read with kind=synthetic; remove it or choose kind=tokens")
         for name in ("path", "validation_path"):
             if value := getattr(self, name):
                 object.__setattr__(self, name, os.path.expanduser(value))
         return self
+
+    @property
+    def places(self) -> list[str]:
+        """What is read: folders of kind=tokens, a glob of llm.c's files, nothing."""
+        return list(self.mixture or ([self.path] if self.path else []))
 
 
 RematAction = Literal["save", "offload", "recompute"]
@@ -384,6 +399,9 @@ class Config(Section):
         if self.out is None:
             object.__setattr__(self, "out", f"runs/{self.name}")
         object.__setattr__(self, "out", os.path.expanduser(self.out or ""))
+        if not self.model.vocab_size:
+            found = data_vocab_size(self.data.kind, self.data.places, self.data.vocab_size)
+            object.__setattr__(self, "model", self.model.model_copy(update={"vocab_size": found}))
         if self.model.position == "learned" and self.data.seq_len > self.model.max_seq_len:
             raise ValueError(
                 f"data.seq_len {self.data.seq_len} is beyond the {self.model.max_seq_len} learned positions; "

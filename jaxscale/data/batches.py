@@ -41,6 +41,7 @@ def batches(
     Raises:
         ValueError: on the call, impossible arguments; while iterating, a token id beyond the vocabulary.
     """
+    shuffle = shuffle and not getattr(source, "in_order", False)  # a mixture decides its order itself
     if prefetch < 0 or num_threads < 0:
         raise ValueError(f"prefetch {prefetch} and num_threads {num_threads} must not be negative; try 2 and 2")
     if stop_step is not None and stop_step < start_step:

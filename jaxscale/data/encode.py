@@ -6,43 +6,48 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxscale.data.index import SplitName
-from jaxscale.data.progress import Progress
-from jaxscale.data.sources import Document
-from jaxscale.data.split import Holdout
+from jaxscale.data.pieces import Piece, cut_pieces
+from jaxscale.data.progress import BadRecord, Progress
+from jaxscale.data.split import Part
+from jaxscale.data.text_changes import TextChanges
 from jaxscale.data.tokenizer import Tokenizer
 
 BATCH_CHARACTERS = 2**20  # enough work for many cores, a few hundred MB of a tokenizer's results at most
 
 
 class _Piece(NamedTuple):
+    split: SplitName
     document: str
     begins: bool
-    text: str
+    piece: Piece
 
 
 def encoded(
-    corpus: Iterator[Document], tokenizer: Tokenizer, holdout: Holdout, progress: Progress
+    parts: Iterator[Part], tokenizer: Tokenizer, progress: Progress, changes: TextChanges
 ) -> Iterator[dict[SplitName, np.ndarray]]:
     """Every document once, in order, as batches of int32 tokens for the splits that have some in the batch.
 
-    A separator starts each document. A document without text is left out, and counted in ``progress``.
+    A separator starts each document. A document without text is left out, and counted in ``progress``; what the
+    tokenizer cannot say is counted in ``changes``.
 
     Raises:
         ValueError: text that encodes to the separator.
     """
-    for batch in _batches(corpus, progress):
-        yield _encode_batch(tokenizer, batch, holdout)
+    left_out: set[str] = set()
+    for batch in _batches(parts, tokenizer, progress):
+        texts = tokenizer.encode_pieces([piece.piece for piece in batch])
+        yield _by_split(batch, texts, tokenizer, progress, changes, left_out)
 
 
-def _batches(corpus: Iterator[Document], progress: Progress) -> Iterator[list[_Piece]]:
+def _batches(parts: Iterator[Part], tokenizer: Tokenizer, progress: Progress) -> Iterator[list[_Piece]]:
     """Pieces of documents in batches of about ``BATCH_CHARACTERS``, a document counting as 64 more."""
     batch: list[_Piece] = []
     characters = 0
-    for document in corpus:
+    for split, document in parts:
         begins = True
-        for piece in document.pieces:
-            batch.append(_Piece(document.name, begins, piece))
-            characters += len(piece) + 64
+        for piece in cut_pieces(document.chunks, tokenizer.unchanged_by_cut):
+            batch.append(_Piece(split, document.name, begins, piece))
+            characters += len(piece.text) + 64
             begins = False
             if characters >= BATCH_CHARACTERS:
                 yield batch
@@ -53,23 +58,34 @@ def _batches(corpus: Iterator[Document], progress: Progress) -> Iterator[list[_P
         yield batch
 
 
-def _encode_batch(tokenizer: Tokenizer, batch: list[_Piece], holdout: Holdout) -> dict[SplitName, np.ndarray]:
+def _by_split(
+    batch: list[_Piece],
+    texts: list[np.ndarray],
+    tokenizer: Tokenizer,
+    progress: Progress,
+    changes: TextChanges,
+    left_out: set[str],
+) -> dict[SplitName, np.ndarray]:
     """The batch's tokens for each split, a separator at the start of each document."""
     separator = np.array([tokenizer.separator_id], np.int32)
-    parts: dict[SplitName, list[np.ndarray]] = {}
-    for piece, ids in zip(batch, _encode_texts(tokenizer, batch), strict=True):
-        split: SplitName = "validation" if holdout(piece.document) else "train"
-        parts.setdefault(split, []).extend([separator, ids] if piece.begins else [ids])
-    return {split: np.concatenate(arrays) for split, arrays in parts.items()}
+    arrays: dict[SplitName, list[np.ndarray]] = {}
+    for piece, ids in zip(batch, texts, strict=True):
+        changes.add(piece.piece.text, ids, begins=piece.begins)
+        if tokenizer.unknown_id == tokenizer.separator_id:  # counted; it must not end the document
+            ids = ids[ids != tokenizer.separator_id]
+        if piece.begins:
+            left_out.discard(piece.document)
+        if (ids == tokenizer.separator_id).any() and piece.document not in left_out:
+            progress.bad.skip(_posing(piece.document, tokenizer))
+            left_out.add(piece.document)
+        arrays.setdefault(piece.split, [])
+        if piece.document not in left_out:
+            arrays[piece.split] += [separator, ids] if piece.begins else [ids]
+    return {split: np.concatenate(found) for split, found in arrays.items() if found}
 
 
-def _encode_texts(tokenizer: Tokenizer, batch: list[_Piece]) -> list[np.ndarray]:
-    encoded = tokenizer.encode_batch([piece.text for piece in batch])
-    for piece, ids in zip(batch, encoded, strict=True):
-        if (ids == tokenizer.separator_id).any():
-            raise ValueError(
-                f"text of document {piece.document} contains the separator {tokenizer.separator!r} "
-                f"(id {tokenizer.separator_id}) as an ordinary token; pass --separator with a token that never "
-                "stands for text"
-            )
-    return encoded
+def _posing(document: str, tokenizer: Tokenizer) -> BadRecord:
+    return BadRecord(
+        f"text of document {document} contains the separator {tokenizer.separator!r} (id {tokenizer.separator_id}) as "
+        "an ordinary token; pass --separator with a token that never stands for text"
+    )

@@ -67,14 +67,22 @@ class SourceIdentity(_Model):
 
 
 class Options(_Model):
-    """The other settings that decide what the shards hold."""
+    """The other settings that decide what the shards hold.
+
+    ``validation`` says what is held out: whole documents, the tail of each, or a source's; ``validation_fraction``
+    is the share asked for, 0 with a source.
+    """
 
     validation_fraction: float
     shard_tokens: int
+    validation: Literal["documents", "tail", "source"] = "documents"
 
 
 class Index(_Model):
-    """A whole prepared dataset. It is written last, so a directory that has one is complete."""
+    """A whole prepared dataset. It is written last, so a directory that has one is complete.
+
+    ``notes`` tell what was left out or changed.
+    """
 
     format: Literal["jaxscale.tokens"]
     version: Literal[1]
@@ -83,6 +91,8 @@ class Index(_Model):
     source: SourceIdentity
     options: Options
     splits: dict[SplitName, Split]
+    validation_source: SourceIdentity | None = None
+    notes: list[str] = []
 
     @model_validator(mode="after")
     def _counts_agree(self) -> Self:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -23,13 +24,16 @@ from jaxscale.data.index import (
     read_index,
     write_index,
 )
-from jaxscale.data.progress import Progress, Report, reporting
+from jaxscale.data.notes import dataset_notes, reading_notes
+from jaxscale.data.pieces import anywhere, cut_pieces
+from jaxscale.data.progress import BadRecords, Progress, Report, reporting
 from jaxscale.data.publish import check_replaceable, occupied, published
 from jaxscale.data.shards import ShardWriter
-from jaxscale.data.sources import Source, content_sha256, documents, names_sha256
-from jaxscale.data.split import Holdout, choose_holdout
+from jaxscale.data.sources import Digests, Source, content_sha256, documents, names_sha256
+from jaxscale.data.split import Holdout, Part, choose_holdout, tails, whole_documents
 from jaxscale.data.store import check_shard_sizes
-from jaxscale.data.tokenizer import DEFAULT_SEPARATOR, Tokenizer, load_tokenizer, train_bpe
+from jaxscale.data.text_changes import TextChanges
+from jaxscale.data.tokenizer import DEFAULT_SEPARATOR, Tokenizer, character_tokenizer, load_tokenizer, train_bpe
 
 SPLITS: tuple[SplitName, ...] = ("train", "validation")
 SHARD_TOKENS = 2**27
@@ -63,10 +67,20 @@ class _Plan:
     """What the user asked for, before any document is read; the tokenizer is None where it is yet to be trained."""
 
     source: Source
+    validation: Source | None
     spec: str
     tokenizer: Tokenizer | None
     separator: str | None
     options: Options
+    skip_bad: int
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        return (self.source,) if self.validation is None else (self.source, self.validation)
+
+    def progress(self, phase: str) -> Progress:
+        size_bytes = sum(source.size_bytes for source in self.sources)
+        return Progress(phase, size_bytes, bad=BadRecords(self.skip_bad))
 
 
 def prepare(
@@ -74,9 +88,12 @@ def prepare(
     tokenizer: str | Path,
     out: str | Path,
     *,
-    validation_fraction: float = 0.01,
+    validation_fraction: float | None = None,
+    validation_tail: float | None = None,
+    validation: Source | None = None,
     separator: str | None = None,
     shard_tokens: int = SHARD_TOKENS,
+    skip_bad: int = 0,
     overwrite: bool = False,
     progress: Report | None = None,
 ) -> Summary:
@@ -84,12 +101,17 @@ def prepare(
 
     Args:
         source: from ``sources.text_source``, ``jsonl_source``, ``parquet_source`` or ``stdlib_source``.
-        tokenizer: ``byte``, the path of a Hugging Face ``tokenizer.json``, or ``bpe:N``, which first trains a
-            byte-level BPE of N tokens on the first ``BPE_SAMPLE_CHARACTERS`` characters that are for training.
+        tokenizer: ``byte``, ``char`` (each character of the text a token), the path of a Hugging Face
+            ``tokenizer.json``, or ``bpe:N``, which first trains a byte-level BPE of N tokens on the first
+            ``BPE_SAMPLE_CHARACTERS`` characters that are for training.
         out: the directory to make. If it already holds this dataset, nothing is done.
-        validation_fraction: share of the documents held out, in [0, 1). See ``split.choose_holdout``.
+        validation_fraction: share of the documents held out, in [0, 1); .01 where none of the three is given. See
+            ``split.choose_holdout``.
+        validation_tail: instead, the share of each document held out, from its end.
+        validation: instead, a source whose documents are the validation split.
         separator: the token that separates documents, where the tokenizer file's own is not wanted or known.
         shard_tokens: the most tokens in one shard file.
+        skip_bad: the most records that are left out as they cannot be read; one more is an error.
         overwrite: replace a dataset that stands at ``out``.
         progress: called with the counts as they grow; None shows a bar on a terminal.
 
@@ -97,11 +119,10 @@ def prepare(
         ValueError: something cannot be read or written, there is no text, or ``out`` is taken.
     """
     out = Path(out).resolve()
-    plan = _plan(
-        source, tokenizer, separator, Options(validation_fraction=validation_fraction, shard_tokens=shard_tokens)
-    )
-    for file in source.files:
-        if file.path.resolve().is_relative_to(out):
+    options = _options(validation_fraction, validation_tail, validation, shard_tokens)
+    plan = _plan(source, validation, tokenizer, separator, options, skip_bad)
+    for file in (file for source in plan.sources for file in source.files):
+        if isinstance(file.path, Path) and file.path.resolve().is_relative_to(out):
             raise ValueError(f"source file {file.path} lies inside the output {out}; choose another --out")
     with reporting(progress) as report:
         if occupied(out):
@@ -109,22 +130,50 @@ def prepare(
                 return _already_prepared(plan, out, report)
             check_replaceable(out)
         with published(out, overwrite=overwrite) as directory:
-            index, notes = _write_dataset(plan, directory, report)
-    return Summary(out, index, notes=notes)
+            index = _write_dataset(plan, directory, report)
+    return Summary(out, index, notes=tuple(index.notes))
 
 
-def _plan(source: Source, spec: str | Path, separator: str | None, options: Options) -> _Plan:
-    if not 0 <= options.validation_fraction < 1:
-        raise ValueError(f"validation_fraction {options.validation_fraction} is not in [0, 1); try 0.01")
-    if options.shard_tokens < 1:
-        raise ValueError(f"shard_tokens {options.shard_tokens} is not positive; try {SHARD_TOKENS}")
+def _options(fraction: float | None, tail: float | None, validation: Source | None, shard_tokens: int) -> Options:
+    given = [
+        name for name, value in (("fraction", fraction), ("tail", tail), ("files", validation)) if value is not None
+    ]
+    if len(given) > 1:
+        raise ValueError(f"validation by {' and by '.join(given)}; give one of them")
+    share = 0.0 if validation is not None else tail if tail is not None else 0.01 if fraction is None else fraction
+    if not 0 <= share < 1:
+        raise ValueError(f"validation_{given[0]} {share} is not in [0, 1); try 0.01")
+    if shard_tokens < 1:
+        raise ValueError(f"shard_tokens {shard_tokens} is not positive; try {SHARD_TOKENS}")
+    how: Literal["source", "tail", "documents"] = (
+        "source" if validation is not None else "tail" if tail is not None else "documents"
+    )
+    return Options(validation_fraction=share, shard_tokens=shard_tokens, validation=how)
+
+
+def _plan(
+    source: Source,
+    validation: Source | None,
+    spec: str | Path,
+    separator: str | None,
+    options: Options,
+    skip_bad: int,
+) -> _Plan:
+    if skip_bad < 0:
+        raise ValueError(f"skip_bad {skip_bad} is negative; give how many bad records may be skipped, or 0")
+    if validation is not None:
+        ours = {file.path if isinstance(file.path, str) else file.path.resolve() for file in source.files}
+        for file in validation.files:
+            if (file.path if isinstance(file.path, str) else file.path.resolve()) in ours:
+                raise ValueError(f"{file.shown} is among the training files too; leave it out of one of them")
     name = str(spec)
-    if name.startswith("bpe:"):
-        if not name.removeprefix("bpe:").isdecimal() or int(name.removeprefix("bpe:")) < 257:
-            raise ValueError(f"tokenizer {name!r}: bpe:N takes a whole number N >= 257 (256 bytes + 1); try bpe:4096")
-        return _Plan(source, name, None, separator, options)
+    if name.startswith("bpe:") and (not name[4:].isdecimal() or int(name[4:]) < 257):
+        raise ValueError(f"tokenizer {name!r}: bpe:N takes a whole number N >= 257 (256 bytes + 1); try bpe:4096")
+    if name == "char" or name.startswith("bpe:"):
+        return _Plan(source, validation, name, None, separator, options, skip_bad)
     tokenizer = load_tokenizer(spec, separator=separator)
-    return _Plan(source, name if name == "byte" else Path(spec).name, tokenizer, separator, options)
+    spec = name if name == "byte" else Path(spec).name
+    return _Plan(source, validation, spec, tokenizer, separator, options, skip_bad)
 
 
 def _already_prepared(plan: _Plan, out: Path, report: Report) -> Summary:
@@ -139,7 +188,7 @@ def _already_prepared(plan: _Plan, out: Path, report: Report) -> Summary:
     difference = _first_difference(plan, index, report)
     if difference:
         raise ValueError(f"{out} already holds another dataset: {difference}; {advice}")
-    return Summary(out, index, already_prepared=True, notes=(f"already prepared: {out}",))
+    return Summary(out, index, already_prepared=True, notes=(f"already prepared: {out}", *index.notes))
 
 
 def _first_difference(plan: _Plan, index: Index, report: Report) -> str | None:
@@ -151,6 +200,7 @@ def _first_difference(plan: _Plan, index: Index, report: Report) -> str | None:
         ("number of files", source.files, len(plan.source.files)),
         ("bytes", source.bytes, plan.source.size_bytes),
         ("hash over file names and sizes", source.names_sha256[:12], names_sha256(plan.source)[:12]),
+        ("validation", index.options.validation, options.validation),
         ("validation fraction", index.options.validation_fraction, options.validation_fraction),
         ("shard tokens", index.options.shard_tokens, options.shard_tokens),
     ]
@@ -161,14 +211,19 @@ def _first_difference(plan: _Plan, index: Index, report: Report) -> str | None:
     for what, found, wanted in pairs:
         if found != wanted:
             return f"its {what} is {found}, not {wanted}"
-    content = content_sha256(plan.source, report)
-    return None if content == source.sha256 else "its text has other contents than the files now have"
+    for ours, known in ((plan.source, index.source), (plan.validation, index.validation_source)):
+        if ours is None or known is None:
+            continue  # both or neither are, as the way of validation is the same
+        if names_sha256(ours) != known.names_sha256 or content_sha256(ours, report) != known.sha256:
+            return "its text has other contents than the files now have"
+    return None
 
 
-def _write_dataset(plan: _Plan, directory: Path, report: Report) -> tuple[Index, tuple[str, ...]]:
-    source = plan.source
-    with closing(documents(source, Progress("looking", source.size_bytes))) as seen:
-        holdout = choose_holdout(seen, plan.options.validation_fraction)
+def _write_dataset(plan: _Plan, directory: Path, report: Report) -> Index:
+    holdout: Holdout = lambda name: False  # noqa: E731
+    if plan.options.validation == "documents":
+        with closing(documents(plan.source, plan.progress("looking"))) as seen:
+            holdout = choose_holdout(seen, plan.options.validation_fraction)
     tokenizer = plan.tokenizer or _train(plan, holdout, report)
     tokenizer.save(directory)
     dtype: Dtype = "uint16" if tokenizer.vocab_size <= 2**16 else "uint32"
@@ -182,22 +237,37 @@ def _write_dataset(plan: _Plan, directory: Path, report: Report) -> tuple[Index,
         )
         for split in SPLITS
     }
-    progress = Progress("tokenizing", source.size_bytes)
-    corpus = encoded(documents(source, progress), tokenizer, holdout, progress)
+    progress, changes, digests = plan.progress("tokenizing"), TextChanges(tokenizer), Digests()
+    corpus = encoded(_parts(plan, holdout, progress, digests), tokenizer, progress, changes)
     splits = _write_shards(corpus, writers, progress, report)
     if not progress.tokens:
-        raise ValueError(f"no text in {len(source.files)} files; give a corpus with at least one document")
+        raise ValueError(f"no text in {len(plan.source.files)} files; give a corpus with at least one document")
+    identities = [_source_identity(source, report, digests) for source in plan.sources]
     index = Index(
         format="jaxscale.tokens",
         version=1,
         dtype=dtype,
         tokenizer=_tokenizer_identity(plan.spec, tokenizer),
-        source=_source_identity(source, report),
+        source=identities[0],
         options=plan.options,
         splits=splits,
+        validation_source=identities[1] if plan.validation else None,
     )
+    notes = [*reading_notes(plan.sources, progress), *changes.notes(), *dataset_notes(index)]
+    index = index.model_copy(update={"notes": notes})
     write_index(directory, index)
-    return index, _notes(plan, index, progress)
+    return index
+
+
+def _parts(plan: _Plan, holdout: Holdout, progress: Progress, digests: Digests | None = None) -> Iterator[Part]:
+    """Every document with the split that it is for; a document of which only the tail is held out comes twice."""
+    corpus = documents(plan.source, progress, digests)
+    if plan.options.validation == "tail":
+        yield from tails(corpus, plan.options.validation_fraction)
+        return
+    yield from whole_documents(corpus, holdout)
+    if plan.validation is not None:
+        yield from (("validation", document) for document in documents(plan.validation, progress, digests))
 
 
 def _tokenizer_identity(spec: str, tokenizer: Tokenizer) -> TokenizerIdentity:
@@ -210,35 +280,42 @@ def _tokenizer_identity(spec: str, tokenizer: Tokenizer) -> TokenizerIdentity:
     )
 
 
-def _source_identity(source: Source, report: Report) -> SourceIdentity:
+def _source_identity(source: Source, report: Report, digests: Digests) -> SourceIdentity:
     return SourceIdentity(
         kind=source.kind,
         field=source.field,
         files=len(source.files),
         bytes=source.size_bytes,
         names_sha256=names_sha256(source),
-        sha256=content_sha256(source, report),
+        sha256=content_sha256(source, report, digests),
     )
 
 
 def _train(plan: _Plan, holdout: Holdout, report: Report) -> Tokenizer:
-    """A BPE of the training documents' text: the validation text stays unseen."""
-    progress = Progress("training BPE", min(plan.source.size_bytes, BPE_SAMPLE_CHARACTERS))
+    """The characters of all text, or a BPE of the training documents': the validation text stays unseen."""
+    separator = plan.separator or DEFAULT_SEPARATOR
+    if plan.spec == "char":
+        progress, characters = plan.progress("collecting characters"), set[str]()
+        for _, document in _parts(plan, holdout, progress):
+            for chunk in document.chunks:
+                characters |= set(chunk)
+                report(progress)
+        return character_tokenizer(characters, separator=separator)
+    progress = plan.progress("training BPE")
+    progress.bytes_total = min(progress.bytes_total, BPE_SAMPLE_CHARACTERS)
 
     def sample() -> Iterator[str]:
         left = BPE_SAMPLE_CHARACTERS
-        for document in documents(plan.source, progress):
-            for piece in () if holdout(document.name) else document.pieces:
-                yield piece[:left]
-                left -= len(piece)
+        for split, document in _parts(plan, holdout, progress):
+            # Whole texts, as the encoder will see them: only they show what follows a newline.
+            for piece in cut_pieces(document.chunks, anywhere) if split == "train" else ():
+                yield piece.text[:left]
+                left -= len(piece.text)
                 report(progress)
                 if left <= 0:
                     return
 
-    # The pieces come to the trainer as lines, which it can count in parallel and forget.
-    lines = (line for piece in sample() for line in piece.splitlines(keepends=True))
-    vocab_size = int(plan.spec.removeprefix("bpe:"))
-    return train_bpe(lines, vocab_size, separator=plan.separator or DEFAULT_SEPARATOR)
+    return train_bpe(sample(), int(plan.spec.removeprefix("bpe:")), separator=separator)
 
 
 def _write_shards(
@@ -256,16 +333,3 @@ def _write_shards(
                 progress.tokens += len(tokens)
             report(progress)
         return {split: writer.finish() for split, writer in writers.items()}
-
-
-def _notes(plan: _Plan, index: Index, progress: Progress) -> tuple[str, ...]:
-    notes = []
-    if progress.undecodable_files:
-        notes.append(f"{progress.undecodable_files} files were skipped: not UTF-8")
-    if progress.empty_documents:
-        notes.append(f"{progress.empty_documents} documents without text were left out")
-    if plan.options.validation_fraction and not index.splits["validation"].tokens:
-        notes.append("no validation split: there is only one document")
-    if plan.tokenizer is None and plan.spec != f"bpe:{index.tokenizer.vocab_size}":
-        notes.append(f"{plan.spec} ran out of pairs to merge: its vocabulary is {index.tokenizer.vocab_size}")
-    return tuple(notes)

@@ -1,41 +1,48 @@
 """Where text comes from: the documents in the files of a corpus, read one piece at a time.
 
-Nothing here holds more than a piece of a text file, a line of JSONL or a record batch of Parquet.
+Nothing here holds more than a chunk of a text file, a line of JSONL or a record batch of Parquet.
 Knows nothing of tokens.
 """
 
 import codecs
 import hashlib
-import re
 import sysconfig
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from jaxscale.data.files import SourceFile, find, opened, sorted_files, walk
-from jaxscale.data.progress import Progress, Report
+from jaxscale.data.files import SourceFile, Unread, contents, file_sha256, find, sorted_files, walk
+from jaxscale.data.parquet import parquet_texts
+from jaxscale.data.progress import BadRecord, Progress, Report
 from jaxscale.reading import parse_json
 
-PIECE_BYTES = 2**16  # small enough that one long document keeps many cores busy
-PARQUET_BATCH_ROWS = 256
+CHUNK = 2**16  # bytes of a file, characters of a text
 _STDLIB_LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idlelib", "__pycache__"}
 
 
 class Document(NamedTuple):
-    """One document: a name that is stable across machines, and its text in order, to be read once."""
+    """One document: a name that is stable across machines, its text in order, to be read once, and its length.
+
+    ``characters()`` may read a file once more.
+    """
 
     name: str
-    pieces: Iterator[str]
+    chunks: Iterator[str]
+    characters: Callable[[], int]
 
 
 @dataclass(frozen=True)
 class Source:
-    """The files of a corpus, sorted by name; ``field`` is the JSONL field or Parquet column that holds the text."""
+    """The files of a corpus, sorted by name; ``field`` is the JSONL field or Parquet column that holds the text.
+
+    ``unread`` are the files of its folders that are none of the corpus.
+    """
 
     kind: str
     files: tuple[SourceFile, ...]
     field: str | None = None
+    unread: tuple[Unread, ...] = ()
 
     @property
     def size_bytes(self) -> int:
@@ -43,18 +50,21 @@ class Source:
 
 
 def text_source(paths: Sequence[str | Path]) -> Source:
-    """UTF-8 text, each file one document. ``paths`` are files, directories (read recursively) or glob patterns."""
-    return Source("text", find(paths))
+    """UTF-8 text, each file one document. ``paths`` are files, directories (read recursively), patterns or URLs."""
+    found = find(paths)
+    return Source("text", found.files, unread=found.unread)
 
 
 def jsonl_source(paths: Sequence[str | Path], *, field: str = "text") -> Source:
     """JSON lines, each non-blank line one document: an object whose ``field`` is a string."""
-    return Source("jsonl", find(paths, suffixes=(".jsonl", ".json", ".ndjson")), field)
+    found = find(paths, suffixes=(".jsonl", ".json", ".ndjson"))
+    return Source("jsonl", found.files, field, found.unread)
 
 
 def parquet_source(paths: Sequence[str | Path], *, column: str = "text") -> Source:
     """Parquet, each row one document: the string in ``column``. Needs pyarrow."""
-    return Source("parquet", find(paths, suffixes=(".parquet",)), column)
+    found = find(paths, suffixes=(".parquet", ".pq"))
+    return Source("parquet", found.files, column, found.unread)
 
 
 def stdlib_source(root: str | Path | None = None) -> Source:
@@ -70,17 +80,21 @@ def stdlib_source(root: str | Path | None = None) -> Source:
     return Source("stdlib", sorted_files(found))
 
 
-def documents(source: Source, progress: Progress) -> Generator[Document, None, None]:
+Digests = dict[SourceFile, str]
+
+
+def documents(source: Source, progress: Progress, digests: Digests | None = None) -> Generator[Document, None, None]:
     """Every document once, in file order; adds the bytes read to ``progress`` as it goes.
 
-    The pieces of a document must be read before the next document is asked for.
+    The chunks of a document must be read before the next document is asked for. What cannot be read goes to
+    ``progress.bad``; ``digests`` takes the sha256 of each file that was read from end to end.
 
     Raises:
         ValueError: a file that cannot be read or is not UTF-8, a bad line (``file:line``), a missing field.
     """
     read = {"text": _read_text, "stdlib": _read_stdlib, "jsonl": _read_jsonl, "parquet": _read_parquet}[source.kind]
     for file in source.files:
-        yield from read(file, source.field, progress)
+        yield from read(file, source.field, progress, digests)
 
 
 def names_sha256(source: Source) -> str:
@@ -89,63 +103,90 @@ def names_sha256(source: Source) -> str:
     return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def content_sha256(source: Source, report: Report = lambda progress: None) -> str:
-    """The corpus as its names and contents tell it: reads every byte, tokenizes none."""
+def content_sha256(source: Source, report: Report = lambda progress: None, digests: Digests | None = None) -> str:
+    """The corpus as its names and contents tell it: reads every byte of the files that ``digests`` lacks."""
     digest = hashlib.sha256()
-    progress = Progress("hashing", source.size_bytes)
+    known = digests or {}
+    progress = Progress("hashing", sum(file.size_bytes for file in source.files if file not in known))
     for file in source.files:
-        with opened(file.path) as stream:
-            content = hashlib.file_digest(stream, "sha256").hexdigest()
+        content = known.get(file)
+        if content is None:
+            content = file_sha256(file)
+            progress.bytes_read += file.size_bytes
+            report(progress)
         digest.update(f"{file.name}\0{content}\n".encode("utf-8", "surrogateescape"))
-        progress.bytes_read += file.size_bytes
-        report(progress)
     return digest.hexdigest()
 
 
-def _read_text(file: SourceFile, field: str | None, progress: Progress) -> Iterator[Document]:
-    yield Document(file.name, _text_pieces(file.path, progress))
+def _read_text(file: SourceFile, field: str | None, progress: Progress, digests: Digests | None) -> Iterator[Document]:
+    if progress.bad.allowed:  # a file must be known to be whole before any of it is used
+        try:
+            _characters(file)
+        except BadRecord as error:
+            progress.bytes_read += file.size_bytes
+            progress.bad.skip(error)
+            return
+
+    def chunks() -> Iterator[str]:
+        try:
+            yield from _text_chunks(file, progress, digests)
+        except BadRecord as error:
+            progress.bad.skip(error)
+
+    yield Document(file.name, chunks(), lambda: _characters(file))
 
 
-def _text_pieces(path: Path, progress: Progress) -> Iterator[str]:
+def _characters(file: SourceFile) -> int:
+    return sum(map(len, _text_chunks(file)))
+
+
+def _text_chunks(file: SourceFile, progress: Progress | None = None, digests: Digests | None = None) -> Iterator[str]:
     decoder = codecs.getincrementaldecoder("utf-8")()
-    held, read_bytes = "", 0
-    with opened(path) as stream:
+    read_bytes = 0
+    with contents(file, progress, digests) as stream:
         while True:
-            chunk = stream.read(PIECE_BYTES)
+            chunk = stream.read(CHUNK)
             read_bytes += len(chunk)
-            progress.bytes_read += len(chunk)
             try:
-                held += decoder.decode(chunk, final=not chunk)
+                text = decoder.decode(chunk, final=not chunk)
             except UnicodeDecodeError as error:
                 at = read_bytes - len(error.object) + error.start
-                raise ValueError(f"{path} is not UTF-8 at byte {at}; convert it to UTF-8 or leave it out") from None
-            cut = _cut(held) if chunk else len(held)
-            if cut:
-                yield held[:cut]
-            held = held[cut:]
+                raise BadRecord(
+                    f"{file.shown} is not UTF-8 at byte {at}; convert it to UTF-8 or leave it out"
+                ) from None
+            if text:
+                yield text
             if not chunk:
                 return
 
 
-def _read_stdlib(file: SourceFile, field: str | None, progress: Progress) -> Iterator[Document]:
-    with opened(file.path) as stream:
+def _read_stdlib(
+    file: SourceFile, field: str | None, progress: Progress, digests: Digests | None
+) -> Iterator[Document]:
+    with contents(file, progress, digests) as stream:
         raw = stream.read()
-    progress.bytes_read += len(raw)
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError:
         progress.undecodable_files += 1
         return
-    yield Document(file.name, _pieces(text))
+    yield _document(file.name, text)
 
 
-def _read_jsonl(file: SourceFile, field: str | None, progress: Progress) -> Iterator[Document]:
-    with opened(file.path) as stream:
-        for number, line in enumerate(stream, start=1):
-            progress.bytes_read += len(line)
-            if line.strip():
-                text = _json_text(line, field, where=f"{file.path}:{number}")
-                yield Document(f"{file.name}:{number}", _pieces(text))
+def _read_jsonl(file: SourceFile, field: str | None, progress: Progress, digests: Digests | None) -> Iterator[Document]:
+    try:
+        with contents(file, progress, digests) as stream:
+            for number, line in enumerate(stream, start=1):
+                if not line.strip():
+                    continue
+                try:
+                    text = _json_text(line, field, where=f"{file.shown}:{number}")
+                except ValueError as error:
+                    progress.bad.skip(error)
+                else:
+                    yield _document(f"{file.name}:{number}", text)
+    except BadRecord as error:  # cut short: what came before it is used
+        progress.bad.skip(error)
 
 
 def _json_text(line: bytes, field: str | None, *, where: str) -> str:
@@ -171,58 +212,16 @@ def _json_text(line: bytes, field: str | None, *, where: str) -> str:
     return text or ""
 
 
-def _read_parquet(file: SourceFile, field: str | None, progress: Progress) -> Iterator[Document]:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError:
-        raise ValueError("reading Parquet needs pyarrow; pip install pyarrow") from None
-    try:
-        table = parquet.ParquetFile(file.path)
-    except (OSError, pyarrow.ArrowInvalid) as error:
-        raise ValueError(f"cannot read {file.path} as Parquet: {error}; check the file or leave it out") from error
-    with table:
-        columns = {column.name: column.type for column in table.schema_arrow}
-        if field not in columns:
-            raise ValueError(f"{file.path} has no column {field!r}, only {', '.join(columns)}; name one with --column")
-        if not (pyarrow.types.is_string(columns[field]) or pyarrow.types.is_large_string(columns[field])):
-            raise ValueError(
-                f"{file.path}: column {field!r} is {columns[field]}, not string; name another with --column"
-            )
-        row, num_rows = 0, max(table.metadata.num_rows, 1)
-        for batch in table.iter_batches(batch_size=PARQUET_BATCH_ROWS, columns=[field]):
-            for text in _parquet_texts(batch.column(0), file.path):
-                yield Document(f"{file.name}:{row}", _pieces(text))
-                row += 1
-            progress.bytes_read += file.size_bytes * batch.num_rows // num_rows
+def _read_parquet(
+    file: SourceFile, field: str | None, progress: Progress, digests: Digests | None
+) -> Iterator[Document]:
+    assert field is not None
+    for row, text in enumerate(parquet_texts(file, field, progress)):
+        if isinstance(text, BadRecord):
+            progress.bad.skip(text)
+        else:
+            yield _document(f"{file.name}:{row}", text)
 
 
-def _parquet_texts(column, path: Path) -> list[str]:
-    try:
-        return [text or "" for text in column.to_pylist()]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} holds text that is not UTF-8: {error}; convert it or leave it out") from error
-
-
-def _pieces(text: str) -> Iterator[str]:
-    start = 0
-    while start < len(text):
-        piece = text[start : start + PIECE_BYTES]
-        if start + len(piece) < len(text):
-            piece = piece[: _cut(piece)]
-        yield piece
-        start += len(piece)
-
-
-def _cut(text: str) -> int:
-    """Where a long text may be cut without changing its tokens.
-
-    A lone newline between two words, or else before a lone space: the usual pre-tokenizers break there anyhow.
-    A text with neither is cut at its end.
-    """
-    for start in (max(0, len(text) - 4096), 0):  # the whole of it only where its tail has no such place
-        for pattern in (r"(?<=\S)\n(?=\S)", r"(?<=\S)(?= \S)"):
-            ends = [match.end() for match in re.finditer(pattern, text[start:])]
-            if ends:
-                return start + ends[-1]
-    return len(text)
+def _document(name: str, text: str) -> Document:
+    return Document(name, (text[i : i + CHUNK] for i in range(0, len(text), CHUNK)), lambda: len(text))

@@ -1,11 +1,14 @@
-"""Which documents are held out for validation: a pure function of each document's name."""
+"""What is held out for validation: whole documents, by their names, or the end of each. Knows nothing of files."""
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
+from jaxscale.data.index import SplitName
 from jaxscale.data.sources import Document
 
 Holdout = Callable[[str], bool]
+Part = tuple[SplitName, Document]
+_NEAR = 4096  # characters before the end of a training part in which a line's end is looked for
 
 
 def choose_holdout(documents: Iterable[Document], validation_fraction: float) -> Holdout:
@@ -21,7 +24,7 @@ def choose_holdout(documents: Iterable[Document], validation_fraction: float) ->
     lowest: tuple[float, str] | None = None
     highest: tuple[float, str] | None = None
     for document in documents:
-        if not any(document.pieces):
+        if not any(document.chunks):
             continue
         rank = (name_hash(document.name), document.name)
         lowest = min(lowest or rank, rank)
@@ -40,3 +43,46 @@ def name_hash(name: str) -> float:
     """A number in [0, 1) that looks random and is the same on every machine."""
     digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(digest[:6], "big") / 2**48
+
+
+def whole_documents(documents: Iterable[Document], holdout: Holdout) -> Iterator[Part]:
+    """Each document in the split that the rule says."""
+    for document in documents:
+        yield ("validation" if holdout(document.name) else "train"), document
+
+
+def tails(documents: Iterable[Document], share: float) -> Iterator[Part]:
+    """Each document in two: its last ``share``, in characters, is held out.
+
+    The cut is after the last line's end before it, else after the last space, else where it falls. Both parts must
+    be read in their order.
+    """
+    for document in documents:
+        total = document.characters()
+        kept = total - int(total * share)
+        if kept == total:
+            yield "train", document
+            continue
+        rest: list[str] = []
+        yield "train", document._replace(chunks=_head(document.chunks, kept, rest))
+        yield "validation", document._replace(chunks=_chain(rest, document.chunks))
+
+
+def _head(chunks: Iterator[str], kept: int, rest: list[str]) -> Iterator[str]:
+    """The first ``kept`` characters or some fewer; ``rest`` takes what else was read."""
+    for chunk in chunks:
+        if len(chunk) < kept:
+            kept -= len(chunk)
+            yield chunk
+            continue
+        near = chunk[max(0, kept - _NEAR) : kept]
+        end = near.rfind("\n") if "\n" in near else near.rfind(" ")
+        cut = kept - len(near) + end + 1 if end >= 0 else kept
+        rest.append(chunk[cut:])
+        yield chunk[:cut]
+        return
+
+
+def _chain(rest: list[str], chunks: Iterator[str]) -> Iterator[str]:
+    yield from (text for text in rest if text)
+    yield from chunks

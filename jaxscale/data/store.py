@@ -3,11 +3,10 @@
 Shards are memory-mapped, checked before use, and read across their boundaries. Knows nothing of text or batches.
 """
 
-import glob
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,29 +15,30 @@ from typing import Literal
 
 import numpy as np
 
-from jaxscale.data.index import ITEM_BYTES, PREPARE_AGAIN, Shard, inside, read_index
+from jaxscale.data import llmc
+from jaxscale.data.index import PREPARE_AGAIN, Shard, inside, read_index
 from jaxscale.data.tokenizer import Tokenizer, load_tokenizer
 from jaxscale.reading import parse_json
 
 Verify = Literal["always", "once", "size"]
 STAMP_NAME = ".verified.json"
-_LLMC_HEADER_BYTES = 256 * 4
-# magic: (version, dtype, separator, vocabulary size). GPT-2 and Llama-3, from llm.c's dev/data/data_common.py.
-_LLMC_FORMATS = {20240520: (1, "uint16", 50256, 50257), 20240801: (7, "uint32", 128000, 128256)}
+SAMPLED = 2**15  # tokens at each end
 
 
 @dataclass(frozen=True, eq=False)
 class TokenStore:
     """``num_tokens`` token ids over one or more shards; a separator begins each document.
 
-    ``name`` is for messages; ``fingerprint`` is the tokenizer's, None where it is not known.
+    ``name`` is for messages; ``fingerprint`` is the tokenizer's, None where it is not known; ``content`` is a hash by
+    which other tokens are told from the same ones at another place.
     """
 
     name: str
     shards: tuple[np.ndarray, ...]
     vocab_size: int
-    separator_id: int
+    separator_id: int | None
     fingerprint: str | None = None
+    content: str | None = None
 
     @cached_property
     def _ends(self) -> np.ndarray:
@@ -99,6 +99,7 @@ def open_tokens(path: str | Path, split: str = "train", *, verify: Verify = "onc
         vocab_size=index.tokenizer.vocab_size,
         separator_id=index.tokenizer.separator_id,
         fingerprint=index.tokenizer.fingerprint,
+        content=content_hash(f"{shard.tokens} {shard.sha256}" for shard in shards),
     )
 
 
@@ -118,31 +119,47 @@ def open_tokenizer(path: str | Path) -> Tokenizer:
     return tokenizer
 
 
-def open_llmc(pattern: str | Path, *, vocab_size: int | None = None) -> TokenStore:
+def open_llmc(pattern: str | Path, *, vocab_size: int | None = None, separator_id: int | None = None) -> TokenStore:
     """llm.c's ``.bin`` token files as they are: all that match ``pattern``, in sorted order.
-
-    A file is a header of 256 int32 (magic, version, number of tokens) and then the tokens: magic 20240520
-    version 1 is GPT-2's uint16, magic 20240801 version 7 is Llama-3's uint32.
 
     Args:
         pattern: a path or glob pattern.
-        vocab_size: where it is not 50257 (GPT-2) or 128256 (Llama-3).
+        vocab_size: where it is not GPT-2's or Llama-3's, which the header says; see ``llmc``. The separator is then
+            not known unless it is given.
+        separator_id: the token that begins each document.
     """
-    paths = sorted(Path(match) for match in glob.glob(str(pattern)))
-    if not paths:
-        raise ValueError(f"{str(pattern)!r} matches no file; give llm.c token files, e.g. 'fineweb_train_*.bin'")
-    opened = [_open_llmc_file(path) for path in paths]
-    magic, shards = opened[0][0], tuple(shard for _, shard in opened)
-    for path, (other, _) in zip(paths, opened, strict=True):
-        if other != magic:
-            raise ValueError(f"{path} has magic {other} but {paths[0]} has {magic}; give files of one tokenizer")
-    _, _, separator_id, default_vocab_size = _LLMC_FORMATS[magic]
+    paths = llmc.matching(pattern)
+    headers = [llmc.read_header(path) for path in paths]
+    for path, header in zip(paths, headers, strict=True):
+        if header.magic != headers[0].magic:
+            raise ValueError(
+                f"{path} has magic {header.magic} but {paths[0]} has {headers[0].magic}; give files of one tokenizer"
+            )
+    form = headers[0].form
+    if separator_id is None and (vocab_size is None or form.fits(vocab_size)):
+        separator_id = form.separator_id
+    dtype = np.dtype(form.dtype).newbyteorder("<")
+    shards = [
+        _map(path, dtype, header.num_tokens, offset=llmc.HEADER_BYTES)
+        for path, header in zip(paths, headers, strict=True)
+    ]
     return TokenStore(
         name=str(pattern),
         shards=tuple(shard for shard in shards if len(shard)),
-        vocab_size=default_vocab_size if vocab_size is None else vocab_size,
+        vocab_size=form.vocab_size if vocab_size is None else vocab_size,
         separator_id=separator_id,
+        content=content_hash(map(sampled, shards)),
     )
+
+
+def content_hash(parts: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def sampled(tokens: np.ndarray) -> str:
+    """Length, first and last tokens of a shard that has no checksum; all of it would take as long as training on it."""
+    ends = np.concatenate([tokens[:SAMPLED], tokens[-SAMPLED:]])
+    return f"{len(tokens)} {hashlib.sha256(ends.tobytes()).hexdigest()}"
 
 
 def check_shard_sizes(directory: Path, shards: Sequence[Shard]) -> None:
@@ -198,27 +215,6 @@ def _write_stamp(directory: Path, stamp: dict[str, list]) -> None:
     except OSError:
         with suppress(OSError):  # on a read-only file system even this is refused
             temporary.unlink()
-
-
-def _open_llmc_file(path: Path) -> tuple[int, np.ndarray]:
-    try:
-        header = np.fromfile(path, dtype="<i4", count=256)
-    except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror}; give llm.c token files") from error
-    if len(header) < 256 or int(header[0]) not in _LLMC_FORMATS:
-        known = ", ".join(map(str, _LLMC_FORMATS))
-        found = int(header[0]) if len(header) else "nothing"
-        raise ValueError(f"{path} is no llm.c token file: it begins with {found}, not {known}; give another file")
-    magic, version, num_tokens = (int(value) for value in header[:3])
-    wanted_version, dtype, _, _ = _LLMC_FORMATS[magic]
-    if version != wanted_version:
-        raise ValueError(f"{path} has version {version}, magic {magic} goes with {wanted_version}; make it again")
-    size, wanted = path.stat().st_size, _LLMC_HEADER_BYTES + num_tokens * ITEM_BYTES[dtype]
-    if size != wanted:
-        raise ValueError(
-            f"{path} has {size} bytes, its header ({num_tokens} tokens) says {wanted}; download or make it again"
-        )
-    return magic, _map(path, np.dtype(dtype).newbyteorder("<"), num_tokens, offset=_LLMC_HEADER_BYTES)
 
 
 def _map(path: Path, dtype: np.dtype, count: int, offset: int = 0) -> np.ndarray:

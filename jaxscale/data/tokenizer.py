@@ -9,12 +9,14 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from jaxscale.data.pieces import Piece
+from jaxscale.data.spelled import SPELLED_BYTE, hide_special_tokens, without_spelled_bytes
 from jaxscale.quiet import quiet
 
 if TYPE_CHECKING:
@@ -58,8 +60,28 @@ class Tokenizer(Protocol):
     def encode(self, text: str) -> np.ndarray:
         """The ids of ``text``, int32[n], without a separator."""
 
+    @property
+    def lossless(self) -> bool:
+        """Whether every text is known to decode to itself."""
+
+    @property
+    def unknown_id(self) -> int | None:
+        """The token that stands for what the vocabulary lacks; None where there is none."""
+
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """``encode`` of each text, in parallel where the library can."""
+
+    def encode_pieces(self, pieces: Sequence[Piece]) -> list[np.ndarray]:
+        """The ids of each piece as they stand in its whole document, in parallel where the library can."""
+
+    def unchanged_by_cut(self, before: str, after: str) -> bool:
+        """Whether the ids of two texts that follow each other are those of both as one."""
+
+    def says(self, character: str) -> bool:
+        """Whether a text with this character has a token for it, if only the unknown one."""
+
+    def is_unknown(self, character: str) -> bool:
+        """Whether this character alone becomes the unknown token."""
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ``ids``; separators and ids beyond the vocabulary are dropped."""
@@ -76,12 +98,26 @@ class ByteTokenizer:
     separator_id: int = BYTE_SEPARATOR_ID
     separator: str | None = None
     fingerprint: str = hashlib.sha256(b"jaxscale byte tokenizer, version 1").hexdigest()
+    lossless: bool = True
+    unknown_id: int | None = None
 
     def encode(self, text: str) -> np.ndarray:
         return np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(np.int32)
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [self.encode(text) for text in texts]
+
+    def encode_pieces(self, pieces: Sequence[Piece]) -> list[np.ndarray]:
+        return [self.encode(piece.text) for piece in pieces]
+
+    def unchanged_by_cut(self, before: str, after: str) -> bool:
+        return True
+
+    def says(self, character: str) -> bool:
+        return True
+
+    def is_unknown(self, character: str) -> bool:
+        return False
 
     def decode(self, ids: Iterable[int]) -> str:
         return bytes(i for i in map(int, ids) if 0 <= i < 256).decode("utf-8", errors="replace")
@@ -92,22 +128,57 @@ class ByteTokenizer:
 
 @dataclass(frozen=True)
 class FileTokenizer:
-    """A Hugging Face tokenizer; ``content`` is the text of its ``tokenizer.json``, kept as it came."""
+    """A Hugging Face tokenizer; ``content`` is the text of its ``tokenizer.json``, kept as it came.
+
+    ``library`` decodes; ``encoder`` is the same without the special tokens that text could spell, and ``careful``
+    also without the byte tokens, where that makes a difference.
+    """
 
     content: str
     library: "tokenizers.Tokenizer"
+    encoder: "tokenizers.Tokenizer"
+    careful: "tokenizers.Tokenizer | None"
     separator: str
     separator_id: int
     vocab_size: int
     fingerprint: str
+    unknown_id: int | None = None
+    lossless: bool = field(default=False, init=False)
 
     def encode(self, text: str) -> np.ndarray:
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         with _told_of("cannot encode a text"):
-            encodings = self.library.encode_batch_fast(list(texts), add_special_tokens=False)
+            encodings = self.encoder.encode_batch_fast(list(texts), add_special_tokens=False)
+            if self.careful is not None:
+                for i in [i for i, text in enumerate(texts) if SPELLED_BYTE.search(text)]:
+                    (encodings[i],) = self.careful.encode_batch_fast([texts[i]], add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
+
+    def encode_pieces(self, pieces: Sequence[Piece]) -> list[np.ndarray]:
+        # What a library does at a text's start and end (a space before it, spaces stripped) it does at the context's.
+        whole = self.encode_batch([piece.context + piece.text for piece in pieces])
+        contexts = self.encode_batch([piece.context for piece in pieces])
+        for context, ids in zip(contexts, whole, strict=True):
+            if not np.array_equal(ids[: len(context)], context):
+                raise ValueError("a long text changes its tokens when it is cut; give it as shorter documents")
+        return [ids[len(context) :] for context, ids in zip(contexts, whole, strict=True)]
+
+    def unchanged_by_cut(self, before: str, after: str) -> bool:
+        """From three starts of ``before``, so that a run of equal tokens is not cut out of step."""
+        starts = [before, before[1:], before[3:]]
+        ids = self.encode_batch(starts + [start + after for start in starts])
+        return all(np.array_equal(both[: len(left)], left) for left, both in zip(ids[:3], ids[3:], strict=True))
+
+    def says(self, character: str) -> bool:
+        if character.isspace():
+            return True  # many tokenizers take words apart at spaces and keep none
+        once, twice = self.encode_batch([character, character * 2])
+        return len(once) != len(twice) or self.is_unknown(character) or not np.array_equal(once, twice)
+
+    def is_unknown(self, character: str) -> bool:
+        return self.unknown_id is not None and bool((self.encode(character) == self.unknown_id).any())
 
     def decode(self, ids: Iterable[int]) -> str:
         known = [i for i in map(int, ids) if 0 <= i < self.vocab_size and i != self.separator_id]
@@ -178,6 +249,21 @@ def train_bpe(texts: Iterator[str], vocab_size: int, *, separator: str = DEFAULT
     return _from_content(library.to_str(), separator, where="the trained BPE")
 
 
+def character_tokenizer(characters: Iterable[str], *, separator: str = DEFAULT_SEPARATOR) -> Tokenizer:
+    """One token for each of ``characters``, in their order; another character becomes ``<unk>``."""
+    import tokenizers
+    from tokenizers import decoders, models
+
+    special = [separator, "<unk>"]
+    vocab = {token: i for i, token in enumerate([*special, *sorted(set(characters))])}
+    if len(vocab) < len(special) + len(set(characters)):
+        raise ValueError(f"separator {separator!r} is a character of the text; pass --separator with a longer one")
+    library = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token="<unk>"))
+    library.decoder = decoders.Fuse()
+    library.add_special_tokens(special)
+    return _from_content(library.to_str(), separator, where="the characters")
+
+
 def _from_content(content: str, separator: str | None, *, where: str) -> FileTokenizer:
     import tokenizers
 
@@ -187,21 +273,40 @@ def _from_content(content: str, separator: str | None, *, where: str) -> FileTok
     if highest >= 2**31 - 1:
         raise ValueError(f"{where} has a token of id {highest}, beyond int32; give the `tokenizer.json` of a model")
     token, token_id = _pick_separator(library, separator, where)
-    # Promote the separator to a special token (its id stays), then have text that merely spells a special
-    # token encoded as text: a web page about GPT-2 must not end its own document.
-    library.add_special_tokens([token])
-    library.encode_special_tokens = True
-    # Files of embedding models truncate at 512 tokens or pad batches; a corpus wants neither.
-    library.no_truncation()
-    library.no_padding()
+    for_text = hide_special_tokens(content, library, token)
+    careful = without_spelled_bytes(for_text)
     return FileTokenizer(
         content=content,
-        library=library,
+        library=_for_text(library, token),
+        encoder=_for_text(tokenizers.Tokenizer.from_str(for_text), token),
+        careful=None if careful is None else _for_text(tokenizers.Tokenizer.from_str(careful), token),
         separator=token,
         separator_id=token_id,
         vocab_size=max(highest, token_id) + 1,
         fingerprint=_fingerprint(content, token),
+        unknown_id=_unknown_id(content, library),
     )
+
+
+def _for_text(library: "tokenizers.Tokenizer", separator: str) -> "tokenizers.Tokenizer":
+    """The library set to read a corpus."""
+    # Promote the separator to a special token (its id stays), then have text that merely spells a special
+    # token encoded as text: a web page about GPT-2 must not end its own document.
+    library.add_special_tokens([separator])
+    library.encode_special_tokens = True
+    # Files of embedding models truncate at 512 tokens or pad batches; a corpus wants neither.
+    library.no_truncation()
+    library.no_padding()
+    if getattr(library.model, "dropout", None):  # BPE-dropout draws other tokens each time
+        library.model.dropout = None
+    return library
+
+
+def _unknown_id(content: str, library: "tokenizers.Tokenizer") -> int | None:
+    model = json.loads(content)["model"]
+    if model.get("unk_id") is not None:  # Unigram's
+        return int(model["unk_id"])
+    return library.token_to_id(model["unk_token"]) if model.get("unk_token") else None
 
 
 @contextmanager

@@ -1,45 +1,30 @@
 """From numbered rows to batches on the mesh: this process reads its rows only, ahead of the step that needs them."""
 
 import time
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
 
 from jaxscale import config as cfg
-from jaxscale.data.index import read_index
-from jaxscale.data.store import TokenStore
+from jaxscale.data.opening import open_rows
 from jaxscale.data.tokenizer import Tokenizer
-from jaxscale.data.tokens import RowSource, Synthetic, batches, open_llmc, open_tokenizer, open_tokens, windows
+from jaxscale.data.tokens import RowSource, batches, open_tokenizer
 from jaxscale.training.loss import Batch
 
 
-def open_source(config: cfg.Config, split: str) -> RowSource | None:
-    """Rows of `train` or `validation`; None where the data has no validation split."""
-    data, vocab_size = config.data, config.model.vocab_size
-    if data.kind == "synthetic":
-        seed = config.seed + (split == "validation")
-        return Synthetic(vocab_size, data.seq_len, seed=seed)
-    store = open_store(data, split)
-    if store is None:
-        return None
-    return windows(store, data.seq_len, model_vocab_size=vocab_size, mask_documents=data.mask_documents)
+def open_source(config: cfg.Config, split: str, *, say: Callable[[str], None] = lambda line: None) -> RowSource | None:
+    """Rows of `train` or `validation`; None where the data has no validation split, or one that is not one window.
 
-
-def open_store(data: cfg.Data, split: str) -> TokenStore | None:
-    assert data.path
-    if data.kind == "llmc":
-        path = data.path if split == "train" else data.validation_path
-        return open_llmc(path) if path else None
-    if split == "validation" and not read_index(Path(data.path)).splits["validation"].shards:
-        return None  # a corpus of one document has no part to hold out
-    return open_tokens(data.path, split, verify=data.verify)
+    Args:
+        say: told, in one line, why there is no validation.
+    """
+    return open_rows(config.data, split, vocab_size=config.model.vocab_size, seed=config.seed, say=say)
 
 
 def open_run_tokenizer(config: cfg.Config) -> Tokenizer | None:
     """The tokenizer that made the run's tokens; None for synthetic data and llm.c files, which carry none."""
-    return open_tokenizer(config.data.path) if config.data.kind == "tokens" and config.data.path else None
+    return open_tokenizer(config.data.places[0]) if config.data.kind == "tokens" else None
 
 
 def has_documents(config: cfg.Config, source: RowSource) -> bool:

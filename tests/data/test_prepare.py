@@ -87,7 +87,7 @@ def test_jsonl(tmp_path):
     summary = prepare(jsonl_source([path], field="body"), "byte", tmp_path / "out", validation_fraction=0.5)
     found = read_documents(tmp_path / "out", "train") + read_documents(tmp_path / "out", "validation")
     assert sorted(found) == [line["body"] for line in lines]
-    assert summary.notes == ("2 documents without text were left out",)
+    assert summary.notes[0] == "2 documents without text were left out"
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_stdlib(tmp_path):
 
 
 def test_long_texts_are_cut_without_a_trace(tmp_path, monkeypatch):
-    monkeypatch.setattr("jaxscale.data.sources.PIECE_BYTES", 100)
+    monkeypatch.setattr("jaxscale.data.pieces.PIECE_CHARACTERS", 100)
     text = "the cat 🐎 sat on\n\n the mat,  twice;\nžluťoučký kůň\n" * 60 + "x" * 300
     (tmp_path / "long.txt").write_text(text, encoding="utf-8")
     (tmp_path / "long.jsonl").write_text(json.dumps({"text": text}))

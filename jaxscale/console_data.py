@@ -1,0 +1,89 @@
+"""What the `data` verbs print."""
+
+import shlex
+from pathlib import Path
+
+import numpy as np
+
+from jaxscale.data.index import Index, Split, read_index
+from jaxscale.data.notes import SEQ_LEN
+from jaxscale.data.prepare import Summary
+from jaxscale.data.store import TokenStore, open_tokenizer, open_tokens
+from jaxscale.data.tokenizer import Tokenizer
+
+
+def show_summary(summary: Summary) -> None:
+    """What was made, and what the next command needs."""
+    for note in summary.notes:
+        print(note)
+    show_splits(summary.index)
+    print(f"tokens in {summary.path}; train on them with data.path={summary.path}")
+    print("model.vocab_size may be left out of a run file: it is then the data's. To try it at once:")
+    place = shlex.quote(str(summary.path))
+    print(
+        f"  jaxscale train quickstart data.path={place} model.vocab_size=null out=runs/{shlex.quote(summary.path.name)}"
+    )
+
+
+def show_splits(index: Index) -> None:
+    """A line for the tokenizer, and one for each split with its share and its epoch."""
+    tokenizer, total = index.tokenizer, max(1, sum(split.tokens for split in index.splits.values()))
+    print(f"tokenizer {tokenizer.spec}: vocabulary {tokenizer.vocab_size:,}, separator {separator(index)}")
+    for name, split in index.splits.items():
+        print(
+            f"{name}: {split.documents:,} documents, {split.tokens:,} tokens ({split.tokens / total:.1%}), "
+            f"{len(split.shards)} shards"
+        )
+    train = index.splits["train"].tokens
+    rows = (train - 1) // SEQ_LEN if train else 0
+    print(f"an epoch: {train:,} tokens, {rows:,} rows of the default data.seq_len={SEQ_LEN}")
+
+
+def separator(index: Index) -> str:
+    spelled, number = index.tokenizer.separator, index.tokenizer.separator_id
+    return f"id {number}" if spelled is None else f"{spelled} (id {number})"
+
+
+def show_dataset(directory: Path, *, documents: int, characters: int) -> None:
+    """The index in words, then the first ``documents`` of each split as text."""
+    index, tokenizer = read_index(directory), open_tokenizer(directory)
+    source = index.source
+    print(f"{directory}: {source.kind} of {source.files:,} files, {source.bytes:,} bytes")
+    show_splits(index)
+    for note in index.notes:
+        print(note)
+    for name, split in index.splits.items():
+        if split.tokens:
+            show_documents(name, split, open_tokens(directory, name, verify="size"), tokenizer, documents, characters)
+
+
+def show_documents(
+    name: str, split: Split, store: TokenStore, tokenizer: Tokenizer, documents: int, characters: int
+) -> None:
+    for number, ids in enumerate(first_documents(store, documents, most=characters * 8)):
+        text = tokenizer.decode(ids)
+        more = "" if len(text) <= characters else " ..."
+        print(f"\n--- {name}, document {number + 1} of {split.documents:,}\n{text[:characters]}{more}")
+
+
+def first_documents(store: TokenStore, documents: int, *, most: int) -> list[np.ndarray]:
+    """The first documents of a store as token ids without separators; at most ``most`` tokens of each."""
+    found: list[np.ndarray] = []
+    start = 0
+    while len(found) < documents and start < store.num_tokens:
+        end = document_end(store, start)
+        found.append(store.read(start + 1, min(end - start - 1, most)))
+        start = end
+    return found
+
+
+def document_end(store: TokenStore, start: int) -> int:
+    """Where the document that begins at token ``start`` ends: at the next separator, or with the store."""
+    at = start + 1
+    while at < store.num_tokens:
+        part = store.read(at, min(2**16, store.num_tokens - at))
+        separators = np.flatnonzero(part == store.separator_id)
+        if separators.size:
+            return at + int(separators[0])
+        at += len(part)
+    return at

@@ -1,0 +1,77 @@
+"""The texts in a column of a Parquet file, a record batch at a time. Knows nothing of documents; needs pyarrow."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+from jaxscale.data.files import SourceFile, opened
+from jaxscale.data.progress import BadRecord, Progress
+
+BATCH_ROWS = 256
+
+
+def parquet_texts(file: SourceFile, column: str, progress: Progress) -> Iterator[str | BadRecord]:
+    """The text of each row; "" for null, and a BadRecord for what is not UTF-8."""
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise ValueError("reading Parquet needs pyarrow; pip install pyarrow") from None
+    with ExitStack() as stack:
+        where: Any = stack.enter_context(opened(file.path)) if isinstance(file.path, str) else file.path
+        try:
+            table = stack.enter_context(parquet.ParquetFile(where))
+        except (OSError, pyarrow.ArrowInvalid) as error:
+            raise ValueError(f"cannot read {file.shown} as Parquet: {error}; check the file or leave it out") from error
+        columns = {one.name: one.type for one in table.schema_arrow}
+        if column not in columns:
+            raise ValueError(
+                f"{file.shown} has no column {column!r}, only {', '.join(columns)}; name one with --column"
+            )
+        if not holds_text(columns[column]):
+            raise ValueError(
+                f"{file.shown}: column {column!r} is {columns[column]}, not string; name another with --column"
+            )
+        row, num_rows = 0, max(table.metadata.num_rows, 1)
+        begun = progress.bytes_read
+        for batch in table.iter_batches(batch_size=BATCH_ROWS, columns=[column]):
+            for value in _values(batch.column(0)):
+                yield _text(value, f"{file.shown}: row {row}")
+                row += 1
+            progress.bytes_read = begun + file.size_bytes * row // num_rows
+
+
+def holds_text(kind: Any) -> bool:
+    """Whether a column of this Arrow type holds text: strings or bytes in any layout, or a dictionary of them."""
+    from pyarrow import types
+
+    kind = getattr(kind, "storage_type", kind)  # an extension's
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    names = ("string", "large_string", "string_view", "binary", "large_binary", "binary_view", "fixed_size_binary")
+    return any(check(kind) for name in names if (check := getattr(types, f"is_{name}", None)))
+
+
+def _values(column: Any) -> Iterator[Any]:
+    """The values of a column; the error in place of a string that is not UTF-8."""
+    try:
+        values = column.to_pylist()
+    except UnicodeDecodeError:
+        values = [_value(scalar) for scalar in column]
+    yield from values
+
+
+def _value(scalar: Any) -> Any:
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError as error:
+        return error
+
+
+def _text(value: Any, where: str) -> str | BadRecord:
+    try:
+        if isinstance(value, UnicodeDecodeError):
+            raise value
+        return (value.decode("utf-8") if isinstance(value, bytes) else value) or ""
+    except UnicodeDecodeError as error:
+        return BadRecord(f"{where} is not UTF-8: {error}; convert it or leave it out")
