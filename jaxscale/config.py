@@ -4,18 +4,20 @@ This module knows nothing of jax or of devices. A config that cannot work on any
 one that does not fit the devices at hand is refused in `parallel.mesh`, before memory is touched.
 """
 
-import difflib
+import copy
 import math
 import os
-import types
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from jaxscale.reading import parse_yaml
+from jaxscale.overrides import WHERE, apply_override, suggest
+from jaxscale.reading import parse_untyped
 from jaxscale.redact import redact, shown
+from jaxscale.spelling import nearest
+from jaxscale.typed import convert
 from jaxscale.urls import Place
 
 AXES = ("pipeline", "data", "fsdp", "expert", "context", "tensor")  # slowest link first
@@ -41,6 +43,7 @@ class Section(BaseModel):
     def _plain(cls, value: Any, info: ValidationInfo) -> Any:
         assert info.field_name
         annotation = cls.model_fields[info.field_name].annotation
+        value = convert(value, annotation)
         whole = isinstance(value, str | list) or "dict" in str(annotation)  # not a section, whose fields are asked
         if whole and redact(text := str(value)) != text:
             raise ValueError("it holds credentials, which would be kept with the run; give them in the environment")
@@ -422,14 +425,40 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     path = find_config(path)
     values = read_yaml(path)
     if "model" not in values and "num_layers" in values:  # a model file: a run around it, enough to look at
-        name = values.get("name", path.stem)
+        name = values.get("name") or path.stem
         values = {"name": name, "steps": 1, "model": values, "data": {"kind": "synthetic", "seq_len": 1024}}
+    typed = copy.deepcopy(values)
     for override in overrides:
-        apply_override(values, override)
+        apply_override(typed, override, Config)
+    try:
+        config, problems = check(with_model(typed, beside=path.parent))
+    except ValueError as error:
+        named = any(override.split("=")[0] in ("model", "model.file") for override in overrides)
+        raise ValueError(f"{WHERE}: {error}" if named else str(error)) from error
+    if config is not None:
+        return config
+    own = problems_of_file(values, beside=path.parent) if overrides else problems
+    brought = [p for p in problems if p not in own]
+    raise ValueError("; ".join(
+        f"{where}: {in_one(found)}"
+        for where, found in ((WHERE, brought), (path, [p for p in problems if p in own])) if found
+    ))  # fmt: skip
+
+
+def with_model(values: dict, *, beside: Path) -> dict:
+    """The values with the model that they name, read from its file."""
     model = values.get("model")
     if isinstance(model, str) or (isinstance(model, dict) and "file" in model):
-        values["model"] = read_model(model, beside=path.parent)
-    return validate(values, source=str(path))
+        return values | {"model": read_model(model, beside=beside)}
+    return values
+
+
+def problems_of_file(values: dict, *, beside: Path) -> list[str]:
+    """What is wrong with a file by itself, without the overrides of the command line."""
+    try:
+        return check(with_model(values, beside=beside))[1]
+    except ValueError:
+        return []
 
 
 def read_model(model: str | dict, *, beside: Path) -> dict:
@@ -468,49 +497,40 @@ def shipped_configs() -> Path:
 
 def read_yaml(path: Path) -> dict:
     try:
-        values = parse_yaml(path.read_text(encoding="utf-8"))
+        values = parse_untyped(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot read {path}: {error}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{path} holds {type(values).__name__}, not `key: value` lines")
+        kind = "str" if isinstance(values, str) else type(values).__name__
+        raise ValueError(f"{path} holds {kind}, not `key: value` lines")
     return values
-
-
-def apply_override(values: dict, override: str) -> None:
-    """Set `section.key=value` in place; the value is read as YAML."""
-    key, equals, text = override.partition("=")
-    if not equals or not all(key.split(".")):
-        raise ValueError(f"override {override!r} is not section.key=value")
-    *sections, last = key.split(".")
-    for section in sections:
-        child = values.setdefault(section, {})
-        if isinstance(child, str) and section == "model":
-            child = values[section] = {"file": child}
-        if not isinstance(child, dict):
-            raise ValueError(f"override {override!r}: {section} is a value, not a section")
-        values = child
-    try:
-        values[last] = parse_yaml(text)
-    except ValueError as error:
-        raise ValueError(f"override {override!r}: {text!r} is not a YAML value") from error
 
 
 def validate(values: dict, *, source: str) -> Config:
     """Values -> Config; every problem in one line, an unknown key with the nearest known one."""
+    config, problems = check(values)
+    if config is None:
+        raise ValueError(f"{source}: {in_one(problems)}")
+    return config
+
+
+def check(values: dict) -> tuple[Config | None, list[str]]:
+    """The config, or what is wrong with the values."""
     try:
-        return Config.model_validate(values)
+        return Config.model_validate(values), []
     except ValidationError as error:
-        found = error.errors()
-        more = f"; and {len(found) - 8} more" if len(found) > 8 else ""
-        raise ValueError(f"{source}: " + "; ".join(map(describe, found[:8])) + more) from None
+        return None, [describe(e) for e in error.errors()]
+
+
+def in_one(problems: list[str]) -> str:
+    more = f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
+    return "; ".join(problems[:8]) + more
 
 
 def describe(error: Any) -> str:
     where = ".".join(str(p) for p in error["loc"] if "[" not in str(p) and p != "str")  # without a union's members
     if error["type"] == "extra_forbidden":
-        section = section_at(error["loc"][:-1])
-        known = list(section.model_fields) if section else []
-        return f"unknown key {where}{nearest(str(error['loc'][-1]), known)}"
+        return f"unknown key {where}{suggest(where, Config)}"
     if error["type"] == "value_error":
         return f"{where}: {error['ctx']['error']}" if where else str(error["ctx"]["error"])
     if error["type"] == "missing":
@@ -518,26 +538,6 @@ def describe(error: Any) -> str:
     if error["type"] == "model_type":
         return f"{where}={shown(error['input'])}: a section; give it `key: value` lines or leave it out"
     return f"{where}={shown(error['input'])}: {error['msg'][0].lower()}{error['msg'][1:]}"
-
-
-def section_at(loc: tuple) -> type[Section] | None:
-    """The Section class that a pydantic error's location names."""
-    section: type[Section] = Config
-    for part in loc:
-        field = section.model_fields.get(part)
-        if field is None:
-            return None
-        options = get_args(field.annotation) if get_origin(field.annotation) in (Union, types.UnionType) else ()
-        classes = [c for c in (field.annotation, *options) if isinstance(c, type) and issubclass(c, Section)]
-        if not classes:
-            return None
-        section = classes[0]
-    return section
-
-
-def nearest(name: str, known: Any) -> str:
-    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {match[0]}?" if match else ""
 
 
 def dump_config(config: Config) -> str:
