@@ -17,9 +17,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    suggest_commands=False,
     help="Train transformers across meshes of TPUs, GPUs or simulated devices.",
 )
-data_app = typer.Typer(no_args_is_help=True, help="Make datasets.", rich_markup_mode=None)
+data_app = typer.Typer(no_args_is_help=True, suggest_commands=False, help="Make datasets.", rich_markup_mode=None)
 app.add_typer(data_app, name="data")
 app.add_typer(cli_bench.app, name="bench")
 app.add_typer(cli_checkpoint.app, name="checkpoint")
@@ -297,13 +298,18 @@ def main() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # XLA's INFO lines; its warnings stay
     quiet_logs()
     try:
+        if any("://" in word for word in sys.argv):
+            from jaxscale.cli_usage import refuse_urls
+
+            refuse_urls(sys.argv[1:])
         code = app(standalone_mode=False)
     except USAGE_ERROR as error:
         if sys.argv[1:] in ([], ["data"], ["bench"], ["checkpoint"], ["puzzle"]):  # the help, as no verb was given
             print(error.format_message())
             sys.exit(2)
-        verb = error.ctx.command_path if error.ctx else "jaxscale"
-        sys.exit(fail(f"{error.format_message().rstrip('.')}; `{verb} --help` shows what there is", 2))
+        from jaxscale.cli_usage import usage_message
+
+        sys.exit(fail(usage_message(error), 2))
     except ValueError as error:
         sys.exit(fail(str(error), getattr(error, "code", 2)))  # silent data corruption has its own
     except OSError as error:  # a full disk, a file that may not be read

@@ -18,7 +18,7 @@ from jaxscale.reading import parse_untyped
 from jaxscale.redact import redact, shown
 from jaxscale.spelling import nearest
 from jaxscale.typed import convert
-from jaxscale.urls import Place
+from jaxscale.urls import Place, is_url
 
 AXES = ("pipeline", "data", "fsdp", "expert", "context", "tensor")  # slowest link first
 READY_AXES = ("data", "fsdp", "tensor")
@@ -246,6 +246,9 @@ class Data(Section):
             raise ValueError("data.path is not read with kind=synthetic; remove it or choose kind=tokens")
         for name in ("path", "validation_path"):
             if value := getattr(self, name):
+                if is_url(value):
+                    raise ValueError(f"data.{name}={value}: training reads its data from a file system, not from an "
+                                     "object store; copy it to a directory that every process sees")  # fmt: skip
                 object.__setattr__(self, name, os.path.expanduser(value))
         return self
 
@@ -278,6 +281,9 @@ class Loss(Section):
     z_loss: AtLeast0 = 0.0  # weight of log(Z)^2 (PaLM, arXiv:2204.02311, section 5)
 
 
+NO_DECAY = ("norm", "bias")
+
+
 class Optimizer(Section):
     """optax's optimizer and its learning-rate schedule."""
 
@@ -291,7 +297,7 @@ class Optimizer(Section):
     b2: Decay = 0.95
     eps: Above0 = 1e-8
     weight_decay: AtLeast0 = 0.1
-    no_decay: list[str] = ["norm", "bias"]  # parameters whose path contains one of these are not decayed
+    no_decay: list[str] = list(NO_DECAY)  # parameters with one of these in their path: whole, or after a `_`
     clip_norm: Above0 | None = 1.0
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None  # decay of an exponential moving average of the parameters
 
@@ -386,6 +392,9 @@ class Config(Section):
         if self.out is None:
             object.__setattr__(self, "out", f"runs/{self.name}")
         object.__setattr__(self, "out", os.path.expanduser(self.out or ""))
+        if is_url(self.out or ""):
+            raise ValueError(f"out={self.out}: a run's directory is on a file system; give checkpoint.directory="
+                             f"{self.out} for its checkpoints, and out=DIRECTORY for its figures")  # fmt: skip
         if self.model.position == "learned" and self.data.seq_len > self.model.max_seq_len:
             raise ValueError(
                 f"data.seq_len {self.data.seq_len} is beyond the {self.model.max_seq_len} learned positions; "
@@ -396,6 +405,8 @@ class Config(Section):
                 f"data.batch_size {self.data.batch_size} is not divisible by step.microbatches "
                 f"{self.step.microbatches}; try {divisors(self.data.batch_size)}"
             )
+        if isinstance(self.step.remat, dict) and "mlp_gate" in self.step.remat and self.model.mlp != "swiglu":
+            raise ValueError(f"step.remat.mlp_gate: model.mlp={self.model.mlp} has no gate; remove it")
         if self.loss.chunk and self.data.seq_len % self.loss.chunk:
             raise ValueError(
                 f"data.seq_len {self.data.seq_len} is not divisible by loss.chunk {self.loss.chunk}; "

@@ -94,7 +94,9 @@ BELOW = {
     "cli_puzzle": {"puzzles", "console_puzzle"},
     "console_checkpoint": {"training", "places", "inventory", "urls"},
     "cli_checkpoint": {"training", "places", "inventory", "console_checkpoint", "urls", "config"},
+    "cli_usage": {"config", "overrides", "spelling", "urls"},
     "cli": {
+        "cli_usage",
         "redact",
         "heap",
         "cli_bench",
