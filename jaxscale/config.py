@@ -362,6 +362,9 @@ class Metrics(Section):
     every: Positive = 1  # steps between lines of metrics.jsonl
     tensorboard: bool = True
     wandb: bool = False
+    wandb_project: Text | None = None  # None: WANDB_PROJECT, or jaxscale
+    wandb_entity: Text | None = None  # None: WANDB_ENTITY, or the account's own
+    wandb_tags: list[str] = []  # none: WANDB_TAGS
     mfu: Literal["causal", "palm"] = "causal"
 
 

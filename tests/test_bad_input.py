@@ -484,7 +484,7 @@ GENERATE = [
     (["model.rope_theta=500"], "model.rope_theta: 10000.0 -> 500.0"),
     (["mesh.tensor=16"], "needs 64 devices and there are 8"),
     (["mesh={data: 1, tensor: 8}"], "num_heads 2 is not divisible by 8"),
-    (["mseh.tensor=2"], "unknown key mseh; did you mean mesh?"),
+    (["mseh.tensor=2"], "unknown key mseh.tensor; did you mean mesh.tensor?"),
 ]
 
 

@@ -19,6 +19,7 @@ BELOW = {
     "redact": set(),
     "reading": set(),
     "urls": {"redact"},
+    "private": set(),
     "spelling": set(),
     "typed": {"reading"},
     "overrides": {"spelling", "typed"},
@@ -34,11 +35,12 @@ BELOW = {
     "models": {"parallel", "rules", "hardware", "config"},
     "codes": set(),
     "local": {"codes"},
-    "cluster": {"codes", "redact", "config"},
+    "cluster": {"private", "codes", "redact", "config"},
     "places": {"urls"},
     "inventory": {"places", "reading", "urls"},
     "launch": {"local", "codes", "jsonl", "places", "inventory", "redact", "config"},
     "training": {
+        "private",
         "urls",
         "places",
         "inventory",
@@ -55,7 +57,15 @@ BELOW = {
         "hardware",
         "config",
     },
-    "aot": {"training", "parallel", "analysis", "topology", "hardware", "config"},  # compiles the trainer's own step
+    "aot": {
+        "private",
+        "training",
+        "parallel",
+        "analysis",
+        "topology",
+        "hardware",
+        "config",
+    },  # compiles the trainer's own step
     "record": {"reading"},
     "compare": {"record"},
     "sweep": {"record", "reading", "analysis", "config"},

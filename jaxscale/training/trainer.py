@@ -29,7 +29,7 @@ from jaxscale.training.peak import Peak, find_peak
 from jaxscale.training.run import write_run_files
 from jaxscale.training.step import ModelFactory, Program, TrainState, abstract_batch, batch_sharding, make_program
 from jaxscale.training.watcher import Silent, Watcher
-from jaxscale.training.writer import MetricsWriter
+from jaxscale.training.writer import MetricsWriter, require_writers
 
 
 @dataclass
@@ -79,6 +79,7 @@ def train(
             mesh = make_mesh(config.mesh, devices)
             rules = rules_for(config, mesh, decoder=model is None)
             peak = find_peak(devices, config.step.compute_dtype)
+            require_writers(config)
         # --- data
         with events.during("data"):
             rows, validation_rows = open_source(config, "train"), open_source(config, "validation")
