@@ -316,6 +316,13 @@ def main() -> None:
         sys.exit(fail(f"{error.filename or 'the operating system'}: {error.strerror or error}", 2))
     except KeyboardInterrupt:
         code = 130
+    except Exception as error:
+        from jaxscale.blame import SHOW, library_message
+
+        message = None if os.environ.get(SHOW) == "1" else library_message(error)
+        if message is None:
+            raise  # a bug of ours: with all that helps to mend it
+        sys.exit(fail(message, 1))
     sys.exit(fail("stopped", code) if code == 130 else code)
 
 

@@ -1,7 +1,7 @@
 """Names that other libraries do not promise to keep: all that jaxscale uses of them stand here, each with its reason.
 
-Each is looked up where it is used. One that is gone is a ValueError that says what is lost, and what to do. In
-pyproject.toml there is an upper bound for each library below, so that a release without the name is not installed by itself.
+Each is looked up where it is used. One that is gone is a ValueError that says what is lost, and what to do. Each
+library has an upper bound in pyproject.toml, so that a release without the name is not installed by itself.
 """
 
 import importlib

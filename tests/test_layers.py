@@ -104,8 +104,10 @@ BELOW = {
     "cli_puzzle": {"puzzles", "console_puzzle"},
     "console_checkpoint": {"training", "places", "inventory", "urls"},
     "cli_checkpoint": {"training", "places", "inventory", "console_checkpoint", "urls", "config"},
+    "blame": set(),
     "cli_usage": {"config", "overrides", "spelling", "urls"},
     "cli": {
+        "blame",
         "cli_usage",
         "redact",
         "heap",

@@ -135,9 +135,12 @@ def tpu_topology(topology: Topology) -> Any:
         import libtpu  # noqa: F401
     except ImportError as error:
         raise ValueError(f"compiling for {name} needs libtpu: pip install 'jaxscale[aot-tpu]'") from error
+    except Exception as error:  # a file of it that is missing or damaged
+        raise ValueError(f"libtpu cannot be imported ({first_line(error)}); pip install --force-reinstall "
+                         "'jaxscale[aot-tpu]'") from error  # fmt: skip
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=name, **more)
-    except (RuntimeError, ValueError, NotImplementedError) as error:
+    except (RuntimeError, ValueError, NotImplementedError, AttributeError, OSError) as error:
         raise ValueError(f"libtpu does not take the topology {topology.name}: {first_line(error)}") from error
 
 

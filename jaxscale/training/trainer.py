@@ -26,6 +26,7 @@ from jaxscale.training.feed import Feed, has_documents, open_run_tokenizer, open
 from jaxscale.training.guard import Guard, Rollback
 from jaxscale.training.metrics import Meter, Speed, device_memory, model_flops_per_token
 from jaxscale.training.peak import Peak, find_peak
+from jaxscale.training.places import open_place
 from jaxscale.training.run import write_run_files
 from jaxscale.training.step import ModelFactory, Program, TrainState, abstract_batch, batch_sharding, make_program
 from jaxscale.training.watcher import Silent, Watcher
@@ -76,10 +77,10 @@ def train(
         events.follow = monitor.follow
         with events.during("devices"):
             devices = start_devices(config.runtime, place.processes)
+            require_writers(config)
             mesh = make_mesh(config.mesh, devices)
             rules = rules_for(config, mesh, decoder=model is None)
             peak = find_peak(devices, config.step.compute_dtype)
-            require_writers(config)
         # --- data
         with events.during("data"):
             rows, validation_rows = open_source(config, "train"), open_source(config, "validation")
@@ -137,6 +138,7 @@ def rules_for(config: cfg.Config, mesh: Mesh, *, decoder: bool) -> Rules:
 
 
 def open_checkpoints(config: cfg.Config) -> Checkpointer:
+    open_place(config.checkpoint_place)  # a store that is not there is refused before anything is written
     try:
         config.out_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -70,8 +70,6 @@ class WandbRun:
                 config=config.model_dump(mode="json"),
             )
             (out / ID_NAME).write_text(json.dumps({"id": self.run.id}) + "\n")
-        except OSError:
-            raise
         except Exception as error:
             raise ValueError(f"metrics.wandb=true: no W&B run was begun ({in_short(error)}); set WANDB_MODE=offline, "
                              f"{ELSE}") from error  # fmt: skip
