@@ -20,6 +20,7 @@ FILES = sorted({p for place in PLACES for p in ROOT.glob(place) if p.suffix in K
 GROUP = typer.main.get_command(app)
 END = re.compile(r"[|;&<>]|\d?>|─|/$|\(|→")  # a word at which a command of a shell, or of a sentence, ends
 OPEN = re.compile(r"[${]|\.\.\.|^[A-Z]+$|^…$")  # a word that stands for others
+STANDS_FOR = ("...", "", "--help")
 NAMES = {path.stem for path in shipped_configs().glob("*.yaml")}
 
 
@@ -34,8 +35,9 @@ def commands(text: str, *, markdown: bool, source: bool) -> Iterator[tuple[str, 
         elif not source and (not markdown or fenced or line.startswith("    ")):
             for found in re.finditer(r"(^|.)jaxscale ([a-z].*)", line):
                 quote = found[1] if found[1] in ("`", '"') else None  # a command in a sentence, or in another one
-                other = re.search(r"(from|find|check) $", line[: found.start(2) - 9])  # the package, or its folder
-                if quote or (not other and re.match(r"$|[\s/]", found[1])):
+                begins = not line[: found.start(2) - 9].strip(" #$") or found[1] == "/"
+                verb = found[2].split()[0].strip(".,:") in GROUP.commands  # else the package, its folder, or its name
+                if quote or begins or (verb and found[1] == " "):
                     yield (found[2].split(quote)[0] if quote else found[2]), bool(quote)
         else:
             for found in re.finditer(r"`(?:\S*/)?jaxscale ([a-z][^`]*)`", line):
