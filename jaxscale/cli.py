@@ -150,9 +150,12 @@ def compile_(
 ) -> None:
     """Compile the training step for machines that are not here: memory, FLOPs, collectives, predicted speed."""
     from jaxscale import console_predict, predict
+    from jaxscale.analysis.libtpu import older_libtpu
 
     loaded, where = load_for(config, overrides, topology, slices)
     predict.require_writable(hlo, save)
+    if not where.chip.node and (note := older_libtpu()):
+        print(note, file=sys.stderr if as_json else sys.stdout, flush=True)
     found = predict.answer(loaded, where, save=save, verbose=verbose)
     if hlo is not None:
         hlo.write_text(found.kept.hlo)

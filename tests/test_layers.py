@@ -32,7 +32,7 @@ BELOW = {
     "rules": {"config"},
     "topology": {"hardware"},
     "analysis": {"rules", "topology", "hardware", "config"},
-    "parallel": {"rules", "hardware", "config", "quiet"},
+    "parallel": {"blame", "rules", "hardware", "config", "quiet"},
     "models": {"parallel", "rules", "hardware", "config"},
     "codes": set(),
     "local": {"codes"},

@@ -13,6 +13,7 @@ import jax
 from jax.sharding import Mesh
 
 from jaxscale import config as cfg
+from jaxscale.analysis.libtpu import older_libtpu
 from jaxscale.cluster.monitor import Monitor
 from jaxscale.cluster.signals import Stopped, watched
 from jaxscale.cluster.start import join_processes
@@ -94,6 +95,8 @@ def train(
         about |= {"fingerprint": rows.fingerprint, "path": config.data.path}
         kind, length = devices[0].device_kind, config.data.seq_len
         watcher.say(f"mesh {describe_mesh(mesh)} of {kind}; {len(rows):,} rows of {length} tokens")
+        if devices[0].platform == "tpu" and (note := older_libtpu()):
+            watcher.say(note)
         events.write("init", "start")
         with on_mesh(mesh, rules):
             # --- state: from a checkpoint, or born sharded
