@@ -16,6 +16,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    suggest_commands=False,
     help="Train transformers across meshes of TPUs, GPUs or simulated devices.",
 )
 app.add_typer(cli_data.app, name="data")
@@ -147,9 +148,12 @@ def compile_(
 ) -> None:
     """Compile the training step for machines that are not here: memory, FLOPs, collectives, predicted speed."""
     from jaxscale import console_predict, predict
+    from jaxscale.analysis.libtpu import older_libtpu
 
     loaded, where = load_for(config, overrides, topology, slices)
     predict.require_writable(hlo, save)
+    if not where.chip.node and (note := older_libtpu()):
+        print(note, file=sys.stderr if as_json else sys.stdout, flush=True)
     found = predict.answer(loaded, where, save=save, verbose=verbose)
     if hlo is not None:
         hlo.write_text(found.kept.hlo)
@@ -247,19 +251,31 @@ def main() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # XLA's INFO lines; its warnings stay
     quiet_logs()
     try:
+        if any("://" in word for word in sys.argv):
+            from jaxscale.cli_usage import refuse_urls
+
+            refuse_urls(sys.argv[1:])
         code = app(standalone_mode=False)
     except USAGE_ERROR as error:
         if sys.argv[1:] in ([], ["data"], ["bench"], ["checkpoint"], ["puzzle"]):  # the help, as no verb was given
             print(error.format_message())
             sys.exit(2)
-        verb = error.ctx.command_path if error.ctx else "jaxscale"
-        sys.exit(fail(f"{error.format_message().rstrip('.')}; `{verb} --help` shows what there is", 2))
+        from jaxscale.cli_usage import usage_message
+
+        sys.exit(fail(usage_message(error), 2))
     except ValueError as error:
         sys.exit(fail(str(error), getattr(error, "code", 2)))  # silent data corruption has its own
     except OSError as error:  # a full disk, a file that may not be read
         sys.exit(fail(f"{error.filename or 'the operating system'}: {error.strerror or error}", 2))
     except KeyboardInterrupt:
         code = 130
+    except Exception as error:
+        from jaxscale.blame import SHOW, library_message
+
+        message = None if os.environ.get(SHOW) == "1" else library_message(error)
+        if message is None:
+            raise  # a bug of ours: with all that helps to mend it
+        sys.exit(fail(message, 1))
     sys.exit(fail("stopped", code) if code == 130 else code)
 
 

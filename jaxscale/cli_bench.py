@@ -8,7 +8,12 @@ import typer
 if TYPE_CHECKING:
     from jaxscale.bench.record import BenchRecord
 
-app = typer.Typer(no_args_is_help=True, help="Measure; each verb leaves one record (JSON).", rich_markup_mode=None)
+app = typer.Typer(
+    no_args_is_help=True,
+    suggest_commands=False,
+    help="Measure; each verb leaves one record (JSON).",
+    rich_markup_mode=None,
+)
 
 Out = Annotated[Path, typer.Option("-o", "--out", help="A record's file, or the directory to put it in.")]
 Platform = Annotated[str, typer.Option(help="auto, cpu, gpu or tpu.")]

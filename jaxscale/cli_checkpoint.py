@@ -5,7 +5,12 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, help="Look at checkpoints, check them, remove some.", rich_markup_mode=None)
+app = typer.Typer(
+    no_args_is_help=True,
+    suggest_commands=False,
+    help="Look at checkpoints, check them, remove some.",
+    rich_markup_mode=None,
+)
 
 Directory = Annotated[
     str, typer.Argument(metavar="DIR", help="A run's directory, its checkpoints' directory, or s3://bucket/prefix.")

@@ -6,7 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, help="Make datasets, and look into them.", rich_markup_mode=None)
+app = typer.Typer(
+    no_args_is_help=True, suggest_commands=False, help="Make datasets, and look into them.", rich_markup_mode=None
+)
 
 
 @app.command()

@@ -7,7 +7,12 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, help="Ten exercises in cutting matmuls, with a grader.", rich_markup_mode=None)
+app = typer.Typer(
+    no_args_is_help=True,
+    suggest_commands=False,
+    help="Ten exercises in cutting matmuls, with a grader.",
+    rich_markup_mode=None,
+)
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A puzzle's name or number; `puzzle list` has them.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Everything, for programs.")]

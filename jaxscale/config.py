@@ -4,20 +4,23 @@ This module knows nothing of jax or of devices. A config that cannot work on any
 one that does not fit the devices at hand is refused in `parallel.mesh`, before memory is touched.
 """
 
-import difflib
+import copy
 import math
 import os
-import types
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from jaxscale.config_files import find_config, read_yaml, with_model
+from jaxscale.config_files import shipped_configs as shipped_configs
 from jaxscale.data.vocabulary import VocabSize, data_vocab_size
-from jaxscale.reading import parse_yaml
+from jaxscale.overrides import WHERE, apply_override, suggest
 from jaxscale.redact import redact, shown
-from jaxscale.urls import Place
+from jaxscale.spelling import nearest
+from jaxscale.typed import convert
+from jaxscale.urls import Place, is_url
 
 AXES = ("pipeline", "data", "fsdp", "expert", "context", "tensor")  # slowest link first
 READY_AXES = ("data", "fsdp", "tensor")
@@ -42,6 +45,7 @@ class Section(BaseModel):
     def _plain(cls, value: Any, info: ValidationInfo) -> Any:
         assert info.field_name
         annotation = cls.model_fields[info.field_name].annotation
+        value = convert(value, annotation)
         whole = isinstance(value, str | list) or "dict" in str(annotation)  # not a section, whose fields are asked
         if whole and redact(text := str(value)) != text:
             raise ValueError("it holds credentials, which would be kept with the run; give them in the environment")
@@ -253,6 +257,9 @@ class Data(Section):
             raise ValueError("data.path is not read with kind=synthetic; remove it or choose kind=tokens")
         for name in ("path", "validation_path"):
             if value := getattr(self, name):
+                if is_url(value):
+                    raise ValueError(f"data.{name}={value}: training reads its data from a file system, not from an "
+                                     "object store; copy it to a directory that every process sees")  # fmt: skip
                 object.__setattr__(self, name, os.path.expanduser(value))
         return self
 
@@ -290,6 +297,9 @@ class Loss(Section):
     z_loss: AtLeast0 = 0.0  # weight of log(Z)^2 (PaLM, arXiv:2204.02311, section 5)
 
 
+NO_DECAY = ("norm", "bias")
+
+
 class Optimizer(Section):
     """optax's optimizer and its learning-rate schedule."""
 
@@ -303,7 +313,7 @@ class Optimizer(Section):
     b2: Decay = 0.95
     eps: Above0 = 1e-8
     weight_decay: AtLeast0 = 0.1
-    no_decay: list[str] = ["norm", "bias"]  # parameters whose path contains one of these are not decayed
+    no_decay: list[str] = list(NO_DECAY)  # parameters with one of these in their path: whole, or after a `_`
     clip_norm: Above0 | None = 1.0
     # decay of an exponential moving average of the parameters, which evaluation and generate then use
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
@@ -369,6 +379,9 @@ class Metrics(Section):
     every: Positive = 1  # steps between lines of metrics.jsonl
     tensorboard: bool = True
     wandb: bool = False
+    wandb_project: Text | None = None  # None: WANDB_PROJECT, or jaxscale
+    wandb_entity: Text | None = None  # None: WANDB_ENTITY, or the account's own
+    wandb_tags: list[str] = []  # none: WANDB_TAGS
     mfu: Literal["causal", "palm"] = "causal"
 
 
@@ -399,6 +412,9 @@ class Config(Section):
         if self.out is None:
             object.__setattr__(self, "out", f"runs/{self.name}")
         object.__setattr__(self, "out", os.path.expanduser(self.out or ""))
+        if is_url(self.out or ""):
+            raise ValueError(f"out={self.out}: a run's directory is on a file system; give checkpoint.directory="
+                             f"{self.out} for its checkpoints, and out=DIRECTORY for its figures")  # fmt: skip
         if not self.model.vocab_size:
             found = data_vocab_size(self.data.kind, self.data.places, self.data.vocab_size)
             object.__setattr__(self, "model", self.model.model_copy(update={"vocab_size": found}))
@@ -412,6 +428,8 @@ class Config(Section):
                 f"data.batch_size {self.data.batch_size} is not divisible by step.microbatches "
                 f"{self.step.microbatches}; try {divisors(self.data.batch_size)}"
             )
+        if isinstance(self.step.remat, dict) and "mlp_gate" in self.step.remat and self.model.mlp != "swiglu":
+            raise ValueError(f"step.remat.mlp_gate: model.mlp={self.model.mlp} has no gate; remove it")
         if self.loss.chunk and self.data.seq_len % self.loss.chunk:
             raise ValueError(
                 f"data.seq_len {self.data.seq_len} is not divisible by loss.chunk {self.loss.chunk}; "
@@ -441,95 +459,59 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     path = find_config(path)
     values = read_yaml(path)
     if "model" not in values and "num_layers" in values:  # a model file: a run around it, enough to look at
-        name = values.get("name", path.stem)
+        name = values.get("name") or path.stem
         values = {"name": name, "steps": 1, "model": values, "data": {"kind": "synthetic", "seq_len": 1024}}
+    typed = copy.deepcopy(values)
     for override in overrides:
-        apply_override(values, override)
-    model = values.get("model")
-    if isinstance(model, str) or (isinstance(model, dict) and "file" in model):
-        values["model"] = read_model(model, beside=path.parent)
-    return validate(values, source=str(path))
-
-
-def read_model(model: str | dict, *, beside: Path) -> dict:
-    """`model: NAME` or `model: {file: NAME, key: value}`: a file of configs/models/, with changes."""
-    changes = dict(model) if isinstance(model, dict) else {}
-    name = changes.pop("file", model)
-    if not isinstance(name, str):
-        raise ValueError(f"model.file={name!r} is not a file; give a name of configs/models/ or a path")
-    for candidate in (beside / name, beside / "models" / f"{name}.yaml", beside / f"{name}.yaml"):
-        if os.path.isfile(candidate):  # unlike Path.is_file, no error for a name too long
-            return read_yaml(candidate) | changes
-    return read_yaml(find_config(f"models/{name}")) | changes
-
-
-def find_config(path: str | Path) -> Path:
-    """`path`, with .yaml added, or of that name among the shipped configs."""
-    shipped = shipped_configs()
-    name = str(path).removeprefix("configs/")
-    names = [Path(path), Path(f"{path}.yaml")]
-    names += [shipped / sub / f"{name}{end}" for sub in ("", "models") for end in ("", ".yaml")]
-    for candidate in names:
-        if os.path.isfile(candidate):
-            return candidate
-    known = sorted({p.stem for sub in ("", "models") for p in (shipped / sub).glob("*.yaml")})
-    if os.path.isdir(path):
-        raise ValueError(f"{path} is a directory; give a YAML file, as {Path(path) / 'config.yaml'}, or a shipped name")
-    raise ValueError(f"no config {path}{nearest(Path(path).stem, known)}; shipped ones: {', '.join(known)}")
-
-
-def shipped_configs() -> Path:
-    """The folder of shipped configs: inside an installed package, beside it in a checkout."""
-    package = Path(__file__).parent
-    inside = package / "configs"
-    return inside if inside.is_dir() else package.parent / "configs"
-
-
-def read_yaml(path: Path) -> dict:
+        apply_override(typed, override, Config)
     try:
-        values = parse_yaml(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot read {path}: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} holds {type(values).__name__}, not `key: value` lines")
-    return values
-
-
-def apply_override(values: dict, override: str) -> None:
-    """Set `section.key=value` in place; the value is read as YAML."""
-    key, equals, text = override.partition("=")
-    if not equals or not all(key.split(".")):
-        raise ValueError(f"override {override!r} is not section.key=value")
-    *sections, last = key.split(".")
-    for section in sections:
-        child = values.setdefault(section, {})
-        if isinstance(child, str) and section == "model":
-            child = values[section] = {"file": child}
-        if not isinstance(child, dict):
-            raise ValueError(f"override {override!r}: {section} is a value, not a section")
-        values = child
-    try:
-        values[last] = parse_yaml(text)
+        config, problems = check(with_model(typed, beside=path.parent))
     except ValueError as error:
-        raise ValueError(f"override {override!r}: {text!r} is not a YAML value") from error
+        named = any(override.split("=")[0] in ("model", "model.file") for override in overrides)
+        raise ValueError(f"{WHERE}: {error}" if named else str(error)) from error
+    if config is not None:
+        return config
+    own = problems_of_file(values, beside=path.parent) if overrides else problems
+    brought = [p for p in problems if p not in own]
+    raise ValueError("; ".join(
+        f"{where}: {in_one(found)}"
+        for where, found in ((WHERE, brought), (path, [p for p in problems if p in own])) if found
+    ))  # fmt: skip
+
+
+def problems_of_file(values: dict, *, beside: Path) -> list[str]:
+    """What is wrong with a file by itself, without the overrides of the command line."""
+    try:
+        return check(with_model(values, beside=beside))[1]
+    except ValueError:
+        return []
 
 
 def validate(values: dict, *, source: str) -> Config:
     """Values -> Config; every problem in one line, an unknown key with the nearest known one."""
+    config, problems = check(values)
+    if config is None:
+        raise ValueError(f"{source}: {in_one(problems)}")
+    return config
+
+
+def check(values: dict) -> tuple[Config | None, list[str]]:
+    """The config, or what is wrong with the values."""
     try:
-        return Config.model_validate(values)
+        return Config.model_validate(values), []
     except ValidationError as error:
-        found = error.errors()
-        more = f"; and {len(found) - 8} more" if len(found) > 8 else ""
-        raise ValueError(f"{source}: " + "; ".join(map(describe, found[:8])) + more) from None
+        return None, [describe(e) for e in error.errors()]
+
+
+def in_one(problems: list[str]) -> str:
+    more = f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
+    return "; ".join(problems[:8]) + more
 
 
 def describe(error: Any) -> str:
     where = ".".join(str(p) for p in error["loc"] if "[" not in str(p) and p != "str")  # without a union's members
     if error["type"] == "extra_forbidden":
-        section = section_at(error["loc"][:-1])
-        known = list(section.model_fields) if section else []
-        return f"unknown key {where}{nearest(str(error['loc'][-1]), known)}"
+        return f"unknown key {where}{suggest(where, Config)}"
     if error["type"] == "value_error":
         return f"{where}: {error['ctx']['error']}" if where else str(error["ctx"]["error"])
     if error["type"] == "missing":
@@ -537,26 +519,6 @@ def describe(error: Any) -> str:
     if error["type"] == "model_type":
         return f"{where}={shown(error['input'])}: a section; give it `key: value` lines or leave it out"
     return f"{where}={shown(error['input'])}: {error['msg'][0].lower()}{error['msg'][1:]}"
-
-
-def section_at(loc: tuple) -> type[Section] | None:
-    """The Section class that a pydantic error's location names."""
-    section: type[Section] = Config
-    for part in loc:
-        field = section.model_fields.get(part)
-        if field is None:
-            return None
-        options = get_args(field.annotation) if get_origin(field.annotation) in (Union, types.UnionType) else ()
-        classes = [c for c in (field.annotation, *options) if isinstance(c, type) and issubclass(c, Section)]
-        if not classes:
-            return None
-        section = classes[0]
-    return section
-
-
-def nearest(name: str, known: Any) -> str:
-    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {match[0]}?" if match else ""
 
 
 def dump_config(config: Config) -> str:

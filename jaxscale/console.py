@@ -85,13 +85,16 @@ def summarise(config: cfg.Config, result, *, sample: str | None) -> None:
         return
     console = Console(highlight=False)
     records = read_records(result.out / "metrics.jsonl")
-    curve = plot_losses(records, result.out / "loss.png", title=config.name)
+    try:
+        curve = str(plot_losses(records, result.out / "loss.png", title=config.name))
+    except Exception as error:  # whatever matplotlib raises: the run is done, and its figures are kept
+        curve = f"not drawn ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
     table = Table(title=f"{config.name}, step {result.step}", show_header=False, title_justify="left")
     table.add_column()
     table.add_column(overflow="fold")  # a path cut short is of no use
     for name, value in summary_rows(config, result, records):
         table.add_row(name, escape(value))
-    table.add_row("loss curve", str(curve))
+    table.add_row("loss curve", escape(str(curve)))
     console.print(table)
     if sample is not None and jax.process_count() > 1:
         console.print("\n--sample is for one process; the command below samples from the checkpoint, on any mesh.")

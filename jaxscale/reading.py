@@ -1,10 +1,12 @@
 """YAML and JSON that came from somewhere: data, of which nothing runs, read within bounds.
 
+Scalars without quotes are read as YAML 1.2 has them, in which `010` is ten, `on` is text and `1e-3` a number.
 Whatever is wrong with a text is a ValueError in one line: bad syntax, tags that would make objects, a key that stands
 twice, nesting deeper than any file of ours, aliases that unfold to more than a machine holds.
 """
 
 import json
+import re
 from typing import Any
 
 import yaml
@@ -13,9 +15,34 @@ DEPTH = 100  # levels of lists and mappings, one in the other
 VALUES = 10_000  # of a YAML text, each alias counted as what it stands for
 CHARACTERS = 1_000_000  # of a YAML text, which takes seconds to read
 
+NULLS = ("", "null", "Null", "NULL", "~")
+TRUTHS = {
+    "true": True,
+    "yes": True,
+    "on": True,
+    "false": False,
+    "no": False,
+    "off": False,
+}  # of a key that takes a bool
+INTEGER = re.compile(r"[-+]?[0-9]+")
+OTHER_BASES = re.compile(r"0o[0-7]+|0x[0-9a-fA-F]+")
+FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+SPECIAL = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
+DIGITS = 4000  # of a decimal number, which Python reads
+
+
+class Plain(str):
+    """A scalar that is written without quotes: its type is for its reader to say."""
+
+    __slots__ = ()
+
 
 class Loader(yaml.SafeLoader):
     """YAML within bounds, in which a key stands once: the first of two would be silently ignored."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012  without YAML 1.1's guesses; `<<` merges
+        "<": [("tag:yaml.org,2002:merge", re.compile("<<"))]
+    }
 
     def __init__(self, stream: str):
         super().__init__(stream)
@@ -47,13 +74,49 @@ class Loader(yaml.SafeLoader):
             seen.add(key.value)
         return super().construct_mapping(node, deep=deep)
 
+    def construct_text(self, node):
+        text = self.construct_scalar(node)
+        if node.style is not None:
+            return text
+        return None if text in NULLS else Plain(text)
+
+
+Loader.add_constructor("tag:yaml.org,2002:str", Loader.construct_text)
+
 
 def refused(problem: str, mark: yaml.Mark) -> yaml.YAMLError:
     return yaml.constructor.ConstructorError(None, None, problem, mark)
 
 
 def parse_yaml(text: str) -> Any:
-    """Plain values of a YAML text."""
+    """Values of a YAML text, their types by YAML 1.2's core schema."""
+    return resolve(parse_untyped(text))
+
+
+def core(text: str) -> Any:
+    """An unquoted scalar by YAML 1.2's core schema: a bool, a number, or else the text. Nulls are known by then."""
+    if text in ("true", "True", "TRUE", "false", "False", "FALSE"):
+        return text.lower() == "true"
+    if OTHER_BASES.fullmatch(text):
+        return int(text, 0)
+    if INTEGER.fullmatch(text) and len(text) < DIGITS:
+        return int(text)
+    if FLOAT.fullmatch(text):
+        return float(text)
+    return float(text.replace(".", "", 1)) if SPECIAL.fullmatch(text) else str(text)
+
+
+def resolve(value: Any) -> Any:
+    """`value` with every unquoted scalar in it by the core schema."""
+    if isinstance(value, list):
+        return [resolve(v) for v in value]
+    if isinstance(value, dict):
+        return {key and str(key): resolve(v) for key, v in value.items()}
+    return core(value) if isinstance(value, Plain) else value
+
+
+def parse_untyped(text: str) -> Any:
+    """Values of a YAML text in which scalars without quotes are `Plain` (or None), for who knows the type of each."""
     if len(text) > CHARACTERS:
         raise ValueError(f"it has {len(text):,} characters, more than {CHARACTERS:,}")
     try:

@@ -116,7 +116,7 @@ def steps_kept(run: Path) -> list[int]:
 # --- configs, meshes, batches ---------------------------------------------------------------------------------
 
 TRAIN = {
-    "optimiser.b1=0.9": "unknown key optimiser; did you mean optimizer?",
+    "optimiser.b1=0.9": "command line: unknown key optimiser.b1; did you mean optimizer.b1?",
     "steps=many": "steps='many': input should be a valid integer",
     "steps=true": "steps: true",
     "steps": "override 'steps' is not section.key=value",
@@ -143,6 +143,11 @@ TRAIN = {
     "model.rope_theta=500": "is of another model or optimizer: model.rope_theta: 10000.0 -> 500.0",
     "model.sliding_window=8": "is of another model or optimizer: model.sliding_window: null -> 8",
     "optimizer.name=lion": 'is of another model or optimizer: optimizer.name: "adamw" -> "lion"',
+    "out=gs://bucket/run": "give checkpoint.directory=gs://bucket/run for its checkpoints, and out=DIRECTORY",
+    "data.path=s3://bucket/tokens": "training reads its data from a file system",
+    "optimizer.no_decay=[norms, bias]": "optimizer.no_decay: no parameter is called norms; did you mean norm?",
+    "optimizer.no_decay=[embeddings]": "no parameter is called embeddings; did you mean embedding?",
+    "optimizer.no_decay=[position]": "optimizer.no_decay: no parameter is called position; their paths are made of",
     "optimizer.ema=0.9": "is of another model or optimizer: optimizer.ema: null -> 0.9",
 }
 
@@ -479,7 +484,7 @@ GENERATE = [
     (["model.rope_theta=500"], "model.rope_theta: 10000.0 -> 500.0"),
     (["mesh.tensor=16"], "needs 64 devices and there are 8"),
     (["mesh={data: 1, tensor: 8}"], "num_heads 2 is not divisible by 8"),
-    (["mseh.tensor=2"], "unknown key mseh; did you mean mesh?"),
+    (["mseh.tensor=2"], "unknown key mseh.tensor; did you mean mesh.tensor?"),
 ]
 
 
@@ -532,7 +537,28 @@ def test_tokenizers_that_do_not_match(trained, tmp_path, shell):
 # --- how verbs are called -------------------------------------------------------------------------------------
 
 USAGE = [
-    (["trian", "quickstart"], "No such command 'trian'"),
+    (["trian", "quickstart"], "No such command 'trian'; did you mean train?"),
+    (["prepare"], "No such command 'prepare'; did you mean data prepare?"),
+    (["verify", "runs/x"], "No such command 'verify'; did you mean checkpoint verify?"),
+    (["check", "x"], "No such command 'check'; did you mean puzzle check?"),
+    (["generat"], "; did you mean generate?"),
+    (["bench", "atention"], "; did you mean attention?"),
+    (["export"], "No such command 'export'; `"),  # near report and explain
+    (["eval", "x"], "No such command 'eval'; `"),
+    (["plot", "x"], "No such command 'plot'; `"),
+    (["run", "x"], "No such command 'run'; `"),
+    (["test"], "No such command 'test'; `"),
+    (["restore"], "No such command 'restore'; `"),
+    (["checkpoint", "ls"], "No such command 'ls'; `"),
+    (["checkpoint", "cp"], "No such command 'cp'; `"),
+    (["puzzle", "set"], "No such command 'set'; `"),
+    (["train", "quickstart", "--steps=5"], "No such option: --steps; a key of the config is given as steps=VALUE"),
+    (["train", "quickstart", "--data.path", "x"], "a key of the config is given as data.path=VALUE"),
+    (["train", "quickstart", "--sampel", "x"], "No such option: --sampel; did you mean --sample?"),
+    (["train", "quickstart", "--example", "x"], "No such option: --example; `"),
+    (["train", "quickstart", "--resume"], "No such option: --resume; `"),
+    (["report", "x", "-o", "s3://bucket/x.html"], "-o s3://bucket/x.html: an object store; give a file"),
+    (["data", "prepare", "--stdlib", "--out=gs://bucket/x"], "--out gs://bucket/x: an object store"),
     (["train"], "Missing argument"),
     (["train", "quickstart", "--steps", "5"], "No such option: --steps"),
     (["data", "prepare", "--stdlib"], "Missing option '--out'"),

@@ -1,5 +1,6 @@
 """What a run file may say, what it may not, and that the shipped ones are the models they are named after."""
 
+import copy
 import math
 import re
 
@@ -7,6 +8,7 @@ import pytest
 import yaml
 
 from jaxscale import config as cfg
+from jaxscale import overrides
 from jaxscale.analysis.costs import parameter_counts, train_flops_per_token
 from jaxscale.config import dump_config, load_config, shipped_configs
 from jaxscale.training.layout import parameter_layout
@@ -150,59 +152,202 @@ def test_later_overrides_win(base):
 
 @pytest.mark.parametrize("override", ["steps", "=3", "", ".steps=3", "model.=3", "model..x=3", "steps 3"])
 def test_override_without_key_or_value(base, override):
-    assert refused(base, override) == f"override {override!r} is not section.key=value"
+    assert refused(base, override) == f"command line: override {override!r} is not section.key=value"
 
 
-@pytest.mark.parametrize("text", ["[", "{a: ", "!!python/object:os.system", "{a: 1, a: 2}"])
+@pytest.mark.parametrize("text", ["[", "{a: ", "{a: 1, a: 2}", '"\\q"'])
 def test_override_that_is_no_yaml(base, text):
-    assert "is not a YAML value" in refused(base, f"steps={text}")
+    message = refused(base, f"steps={text}")
+    assert message.startswith("command line: override ")
+    assert "is not a YAML value" in message
 
 
 def test_override_into_a_value(base):
     assert "steps is a value, not a section" in refused(base, "steps.foo=3")
 
 
+SAMPLE = {  # one key of each type that a key has
+    str(annotation): key
+    for key, annotation in overrides.keys_of(cfg.Config).items()
+    if overrides.section_of(annotation) is None and key.split(".")[0] not in ("sharding",)
+} | {"model": "model", "axis names": "sharding.parameters.embed", "option": "runtime.compiler_options.xla_flag"}
+ODD = (
+    "010", "0010", "08", "-010", "1:40", "1:40:00", "1_000", "0x10", "0o10", "0b11", "1e3", "1e-3", "1E3", "1.", ".5",
+    "+5", "5.0", "123", "1.10", "yes", "no", "on", "off", "y", "Yes", "ON", "true", "false", "True", "none", "None",
+    "null", "~", "", " ", "2024-01-02", "2024-01-02 10:00:00", "try #2", "#2", "a: b", "a:b", "- a", "*a", "&a", "!x",
+    "!!int 3", "%x", "@x", "`x`", "|", ">", "?", "=", "<<", " lead", "trail ", " 7 ", "'7'", '"a b"', "'a", 'a"b',
+    "[a]", "[010, on]", "{a: b}", "[", "{", "a,b", "1,5", "inf", ".inf", "nan", ".nan", "1/2", "$HOME", "a\\b", "é",
+)  # fmt: skip
+MEANT = {"yes": True, "on": True, "true": True, "no": False, "off": False, "false": False}
+
+
+def as_typed(value, text: str) -> bool:
+    """Is `value` what a person means who types `text`?"""
+    bare = text.strip()
+    if bare in ("null", "~"):  # the default of `out`
+        return value is None or value == "runs/t"
+    if isinstance(value, bool):
+        return MEANT.get(bare.lower(), {"1": True, "0": False, "y": True}.get(bare)) is value
+    if isinstance(value, int | float):
+        number = bare.strip("'\"")
+        return (int(number, 0) if number[:2] in ("0x", "0o") else float(number)) == value
+    if isinstance(value, list):
+        return text == f"[{', '.join(value)}]"
+    if isinstance(value, dict):
+        return text == "{a: b}" and value == {"a": "b"}
+    return value == text or (bare[0] in "'\"" and value == bare[1:-1] and bare[-1] == bare[0])
+
+
+def load_or_message(path, overrides=()) -> tuple[cfg.Config | None, str]:
+    try:
+        return load_config(path, overrides), ""
+    except ValueError as error:
+        return None, str(error)
+
+
+def leaf(config: cfg.Config, key: str):
+    value = config.model_dump()
+    for name in key.split("."):
+        value = value[name]
+    return value
+
+
+@pytest.mark.parametrize("key", SAMPLE.values())
+def test_what_is_typed_is_what_is_meant(base, key):
+    """Every type of key with every odd text: as it was typed, or refused in one line that names the command line."""
+    before = load_config(base).model_dump()
+    for text in ODD:
+        config, message = load_or_message(base, [f"{key}={text}"])
+        if config is None:
+            assert message.startswith("command line: "), (key, text, message)
+            assert "\n" not in message
+            assert key.split(".")[0] in message, (key, text, message)
+            continue
+        assert as_typed(leaf(config, key), text), (key, text, leaf(config, key))
+        after = config.model_dump()
+        others = {name for name in before if before[name] != after[name]} - {key.split(".")[0]}
+        assert others <= ({"out"} if key == "name" else set()), (key, text, others)
+
+
+@pytest.mark.parametrize("key", SAMPLE.values())
+def test_what_stands_in_a_file_is_what_is_meant(tmp_path, key):
+    """The same in a file, where YAML's own marks (comments, lists, anchors) are a file's."""
+    for text in (t for t in ODD if not re.search(r"[#&*!%@`|>?\[{\\]|^-|: ", t) and t.strip("'\" ") and "<<" not in t):
+        values = inside = copy.deepcopy(BASE)
+        *sections, last = key.split(".")
+        for section in sections:
+            inside = inside.setdefault(section, {})
+        inside[last] = "HERE"
+        path = tmp_path / "odd.yaml"
+        path.write_text(yaml.safe_dump(values).replace("HERE", text))
+        config, message = load_or_message(path)
+        if config is None:
+            assert str(path) in message or "no config models/" in message
+        else:
+            assert as_typed(leaf(config, key), text.strip()), (key, text, leaf(config, key))
+
+
+def test_a_written_config_is_read_back_whatever_its_texts(tmp_path, base):
+    for text in (t for t in ODD if t.strip() and t not in ("null", "~")):
+        config, _ = load_or_message(base, [f"name={text}", f"runtime.compiler_options.xla_flag={text}"])
+        if config is None:
+            continue
+        (tmp_path / "again.yaml").write_text(dump_config(config))
+        assert load_config(tmp_path / "again.yaml") == config, text
+
+
+def test_problems_of_the_file_and_of_the_command_line_are_told_apart(base):
+    base.write_text(yaml.safe_dump(BASE | {"seed": -1}))
+    message = refused(base, "steps=0")
+    assert re.match(r"command line: steps=0: .*; .*base.yaml: seed=-1: ", message)
+    assert refused(base, "seed=3", "steps=0").startswith("command line: steps=0")
+    assert "base.yaml" not in refused(base, "seed=3", "steps=0")
+
+
+def test_a_section_that_is_null_in_the_file_is_filled_by_an_override(base):
+    base.write_text(yaml.safe_dump(BASE | {"model": MODEL | {"rope_scaling": None}}))
+    config = load_config(base, ["model.rope_scaling.factor=4"])
+    assert config.model.rope_scaling is not None
+    assert config.model.rope_scaling.factor == 4
+
+
 # --- what is refused ------------------------------------------------------------------------------------------
 
 UNKNOWN = {
-    "optimiser.learning_rate=1": ("optimiser", "optimizer"),
-    "mesh.tensr=2": ("mesh.tensr", "tensor"),
-    "data.sequence_length=3": ("data.sequence_length", "seq_len"),
-    "model.n_layers=3": ("model.n_layers", "num_layers"),
-    "model.rope_scaling={factr: 3}": ("model.rope_scaling.factr", "factor"),
-    "sharding.parametrs={}": ("sharding.parametrs", "parameters"),
-    "step.microbatch=2": ("step.microbatch", "microbatches"),
+    "optimiser.learning_rate=1": ("optimiser.learning_rate", "optimizer.learning_rate"),
+    "mesh.tensr=2": ("mesh.tensr", "mesh.tensor"),
+    "data.sequence_length=3": ("data.sequence_length", "data.seq_len"),
+    "model.n_layers=3": ("model.n_layers", "model.num_layers"),
+    "model.rope_scaling={factr: 3}": ("model.rope_scaling.factr", "model.rope_scaling.factor"),
+    "sharding.parametrs={}": ("sharding.parametrs", "sharding.parameters"),
+    "step.microbatch=2": ("step.microbatch", "step.microbatches"),
+    "optimizer.lr=1": ("optimizer.lr", "optimizer.learning_rate"),
+    "lr=1": ("lr", "optimizer.learning_rate"),
+    "learning_rate=1": ("learning_rate", "optimizer.learning_rate"),
+    "leraning_rate=1": ("leraning_rate", "optimizer.learning_rate"),
+    "model.learning_rate=1": ("model.learning_rate", "optimizer.learning_rate"),
+    "train.lr=1": ("train.lr", "optimizer.learning_rate"),
+    "batch=2": ("batch", "data.batch_size"),
+    "batch_size=2": ("batch_size", "data.batch_size"),
+    "bs=2": ("bs", "data.batch_size"),
+    "seq_len=2": ("seq_len", "data.seq_len"),
+    "wd=0": ("wd", "optimizer.weight_decay"),
+    "epochs=2": ("epochs", "steps"),
+    "max_steps=2": ("max_steps", "steps"),
+    "setps=2": ("setps", "steps"),
+    "--max-steps=2": ("--max-steps", "steps"),
+    "every=2": ("every", "checkpoint.every or evaluation.every or metrics.every"),
+    "tensor=2": ("tensor", "mesh.tensor"),
+    "eval.every=2": ("eval.every", "evaluation.every"),
+    "warmup=2": ("warmup", "optimizer.warmup_steps"),
+    "dtype=float32": ("dtype", "step.compute_dtype"),
+    "n_layer=2": ("n_layer", "model.num_layers"),
 }
+NOTHING_NEAR = (
+    "model.dropout=0.1", "workers=3", "data.num_workers=3", "foo=1", "optimizer.momentum=0.9", "x.y=1", "gpus=8",
+    "lora=8", "tokenizer=byte", "model.foo=1",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(("override", "names"), UNKNOWN.items())
 def test_unknown_key_names_the_nearest(base, override, names):
     key, near = names
-    assert f"unknown key {key}; did you mean {near}?" in refused(base, override)
+    assert refused(base, override) == f"command line: unknown key {key}; did you mean {near}?"
+
+
+@pytest.mark.parametrize("override", NOTHING_NEAR)
+def test_unknown_key_with_none_near_proposes_nothing(base, override):
+    assert refused(base, override) == f"command line: unknown key {override.split('=')[0]}"
+
+
+def test_every_synonym_names_a_key_that_is_there():
+    known = overrides.keys_of(cfg.Config)
+    assert not set(overrides.SYNONYMS.values()) - set(known)
+    assert not set(overrides.SYNONYMS) & set(known), "a key of that name is found by itself"
+    assert not set(filter(None, overrides.SECTIONS.values())) - set(known)
 
 
 TYPES = {
     "steps=many": ("steps='many'", "integer"),
     "steps=true": ("steps", "true"),
-    "steps=1e3": ("steps='1e3'", "integer"),
     "steps=2.5": ("steps=2.5", "integer"),
-    "steps=": ("steps=None", "integer"),
-    "optimizer.learning_rate=yes": ("optimizer.learning_rate", "true"),
+    "steps=": ("override 'steps='", "no value", "null"),
+    "steps=1:40": ("steps='1:40'", "integer"),
+    "optimizer.learning_rate=yes": ("optimizer.learning_rate='yes'", "number"),
     "optimizer.learning_rate=fast": ("optimizer.learning_rate='fast'", "number"),
     "optimizer.learning_rate=.nan": ("optimizer.learning_rate=nan", "finite"),
     "optimizer.clip_norm=.inf": ("optimizer.clip_norm=inf", "finite"),
     "checkpoint.resume=maybe": ("checkpoint.resume='maybe'", "boolean"),
     "mesh=8": ("mesh=8", "section"),
-    "mesh=": ("mesh=None", "section"),
+    "mesh=null": ("mesh=None", "section"),
     "model=[gpt2-124m]": ("model=['gpt2-124m']", "section"),
-    "model={file: 3}": ("model.file=3", "not a file"),
-    "data.path=3": ("data.path=3", "string"),
-    "name=3": ("name=3", "string"),
+    "model={file: 3}": ("no config models/3",),
+    "model={file: [3]}": ("model.file=", "not a file"),
     "metrics.mfu=standard": ("metrics.mfu='standard'", "'causal' or 'palm'"),
     "step.compute_dtype=float16": ("step.compute_dtype='float16'", "'bfloat16' or 'float32'"),
     "step.remat=ful": ("step.remat='ful'", "'none', 'full' or 'dots'"),
     "step.remat={q: sav}": ("step.remat.q='sav'", "'save', 'offload' or 'recompute'"),
-    "sharding.parameters={embed: 3}": ("sharding.parameters.embed=3", "string"),
+    "sharding.parameters={embed: {a: 3}}": ("sharding.parameters.embed={'a': 3}", "string"),
 }  # fmt: skip
 
 
@@ -269,7 +414,7 @@ FILES = {
     "name: a\nname: b\n": "the key name stands twice",
     "model:\n  num_layers: 2\n  num_layers: 3\n": "the key num_layers stands twice",
     "{}": "name is missing; add it; steps is missing; add it; model is missing; add it; data is missing; add it",
-    "1: 2": "keys should be strings",
+    "1: 2": "unknown key 1",
     "name: t\nsteps: 1\nmodel:\ndata:\n": "model=None: a section",
 }
 

@@ -25,7 +25,6 @@ BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9
         ("a: !!python/name:os.system", "could not determine a constructor"),
         ("a: !!bool maybe", "not what its tag says"),
         ("a: !!timestamp never", "not what its tag says"),
-        ("a: 2001-99-99", "not what its tag says"),
         ("a: 1\na: 2", "the key a stands twice"),
         ("{[1, 2]: 3}", "unhashable key"),
         ("a: " + "x" * 1_000_000, "characters"),

@@ -1,11 +1,13 @@
 #!/bin/bash
 # A run on a Cloud TPU slice of several hosts, from a machine with gcloud: one process a host, all of its chips.
 #
-#   TPU=my-slice ZONE=us-east5-a bash tpu-pod.sh llama3.1-8b out=gs://bucket/runs/llama data.path=/data/llama3.1-8b
+#   TPU=my-slice ZONE=us-east5-a bash tpu-pod.sh llama3.1-8b out=/shared/runs/llama \
+#       checkpoint.directory=gs://bucket/runs/llama data.path=/data/llama3.1-8b
 #
 # jaxscale[tpu] is installed on every host, and `jaxscale` is on the PATH there. The processes find the coordinator (host 0),
 # their ranks and their number in the metadata of the TPU. Port 8476 must be open between the slice's hosts, and closed
-# to all others. `out` must be seen by all hosts.
+# to all others. Checkpoints must be seen by all hosts: a bucket (jaxscale[gcs] too), or a shared file system. `out` (figures and
+# events, which host 0 writes) and `data.path` are directories.
 #
 # After a crash (76 a process vanished, 77 a hang, any other) every host starts again, from the newest checkpoint. Exit code 75
 # is a slice that was told to stop, or is being taken away: saved; run the same command again when there is one. To stop:

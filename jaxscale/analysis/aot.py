@@ -23,6 +23,7 @@ import jax
 from jax.experimental import topologies
 
 from jaxscale import config as cfg
+from jaxscale import private
 from jaxscale.analysis.costs import packs_documents
 from jaxscale.analysis.gpu_targets import CUDNN, target_config
 from jaxscale.analysis.store import Compiled, Memory
@@ -134,9 +135,12 @@ def tpu_topology(topology: Topology) -> Any:
         import libtpu  # noqa: F401
     except ImportError as error:
         raise ValueError(f"compiling for {name} needs libtpu: pip install 'jaxscale[aot-tpu]'") from error
+    except Exception as error:  # a file of it that is missing or damaged
+        raise ValueError(f"libtpu cannot be imported ({first_line(error)}); pip install --force-reinstall "
+                         "'jaxscale[aot-tpu]'") from error  # fmt: skip
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=name, **more)
-    except (RuntimeError, ValueError, NotImplementedError) as error:
+    except (RuntimeError, ValueError, NotImplementedError, AttributeError, OSError) as error:
         raise ValueError(f"libtpu does not take the topology {topology.name}: {first_line(error)}") from error
 
 
@@ -154,11 +158,9 @@ def gpu_topology(topology: Topology) -> Any:
     except (RuntimeError, ValueError, NotImplementedError) as error:
         raise ValueError(f"XLA does not take the topology {topology.name}: {first_line(error)}") from error
     if find_spec("nvidia") is None or find_spec("nvidia.cudnn") is None:
-        with contextlib.suppress(ImportError):  # a private name: where it is gone, attention needs nvidia-cudnn-cu13
-            from jax._src.cudnn import fused_attention_stablehlo
-
-            version = CUDNN[0] * 10_000 + CUDNN[1] * 100 + CUDNN[2]
-            fused_attention_stablehlo.check_cudnn_version = lambda: version
+        version = CUDNN[0] * 10_000 + CUDNN[1] * 100 + CUDNN[2]
+        with contextlib.suppress(ValueError):  # where the name is gone, attention says that it needs cuDNN
+            private.replace("cudnn_version", lambda: version)
     return found
 
 

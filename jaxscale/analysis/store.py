@@ -1,7 +1,7 @@
 """Compiled programs kept on disk: asking again is instant, and needs no jax.
 
 The key is everything that the compiled program depends on: the parts of the config that reach the step, the topology,
-the versions of the compilers, and jaxscale's own source.
+the versions of the compilers, and the source of the training step with all that it imports.
 """
 
 import gzip
@@ -17,12 +17,15 @@ from pathlib import Path
 from jaxscale import config as cfg
 from jaxscale.analysis.costs import packs_documents
 from jaxscale.analysis.hlo import parse
+from jaxscale.analysis.source import source_hash
 from jaxscale.topology import Topology
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "libtpu", "jax-cuda13-plugin", "nvidia-cuda-nvcc", "nvidia-cudnn-cu13")
-ROOMS = ("config.py", "parallel", "models", "training/step.py", "training/loss.py", "training/optimizer.py")
 FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
-NOT_IN_THE_STEP = ("name", "out", "seed", "checkpoint", "evaluation", "metrics")
+# what the step reads of a config: whole sections, and parts of others; tests/analysis/test_store.py holds it to that
+IN_THE_STEP = ("steps", "on_nonfinite", "model", "mesh", "sharding", "step", "loss", "optimizer")
+PARTS = {"guard": ("spike", "on_spike"), "data": ("batch_size", "seq_len"), "runtime": ("compiler_options",)}
+ONLY_AT_THE_START = ("name", "init_std")  # of the model
 
 
 @dataclass(frozen=True)
@@ -81,31 +84,19 @@ def versions(names: tuple[str, ...] = LIBRARIES) -> dict[str, str]:
 
 def what_it_depends_on(config: cfg.Config) -> dict:
     """All that decides the compiled program but the devices, as plain values; what `train --executable` compares."""
-    values = config.model_dump(mode="json")
-    for name in NOT_IN_THE_STEP:
-        values.pop(name, None)
-    data = values["data"]
-    values["data"] = {
-        "batch_size": data["batch_size"], "seq_len": data["seq_len"],
-        "documents": packs_documents(config),
-    }  # fmt: skip
-    values["runtime"] = {"compiler_options": values["runtime"]["compiler_options"]}
+    every = config.model_dump(mode="json")
+    values = {name: every[name] for name in IN_THE_STEP}
+    for section, names in PARTS.items():
+        values[section] = {name: every[section][name] for name in names}
+    for name in ONLY_AT_THE_START:
+        values["model"].pop(name)
+    values["data"]["documents"] = packs_documents(config)
     return {"config": values, "versions": versions(), "source": source_hash()}
-
-
-def source_hash(rooms: tuple[str, ...] = ROOMS) -> str:
-    """Of the files that make the step."""
-    package, digest = Path(__file__).parent.parent, hashlib.sha256()
-    for room in rooms:
-        path = package / room
-        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-            digest.update(file.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 def made_by() -> str:
     """Of the files that say how it is compiled ahead of time."""
-    return source_hash(("hardware.py", "topology.py", "analysis/aot.py", "analysis/gpu_targets.py"))
+    return source_hash("jaxscale.analysis.aot")
 
 
 class Store:

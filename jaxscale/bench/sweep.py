@@ -16,7 +16,8 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from jaxscale import config as cfg
-from jaxscale.analysis.store import source_hash, versions
+from jaxscale.analysis.source import source_hash
+from jaxscale.analysis.store import versions
 from jaxscale.bench.record import BenchRecord, Figure, Label, Row, read_record
 from jaxscale.reading import parse_yaml
 

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 
 from jaxscale import config as cfg
+from jaxscale import private
 from jaxscale.cluster.codes import VANISHED
 from jaxscale.redact import one_line
 
@@ -123,10 +124,9 @@ def from_environment(environment: Mapping[str, str]) -> Place:
 def from_scheduler(name: str) -> Place:
     """What JAX's detection finds. It is asked here, and not left to `initialize`, so that the coordinator need not
     listen on every address of its machine."""
-    from jax._src.clusters import ClusterEnv
-
+    detect = private.find("detect_cluster")
     try:
-        found = ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, 300)
+        found = detect(None, None, None, None, None, 300)
     except Exception as error:  # what a scheduler's interface raises: HTTP, DNS, parsing
         raise ValueError(f"{name}: JAX's cluster detection failed: {first_line(error)}; {HOW_ELSE}") from error
     coordinator, processes, process_id, local = found
@@ -181,11 +181,8 @@ def own_address() -> str:
 
 
 def client() -> Any:
-    """The key-value client of JAX's coordination service, None in a run of one process. JAX has no public name for it;
-    orbax uses this one too."""
-    from jax._src import distributed
-
-    return distributed.global_state.client
+    """The key-value client of JAX's coordination service, None in a run of one process."""
+    return private.find("coordination").client
 
 
 RUNS = [0]  # how many runs this process has begun, as all the others have

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxscale.parallel.sharding import platform, spec
+from jaxscale.parallel.sharding import axes_of, platform, spec
 
 NEGATIVE = -1e30  # finite, so that a row with nothing to see gives no NaN
 
@@ -43,6 +43,9 @@ def attention(
     Returns:
         Context of shape [B, T, N, H], in q's dtype.
     """
+    if axes := axes_of("sequence"):  # a device would attend to its own part alone
+        raise ValueError(f"attention needs whole sequences, and sharding.activations.sequence splits them over "
+                         f"{', '.join(axes)}; remove it")  # fmt: skip
     run = {"xla": xla_attention, "cudnn": cudnn_attention, "splash": splash_attention}[choose(how, q_BTNH)]
     qs, ks = (spec("batch", "sequence", heads, None) for heads in ("heads", "kv_heads"))
     ss = spec("batch", "sequence")

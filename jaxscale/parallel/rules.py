@@ -75,6 +75,22 @@ def check_divides(
             if name in sizes_of:
                 where = f"{axes_text(axes, sizes)}, sharding.{kind}.{name}"
                 require_divides(*sizes_of[name], count(axes, sizes), where)
+    check_attention(activations, sizes)
+
+
+def check_attention(activations: Mapping[str, Axes], sizes: Mapping[str, int]) -> None:
+    """Attention runs on each device by itself: whole sequences, and each query head beside its own kv head."""
+    if count(activations["sequence"], sizes) > 1:
+        raise ValueError(
+            f"sharding.activations.sequence: {axes_text(activations['sequence'], sizes)} splits the sequences, and "
+            "attention needs them whole; remove it (residual_sequence is split between the matmuls)"
+        )
+    heads, kv_heads = (tuple(a for a in activations[name] if sizes.get(a, 1) > 1) for name in ("heads", "kv_heads"))
+    if heads != kv_heads:
+        raise ValueError(
+            f"sharding.activations.heads ({axes_text(heads, sizes)}) and kv_heads ({axes_text(kv_heads, sizes)}) must "
+            "be split by the same axes: a query head is computed beside its kv head"
+        )
 
 
 def require_divides(label: str, size: int, shards: int, where: str) -> None:

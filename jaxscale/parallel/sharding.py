@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from jaxscale import config as cfg
+from jaxscale.blame import library_of
 from jaxscale.parallel.rules import ACTIVATIONS, PARAMETERS, Axes, check_divides, count
 
 PyTree = Any
@@ -58,6 +59,8 @@ def make_rules(overrides: cfg.Sharding) -> Rules:
             for axis in merged[name]:
                 if axis not in cfg.AXES:
                     raise ValueError(f"sharding.{name}: no mesh axis {axis}; there are {', '.join(cfg.AXES)}")
+            if len(set(merged[name])) < len(merged[name]):
+                raise ValueError(f"sharding.{name}: {', '.join(merged[name])} names an axis twice; give each once")
         tables.append(merged)
     return Rules(*tables)
 
@@ -105,6 +108,24 @@ def platform() -> str:
     """The platform that is compiled for: of the mesh's devices (which may not be here), or else JAX's default."""
     mesh = _current_mesh.get()
     return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+
+
+def mesh_here() -> Mesh | AbstractMesh:
+    """The mesh of the surrounding `on_mesh`, with its devices where it has any."""
+    return _current_mesh.get() or current_mesh()
+
+
+@contextlib.contextmanager
+def blaming_overrides(overrides: cfg.Sharding) -> Iterator[bool]:
+    """Around tracing: what a config's layouts are refused for is told with their keys. True where there are any."""
+    keys = [f"sharding.{table}.{name}" for table, names in overrides.model_dump().items() for name in names]
+    try:
+        yield bool(keys)
+    except Exception as error:  # jax has several kinds for types that do not fit
+        if not keys or library_of(error) is None:
+            raise
+        said = " ".join(str(error).split())[:200]
+        raise ValueError(f"{', '.join(keys)}: no such layout on this mesh ({said}); remove or change it") from error
 
 
 def device_kind() -> str:

@@ -1,5 +1,6 @@
 """The loss curve of a run as a PNG."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,12 @@ def plot_losses(records: list[dict[str, Any]], path: Path, *, title: str) -> Pat
         if points:
             text = f"{label}, last {points[-1][1]:.3f}"
             axes.plot(*zip(*points, strict=True), label=text, color=color, marker=marker, markersize=4, linewidth=1.4)
-    axes.set(xlabel="step", ylabel="loss (nats a token)", title=title)
+    axes.set(xlabel="step", ylabel="loss (nats a token)", title=title.replace("$", r"\$"))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    figure.savefig(path)
+    if axes.lines:  # matplotlib warns of a legend of nothing
+        axes.legend(frameon=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a name in letters that its font lacks
+        figure.savefig(path)
     return path

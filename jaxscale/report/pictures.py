@@ -1,6 +1,7 @@
 """The plots of a page as PNGs, as they open there."""
 
 import math
+import warnings
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,9 @@ def draw(plot: Plot, path: Path, page: Page) -> Path:
     files = list(dict.fromkeys(page.sources[s.source].file for s in plot.series))
     where = ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
     axes.set_title(plain(f"from {where}"), fontsize=6, color="#666666", loc="right")
-    figure.savefig(path)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # names in letters that its font lacks
+        figure.savefig(path)
     return path
 
 

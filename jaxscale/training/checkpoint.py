@@ -88,11 +88,12 @@ class Checkpointer:
         return time.perf_counter() - start
 
     def still_writing(self) -> str:
-        """Says so where the last save has not ended yet."""
+        """Says so where the last save has not ended within a second."""
         if self.writing is None or not self.manager.is_saving_in_progress():
             return ""
         step, since = self.writing
-        return f"checkpoint {step} is still being written after {time.perf_counter() - since:.0f} s"
+        seconds = time.perf_counter() - since
+        return f"checkpoint {step} is still being written after {seconds:.0f} s" if seconds >= 1 else ""
 
     def settle(self) -> str:
         """Wait for the checkpoint that is being written; why it could not be, or "" where all is well."""

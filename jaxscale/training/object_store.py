@@ -15,8 +15,8 @@ from typing import Any
 
 import orbax.checkpoint as ocp
 from etils import epath
-from orbax.checkpoint._src.serialization import tensorstore_utils
 
+from jaxscale import private
 from jaxscale.training.places import endpoint, open_store
 from jaxscale.urls import is_url
 
@@ -40,8 +40,8 @@ def save_options(place: epath.Path, barrier: Callable[..., None]) -> dict[str, A
 
 def reach(place: epath.Path) -> epath.Path:
     """Have orbax write arrays under this place; returns it. A directory and `gs://` need nothing."""
-    if os.fspath(place).startswith("s3://") and not hasattr(tensorstore_utils.build_kvstore_tspec, "__wrapped__"):
-        tensorstore_utils.build_kvstore_tspec = with_s3(tensorstore_utils.build_kvstore_tspec)
+    if os.fspath(place).startswith("s3://") and not hasattr(build := private.find("kvstore_spec"), "__wrapped__"):
+        private.replace("kvstore_spec", with_s3(build))
         sys.unraisablehook = without_late_answers(sys.unraisablehook)
     return place
 

@@ -100,12 +100,27 @@ def is_axes(leaf: Any) -> bool:
 
 
 def decay_mask(axes: PyTree, no_decay: list[str]) -> PyTree:
-    """True where weights decay: no component of the parameter's path contains one of `no_decay`."""
+    """True where weights decay: no component of the parameter's path is one of `no_decay`, or ends in `_` and it.
+
+    Raises ValueError for a name that no parameter has; the default's are taken in a model without biases too.
+    """
+    paths = {p: [str(k.key) for k in p] for p, _ in jax.tree_util.tree_leaves_with_path(axes, is_leaf=is_axes)}
+    parts = {part for path in paths.values() for part in path}
+    for name in set(no_decay) - set(cfg.NO_DECAY):
+        if not any(is_named(part, name) for part in parts):
+            endings = {part.rpartition("_")[2] for part in parts}
+            raise ValueError(f"optimizer.no_decay: no parameter is called {name}{cfg.nearest(name, parts | endings)}; "
+                             f"their paths are made of {', '.join(sorted(parts))}")  # fmt: skip
 
     def decays(path, _):
-        return not any(word in jax.tree_util.keystr(path) for word in no_decay)
+        return not any(is_named(part, name) for part in paths[path] for name in no_decay)
 
     return jax.tree_util.tree_map_with_path(decays, axes, is_leaf=is_axes)
+
+
+def is_named(part: str, name: str) -> bool:
+    """`attention_norm` is a `norm`; `unembedding` is no `embedding`."""
+    return part == name or part.endswith(f"_{name}")
 
 
 def muon_dims(axes: PyTree) -> PyTree:

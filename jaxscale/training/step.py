@@ -16,7 +16,7 @@ from flax import nnx
 from jaxscale import config as cfg
 from jaxscale.models.transformer import Transformer
 from jaxscale.parallel.compiler import compiler_options
-from jaxscale.parallel.sharding import device_kind, on_devices, spec
+from jaxscale.parallel.sharding import blaming_overrides, device_kind, mesh_here, on_devices, spec
 from jaxscale.training.average import add_to_sum, average, empty_sum
 from jaxscale.training.loss import Batch, loss_sums
 from jaxscale.training.optimizer import count_from, global_norm, make_optimizer, make_schedule
@@ -60,7 +60,8 @@ class Program:
 def make_program(config: cfg.Config, model: ModelFactory | None = None) -> Program:
     """Build the step of `config`, to be called inside `on_mesh(mesh, rules)`."""
     factory = model or decoder(config)
-    _params, axes, merge = abstract_model(factory)
+    with blaming_overrides(config.sharding):
+        _params, axes, merge = abstract_model(factory)
     optimizer = make_optimizer(config.optimizer, axes, steps=config.steps)
 
     def init() -> TrainState:
@@ -70,8 +71,11 @@ def make_program(config: cfg.Config, model: ModelFactory | None = None) -> Progr
         opt_state = with_spikes(config, optimizer.init(params))
         return TrainState(jnp.int32(0), params, opt_state, ema, jax.random.fold_in(key, 1))
 
-    abstract = on_devices(jax.eval_shape(init))
     step = make_step(config, optimizer, merge)
+    with blaming_overrides(config.sharding) as overridden:
+        abstract = on_devices(jax.eval_shape(init))
+        if overridden:
+            jax.eval_shape(step, abstract, abstract_batch(config, mesh_here(), documents=False))
     evaluate = make_evaluate(config, merge)
     options = compiler_options(device_kind(), config.runtime)
     jitted = jax.jit(step, donate_argnums=0, compiler_options=options or None)
@@ -187,7 +191,9 @@ def make_evaluate(config: cfg.Config, merge: Callable) -> Callable:
     return evaluate
 
 
-def abstract_batch(config: cfg.Config, mesh: jax.sharding.Mesh, *, documents: bool) -> dict[str, jax.ShapeDtypeStruct]:
+def abstract_batch(
+    config: cfg.Config, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh, *, documents: bool
+) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes and layouts of the arrays of a batch as `training.feed` places them; inside `on_mesh`.
 
     Args:
@@ -201,6 +207,6 @@ def abstract_batch(config: cfg.Config, mesh: jax.sharding.Mesh, *, documents: bo
     return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=layout) for name, dtype in dtypes.items()}
 
 
-def batch_sharding(mesh: jax.sharding.Mesh) -> jax.NamedSharding:
+def batch_sharding(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> jax.NamedSharding:
     """Layout of a batch's arrays [microbatches, B, T]: rows over the batch axes."""
     return jax.NamedSharding(mesh, spec(None, "batch", "sequence"))

@@ -13,6 +13,7 @@ import jax
 from jax.sharding import Mesh
 
 from jaxscale import config as cfg
+from jaxscale.analysis.libtpu import older_libtpu
 from jaxscale.cluster.monitor import Monitor
 from jaxscale.cluster.signals import Stopped, watched
 from jaxscale.cluster.start import join_processes
@@ -26,10 +27,11 @@ from jaxscale.training.feed import Feed, has_documents, open_run_tokenizer, open
 from jaxscale.training.guard import Guard, Rollback
 from jaxscale.training.metrics import Meter, Speed, device_memory, model_flops_per_token
 from jaxscale.training.peak import Peak, find_peak
+from jaxscale.training.places import open_place
 from jaxscale.training.run import write_run_files
 from jaxscale.training.step import ModelFactory, Program, TrainState, abstract_batch, batch_sharding, make_program
 from jaxscale.training.watcher import Silent, Watcher
-from jaxscale.training.writer import MetricsWriter
+from jaxscale.training.writer import MetricsWriter, require_writers
 
 
 @dataclass
@@ -76,6 +78,7 @@ def train(
         events.follow = monitor.follow
         with events.during("devices"):
             devices = start_devices(config.runtime, place.processes)
+            require_writers(config)
             mesh = make_mesh(config.mesh, devices)
             rules = rules_for(config, mesh, decoder=model is None)
             peak = find_peak(devices, config.step.compute_dtype)
@@ -92,6 +95,8 @@ def train(
         about |= {"fingerprint": rows.fingerprint, "path": config.data.path}
         kind, length = devices[0].device_kind, config.data.seq_len
         watcher.say(f"mesh {describe_mesh(mesh)} of {kind}; {len(rows):,} rows of {length} tokens")
+        if devices[0].platform == "tpu" and (note := older_libtpu()):
+            watcher.say(note)
         events.write("init", "start")
         with on_mesh(mesh, rules):
             # --- state: from a checkpoint, or born sharded
@@ -136,6 +141,7 @@ def rules_for(config: cfg.Config, mesh: Mesh, *, decoder: bool) -> Rules:
 
 
 def open_checkpoints(config: cfg.Config) -> Checkpointer:
+    open_place(config.checkpoint_place)  # a store that is not there is refused before anything is written
     try:
         config.out_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -15,8 +15,8 @@ import jax
 import numpy as np
 import tensorstore
 from etils import epath
-from orbax.checkpoint._src.serialization import tensorstore_utils
 
+from jaxscale import private
 from jaxscale.training.fingerprint import weighted_sum
 from jaxscale.training.identity import digest
 from jaxscale.training.inventory import METADATA, NEEDED, Kept, elements
@@ -84,7 +84,7 @@ def read_sums(state: epath.Path, names: list[str]) -> Iterator[tuple[str, str, i
     """(name, sum, bytes, problem) of each array of a state, as it is read; the largest should come first."""
     reach(state)
     jax.config.update("jax_platforms", "cpu")
-    context, room = tensorstore_utils.get_ts_context(), Room()
+    context, room = private.find("tensorstore_context")(), Room()
     for name in names:
         try:
             array = read_array(state, name, context, room)
@@ -107,7 +107,7 @@ class Room:
 
 
 def read_array(state: epath.Path, name: str, context: tensorstore.Context, room: Room) -> np.ndarray:
-    kvstore = tensorstore_utils.build_kvstore_tspec(os.fspath(state), name)
+    kvstore = private.find("kvstore_spec")(os.fspath(state), name)
     spec: dict[str, Any] = {"driver": "zarr", "kvstore": kvstore, "fill_missing_data_reads": False}
     stored = tensorstore.open(spec, open=True, read=True, context=context).result(SECONDS)
     array = room.take(stored.shape, stored.dtype.numpy_dtype)

@@ -11,7 +11,9 @@ from typing import Any
 import jax
 
 from jaxscale import config as cfg
+from jaxscale import private
 from jaxscale.training.jsonl import Lines, read_records
+from jaxscale.training.wandb_run import WandbRun, require_wandb
 
 
 class MetricsWriter:
@@ -25,7 +27,7 @@ class MetricsWriter:
         drop_records_after(self.path, start_step)
         self.file = Lines(self.path, say)
         self.board = open_tensorboard(out, say) if config.metrics.tensorboard else None
-        self.wandb = open_wandb(out, config) if config.metrics.wandb else None
+        self.wandb = WandbRun(out, config, say) if config.metrics.wandb else None
 
     def write(self, kind: str, step: int, values: Mapping[str, float | str]) -> None:
         if not self.active:
@@ -37,7 +39,7 @@ class MetricsWriter:
             for name, value in numbers.items():
                 self.board.add_scalar(name, value, step)
         if self.wandb:
-            self.wandb.log(numbers, step=step)
+            self.wandb.log(numbers, step)
 
     def go_back(self, step: int) -> None:
         """The steps after this one are done again."""
@@ -61,13 +63,30 @@ class MetricsWriter:
             self.wandb.finish()
 
 
+def require_writers(config: cfg.Config) -> None:
+    """Ask whether figures can go where the config wants them, before anything is written. Raises ValueError."""
+    if jax.process_index() == 0:
+        if config.metrics.tensorboard:
+            import_tensorboard()
+        if config.metrics.wandb:
+            require_wandb()
+
+
+def import_tensorboard() -> Any:
+    try:
+        from tensorboardX import SummaryWriter
+    except Exception as error:  # it is absent, or what it stands on (protobuf, numpy) does not fit it
+        cause = " ".join(str(error).split())
+        raise ValueError(f"metrics.tensorboard=true: tensorboardX cannot be imported ({cause}); pip install "
+                         "'tensorboardX>=2.6.2,<2.7', or set metrics.tensorboard=false") from error  # fmt: skip
+    return SummaryWriter
+
+
 def open_tensorboard(out: Path, say: Callable[[str], None]) -> Any:
     """TensorBoard's writer, whose thread survives a disk on which it cannot write: without it the queue before that
     thread fills, and the run stands still."""
-    from tensorboardX import SummaryWriter
-
-    board = SummaryWriter(str(out / "tensorboard"))
-    events = board.file_writer.event_writer._ev_writer
+    board = import_tensorboard()(str(out / "tensorboard"))
+    events = private.writer_of_events(board)
     said: list[str] = []
 
     def surviving(write: Callable[..., Any]) -> Callable[..., Any]:
@@ -84,16 +103,6 @@ def open_tensorboard(out: Path, say: Callable[[str], None]) -> Any:
     for name in ("write_event", "flush", "close"):
         setattr(events, name, surviving(getattr(events, name)))
     return board
-
-
-def open_wandb(out: Path, config: cfg.Config) -> Any:
-    try:
-        import wandb
-    except ImportError:
-        raise ValueError(
-            "metrics.wandb=true needs wandb: pip install 'jaxscale[wandb]', or set metrics.wandb=false"
-        ) from None
-    return wandb.init(project="jaxscale", name=config.name, dir=str(out), config=config.model_dump(mode="json"))
 
 
 def drop_records_after(path: Path, step: int) -> None:

@@ -12,6 +12,7 @@ from fuzz import mutations as mu
 from fuzz.oracle import SECONDS, SECRET, Outcome, Place
 from jaxscale import config as cfg
 from jaxscale.bench import sweep
+from jaxscale.reading import parse_yaml
 
 Files = dict[str, bytes | Path]
 REPOSITORY = Path(__file__).parents[2]
@@ -83,7 +84,7 @@ def read_config(directory: Path, *overrides: str) -> None:
 
 def shipped() -> list[dict]:
     folder = REPOSITORY / "configs"
-    return [cfg.read_yaml(p) for p in sorted([*folder.glob("*.yaml"), *folder.glob("models/*.yaml")])]
+    return [parse_yaml(p.read_text()) for p in sorted([*folder.glob("*.yaml"), *folder.glob("models/*.yaml")])]
 
 
 def config_cases(folder: Path) -> st.SearchStrategy[Case]:

@@ -41,6 +41,19 @@ def test_schedules_longer_than_the_run_are_refused(settings):
         rates(**settings)
 
 
+EVERYTHING = {"norm": "layernorm", "position": "learned", "mlp": "gelu", "attention_bias": True, "mlp_bias": True,
+              "qk_norm": True}  # fmt: skip
+
+
+@pytest.mark.parametrize("model", [{}, EVERYTHING])
+def test_the_default_takes_what_its_words_are_part_of(model):
+    """Every norm's scale and every bias of every decoder, and nothing else."""
+    mask = decay_mask(Setup(make_config(model=model)).program.axes, list(cfg.NO_DECAY))
+    for path, decays in jax.tree_util.tree_leaves_with_path(mask):
+        text = jax.tree_util.keystr(path)
+        assert decays != ("norm" in text or "bias" in text), text
+
+
 def test_norms_and_biases_do_not_decay_and_muon_takes_matrices():
     setup = Setup(make_config(model={"attention_bias": True}))
     mask = decay_mask(setup.program.axes, ["norm", "bias"])
@@ -48,6 +61,11 @@ def test_norms_and_biases_do_not_decay_and_muon_takes_matrices():
     assert mask["layers"]["attention"]["q"]
     assert not mask["layers"]["attention"]["q_bias"]
     assert not mask["layers"]["mlp_norm"]["scale"]
+    named = decay_mask(setup.program.axes, ["embedding", "q", "attention"])
+    assert not named["embedding"]
+    assert named["unembedding"], "another name, though it ends alike"
+    assert not named["layers"]["attention"]["out"]
+    assert named["layers"]["attention_norm"]["scale"]
     dims = muon_dims(setup.program.axes)
     assert dims["embedding"] is None
     assert dims["layers"]["attention_norm"]["scale"] is None
