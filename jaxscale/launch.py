@@ -32,9 +32,7 @@ VERB = "import sys; sys.argv[0] = 'jaxscale'; from jaxscale.cli import main; mai
 STOPS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
 FINAL = (MENDABLE, CORRUPT)  # a person must look before the run goes on
 LONGEST_PAUSE = 60.0  # seconds
-FRUITLESS = (
-    3  # restarts in a row that gain no step: one may be a second fault before the next checkpoint, three are not
-)
+FRUITLESS = 3  # restarts in a row that gain no step; one may be a second fault before the next checkpoint
 
 
 @dataclass(frozen=True)

@@ -414,8 +414,8 @@ def test_three_restarts_in_a_row_that_gain_no_step_are_the_last(monkeypatch, cap
     code, made = attempts_of(monkeypatch, config, reached, limit)
     assert (code, made) == (DONE if attempts > len(reached) else HUNG, attempts)
     if code and limit > 3:
-        best = max(saved for saved, _ in reached[:made]), max(done for _, done in reached[:made])
-        why = "3 restarts in a row gained no step (newest checkpoint %d, furthest step %d)" % best
+        saved, done = (max(column) for column in zip(*reached[:made], strict=True))
+        why = f"3 restarts in a row gained no step (newest checkpoint {saved}, furthest step {done})"
         assert f"launch: not restarted: {why}\n" in capsys.readouterr().err
 
 
