@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from jaxscale.reading import parse_yaml
 from jaxscale.redact import redact, shown
-from jaxscale.urls import Place
+from jaxscale.urls import Place, moved_along
 
 AXES = ("pipeline", "data", "fsdp", "expert", "context", "tensor")  # slowest link first
 READY_AXES = ("data", "fsdp", "tensor")
@@ -417,10 +417,13 @@ def nearest_divisor(n: int, d: int) -> int:
 def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
     """Read a run file (or a bare model file, for `show`) and apply `section.key=value` overrides.
 
+    A run's directory stands for its config.yaml, with `out` where the directory is now.
     Raises ValueError with one line for an unreadable file, an unknown key, a wrong type or a broken rule.
     """
-    path = find_config(path)
+    given, path = path, find_config(path)
     values = read_yaml(path)
+    if path == Path(given) / "config.yaml" or is_of_a_run(path):
+        values |= where_it_is_now(values, path.parent)
     if "model" not in values and "num_layers" in values:  # a model file: a run around it, enough to look at
         name = values.get("name", path.stem)
         values = {"name": name, "steps": 1, "model": values, "data": {"kind": "synthetic", "seq_len": 1024}}
@@ -430,6 +433,22 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     if isinstance(model, str) or (isinstance(model, dict) and "file" in model):
         values["model"] = read_model(model, beside=path.parent)
     return validate(values, source=str(path))
+
+
+def is_of_a_run(path: Path) -> bool:
+    """Whether a config is the one that a run has written into its directory."""
+    return path.name == "config.yaml" and (path.parent / "environment.json").is_file()
+
+
+def where_it_is_now(values: dict, directory: Path) -> dict:
+    """`out`, and checkpoints below it, of a run whose directory may have been moved or copied."""
+    old, checkpoint = values.get("out"), values.get("checkpoint")
+    if not isinstance(old, str) or os.path.realpath(os.path.expanduser(old)) == os.path.realpath(directory):
+        return {}
+    found: dict = {"out": str(directory)}
+    if isinstance(checkpoint, dict) and isinstance(place := checkpoint.get("directory"), str):
+        found["checkpoint"] = checkpoint | {"directory": moved_along(place, old, directory)}
+    return found
 
 
 def read_model(model: str | dict, *, beside: Path) -> dict:
@@ -445,17 +464,18 @@ def read_model(model: str | dict, *, beside: Path) -> dict:
 
 
 def find_config(path: str | Path) -> Path:
-    """`path`, with .yaml added, or of that name among the shipped configs."""
+    """`path`, with .yaml added, of that name among the shipped configs, or in the directory of a run."""
     shipped = shipped_configs()
     name = str(path).removeprefix("configs/")
     names = [Path(path), Path(f"{path}.yaml")]
     names += [shipped / sub / f"{name}{end}" for sub in ("", "models") for end in ("", ".yaml")]
+    names.append(Path(path) / "config.yaml")
     for candidate in names:
         if os.path.isfile(candidate):
             return candidate
     known = sorted({p.stem for sub in ("", "models") for p in (shipped / sub).glob("*.yaml")})
     if os.path.isdir(path):
-        raise ValueError(f"{path} is a directory; give a YAML file, as {Path(path) / 'config.yaml'}, or a shipped name")
+        raise ValueError(f"{path} is no run's directory, as it has no config.yaml; give a YAML file, or a shipped name")
     raise ValueError(f"no config {path}{nearest(Path(path).stem, known)}; shipped ones: {', '.join(known)}")
 
 

@@ -33,12 +33,14 @@ BELOW = {
     "local": {"codes"},
     "cluster": {"codes", "redact", "config"},
     "places": {"urls"},
-    "inventory": {"places", "reading", "urls"},
+    "lock": set(),
+    "inventory": {"places", "lock", "reading", "urls"},
     "launch": {"local", "codes", "jsonl", "places", "inventory", "redact", "config"},
     "training": {
         "urls",
         "places",
         "inventory",
+        "lock",
         "cluster",
         "codes",
         "jsonl",
@@ -129,6 +131,7 @@ OWN_ROOM = {
     "jaxscale.puzzles.exercises": "exercises",
     "jaxscale.training.places": "places",
     "jaxscale.training.inventory": "inventory",
+    "jaxscale.training.lock": "lock",
 }
 WITH_JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "grain"}
 ALONE = (
@@ -136,6 +139,7 @@ ALONE = (
     "bench/compare",
     "bench/sweep",
     "training/jsonl",
+    "training/lock",
     "cluster/codes",
     "cluster/local",
     "launch",

@@ -38,6 +38,10 @@ class RowSource(Protocol):
     def fingerprint(self) -> str | None:
         """The tokenizer's, None where there is none."""
 
+    @property
+    def content(self) -> str | None:
+        """A hash of the tokens, by which a resumed run knows the data again; None where they are made of a seed."""
+
     def __len__(self) -> int: ...
 
     def row(self, i: int) -> dict[str, np.ndarray]: ...
@@ -63,6 +67,10 @@ class Windows:
     @property
     def fingerprint(self) -> str | None:
         return self.store.fingerprint
+
+    @property
+    def content(self) -> str | None:
+        return self.store.content
 
     def __len__(self) -> int:
         return max(0, self.store.num_tokens - 1) // self.seq_len
@@ -132,6 +140,7 @@ class Synthetic:
     num_rows: int = 2**40
     separator_id: None = None
     fingerprint: None = None
+    content: None = None
 
     def __len__(self) -> int:
         return self.num_rows

@@ -7,7 +7,7 @@ import glob
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +22,7 @@ from jaxscale.reading import parse_json
 
 Verify = Literal["always", "once", "size"]
 STAMP_NAME = ".verified.json"
+SAMPLED = 2**15  # tokens at each end
 _LLMC_HEADER_BYTES = 256 * 4
 # magic: (version, dtype, separator, vocabulary size). GPT-2 and Llama-3, from llm.c's dev/data/data_common.py.
 _LLMC_FORMATS = {20240520: (1, "uint16", 50256, 50257), 20240801: (7, "uint32", 128000, 128256)}
@@ -31,7 +32,8 @@ _LLMC_FORMATS = {20240520: (1, "uint16", 50256, 50257), 20240801: (7, "uint32", 
 class TokenStore:
     """``num_tokens`` token ids over one or more shards; a separator begins each document.
 
-    ``name`` is for messages; ``fingerprint`` is the tokenizer's, None where it is not known.
+    ``name`` is for messages; ``fingerprint`` is the tokenizer's, None where it is not known; ``content`` is a hash by
+    which other tokens are told from the same ones at another place.
     """
 
     name: str
@@ -39,6 +41,7 @@ class TokenStore:
     vocab_size: int
     separator_id: int
     fingerprint: str | None = None
+    content: str | None = None
 
     @cached_property
     def _ends(self) -> np.ndarray:
@@ -99,6 +102,7 @@ def open_tokens(path: str | Path, split: str = "train", *, verify: Verify = "onc
         vocab_size=index.tokenizer.vocab_size,
         separator_id=index.tokenizer.separator_id,
         fingerprint=index.tokenizer.fingerprint,
+        content=content_hash(f"{shard.tokens} {shard.sha256}" for shard in shards),
     )
 
 
@@ -142,7 +146,18 @@ def open_llmc(pattern: str | Path, *, vocab_size: int | None = None) -> TokenSto
         shards=tuple(shard for shard in shards if len(shard)),
         vocab_size=default_vocab_size if vocab_size is None else vocab_size,
         separator_id=separator_id,
+        content=content_hash(map(sampled, shards)),
     )
+
+
+def content_hash(parts: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def sampled(tokens: np.ndarray) -> str:
+    """Length, first and last tokens of a shard that has no checksum; all of it would take as long as training on it."""
+    ends = np.concatenate([tokens[:SAMPLED], tokens[-SAMPLED:]])
+    return f"{len(tokens)} {hashlib.sha256(ends.tobytes()).hexdigest()}"
 
 
 def check_shard_sizes(directory: Path, shards: Sequence[Shard]) -> None:
