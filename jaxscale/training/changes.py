@@ -49,7 +49,7 @@ def told_of_changes(
     changes, lines = config_changes(saved, config), []
     if changes:
         lines.append(f"changed since step {step}: {', '.join(map(str, changes))}")
-    if rate := rate_change(saved, config, step, step):
+    if step < config.steps and (rate := rate_change(saved, config, step, step)):
         lines.append(rate)
     if causes := data_change(meta["data"], about, changes):
         lines.append(f"the data changed since step {step} ({causes}): rows may be read again, or left out")

@@ -51,8 +51,10 @@ class Owner:
 
 def owned(config: cfg.Config) -> dict[str, Path]:
     """The setting that names it -> a directory."""
-    place = config.checkpoint_place
-    return {"out": config.out_dir} | ({} if is_url(place) else {"checkpoint.directory": Path(place).expanduser()})
+    out, place = config.out_dir, config.checkpoint_place
+    if is_url(place) or Path(place).expanduser().resolve() == out.resolve():
+        return {"out": out}
+    return {"out": out, "checkpoint.directory": Path(place).expanduser()}
 
 
 def open_checkpoints(config: cfg.Config) -> Checkpointer:

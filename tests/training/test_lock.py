@@ -8,10 +8,12 @@ import subprocess
 import sys
 
 import pytest
+from support import make_config
 
 from jaxscale import cli
 from jaxscale.training import inventory, lock
 from jaxscale.training.lock import NAME, Lock
+from jaxscale.training.owner import Owner
 
 HOLDER = """
 import sys, time
@@ -64,6 +66,13 @@ def test_a_kill_leaves_no_lock_and_its_file_is_taken_over(tmp_path):
 def test_one_that_is_ending_is_waited_for(tmp_path):
     with holder(tmp_path, seconds=0.5):
         Lock(tmp_path, patience=60).close()
+
+
+def test_a_run_that_has_its_checkpoints_in_its_directory_does_not_meet_itself(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    for place in (tmp_path / "run", tmp_path / "link", tmp_path / "run" / "checkpoints"):
+        config = make_config(out=str(tmp_path / "run"), checkpoint={"directory": str(place)})
+        Owner(config, print).close()
 
 
 def test_what_is_not_signed_leaves_nothing(tmp_path):
