@@ -254,11 +254,11 @@ def test_what_one_process_finds_damaged_is_damaged_for_all(config, folder, peace
 
 
 def test_a_second_start_is_refused_on_all_its_processes_while_the_first_lives(config, folder, reader):
-    out = folder / "owned"
-    with train(config, out) as group:
+    out, endless = folder / "owned", ["steps=1000000"]
+    with train(config, out, endless) as group:
         steps_on(group, out, 3)
         pid = group.processes[0].pid
-        with train(config, out) as second:
+        with train(config, out, endless) as second:
             assert second.wait(60) == [MENDABLE, MENDABLE], second.texts()
             for rank in (0, 1):
                 assert f"{out} is in use by another process (process {pid} on " in second.error(rank)
