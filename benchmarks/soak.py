@@ -2,6 +2,7 @@
 
     python benchmarks/soak.py --faults 100 --seed 1             # one mesh: bitwise
     python benchmarks/soak.py --faults 30 --seed 2 --meshes     # another mesh at each start: to 1e-5
+    python benchmarks/soak.py --faults 10 --seed 3 --launch     # `jaxscale launch` starts it again: bitwise
 
 A tiny decoder trains on this machine's CPU, its directory on a tmpfs. Each fault is drawn and timed by the seed; then
 the run is started again, as an operator would. At the end it has the losses and parameters of the run in peace, and
@@ -153,7 +154,7 @@ class Soak:
         before = next((e for e in reversed(self.entries) if "at" in e), None)
         if before is not None and "survived" not in before:
             resumed = [line for line in group.text(0).splitlines() if line.startswith("resuming from step")]
-            step = int(resumed[0].split()[3]) if resumed else 0
+            step = int(resumed[-1].split()[3]) if resumed else 0
             before["survived"] = step == before["resumes"]
             before["recovered_seconds"] = record["time"] - before["at"]
             assert before["survived"], f"resumed from {step}, not {before['resumes']}: {before}\n{group.texts()}"
@@ -325,7 +326,7 @@ class Soak:
 def settle(entries: list[dict[str, Any]]) -> None:
     """A fault after which the processes were killed while they started was survived if that second one was."""
     for entry, after in reversed(list(pairwise(entries))):
-        if "survived" not in entry and after["kind"] == "kill all while starting" and after.get("survived"):
+        if "survived" not in entry and after["kind"].endswith("while starting") and after.get("survived"):
             entry["survived"] = True
 
 
@@ -358,9 +359,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--meshes", action="store_true", help="another mesh and number of processes at each start")
+    parser.add_argument("--launch", action="store_true", help="have `jaxscale launch` start it again")
     parser.add_argument("--out", type=Path, default=HERE / "results", help="folder of the record")
     parser.add_argument("--summarise", type=Path, help="only sum the entries of this record up again")
     options = parser.parse_args()
+    if options.launch and options.meshes:
+        parser.error("--launch starts the same mesh again; leave out --meshes")
     if options.summarise:
         record = json.loads(options.summarise.read_text())
         options.summarise.write_text(json.dumps(record | summary(record["entries"]), indent=1) + "\n")
@@ -369,7 +373,10 @@ def main() -> None:
     about, began = machine(), time.time()
     folder = Path(tempfile.mkdtemp(prefix="soak-"))
     places = MESHES if options.meshes else ONE_MESH
-    soak = Soak(folder, seed=options.seed, processes=options.processes, places=places)
+    from soak_launch import LaunchSoak  # here, as it is made of this file's Soak
+
+    how = LaunchSoak if options.launch else Soak
+    soak = how(folder, seed=options.seed, processes=options.processes, places=places)
     try:
         for kind in soak.kinds(options.faults):
             if options.minutes and time.time() - began > 60 * options.minutes:
@@ -385,7 +392,8 @@ def main() -> None:
               "left_out": soak.left_out, **told, "beside_the_run_in_peace": end, "entries": soak.entries}  # fmt: skip
     for name, value in (*told.items(), *end.items()):
         print(f"{name:44}{value}")
-    print(f"recorded in {write_record('soak-meshes' if options.meshes else 'soak', record, options.out)}")
+    kind = "soak-meshes" if options.meshes else "soak-launch" if options.launch else "soak"
+    print(f"recorded in {write_record(kind, record, options.out)}")
     same = end["largest_loss_difference"] <= 1e-5 and end["largest_state_difference"] <= 1e-5 if options.meshes else (
         end["losses_and_gradient_norms_bitwise"] and end["state_bitwise"])  # fmt: skip
     assert told["survived"] == told["faults"], "not all faults were survived"

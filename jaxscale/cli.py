@@ -30,7 +30,7 @@ USAGE_ERROR: Any = typer.BadParameter.__base__  # click's, wherever typer keeps 
 TOPOLOGY_HELP = "e.g. v5p:8x8x8, v6e:16x16, v5e:16x16, tpu7x:4x4x4, h100:16x8 (nodes x GPUs), h200:8"
 TopologyName = Annotated[str, typer.Option(help=TOPOLOGY_HELP)]
 Slices = Annotated[int, typer.Option(min=1, help="TPU slices of that shape, joined by the slow network.")]
-CONFIG_HELP = "a YAML file, or the name of a shipped one: quickstart, llama3.1-8b, ..."
+CONFIG_HELP = "a YAML file, a run's directory, or the name of a shipped config: quickstart, llama3.1-8b, ..."
 
 
 def version(show: bool) -> None:

@@ -65,16 +65,20 @@ def rm(
     keep_last: Annotated[int | None, typer.Option(min=1, help="Remove all but the last N.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Even the last whole one.")] = False,
 ) -> None:
-    """Remove checkpoints, and say what was freed. Asks nothing; the last whole one goes only with --force."""
+    """Remove checkpoints, and say what was freed. Asks nothing; the last whole one goes only with --force.
+
+    Refused while a run trains there, which counts on what it has saved.
+    """
     from jaxscale.training import inventory
 
     if bool(step) == (keep_last is not None):
         raise ValueError("say which: --step N (several times), or --keep-last N; one of the two")
     place = inventory.find_place(directory)
-    kept = inventory.inventory(place)
-    gone = inventory.chosen(kept, step or [], keep_last, where=place, force=force)
-    for one in gone:
-        inventory.take_away(place, one)
-        print(f"removed step {one.step}: {one.bytes:,} bytes freed", flush=True)
+    with inventory.alone(place):
+        kept = inventory.inventory(place)
+        gone = inventory.chosen(kept, step or [], keep_last, where=place, force=force)
+        for one in gone:
+            inventory.take_away(place, one)
+            print(f"removed step {one.step}: {one.bytes:,} bytes freed", flush=True)
     left = [s for s in inventory.steps_of(kept) if s not in [k.step for k in gone]]
     print(f"{sum(k.bytes for k in gone):,} bytes freed in all; left: {', '.join(map(str, left)) or 'none'}")

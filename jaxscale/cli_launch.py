@@ -13,7 +13,12 @@ def launch(
         int | None,
         typer.Option(min=1, help="Simulated devices of each, on a CPU; by default the config's, shared out."),
     ] = None,
-    max_restarts: Annotated[int, typer.Option(min=0, help="After a failure, from the newest checkpoint.")] = 0,
+    max_restarts: Annotated[
+        int,
+        typer.Option(
+            min=0, help="After a failure, from the newest checkpoint. Three in a row that gain no step are the last."
+        ),
+    ] = 0,
     grace: Annotated[float, typer.Option(min=0, help="Seconds that the others have to end, when one failed.")] = 10.0,
     port: Annotated[
         int | None, typer.Option(min=1, max=65535, help="Where the processes meet, on loopback; by default a free one.")

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from jaxscale.config_files import find_config, read_yaml, with_model
+from jaxscale.config_files import find_config, is_of_a_run, read_yaml, where_it_is_now, with_model
 from jaxscale.config_files import shipped_configs as shipped_configs
 from jaxscale.data.vocabulary import VocabSize, data_vocab_size
 from jaxscale.overrides import WHERE, apply_override, suggest
@@ -454,10 +454,13 @@ def nearest_divisor(n: int, d: int) -> int:
 def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
     """Read a run file (or a bare model file, for `show`) and apply `section.key=value` overrides.
 
+    A run's directory stands for its config.yaml, with `out` where the directory is now.
     Raises ValueError with one line for an unreadable file, an unknown key, a wrong type or a broken rule.
     """
-    path = find_config(path)
+    given, path = path, find_config(path)
     values = read_yaml(path)
+    if path == Path(given) / "config.yaml" or is_of_a_run(path):
+        values |= where_it_is_now(values, path.parent)
     if "model" not in values and "num_layers" in values:  # a model file: a run around it, enough to look at
         name = values.get("name") or path.stem
         values = {"name": name, "steps": 1, "model": values, "data": {"kind": "synthetic", "seq_len": 1024}}

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from jaxscale.reading import parse_untyped
 from jaxscale.spelling import nearest
+from jaxscale.urls import moved_along
 
 
 def with_model(values: dict, *, beside: Path) -> dict:
@@ -28,18 +29,35 @@ def read_model(model: str | dict, *, beside: Path) -> dict:
 
 
 def find_config(path: str | Path) -> Path:
-    """`path`, with .yaml added, or of that name among the shipped configs."""
+    """`path`, with .yaml added, of that name among the shipped configs, or in the directory of a run."""
     shipped = shipped_configs()
     name = str(path).removeprefix("configs/")
     names = [Path(path), Path(f"{path}.yaml")]
     names += [shipped / sub / f"{name}{end}" for sub in ("", "models") for end in ("", ".yaml")]
+    names.append(Path(path) / "config.yaml")
     for candidate in names:
         if os.path.isfile(candidate):
             return candidate
     known = sorted({p.stem for sub in ("", "models") for p in (shipped / sub).glob("*.yaml")})
     if os.path.isdir(path):
-        raise ValueError(f"{path} is a directory; give a YAML file, as {Path(path) / 'config.yaml'}, or a shipped name")
+        raise ValueError(f"{path} is no run's directory, as it has no config.yaml; give a YAML file, or a shipped name")
     raise ValueError(f"no config {path}{nearest(Path(path).stem, known)}; shipped ones: {', '.join(known)}")
+
+
+def is_of_a_run(path: Path) -> bool:
+    """Whether a config is the one that a run has written into its directory."""
+    return path.name == "config.yaml" and (path.parent / "environment.json").is_file()
+
+
+def where_it_is_now(values: dict, directory: Path) -> dict:
+    """`out`, and checkpoints below it, of a run whose directory may have been moved or copied."""
+    old, checkpoint = values.get("out"), values.get("checkpoint")
+    if not isinstance(old, str) or os.path.realpath(os.path.expanduser(old)) == os.path.realpath(directory):
+        return {}
+    moved: dict = {"out": str(directory)}
+    if isinstance(checkpoint, dict) and isinstance(place := checkpoint.get("directory"), str):
+        moved["checkpoint"] = checkpoint | {"directory": moved_along(place, old, directory)}
+    return moved
 
 
 def shipped_configs() -> Path:

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from jaxscale.training.inventory import Kept
 from jaxscale.training.places import aside
+from jaxscale.training.position import require_position, rows_read
 
 UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 WIDE = 160  # a cell cut short cannot be read: where the terminal is narrower, lines wrap
@@ -49,7 +50,12 @@ def data_read(one: Kept) -> str:
     data = one.about.get("data") or {}
     if one.step is None or not isinstance(data.get("batch_size"), int):
         return ""
-    return f"{one.step * data['batch_size']:,} rows of {data.get('seq_len')} tokens, seed {data.get('seed')}"
+    try:
+        require_position(data)
+    except ValueError:
+        return ""
+    read = rows_read(data, one.step, data["batch_size"])
+    return f"{read:,} rows of {data.get('seq_len')} tokens, seed {data.get('seed')}"
 
 
 def size(count: int) -> str:

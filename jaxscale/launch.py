@@ -32,6 +32,7 @@ VERB = "import sys; sys.argv[0] = 'jaxscale'; from jaxscale.cli import main; mai
 STOPS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
 FINAL = (MENDABLE, CORRUPT)  # a person must look before the run goes on
 LONGEST_PAUSE = 60.0  # seconds
+FRUITLESS = 3  # restarts in a row that gain no step; one may be a second fault before the next checkpoint
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,9 @@ class Progress:
     def beyond(self, other: "Progress") -> bool:
         return self.saved > other.saved or self.done > other.done
 
+    def furthest(self, other: "Progress") -> "Progress":
+        return Progress(max(self.saved, other.saved), max(self.done, other.done))
+
 
 def launch(arguments: Sequence[str], config: str, overrides: Sequence[str], team: Team) -> int:
     """Run `jaxscale ARGUMENTS` on `team`; returns an exit code of cluster/codes.py, or that of the first that failed.
@@ -69,17 +73,18 @@ def launch(arguments: Sequence[str], config: str, overrides: Sequence[str], team
     Raises ValueError for what cannot work, before any process starts.
     """
     added, places, loaded = prepare(config, overrides, team)
-    before: Progress | None = None  # what stood at the failure before
+    best, fruitless = Progress(-1, -1), 0  # how far it ever came, and restarts in a row that came no further
     with signals() as heard:
         for restart in range(team.max_restarts + 1):
             code = run_once([*arguments, *added], places, heard, team)
             if heard or code in (DONE, PREEMPTED, INTERRUPTED) or not team.max_restarts:
                 return code
             now = progress(loaded.out_dir, loaded.checkpoint_place)
-            if reason := against_restart(code, restart, team, now, before):
+            fruitless = 0 if now.beyond(best) else fruitless + 1
+            best, seconds = best.furthest(now), min(LONGEST_PAUSE, 2.0**restart)
+            if reason := against_restart(code, restart, team, best, fruitless):
                 say(f"not restarted: {reason}")
                 return code
-            before, seconds = now, min(LONGEST_PAUSE, 2.0**restart)
             start = f"step {now.saved}" if now.saved else "the beginning"
             say(f"restart {restart + 1} of {team.max_restarts} in {seconds:g} s, from {start} ({now.done} were done)")
             pause(seconds, heard)
@@ -107,12 +112,13 @@ def run_once(arguments: Sequence[str], places: Sequence[dict[str, str]], heard: 
     return PREEMPTED if PREEMPTED in codes else INTERRUPTED
 
 
-def against_restart(code: int, restart: int, team: Team, now: Progress, before: Progress | None) -> str:
+def against_restart(code: int, restart: int, team: Team, best: Progress, fruitless: int) -> str:
     """Why no further restart is made; empty where one is."""
     if code in FINAL:
         return f"exit code {code} is {MEANING[code]}"
-    if before is not None and not now.beyond(before):
-        return f"no step was gained since the last restart (newest checkpoint {now.saved}, furthest step {now.done})"
+    if fruitless >= FRUITLESS:
+        reached = f"newest checkpoint {best.saved}, furthest step {best.done}"
+        return f"{fruitless} restarts in a row gained no step ({reached})"
     return f"{restart} restarts were allowed" if restart == team.max_restarts else ""
 
 

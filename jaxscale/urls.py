@@ -1,6 +1,7 @@
 """URLs of object stores, `scheme://bucket/prefix`, and texts without what is secret in them."""
 
 import os
+from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 
@@ -14,6 +15,12 @@ SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")  # of the environment
 
 def is_url(place: os.PathLike | str) -> bool:
     return "://" in os.fspath(place)
+
+
+def moved_along(place: str, old: str | None, new: Path) -> str:
+    """Where a place is once the directory `old` is at `new`; one that is not below it stays where it is."""
+    inside = old is not None and not is_url(place) and Path(place).expanduser().is_relative_to(Path(old).expanduser())
+    return str(new / Path(place).expanduser().relative_to(Path(old).expanduser())) if inside and old else place
 
 
 def read_url(url: str) -> tuple[str, str]:

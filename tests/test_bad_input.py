@@ -1,5 +1,6 @@
 """What a person can get wrong: one line that begins with `error:`, a non-zero exit, no traceback, and nothing lost."""
 
+import contextlib
 import json
 import shutil
 import sys
@@ -10,9 +11,11 @@ import pytest
 import yaml
 
 from jaxscale import cli
+from jaxscale.config import load_config
 from jaxscale.report import curve
-from jaxscale.training import trainer
+from jaxscale.training import owner, trainer
 from jaxscale.training.jsonl import read_records
+from jaxscale.training.lock import Lock
 
 MODEL = {"vocab_size": 257, "num_layers": 1, "embed_dim": 32, "num_heads": 2, "mlp_dim": 64}
 STEPS, EVERY = 4, 2
@@ -102,7 +105,9 @@ def work(trained, tmp_path) -> Path:
 
 
 def snapshot(directory: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(directory)): p.read_bytes() for p in sorted(directory.rglob("*")) if p.is_file()}
+    """Every file with its bytes, and every directory."""
+    there = sorted(directory.rglob("*"))
+    return {str(p.relative_to(directory)): b"directory" if p.is_dir() else p.read_bytes() for p in there}
 
 
 def losses(run: Path) -> dict[int, float]:
@@ -148,19 +153,72 @@ TRAIN = {
     "optimizer.no_decay=[norms, bias]": "optimizer.no_decay: no parameter is called norms; did you mean norm?",
     "optimizer.no_decay=[embeddings]": "no parameter is called embeddings; did you mean embedding?",
     "optimizer.no_decay=[position]": "optimizer.no_decay: no parameter is called position; their paths are made of",
-    "optimizer.ema=0.9": "is of another model or optimizer: optimizer.ema: null -> 0.9",
+    "step.param_dtype=bfloat16": 'is of another model or optimizer: step.param_dtype: "float32" -> "bfloat16"',
 }
 
 
+@pytest.fixture(scope="module")
+def interrupted(trained, tmp_path_factory) -> Path:
+    """A copy of the trained directory as a killed run leaves one; not to be changed."""
+    directory = tmp_path_factory.mktemp("interrupted")
+    shutil.copytree(trained, directory, dirs_exist_ok=True)
+    run_file(directory, Path(yaml.safe_load((trained / "tiny.yaml").read_text())["data"]["path"]))
+    run = directory / "run"
+    shutil.copytree(run / "checkpoints" / "4", run / "checkpoints" / "6.orbax-checkpoint-tmp")
+    (run / "checkpoints" / "8.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
+    for place in (run, run / "checkpoints"):
+        (place / ".lock").write_text("process 1 on elsewhere\n")
+    for name in ("metrics.jsonl", "events.jsonl"):  # steps after the last checkpoint, and a line that is torn
+        with (run / name).open("a") as file:
+            file.write('{"kind": "train", "event": "step", "step": 5, "loss": 1.0}\n{"kind": "tr')
+    return directory
+
+
 @pytest.mark.parametrize(("override", "message"), TRAIN.items())
-def test_train_refuses_and_loses_nothing(trained, shell, override, message):
-    before = snapshot(trained)
-    assert message in shell.refused("train", trained / "tiny.yaml", override)
-    assert snapshot(trained) == before
+def test_train_refuses_and_changes_nothing(interrupted, shell, override, message):
+    before = snapshot(interrupted)
+    assert message in shell.refused("train", interrupted / "tiny.yaml", override)
+    assert snapshot(interrupted) == before
+
+
+@pytest.mark.parametrize("place", ["run", "run/checkpoints"])
+def test_a_run_that_lives_is_not_joined_by_another(interrupted, shell, monkeypatch, place):
+    monkeypatch.setattr(owner, "ENDING_SECONDS", 0.0)
+    before = snapshot(interrupted)
+    with contextlib.closing(Lock(interrupted / place)):
+        message = shell.refused("train", interrupted / "tiny.yaml")
+    assert f"{interrupted / place} is in use by another process (process 1 on elsewhere); wait for it" in message
+    assert snapshot(interrupted) == before
+
+
+def test_a_first_start_that_is_refused_leaves_no_directory(trained, tmp_path, shell, monkeypatch):
+    """Also where it is refused after its directory was locked."""
+    monkeypatch.setattr(trainer, "open_checkpoints", lambda config: (_ for _ in ()).throw(ValueError("no")))
+    shell.refused("train", trained / "tiny.yaml", f"out={tmp_path / 'new' / 'run'}")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_run_that_was_moved_goes_on_by_its_directory(work, tmp_path_factory, shell):
+    """Also its checkpoints below it, and from another folder than it was started in."""
+    old, new = work / "run", tmp_path_factory.mktemp("elsewhere") / "moved"
+    config = yaml.safe_load((old / "config.yaml").read_text())
+    config["checkpoint"]["directory"] = str(old / "kept")
+    (old / "config.yaml").write_text(yaml.safe_dump(config))
+    (old / "checkpoints").rename(old / "kept")
+    old.rename(new)
+    out = shell.good("train", new, "steps=5")
+    assert f"resuming from step 4 of {new}" in out
+    assert not old.exists()
+    written = load_config(new / "config.yaml")
+    assert (written.out, written.checkpoint.directory) == (str(new), str(new / "kept"))
+    assert (new / "kept" / "5").is_dir()
+    shell.good("generate", new, "--max-new-tokens", 1)
+    listed = json.loads(shell.good("checkpoint", "list", new, "--json"))
+    assert (listed["place"], len(listed["checkpoints"])) == (str(new / "kept"), 3)
 
 
 def test_train_on_a_directory_or_a_typo(trained, shell):
-    assert f"{trained / 'run'} is a directory; give a YAML file" in shell.refused("train", trained / "run")
+    assert f"{trained} is no run's directory, as it has no config.yaml" in shell.refused("train", trained)
     assert "no config qucikstart; did you mean quickstart?" in shell.refused("train", "qucikstart")
 
 

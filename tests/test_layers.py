@@ -25,7 +25,7 @@ BELOW = {
     "spelling": set(),
     "typed": {"reading"},
     "overrides": {"spelling", "typed"},
-    "config_files": {"reading", "spelling"},
+    "config_files": {"reading", "spelling", "urls"},
     "config": {"config_files", "redact", "reading", "urls", "overrides", "spelling", "typed", "vocabulary"},
     "hardware": set(),
     "quiet": set(),
@@ -40,13 +40,15 @@ BELOW = {
     "local": {"codes"},
     "cluster": {"private", "codes", "redact", "config"},
     "places": {"urls"},
-    "inventory": {"places", "reading", "urls"},
+    "lock": set(),
+    "inventory": {"places", "lock", "reading", "urls"},
     "launch": {"local", "codes", "jsonl", "places", "inventory", "redact", "config"},
     "training": {
         "private",
         "urls",
         "places",
         "inventory",
+        "lock",
         "cluster",
         "codes",
         "jsonl",
@@ -156,6 +158,7 @@ OWN_ROOM = {
     "jaxscale.puzzles.exercises": "exercises",
     "jaxscale.training.places": "places",
     "jaxscale.training.inventory": "inventory",
+    "jaxscale.training.lock": "lock",
 }
 WITH_JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "grain"}
 ALONE = (
@@ -163,6 +166,7 @@ ALONE = (
     "bench/compare",
     "bench/sweep",
     "training/jsonl",
+    "training/lock",
     "cluster/codes",
     "cluster/local",
     "launch",

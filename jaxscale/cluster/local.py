@@ -46,9 +46,14 @@ class Children:
     """Processes of one command, each with what its environment adds; lines are prefixed by rank, as `[1] `.
 
     On a terminal process 0 has stdout itself, for its bar. Use as a context: nothing outlives it.
+
+    `collect` alone waits for children. Popen's own `poll`, `terminate` and `send_signal` would do so too: how the
+    process ended were lost to `collect`, and its number could be another's by then.
     """
 
     def __init__(self, command: Sequence[str], additions: Sequence[Mapping[str, str]]):
+        # who starts us may ignore SIGCHLD, and ignoring is inherited: the kernel would wait for the children itself
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         self.running: dict[int, subprocess.Popen[bytes]] = {}
         self.ends: list[End] = []
         self.pumps: list[threading.Thread] = []
@@ -117,8 +122,9 @@ class Children:
         return found
 
     def terminate(self) -> None:
+        """SIGTERM to each; one that has ended, and was not collected yet, ignores it."""
         for child in self.running.values():
-            child.terminate()
+            os.kill(child.pid, signal.SIGTERM)
 
     def kill(self) -> None:
         for child in self.running.values():

@@ -16,6 +16,7 @@ def batches(
     batch_size: int,
     start_step: int = 0,
     stop_step: int | None = None,
+    offset: int = 0,
     rows: np.ndarray | None = None,
     shuffle: bool = True,
     prefetch: int = 2,
@@ -30,6 +31,7 @@ def batches(
         seed: decides the order of rows; see ``order.row_indices``.
         batch_size: rows of the global batch, over all processes.
         stop_step: the first step not to give; None goes on forever.
+        offset: rows of the order that lie between the steps and their rows; see ``order.row_indices``.
         rows: the rows of the global batch that this process needs, in the order it wants them; None for all.
         shuffle: False gives the windows in their own order, as validation wants.
         prefetch: how many batches to load ahead; 0 loads each when it is asked for, in the caller's thread.
@@ -46,10 +48,13 @@ def batches(
         raise ValueError(f"prefetch {prefetch} and num_threads {num_threads} must not be negative; try 2 and 2")
     if stop_step is not None and stop_step < start_step:
         raise ValueError(f"stop_step {stop_step} is before start_step {start_step}; try {start_step + 1}")
-    row_indices(seed, start_step, batch_size, len(source), rows=rows)  # its checks, before any thread starts
+    row_indices(
+        seed, start_step, batch_size, len(source), offset=offset, rows=rows
+    )  # its checks, before any thread starts
 
     def load(step: int) -> dict[str, np.ndarray]:
-        return load_rows(source, row_indices(seed, step, batch_size, len(source), shuffle=shuffle, rows=rows))
+        chosen = row_indices(seed, step, batch_size, len(source), offset=offset, shuffle=shuffle, rows=rows)
+        return load_rows(source, chosen)
 
     import grain  # here, as it brings jax along: a second, and preparing or inspecting data needs neither
 

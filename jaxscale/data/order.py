@@ -1,4 +1,4 @@
-"""Which rows a step trains on: a pure function of (seed, step), computed without state or seeking.
+"""Which rows a step trains on: a pure function of (seed, step, offset), computed without state or seeking.
 
 The permutation is written out here, not taken from a library, because checkpoints rely on it: a run resumed
 years later must see the same batches.
@@ -16,29 +16,34 @@ def row_indices(
     batch_size: int,
     num_windows: int,
     *,
+    offset: int = 0,
     shuffle: bool = True,
     rows: np.ndarray | None = None,
 ) -> np.ndarray:
     """The windows that make up the global batch of ``step``.
 
-    Row r of the batch is global sample ``s = step * batch_size + r``. Sample s belongs to epoch
+    Row r of the batch is global sample ``s = step * batch_size + offset + r``. Sample s belongs to epoch
     ``s // num_windows``, in which every window comes once, in an order given by (seed, epoch); with
     ``shuffle=False`` in their own order. Nothing depends on the number of processes.
 
     Args:
+        offset: how many samples more than ``step * batch_size`` were read before ``step``: those that a rollback has
+            left out, and, below 0 or above, what steps of another batch size have read.
         rows: which rows of the global batch; None for all ``batch_size``.
 
     Returns:
         int64[rows] of window numbers.
     """
-    if batch_size < 1 or num_windows < 1 or step < 0:
+    first = step * batch_size + offset
+    if batch_size < 1 or num_windows < 1 or step < 0 or first < 0:
         raise ValueError(
-            f"step {step}, batch_size {batch_size} and num_windows {num_windows} must be at least 0, 1 and 1"
+            f"step {step}, batch_size {batch_size}, num_windows {num_windows} and the first sample {first} must be at "
+            "least 0, 1, 1 and 0"
         )
     rows = np.arange(batch_size, dtype=np.int64) if rows is None else np.asarray(rows, dtype=np.int64)
     if rows.size and (rows.min() < 0 or rows.max() >= batch_size):
         raise ValueError(f"rows {rows.min()}..{rows.max()} are not all within the global batch of {batch_size}")
-    epoch, position = np.divmod(step * batch_size + rows, num_windows)
+    epoch, position = np.divmod(first + rows, num_windows)
     return permute(position, num_windows, seed=seed, epoch=epoch) if shuffle else position
 
 

@@ -22,8 +22,10 @@ from jaxscale.training.identity import STATE_KEYS, digest, require_same_state, s
 from jaxscale.training.metadata import Names, late_meta, listing_problem, require_unchanged
 from jaxscale.training.noise import Damaged, quiet_writes, reading, reason
 from jaxscale.training.object_store import reach, save_options
-from jaxscale.training.older import FORMAT, as_now, as_saved
+from jaxscale.training.older import FORMAT, as_now, with_saved_dtypes
+from jaxscale.training.parts import as_saved, as_wanted
 from jaxscale.training.places import aside, clear_half_written, failures, move, open_place, trouble
+from jaxscale.training.position import require_position
 from jaxscale.training.step import TrainState
 
 Say = Callable[[str], None]
@@ -31,7 +33,7 @@ PATIENCE = 600.0  # seconds that the others wait for what process 0 says of a di
 
 
 class Checkpointer:
-    """The checkpoints of one run, under `<directory>/<step>`; without options, to be read only."""
+    """The checkpoints of one run, under `<directory>/<step>`; without options they are read only, until `write`."""
 
     def __init__(self, directory: Path | str, options: cfg.Checkpoint | None = None):
         self.directory = reach(open_place(directory))
@@ -39,23 +41,25 @@ class Checkpointer:
         self.reads = 0
         self.writing: tuple[int, float] | None = None  # which step, since when
         self.good: int | None = None  # the newest that is known to be whole
+        self.manager = self.manage(options)
+        self.quiet = quiet_writes()
+
+    def write(self, options: cfg.Checkpoint) -> None:
+        """From now on it saves; what a run before left half-written is removed."""
+        self.manager.close()
+        self.manager = self.manage(options)
+
+    def manage(self, options: cfg.Checkpoint | None) -> ocp.CheckpointManager:
         more = save_options(self.directory, self.barrier)
-        more |= {"step_name_format": Names(more.get("atomicity_options"))}
+        more |= {"step_name_format": Names(more.get("atomicity_options")), "read_only": options is None}
+        if options:
+            more |= {"max_to_keep": options.keep_last, "keep_period": options.keep_every}
+            more |= {"cleanup_tmp_directories": True}
         try:
-            self.manager = ocp.CheckpointManager(
-                self.directory,
-                options=ocp.CheckpointManagerOptions(
-                    max_to_keep=options.keep_last,
-                    keep_period=options.keep_every,
-                    cleanup_tmp_directories=True,
-                    **more,
-                )
-                if options
-                else ocp.CheckpointManagerOptions(read_only=True, **more),  # of a run that may be saving just now
-            )
-            self.quiet = quiet_writes()
+            return ocp.CheckpointManager(self.directory, options=ocp.CheckpointManagerOptions(**more))
         except OSError as error:
-            raise ValueError(f"cannot write checkpoints under {directory}: {error.strerror or error}") from error
+            where = f"cannot write checkpoints under {self.directory}"
+            raise ValueError(f"{where}: {error.strerror or error}") from error
 
     def steps(self) -> list[int]:
         return sorted(self.manager.all_steps())
@@ -137,11 +141,13 @@ class Checkpointer:
             raise ValueError("its metadata lacks config, state or data")
         if "sha256" in meta and meta["sha256"] != digest(meta):
             raise ValueError("its metadata is not what was saved")
+        require_position(meta["data"])
         return meta
 
     def restore_latest(self, abstract: TrainState, config: cfg.Config, *, say: Say) -> tuple[TrainState, dict] | None:
         """The newest whole checkpoint in the layout of `abstract`, and its metadata; None where there is none.
 
+        Parts that the config has turned on since are started, and those that it has turned off are left; both are said.
         A damaged one gives way to the one before, and is then set aside under `<directory>-damaged`. One of
         another model is a ValueError with the differences, as is a directory with none that can be read.
         """
@@ -149,7 +155,8 @@ class Checkpointer:
         for step in reversed(self.steps()):
             try:
                 meta = self.together(self.meta, step)
-                saved = as_saved(abstract, meta)
+                today = as_saved(abstract, meta["state"], config)
+                saved = with_saved_dtypes(today, meta)
                 require_same_state(meta, saved, config, where=str(self.directory / str(step)))
                 state = self.together(self.restore, step, saved)
                 require_unchanged(state, meta)
@@ -159,7 +166,7 @@ class Checkpointer:
             for bad, cause in damaged.items():
                 self.set_aside(bad, cause, say)
             self.good = step
-            return as_now(state, abstract, meta), meta
+            return as_wanted(as_now(state, today, meta), abstract, config, meta, say), meta
         if damaged:  # nothing is moved: it may be the reading that fails, and not the files
             causes = "; ".join(f"{step}: {cause}" for step, cause in damaged.items())
             raise ValueError(

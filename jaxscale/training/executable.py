@@ -48,6 +48,8 @@ def load_executable(
     Raises:
         ValueError: the differences, or that the file is no executable.
     """
+    if config.guard.recompute_every:
+        raise ValueError("guard.recompute_every needs a step that is compiled here; leave out --executable")
     header, payload = read(path)
     differences = compare(header, about(config, devices))
     if differences:

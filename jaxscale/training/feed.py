@@ -52,7 +52,8 @@ class Feed:
     """Batches of consecutive steps, on the mesh. `wait_seconds` is what the last `next` waited for data."""
 
     def __init__(self, source: RowSource, config: cfg.Config, sharding: jax.sharding.Sharding, *, start_step: int = 0,
-                 microbatches: int = 1, stop_step: int | None = None, shuffle: bool = True):  # fmt: skip
+                 microbatches: int = 1, stop_step: int | None = None, shuffle: bool = True,
+                 offset: int = 0):  # fmt: skip
         data = config.data
         self.sharding = sharding
         self.shape = (microbatches, data.batch_size // microbatches, data.seq_len)
@@ -63,7 +64,7 @@ class Feed:
         self.wait_seconds = 0.0
         self.batches = batches(
             source, seed=config.seed, batch_size=data.batch_size, start_step=start_step, stop_step=stop_step,
-            rows=self.rows, shuffle=shuffle, prefetch=data.prefetch,
+            offset=offset, rows=self.rows, shuffle=shuffle, prefetch=data.prefetch,
         )  # fmt: skip
 
     def __iter__(self) -> Iterator[Batch]:

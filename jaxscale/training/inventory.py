@@ -1,9 +1,11 @@
 """What checkpoints there are under a place, told from files and metadata alone, and taking some away. No jax."""
 
+import contextlib
 import json
 import math
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,9 @@ from typing import Any
 from etils import epath
 
 from jaxscale.reading import parse_yaml
+from jaxscale.training.lock import Lock
 from jaxscale.training.places import HALF_WRITTEN, File, aside, files, open_place, remove
-from jaxscale.urls import is_url
+from jaxscale.urls import is_url, moved_along
 
 METADATA = "meta/metadata"
 COMMIT = "commit_success.txt"  # orbax's; written last
@@ -56,10 +59,11 @@ def find_place(directory: str) -> epath.Path:
 
 
 def configured(path: Path) -> str | None:
-    """checkpoint.directory of a run's config.yaml."""
+    """checkpoint.directory of a run's config.yaml, where the run's directory is now."""
     try:
         values = parse_yaml(path.read_text())
-        return (values.get("checkpoint") or {}).get("directory")
+        elsewhere = (values.get("checkpoint") or {}).get("directory")
+        return elsewhere and moved_along(elsewhere, values.get("out"), path.parent)
     except (OSError, ValueError, AttributeError) as error:
         raise ValueError(
             f"cannot read {path}: {' '.join(str(error).split())}; give its checkpoints' directory"
@@ -160,6 +164,20 @@ def chosen(kept: list[Kept], steps: list[int], keep_last: int | None, *, where: 
             f"step {whole[-1].step} is the last whole checkpoint of {where}; nothing was removed (--force would)"
         )
     return gone
+
+
+@contextlib.contextmanager
+def alone(place: epath.Path) -> Iterator[None]:
+    """No run trains there meanwhile; ValueError where one does. Of a bucket nobody knows: there is no lock."""
+    if is_url(place) or not Path(place).is_dir():
+        yield
+        return
+    try:
+        lock = Lock(Path(place))
+    except ValueError as error:
+        raise ValueError(f"{error}; nothing was removed: stop it first, or have it keep less") from None
+    with contextlib.closing(lock):
+        yield
 
 
 def take_away(place: epath.Path, kept: Kept) -> None:

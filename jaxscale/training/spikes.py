@@ -5,6 +5,7 @@ The mean and variance are exponential moving averages over about 50 steps (z-sco
 resumes judges as if it had never stopped.
 """
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -36,6 +37,11 @@ def with_spikes(config: cfg.Config, opt_state: Any) -> Any:
 
 def without_spikes(config: cfg.Config, opt_state: Any) -> tuple[Any, Spikes | None]:
     return opt_state if config.guard.spike else (opt_state, None)
+
+
+def names_spikes(names: Iterable[str]) -> bool:
+    """Whether a state whose arrays have these names (`identity.shapes`) holds the losses' part."""
+    return {f"opt_state.1.{field}" for field in Spikes._fields} <= set(names)
 
 
 def judge(config: cfg.Config, metrics: Metrics, spikes: Spikes | None) -> tuple[jax.Array | None, Any, Metrics]:

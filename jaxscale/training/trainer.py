@@ -20,15 +20,19 @@ from jaxscale.cluster.start import join_processes
 from jaxscale.parallel.mesh import describe_mesh, make_mesh, start_devices
 from jaxscale.parallel.rules import count, require_divides
 from jaxscale.parallel.sharding import Rules, fit_rules, make_rules, on_mesh
-from jaxscale.training.checkpoint import Checkpointer, Unsaved
+from jaxscale.training.changes import told_of_changes
+from jaxscale.training.checkpoint import Checkpointer
 from jaxscale.training.events import Events
 from jaxscale.training.executable import load_executable
 from jaxscale.training.feed import Feed, has_documents, open_run_tokenizer, open_source
 from jaxscale.training.guard import Guard, Rollback
 from jaxscale.training.metrics import Meter, Speed, device_memory, model_flops_per_token
+from jaxscale.training.owner import Owner, open_checkpoints
 from jaxscale.training.peak import Peak, find_peak
 from jaxscale.training.places import open_place
+from jaxscale.training.position import Position, about_data, read_position
 from jaxscale.training.run import write_run_files
+from jaxscale.training.saves import Saves
 from jaxscale.training.step import ModelFactory, Program, TrainState, abstract_batch, batch_sharding, make_program
 from jaxscale.training.watcher import Silent, Watcher
 from jaxscale.training.writer import MetricsWriter, require_writers
@@ -87,12 +91,7 @@ def train(
             rows, validation_rows = open_source(config, "train"), open_source(config, "validation")
             assert rows is not None
             tokenizer = open_run_tokenizer(config)
-        about: dict[str, Any] = {
-            "seed": config.seed,
-            "batch_size": config.data.batch_size,
-            "seq_len": config.data.seq_len,
-        }
-        about |= {"fingerprint": rows.fingerprint, "path": config.data.path}
+        about = about_data(config, rows)
         kind, length = devices[0].device_kind, config.data.seq_len
         watcher.say(f"mesh {describe_mesh(mesh)} of {kind}; {len(rows):,} rows of {length} tokens")
         if devices[0].platform == "tpu" and (note := older_libtpu()):
@@ -104,11 +103,15 @@ def train(
             if executable is not None:
                 batch = abstract_batch(config, mesh, documents=has_documents(config, rows))
                 program = replace(program, step=load_executable(executable, config, devices, program, batch))
-            checkpointer, run = open_checkpoints(config), None
+            open_place(config.checkpoint_place)  # a store that is not there is refused before anything is written
+            owner, checkpointer, run = Owner(config, watcher.say), None, None
             try:
+                checkpointer = open_checkpoints(config)
                 run = Run(config, program, checkpointer, about, watcher, monitor, mesh, events)
-                state = run.restore() or program.init()
-                events.open(config.out_dir, watcher.say)  # a run that is refused has changed nothing
+                state = run.resume() or program.init()
+                owner.sign()  # a run that is refused has changed nothing; from here on it writes
+                checkpointer.write(config.checkpoint)
+                events.open(config.out_dir, watcher.say)
                 write_run_files(config.out_dir, config, devices, tokenizer, peak)
                 # --- the loop
                 run.open(int(state.step), Meter(config, peak, model_flops_per_token(config, model)))
@@ -118,8 +121,10 @@ def train(
                 watcher.finish()
                 if run:
                     run.close()
-                checkpointer.close()
+                if checkpointer:
+                    checkpointer.close()
                 events.close()
+                owner.close()
     if monitor.signal and int(state.step) < config.steps:
         where = f"step {int(state.step)}; the same command resumes from there ({config.out_dir})"
         raise Stopped(f"stopped after {where}", monitor.signal)
@@ -140,22 +145,6 @@ def rules_for(config: cfg.Config, mesh: Mesh, *, decoder: bool) -> Rules:
     return rules
 
 
-def open_checkpoints(config: cfg.Config) -> Checkpointer:
-    open_place(config.checkpoint_place)  # a store that is not there is refused before anything is written
-    try:
-        config.out_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(
-            f"cannot write to out={config.out}: {error.strerror}; choose a directory that can be written"
-        ) from error
-    checkpointer = Checkpointer(config.checkpoint_place, config.checkpoint)
-    if not config.checkpoint.resume and checkpointer.steps():
-        raise ValueError(
-            f"{config.out} has checkpoints and checkpoint.resume=false; choose another out= (nothing is overwritten)"
-        )
-    return checkpointer
-
-
 class Run:
     """The loop and what it carries from step to step."""
 
@@ -171,21 +160,28 @@ class Run:
         self.about_data, self.watcher, self.mesh, self.events = about_data, watcher, mesh, events
         self.losses: dict[int, float] = {}
         self.validation_loss: float | None = None
-        self.saved: int | None = None  # the newest checkpoint, which may be being written
-        self.skipped = 0  # batches that rollbacks have left out: step s reads batch s + skipped
+        self.position = Position(config.data.batch_size)
+        self.saves = Saves(config, checkpointer, watcher, events)
         self.clock: float | None = None  # when the last read step was done; None: do not time the next
 
-    def restore(self) -> TrainState | None:
+    def restore(self) -> tuple[TrainState, dict] | None:
         found = self.checkpointer.restore_latest(self.program.abstract, self.config, say=self.watcher.say)
         if found is None:
             return None
         state, meta = found
-        self.saved, self.skipped = int(state.step), meta["data"].get("skipped", 0)
-        self.watcher.say(f"resuming from step {self.saved} of {self.config.out_dir}")
-        old = meta["data"]
-        changed = [f"{k} {old.get(k)!r} -> {v!r}" for k, v in self.about_data.items() if old.get(k) != v]
-        if changed:
-            self.watcher.say(f"the data changed since the checkpoint ({', '.join(changed)}): its steps saw other rows")
+        self.saves.newest = int(state.step)
+        self.position = read_position(meta["data"], int(state.step), self.config.data.batch_size)
+        self.watcher.say(f"resuming from step {state.step} of {self.config.out_dir}")
+        return state, meta
+
+    def resume(self) -> TrainState | None:
+        """The newest checkpoint's state; what has changed since is said. None where there is none."""
+        found = self.restore()
+        if found is None:
+            return None
+        state, meta = found
+        for line in told_of_changes(meta, self.config, self.about_data, int(state.step), self.position):
+            self.watcher.say(line)
         return state
 
     def open(self, first: int, meter: Meter) -> None:
@@ -204,9 +200,8 @@ class Run:
         if first == 0 and config.evaluation.every and validation_rows is not None:
             self.evaluate(state, 0, validation_rows)
         while True:
-            start, stop = first + self.skipped, max(first, config.steps) + self.skipped
-            parts = config.step.microbatches
-            feed = Feed(rows, config, batch_sharding(self.mesh), start_step=start, stop_step=stop, microbatches=parts,
+            feed = Feed(rows, config, batch_sharding(self.mesh), start_step=first, stop_step=max(first, config.steps),
+                        offset=self.position.offset, microbatches=config.step.microbatches,
                         shuffle=config.data.shuffle)  # fmt: skip
             try:
                 with contextlib.closing(feed):
@@ -222,16 +217,16 @@ class Run:
         self.events.write("rollback", "start", bad.step)
         if failed := self.checkpointer.settle():
             self.watcher.say(failed)
-        skipped = self.skipped
-        state = self.restore()
-        if state is None:  # the first one could not be written
+        position = self.position
+        found = self.restore()
+        if found is None:  # the first one could not be written
             raise ValueError(f"{bad} at step {bad.step}: stopped; there is no checkpoint to go back to")
-        first = int(state.step)
-        self.skipped = skipped + bad.step - first
+        state, first = found[0], int(found[0].step)
+        self.position = position.past(bad.step, back_to=first)
         self.clock = None
         self.losses = {step: loss for step, loss in self.losses.items() if step <= first}
         self.writer.go_back(first)
-        about: dict[str, float | str] = {"from": bad.step, "batches_skipped": self.skipped, "cause": str(bad)}
+        about: dict[str, float | str] = {"from": bad.step, "batches_skipped": self.position.skipped, "cause": str(bad)}
         self.writer.write("rollback", first, about)
         self.watcher.say(f"step {bad.step}: {bad}; back to step {first}, past {bad.step - first} batches")
         self.events.write("rollback", "end", first)
@@ -273,6 +268,9 @@ class Run:
         self.save(state, done, last=True)
         return state
 
+    def save(self, state: TrainState, step: int, *, last: bool = False) -> None:
+        self.saves.save(state, step, self.about_data | self.position.as_data(step), self.writer, last=last)
+
     def compile(self, state: TrainState, batch: Any) -> None:
         """Trace, lower and compile, apart from the first step, which then finds the program in jit's cache."""
         if lower := getattr(self.program.step, "lower", None):  # an executable from a file has nothing to compile
@@ -287,7 +285,7 @@ class Run:
             self.meter.add(now - self.clock, wait)
         self.clock = now
         self.events.step(step, wait)
-        self.guard.judge(step, values, self.saved)
+        self.guard.judge(step, values, self.saves.newest)
         self.losses[step] = values["loss"]
         speed = self.meter.speed(last=50)
         self.watcher.step(step, values, speed)
@@ -316,39 +314,6 @@ class Run:
         self.validation_loss = float(sum(t["cross_entropy"] for t in totals) / sum(t["tokens"] for t in totals))
         self.writer.write("validation", step, {"loss": self.validation_loss, "batches": batches})
         self.watcher.say(f"step {step}: validation loss {self.validation_loss:.4f}")
-
-    def save(self, state: TrainState, step: int, *, last: bool = False) -> None:
-        """Start a checkpoint; one that cannot be written is told of, and only the last one's failure is an error."""
-        failed = ""
-        with self.events.during("checkpoint", step):
-            if step and step != self.saved:
-                if late := self.checkpointer.still_writing():
-                    self.watcher.say(f"{late}: step {step} waits for it before it is saved")
-                if failed := self.checkpointer.settle():
-                    self.tell_unsaved(failed)
-                try:
-                    seconds = self.checkpointer.save(step, state, self.config, self.about_data | self.left_out())
-                    self.saved, failed = step, ""
-                    self.writer.write("checkpoint", step, {"blocking_seconds": seconds})
-                except Unsaved as error:
-                    failed = str(error)
-            if last:
-                failed = failed or self.checkpointer.settle()
-        if failed and not last:
-            self.tell_unsaved(failed)
-        elif failed:
-            raise ValueError(f"{failed}; {self.last_good()}; make room, and the same command goes on from there")
-
-    def tell_unsaved(self, failed: str) -> None:
-        self.saved = self.checkpointer.good
-        self.watcher.say(f"{failed}; training goes on, {self.last_good()}")
-
-    def last_good(self) -> str:
-        good = self.checkpointer.good
-        return f"the last good checkpoint is step {good}" if good else "there is no checkpoint yet"
-
-    def left_out(self) -> dict[str, int]:
-        return {"skipped": self.skipped} if self.skipped else {}
 
 
 def due(step: int, every: int) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from faults.processes import Group, being_saved, committed, last_step, losses, train
+from faults.processes import Group, being_saved, committed, last_step, losses, records, train
 from faults.reader import Reader, difference
 
 from jaxscale import config as cfg
@@ -251,3 +251,40 @@ def test_what_one_process_finds_damaged_is_damaged_for_all(config, folder, peace
         assert f"checkpoint {LAST} is damaged" in group.text(0)
         assert resumed_from(group) == LAST - 20
     assert losses(out) == losses(peace)
+
+
+def test_a_second_start_is_refused_on_all_its_processes_while_the_first_lives(config, folder, reader):
+    out, endless = folder / "owned", ["steps=1000000"]
+    with train(config, out, endless) as group:
+        steps_on(group, out, 3)
+        pid = group.processes[0].pid
+        with train(config, out, endless) as second:
+            assert second.wait(60) == [MENDABLE, MENDABLE], second.texts()
+            for rank in (0, 1):
+                assert f"{out} is in use by another process (process {pid} on " in second.error(rank)
+        steps_on(group, out, 25)  # and the first has not noticed
+        group.signal(0, signal.SIGKILL)
+        group.wait(60)
+    newest = committed(out)[-1]
+    with train(config, out, [f"steps={last_step(out) + 5}"]) as group:
+        assert group.wait() == [DONE, DONE], group.texts()
+        assert resumed_from(group) == newest
+    counts = [r["step"] for r in records(out) if r.get("kind") == "train"]
+    assert counts == list(range(1, counts[-1] + 1)), "each step stands there once"
+
+
+def test_parts_are_started_and_rows_go_on_alike_on_two_processes_and_on_one(config, folder):
+    """Another batch size, the guard and an average are turned on: the same losses, whoever goes on."""
+    for name in ("two", "one"):
+        with train(config, folder / name, ["steps=4"]) as group:
+            assert group.wait() == [DONE, DONE], group.texts()
+    asked = ["steps=8", "data.batch_size=4", "guard.spike=5", "optimizer.ema=0.9"]
+    for name, processes in (("two", 2), ("one", 1)):
+        with train(config, folder / name, asked, processes=processes) as group:
+            assert group.wait() == [DONE] * processes, group.texts()
+            text = group.text(0)
+        assert "step 5 goes on after the 32 rows that were read" in text
+        assert "guard.spike is on since step 4" in text
+        assert "optimizer.ema is on since step 4" in text
+    assert losses(folder / "two") == losses(folder / "one")
+    assert len(losses(folder / "two")) == 8
