@@ -4,7 +4,6 @@ config -> mesh -> rules x parameters -> state;  tokens -> batch(step);  state, b
 """
 
 import contextlib
-import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from jaxscale.training.feed import Feed, has_documents, open_run_tokenizer, open
 from jaxscale.training.guard import Guard, Rollback
 from jaxscale.training.metrics import Meter, Speed, device_memory, model_flops_per_token
 from jaxscale.training.peak import Peak, find_peak
+from jaxscale.training.pending import Pending
 from jaxscale.training.run import write_run_files
 from jaxscale.training.step import ModelFactory, Program, TrainState, abstract_batch, batch_sharding, make_program
 from jaxscale.training.watcher import Silent, Watcher
@@ -167,7 +167,7 @@ class Run:
         self.validation_loss: float | None = None
         self.saved: int | None = None  # the newest checkpoint, which may be being written
         self.skipped = 0  # batches that rollbacks have left out: step s reads batch s + skipped
-        self.clock: float | None = None  # when the last read step was done; None: do not time the next
+        self.warm = False  # the first step of an attempt also loads its program: it is no measure of speed
 
     def restore(self) -> TrainState | None:
         found = self.checkpointer.restore_latest(self.program.abstract, self.config, say=self.watcher.say)
@@ -222,7 +222,6 @@ class Run:
             raise ValueError(f"{bad} at step {bad.step}: stopped; there is no checkpoint to go back to")
         first = int(state.step)
         self.skipped = skipped + bad.step - first
-        self.clock = None
         self.losses = {step: loss for step, loss in self.losses.items() if step <= first}
         self.writer.go_back(first)
         about: dict[str, float | str] = {"from": bad.step, "batches_skipped": self.skipped, "cause": str(bad)}
@@ -234,38 +233,44 @@ class Run:
     def loop(self, state: TrainState, first: int, feed: Feed, validation_rows: Any) -> TrainState:
         """Steps first .. config.steps. The host reads a step's metrics after it has dispatched the next one."""
         config, done = self.config, first
-        pending: tuple[int, Any, float] | None = None
+        before: Pending | None = None
         batch = None
         if first < config.steps and self.monitor.may_start(first):
-            with self.events.during("data wait", first):
-                batch = next(feed)
+            batch = self.wait_for(feed, first)
             self.compile(state, batch)
         for step in range(first + 1, config.steps + 1):
+            if before:
+                before.look()
             if not self.monitor.may_start(step):  # a signal: all processes stop after the same step
                 break
-            assert batch is not None
             if due(step, config.guard.recompute_every):
+                if before:
+                    self.read(before)
+                before, batch = None, batch or self.wait_for(feed, step)
                 with self.events.during("recompute", step):
                     self.guard.recompute(step, state, batch)
-                self.clock = None
-            wait = feed.wait_seconds
+            batch = batch or next(feed)  # while the devices work on the step before
             state, metrics = self.program.step(state, batch)
-            if step < config.steps:
-                batch = next(feed)  # placed while the devices work
-            if pending:
-                self.read(*pending)
-            pending, done = (step, metrics, wait), step
+            this, batch, done = Pending(step, metrics, feed.wait_seconds), None, step
+            if before:
+                self.read(before, later=this)
+            before = this
             if step == config.steps or due(step, config.evaluation.every) or due(step, config.checkpoint.every):
-                self.read(*pending)  # nothing is saved or judged before this step's loss is known to be finite
-                pending, self.clock = None, None
+                self.read(this)  # nothing is saved or judged before this step's loss is known to be finite
+                before = None
                 if validation_rows is not None and (due(step, config.evaluation.every) or step == config.steps):
                     self.evaluate(state, step, validation_rows)
                 if due(step, config.checkpoint.every) and step < config.steps:
                     self.save(state, step)
-        if pending:
-            self.read(*pending)
+        if before:
+            self.read(before)
         self.save(state, done, last=True)
         return state
+
+    def wait_for(self, feed: Feed, step: int) -> Any:
+        """The next batch, while the devices have nothing to do: no step's seconds hold this wait."""
+        with self.events.during("data wait", step):
+            return next(feed)
 
     def compile(self, state: TrainState, batch: Any) -> None:
         """Trace, lower and compile, apart from the first step, which then finds the program in jit's cache."""
@@ -273,26 +278,26 @@ class Run:
             with self.events.during("compile"):
                 lower(state, batch).compile()
 
-    def read(self, step: int, metrics: Any, wait: float) -> None:
+    def read(self, this: Pending, *, later: Pending | None = None) -> None:
         """Fetch one step's metrics (the only place where the host waits for the devices), and tell of them."""
-        values = {k: float(v) for k, v in jax.device_get(metrics).items()}
-        now = time.perf_counter()
-        if self.clock is not None:
-            self.meter.add(now - self.clock, wait)
-        self.clock = now
-        self.events.step(step, wait)
+        step, done = this.step, this.finish(self.events.last, later)
+        seconds = self.events.step(step, done, this.wait)
+        if self.warm:
+            self.meter.add(seconds, this.wait)
+        self.warm = True
+        values = {k: float(v) for k, v in jax.device_get(this.metrics).items()}
         self.guard.judge(step, values, self.saved)
         self.losses[step] = values["loss"]
         speed = self.meter.speed(last=50)
         self.watcher.step(step, values, speed)
         if due(step, self.config.metrics.every) or step == self.config.steps:
-            self.writer.write("train", step, values | self.speed_values(speed, wait))
+            own = {"step_seconds": seconds, "data_wait_seconds": this.wait}
+            self.writer.write("train", step, values | own | self.speed_values(speed))
 
-    def speed_values(self, speed: Speed | None, wait: float) -> dict[str, float]:
-        values: dict[str, float] = {"data_wait_seconds": wait} | dict(device_memory(list(self.mesh.devices.flat)))
+    def speed_values(self, speed: Speed | None) -> dict[str, float]:
+        values: dict[str, float] = dict(device_memory(list(self.mesh.devices.flat)))
         if speed:
             values |= {
-                "step_seconds": self.meter.seconds[-1],
                 "step_seconds_median": speed.step_seconds,
                 "step_seconds_p95": speed.step_seconds_p95,
                 "tokens_per_second": speed.tokens_per_second,
@@ -328,9 +333,9 @@ class Run:
                     failed = str(error)
             if last:
                 failed = failed or self.checkpointer.settle()
-        if failed and not last:
-            self.tell_unsaved(failed)
-        elif failed:
+            elif failed:
+                self.tell_unsaved(failed)
+        if failed and last:
             raise ValueError(f"{failed}; {self.last_good()}; make room, and the same command goes on from there")
 
     def tell_unsaved(self, failed: str) -> None:
