@@ -1,7 +1,8 @@
 """From numbered rows to batches on the mesh: this process reads its rows only, ahead of the step that needs them."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax
@@ -15,14 +16,26 @@ from jaxscale.data.tokens import RowSource, Synthetic, batches, open_llmc, open_
 from jaxscale.training.loss import Batch
 
 
-def open_source(config: cfg.Config, split: str) -> RowSource | None:
-    """Rows of `train` or `validation`; None where the data has no validation split."""
+def open_source(config: cfg.Config, split: str, *, say: Callable[[str], None] = lambda line: None) -> RowSource | None:
+    """Rows of `train` or `validation`; None where the data has no validation split, or one that is not one window.
+
+    Args:
+        say: told, in one line, why there is no validation.
+    """
     data, vocab_size = config.data, config.model.vocab_size
     if data.kind == "synthetic":
         seed = config.seed + (split == "validation")
         return Synthetic(vocab_size, data.seq_len, seed=seed)
     store = open_store(data, split)
     if store is None:
+        fix = "set data.validation_path" if data.kind == "llmc" else "prepare the data with one, to have a loss of it"
+        say(f"no validation loss: there is no validation split; {fix}")
+        return None
+    if split == "validation" and store.num_tokens < data.seq_len + 1:
+        say(
+            f"no validation loss: the validation split has {store.num_tokens:,} tokens, and one window needs "
+            f"data.seq_len + 1 = {data.seq_len + 1:,}; hold out more when preparing the data, or lower data.seq_len"
+        )
         return None
     return windows(store, data.seq_len, model_vocab_size=vocab_size, mask_documents=data.mask_documents)
 
@@ -45,6 +58,39 @@ def open_run_tokenizer(config: cfg.Config) -> Tokenizer | None:
 def has_documents(config: cfg.Config, source: RowSource) -> bool:
     """Are there several documents a row, to be masked from each other?"""
     return config.data.mask_documents and source.separator_id is not None
+
+
+@dataclass(frozen=True)
+class EachOnce:
+    """The first `num_rows` rows of a source; those that it does not have weigh nothing, so that none counts twice."""
+
+    source: RowSource
+    num_rows: int
+
+    @property
+    def seq_len(self) -> int:
+        return self.source.seq_len
+
+    @property
+    def vocab_size(self) -> int:
+        return self.source.vocab_size
+
+    @property
+    def separator_id(self) -> int | None:
+        return self.source.separator_id
+
+    @property
+    def fingerprint(self) -> str | None:
+        return self.source.fingerprint
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+    def row(self, i: int) -> dict[str, np.ndarray]:
+        if i < len(self.source):
+            return self.source.row(i)
+        first = self.source.row(0)
+        return first | {"weights": np.zeros_like(first["weights"])}
 
 
 def rows_needed(sharding: jax.sharding.Sharding, shape: tuple[int, int, int], devices: set | None = None) -> np.ndarray:

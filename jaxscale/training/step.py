@@ -16,7 +16,8 @@ from flax import nnx
 from jaxscale import config as cfg
 from jaxscale.models.transformer import Transformer
 from jaxscale.parallel.compiler import compiler_options
-from jaxscale.parallel.sharding import device_kind, on_devices, spec
+from jaxscale.parallel.rules import count
+from jaxscale.parallel.sharding import current_mesh, device_kind, dims_of, on_devices, spec, to_spec
 from jaxscale.training.loss import Batch, loss_sums
 from jaxscale.training.optimizer import global_norm, make_optimizer, make_schedule
 from jaxscale.training.spikes import judge, with_spikes, without_spikes
@@ -71,10 +72,10 @@ def make_program(config: cfg.Config, model: ModelFactory | None = None) -> Progr
 
     abstract = on_devices(jax.eval_shape(init))
     step = make_step(config, optimizer, merge)
-    evaluate = make_evaluate(config, merge)
     options = compiler_options(device_kind(), config.runtime)
     jitted = jax.jit(step, donate_argnums=0, compiler_options=options or None)
-    return Program(jax.jit(init), jitted, jax.jit(evaluate), abstract, axes, merge)
+    evaluate = jax.jit(make_evaluate(config, merge), compiler_options=options or None)
+    return Program(jax.jit(init), jitted, evaluate, abstract, axes, merge)
 
 
 def decoder(config: cfg.Config) -> ModelFactory:
@@ -165,15 +166,44 @@ def gradients(config: cfg.Config, merge: Callable, params: PyTree, batch: Batch,
 
 
 def make_evaluate(config: cfg.Config, merge: Callable) -> Callable:
+    most = config.data.batch_size // config.step.microbatches
+
     def evaluate(state: TrainState, batch: Batch) -> dict[str, jax.Array]:
-        """Sums over a batch [1, B, T] of cross entropy and tokens, with the averaged parameters where there are any."""
+        """Sums over a batch [parts, B, T] of cross entropy and tokens, with averaged parameters where there are any.
+
+        However the batch is cut, at most a microbatch's rows are computed at one time: so an evaluation fits where the
+        step does.
+        """
         model = merge(state.params if state.ema is None else state.ema)
         model.eval()
-        part = jax.tree.map(lambda x: x[0], batch)
-        sums = loss_sums(model, part, loss=config.loss, vocab_size=config.model.vocab_size)
-        return {"cross_entropy": sums["cross_entropy"], "tokens": part["weights"].sum()}
+
+        def sums(part: Batch) -> dict[str, jax.Array]:
+            found = loss_sums(model, part, loss=config.loss, vocab_size=config.model.vocab_size)
+            return {"cross_entropy": found["cross_entropy"], "tokens": part["weights"].sum()}
+
+        parts = jax.tree.map(lambda x: in_parts(x, most), batch)
+        if len(parts["tokens"]) == 1:
+            return sums(jax.tree.map(lambda x: x[0], parts))
+        _, found = jax.lax.scan(lambda _, part: (None, sums(part)), None, parts)
+        return jax.tree.map(jnp.sum, found)
 
     return evaluate
+
+
+def in_parts(x: jax.Array, most: int) -> jax.Array:
+    """[parts, B, T] as more parts of at most `most` rows, without moving any between devices: x[i::n] is a part.
+
+    The rows of a part still divide by the devices that they are split over; where no such cut exists, x as it is.
+    """
+    parts, rows, length = x.shape
+    dims = dims_of(x)
+    split = count(dims[1], current_mesh().shape)
+    n = next((n for n in range(-(-rows // most), rows + 1) if rows % n == 0 and rows // n % split == 0), 1)
+    if n == 1:
+        return x
+    # x[parts, B_data, T] -> [parts, B/n_data, n, T]: each device cuts its own rows
+    cut = jax.lax.reshape(x, (parts, rows // n, n, length), out_sharding=to_spec([(), dims[1], (), dims[2]]))
+    return jnp.moveaxis(cut, 2, 1).reshape(parts * n, rows // n, length)
 
 
 def abstract_batch(config: cfg.Config, mesh: jax.sharding.Mesh, *, documents: bool) -> dict[str, jax.ShapeDtypeStruct]:

@@ -21,7 +21,7 @@ from jaxscale.parallel.sharding import Rules, fit_rules, make_rules, on_mesh
 from jaxscale.training.checkpoint import Checkpointer, Unsaved
 from jaxscale.training.events import Events
 from jaxscale.training.executable import load_executable
-from jaxscale.training.feed import Feed, has_documents, open_run_tokenizer, open_source
+from jaxscale.training.feed import EachOnce, Feed, has_documents, open_run_tokenizer, open_source
 from jaxscale.training.guard import Guard, Rollback
 from jaxscale.training.metrics import Meter, Speed, device_memory, model_flops_per_token
 from jaxscale.training.peak import Peak, find_peak
@@ -81,7 +81,7 @@ def train(
             peak = find_peak(devices, config.step.compute_dtype)
         # --- data
         with events.during("data"):
-            rows, validation_rows = open_source(config, "train"), open_source(config, "validation")
+            rows, validation_rows = open_source(config, "train"), open_source(config, "validation", say=watcher.say)
             assert rows is not None
             tokenizer = open_run_tokenizer(config)
         about: dict[str, Any] = {
@@ -307,14 +307,22 @@ class Run:
         return values
 
     def evaluate(self, state: TrainState, step: int, rows: Any) -> None:
-        """Mean loss over the first `evaluation.batches` batches of the validation split, always the same ones."""
-        batches = min(self.config.evaluation.batches, max(1, len(rows) // self.config.data.batch_size))
-        feed = Feed(rows, self.config, batch_sharding(self.mesh), stop_step=batches, shuffle=False)
-        with self.events.during("evaluation", step), contextlib.closing(feed):
-            totals = jax.device_get([self.program.evaluate(state, batch) for batch in feed])
-        self.validation_loss = float(sum(t["cross_entropy"] for t in totals) / sum(t["tokens"] for t in totals))
-        self.writer.write("validation", step, {"loss": self.validation_loss, "batches": batches})
-        self.watcher.say(f"step {step}: validation loss {self.validation_loss:.4f}")
+        """Mean loss a token over the first `evaluation.batches` batches of the validation split, each row once."""
+        size, parts = self.config.data.batch_size, self.config.step.microbatches
+        batches = min(self.config.evaluation.batches, -(-len(rows) // size))
+        feed = Feed(EachOnce(rows, batches * size), self.config, batch_sharding(self.mesh), stop_step=batches,
+                    microbatches=parts, shuffle=False)  # fmt: skip
+        sums: list[dict[str, jax.Array]] = []
+        with self.events.during("evaluation", step):
+            with contextlib.closing(feed):
+                for batch in feed:
+                    sums.append(self.program.evaluate(state, batch))
+                    jax.block_until_ready(sums[-2:-1])  # one batch waits on the devices, not all of them
+            totals = {name: sum(float(s[name]) for s in jax.device_get(sums)) for name in ("cross_entropy", "tokens")}
+            self.validation_loss = totals["cross_entropy"] / totals["tokens"]
+            about = {"loss": self.validation_loss, "batches": batches, "tokens": totals["tokens"]}
+            self.writer.write("validation", step, about)
+            self.watcher.say(f"step {step}: validation loss {self.validation_loss:.4f}")
 
     def save(self, state: TrainState, step: int, *, last: bool = False) -> None:
         """Start a checkpoint; one that cannot be written is told of, and only the last one's failure is an error."""
