@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import jax
@@ -58,39 +57,6 @@ def open_run_tokenizer(config: cfg.Config) -> Tokenizer | None:
 def has_documents(config: cfg.Config, source: RowSource) -> bool:
     """Are there several documents a row, to be masked from each other?"""
     return config.data.mask_documents and source.separator_id is not None
-
-
-@dataclass(frozen=True)
-class EachOnce:
-    """The first `num_rows` rows of a source; those that it does not have weigh nothing, so that none counts twice."""
-
-    source: RowSource
-    num_rows: int
-
-    @property
-    def seq_len(self) -> int:
-        return self.source.seq_len
-
-    @property
-    def vocab_size(self) -> int:
-        return self.source.vocab_size
-
-    @property
-    def separator_id(self) -> int | None:
-        return self.source.separator_id
-
-    @property
-    def fingerprint(self) -> str | None:
-        return self.source.fingerprint
-
-    def __len__(self) -> int:
-        return self.num_rows
-
-    def row(self, i: int) -> dict[str, np.ndarray]:
-        if i < len(self.source):
-            return self.source.row(i)
-        first = self.source.row(0)
-        return first | {"weights": np.zeros_like(first["weights"])}
 
 
 def rows_needed(sharding: jax.sharding.Sharding, shape: tuple[int, int, int], devices: set | None = None) -> np.ndarray:

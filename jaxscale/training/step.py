@@ -16,10 +16,10 @@ from flax import nnx
 from jaxscale import config as cfg
 from jaxscale.models.transformer import Transformer
 from jaxscale.parallel.compiler import compiler_options
-from jaxscale.parallel.rules import count
-from jaxscale.parallel.sharding import current_mesh, device_kind, dims_of, on_devices, spec, to_spec
+from jaxscale.parallel.sharding import device_kind, on_devices, spec
 from jaxscale.training.loss import Batch, loss_sums
 from jaxscale.training.optimizer import global_norm, make_optimizer, make_schedule
+from jaxscale.training.parts import in_parts
 from jaxscale.training.spikes import judge, with_spikes, without_spikes
 
 PyTree = Any
@@ -188,22 +188,6 @@ def make_evaluate(config: cfg.Config, merge: Callable) -> Callable:
         return jax.tree.map(jnp.sum, found)
 
     return evaluate
-
-
-def in_parts(x: jax.Array, most: int) -> jax.Array:
-    """[parts, B, T] as more parts of at most `most` rows, without moving any between devices: x[i::n] is a part.
-
-    The rows of a part still divide by the devices that they are split over; where no such cut exists, x as it is.
-    """
-    parts, rows, length = x.shape
-    dims = dims_of(x)
-    split = count(dims[1], current_mesh().shape)
-    n = next((n for n in range(-(-rows // most), rows + 1) if rows % n == 0 and rows // n % split == 0), 1)
-    if n == 1:
-        return x
-    # x[parts, B_data, T] -> [parts, B/n_data, n, T]: each device cuts its own rows
-    cut = jax.lax.reshape(x, (parts, rows // n, n, length), out_sharding=to_spec([(), dims[1], (), dims[2]]))
-    return jnp.moveaxis(cut, 2, 1).reshape(parts * n, rows // n, length)
 
 
 def abstract_batch(config: cfg.Config, mesh: jax.sharding.Mesh, *, documents: bool) -> dict[str, jax.ShapeDtypeStruct]:

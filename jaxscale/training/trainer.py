@@ -4,7 +4,7 @@ config -> mesh -> rules x parameters -> state;  tokens -> batch(step);  state, b
 """
 
 import contextlib
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,13 @@ from jaxscale.parallel.mesh import describe_mesh, make_mesh, start_devices
 from jaxscale.parallel.rules import count, require_divides
 from jaxscale.parallel.sharding import Rules, fit_rules, make_rules, on_mesh
 from jaxscale.training.checkpoint import Checkpointer, Unsaved
+from jaxscale.training.evaluation import mean_loss
 from jaxscale.training.events import Events
 from jaxscale.training.executable import load_executable
-from jaxscale.training.feed import EachOnce, Feed, has_documents, open_run_tokenizer, open_source
+from jaxscale.training.feed import Feed, has_documents, open_run_tokenizer, open_source
 from jaxscale.training.guard import Guard, Rollback
 from jaxscale.training.metrics import Meter, Speed, device_memory, model_flops_per_token
-from jaxscale.training.peak import Peak, find_peak
+from jaxscale.training.peak import Peak, find_peak, measure_again
 from jaxscale.training.pending import Pending
 from jaxscale.training.run import write_run_files
 from jaxscale.training.step import ModelFactory, Program, TrainState, abstract_batch, batch_sharding, make_program
@@ -119,7 +120,7 @@ def train(
         where = f"step {int(state.step)}; the same command resumes from there ({config.out_dir})"
         raise Stopped(f"stopped after {where}", monitor.signal)
     last = run.losses[max(run.losses)] if run.losses else None
-    speed = run.meter.speed()
+    speed, peak = run.meter.speed(), run.meter.peak
     return Result(
         int(state.step), last, run.validation_loss, speed, peak, config.out_dir, mesh, rules, program, state, run.losses
     )
@@ -167,6 +168,7 @@ class Run:
         self.validation_loss: float | None = None
         self.saved: int | None = None  # the newest checkpoint, which may be being written
         self.skipped = 0  # batches that rollbacks have left out: step s reads batch s + skipped
+        self.peaks_left = 3  # how often a CPU's peak may be measured again
         self.warm = False  # the first step of an attempt also loads its program: it is no measure of speed
 
     def restore(self) -> TrainState | None:
@@ -258,6 +260,7 @@ class Run:
             if step == config.steps or due(step, config.evaluation.every) or due(step, config.checkpoint.every):
                 self.read(this)  # nothing is saved or judged before this step's loss is known to be finite
                 before = None
+                self.check_peak(step)
                 if validation_rows is not None and (due(step, config.evaluation.every) or step == config.steps):
                     self.evaluate(state, step, validation_rows)
                 if due(step, config.checkpoint.every) and step < config.steps:
@@ -294,8 +297,8 @@ class Run:
             own = {"step_seconds": seconds, "data_wait_seconds": this.wait}
             self.writer.write("train", step, values | own | self.speed_values(speed))
 
-    def speed_values(self, speed: Speed | None) -> dict[str, float]:
-        values: dict[str, float] = dict(device_memory(list(self.mesh.devices.flat)))
+    def speed_values(self, speed: Speed | None) -> dict[str, float | str]:
+        values: dict[str, float | str] = dict(device_memory(list(self.mesh.devices.flat)))
         if speed:
             values |= {
                 "step_seconds_median": speed.step_seconds,
@@ -304,24 +307,25 @@ class Run:
             }
             if speed.mfu is not None:
                 values["mfu"] = speed.mfu
+            elif speed.mfu_withheld:
+                values["mfu_withheld"] = speed.mfu_withheld
         return values
 
+    def check_peak(self, step: int) -> None:
+        """An MFU above 1 shows that the measured peak is too low: measure it again, now that no step is running."""
+        speeds, peak = (self.meter.speed(), self.meter.speed(last=50)), self.meter.peak
+        if self.peaks_left and peak and peak.measured and any(s and s.mfu_withheld for s in speeds):
+            self.peaks_left -= 1
+            with self.events.during("devices", step):
+                self.meter.peak = measure_again(peak, jax.local_devices()[0], self.config.step.compute_dtype)
+                self.writer.write("peak", step, asdict(self.meter.peak))
+
     def evaluate(self, state: TrainState, step: int, rows: Any) -> None:
-        """Mean loss a token over the first `evaluation.batches` batches of the validation split, each row once."""
-        size, parts = self.config.data.batch_size, self.config.step.microbatches
-        batches = min(self.config.evaluation.batches, -(-len(rows) // size))
-        feed = Feed(EachOnce(rows, batches * size), self.config, batch_sharding(self.mesh), stop_step=batches,
-                    microbatches=parts, shuffle=False)  # fmt: skip
-        sums: list[dict[str, jax.Array]] = []
+        """Mean loss a token over the first rows of the validation split, always the same ones."""
         with self.events.during("evaluation", step):
-            with contextlib.closing(feed):
-                for batch in feed:
-                    sums.append(self.program.evaluate(state, batch))
-                    jax.block_until_ready(sums[-2:-1])  # one batch waits on the devices, not all of them
-            totals = {name: sum(float(s[name]) for s in jax.device_get(sums)) for name in ("cross_entropy", "tokens")}
-            self.validation_loss = totals["cross_entropy"] / totals["tokens"]
-            about = {"loss": self.validation_loss, "batches": batches, "tokens": totals["tokens"]}
-            self.writer.write("validation", step, about)
+            found = mean_loss(self.program.evaluate, state, rows, self.config, batch_sharding(self.mesh))
+            self.validation_loss = found["loss"]
+            self.writer.write("validation", step, found)
             self.watcher.say(f"step {step}: validation loss {self.validation_loss:.4f}")
 
     def save(self, state: TrainState, step: int, *, last: bool = False) -> None:

@@ -11,9 +11,10 @@ from support import Listener, Setup, make_batch, make_config, place, random_para
 
 from jaxscale.data.tokens import Synthetic
 from jaxscale.training import feed
+from jaxscale.training.evaluation import EachOnce
 from jaxscale.training.events import Events
-from jaxscale.training.feed import EachOnce
-from jaxscale.training.step import TrainState, in_parts
+from jaxscale.training.parts import in_parts
+from jaxscale.training.step import TrainState
 from jaxscale.training.trainer import Run
 
 EIGHT = {"data": 2, "fsdp": 2, "tensor": 2}
