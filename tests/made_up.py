@@ -22,7 +22,10 @@ STEP, EVALUATION, SAVE, RECOMPUTE, COMPILE, DISPATCH = 1.0, 7.0, 3.0, 5.0, 20.0,
 
 
 class State(NamedTuple):
+    """`applied`: of each step the batch that it read and the loss that it gave."""
+
     step: int
+    applied: tuple[tuple[int, float], ...] = ()
 
 
 class Machine:
@@ -58,7 +61,9 @@ class Machine:
         if self.bad.get(batch["number"], 0):
             self.bad[batch["number"]] -= 1
             loss = float("nan")
-        return State(state.step + 1), {n: Metric(self, self.free, v) for n, v in (("loss", loss), ("grad_norm", 1.0))}
+        metrics = {"loss": loss, "grad_norm": 1.0, "tokens": 100.0 + batch["number"]}
+        after = State(state.step + 1, (*state.applied, (batch["number"], loss)))
+        return after, {name: Metric(self, self.free, value) for name, value in metrics.items()}
 
 
 class Metric:
@@ -78,7 +83,7 @@ class Metric:
 
 
 class Batches:
-    """In place of the feed: batch n is {"number": n}, after a wait."""
+    """In place of the feed: batch n is {"number": n}, after a wait (seconds, or a function of n)."""
 
     def __init__(self, machine, wait, start, stop):
         self.machine, self.wait, self.numbers = machine, wait, iter(range(start, stop))
@@ -89,8 +94,8 @@ class Batches:
 
     def __next__(self):
         number = next(self.numbers)
-        self.machine.spend(self.wait)
-        self.wait_seconds = self.wait
+        self.wait_seconds = self.wait(number) if callable(self.wait) else self.wait
+        self.machine.spend(self.wait_seconds)
         return {"number": number}
 
     def close(self):
@@ -101,11 +106,11 @@ class Saves:
     """In place of the checkpointer."""
 
     def __init__(self, machine):
-        self.machine, self.good = machine, None
+        self.machine, self.good, self.states = machine, None, {}
 
-    def save(self, step, *_):
+    def save(self, step, state, *_):
         self.machine.spend(SAVE)
-        self.good = step
+        self.good, self.states[step] = step, state
         return SAVE
 
     def settle(self):
@@ -119,7 +124,7 @@ class MadeUpRun(trainer.Run):
 
     def restore(self, *_):
         self.saved = self.checkpointer.good
-        return State(self.saved)
+        return self.checkpointer.states.get(self.saved)
 
     def compile(self, *_):
         with self.events.during("compile"):
@@ -150,8 +155,11 @@ def run(monkeypatch, folder, machine, *, wait=0.0, steps=12, peak=None, flops_pe
     monkeypatch.setattr(trainer.Guard, "recompute", lambda self, *_: machine.spend(RECOMPUTE))
     events.open(folder, print)
     one.open(0, Meter(config, peak, flops_per_token))
-    one.go(State(0), range(1000), range(8))
-    one.close()
-    events.close()
+    one.final = None
+    try:
+        one.final = one.go(State(0), range(1000), range(8))
+    finally:
+        one.close()
+        events.close()
     records = [r for r in read_records(folder / "metrics.jsonl") if r["kind"] == "train"]
     return one, records, read_records(folder / "events.jsonl"), machine.now - began

@@ -16,6 +16,7 @@ class Speed:
     """Measured over some steps.
 
     Attributes:
+        tokens_per_second: of all positions of a batch, padding included.
         mfu: None where there is no peak or no formula for the model, and where `mfu_withheld` says why.
     """
 
