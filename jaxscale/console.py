@@ -63,6 +63,8 @@ class TrainingConsole:
             figures += f"  {speed.tokens_per_second:,.0f} tokens/s"
             if speed.mfu is not None:
                 figures += f"  MFU {speed.mfu:.1%}"
+            elif speed.mfu_withheld:
+                figures += "  MFU withheld"
         if self.progress is not None and self.task is not None:
             self.progress.update(self.task, completed=step, figures=figures)
         elif step == self.config.steps or step % max(1, self.config.steps // 20) == 0:
@@ -135,6 +137,8 @@ def summary_rows(config: cfg.Config, result, records: list[dict]) -> list[tuple[
                 ("  its peak", result.peak.source),
                 ("  its convention", f"{config.metrics.mfu}: {CONVENTIONS[config.metrics.mfu]}"),
             ]
+        elif speed.mfu_withheld:
+            rows.append(("MFU", speed.mfu_withheld))
         else:
             rows.append(("MFU", "none: no published peak for this device and dtype, or no FLOP formula for this model"))
     return [*rows, ("run", str(result.out)), ("checkpoints", config.checkpoint_place)]

@@ -85,7 +85,8 @@ def provenance(record: BenchRecord) -> list[str]:
     if record.convention:
         lines.append(f"convention {record.convention}")
     load = f"; load {clock.load[0]:.1f} before, {clock.load[1]:.1f} after" if clock.load else ""
-    return [*lines, f"median of the samples; {clock.source}{load}", *record.notes]
+    marks = [record.under_load] if record.under_load else []
+    return [*lines, f"median of the samples; {clock.source}{load}", *marks, *record.notes]
 
 
 def show_ratios(a: str, b: str, ratios: list[Ratio], differ: list[str], *, all_rows: bool) -> None:

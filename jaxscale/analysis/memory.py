@@ -3,6 +3,9 @@
 Two moments of a step can be its peak: the loss, when the last matrix and its gradient are whole on a device beside a
 chunk of logits; and the backward pass of a layer, when the layer's gathered weights and their gradients are. Both
 stand on the activations that the forward pass has kept. How far that is from compiled programs: `benchmarks/memory.py`.
+
+Evaluation needs no more: it runs on at most a microbatch's rows at one time, and keeps neither gradients nor
+activations. `tests/training/test_evaluation.py` compares the two programs.
 """
 
 from collections.abc import Callable, Mapping

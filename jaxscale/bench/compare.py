@@ -71,7 +71,7 @@ def compare(a: BenchRecord, b: BenchRecord, *, across_devices: bool = False) -> 
 
 
 def differences(a: BenchRecord, b: BenchRecord) -> list[str]:
-    """What else differs between two records, a line each: config, mesh, peak, code, versions, rows."""
+    """What else differs between two records, a line each: config, mesh, peak, code, versions, load, rows."""
     lines = []
     flat = [flatten({"config": r.config, "mesh": r.mesh, "versions": r.versions}) for r in (a, b)]
     for name in sorted(flat[0].keys() | flat[1].keys()):
@@ -82,6 +82,7 @@ def differences(a: BenchRecord, b: BenchRecord) -> list[str]:
     rates = [f"{r.peak.flops_per_second / 1e12:.4g} TFLOP/s" if r.peak else "none" for r in (a, b)]
     if rates[0] != rates[1]:
         lines.append(f"peak: {rates[0]} : {rates[1]}")
+    lines += [f"{name} was {r.under_load}" for name, r in zip("ab", (a, b), strict=True) if r.under_load]
     only = [len({key(r) for r in x.rows} - {key(r) for r in y.rows}) for x, y in ((a, b), (b, a))]
     if any(only):
         lines.append(f"rows in one alone: {only[0]} : {only[1]}")

@@ -19,6 +19,7 @@ from jaxscale.reading import parse_json
 
 SCHEMA_VERSION = 1
 INTERRUPTED, FAILED = "interrupted", "failed"  # how the note of a record begins that was ended before its time
+BUSY = 0.3  # cores that other processes use: from here on times are marked as made under load
 Basis = Literal["measured", "compiled", "predicted"]
 Label = str | int | float | bool | None
 
@@ -85,11 +86,14 @@ class Clock(Part):
     Attributes:
         source: e.g. `host, blocking on the result`, or the device's own clock.
         load: the machine's load average before and after, one minute.
+        others: cores that other processes kept busy, before and after; `busy_with`: the names of the busiest.
         burn_in: runs before the first sample.
     """
 
     source: str
     load: tuple[float, float] | None = None
+    others: tuple[float, float] | None = None
+    busy_with: list[str] = []
     burn_in: int = 0
     notes: list[str] = []
 
@@ -124,6 +128,17 @@ class BenchRecord(Part):
     rows: list[Row]
     notes: list[str] = []
 
+    @property
+    def under_load(self) -> str | None:
+        """That other processes were busy while it was made, in words; None where they were not, or nobody looked."""
+        others = self.clock.others
+        if others is None or max(others) < BUSY:
+            return None
+        names = f" ({', '.join(self.clock.busy_with)})" if self.clock.busy_with else ""
+        return (
+            f"made under load: other processes kept {others[0]:.1f} cores busy before and {others[1]:.1f} after{names}"
+        )
+
 
 def measured(samples: list[float], unit: str) -> Figure:
     """The median of samples, which are kept."""
@@ -151,6 +166,28 @@ def told_if_not_finite(row: Row) -> Row:
     told = ", ".join(f"{name} is {row.figures[name].value}" for name in bad)
     left = {name: f for name, f in row.figures.items() if name not in bad}
     return row.model_copy(update={"figures": left, "error": f"{row.error}; {told}" if row.error else told})
+
+
+def is_share_of_peak(name: str, figure: Figure) -> bool:
+    """Of the device's peak, or of the best that was measured on it: it cannot be above 1."""
+    return figure.unit == "share" and name.startswith(("mfu", "hfu", "share_of_"))
+
+
+def without_impossible(rows: list[Row]) -> tuple[list[Row], list[str]]:
+    """The rows without shares of a peak above 1, and a line for each name that was left out."""
+    left, largest = [], dict[str, list[float]]()
+    for row in rows:
+        bad = {k: f.value for k, f in row.figures.items() if is_share_of_peak(k, f) and f.value > 1}
+        for name, value in bad.items():
+            largest.setdefault(name, []).append(value)
+        kept = {k: f for k, f in row.figures.items() if k not in bad}
+        left.append(row.model_copy(update={"figures": kept}) if bad else row)
+    notes = [
+        f"{name} withheld in {len(values)} of {len(rows)} rows: {max(values):.3g} times the peak cannot be; the peak "
+        "or the time is wrong, as on a busy machine"
+        for name, values in largest.items()
+    ]
+    return left, notes
 
 
 def require_writable(path: Path) -> Path:
@@ -203,7 +240,9 @@ def read_record(path: Path) -> BenchRecord:
             "again, or use the version that wrote it"
         )
     try:
-        return BenchRecord.model_validate(values)
+        record = BenchRecord.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         raise ValueError(f"{path} is damaged: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    rows, notes = without_impossible(record.rows)
+    return record.model_copy(update={"rows": rows, "notes": [*record.notes, *notes]}) if notes else record

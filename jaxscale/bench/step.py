@@ -123,7 +123,7 @@ def shortened(config: cfg.Config, plan: Plan, folder: Path) -> cfg.Config:
 
 
 def step_samples(events: list[dict], plan: Plan) -> list[float]:
-    """Seconds of the steps after the burn-in, between reading one step's metrics and the next one's."""
+    """Seconds of the steps after the burn-in, each from the end of the step before it to its own end."""
     steps = [e for e in events if e["event"] == "step" and plan.burn_in < e["step"] <= plan.burn_in + plan.steps]
     return [e["seconds"] for e in steps]
 

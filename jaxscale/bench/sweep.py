@@ -18,7 +18,7 @@ from pydantic import Field, ValidationError
 from jaxscale import config as cfg
 from jaxscale.analysis.source import source_hash
 from jaxscale.analysis.store import versions
-from jaxscale.bench.record import BenchRecord, Figure, Label, Row, read_record
+from jaxscale.bench.record import BenchRecord, Clock, Figure, Label, Row, read_record
 from jaxscale.reading import parse_yaml
 
 KEPT = ("step_seconds", "tokens_per_second", "tokens_per_second_per_device", "mfu_causal", "mfu_palm",
@@ -243,7 +243,13 @@ def summary(grid: Grid, found: list[tuple[Row, BenchRecord | None]], command: li
         "device": first.device.model_copy(update={"count": max(r.device.count for r in records)}),
         "kind": "sweep", "name": grid.name, "command": command, "mesh": {}, "config": None, "time": records[0].time,
         "rows": with_ideal(grid, rows, shared_cores=simulated), "notes": notes if grid.ideal != "none" else [],
+        "clock": busiest(records),
     })  # fmt: skip
+
+
+def busiest(records: list[BenchRecord]) -> Clock:
+    """The clock of the run beside which other processes did most: it speaks for the sweep."""
+    return max((r.clock for r in records), key=lambda clock: max(clock.others or (0.0, 0.0)))
 
 
 def filled(row: Row, record: BenchRecord | None, keys: Iterable[str]) -> Row:

@@ -49,6 +49,7 @@ def benchmark_sections(items: list[Item]) -> list[Section]:
     parts += [(plain_section(kind, mine), mine) for kind, mine in kinds.items() if kind not in DONE]
     for section, mine in parts:
         section.plots = [plot for plot in section.plots if plot.series or plot.failed]
+        section.about += [f"{name}: {record.under_load}." for _, name, record in mine if record.under_load]
         section.about += [f"{name}: {note}." for _, name, record in mine for note in record.notes]
     return [section for section, _ in parts if section.plots or section.tables or section.about]
 

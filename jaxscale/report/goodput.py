@@ -122,12 +122,14 @@ def spend(events: list[Event], redone_after: int | None, seconds: dict[str, floa
         taken = sum(
             times[j + 1] - max(times[j], begin) for j in range(last, i) if not parts[j] and times[j + 1] > begin
         )
+        apart = sum(times[j + 1] - times[j] for j in range(last, i) if parts[j] == "data wait")
         last, free = i, free - taken
         step = event.get("step")
         if redone_after is not None and isinstance(step, int) and step > redone_after:
             lost, seconds["lost steps"] = lost + 1, seconds["lost steps"] + taken
             continue
-        waited = min(taken, number(event.get("data_wait_seconds")) or 0.0)
+        waited = number(event.get("data_wait_seconds")) or 0.0
+        waited = min(taken, max(0.0, waited - apart))  # the first batch of an attempt has a stretch of its own
         seconds["data wait"] += waited
         seconds["steps that counted"] += taken - waited
         counted += 1

@@ -150,11 +150,17 @@ def run_source(run: Run) -> Source:
         "command": words(about.get("command")),
         "basis": "measured",
         "MFU convention": f"{convention}: {CONVENTIONS[convention]}" if convention in CONVENTIONS else "",
-        "MFU peak": peak_text(about.get("peak")),
+        "MFU peak": peak_text(peak_of(run)),
         "versions": pairs(about.get("versions")),
         "config": yaml.safe_dump(run.config, sort_keys=False) if run.config else "",
     }
     return Source(run.name, "run", str(run.path), {k: redact(v) for k, v in facts.items() if v})
+
+
+def peak_of(run: Run) -> dict[str, Any]:
+    """The denominator of its MFU: a CPU's may have been measured again while it ran."""
+    later = [r for r in run.metrics if r["kind"] == "peak"]
+    return later[-1] if later else mapping(run.environment, "peak")
 
 
 def peak_text(peak: Any) -> str:
@@ -178,6 +184,7 @@ def record_source(path: Path, record: BenchRecord) -> Source:
         "command": words(record.command),
         "basis": ", ".join(bases),
         "clock": "; ".join([f"{clock.source}, {clock.burn_in} runs before the first sample{load}", *clock.notes]),
+        "load": record.under_load or "",
         "FLOP convention": record.convention or "",
         "peak": peak_text(record.peak.model_dump()) if record.peak else "none: not published for it, and none measured",
         "versions": pairs(record.versions),

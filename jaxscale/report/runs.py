@@ -1,9 +1,10 @@
 """Runs -> loss, throughput, MFU, memory and goodput, over steps, tokens or time."""
 
 import statistics
+from typing import Any
 
 from jaxscale.report.goodput import PARTS, Goodput, goodput
-from jaxscale.report.inputs import Run, mapping, part
+from jaxscale.report.inputs import Run, mapping, part, peak_of
 from jaxscale.report.plots import Axis, Cell, Number, Plot, Section, Series, Table, finite, thinned
 
 STEP, TOKENS = Axis("step", "step"), Axis("tokens", "tokens seen")
@@ -21,7 +22,8 @@ MEMORY = [
     Axis("peak_memory_bytes", "most memory in use on the fullest device", "bytes", zero=True),
     Axis("memory_bytes", "memory in use on the fullest device", "bytes", zero=True),
 ]
-NAMED = {"kind", "step", "time", "loss", "tokens", "step_seconds_median", *(a.key for a in [*SPEED, *MFU, *MEMORY])}
+NAMED = {"kind", "step", "time", "loss", "tokens", "step_seconds_median", "mfu_withheld"}
+NAMED |= {a.key for a in [*SPEED, *MFU, *MEMORY]}
 
 
 def runs_section(runs: list[Run], names: list[str]) -> Section:
@@ -37,11 +39,13 @@ def runs_section(runs: list[Run], names: list[str]) -> Section:
         goodput_plot(names, spent),
     ]
     section.plots = [p for p in plots if p.series]
+    withheld = [p.title for p in plots if p.about and not p.series]
+    section.about += [text for p in plots if p.title in withheld for text in p.about]
     missing = [p.title for p in plots if not p.series and p.id != "optimization"]
     if "Memory" in missing:
         section.about.append("Memory: the devices of these runs do not tell it (CPUs do not).")
     section.about += [
-        f"{title}: the runs hold no such figures." for title in missing if title not in ("Memory", "Goodput")
+        f"{title}: the runs hold no such figures." for title in missing if title not in ("Memory", "Goodput", *withheld)
     ]
     for name, run, found in zip(names, runs, spent, strict=True):
         if found is None:
@@ -93,7 +97,13 @@ def along(run: Run, kind: str, keys: list[str]) -> dict[str, list[Number]]:
         "tokens": [None if tokens is None else finite(r["step"] * tokens) for r in records],
         "seconds": [None if (t := finite(r.get("time"))) is None else round(t - start, 3) for r in records],
     }
-    return columns | {key: [finite(r.get(key)) for r in records] for key in keys}
+    return columns | {key: [figure(r, key) for r in records] for key in keys}
+
+
+def figure(record: dict[str, Any], key: str) -> Number:
+    """A record's figure; a share of the peak above 1 cannot be, and is none."""
+    value = finite(record.get(key))
+    return None if key == "mfu" and value is not None and value > 1 else value
 
 
 def tokens_per_step(run: Run) -> Number:
@@ -116,11 +126,13 @@ def other_axes(runs: list[Run]) -> list[Axis]:
 
 def about_mfu(run: Run, name: str) -> str:
     """The convention and the peak, without which the figure says nothing."""
-    if not any("mfu" in r for r in run.metrics):
+    withheld = sum("mfu_withheld" in r or ("mfu" in r and figure(r, "mfu") is None) for r in run.metrics)
+    if not withheld and not any("mfu" in r for r in run.metrics):
         return ""
     convention = part(run.config, "metrics", "mfu") or "unknown"
-    source = part(run.environment, "peak", "source") or "not on record"
-    return f"{name}: convention {convention}; peak: {source}."
+    source = part(peak_of(run), "source") or "not on record"
+    impossible = f" Withheld in {withheld} records: above 1, so the peak was measured too low." if withheld else ""
+    return f"{name}: convention {convention}; peak: {source}.{impossible}"
 
 
 # --- goodput and the summary ----------------------------------------------------------------------------------
@@ -160,7 +172,7 @@ def summary_row(run: Run, name: str, found: Goodput | None) -> list[str | int | 
         )
 
     def middle(key: str) -> Number:
-        values = [v for r in run.metrics if r["kind"] == "train" and (v := finite(r.get(key))) is not None]
+        values = [v for r in run.metrics if r["kind"] == "train" and (v := figure(r, key)) is not None]
         return statistics.median(values) if values else None
 
     seconds, tokens = middle("step_seconds"), tokens_per_step(run)

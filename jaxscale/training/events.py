@@ -1,8 +1,9 @@
 """events.jsonl: what a run's wall time goes to, start and end of each, over all its restarts. Read by `report`.
 
 One JSON object a line: `event`, `phase` (start, end), `time` (unix seconds), `attempt` (1, 2, ... of this directory),
-`step`. A step has one line, when its metrics have been read, with its `seconds` and those it waited for data. A process
-that is killed leaves starts without ends.
+`step`. A step has one line, written once its metrics are read: `time` is when the step was done, `seconds` begin at the
+end of whatever came before, `data_wait_seconds` is how long the host waited for its batch. A process that is killed
+leaves starts without ends.
 """
 
 import contextlib
@@ -41,20 +42,24 @@ class Events:
                 self.file.write(line | {"attempt": self.attempt})
         self.waiting.clear()
 
-    def write(self, event: str, phase: str, step: int | None = None, **more: float) -> None:
-        self.last = time.perf_counter()
+    def write(self, event: str, phase: str, step: int | None = None, *, at: float | None = None, **more: float) -> None:
+        """`at`: when it happened, by `time.perf_counter`; None: now."""
+        now = time.perf_counter()
+        self.last = now if at is None else at
         if self.follow:
             self.follow(event, phase, step)
-        line = {"event": event, "phase": phase, "time": time.time(), "attempt": self.attempt, "step": step} | more
+        when = time.time() - (now - self.last)
+        line = {"event": event, "phase": phase, "time": when, "attempt": self.attempt, "step": step} | more
         if self.file:
             self.file.write(line)
         elif self.active:
             self.waiting.append(line)
 
-    def step(self, step: int, data_wait_seconds: float) -> None:
-        """Its seconds are those since whatever was written before it, so that the parts of a run add up."""
-        seconds = time.perf_counter() - self.last
-        self.write("step", "end", step, seconds=seconds, data_wait_seconds=data_wait_seconds)
+    def step(self, step: int, done: float, data_wait_seconds: float) -> float:
+        """The seconds of a step that was done at `done`, from the end of whatever came before: so the parts add up."""
+        seconds = max(0.0, done - self.last)
+        self.write("step", "end", step, at=done, seconds=seconds, data_wait_seconds=data_wait_seconds)
+        return seconds
 
     @contextlib.contextmanager
     def during(self, event: str, step: int | None = None) -> Iterator[None]:

@@ -8,18 +8,24 @@ import numpy as np
 
 from jaxscale import config as cfg
 from jaxscale.analysis.costs import train_flops_per_token
-from jaxscale.training.peak import Peak
+from jaxscale.training.peak import Peak, why_withheld
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Measured over some steps; `mfu` is None where there is no peak or no formula for the model."""
+    """Measured over some steps.
+
+    Attributes:
+        tokens_per_second: of all positions of a batch, padding included.
+        mfu: None where there is no peak or no formula for the model, and where `mfu_withheld` says why.
+    """
 
     step_seconds: float  # median
     step_seconds_p95: float
     tokens_per_second: float
     data_wait_seconds: float  # median
     mfu: float | None
+    mfu_withheld: str | None = None
 
 
 class Meter:
@@ -44,7 +50,9 @@ class Meter:
         rate = self.tokens / median
         mfu = self.flops_per_token * rate / self.peak.flops_per_second if self.peak and self.flops_per_token else None
         waits = self.waits[-last:] if last else self.waits
-        return Speed(median, float(np.percentile(seconds, 95)), rate, float(np.median(waits)), mfu)
+        withheld = None if mfu is None or self.peak is None else why_withheld(mfu, self.peak)
+        mfu = None if withheld else mfu
+        return Speed(median, float(np.percentile(seconds, 95)), rate, float(np.median(waits)), mfu, withheld)
 
 
 def model_flops_per_token(config: cfg.Config, model: Any) -> float | None:

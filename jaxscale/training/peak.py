@@ -1,7 +1,7 @@
 """The denominator of MFU: what the devices could do at most, and who says so."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +11,15 @@ from jaxscale.hardware import find_chip
 
 @dataclass(frozen=True)
 class Peak:
-    """FLOP/s that all devices of the mesh could do together, and where the figure is from."""
+    """FLOP/s that all devices of the mesh could do together, and where the figure is from.
+
+    Attributes:
+        measured: in this process, so that it may be too low: the machine may have been busy.
+    """
 
     flops_per_second: float
     source: str
+    measured: bool = False
 
 
 def find_peak(devices: list[jax.Device], dtype: str) -> Peak | None:
@@ -44,4 +49,22 @@ def measure_peak(device: jax.Device, dtype: str, *, sizes: tuple[int, ...] = (10
                 multiply(a, b).block_until_ready()
                 rate = 2 * n**3 / (time.perf_counter() - start)
                 best, best_size = max((best, best_size), (rate, n))
-    return Peak(best, f"best {dtype} matmul measured in this process, {best_size} square, all cores")
+    return Peak(best, f"best {dtype} matmul measured in this process, {best_size} square, all cores", measured=True)
+
+
+def measure_again(peak: Peak, device: jax.Device, dtype: str) -> Peak:
+    """The higher of a measured peak and a new measurement: what slows a matmul down is the rest of the machine."""
+    assert peak.measured
+    again = measure_peak(device, dtype)
+    if again.flops_per_second <= peak.flops_per_second:
+        return peak
+    first = f"the first measurement gave {peak.flops_per_second / 1e12:,.3g} TFLOP/s"
+    return replace(again, source=f"{again.source}; {first}")
+
+
+def why_withheld(share: float, peak: Peak) -> str | None:
+    """Why a share of a peak is not given; None where it can be."""
+    if share <= 1:
+        return None
+    cause = "was measured on a busy machine" if peak.measured else "is not this chip's, or the clock is wrong"
+    return f"withheld: {share:.3g} times the peak cannot be; the peak ({peak.source}) {cause}"

@@ -18,6 +18,7 @@ from jaxscale.models.transformer import Transformer
 from jaxscale.parallel.compiler import compiler_options
 from jaxscale.parallel.sharding import blaming_overrides, device_kind, mesh_here, on_devices, spec
 from jaxscale.training.average import add_to_sum, average, empty_sum
+from jaxscale.training.cut import in_parts
 from jaxscale.training.loss import Batch, loss_sums
 from jaxscale.training.optimizer import count_from, global_norm, make_optimizer, make_schedule
 from jaxscale.training.spikes import judge, with_spikes, without_spikes
@@ -76,10 +77,10 @@ def make_program(config: cfg.Config, model: ModelFactory | None = None) -> Progr
         abstract = on_devices(jax.eval_shape(init))
         if overridden:
             jax.eval_shape(step, abstract, abstract_batch(config, mesh_here(), documents=False))
-    evaluate = make_evaluate(config, merge)
     options = compiler_options(device_kind(), config.runtime)
     jitted = jax.jit(step, donate_argnums=0, compiler_options=options or None)
-    return Program(jax.jit(init), jitted, jax.jit(evaluate), abstract, axes, merge)
+    evaluate = jax.jit(make_evaluate(config, merge), compiler_options=options or None)
+    return Program(jax.jit(init), jitted, evaluate, abstract, axes, merge)
 
 
 def decoder(config: cfg.Config) -> ModelFactory:
@@ -180,13 +181,26 @@ def trained_parameters(config: cfg.Config, state: TrainState) -> PyTree:
 
 
 def make_evaluate(config: cfg.Config, merge: Callable) -> Callable:
+    most = config.data.batch_size // config.step.microbatches
+
     def evaluate(state: TrainState, batch: Batch) -> dict[str, jax.Array]:
-        """Sums over a batch [1, B, T] of cross entropy and tokens, with the averaged parameters where there are any."""
+        """Sums over a batch [parts, B, T] of cross entropy and tokens, with averaged parameters where there are any.
+
+        However the batch is cut, at most a microbatch's rows are computed at one time: so an evaluation fits where the
+        step does.
+        """
         model = merge(trained_parameters(config, state))
         model.eval()
-        part = jax.tree.map(lambda x: x[0], batch)
-        sums = loss_sums(model, part, loss=config.loss, vocab_size=config.model.vocab_size)
-        return {"cross_entropy": sums["cross_entropy"], "tokens": part["weights"].sum()}
+
+        def sums(part: Batch) -> dict[str, jax.Array]:
+            found = loss_sums(model, part, loss=config.loss, vocab_size=config.model.vocab_size)
+            return {"cross_entropy": found["cross_entropy"], "tokens": part["weights"].sum()}
+
+        parts = jax.tree.map(lambda x: in_parts(x, most), batch)
+        if len(parts["tokens"]) == 1:
+            return sums(jax.tree.map(lambda x: x[0], parts))
+        _, found = jax.lax.scan(lambda _, part: (None, sums(part)), None, parts)
+        return jax.tree.map(jnp.sum, found)
 
     return evaluate
 

@@ -4,8 +4,7 @@ config -> mesh -> rules x parameters -> state;  tokens -> batch(step);  state, b
 """
 
 import contextlib
-import time
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +21,15 @@ from jaxscale.parallel.rules import count, require_divides
 from jaxscale.parallel.sharding import Rules, fit_rules, make_rules, on_mesh
 from jaxscale.training.changes import told_of_changes
 from jaxscale.training.checkpoint import Checkpointer
+from jaxscale.training.evaluation import mean_loss
 from jaxscale.training.events import Events
 from jaxscale.training.executable import load_executable
 from jaxscale.training.feed import Feed, has_documents, open_run_tokenizer, open_source
 from jaxscale.training.guard import Guard, Rollback
 from jaxscale.training.metrics import Meter, Speed, device_memory, model_flops_per_token
 from jaxscale.training.owner import Owner, open_checkpoints
-from jaxscale.training.peak import Peak, find_peak
+from jaxscale.training.peak import Peak, find_peak, measure_again
+from jaxscale.training.pending import Pending
 from jaxscale.training.places import open_place
 from jaxscale.training.position import Position, about_data, read_position
 from jaxscale.training.run import write_run_files
@@ -88,7 +89,7 @@ def train(
             peak = find_peak(devices, config.step.compute_dtype)
         # --- data
         with events.during("data"):
-            rows, validation_rows = open_source(config, "train"), open_source(config, "validation")
+            rows, validation_rows = open_source(config, "train"), open_source(config, "validation", say=watcher.say)
             assert rows is not None
             tokenizer = open_run_tokenizer(config)
         about = about_data(config, rows)
@@ -129,7 +130,7 @@ def train(
         where = f"step {int(state.step)}; the same command resumes from there ({config.out_dir})"
         raise Stopped(f"stopped after {where}", monitor.signal)
     last = run.losses[max(run.losses)] if run.losses else None
-    speed = run.meter.speed()
+    speed, peak = run.meter.speed(), run.meter.peak
     return Result(
         int(state.step), last, run.validation_loss, speed, peak, config.out_dir, mesh, rules, program, state, run.losses
     )
@@ -162,7 +163,8 @@ class Run:
         self.validation_loss: float | None = None
         self.position = Position(config.data.batch_size)
         self.saves = Saves(config, checkpointer, watcher, events)
-        self.clock: float | None = None  # when the last read step was done; None: do not time the next
+        self.peaks_left = 3  # how often a CPU's peak may be measured again
+        self.warm = False  # the first step of an attempt also loads its program: it is no measure of speed
 
     def restore(self) -> tuple[TrainState, dict] | None:
         found = self.checkpointer.restore_latest(self.program.abstract, self.config, say=self.watcher.say)
@@ -223,7 +225,6 @@ class Run:
             raise ValueError(f"{bad} at step {bad.step}: stopped; there is no checkpoint to go back to")
         state, first = found[0], int(found[0].step)
         self.position = position.past(bad.step, back_to=first)
-        self.clock = None
         self.losses = {step: loss for step, loss in self.losses.items() if step <= first}
         self.writer.go_back(first)
         about: dict[str, float | str] = {"from": bad.step, "batches_skipped": self.position.skipped, "cause": str(bad)}
@@ -235,41 +236,48 @@ class Run:
     def loop(self, state: TrainState, first: int, feed: Feed, validation_rows: Any) -> TrainState:
         """Steps first .. config.steps. The host reads a step's metrics after it has dispatched the next one."""
         config, done = self.config, first
-        pending: tuple[int, Any, float] | None = None
+        before: Pending | None = None
         batch = None
         if first < config.steps and self.monitor.may_start(first):
-            with self.events.during("data wait", first):
-                batch = next(feed)
+            batch = self.wait_for(feed, first)
             self.compile(state, batch)
         for step in range(first + 1, config.steps + 1):
+            if before:
+                before.look()
             if not self.monitor.may_start(step):  # a signal: all processes stop after the same step
                 break
-            assert batch is not None
             if due(step, config.guard.recompute_every):
+                if before:
+                    self.read(before)
+                before, batch = None, batch or self.wait_for(feed, step)
                 with self.events.during("recompute", step):
                     self.guard.recompute(step, state, batch)
-                self.clock = None
-            wait = feed.wait_seconds
+            batch = batch or next(feed)  # while the devices work on the step before
             state, metrics = self.program.step(state, batch)
-            if step < config.steps:
-                batch = next(feed)  # placed while the devices work
-            if pending:
-                self.read(*pending)
-            pending, done = (step, metrics, wait), step
+            this, batch, done = Pending(step, metrics, feed.wait_seconds), None, step
+            if before:
+                self.read(before, later=this)
+            before = this
             if step == config.steps or due(step, config.evaluation.every) or due(step, config.checkpoint.every):
-                self.read(*pending)  # nothing is saved or judged before this step's loss is known to be finite
-                pending, self.clock = None, None
+                self.read(this)  # nothing is saved or judged before this step's loss is known to be finite
+                before = None
+                self.check_peak(step)
                 if validation_rows is not None and (due(step, config.evaluation.every) or step == config.steps):
                     self.evaluate(state, step, validation_rows)
                 if due(step, config.checkpoint.every) and step < config.steps:
                     self.save(state, step)
-        if pending:
-            self.read(*pending)
+        if before:
+            self.read(before)
         self.save(state, done, last=True)
         return state
 
     def save(self, state: TrainState, step: int, *, last: bool = False) -> None:
         self.saves.save(state, step, self.about_data | self.position.as_data(step), self.writer, last=last)
+
+    def wait_for(self, feed: Feed, step: int) -> Any:
+        """The next batch, while the devices have nothing to do: no step's seconds hold this wait."""
+        with self.events.during("data wait", step):
+            return next(feed)
 
     def compile(self, state: TrainState, batch: Any) -> None:
         """Trace, lower and compile, apart from the first step, which then finds the program in jit's cache."""
@@ -277,43 +285,52 @@ class Run:
             with self.events.during("compile"):
                 lower(state, batch).compile()
 
-    def read(self, step: int, metrics: Any, wait: float) -> None:
+    def read(self, this: Pending, *, later: Pending | None = None) -> None:
         """Fetch one step's metrics (the only place where the host waits for the devices), and tell of them."""
-        values = {k: float(v) for k, v in jax.device_get(metrics).items()}
-        now = time.perf_counter()
-        if self.clock is not None:
-            self.meter.add(now - self.clock, wait)
-        self.clock = now
-        self.events.step(step, wait)
+        step, done = this.step, this.finish(self.events.last, later)
+        seconds = self.events.step(step, done, this.wait)
+        if self.warm:
+            self.meter.add(seconds, this.wait)
+        self.warm = True
+        values = {k: float(v) for k, v in jax.device_get(this.metrics).items()}
         self.guard.judge(step, values, self.saves.newest)
         self.losses[step] = values["loss"]
         speed = self.meter.speed(last=50)
         self.watcher.step(step, values, speed)
         if due(step, self.config.metrics.every) or step == self.config.steps:
-            self.writer.write("train", step, values | self.speed_values(speed, wait))
+            own = {"step_seconds": seconds, "data_wait_seconds": this.wait}
+            self.writer.write("train", step, values | own | self.speed_values(speed))
 
-    def speed_values(self, speed: Speed | None, wait: float) -> dict[str, float]:
-        values: dict[str, float] = {"data_wait_seconds": wait} | dict(device_memory(list(self.mesh.devices.flat)))
+    def speed_values(self, speed: Speed | None) -> dict[str, float | str]:
+        values: dict[str, float | str] = dict(device_memory(list(self.mesh.devices.flat)))
         if speed:
             values |= {
-                "step_seconds": self.meter.seconds[-1],
                 "step_seconds_median": speed.step_seconds,
                 "step_seconds_p95": speed.step_seconds_p95,
                 "tokens_per_second": speed.tokens_per_second,
             }
             if speed.mfu is not None:
                 values["mfu"] = speed.mfu
+            elif speed.mfu_withheld:
+                values["mfu_withheld"] = speed.mfu_withheld
         return values
 
+    def check_peak(self, step: int) -> None:
+        """An MFU above 1 shows that the measured peak is too low: measure it again, now that no step is running."""
+        speeds, peak = (self.meter.speed(), self.meter.speed(last=50)), self.meter.peak
+        if self.peaks_left and peak and peak.measured and any(s and s.mfu_withheld for s in speeds):
+            self.peaks_left -= 1
+            with self.events.during("devices", step):
+                self.meter.peak = measure_again(peak, jax.local_devices()[0], self.config.step.compute_dtype)
+                self.writer.write("peak", step, asdict(self.meter.peak))
+
     def evaluate(self, state: TrainState, step: int, rows: Any) -> None:
-        """Mean loss over the first `evaluation.batches` batches of the validation split, always the same ones."""
-        batches = min(self.config.evaluation.batches, max(1, len(rows) // self.config.data.batch_size))
-        feed = Feed(rows, self.config, batch_sharding(self.mesh), stop_step=batches, shuffle=False)
-        with self.events.during("evaluation", step), contextlib.closing(feed):
-            totals = jax.device_get([self.program.evaluate(state, batch) for batch in feed])
-        self.validation_loss = float(sum(t["cross_entropy"] for t in totals) / sum(t["tokens"] for t in totals))
-        self.writer.write("validation", step, {"loss": self.validation_loss, "batches": batches})
-        self.watcher.say(f"step {step}: validation loss {self.validation_loss:.4f}")
+        """Mean loss a token over the first rows of the validation split, always the same ones."""
+        with self.events.during("evaluation", step):
+            found = mean_loss(self.program.evaluate, state, rows, self.config, batch_sharding(self.mesh))
+            self.validation_loss = found["loss"]
+            self.writer.write("validation", step, found)
+            self.watcher.say(f"step {step}: validation loss {self.validation_loss:.4f}")
 
 
 def due(step: int, every: int) -> bool:

@@ -1,0 +1,74 @@
+"""The loss of the validation split: each of its rows once, in parts no larger than the step's."""
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxscale import config as cfg
+from jaxscale.data.tokens import RowSource
+from jaxscale.training.feed import Feed
+
+
+@dataclass(frozen=True)
+class EachOnce:
+    """The first `num_rows` rows of a source; those that it does not have weigh nothing, so that none counts twice."""
+
+    source: RowSource
+    num_rows: int
+
+    @property
+    def seq_len(self) -> int:
+        return self.source.seq_len
+
+    @property
+    def vocab_size(self) -> int:
+        return self.source.vocab_size
+
+    @property
+    def separator_id(self) -> int | None:
+        return self.source.separator_id
+
+    @property
+    def fingerprint(self) -> str | None:
+        return self.source.fingerprint
+
+    @property
+    def content(self) -> str | None:
+        return self.source.content
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+    def row(self, i: int) -> dict[str, np.ndarray]:
+        if i < len(self.source):
+            return self.source.row(i)
+        first = self.source.row(0)
+        return first | {"weights": np.zeros_like(first["weights"])}
+
+
+def mean_loss(
+    evaluate: Callable[[Any, Any], dict[str, jax.Array]],
+    state: Any,
+    rows: RowSource,
+    config: cfg.Config,
+    layout: jax.sharding.Sharding,
+) -> dict[str, float]:
+    """`loss` (nats a token) over the first rows of a split, `evaluation.batches` batches of them at most.
+
+    Also `batches` and `tokens`, of which it is the mean. `evaluate` is the program's.
+    """
+    size = config.data.batch_size
+    batches = min(config.evaluation.batches, -(-len(rows) // size))
+    feed = Feed(EachOnce(rows, batches * size), config, layout, stop_step=batches, shuffle=False,
+                microbatches=config.step.microbatches)  # fmt: skip
+    sums: list[dict[str, jax.Array]] = []
+    with contextlib.closing(feed):
+        for batch in feed:
+            sums.append(evaluate(state, batch))
+            jax.block_until_ready(sums[-2:-1])  # one batch waits on the devices, not all of them
+    cross_entropy, tokens = (sum(float(s[name]) for s in jax.device_get(sums)) for name in ("cross_entropy", "tokens"))
+    return {"loss": cross_entropy / tokens, "batches": batches, "tokens": tokens}
