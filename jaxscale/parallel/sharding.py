@@ -101,16 +101,14 @@ def current_mesh() -> AbstractMesh:
     return jax.sharding.get_abstract_mesh()
 
 
+def device() -> jax.Device:
+    """The first of those that are compiled for: of the mesh (which may not be here), or else of JAX's default."""
+    mesh = _current_mesh.get()
+    return jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+
+
 def platform() -> str:
-    """The platform that is compiled for: of the mesh's devices (which may not be here), or else JAX's default."""
-    mesh = _current_mesh.get()
-    return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
-
-
-def device_kind() -> str:
-    """As JAX names the devices that are compiled for."""
-    mesh = _current_mesh.get()
-    return (jax.devices()[0] if mesh is None else mesh.devices.flat[0]).device_kind
+    return device().platform
 
 
 def on_devices(abstract: PyTree) -> PyTree:

@@ -16,7 +16,7 @@ from flax import nnx
 from jaxscale import config as cfg
 from jaxscale.models.transformer import Transformer
 from jaxscale.parallel.compiler import compiler_options
-from jaxscale.parallel.sharding import device_kind, on_devices, spec
+from jaxscale.parallel.sharding import device, on_devices, spec
 from jaxscale.training.loss import Batch, loss_sums
 from jaxscale.training.optimizer import global_norm, make_optimizer, make_schedule
 from jaxscale.training.spikes import judge, with_spikes, without_spikes
@@ -72,7 +72,7 @@ def make_program(config: cfg.Config, model: ModelFactory | None = None) -> Progr
     abstract = on_devices(jax.eval_shape(init))
     step = make_step(config, optimizer, merge)
     evaluate = make_evaluate(config, merge)
-    options = compiler_options(device_kind(), config.runtime)
+    options = compiler_options(device().device_kind, config.runtime)
     jitted = jax.jit(step, donate_argnums=0, compiler_options=options or None)
     return Program(jax.jit(init), jitted, jax.jit(evaluate), abstract, axes, merge)
 
