@@ -30,9 +30,15 @@ def what_would_do(config: cfg.Config, found: Plan, *, documents: bool = False) -
         return any_fits(other, topology, documents=documents, held=held)
 
     lines = [*other_axes(config, where, held, fits), *other_batches(config, found, fits)]
-    if found.legal:
-        return [*lines, *larger(config, where, fits)]
-    return [*lines, *other_sizes(config, where, fits)]
+    lines += larger(config, where, fits) if found.legal else other_sizes(config, where, fits)
+    if not lines and without_mesh(held) != held:
+        more = what_would_do(config, replace(found, held=without_mesh(held)), documents=documents)
+        return [f"no mesh.* given, and {line}" for line in more]
+    return lines
+
+
+def without_mesh(held: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(h for h in held if not h.startswith("mesh"))
 
 
 def any_fits(config: cfg.Config, topology: Topology, *, documents: bool, held: tuple[str, ...]) -> bool:
@@ -68,9 +74,7 @@ def other_axes(config: cfg.Config, topology: Topology, held: tuple[str, ...], fi
         sizes = [n for n in cfg.divisors(inside) if n != given]
         if near := nearest(sizes, given, lambda n: fits(with_axis(n))):
             yield f"mesh.{axis}={' or '.join(map(str, near))} in place of {given}"
-    if any(h.startswith("mesh") for h in held) and fits(
-        config, topology, tuple(h for h in held if not h.startswith("mesh"))
-    ):
+    if without_mesh(held) != held and fits(config, topology, without_mesh(held)):
         yield "no mesh.* given: there are ways that fit"
 
 
