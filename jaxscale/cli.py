@@ -27,8 +27,14 @@ app.add_typer(cli_puzzle.app, name="puzzle")
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value ...", metavar="[section.key=value ...]")]
 USAGE_ERROR: Any = typer.BadParameter.__base__  # click's, wherever typer keeps it
-TOPOLOGY_HELP = "e.g. v5p:8x8x8, v6e:16x16, v5e:16x16, tpu7x:4x4x4, h100:16x8 (nodes x GPUs), h200:8"
+TOPOLOGY_HELP = (
+    "e.g. v5p:8x8x8, v5p-128, v6e-256, v5litepod-16, h100:16x8 (nodes x GPUs), h200:8, a3-highgpu-8g, rtx4090:1"
+)
 TopologyName = Annotated[str, typer.Option(help=TOPOLOGY_HELP)]
+Network = Annotated[
+    str | None, typer.Option(help="Of a node (TPU: a host) to the others, e.g. 800Gb/s; or 400Gb/s/chip.")
+]
+HostMemory = Annotated[str | None, typer.Option(help="Of a host, for what is offloaded, e.g. 448GB or 64GB/gpu.")]
 Slices = Annotated[int, typer.Option(min=1, help="TPU slices of that shape, joined by the slow network.")]
 CONFIG_HELP = "a YAML file, a run's directory, or the name of a shipped config: quickstart, llama3.1-8b, ..."
 
@@ -141,6 +147,8 @@ def compile_(
     overrides: Overrides = None,
     topology: TopologyName = "",
     slices: Slices = 1,
+    network: Network = None,
+    host_memory: HostMemory = None,
     as_json: Annotated[bool, typer.Option("--json", help="Everything, for programs.")] = False,
     hlo: Annotated[Path | None, typer.Option(help="Write the compiled program's text here.")] = None,
     save: Annotated[Path | None, typer.Option(help="Write the executable here, for train --executable.")] = None,
@@ -150,7 +158,7 @@ def compile_(
     from jaxscale import console_predict, predict
     from jaxscale.analysis.libtpu import older_libtpu
 
-    loaded, where = load_for(config, overrides, topology, slices)
+    loaded, where = load_for(config, overrides, topology, slices, network, host_memory)
     predict.require_writable(hlo, save)
     if not where.chip.node and (note := older_libtpu()):
         print(note, file=sys.stderr if as_json else sys.stdout, flush=True)
@@ -160,11 +168,11 @@ def compile_(
     if as_json:
         console_predict.print_json(found)
     elif found.report is not None:
-        console_predict.show_report(loaded, found.report, cached=found.cached)
+        console_predict.show_report(loaded, found)
         if save is not None:
             print(f"executable in {save}" if found.report.fits else f"--save {save}: not written, as it does not fit")
-    if found.report is None or not found.report.fits:
-        if not as_json:
+    if not found.fits:
+        if not as_json and not (found.report and found.report.fits):  # else it is the host that is short
             console_predict.show_out_of_memory(loaded, where, found.needed, found.buffers, found.tried)
         raise typer.Exit(1)
 
@@ -175,6 +183,8 @@ def plan(
     overrides: Overrides = None,
     topology: TopologyName = "",
     slices: Slices = 1,
+    network: Network = None,
+    host_memory: HostMemory = None,
     batch_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of a step; by default the config's.")] = None,
     rows: Annotated[int, typer.Option(min=1, help="How many to show.")] = 10,
     measured: Annotated[
@@ -185,48 +195,62 @@ def plan(
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Write the best one as a config for train.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Everything, for programs.")] = False,
 ) -> None:
-    """Rank every mesh, microbatch count and remat for a topology by predicted speed, among those that fit."""
-    from jaxscale import console_predict, predict
+    """Rank every mesh, microbatch count and remat for a topology by predicted speed, among those that fit.
+
+    What is given on the command line (mesh.*, step.microbatches, step.remat, loss.chunk) is held. Row 0 is the config.
+    """
+    from jaxscale import console_plan, predict
     from jaxscale.analysis import costs
     from jaxscale.analysis import plan as planning
+    from jaxscale.analysis.advice import what_would_do
+    from jaxscale.analysis.ways import held_keys
 
     amount = None if budget is None else planning.read_budget(budget)
     predict.require_writable(out)
-    loaded, where = load_for(config, overrides, topology, slices)
+    loaded, where = load_for(config, overrides, topology, slices, network, host_memory)
     if batch_tokens is not None:
         loaded = predict.with_batch_tokens(loaded, batch_tokens)
     own_links = predict.measured_links(measured, where) if measured else None
-    found = planning.plan(loaded, where, documents=costs.packs_documents(loaded), measured=own_links)
+    documents, held = costs.packs_documents(loaded), held_keys(overrides or [])
+    found = planning.plan(loaded, where, documents=documents, measured=own_links, held=held)
+    advice = [] if found.choices else what_would_do(loaded, found, documents=documents)
     compiled = [predict.answer(c.config, where) for c in found.choices[:compile_best]]
     if out is not None and found.choices:
         predict.write_config(found.choices[0], where, out)
     spent = None if amount is None or not found.choices else planning.spend(amount, found.choices[0])
     if as_json:
-        console_predict.print_plan_json(found, compiled, spent, rows)
+        console_plan.print_plan_json(found, compiled, spent, rows, advice)
     else:
-        console_predict.show_plan(loaded, found, compiled, spent, rows=rows, out=out)
+        console_plan.show_plan(loaded, found, compiled, spent, rows=rows, out=out, advice=advice)
     if not found.choices:
         raise typer.Exit(1)
 
 
-def load_for(config: str, overrides: list[str] | None, topology: str, slices: int) -> tuple[Any, Any]:
-    """A config for a topology; the data need not be here."""
+def load_for(
+    config: str, overrides: list[str] | None, topology: str, slices: int, network: str | None, host_memory: str | None
+) -> tuple[Any, Any]:
+    """A config for a topology, with a line on stderr where its name was read as another. The data need not be here."""
     from jaxscale.config import load_config
     from jaxscale.predict import fit_mesh
-    from jaxscale.topology import find_topology
+    from jaxscale.stated import read_topology
 
     if not topology:
         raise ValueError("--topology is missing; give e.g. --topology v5p:4x4x4 or --topology h100:8")
-    where = find_topology(topology, slices)
-    return fit_mesh(load_config(config, overrides or []), where), where
+    where, lines = read_topology(topology, slices, network=network, host_memory=host_memory)
+    loaded = fit_mesh(load_config(config, overrides or []), where)
+    for line in lines:
+        print(line, file=sys.stderr)
+    return loaded, where
 
 
 @app.command()
-def chips() -> None:
+def chips(
+    names: Annotated[list[str] | None, typer.Argument(help="Only these, e.g. t4 l4.", metavar="[CHIP ...]")] = None,
+) -> None:
     """The chip table: peaks, memory and links, with the source of every figure."""
-    from jaxscale.console_predict import show_chips
+    from jaxscale.console_plan import show_chips
 
-    show_chips()
+    show_chips(names or [])
 
 
 @app.command()

@@ -2,11 +2,15 @@
 
 import json
 import math
+import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from jaxscale.topology import Topology
 
 
 def explain(
@@ -33,12 +37,16 @@ def explain(
         Path | None, typer.Option("-o", "--out", help="A page to look at and play with; opens offline.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Everything, for programs.")] = False,
+    network: Annotated[
+        str | None, typer.Option(help="Of a node (TPU: a host) to the others, e.g. 800Gb/s; or 400Gb/s/chip.")
+    ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Let the compilers speak.")] = False,
 ) -> None:
     """Every matmul of the training step: how it is cut, what is sent, what it costs, and what the compiler did."""
     from jaxscale import console_explain as console
     from jaxscale.explain import follow, story
     from jaxscale.predict import require_writable
+    from jaxscale.stated import read_topology
 
     given = {"--mesh": mesh, "--tensor": tensor, "-o": out, "--json": as_json or None, "--backward": backward or None}
     refuse_together("--compare", compare, given, but=("--json",))
@@ -47,13 +55,18 @@ def explain(
     if compiler == "auto" and (compare or tensor is not None):
         compiler = "none"  # what was compiled is not shown there
     require_writable(out)
+    if network and not topology:
+        raise ValueError(f"--network {network} needs --topology, e.g. --topology h100:12x8")
+    where, lines = read_topology(topology, slices, network=network) if topology else (None, [])
+    for line in lines:
+        print(line, file=sys.stderr)
 
     def run(text: str | None) -> story.Explanation:
-        return story.explain(*load(config, overrides, text, topology, slices), compiler=compiler, verbose=verbose)
+        return story.explain(*load(config, overrides, text, where, slices), compiler=compiler, verbose=verbose)
 
     if compare:
         for text in compare:  # before the first takes its time
-            load(config, overrides, text, topology, slices)
+            load(config, overrides, text, where, slices)
         pair = [run(text) for text in compare]
         if as_json:
             print(json.dumps([story.as_json(one) for one in pair], indent=1))
@@ -83,16 +96,14 @@ def refuse_together(name: str, value: object, given: Mapping[str, object], *, bu
         )
 
 
-def load(config: str, overrides: list[str] | None, mesh: str | None, topology: str | None, slices: int) -> Any:
+def load(config: str, overrides: list[str] | None, mesh: str | None, where: "Topology | None", slices: int) -> Any:
     """The config on its mesh, and its topology (None: none was given)."""
     from jaxscale.config import load_config
     from jaxscale.explain.story import with_mesh
     from jaxscale.predict import fit_mesh
-    from jaxscale.topology import find_topology
 
-    if slices > 1 and not topology:
+    if slices > 1 and not where:
         raise ValueError(f"--slices {slices} needs --topology, e.g. --topology v5p:2x2x2")
-    where = find_topology(topology, slices) if topology else None
     loaded = load_config(config, overrides or [])
     own = [(axis, n) for axis, n in loaded.mesh.model_dump().items() if axis != "dcn" and n != 1]
     if mesh is None and slices > 1 and not loaded.mesh.over_slices and all(n > 1 for _, n in own):

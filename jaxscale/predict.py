@@ -1,7 +1,7 @@
 """The stories behind `compile` and `plan`: config and topology in, figures out. No jax: compiles run in a child."""
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ class Answer:
         needed: bytes of one device, where the compiler says so.
         buffers: the largest ones (what, bytes).
         tried: changes that were compiled (or found not to work), in words.
+        host, host_bytes: what a host keeps of all its devices by the compiler's count, and the memory that it has.
     """
 
     report: Report | None
@@ -35,6 +36,12 @@ class Answer:
     needed: int | None = None
     buffers: list[tuple[str, int]] = field(default_factory=list)
     tried: list[str] = field(default_factory=list)
+    host: float = 0.0
+    host_bytes: float = 0.0
+
+    @property
+    def fits(self) -> bool:
+        return self.report is not None and self.report.fits and self.host <= self.host_bytes
 
 
 def fit_mesh(config: cfg.Config, topology: Topology) -> cfg.Config:
@@ -64,7 +71,9 @@ def with_batch_tokens(config: cfg.Config, tokens: int) -> cfg.Config:
         raise ValueError(
             f"--batch-tokens {tokens} is not a multiple of data.seq_len {T}; try {max(1, tokens // T) * T}"
         )
-    overrides = {"data": {"batch_size": tokens // T}, "step": {"microbatches": 1}}
+    rows = tokens // T
+    parts = config.step.microbatches if rows % config.step.microbatches == 0 else 1
+    overrides = {"data": {"batch_size": rows}, "step": {"microbatches": parts}}
     return with_changes(config, overrides, source="--batch-tokens")
 
 
@@ -76,7 +85,8 @@ def write_config(choice: Choice, topology: Topology, path: Path) -> None:
         f"# {choice.config.name} on {topology.name}, chosen by `jaxscale plan`.\n# Predicted: {found.time.best:.4g} s "
         f"a step, {rate:,.0f} tokens/s a chip, {choice.memory.peak / GIB:.1f} GiB of {usable:.1f} a device.\n"
     )
-    runtime = {"platform": topology.chip.platform, "simulated_devices": None}
+    platform = "auto" if topology.chip.link == "xGMI" else topology.chip.platform  # gpu is JAX's cuda
+    runtime = {"platform": platform, "simulated_devices": None}
     path.write_text(head + cfg.dump_config(with_changes(choice.config, {"runtime": runtime}, source=str(path))))
 
 
@@ -105,10 +115,11 @@ def answer(config: cfg.Config, topology: Topology, **options: Any) -> Answer:
         buffers = buffers_of(kept.memory_error or "") or predicted_buffers(config, kept)
         return Answer(None, kept, cached, bytes_needed(kept), buffers, try_changes(config, topology, options))
     report = examine(config, topology, kept)
+    found = Answer(report, kept, cached, host=topology.on_host(kept.memory.host), host_bytes=topology.host_bytes)
     if report.fits:
-        return Answer(report, kept, cached)
-    return Answer(report, kept, cached, report.memory_needed, largest_buffers(kept.hlo),
-                  try_changes(config, topology, options))  # fmt: skip
+        return found
+    return replace(found, needed=report.memory_needed, buffers=largest_buffers(kept.hlo),
+                   tried=try_changes(config, topology, options))  # fmt: skip
 
 
 def bytes_needed(kept: Compiled) -> int | None:

@@ -3,14 +3,15 @@
 Bandwidths are bytes/s in one direction.
 """
 
-import difflib
 import itertools
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from jaxscale.hardware import CHIPS, Chip
+from jaxscale.hardware import Chip
+from jaxscale.machine_names import distance, read_name, valid_shapes
+
+__all__ = ["Link", "Stage", "Topology", "assign", "combined", "distance", "find_topology", "links", "valid_shapes"]
 
 
 @dataclass(frozen=True)
@@ -19,11 +20,15 @@ class Topology:
 
     Attributes:
         shape: TPU: chips along each torus dim; GPU: (nodes, GPUs of a node).
+        network: bytes/s of a chip to the slow network, where it is known better than the datasheet's.
+        host_memory: bytes of one host, likewise.
     """
 
     chip: Chip
     shape: tuple[int, ...]
     slices: int = 1
+    network: float | None = None
+    host_memory: float | None = None
 
     @property
     def name(self) -> str:
@@ -39,6 +44,25 @@ class Topology:
         return self.chips * self.chip.devices
 
     @property
+    def network_bandwidth(self) -> float:
+        """Of a chip, as stated or by the table."""
+        return self.network or self.chip.network_bandwidth
+
+    @property
+    def host_chips(self) -> int:
+        """Chips of one host: those of a whole one, or of the part that is used."""
+        return min(self.chip.host, self.shape[1] if self.chip.node else math.prod(self.shape))
+
+    @property
+    def host_bytes(self) -> float:
+        """Memory of one host: as stated, or by the table, of which a part of a host has its share."""
+        return self.host_memory or self.chip.host_bytes * self.host_chips / self.chip.host
+
+    def on_host(self, bytes_of_device: float) -> float:
+        """What a host keeps, of so much for each of its devices."""
+        return bytes_of_device * self.chip.devices * self.host_chips
+
+    @property
     def wraps(self) -> tuple[bool, ...]:
         """Which torus dims close into rings: 3D slices made of whole 4x4x4 cubes in all, 2D ones in dims of 16."""
         if self.chip.torus_dims == 3:
@@ -52,55 +76,16 @@ class Topology:
 
 
 def find_topology(name: str, slices: int = 1) -> Topology:
-    """`v5p:8x8x8`, `h100:16x8` (nodes x GPUs), `h200:8` (one node). Raises ValueError with the nearest valid ones."""
-    chip_name, _, shape_text = name.partition(":")
-    chips = {c.name: c for c in CHIPS}
-    if chip_name not in chips:
-        close = difflib.get_close_matches(chip_name, chips, n=1, cutoff=0.3)
-        raise ValueError(
-            f"topology {name!r}: no chip {chip_name!r}{f'; did you mean {close[0]}?' if close else ''}; "
-            f"there are {', '.join(chips)}"
-        )
-    chip = chips[chip_name]
-    if not re.fullmatch(r"[1-9]\d{0,5}(x[1-9]\d{0,5})*", shape_text):
-        raise ValueError(f"topology {name!r}: give the shape, as {', '.join(examples(chip))}")
-    shape = tuple(int(n) for n in shape_text.split("x"))
+    """A machine by its name, in a form of `machine_names.read_name`. Raises ValueError with the nearest valid ones."""
+    found = read_name(name)
+    chip = found.chip
     if slices < 1:
         raise ValueError(f"slices={slices}: at least 1")
-    if chip.node:
-        shape = (1, *shape) if len(shape) == 1 else shape
-        if len(shape) != 2 or shape[1] > chip.node:
-            raise ValueError(f"topology {name!r}: {chip_name} is nodes x GPUs, at most {chip.node} GPUs a node; "
-                             f"as {', '.join(examples(chip))}")  # fmt: skip
-        if slices > 1:
-            raise ValueError(f"slices={slices}: {chip_name} has nodes, not slices; write {chip_name}:{slices}x8")
-        return Topology(chip, shape)
-    if shape not in (valid := valid_shapes(chip)):
-        count = math.prod(shape)
-        near = sorted(valid, key=lambda s: (abs(math.log(math.prod(s) / count)), distance(s, shape)))[:3]
-        raise ValueError(
-            f"topology {name!r}: {chip_name} has no such slice; the nearest are "
-            f"{', '.join(chip_name + ':' + 'x'.join(map(str, s)) for s in near)}"
-        )
-    return Topology(chip, shape, slices)
-
-
-def distance(a: tuple[int, ...], b: tuple[int, ...]) -> float:
-    return sum(abs(math.log(x / y)) for x, y in itertools.zip_longest(a, b, fillvalue=1))
-
-
-def examples(chip: Chip) -> list[str]:
-    shapes = {0: ("8", "16x8"), 2: ("4x4", "16x16"), 3: ("4x4x4", "8x8x8")}[chip.torus_dims]
-    return [f"{chip.name}:{s}" for s in shapes]
-
-
-def valid_shapes(chip: Chip) -> list[tuple[int, ...]]:
-    """The slices of a TPU that can be had: 2D powers of two up to 16x16; 3D parts of a 4x4x4 cube, then cubes."""
-    if chip.torus_dims == 2:
-        return [(1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16)]
-    cubes = itertools.combinations_with_replacement(range(4, chip.largest[-1] + 1, 4), 3)
-    fits = [c for c in cubes if all(a <= b for a, b in zip(c, chip.largest, strict=True))]
-    return [(1, 1, 1), (2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4), *fits]
+    if slices > 1 and chip.node:
+        raise ValueError(f"slices={slices}: {chip.name} has nodes, not slices; write {chip.name}:{slices}x{chip.node}")
+    if slices > 1 and not chip.multislice:
+        raise ValueError(f"slices={slices}: {chip.name} slices cannot be joined; take a larger slice")
+    return Topology(chip, found.shape, slices)
 
 
 # --- how fast a mesh axis is ----------------------------------------------------------------------------------
@@ -169,7 +154,9 @@ class Link:
 
 
 ICI_HOP, NETWORK_HOP = 1e-6, 1e-5  # about 1 us a hop on ICI (scaling book, sharding.md); 10 us through a data centre's
-CORE_LINK = 6.0  # TPU7x: between the two devices of a chip, this many ICI links (the vendor's page: "6 times faster")
+ORDER = ("NVLink", "xGMI", "PCIe", "network", "DCN")  # as a collective passes them, the fastest first
+# Between the two devices of a chip, this many ICI links (TPU7x: the vendor's page, "6 times faster"; v2, v3: the same)
+CORE_LINK = 6.0
 
 
 def links(topology: Topology, mesh: Mapping[str, int], dcn: Mapping[str, int] | None = None) -> dict[str, Link]:
@@ -183,7 +170,7 @@ def links(topology: Topology, mesh: Mapping[str, int], dcn: Mapping[str, int] | 
     chip = topology.chip
     for axis, size in (dcn or {}).items():
         if size > 1:
-            slow = chip.network_bandwidth / chip.devices
+            slow = topology.network_bandwidth / chip.devices
             stage = Stage("DCN", size, slow, 1, NETWORK_HOP * 5, slow)
             found[axis] = Link((*found.get(axis, Link(())).stages, stage))
     return found
@@ -193,7 +180,7 @@ def combined(links: Mapping[str, Link], axes: tuple[str, ...]) -> Link:
     """Several axes as one: their ICI bandwidths add up, other networks are passed one after another."""
     stages = [s for axis in axes for s in links[axis].stages]
     ici = [s for s in stages if s.kind == "ICI"]
-    rest = sorted((s for s in stages if s.kind != "ICI"), key=lambda s: ("NVLink", "network", "DCN").index(s.kind))
+    rest = sorted((s for s in stages if s.kind != "ICI"), key=lambda s: ORDER.index(s.kind))
     if ici:
         one = Stage("ICI", math.prod(s.size for s in ici), sum(s.bandwidth for s in ici), sum(s.hops for s in ici),
                     ICI_HOP, min(s.exchange for s in ici), sum(s.latency for s in ici),
@@ -282,10 +269,10 @@ def gpu_links(topology: Topology, mesh: Mapping[str, int]) -> dict[str, Link]:
         near = math.gcd(size, topology.shape[1] // stride) if topology.shape[1] % stride == 0 else 1
         stages = []
         if near > 1:
-            stages.append(Stage("NVLink", near, chip.link_bandwidth, 1, ICI_HOP * 3, chip.link_bandwidth))
+            stages.append(Stage(chip.link, near, chip.link_bandwidth, 1, ICI_HOP * 3, chip.link_bandwidth))
         if size > near:
             # the GPUs of a node that belong to one group bring their network cards together for its V / near
-            slow = chip.network_bandwidth
+            slow = topology.network_bandwidth
             stages.append(Stage("network", size // near, slow, 1, NETWORK_HOP, slow))
         stride *= size
         found[axis] = Link(tuple(stages))

@@ -72,7 +72,7 @@ def refused(out: subprocess.CompletedProcess) -> str:
 
 def test_chips_prints_every_chip_with_sources(jaxscale):
     out = jaxscale("chips").stdout
-    assert all(name in out for name in ("v4", "v5e", "v5p", "v6e", "tpu7x", "a100", "h100", "h200", "b200"))
+    assert all(name in out for name in ("v4", "v5e", "v5p", "v6e", "tpu7x", "a100", "h100", "h200", "b200", "t4"))
     assert "scaling book" in out
     assert "datasheet" in out
 

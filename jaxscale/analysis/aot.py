@@ -146,15 +146,14 @@ def tpu_topology(topology: Topology) -> Any:
 
 def gpu_topology(topology: Topology) -> Any:
     """Compile-only GPUs. cuDNN's attention compiles without cuDNN: only JAX's check of its version wants it."""
+    target = target_config(topology.chip.name)
     if not (find_spec("jax_cuda13_plugin") and find_spec("jax_plugins")):
         raise ValueError(
             f"compiling for {topology.name} needs NVIDIA's compiler (about 1 GB): pip install 'jaxscale[aot-gpu]'"
         )
     shape = "1x" + "x".join(map(str, topology.shape))
     try:
-        found = topologies.get_topology_desc(
-            topology.chip.name, "cuda", target_config=target_config(topology.chip.name), topology=shape
-        )
+        found = topologies.get_topology_desc(topology.chip.name, "cuda", target_config=target, topology=shape)
     except (RuntimeError, ValueError, NotImplementedError) as error:
         raise ValueError(f"XLA does not take the topology {topology.name}: {first_line(error)}") from error
     if find_spec("nvidia") is None or find_spec("nvidia.cudnn") is None:

@@ -1,9 +1,7 @@
 """Which mesh, how many microbatches, which remat, which loss.chunk for a topology: all legal ways, costed. No jax."""
 
-import itertools
 import math
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from jaxscale import config as cfg
@@ -11,28 +9,30 @@ from jaxscale.analysis import costs
 from jaxscale.analysis.forecast import Forecast, forecast
 from jaxscale.analysis.measured import Measured
 from jaxscale.analysis.memory import MemoryForecast, memory
+from jaxscale.analysis.ways import remat_name, ways, with_chunk
 from jaxscale.hardware import GIB
 from jaxscale.parallel.rules import ACTIVATIONS, check_divides
 from jaxscale.topology import Topology
 
-KEEP_QKV = {"q": "save", "k": "save", "v": "save", "attention_context": "save"}
-OFFLOAD = dict.fromkeys(("layer_in", "q", "k", "v", "attention_out"), "offload")
-REMATS: dict[str, str | dict[str, str]] = {
-    "none": "none", "dots": "dots", "q, k, v, context": KEEP_QKV, "full": "full", "to the host": OFFLOAD,
-}  # fmt: skip
-CHUNK = 512  # loss.chunk where the config's own does not fit
 MOL = 6.02214076e23  # Avogadro's number, as a budget of FLOPs
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One way to run, with what it is predicted to need and to take."""
+    """One way to run, with what it is predicted to need and to take.
+
+    Attributes:
+        host_bytes: what a host keeps of offloaded activations.
+        short: of which memory it lacks how many bytes; empty where it fits.
+    """
 
     config: cfg.Config
     mesh: dict[str, int]
     remat: str
     memory: MemoryForecast
     forecast: Forecast
+    host_bytes: float
+    short: dict[str, float]
 
     @property
     def binds(self) -> str:
@@ -43,95 +43,108 @@ class Choice:
 
 @dataclass(frozen=True)
 class Plan:
-    """Those that fit, the fastest first; of the others, why: (reason, how many, the nearest to fitting)."""
+    """Those that fit, the fastest first; of the others, why: (reason, how many, the nearest to fitting).
+
+    Attributes:
+        own: the config as it is; None where its mesh does not fit the topology, which `own_problem` explains.
+        held: keys that were given, and so were not varied.
+        legal: how many ways break no rule, whether they fit or not.
+    """
 
     topology: Topology
     choices: list[Choice]
     left_out: list[tuple[str, int]]
     considered: int
+    legal: int
+    own: Choice | None
+    own_problem: str
+    held: tuple[str, ...] = ()
     measured: Measured | None = None
 
 
-def plan(config: cfg.Config, topology: Topology, *, documents: bool = False, measured: Measured | None = None) -> Plan:
+def plan(
+    config: cfg.Config, topology: Topology, *, documents: bool = False, measured: Measured | None = None,
+    held: tuple[str, ...] = (),
+) -> Plan:  # fmt: skip
     """Cost every mesh x microbatches x remat for `config`'s batch on `topology`.
 
     Where the config's own `loss.chunk` does not fit, a smaller one is taken if that does: it costs no time that is
     counted here. `measured`: links as a clock found them; axes that it does not cover keep the datasheet's.
 
-    A plan without choices is an answer too. Raises ValueError when the config overrides sharding rules, or has an
-    optimizer whose state has no formula.
+    Args:
+        held: keys of the config that stay as they are (see `ways.held_keys`).
+
+    A plan without choices is an answer too. Raises ValueError when the config overrides sharding rules, has an
+    optimizer whose state has no formula, or holds a mesh that the topology has no devices for.
     """
     if config.sharding.parameters or config.sharding.activations:
         raise ValueError("plan knows the default rules only; remove sharding.* from the config, or use `compile`")
     choices: list[Choice] = []
     reasons: Counter[str] = Counter()
-    shortest, considered = (math.inf, ""), 0
-    for mesh in meshes(config, topology):
-        sizes = mesh.sizes(topology.devices)
-        for candidate, name in variants(config, mesh, sizes):
-            considered += 1
-            try:
-                check_divides(costs.PARAMETERS, ACTIVATIONS, sizes, candidate)
-            except ValueError as error:
-                reasons[reason_of(error)] += 1
-                continue
-            candidate, needed = with_chunk(candidate, sizes, topology, documents=documents)
-            short = needed.peak - topology.chip.usable_hbm_bytes
-            if short > 0:
-                reasons["memory is short"] += 1
-                shortest = min(shortest, (short, describe(sizes, candidate, name)))
-                continue
-            found = forecast(candidate, topology, sizes, measured=measured)
-            choices.append(Choice(candidate, sizes, name, needed, found))
-    if shortest[1]:
-        count = reasons.pop("memory is short")
-        reasons[f"memory is short by {shortest[0] / GIB:,.1f} GiB or more (nearest: {shortest[1]})"] = count
+    nearest: dict[str, tuple[float, str]] = {}
+    considered = 0
+    for candidate, sizes, name in ways(config, topology, held):
+        considered += 1
+        try:
+            check_divides(costs.PARAMETERS, ACTIVATIONS, sizes, candidate)
+        except ValueError as error:
+            reasons[reason_of(error)] += 1
+            continue
+        candidate, needed = with_chunk(candidate, sizes, topology, documents=documents, held=held)
+        short = short_of(needed, topology)
+        if short:
+            what, size = next(iter(short.items()))
+            reasons[what] += 1
+            nearest[what] = min(nearest.get(what, (math.inf, "")), (size, describe(sizes, candidate, name)))
+            continue
+        choices.append(judge(candidate, topology, sizes, name, needed, measured))
+    legal = len(choices) + sum(reasons[what] for what in nearest)
+    for what, (size, where) in nearest.items():
+        reasons[f"{what} is short by {size / GIB:,.1f} GiB or more (nearest: {where})"] = reasons.pop(what)
     choices.sort(key=lambda c: (c.forecast.time.best, c.memory.peak))
-    return Plan(topology, choices, reasons.most_common(), considered, measured)
+    own, problem = as_it_is(config, topology, documents=documents, measured=measured)
+    return Plan(topology, choices, reasons.most_common(), considered, legal, own, problem, held, measured)
+
+
+def judge(
+    config: cfg.Config, topology: Topology, sizes: dict[str, int], remat: str, needed: MemoryForecast,
+    measured: Measured | None,
+) -> Choice:  # fmt: skip
+    found = forecast(config, topology, sizes, measured=measured)
+    return Choice(config, sizes, remat, needed, found, topology.on_host(needed.host), short_of(needed, topology))
+
+
+def short_of(needed: MemoryForecast, topology: Topology) -> dict[str, float]:
+    """Bytes that are missing, of a device's memory and of a host's; of neither where it fits."""
+    over = {
+        "memory": needed.peak - topology.chip.usable_hbm_bytes,
+        "host memory": topology.on_host(needed.host) - topology.host_bytes,
+    }
+    return {what: size for what, size in over.items() if size > 0}
+
+
+def as_it_is(
+    config: cfg.Config, topology: Topology, *, documents: bool, measured: Measured | None
+) -> tuple[Choice | None, str]:
+    """The config with nothing changed, and why it cannot run on the topology."""
+    slices = math.prod(config.mesh.over_slices.values())
+    try:
+        if not topology.chip.node and slices != topology.slices:
+            raise ValueError(f"mesh.dcn is over {slices} slices and there are {topology.slices}")
+        sizes = config.mesh.sizes(topology.devices)
+        check_divides(costs.PARAMETERS, ACTIVATIONS, sizes, config)
+    except ValueError as error:
+        return None, str(error)
+    needed = memory(config, sizes, documents=documents, platform=topology.chip.platform)
+    return judge(config, topology, sizes, remat_name(config.step.remat), needed, measured), ""
 
 
 def reason_of(error: ValueError) -> str:
-    """`embed_dim 4096 is not divisible by 3 (...)` -> without the numbers, so that alike ones are counted together."""
-    text = str(error)
-    return f"{text.partition(' is not divisible')[0]} does not divide" if " is not divisible" in text else text[:80]
-
-
-def meshes(config: cfg.Config, topology: Topology) -> Iterator[cfg.Mesh]:
-    """Every split of the devices over data, fsdp and tensor, and of the slices over data and fsdp."""
-    inside = topology.devices // topology.slices
-    for tensor in cfg.divisors(inside):
-        if config.model.num_heads % tensor:
-            continue
-        for fsdp in cfg.divisors(inside // tensor):
-            for over in cfg.divisors(topology.slices):
-                yield cfg.Mesh(
-                    data=inside // tensor // fsdp, fsdp=fsdp, tensor=tensor,
-                    dcn=cfg.Dcn(data=over, fsdp=topology.slices // over),
-                )  # fmt: skip
-
-
-def variants(config: cfg.Config, mesh: cfg.Mesh, sizes: dict[str, int]) -> Iterator[tuple[cfg.Config, str]]:
-    rows = config.data.batch_size
-    shards = sizes.get("data", 1) * sizes.get("fsdp", 1)
-    parts = [
-        n for n in sorted({1, 2, 4, 8, 16, 32, config.step.microbatches}) if rows % n == 0 and rows // n >= shards
-    ] or [1]
-    remats = REMATS if config.step.remat in REMATS.values() else REMATS | {"the config's own": config.step.remat}
-    for count, (name, remat) in itertools.product(parts, remats.items()):
-        step = config.step.model_copy(update={"microbatches": count, "remat": remat})
-        yield config.model_copy(update={"mesh": mesh, "step": step}), name
-
-
-def with_chunk(
-    config: cfg.Config, sizes: dict[str, int], topology: Topology, *, documents: bool
-) -> tuple[cfg.Config, MemoryForecast]:
-    """`config`, or the same with a smaller chunk of the loss where its own is what does not fit."""
-    platform, T = topology.chip.platform, config.data.seq_len
-    needed = memory(config, sizes, documents=documents, platform=platform)
-    if needed.peak <= topology.chip.usable_hbm_bytes or (config.loss.chunk or T) <= CHUNK or T % CHUNK:
-        return config, needed
-    smaller = config.model_copy(update={"loss": config.loss.model_copy(update={"chunk": CHUNK})})
-    return smaller, memory(smaller, sizes, documents=documents, platform=platform)
+    """`embed_dim 4096 is not divisible by 3 (...)` -> without the divisor, so that alike ones are counted together."""
+    what, found, _ = str(error).partition(" is not divisible")
+    if what.startswith("rows of a microbatch"):
+        what = what.rpartition(" ")[0]
+    return f"the mesh does not divide {what}" if found else str(error)[:80]
 
 
 def describe(sizes: dict[str, int], config: cfg.Config, remat: str) -> str:

@@ -43,6 +43,26 @@ FRACTIONS: dict[str, Fractions] = {
     "h100": Fractions(0.64, 0.5, elementwise=1.8),
     "h200": Fractions(0.62, 0.5, elementwise=1.8),
     "b200": Fractions(0.62, 0.45, elementwise=1.8),
+    # No published run: their neighbours'. On PCIe a byte passes the host's memory: half of the datasheet's bandwidth
+    "v2": Fractions(0.75, 0.4),
+    "v3": Fractions(0.75, 0.4),
+    "a100-40gb": Fractions(0.72, 0.5, elementwise=1.8),
+    "b300": Fractions(0.62, 0.45, elementwise=1.8),
+    "gb200": Fractions(0.62, 0.45, elementwise=1.8),
+    "gb300": Fractions(0.62, 0.45, elementwise=1.8),
+    "mi300x": Fractions(0.5, 0.4, elementwise=1.8),  # AMD's own records reach less of its datasheet than NVIDIA's
+    "v100": Fractions(0.72, 0.4, elementwise=1.8),
+    "v100-32gb": Fractions(0.72, 0.4, elementwise=1.8),
+    "t4": Fractions(0.6, 0.4, network=0.5, elementwise=1.8),  # 70 W: below its clock in long matmuls
+    "l4": Fractions(0.6, 0.4, network=0.5, elementwise=1.8),  # 72 W
+    "a10g": Fractions(0.72, 0.5, network=0.5, elementwise=1.8),
+    "l40s": Fractions(0.64, 0.5, network=0.5, elementwise=1.8),
+    "a6000": Fractions(0.72, 0.5, network=0.5, elementwise=1.8),
+    "rtx-pro-6000": Fractions(0.64, 0.45, network=0.5, elementwise=1.8),
+    "rtx-pro-6000-server": Fractions(0.64, 0.45, network=0.5, elementwise=1.8),
+    "rtx3090": Fractions(0.72, 0.5, network=0.5, elementwise=1.8),
+    "rtx4090": Fractions(0.72, 0.5, network=0.5, elementwise=1.8),
+    "rtx5090": Fractions(0.72, 0.5, network=0.5, elementwise=1.8),
 }
 
 
@@ -70,8 +90,7 @@ def rates(chip: Chip, dtype: str = "bfloat16", *, quantized: bool = False, power
     would take six bf16 passes on a TPU, and is not predicted.
     """
     own = FRACTIONS[chip.name]
-    slower = 1 / 2 if dtype == "float32" and chip.node else 1.0
-    peak = chip.device_flops * slower * power
+    peak = chip.device_flops * chip.share(dtype) * power
     return Rates(
         peak * own.matmul * (2 if quantized else 1),
         peak * own.attention,

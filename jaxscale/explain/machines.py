@@ -96,7 +96,7 @@ def machine(chip: Chip, sizes: dict[str, int], explained: Explained) -> tuple[To
             return own, {}
     shapes = shapes_of(chip, math.prod(sizes.values()))
     for shape in shapes:
-        topology = Topology(chip, shape)
+        topology = Topology(chip, shape, network=own.network if own.chip.name == chip.name else None)
         try:
             axis_links(topology, sizes, {})
         except ValueError:
@@ -139,6 +139,6 @@ def chip_figures(chip: Chip) -> dict[str, Any]:
     speeds = {dtype: rates(chip, dtype) for dtype in ("bfloat16", "float32")}
     return {
         "flops": chip.bf16_flops, "device_flops": chip.device_flops, "device_bandwidth": chip.device_bandwidth,
-        "host_bandwidth": chip.host_bandwidth, "source": chip.source,
+        "host_bandwidth": chip.host_bandwidth, "source": chip.source, "dtype": chip.dtype,
         "rates": {dtype: vars(speed) for dtype, speed in speeds.items()},
     }  # fmt: skip

@@ -5,6 +5,7 @@ fast a mesh axis is, it looks up in what `machines` has asked `topology.links`.
 """
 
 import math
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ def write_page(explanation: dict[str, Any], out: Path) -> Path:
 def page_text(explanation: dict[str, Any]) -> str:
     config = cfg.validate(explanation["config"], source="explanation")
     topology, mesh = read_topology(explanation["topology"]), dict(explanation["mesh"])
+    topology = replace(topology, network=explanation.get("network"))  # as stated, or None
     explained = Explained(topology, mesh, config.mesh.over_slices)
     values = {
         "explained": {k: v for k, v in explanation.items() if k != "config"}

@@ -15,6 +15,7 @@ from jaxscale.analysis.child import ask
 from jaxscale.analysis.collectives import collectives
 from jaxscale.analysis.examine import split_mesh
 from jaxscale.analysis.forecast import axis_links
+from jaxscale.analysis.gpu_targets import GPUS, target_config
 from jaxscale.analysis.hlo import parse
 from jaxscale.analysis.timing import Rates, collective_seconds, rates
 from jaxscale.explain.match import SMALL, Found, match
@@ -76,6 +77,8 @@ def explain(
     assumed = topology is None
     mesh = config.mesh.sizes(topology.devices if topology else config.runtime.simulated_devices)
     where = topology or assumed_topology(math.prod(mesh.values()))
+    if compiler == "chip" and where.chip.node:
+        target_config(where.chip.name)  # refuses one that no compiler knows
     own = compiler == "chip" or (compiler == "auto" and not assumed and installed(where))
     if own and not installed(where):
         raise ValueError(f"--compiler chip: the compiler of {where.name} is not installed; pip install "
@@ -111,7 +114,8 @@ def explain(
 def installed(topology: Topology) -> bool:
     """Is the compiler of these chips here?"""
     if topology.chip.node:
-        return bool(find_spec("jax_cuda13_plugin") and find_spec("jax_plugins"))
+        known = topology.chip.name in GPUS
+        return bool(known and find_spec("jax_cuda13_plugin") and find_spec("jax_plugins"))
     return find_spec("libtpu") is not None
 
 
@@ -201,7 +205,8 @@ def as_json(found: Explanation) -> dict[str, Any]:
     }  # fmt: skip
     return {
         "name": found.config.name, "config": found.config.model_dump(mode="json"), "mesh": found.mesh,
-        "topology": found.topology.name, "assumed": found.assumed, "chip": found.topology.chip.name,
+        "topology": found.topology.name, "network": found.topology.network, "assumed": found.assumed,
+        "chip": found.topology.chip.name,
         "compiled_by": found.compiled_by, "not_compiled": found.why, "jax": found.jax, "sizes": sizes,
         "rows": [row_values(row) for row in found.rows],
         "others": [vars(o) | {"axes": list(o.axes)} for o in found.others],

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxscale.parallel.sharding import axes_of, platform, spec
+from jaxscale.parallel.sharding import axes_of, device, platform, spec
 
 NEGATIVE = -1e30  # finite, so that a row with nothing to see gives no NaN
 
@@ -76,6 +76,9 @@ def choose(how: Attention, q: jax.Array) -> str:
 def cudnn_problem(how: Attention, dtype: jnp.dtype, shape: tuple[int, ...], where: str) -> str | None:
     if where not in ("gpu", "cuda"):
         return f"it needs an NVIDIA GPU and this is {where}"
+    capability = getattr(device(), "compute_capability", "none")  # AMD's: gfx942
+    if not capability[0].isdecimal() or float(capability) < 8:
+        return f"it needs an NVIDIA GPU of compute capability 8.0 (Ampere) or newer, not {capability}"
     if how.softcap:
         return "cuDNN has no soft cap on scores"
     if dtype not in (jnp.bfloat16, jnp.float16):

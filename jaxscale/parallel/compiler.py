@@ -5,7 +5,7 @@ Each has its reason, and what it changed in a compiled program: for TPUs the FSD
 """
 
 from jaxscale import config as cfg
-from jaxscale.hardware import find_chip
+from jaxscale.hardware import CHIPS, find_chip
 
 Options = dict[str, str | bool | int]
 Preset = dict[str, tuple[str | bool | int, str]]
@@ -44,11 +44,7 @@ PRESETS: dict[str, Preset] = {
     "tpu7x": SPARSE_CORE | LAYOUT,
     "v5e": LAYOUT,  # no SparseCore; its compiler overlaps all-gathers with matmuls by itself
     "v4": LAYOUT,  # its compiler keeps all-gathers synchronous whatever it is told
-    "a100": NVIDIA,
-    "h100": NVIDIA,
-    "h200": NVIDIA,
-    "b200": NVIDIA,
-}
+} | {chip.name: NVIDIA for chip in CHIPS if chip.node and chip.link != "xGMI"}  # v2, v3, AMD's: the compiler's own
 
 
 def compiler_options(device_kind: str, runtime: cfg.Runtime) -> Options:

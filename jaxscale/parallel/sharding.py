@@ -104,10 +104,15 @@ def current_mesh() -> AbstractMesh:
     return jax.sharding.get_abstract_mesh()
 
 
-def platform() -> str:
-    """The platform that is compiled for: of the mesh's devices (which may not be here), or else JAX's default."""
+def device() -> jax.Device:
+    """The first of those that are compiled for: of the mesh (which may not be here), or else of JAX's default."""
     mesh = _current_mesh.get()
-    return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+    return jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+
+
+def platform() -> str:
+    """The platform that is compiled for."""
+    return device().platform
 
 
 def mesh_here() -> Mesh | AbstractMesh:
@@ -126,12 +131,6 @@ def blaming_overrides(overrides: cfg.Sharding) -> Iterator[bool]:
             raise
         said = " ".join(str(error).split())[:200]
         raise ValueError(f"{', '.join(keys)}: no such layout on this mesh ({said}); remove or change it") from error
-
-
-def device_kind() -> str:
-    """As JAX names the devices that are compiled for."""
-    mesh = _current_mesh.get()
-    return (jax.devices()[0] if mesh is None else mesh.devices.flat[0]).device_kind
 
 
 def on_devices(abstract: PyTree) -> PyTree:

@@ -25,7 +25,8 @@ class Peak:
 def find_peak(devices: list[jax.Device], dtype: str) -> Peak | None:
     """The denominator of MFU: published for a known chip, measured on a CPU, None for anything else.
 
-    Published peaks are dense bfloat16; float32 compute on an accelerator has none here, rather than a wrong one.
+    Published peaks are dense bfloat16, or float16 where the chip has no bfloat16; float32 compute on an accelerator has
+    none here, rather than a wrong one.
     """
     kind, platform = devices[0].device_kind, devices[0].platform
     if platform == "cpu":
@@ -33,7 +34,8 @@ def find_peak(devices: list[jax.Device], dtype: str) -> Peak | None:
     chip = find_chip(kind)
     if chip is None or dtype != "bfloat16":
         return None
-    return Peak(chip.bf16_flops / chip.devices * len(devices), f"{len(devices)} x {kind}, dense bf16, {chip.source}")
+    source = f"{len(devices)} x {kind}, dense {chip.dtype}, {chip.source}"
+    return Peak(chip.bf16_flops / chip.devices * len(devices), source)
 
 
 def measure_peak(device: jax.Device, dtype: str, *, sizes: tuple[int, ...] = (1024, 1536), repeats: int = 4) -> Peak:

@@ -16,7 +16,7 @@ from flax import nnx
 from jaxscale import config as cfg
 from jaxscale.models.transformer import Transformer
 from jaxscale.parallel.compiler import compiler_options
-from jaxscale.parallel.sharding import blaming_overrides, device_kind, mesh_here, on_devices, spec
+from jaxscale.parallel.sharding import blaming_overrides, device, mesh_here, on_devices, spec
 from jaxscale.training.average import add_to_sum, average, empty_sum
 from jaxscale.training.cut import in_parts
 from jaxscale.training.loss import Batch, loss_sums
@@ -77,7 +77,7 @@ def make_program(config: cfg.Config, model: ModelFactory | None = None) -> Progr
         abstract = on_devices(jax.eval_shape(init))
         if overridden:
             jax.eval_shape(step, abstract, abstract_batch(config, mesh_here(), documents=False))
-    options = compiler_options(device_kind(), config.runtime)
+    options = compiler_options(device().device_kind, config.runtime)
     jitted = jax.jit(step, donate_argnums=0, compiler_options=options or None)
     evaluate = jax.jit(make_evaluate(config, merge), compiler_options=options or None)
     return Program(jax.jit(init), jitted, evaluate, abstract, axes, merge)

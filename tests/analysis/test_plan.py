@@ -1,17 +1,21 @@
 """Plans and forecasts: what is legal, what fits, what binds; by hand where a hand can do it."""
 
 import math
+import re
+from dataclasses import replace
 
 import pytest
 from support import make_config
 
 from jaxscale import config as cfg
+from jaxscale.analysis.advice import what_would_do
 from jaxscale.analysis.costs import attention, matmuls, recomputed_matmuls
 from jaxscale.analysis.forecast import forecast, offloaded_bytes
 from jaxscale.analysis.memory import memory
 from jaxscale.analysis.plan import MOL, plan, read_budget, spend
 from jaxscale.analysis.timing import FRACTIONS, Sent, rates, step_time
 from jaxscale.analysis.traffic import traffic
+from jaxscale.analysis.ways import REMATS, held_keys, meshes
 from jaxscale.hardware import CHIPS
 from jaxscale.topology import find_topology
 
@@ -76,6 +80,180 @@ def test_overridden_rules_are_refused():
     config = shipped("llama3.1-8b", "sharding.parameters.mlp=fsdp")
     with pytest.raises(ValueError, match="plan knows the default rules only"):
         plan(config, find_topology("v5p:4x4x4"))
+
+
+# --- the config itself, what is held, and what would do -------------------------------------------------------
+
+
+def test_the_config_as_it_is_stands_beside_the_ways(found):
+    own = found.own
+    config = shipped("llama3.1-8b")
+    assert (own.mesh, own.config, own.short, found.own_problem) == ({"fsdp": 64}, config, {}, "")
+    same = next(c for c in found.choices if c.mesh == own.mesh and c.config.step == own.config.step)
+    assert same.forecast.time == own.forecast.time
+    assert same.memory == own.memory
+
+
+def test_a_config_that_does_not_fit_says_by_how_much():
+    own = plan(shipped("llama3.1-8b"), find_topology("v6e:4x4")).own
+    assert own.short == {"memory": own.memory.peak - find_topology("v6e:4x4").chip.usable_hbm_bytes}
+    assert own.short["memory"] > 0
+    none = plan(shipped("llama3.1-405b"), find_topology("v5p:4x4x4"))
+    assert none.own is None
+    assert "1024 does not divide 64 devices" in none.own_problem
+    slices = plan(shipped("llama3.1-8b"), find_topology("v5p:4x4x4", slices=2))  # nothing says what goes over them
+    assert "over 1 slices and there are 2" in slices.own_problem
+
+
+@pytest.mark.parametrize(
+    ("overrides", "holds"),
+    [
+        (["mesh.fsdp=8"], {"fsdp": 8}),
+        (["mesh.tensor=4"], {"tensor": 4}),
+        (["mesh.data=2", "mesh.tensor=4"], {"data": 2, "fsdp": 8, "tensor": 4}),
+        (["mesh.fsdp=-1", "mesh.tensor=2"], {"data": 1, "fsdp": 32, "tensor": 2}),  # as `train` reads it
+        (["mesh={fsdp: 16, data: 4}"], {"data": 4, "fsdp": 16, "tensor": 1}),
+        (["mesh.fsdp=1"], {"fsdp": 1}),
+    ],
+)
+def test_a_mesh_that_is_given_is_held(overrides, holds):
+    config, held = shipped("llama3.1-8b", *overrides), held_keys(overrides)
+    found = list(meshes(config, find_topology("v5p:4x4x4"), held))
+    assert found
+    assert all(getattr(mesh, axis) == size for mesh in found for axis, size in holds.items())
+    free = [axis for axis in ("data", "fsdp", "tensor") if axis not in holds]
+    assert len(found) == 1 if not free else len(found) > 1
+    ways = plan(config, find_topology("v5p:4x4x4"), held=held)
+    assert ways.held == held
+    assert all(c.mesh.get(axis, 1) == size for c in ways.choices for axis, size in holds.items())
+
+
+@pytest.mark.parametrize("overrides", [["step.remat=full"], ["step.microbatches=2"], ["loss.chunk=2048"],
+                                       ["step={remat: full, microbatches: 2}"], ["step.remat={q: save}"]])  # fmt: skip
+def test_whatever_is_given_is_held(overrides):
+    config, held = shipped("llama3.1-8b", *overrides), held_keys(overrides)
+    assert len(held) == 1
+    for choice in plan(config, find_topology("v6e:4x8"), held=held).choices:
+        got = choice.config
+        if "remat" in overrides[0]:
+            assert got.step.remat == config.step.remat
+        if "microbatches" in overrides[0]:
+            assert got.step.microbatches == 2
+        if "chunk" in overrides[0]:
+            assert got.loss.chunk == 2048
+
+
+def test_other_overrides_hold_nothing():
+    assert held_keys(["steps=3", "data.batch_size=8", "step.attention=xla", "model.file=x", "meshes=1"]) == ()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "slices", "says"),
+    [
+        (["mesh.fsdp=48"], 1, "mesh.fsdp=48 does not divide the 64 devices of v5p:4x4x4; make it 32 or 64"),
+        (["mesh.fsdp=-1", "mesh.tensor=3"], 1, "mesh.tensor=3 does not divide the 64 devices"),
+        (["mesh.fsdp=16", "mesh.tensor=8"], 1, "make the product 32 or 64"),
+        (["mesh.data=1", "mesh.fsdp=8", "mesh.tensor=2"], 1, "takes 16 devices, not the 64"),
+        (["mesh.dcn.data=2"], 1, "over 2 slices, and there are 1; give --slices 2"),
+        (["mesh.dcn.data=4"], 2, "over 4 slices, and there are 2"),
+    ],
+)
+def test_a_held_mesh_without_devices_is_refused(overrides, slices, says):
+    config = shipped("llama3.1-8b", *overrides)
+    with pytest.raises(ValueError, match=says):
+        plan(config, find_topology("v5p:4x4x4", slices), held=held_keys(overrides))
+
+
+def test_slices_that_are_given_are_held():
+    config = shipped("llama3.1-8b", "mesh.dcn.fsdp=2")
+    found = list(meshes(config, find_topology("v5p:4x4x4", slices=2), ("mesh.dcn.fsdp",)))
+    assert found
+    assert all(mesh.over_slices == {"fsdp": 2} for mesh in found)
+
+
+@pytest.mark.parametrize(
+    ("name", "where", "overrides", "says"),
+    [
+        ("llama3.1-8b", "v5p:4x4x4", ["data.batch_size=25"], "data.batch_size=24 or 26 in place of 25"),
+        ("llama3.1-8b", "h100:3x8", ["data.batch_size=16"], "--topology h100:2x8 or h100:4x8"),
+        ("llama3.1-8b", "v5p:4x4x4", ["mesh.tensor=64"], "mesh.tensor=32 in place of 64"),
+        ("llama3.1-8b", "v5p:4x4x4", ["mesh.fsdp=64", "data.batch_size=65"], "data.batch_size=64 or 128"),
+        ("llama3.1-405b", "gb200:72", [], "--topology gb200:1x64 or gb200:2x64"),
+    ],
+)
+def test_where_sizes_do_not_divide_what_would_is_said(name, where, overrides, says):
+    """And more chips are not: each line of the advice was tried, and holds."""
+    config, held = shipped(name, *overrides), held_keys(overrides)
+    found = plan(config, find_topology(where), held=held)
+    assert (found.choices, found.legal) == ([], 0)
+    advice = what_would_do(config, found)
+    assert any(says in line for line in advice), advice
+    assert not any("more chips" in line for line in advice)
+    for line in advice:
+        for rows in re.findall(r"\d+", line.partition(" in place")[0]) if "batch_size" in line else []:
+            assert plan(shipped(name, *overrides, f"data.batch_size={rows}"), find_topology(where), held=held).choices
+
+
+def test_where_memory_is_short_the_next_machine_that_fits_is_said():
+    config = shipped("llama3.1-8b")
+    found = plan(config, find_topology("t4:8"))
+    assert found.legal
+    assert found.choices == []
+    (line,) = what_would_do(config, found)
+    assert line == "more chips: it fits on t4:2x8 (16 GPUs)"
+    assert plan(config, find_topology("t4:2x8")).choices
+    config = shipped("llama3.1-405b")
+    assert what_would_do(config, plan(config, find_topology("v5e:16x16"))) == [
+        "more chips: it fits on v5e:16x16 x 4 slices (1,024 chips)"
+    ]
+
+
+@pytest.mark.parametrize("chip", CHIPS, ids=lambda c: c.name)
+def test_there_is_a_plan_on_every_chip(chip):
+    """One chip, and the largest machine that is plain: a node, or 16 chips."""
+    for shape in (
+        ("1", str(chip.node))
+        if chip.node
+        else ("x".join("1" * chip.torus_dims), "2x2x4" if chip.torus_dims == 3 else "4x4")
+    ):
+        where = find_topology(f"{chip.name}:{shape}")
+        found = plan(
+            shipped("gpt2-124m", "data.validation_path=null", "data.batch_size=144", "data.seq_len=512"), where
+        )
+        assert found.choices, (where.name, found.left_out)
+        best = found.choices[0].forecast
+        assert 0.01 < best.mfu < 0.9, (where.name, best.mfu)
+        assert best.tokens_per_second_per_chip > 1000
+
+
+def test_saving_every_matmul_costs_no_time_and_a_third_of_the_memory():
+    config = shipped("llama3.1-8b", "data.batch_size=64")
+    none, saved = (cfg.validate(config.model_dump(mode="json") | {"step": {"remat": REMATS[name]}}, source="test")
+                   for name in ("none", "matmuls, context"))  # fmt: skip
+    assert recomputed_matmuls(saved.step) == set()
+    assert attention(saved, {"fsdp": 64}) == attention(none, {"fsdp": 64})
+    kept = [memory(c, {"fsdp": 64}).loss["kept activations"] for c in (none, saved)]
+    assert kept[1] < 0.5 * kept[0]
+    seconds = [forecast(c, find_topology("v5p:4x4x4"), {"fsdp": 64}).time.best for c in (none, saved)]
+    assert seconds[1] == pytest.approx(seconds[0], rel=0.01)
+
+
+def test_what_is_offloaded_must_fit_the_hosts():
+    """A host of v5p has 448 GB for the 4 chips that offload to it."""
+    overrides = (
+        "data.batch_size=1024",
+        "data.seq_len=8192",
+        "step.remat={layer_in: offload, q: offload, mlp_up: offload}",
+    )
+    config, where = shipped("llama3.1-70b", *overrides), find_topology("v5p:4x4x8")
+    own = plan(config, where).own
+    assert own.host_bytes == 4 * own.memory.host
+    assert own.short == {"host memory": own.host_bytes - 448e9}
+    roomy = plan(config, replace(where, host_memory=2e12)).own
+    assert roomy.short == {}
+    found = plan(config, where)
+    assert all(c.host_bytes <= 448e9 for c in found.choices)
+    assert any(why.startswith("host memory is short by") for why, _ in found.left_out)
 
 
 def test_slices_go_over_data_or_fsdp():

@@ -2,6 +2,7 @@
 
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -173,6 +174,19 @@ def test_the_explained_machine_is_its_own_and_others_are_the_most_even():
     assert at("h100", fsdp=16, tensor=2) == ["h100:4x8", [], ["NVLink", "network"], ["NVLink"]]
     assert at("tpu7x") == "a tpu7x chip is 2 devices, so 1 are no whole chips; take an even number"
     assert at("v5e", data=512) == "there is no v5e slice of 512 chips; the nearest have 256"
+
+
+def test_a_stated_network_is_that_of_every_machine_of_the_chip():
+    """And of no other chip."""
+    own = replace(read_topology("h100:2x8"), network=12.5e9)
+    found = machines(Explained(own, {"fsdp": 16}, {}))
+    networks = {stage[2] for link in found["links"] for stage in link if stage[0] == "network"}
+    assert 12.5e9 in networks
+    explained, larger, other = (
+        machine(chip, {"data": 1, "fsdp": n, "tensor": 1}, Explained(own, {"fsdp": 16}, {}))[0]
+        for chip, n in ((own.chip, 16), (own.chip, 32), (read_topology("h200:8").chip, 16))
+    )
+    assert [explained.network_bandwidth, larger.network_bandwidth, other.network_bandwidth] == [12.5e9, 12.5e9, 50e9]
 
 
 # --- the real thing -------------------------------------------------------------------------------------------

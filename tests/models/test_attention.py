@@ -1,5 +1,7 @@
 """Attention's three ways against plain numpy: masks, documents, windows, grouped heads, soft caps."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -80,6 +82,20 @@ def test_auto_takes_what_this_platform_can_run_and_the_impossible_is_refused():
             choose(Attention(implementation="cudnn"), q)
         with pytest.raises(ValueError, match="splash: it needs a TPU"):
             choose(Attention(implementation="splash"), q)
+
+
+@pytest.mark.parametrize(("capability", "takes"), [("7.0", "xla"), ("7.5", "xla"), ("gfx942", "xla"), ("8.0", "cudnn"),
+                                                   ("8.9", "cudnn"), ("10.3", "cudnn"), ("12.0", "cudnn")])  # fmt: skip
+def test_auto_takes_cudnn_only_on_gpus_that_have_its_kernel(monkeypatch, capability, takes):
+    """A T4 or V100, and an AMD GPU, which JAX calls gpu too, have the reference."""
+    device = SimpleNamespace(platform="gpu", compute_capability=capability)
+    for name in ("models.attention.device", "parallel.sharding.device"):
+        monkeypatch.setattr(f"jaxscale.{name}", lambda: device)
+    q = jax.ShapeDtypeStruct((1, 8, 2, 64), jnp.bfloat16)
+    assert choose(Attention(), q) == takes
+    if takes == "xla":
+        with pytest.raises(ValueError, match=f"compute capability 8.0 .Ampere. or newer, not {capability}; use auto"):
+            choose(Attention(implementation="cudnn"), q)
 
 
 def test_heads_split_over_tensor_send_nothing():
