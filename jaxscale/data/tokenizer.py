@@ -208,13 +208,16 @@ def _from_content(content: str, separator: str | None, *, where: str) -> FileTok
     if highest >= 2**31 - 1:
         raise ValueError(f"{where} has a token of id {highest}, beyond int32; give the `tokenizer.json` of a model")
     token, token_id = _pick_separator(library, separator, where)
-    for_text = hide_special_tokens(content, library, token)
-    careful = without_spelled_bytes(for_text)
+    with told_of(f"{where} is not a Hugging Face tokenizer file"), quiet():
+        for_text = hide_special_tokens(content, library, token)
+        encoder = library if for_text == content else tokenizers.Tokenizer.from_str(for_text)
+        spared = without_spelled_bytes(for_text)
+        careful = None if spared is None else tokenizers.Tokenizer.from_str(spared)
     return FileTokenizer(
         content=content,
         library=_for_text(library, token),
-        encoder=_for_text(tokenizers.Tokenizer.from_str(for_text), token),
-        careful=None if careful is None else _for_text(tokenizers.Tokenizer.from_str(careful), token),
+        encoder=_for_text(encoder, token),
+        careful=None if careful is None else _for_text(careful, token),
         separator=token,
         separator_id=token_id,
         vocab_size=max(highest, token_id) + 1,
