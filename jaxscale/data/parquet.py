@@ -21,7 +21,7 @@ def parquet_texts(file: SourceFile, column: str, progress: Progress) -> Iterator
         where: Any = stack.enter_context(opened(file.path)) if isinstance(file.path, str) else file.path
         try:
             table = stack.enter_context(parquet.ParquetFile(where))
-        except (OSError, pyarrow.ArrowInvalid) as error:
+        except (OSError, pyarrow.ArrowException) as error:
             raise ValueError(f"cannot read {file.shown} as Parquet: {error}; check the file or leave it out") from error
         columns = {one.name: one.type for one in table.schema_arrow}
         if column not in columns:
@@ -34,7 +34,14 @@ def parquet_texts(file: SourceFile, column: str, progress: Progress) -> Iterator
             )
         row, num_rows = 0, max(table.metadata.num_rows, 1)
         begun = progress.bytes_read
-        for batch in table.iter_batches(batch_size=BATCH_ROWS, columns=[column]):
+        batches = table.iter_batches(batch_size=BATCH_ROWS, columns=[column])
+        while True:
+            try:
+                batch = next(batches, None)
+            except (OSError, pyarrow.ArrowException) as error:
+                raise ValueError(f"cannot read {file.shown} after row {row}: {error}; get it again") from error
+            if batch is None:
+                return
             for value in _values(batch.column(0)):
                 yield _text(value, f"{file.shown}: row {row}")
                 row += 1

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -16,7 +15,6 @@ from jaxscale.data.encode import encoded
 from jaxscale.data.index import (
     Dtype,
     Index,
-    Options,
     SourceIdentity,
     Split,
     SplitName,
@@ -26,17 +24,17 @@ from jaxscale.data.index import (
 )
 from jaxscale.data.notes import dataset_notes, reading_notes
 from jaxscale.data.pieces import anywhere, cut_pieces
-from jaxscale.data.progress import BadRecords, Progress, Report, reporting
+from jaxscale.data.plan import SHARD_TOKENS, Plan, make_options, make_plan
+from jaxscale.data.progress import Progress, Report, reporting
 from jaxscale.data.publish import check_replaceable, occupied, published
 from jaxscale.data.shards import ShardWriter
 from jaxscale.data.sources import Digests, Source, content_sha256, documents, names_sha256
 from jaxscale.data.split import Holdout, Part, choose_holdout, tails, whole_documents
 from jaxscale.data.store import check_shard_sizes
 from jaxscale.data.text_changes import TextChanges
-from jaxscale.data.tokenizer import DEFAULT_SEPARATOR, Tokenizer, character_tokenizer, load_tokenizer, train_bpe
+from jaxscale.data.tokenizer import DEFAULT_SEPARATOR, Tokenizer, character_tokenizer, train_bpe
 
 SPLITS: tuple[SplitName, ...] = ("train", "validation")
-SHARD_TOKENS = 2**27
 BPE_SAMPLE_CHARACTERS = 2**28  # a BPE learns nothing more from the rest of a corpus
 
 
@@ -60,27 +58,6 @@ class Summary:
     @property
     def shards(self) -> dict[str, int]:
         return {name: len(split.shards) for name, split in self.index.splits.items()}
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """What the user asked for, before any document is read; the tokenizer is None where it is yet to be trained."""
-
-    source: Source
-    validation: Source | None
-    spec: str
-    tokenizer: Tokenizer | None
-    separator: str | None
-    options: Options
-    skip_bad: int
-
-    @property
-    def sources(self) -> tuple[Source, ...]:
-        return (self.source,) if self.validation is None else (self.source, self.validation)
-
-    def progress(self, phase: str) -> Progress:
-        size_bytes = sum(source.size_bytes for source in self.sources)
-        return Progress(phase, size_bytes, bad=BadRecords(self.skip_bad))
 
 
 def prepare(
@@ -119,8 +96,8 @@ def prepare(
         ValueError: something cannot be read or written, there is no text, or ``out`` is taken.
     """
     out = Path(out).resolve()
-    options = _options(validation_fraction, validation_tail, validation, shard_tokens)
-    plan = _plan(source, validation, tokenizer, separator, options, skip_bad)
+    options = make_options(validation_fraction, validation_tail, validation, shard_tokens)
+    plan = make_plan(source, validation, tokenizer, separator, options, skip_bad)
     for file in (file for source in plan.sources for file in source.files):
         if isinstance(file.path, Path) and file.path.resolve().is_relative_to(out):
             raise ValueError(f"source file {file.path} lies inside the output {out}; choose another --out")
@@ -134,49 +111,7 @@ def prepare(
     return Summary(out, index, notes=tuple(index.notes))
 
 
-def _options(fraction: float | None, tail: float | None, validation: Source | None, shard_tokens: int) -> Options:
-    given = [
-        name for name, value in (("fraction", fraction), ("tail", tail), ("files", validation)) if value is not None
-    ]
-    if len(given) > 1:
-        raise ValueError(f"validation by {' and by '.join(given)}; give one of them")
-    share = 0.0 if validation is not None else tail if tail is not None else 0.01 if fraction is None else fraction
-    if not 0 <= share < 1:
-        raise ValueError(f"validation_{given[0]} {share} is not in [0, 1); try 0.01")
-    if shard_tokens < 1:
-        raise ValueError(f"shard_tokens {shard_tokens} is not positive; try {SHARD_TOKENS}")
-    how: Literal["source", "tail", "documents"] = (
-        "source" if validation is not None else "tail" if tail is not None else "documents"
-    )
-    return Options(validation_fraction=share, shard_tokens=shard_tokens, validation=how)
-
-
-def _plan(
-    source: Source,
-    validation: Source | None,
-    spec: str | Path,
-    separator: str | None,
-    options: Options,
-    skip_bad: int,
-) -> _Plan:
-    if skip_bad < 0:
-        raise ValueError(f"skip_bad {skip_bad} is negative; give how many bad records may be skipped, or 0")
-    if validation is not None:
-        ours = {file.path if isinstance(file.path, str) else file.path.resolve() for file in source.files}
-        for file in validation.files:
-            if (file.path if isinstance(file.path, str) else file.path.resolve()) in ours:
-                raise ValueError(f"{file.shown} is among the training files too; leave it out of one of them")
-    name = str(spec)
-    if name.startswith("bpe:") and (not name[4:].isdecimal() or int(name[4:]) < 257):
-        raise ValueError(f"tokenizer {name!r}: bpe:N takes a whole number N >= 257 (256 bytes + 1); try bpe:4096")
-    if name == "char" or name.startswith("bpe:"):
-        return _Plan(source, validation, name, None, separator, options, skip_bad)
-    tokenizer = load_tokenizer(spec, separator=separator)
-    spec = name if name == "byte" else Path(spec).name
-    return _Plan(source, validation, spec, tokenizer, separator, options, skip_bad)
-
-
-def _already_prepared(plan: _Plan, out: Path, report: Report) -> Summary:
+def _already_prepared(plan: Plan, out: Path, report: Report) -> Summary:
     """The dataset at ``out`` if it is whole and the one asked for; cheap checks first, every byte of text last."""
     advice = "choose another --out, or pass --overwrite to replace it"
     try:
@@ -191,7 +126,7 @@ def _already_prepared(plan: _Plan, out: Path, report: Report) -> Summary:
     return Summary(out, index, already_prepared=True, notes=(f"already prepared: {out}", *index.notes))
 
 
-def _first_difference(plan: _Plan, index: Index, report: Report) -> str | None:
+def _first_difference(plan: Plan, index: Index, report: Report) -> str | None:
     there, source, options = index.tokenizer, index.source, plan.options
     pairs = [
         ("tokenizer", there.spec, plan.spec),
@@ -219,7 +154,7 @@ def _first_difference(plan: _Plan, index: Index, report: Report) -> str | None:
     return None
 
 
-def _write_dataset(plan: _Plan, directory: Path, report: Report) -> Index:
+def _write_dataset(plan: Plan, directory: Path, report: Report) -> Index:
     holdout: Holdout = lambda name: False  # noqa: E731
     if plan.options.validation == "documents":
         with closing(documents(plan.source, plan.progress("looking"))) as seen:
@@ -259,7 +194,7 @@ def _write_dataset(plan: _Plan, directory: Path, report: Report) -> Index:
     return index
 
 
-def _parts(plan: _Plan, holdout: Holdout, progress: Progress, digests: Digests | None = None) -> Iterator[Part]:
+def _parts(plan: Plan, holdout: Holdout, progress: Progress, digests: Digests | None = None) -> Iterator[Part]:
     """Every document with the split that it is for; a document of which only the tail is held out comes twice."""
     corpus = documents(plan.source, progress, digests)
     if plan.options.validation == "tail":
@@ -291,7 +226,7 @@ def _source_identity(source: Source, report: Report, digests: Digests) -> Source
     )
 
 
-def _train(plan: _Plan, holdout: Holdout, report: Report) -> Tokenizer:
+def _train(plan: Plan, holdout: Holdout, report: Report) -> Tokenizer:
     """The characters of all text, or a BPE of the training documents': the validation text stays unseen."""
     separator = plan.separator or DEFAULT_SEPARATOR
     if plan.spec == "char":

@@ -20,11 +20,11 @@ class TextChanges:
     tokens: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     unknown_tokens: int = 0
-    unknown: set[str] = field(default_factory=set)  # characters, some of them
     looked_at: int = 0
     altered: list[tuple[str, str]] = field(default_factory=list)  # (text, what it decodes to), where they part
     _seen: set[str] = field(default_factory=set)
     _unsaid: set[str] = field(default_factory=set)
+    _unknown: set[str] = field(default_factory=set)
 
     def add(self, text: str, ids: np.ndarray, *, begins: bool) -> None:
         """Count one piece of a document and its tokens; ``begins`` for a document's first piece."""
@@ -33,22 +33,21 @@ class TextChanges:
         if self.tokenizer.lossless:
             return
         characters = set(text)
-        self._unsaid |= {c for c in characters - self._seen if not self.tokenizer.says(c)}
-        self._seen |= characters
+        self._ask(characters - self._seen)
         dropped = {c: text.count(c) for c in characters & self._unsaid}
         self.dropped.update(dropped)
-        unknown = self._count_unknown(characters, ids)
+        unknown = int(np.count_nonzero(ids == self.tokenizer.unknown_id))  # 0 where there is no such token
+        self.unknown_tokens += unknown
         if begins and self.looked_at < LOOKED_AT:
             self.looked_at += 1
             if not (dropped or unknown) and (decoded := self.tokenizer.decode(ids)) != text:
                 self.altered.append(_difference(text, decoded))
 
-    def _count_unknown(self, characters: set[str], ids: np.ndarray) -> int:
-        unknown = 0 if self.tokenizer.unknown_id is None else int(np.count_nonzero(ids == self.tokenizer.unknown_id))
-        self.unknown_tokens += unknown
-        if unknown and len(self.unknown) < EXAMPLES:
-            self.unknown |= {c for c in sorted(characters) if self.tokenizer.is_unknown(c)}
-        return unknown
+    def _ask(self, characters: set[str]) -> None:
+        """What becomes of characters that were not seen before."""
+        self._seen |= characters
+        self._unsaid |= {c for c in characters if not self.tokenizer.says(c)}
+        self._unknown |= {c for c in characters if self.tokenizer.is_unknown(c)}
 
     def notes(self) -> list[str]:
         """A sentence for each kind of change."""
@@ -60,7 +59,7 @@ class TextChanges:
                 f"tokenizer has no token for them, e.g. {shown}; use one with byte fallback, or `bpe:N`"
             )
         if self.unknown_tokens:
-            shown = ", ".join(repr(c) for c in sorted(self.unknown)[:EXAMPLES])
+            shown = ", ".join(repr(c) for c in sorted(self._unknown)[:EXAMPLES])
             notes.append(
                 f"warning: {self.unknown_tokens:,} of {self.tokens:,} tokens ({self.unknown_tokens / self.tokens:.2%}) "
                 "are the unknown token: the tokenizer has no other for their text"

@@ -8,15 +8,15 @@ document. It is what generation begins from, and predicting it means "the docume
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from jaxscale.data.file_tokenizer import FileTokenizer, told_of
 from jaxscale.data.pieces import Piece
-from jaxscale.data.spelled import SPELLED_BYTE, hide_special_tokens, without_spelled_bytes
+from jaxscale.data.spelled import hide_special_tokens, without_spelled_bytes
 from jaxscale.quiet import quiet
 
 if TYPE_CHECKING:
@@ -126,71 +126,6 @@ class ByteTokenizer:
         return None
 
 
-@dataclass(frozen=True)
-class FileTokenizer:
-    """A Hugging Face tokenizer; ``content`` is the text of its ``tokenizer.json``, kept as it came.
-
-    ``library`` decodes; ``encoder`` is the same without the special tokens that text could spell, and ``careful``
-    also without the byte tokens, where that makes a difference.
-    """
-
-    content: str
-    library: "tokenizers.Tokenizer"
-    encoder: "tokenizers.Tokenizer"
-    careful: "tokenizers.Tokenizer | None"
-    separator: str
-    separator_id: int
-    vocab_size: int
-    fingerprint: str
-    unknown_id: int | None = None
-    lossless: bool = field(default=False, init=False)
-
-    def encode(self, text: str) -> np.ndarray:
-        return self.encode_batch([text])[0]
-
-    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        with _told_of("cannot encode a text"):
-            encodings = self.encoder.encode_batch_fast(list(texts), add_special_tokens=False)
-            if self.careful is not None:
-                for i in [i for i, text in enumerate(texts) if SPELLED_BYTE.search(text)]:
-                    (encodings[i],) = self.careful.encode_batch_fast([texts[i]], add_special_tokens=False)
-        return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
-
-    def encode_pieces(self, pieces: Sequence[Piece]) -> list[np.ndarray]:
-        # What a library does at a text's start and end (a space before it, spaces stripped) it does at the context's.
-        whole = self.encode_batch([piece.context + piece.text for piece in pieces])
-        contexts = self.encode_batch([piece.context for piece in pieces])
-        for context, ids in zip(contexts, whole, strict=True):
-            if not np.array_equal(ids[: len(context)], context):
-                raise ValueError("a long text changes its tokens when it is cut; give it as shorter documents")
-        return [ids[len(context) :] for context, ids in zip(contexts, whole, strict=True)]
-
-    def unchanged_by_cut(self, before: str, after: str) -> bool:
-        """From three starts of ``before``, so that a run of equal tokens is not cut out of step."""
-        starts = [before, before[1:], before[3:]]
-        ids = self.encode_batch(starts + [start + after for start in starts])
-        return all(np.array_equal(both[: len(left)], left) for left, both in zip(ids[:3], ids[3:], strict=True))
-
-    def says(self, character: str) -> bool:
-        if character.isspace():
-            return True  # many tokenizers take words apart at spaces and keep none
-        once, twice = self.encode_batch([character, character * 2])
-        return len(once) != len(twice) or self.is_unknown(character) or not np.array_equal(once, twice)
-
-    def is_unknown(self, character: str) -> bool:
-        return self.unknown_id is not None and bool((self.encode(character) == self.unknown_id).any())
-
-    def decode(self, ids: Iterable[int]) -> str:
-        known = [i for i in map(int, ids) if 0 <= i < self.vocab_size and i != self.separator_id]
-        with _told_of("cannot decode tokens"):
-            return self.library.decode(known, skip_special_tokens=False)
-
-    def save(self, directory: Path) -> Path | None:
-        path = Path(directory) / "tokenizer.json"
-        path.write_text(self.content, encoding="utf-8")
-        return path
-
-
 def load_tokenizer(spec: str | Path, *, separator: str | None = None) -> Tokenizer:
     """The tokenizer that ``spec`` names: ``byte``, or the path of a Hugging Face ``tokenizer.json``.
 
@@ -267,19 +202,22 @@ def character_tokenizer(characters: Iterable[str], *, separator: str = DEFAULT_S
 def _from_content(content: str, separator: str | None, *, where: str) -> FileTokenizer:
     import tokenizers
 
-    with _told_of(f"{where} is not a Hugging Face tokenizer file"), quiet():  # a panic is told at length
+    with told_of(f"{where} is not a Hugging Face tokenizer file"), quiet():  # a panic is told at length
         library = tokenizers.Tokenizer.from_str(content)
         highest = max(library.get_vocab(with_added_tokens=True).values(), default=0)
     if highest >= 2**31 - 1:
         raise ValueError(f"{where} has a token of id {highest}, beyond int32; give the `tokenizer.json` of a model")
     token, token_id = _pick_separator(library, separator, where)
-    for_text = hide_special_tokens(content, library, token)
-    careful = without_spelled_bytes(for_text)
+    with told_of(f"{where} is not a Hugging Face tokenizer file"), quiet():
+        for_text = hide_special_tokens(content, library, token)
+        encoder = library if for_text == content else tokenizers.Tokenizer.from_str(for_text)
+        spared = without_spelled_bytes(for_text)
+        careful = None if spared is None else tokenizers.Tokenizer.from_str(spared)
     return FileTokenizer(
         content=content,
         library=_for_text(library, token),
-        encoder=_for_text(tokenizers.Tokenizer.from_str(for_text), token),
-        careful=None if careful is None else _for_text(tokenizers.Tokenizer.from_str(careful), token),
+        encoder=_for_text(encoder, token),
+        careful=None if careful is None else _for_text(careful, token),
         separator=token,
         separator_id=token_id,
         vocab_size=max(highest, token_id) + 1,
@@ -307,17 +245,6 @@ def _unknown_id(content: str, library: "tokenizers.Tokenizer") -> int | None:
     if model.get("unk_id") is not None:  # Unigram's
         return int(model["unk_id"])
     return library.token_to_id(model["unk_token"]) if model.get("unk_token") else None
-
-
-@contextmanager
-def _told_of(problem: str) -> Iterator[None]:
-    """The library's errors as a ValueError: it raises bare Exception, and where it panics a BaseException."""
-    try:
-        yield
-    except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        raise ValueError(f"{problem}: {error}; give the `tokenizer.json` of a model") from error
 
 
 def _pick_separator(library: "tokenizers.Tokenizer", separator: str | None, where: str) -> tuple[str, int]:

@@ -206,6 +206,20 @@ def test_parquet_layouts(tmp_path):
             made(parquet_source([tmp_path / "no.parquet"]), tmp_path / "no")
 
 
+def test_a_damaged_parquet_file(tmp_path):
+    """Its footer is whole, its pages are not."""
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table({"text": TEXTS * 50}), path, compression="zstd")
+    content = bytearray(path.read_bytes())
+    content[8:200] = bytes(192)
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"cannot read .*a\.parquet after row 0"):
+        made(parquet_source([path]), tmp_path / "out")
+
+
 def test_parquet_bytes_that_are_not_utf8(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
