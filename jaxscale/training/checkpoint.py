@@ -22,7 +22,8 @@ from jaxscale.training.identity import STATE_KEYS, digest, require_same_state, s
 from jaxscale.training.metadata import Names, late_meta, listing_problem, require_unchanged
 from jaxscale.training.noise import Damaged, quiet_writes, reading, reason
 from jaxscale.training.object_store import reach, save_options
-from jaxscale.training.parts import as_saved, as_wanted
+from jaxscale.training.older import FORMAT, as_now, as_saved
+from jaxscale.training.optional import parts_saved, parts_wanted
 from jaxscale.training.places import aside, clear_half_written, failures, move, open_place, trouble
 from jaxscale.training.position import require_position
 from jaxscale.training.step import TrainState
@@ -75,6 +76,7 @@ class Checkpointer:
         if reason_why := from_first(f"save/{self.barrier.number}", own, seconds=PATIENCE):
             raise Unsaved(f"checkpoint {step} is not written: {reason_why}")
         meta: dict[str, Any] = {"config": config.model_dump(mode="json"), "state": shapes(state), "data": data}
+        meta["format"] = FORMAT
         late = late_meta(meta, Sums(state), self.barrier)
         arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=late)
         self.writing = step, start
@@ -152,7 +154,8 @@ class Checkpointer:
         for step in reversed(self.steps()):
             try:
                 meta = self.together(self.meta, step)
-                saved = as_saved(abstract, meta["state"], config)
+                parts = parts_saved(abstract, meta["state"], config)
+                saved = as_saved(parts, meta)
                 require_same_state(meta, saved, config, where=str(self.directory / str(step)))
                 state = self.together(self.restore, step, saved)
                 require_unchanged(state, meta)
@@ -162,7 +165,8 @@ class Checkpointer:
             for bad, cause in damaged.items():
                 self.set_aside(bad, cause, say)
             self.good = step
-            return as_wanted(state, abstract, config, say), meta
+            state = as_now(state, parts, meta)
+            return parts_wanted(state, abstract, config, meta["config"], say), meta
         if damaged:  # nothing is moved: it may be the reading that fails, and not the files
             causes = "; ".join(f"{step}: {cause}" for step, cause in damaged.items())
             raise ValueError(
