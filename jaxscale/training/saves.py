@@ -40,9 +40,9 @@ class Saves:
                     failed = str(error)
             if last:
                 failed = failed or self.checkpointer.settle()
-        if failed and not last:
-            self.tell_unsaved(failed)
-        elif failed:
+            elif failed:
+                self.tell_unsaved(failed)
+        if failed and last:
             raise ValueError(f"{failed}; {self.last_good()}; make room, and the same command goes on from there")
 
     def tell_unsaved(self, failed: str) -> None:

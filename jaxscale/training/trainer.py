@@ -262,9 +262,6 @@ class Run:
         self.save(state, done, last=True)
         return state
 
-    def save(self, state: TrainState, step: int, *, last: bool = False) -> None:
-        self.saves.save(state, step, self.about_data | self.position.as_data(step), self.writer, last=last)
-
     def compile(self, state: TrainState, batch: Any) -> None:
         """Trace, lower and compile, apart from the first step, which then finds the program in jit's cache."""
         if lower := getattr(self.program.step, "lower", None):  # an executable from a file has nothing to compile
@@ -308,6 +305,9 @@ class Run:
         self.validation_loss = float(sum(t["cross_entropy"] for t in totals) / sum(t["tokens"] for t in totals))
         self.writer.write("validation", step, {"loss": self.validation_loss, "batches": batches})
         self.watcher.say(f"step {step}: validation loss {self.validation_loss:.4f}")
+
+    def save(self, state: TrainState, step: int, *, last: bool = False) -> None:
+        self.saves.save(state, step, self.about_data | self.position.as_data(step), self.writer, last=last)
 
 
 def due(step: int, every: int) -> bool:
