@@ -437,8 +437,26 @@ def test_file_that_is_not_text(tmp_path):
 def test_config_that_does_not_exist(tmp_path):
     assert "did you mean quickstart?; shipped ones: gpt2-124m, llama3.1-405b" in refused("qucikstart")
     assert f"no config {tmp_path / 'none.yaml'}" in refused(tmp_path / "none.yaml")
-    assert "is a directory; give a YAML file" in refused(tmp_path)
+    assert "is no run's directory, as it has no config.yaml; give a YAML file" in refused(tmp_path)
     assert "no config aaaa" in refused("a" * 5000)
+
+
+@pytest.mark.parametrize("by", ["directory", "file"])
+@pytest.mark.parametrize("below", [None, "kept", "../elsewhere", "s3://bucket/prefix"])
+def test_a_runs_config_is_where_its_directory_is_now(tmp_path, by, below):
+    old, new = tmp_path / "old", tmp_path / "new"
+    new.mkdir()
+    directory = below if below is None or "://" in below else str((old / below).resolve())
+    values = BASE | {"out": str(old), "checkpoint": {"directory": directory, "every": 7}}
+    (new / "config.yaml").write_text(yaml.safe_dump(values))
+    given = new if by == "directory" else new / "config.yaml"
+    if by == "file":  # a file of that name alone is nobody's run
+        assert load_config(given).out == str(old)
+        (new / "environment.json").write_text("{}")
+    loaded = load_config(given, ["steps=9"])
+    assert (loaded.out, loaded.steps, loaded.checkpoint.every) == (str(new), 9, 7)
+    assert loaded.checkpoint.directory == (str(new / "kept") if below == "kept" else directory)
+    assert load_config(given, ["out=there"]).out == "there"
 
 
 # --- meshes on devices ----------------------------------------------------------------------------------------

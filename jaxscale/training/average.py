@@ -26,19 +26,6 @@ def add_to_sum(total: PyTree, params: PyTree, decay: float) -> PyTree:
     return jax.tree.map(lambda e, p: e + (1 - decay) * (p.astype(jnp.float32) - e), total, params)
 
 
-def started_sum(params: PyTree, decay: float, step: int) -> PyTree:
-    """A sum whose average is the parameters of `step`: for an average that is turned on in the middle of a run."""
-    return continued_sum(empty_sum(params), params, 1.0, decay, step)
-
-
-def continued_sum(total: PyTree, params: PyTree, old: float, new: float, step: int) -> PyTree:
-    """The sum that has the same average under another decay."""
-    if old == new:
-        return total
-    more = missing(old, step) - missing(new, step)
-    return jax.tree.map(lambda e, p: e + more * p.astype(jnp.float32), total, params)
-
-
 def missing(decay: float, step: Any) -> jax.Array:
     """decay^step: the weight that the sum lacks after `step` steps."""
     return jnp.exp(jnp.asarray(step, jnp.float32) * math.log(decay))

@@ -49,7 +49,7 @@ def told_of_changes(
     changes, lines = config_changes(saved, config), []
     if changes:
         lines.append(f"changed since step {step}: {', '.join(map(str, changes))}")
-    if step < config.steps and (rate := rate_change(saved, config, step, step)):
+    if step < config.steps and (rate := rate_change(saved, config, step)):
         lines.append(rate)
     if causes := data_change(meta["data"], about, changes):
         lines.append(f"the data changed since step {step} ({causes}): rows may be read again, or left out")
@@ -88,25 +88,21 @@ def shown_json(value: Any) -> str:
     return text if len(text) <= 100 else f"{text[:96]} ..."
 
 
-def rate_change(saved: dict[str, Any], config: cfg.Config, step: int, updates: int) -> str:
-    """What the next step's learning rate becomes by the changed schedule; "" where it stays.
-
-    Args:
-        updates: that were applied so far, which is the schedule's own count.
-    """
+def rate_change(saved: dict[str, Any], config: cfg.Config, step: int) -> str:
+    """What the learning rate of the step after this one becomes by the changed schedule; "" where it stays."""
     causes = [c for c in compare(saved, config) if c.key in SCHEDULE]
-    old, new = saved_rate(saved, updates), float(make_schedule(config.optimizer, steps=config.steps)(updates))
+    old, new = saved_rate(saved, step), float(make_schedule(config.optimizer, steps=config.steps)(step))
     if not causes or old is None or math.isclose(old, new, rel_tol=1e-6):
         return ""
     return f"learning rate at step {step + 1}: {old:.4g} -> {new:.4g}, as {', '.join(map(str, causes))}"
 
 
-def saved_rate(saved: dict[str, Any], updates: int) -> float | None:
+def saved_rate(saved: dict[str, Any], step: int) -> float | None:
     """By the checkpoint's own config; None where that is of another version, and cannot be read as one of this."""
     known = {k: v for k, v in saved.get("optimizer", {}).items() if k in cfg.Optimizer.model_fields}
     try:
         steps = int(saved["steps"])
-        return float(make_schedule(cfg.Optimizer.model_validate(known), steps=steps)(min(updates, 2**31 - 1)))
+        return float(make_schedule(cfg.Optimizer.model_validate(known), steps=steps)(step))
     except (ValidationError, ValueError, KeyError, TypeError):
         return None
 

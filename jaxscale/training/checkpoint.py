@@ -22,8 +22,8 @@ from jaxscale.training.identity import STATE_KEYS, digest, require_same_state, s
 from jaxscale.training.metadata import Names, late_meta, listing_problem, require_unchanged
 from jaxscale.training.noise import Damaged, quiet_writes, reading, reason
 from jaxscale.training.object_store import reach, save_options
-from jaxscale.training.older import FORMAT, as_now, with_saved_dtypes
-from jaxscale.training.parts import as_saved, as_wanted
+from jaxscale.training.older import FORMAT, as_now, as_saved
+from jaxscale.training.optional import parts_saved, parts_wanted
 from jaxscale.training.places import aside, clear_half_written, failures, move, open_place, trouble
 from jaxscale.training.position import require_position
 from jaxscale.training.step import TrainState
@@ -155,8 +155,8 @@ class Checkpointer:
         for step in reversed(self.steps()):
             try:
                 meta = self.together(self.meta, step)
-                today = as_saved(abstract, meta["state"], config)
-                saved = with_saved_dtypes(today, meta)
+                parts = parts_saved(abstract, meta["state"], config)
+                saved = as_saved(parts, meta)
                 require_same_state(meta, saved, config, where=str(self.directory / str(step)))
                 state = self.together(self.restore, step, saved)
                 require_unchanged(state, meta)
@@ -166,7 +166,8 @@ class Checkpointer:
             for bad, cause in damaged.items():
                 self.set_aside(bad, cause, say)
             self.good = step
-            return as_wanted(as_now(state, today, meta), abstract, config, meta, say), meta
+            state = as_now(state, parts, meta)
+            return parts_wanted(state, abstract, config, meta["config"], say), meta
         if damaged:  # nothing is moved: it may be the reading that fails, and not the files
             causes = "; ".join(f"{step}: {cause}" for step, cause in damaged.items())
             raise ValueError(

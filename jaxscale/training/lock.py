@@ -40,16 +40,20 @@ class Lock:
 
     def take(self, until: float, say: Callable[[str], None]) -> int:
         """The file's descriptor, locked. Waits until then where another holds it."""
+        mode = os.O_RDONLY  # a disk with a file that is open to be written cannot turn read-only
         while True:
-            file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+            file = os.open(self.path, mode | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                holder = os.pread(file, 200, 0).decode(errors="replace").strip()
                 if error.errno in UNSUPPORTED:
                     say(f"{self.path.parent} cannot be locked ({error.strerror}): start no second run in it")
                     return file
+                holder = os.pread(file, 200, 0).decode(errors="replace").strip()
                 os.close(file)
+                if error.errno == errno.EBADF and mode == os.O_RDONLY:
+                    mode = os.O_RDWR  # NFS locks only what may be written
+                    continue
                 if time.monotonic() >= until:
                     who = f" ({holder})" if holder else ""
                     raise ValueError(f"{self.path.parent} is in use by another process{who}") from None
@@ -64,8 +68,7 @@ class Lock:
         self.ours, self.made = True, []
         who = f"process {os.getpid()} on {socket.gethostname()} since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC\n"
         with suppress(OSError):  # a full disk: the lock holds all the same
-            os.ftruncate(self.file, 0)
-            os.pwrite(self.file, who.encode(), 0)
+            self.path.write_text(who)
 
     def close(self) -> None:
         with suppress(OSError):  # the directory may be gone, or moved

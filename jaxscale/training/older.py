@@ -15,7 +15,7 @@ from jaxscale.training.identity import shapes
 FORMAT = 2
 
 
-def with_saved_dtypes(abstract: Any, meta: dict) -> Any:
+def as_saved(abstract: Any, meta: dict) -> Any:
     """`abstract` with the dtypes that the checkpoint's floating-point arrays have."""
     leaves, tree = jax.tree.flatten(abstract)
     wanted = [with_dtype(x, meta["state"].get(name, "")) for x, name in zip(leaves, shapes(abstract), strict=True)]
@@ -32,7 +32,7 @@ def with_dtype(x: jax.ShapeDtypeStruct, saved: str) -> jax.ShapeDtypeStruct:
 
 
 def as_now(state: Any, abstract: Any, meta: dict) -> Any:
-    """A state that was read by `with_saved_dtypes(abstract, meta)`, as today's step takes it."""
+    """A state that was read by `as_saved`, as today's step takes it."""
     state = jax.tree.map(lambda x, wanted: x if x.dtype == wanted.dtype else x.astype(wanted.dtype), state, abstract)
     if state.ema is not None:
         state = state._replace(ema=sum_of(state.ema, meta, int(state.step)))

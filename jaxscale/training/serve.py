@@ -147,14 +147,15 @@ def restore_params(run: Path, program: Program, config: cfg.Config, step: int | 
         raise ValueError(
             f"{run} has no checkpoint{f' of step {step}' if step is not None else ''}; it has {steps or 'none'}"
         )
-    names = ("params",) if program.abstract.ema is None else ("params", "ema")
-    item = {name: getattr(program.abstract, name) for name in names}
     problems = []
     try:
         for candidate in [step] if step is not None else reversed(steps):
             try:
                 meta = reading(checkpointer.meta, candidate)
-                if changed := config_differences(meta["config"], config.model_dump(mode="json")):
+                decay = meta["config"]["optimizer"].get("ema") if config.optimizer.ema else None
+                item = {name: getattr(program.abstract, name) for name in (("params", "ema") if decay else ("params",))}
+                changed = config_differences(meta["config"], config.model_dump(mode="json"))
+                if changed := [d for d in changed if not d.startswith("optimizer.ema:")]:
                     raise ValueError(
                         f"the model is not the checkpoint's: {'; '.join(changed)}; override mesh and runtime only"
                     )
@@ -164,7 +165,7 @@ def restore_params(run: Path, program: Program, config: cfg.Config, step: int | 
                 continue
             for problem in problems:
                 say(f"checkpoint {problem}; step {candidate} is used")
-            if (decay := config.optimizer.ema) is None:
+            if not decay:  # of the checkpoint, which may be from before the average was turned on
                 return found["params"]
             return average(sum_of(found["ema"], meta, candidate), found["params"], decay, candidate)
     finally:

@@ -271,9 +271,6 @@ class Run:
         self.save(state, done, last=True)
         return state
 
-    def save(self, state: TrainState, step: int, *, last: bool = False) -> None:
-        self.saves.save(state, step, self.about_data | self.position.as_data(step), self.writer, last=last)
-
     def wait_for(self, feed: Feed, step: int) -> Any:
         """The next batch, while the devices have nothing to do: no step's seconds hold this wait."""
         with self.events.during("data wait", step):
@@ -331,6 +328,9 @@ class Run:
             self.validation_loss = found["loss"]
             self.writer.write("validation", step, found)
             self.watcher.say(f"step {step}: validation loss {self.validation_loss:.4f}")
+
+    def save(self, state: TrainState, step: int, *, last: bool = False) -> None:
+        self.saves.save(state, step, self.about_data | self.position.as_data(step), self.writer, last=last)
 
 
 def due(step: int, every: int) -> bool:

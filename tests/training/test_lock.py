@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -115,6 +116,22 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, number):
     said: list[str] = []
     Lock(tmp_path, say=said.append).close()
     assert said == [f"{tmp_path} cannot be locked ({os.strerror(number)}): start no second run in it"]
+
+
+def test_where_only_what_may_be_written_can_be_locked_it_is_opened_so(tmp_path, monkeypatch):
+    """NFS; elsewhere it is open to be read, so that the disk may be remounted."""
+    flock, modes = lock.fcntl.flock, []
+
+    def on_nfs(file, how):
+        modes.append(fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE)
+        if modes[-1] == os.O_RDONLY:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        flock(file, how)
+
+    monkeypatch.setattr(lock.fcntl, "flock", on_nfs)
+    with contextlib.closing(Lock(tmp_path)), pytest.raises(ValueError, match="in use"):
+        Lock(tmp_path)
+    assert modes == [os.O_RDONLY, os.O_RDWR] * 2
 
 
 def test_a_link_in_the_files_place_is_not_followed(tmp_path):

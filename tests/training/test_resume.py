@@ -3,6 +3,7 @@
 import shutil
 from types import SimpleNamespace
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -15,7 +16,10 @@ from jaxscale.data.order import row_indices
 from jaxscale.data.prepare import prepare
 from jaxscale.data.sources import text_source
 from jaxscale.training import changes
+from jaxscale.training.average import average, missing
 from jaxscale.training.feed import open_source
+from jaxscale.training.identity import require_same_state
+from jaxscale.training.optional import fitting_sum
 from jaxscale.training.position import Position, about_data, read_position, require_position
 from jaxscale.training.trainer import train
 
@@ -150,7 +154,7 @@ def test_what_a_change_does_to_the_learning_rate(old, new, line):
     saved = {"steps": 20, "optimizer": {"learning_rate": 3e-3} | old}
     new = {"steps": 20} | new
     config = make_config(steps=new.pop("steps"), optimizer={"learning_rate": 3e-3} | new)
-    assert changes.rate_change(saved, config, 20, 20) == line
+    assert changes.rate_change(saved, config, 20) == line
 
 
 def test_other_tokens_are_told_from_the_same_at_another_place(tmp_path):
@@ -244,6 +248,19 @@ def test_parts_are_started_and_left_and_rows_go_on(tmp_path, rows_of_steps):
     assert [row for row in read if row not in evaluated] == wanted
 
 
+@pytest.mark.parametrize("kept", [0.9, 0.5, None])
+@pytest.mark.parametrize("step", [1, 7, 400])
+def test_an_average_stays_one_whatever_decay_it_goes_on_with(kept, step):
+    """Of equal parameters it is these parameters: the weights still sum to 1."""
+    params = {"w": jnp.full(3, 2.0, jnp.bfloat16)}
+    total = None if kept is None else {"w": (1 - missing(kept, step)) * jnp.full(3, 2.0)}
+    state = SimpleNamespace(step=jnp.int32(step), params=params, ema=total)
+    for decay in (0.9, 0.999):
+        found = fitting_sum(state, decay, kept)
+        np.testing.assert_allclose(average(found, params, decay, step)["w"], 2.0, rtol=1e-5)
+        assert found["w"].dtype == jnp.float32
+
+
 @pytest.mark.parametrize(
     ("sections", "names"),
     [
@@ -255,8 +272,6 @@ def test_parts_are_started_and_left_and_rows_go_on(tmp_path, rows_of_steps):
     ],
 )
 def test_what_cannot_go_on_is_named_by_its_key_also_beside_what_can(sections, names):
-    from jaxscale.training.identity import require_same_state
-
     saved = make_config()
     config = make_config(guard={"spike": 5.0}, **sections)
     meta = {"state": {"params.w": "float32[2]"}, "config": saved.model_dump(mode="json")}
