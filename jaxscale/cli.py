@@ -160,13 +160,14 @@ def compile_(
 
     loaded, where = load_for(config, overrides, topology, slices, network, host_memory)
     predict.require_writable(hlo, save)
-    if not where.chip.node and (note := older_libtpu()):
-        print(note, file=sys.stderr if as_json else sys.stdout, flush=True)
+    note = None if where.chip.node else older_libtpu()
+    if note and not as_json:
+        print(note, flush=True)
     found = predict.answer(loaded, where, save=save, verbose=verbose)
     if hlo is not None:
         hlo.write_text(found.kept.hlo)
     if as_json:
-        console_predict.print_json(found)
+        console_predict.print_json(found, note)
     elif found.report is not None:
         console_predict.show_report(loaded, found)
         if save is not None:

@@ -148,12 +148,12 @@ def sweep(
 ) -> None:
     """A grid of runs, each in a fresh process: a failed one is a row. The same command goes on where it stopped."""
     from jaxscale.bench import sweep as sweeps
-    from jaxscale.bench.record import INTERRUPTED
+    from jaxscale.bench.record import INTERRUPTED, folder_of
     from jaxscale.redact import command_line
 
     out = ready(out)
     read = sweeps.read_grid(grid)
-    folder = (out if out.is_dir() else out.parent) / f"{read.name}-runs"
+    folder = folder_of(out) / f"{read.name}-runs"
     options = ["--steps", str(steps), "--no-ceilings"]
     found = []
     try:

@@ -167,10 +167,10 @@ def show_out_of_memory(
         console.print(line, markup=False, soft_wrap=True)
 
 
-def print_json(found: Answer) -> None:
-    """One object: the report (null where there is no program), and what out of memory told."""
+def print_json(found: Answer, note: str | None) -> None:
+    """One object: the report (null where there is no program), what out of memory told, a note on the compiler."""
     print(json.dumps({
         "basis": "compiled", "report": found.report.as_json() if found.report else None, "cached": found.cached,
         "needed": found.needed, "host": found.host, "host_memory": found.host_bytes,
-        "largest_buffers": found.buffers, "tried": found.tried,
+        "largest_buffers": found.buffers, "tried": found.tried, "note": note,
     }, indent=1))  # fmt: skip

@@ -98,7 +98,8 @@ def suggest(key: str, root: type[BaseModel]) -> str:
     if place and place not in known:
         place = near(place, [k for k, kind in known.items() if section_of(kind)]) or ""
     below = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == place}
-    synonym, close = SYNONYMS.get(last), near(last, below)
+    values = [name for name, k in below.items() if section_of(known[k]) is None]
+    synonym, close = SYNONYMS.get(last), near(last, values) or near(last, below)
     same = [k for k in known if k.rpartition(".")[2] == last and section_of(known[k]) is None]
     shallow = [k for k in same if k.count(".") == min(k.count(".") for k in same)]  # mesh.tensor, not mesh.dcn.tensor
     if last in below:

@@ -295,6 +295,7 @@ UNKNOWN = {
     "epochs=2": ("epochs", "steps"),
     "max_steps=2": ("max_steps", "steps"),
     "setps=2": ("setps", "steps"),
+    "stesp=2": ("stesp", "steps"),
     "--max-steps=2": ("--max-steps", "steps"),
     "every=2": ("every", "checkpoint.every or evaluation.every or metrics.every"),
     "tensor=2": ("tensor", "mesh.tensor"),

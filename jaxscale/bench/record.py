@@ -4,6 +4,7 @@ A record has rows; a row has labels (what was varied) and figures (what came out
 whether it is measured, compiled or predicted. What reads records (`compare`, `report`) knows no more than this.
 """
 
+import contextlib
 import datetime
 import json
 import math
@@ -191,15 +192,27 @@ def without_impossible(rows: list[Row]) -> tuple[list[Row], list[str]]:
 
 
 def require_writable(path: Path) -> Path:
-    """A directory, made where it is missing, or a `.json` file in one; ValueError before anything is measured."""
+    """A directory that can be made, or a `.json` file in one; ValueError before anything is measured.
+
+    Nothing is left of the trial: what is refused later has changed nothing.
+    """
+    folder = folder_of(path)
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
-        folder = path.parent if path.suffix == ".json" else path
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"cannot write to {path}: {error.strerror}; choose another place") from error
-    if not os.access(path if path.exists() else folder, os.W_OK):
+    writable = os.access(path if path.exists() else folder, os.W_OK)
+    for place in missing:
+        place.rmdir()
+    if not writable:
         raise ValueError(f"cannot write to {path}; choose another place")
     return path
+
+
+def folder_of(path: Path) -> Path:
+    """Where records go: `path` itself, or the directory of a `.json` file."""
+    return path.parent if path.suffix == ".json" else path
 
 
 def write_record(record: BenchRecord, path: Path) -> Path:
@@ -207,6 +220,8 @@ def write_record(record: BenchRecord, path: Path) -> Path:
 
     Raises ValueError where it cannot be written: it is then in the temporary directory.
     """
+    with contextlib.suppress(OSError):  # writing says why
+        folder_of(path).mkdir(parents=True, exist_ok=True)
     if path.is_dir():
         stem, number = f"{record.time[:10]}-{record.kind}-{record.name}".replace("/", "-").replace(" ", "-"), 1
         folder, path = path, path / f"{stem}.json"

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxscale import config as cfg
 from jaxscale.parallel.sharding import axes_of, device, platform, spec
 
 NEGATIVE = -1e30  # finite, so that a row with nothing to see gives no NaN
@@ -58,7 +59,7 @@ def attention(
         return body(q_BTNH, k_BTKH, v_BTKH, *more)
 
 
-def choose(how: Attention, q: jax.Array) -> str:
+def choose(how: Attention, q: jax.Array | jax.ShapeDtypeStruct) -> str:
     """The implementation to use here; ValueError when the one asked for cannot compute this."""
     where = platform()
     problems = {
@@ -71,6 +72,14 @@ def choose(how: Attention, q: jax.Array) -> str:
             raise ValueError(f"step.attention={how.implementation}: {problem}; use auto or xla")
         return how.implementation
     return next(name for name in ("cudnn", "splash", "xla") if problems[name] is None)
+
+
+def require_attention(config: cfg.Config) -> None:
+    """Ask for the attention of a config's decoder before anything is compiled; raises as `choose` does."""
+    model, step = config.model, config.step
+    how = Attention(model.sliding_window, model.attention_softcap, step.attention)
+    shape = (config.data.batch_size, config.data.seq_len, model.num_heads, model.head_size)
+    choose(how, jax.ShapeDtypeStruct(shape, step.compute_dtype))
 
 
 def cudnn_problem(how: Attention, dtype: jnp.dtype, shape: tuple[int, ...], where: str) -> str | None:

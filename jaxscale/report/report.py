@@ -21,6 +21,7 @@ def report(paths: list[Path], out: Path, pictures: Path | None = None) -> list[s
     if pictures is not None:
         from jaxscale.report.pictures import draw_pictures
 
+        pictures.mkdir(parents=True, exist_ok=True)
         written = draw_pictures(page, pictures)
         lines += [f"{path}: {size(path)}" for path in written] or [f"{pictures}: no plot to draw"]
     return lines
@@ -32,11 +33,15 @@ def require_writable(out: Path, pictures: Path | None) -> None:
         raise ValueError(f"cannot write {out}; give -o a file in a directory that exists and can be written")
     if pictures is None:
         return
+    missing = [place for place in (pictures, *pictures.parents) if not place.exists()]
     try:
         pictures.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"cannot write to --png {pictures}: {error.strerror}; give a directory") from error
-    if not os.access(pictures, os.W_OK):
+    writable = os.access(pictures, os.W_OK)
+    for place in missing:  # made again when there is something to draw
+        place.rmdir()
+    if not writable:
         raise ValueError(f"cannot write to --png {pictures}; give a directory that can be written")
 
 

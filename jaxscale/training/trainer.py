@@ -16,6 +16,7 @@ from jaxscale.analysis.libtpu import older_libtpu
 from jaxscale.cluster.monitor import Monitor
 from jaxscale.cluster.signals import Stopped, watched
 from jaxscale.cluster.start import join_processes
+from jaxscale.models.attention import require_attention
 from jaxscale.parallel.mesh import describe_mesh, make_mesh, start_devices
 from jaxscale.parallel.rules import count, require_divides
 from jaxscale.parallel.sharding import Rules, fit_rules, make_rules, on_mesh
@@ -100,6 +101,8 @@ def train(
         events.write("init", "start")
         with on_mesh(mesh, rules):
             # --- state: from a checkpoint, or born sharded
+            if model is None:
+                require_attention(config)
             program = make_program(config, model)
             if executable is not None:
                 batch = abstract_batch(config, mesh, documents=has_documents(config, rows))
