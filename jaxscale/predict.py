@@ -191,6 +191,7 @@ def try_changes(config: cfg.Config, topology: Topology, options: dict[str, Any])
             break
     else:
         told.append(
-            "none of these fits: take more devices, or split the state over more of them (mesh.fsdp, mesh.tensor)"
+            "none of these fits: split the state over more of the devices (mesh.fsdp, mesh.tensor), or take more; "
+            f"`jaxscale plan --topology {replace(topology, slices=1).name}` says what would do"
         )
     return told

@@ -68,5 +68,6 @@ def words(topology: Topology) -> str:
         node = topology.network * topology.host_chips
         found.append(f"network {topology.network / 1e9:,.4g} GB/s a {unit}, {node * 8 / 1e9:,.4g} Gb/s a node")
     if topology.host_memory:
-        found.append(f"host memory {topology.host_memory / 1e9:,.4g} GB for each {topology.host_chips} {unit}s")
+        chips = f"{topology.host_chips} {unit}{'s' if topology.host_chips > 1 else ''}"
+        found.append(f"host memory {topology.host_memory / 1e9:,.4g} GB a host of {chips}")
     return "; ".join(found)

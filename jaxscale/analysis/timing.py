@@ -50,7 +50,7 @@ FRACTIONS: dict[str, Fractions] = {
     "b300": Fractions(0.62, 0.45, elementwise=1.8),
     "gb200": Fractions(0.62, 0.45, elementwise=1.8),
     "gb300": Fractions(0.62, 0.45, elementwise=1.8),
-    "mi300x": Fractions(0.5, 0.4, elementwise=1.8),  # AMD's own records reach less of its datasheet than NVIDIA's
+    "mi300x": Fractions(0.5, 0.4, elementwise=1.8),  # assumed below NVIDIA's: nothing to fit it to
     "v100": Fractions(0.72, 0.4, elementwise=1.8),
     "v100-32gb": Fractions(0.72, 0.4, elementwise=1.8),
     "t4": Fractions(0.6, 0.4, network=0.5, elementwise=1.8),  # 70 W: below its clock in long matmuls

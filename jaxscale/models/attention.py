@@ -100,6 +100,8 @@ def cudnn_problem(how: Attention, dtype: jnp.dtype, shape: tuple[int, ...], wher
 def splash_problem(shape: tuple[int, ...], where: str) -> str | None:
     if where != "tpu":
         return f"it needs a TPU and this is {where}"
+    if (kind := device().device_kind) in ("TPU v2", "TPU v3"):
+        return f"a kernel on {kind} cannot multiply bfloat16"
     if shape[1] % 128:
         return f"splash wants a sequence that is a multiple of 128, not {shape[1]}"
     return None

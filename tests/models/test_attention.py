@@ -98,6 +98,16 @@ def test_auto_takes_cudnn_only_on_gpus_that_have_its_kernel(monkeypatch, capabil
             choose(Attention(implementation="cudnn"), q)
 
 
+@pytest.mark.parametrize(("kind", "takes"), [("TPU v2", "xla"), ("TPU v3", "xla"), ("TPU v4", "splash"),
+                                             ("TPU v5 lite", "splash")])  # fmt: skip
+def test_auto_takes_splash_only_on_tpus_that_compile_it(monkeypatch, kind, takes):
+    """libtpu, for a TPU v3: Mosaic failed to compile TPU kernel: Unsupported matmul RHS type, bf16."""
+    device = SimpleNamespace(platform="tpu", device_kind=kind)
+    for name in ("models.attention.device", "parallel.sharding.device"):
+        monkeypatch.setattr(f"jaxscale.{name}", lambda: device)
+    assert choose(Attention(), jax.ShapeDtypeStruct((1, 128, 2, 64), jnp.bfloat16)) == takes
+
+
 def test_heads_split_over_tensor_send_nothing():
     with on_mesh(make_mesh(data=2, tensor=4)):
         q, k, v = (jnp.asarray(x) for x in numbers(2, 16, 8, 4, 8))
