@@ -377,6 +377,11 @@ class Transformer(nnx.Module):
             return align(self.head_formula, x_BTD, w, out=("batch", "sequence", "vocab"))[1]
 
     @property
+    def linear_head(self) -> bool:
+        """Are the logits linear in the hidden states and in the head's matrix?"""
+        return self.model.logits_softcap is None
+
+    @property
     def head_formula(self) -> str:
         return "btd,vd->btv" if self.model.tie_embeddings else "btd,dv->btv"
 

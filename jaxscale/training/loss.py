@@ -4,6 +4,7 @@ The loss is a mean over the real tokens of the *global* batch: sums here, one di
 """
 
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxscale import config as cfg
-from jaxscale.parallel.sharding import dims_of, gather, to_spec
+from jaxscale.parallel.sharding import dims_of, gather, platform, shard_count, spec, to_spec
 
 Batch = dict[str, jax.Array]  # tokens, targets, weights [B, T]; positions, segments where documents are masked
 Sums = dict[str, jax.Array]  # cross_entropy, z and objective, summed over real tokens
@@ -72,72 +73,139 @@ def chunked_sums(
 ) -> Sums:
     """The sums of the model's logits, with those of only `loss.chunk` tokens of each row alive at one time.
 
-    The head's matrix is gathered once, before the loop, and its gradient is summed over chunks on the device and sent
-    once, after it.
+    The head's matrix is gathered once, before the loop, and its gradient is sent once, after it.
     """
     x_BTD = gather(hidden_BTD, "batch", "sequence", "embed", over="vocab")
     head = model.head(x_BTD)
 
-    def sums(x, head, targets, weights, divisor):
-        logits = model.unembed(x, head)
+    def sums(logits, targets, weights, divisor):
         with jax.named_scope("cross_entropy"):
             found = cross_entropy_sums(logits, targets, weights, vocab_size=vocab_size)
         return with_objective(found, loss.z_loss, divisor)
 
-    run = sums if loss.chunk is None or loss.chunk >= x_BTD.shape[1] else in_chunks(sums, loss.chunk)
-    return run(x_BTD, head, batch["targets"], batch["weights"], jnp.asarray(divisor, jnp.float32))
+    rest = (batch["targets"], batch["weights"], jnp.asarray(divisor, jnp.float32))
+    if loss.chunk is None or loss.chunk >= x_BTD.shape[1]:
+        return sums(model.unembed(x_BTD, head), *rest)
+    in_chunks = keeping_gradient if keeps_gradient(model, x_BTD, head) else adding_gradients
+    return in_chunks(sums, model.unembed, loss.chunk)(x_BTD, head, *rest)
 
 
-def in_chunks(sums: Callable[..., Sums], chunk: int) -> Callable[..., Sums]:
-    """`sums(x, head, targets, weights, divisor)` over the sequence in chunks, its gradient made in the forward pass.
+def keeps_gradient(model: Any, x_BTD: jax.Array, head: jax.Array) -> bool:
+    """Do the gradients of all logits take less memory than the float32 sum of the last matrix's gradient would?
 
-    A chunk's logits are there once: their gradient is taken at once, for a cotangent of 1, and scaled in the backward
-    pass, as the objective is one number: it alone is differentiated, the other sums have no gradient. Making the logits
-    again there would cost a third more of the last matmul. The last matrix's gradient is summed in the compute dtype.
+    That is so for few tokens a device. It needs logits that are linear in the head.
     """
+    if not getattr(model, "linear_head", False):
+        return False
+    tokens = math.prod(x_BTD.shape[:2]) // shard_count("batch") // shard_count("sequence")
+    return tokens * gradient_dtype(head).itemsize <= x_BTD.shape[2] * 4
 
-    def part(i, *arrays):
-        return [jax.lax.dynamic_slice_in_dim(a, i * chunk, chunk, 1) for a in arrays]
 
-    @jax.custom_vjp
+def gradient_dtype(head: jax.Array) -> jnp.dtype:
+    """Of the logits' gradient, where it is kept: a TPU's matmul rounds it to the head's type in any case."""
+    return head.dtype if platform() == "tpu" else jnp.dtype(jnp.float32)
+
+
+def part(i: jax.Array | int, chunk: int, *arrays: jax.Array) -> list[jax.Array]:
+    return [jax.lax.dynamic_slice_in_dim(a, i * chunk, chunk, 1) for a in arrays]
+
+
+def forward_in_chunks(sums: Callable[..., Sums], unembed: Callable, chunk: int) -> Callable[..., Sums]:
+    """`sums` of the logits in chunks along the sequence, without a gradient."""
+
     def run(x, head, targets, weights, divisor):
         def body(total, i):
-            x_i, *rest = part(i, x, targets, weights)
-            return jax.tree.map(jnp.add, total, sums(x_i, head, *rest, divisor)), None
+            x_i, *rest = part(i, chunk, x, targets, weights)
+            return jax.tree.map(jnp.add, total, sums(unembed(x_i, head), *rest, divisor)), None
 
         zeros = {name: jnp.zeros(()) for name in ("cross_entropy", "z", "objective")}
         return jax.lax.scan(body, zeros, jnp.arange(x.shape[1] // chunk))[0]
 
+    return run
+
+
+def adding_gradients(sums: Callable[..., Sums], unembed: Callable, chunk: int) -> Callable[..., Sums]:
+    """`(x, head, targets, weights, divisor)` to sums, in chunks, with the gradient made in the forward pass.
+
+    A chunk's logits are there once: their gradient is taken at once, for a cotangent of 1, and scaled in the backward
+    pass, as the objective is one number: it alone is differentiated, the other sums have no gradient. Making the logits
+    again there would cost a third more of the last matmul. The last matrix's gradient is added up in float32 and
+    rounded once: in the compute dtype its error would grow with the number of chunks.
+    """
+    run = jax.custom_vjp(forward_in_chunks(sums, unembed, chunk))
+
     def objective(x, head, *rest):
-        found = sums(x, head, *rest)
+        found = sums(unembed(x, head), *rest)
         return found["objective"], found
 
     gradient = jax.grad(objective, argnums=(0, 1), has_aux=True)
 
     def forward(x, head, targets, weights, divisor):
         def chunk_gradient(i):
-            x_i, *rest = part(i, x, targets, weights)
-            return gradient(x_i, head, *rest, divisor)
+            x_i, *rest = part(i, chunk, x, targets, weights)
+            (dx, dhead), found = gradient(x_i, head, *rest, divisor)
+            return (dx, dhead.astype(jnp.float32)), found
 
         def body(carry, i):
             total, dhead = carry
             (dx_i, dhead_i), found = chunk_gradient(i)
             return (jax.tree.map(jnp.add, total, found), dhead + dhead_i), dx_i
 
-        (dx_0, dhead), total = chunk_gradient(0)
+        first, total = chunk_gradient(0)
+        # the first chunk ends before the others begin, or its logits would be kept beside theirs
+        dx_0, dhead = jax.lax.optimization_barrier(first)
         (total, dhead), dx = jax.lax.scan(body, (total, dhead), jnp.arange(1, x.shape[1] // chunk))
-        return total, (dx_0, dx, dhead)
+        return total, (dx_0, dx, dhead.astype(head.dtype))
 
     def backward(saved, cotangent):
         dx_0, dx, dhead = saved
-
-        def scaled(x):  # a number that multiplies partial sums must be marked so
-            marks = set(jax.typeof(x).sharding.spec.unreduced)
-            return jax.reshard(cotangent["objective"].astype(x.dtype), to_spec([], reduced=marks)) * x
-
         rest = [jax.lax.squeeze(jax.lax.slice_in_dim(dx, i, i + 1), (0,)) for i in range(dx.shape[0])]
         dx = jnp.concatenate([dx_0, *rest], axis=1)  # reshape knows no arrays that are unreduced
-        return scaled(dx), scaled(dhead), None, None, None
+        return scaled(dx, cotangent), scaled(dhead, cotangent), None, None, None
+
+    run.defvjp(forward, backward)
+    return run
+
+
+def scaled(x: jax.Array, cotangent: Sums) -> jax.Array:
+    """A gradient made for a cotangent of 1. A number that multiplies partial sums must be marked so."""
+    marks = set(jax.typeof(x).sharding.spec.unreduced)
+    return jax.reshard(cotangent["objective"].astype(x.dtype), to_spec([], reduced=marks)) * x
+
+
+def keeping_gradient(sums: Callable[..., Sums], unembed: Callable, chunk: int) -> Callable[..., Sums]:
+    """As `adding_gradients`, but the loop makes the logits' gradient alone, of all tokens; both matmuls follow it.
+
+    `unembed` must be linear in each of its arguments, but for columns that it replaces by a constant.
+    """
+    run = jax.custom_vjp(forward_in_chunks(sums, unembed, chunk))
+
+    def objective(logits, *rest):
+        found = sums(logits, *rest)
+        return found["objective"], found
+
+    gradient = jax.grad(objective, has_aux=True)
+
+    def forward(x, head, targets, weights, divisor):
+        def body(carry, i):
+            total, kept = carry
+            x_i, *rest = part(i, chunk, x, targets, weights)
+            dlogits, found = gradient(unembed(x_i, head), *rest, divisor)
+            kept = jax.lax.dynamic_update_slice_in_dim(kept, dlogits.astype(kept.dtype), i * chunk, 1)
+            return (jax.tree.map(jnp.add, total, found), kept), None
+
+        zeros = {name: jnp.zeros(()) for name in ("cross_entropy", "z", "objective")}
+        shape = jax.eval_shape(unembed, x, head).shape
+        kept = jnp.zeros(shape, gradient_dtype(head), out_sharding=spec("batch", "sequence", "vocab"))
+        (total, kept), _ = jax.lax.scan(body, (zeros, kept), jnp.arange(x.shape[1] // chunk))
+        return total, (x, head, kept)
+
+    def backward(saved, cotangent):
+        x, head, kept = saved
+        through = lambda back, kept: back(kept.astype(jnp.float32) * cotangent["objective"])[0]  # noqa: E731
+        dx = through(jax.vjp(lambda x: unembed(x, head), x)[1], kept)
+        dx, kept = jax.lax.optimization_barrier((dx, kept))  # then the head is not kept beside its gradient
+        return dx, through(jax.vjp(lambda head: unembed(x, head), head)[1], kept), None, None, None
 
     run.defvjp(forward, backward)
     return run
