@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxscale import config as cfg
-from jaxscale.parallel.sharding import dims_of, gather, platform, shard_count, spec, to_spec
+from jaxscale.parallel.sharding import dims_of, gather, gradient_first, platform, shard_count, spec, to_spec
 
 Batch = dict[str, jax.Array]  # tokens, targets, weights [B, T]; positions, segments where documents are masked
 Sums = dict[str, jax.Array]  # cross_entropy, z and objective, summed over real tokens
@@ -75,30 +75,47 @@ def chunked_sums(
 
     The head's matrix is gathered once, before the loop, and its gradient is sent once, after it.
     """
-    x_BTD = gather(hidden_BTD, "batch", "sequence", "embed", over="vocab")
-    head = model.head(x_BTD)
+    x_BTD, head = with_head(model, hidden_BTD)
+
+    multiply, finish = (model.multiply, model.finish) if splits(model) else (model.unembed, lambda logits: logits)
 
     def sums(logits, targets, weights, divisor):
         with jax.named_scope("cross_entropy"):
-            found = cross_entropy_sums(logits, targets, weights, vocab_size=vocab_size)
+            found = cross_entropy_sums(finish(logits), targets, weights, vocab_size=vocab_size)
         return with_objective(found, loss.z_loss, divisor)
 
     rest = (batch["targets"], batch["weights"], jnp.asarray(divisor, jnp.float32))
     if loss.chunk is None or loss.chunk >= x_BTD.shape[1]:
-        return sums(model.unembed(x_BTD, head), *rest)
-    in_chunks = keeping_gradient if keeps_gradient(model, x_BTD, head) else adding_gradients
-    return in_chunks(sums, model.unembed, loss.chunk)(x_BTD, head, *rest)
+        return sums(multiply(x_BTD, head), *rest)
+    if splits(model) and keeps_gradient(x_BTD, head):
+        return keeping_gradient(sums, multiply, loss.chunk)(x_BTD, head, *rest)
+    return adding_gradients(sums, multiply, loss.chunk, linear=splits(model))(x_BTD, head, *rest)
 
 
-def keeps_gradient(model: Any, x_BTD: jax.Array, head: jax.Array) -> bool:
-    """Do the gradients of all logits take less memory than the float32 sum of the last matrix's gradient would?
+def with_head(model: Any, hidden_BTD: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Hidden states gathered for the last matmul, and its matrix, whose gradient is scattered before the layers'."""
+    if not splits(model):
+        x_BTD = gather(hidden_BTD, "batch", "sequence", "embed", over="vocab")
+        return x_BTD, model.head(x_BTD)
+    hidden_BTD, matrix = gradient_first(hidden_BTD, model.last_matrix)
+    x_BTD = gather(hidden_BTD, "batch", "sequence", "embed", over="vocab")
+    return x_BTD, model.gathered(x_BTD, matrix)
 
-    That is so for few tokens a device. It needs logits that are linear in the head.
+
+def splits(model: Any) -> bool:
+    """Does the model say which part of `unembed` is the matmul (`multiply`), and what comes after it (`finish`)?"""
+    return hasattr(model, "multiply") and hasattr(model, "finish")
+
+
+def keeps_gradient(x_BTD: jax.Array, head: jax.Array) -> bool:
+    """Do the gradients of all logits take less memory than adding up the last matrix's gradient in float32 would?
+
+    That is so for few tokens a device. A TPU's matmul rounds that gradient as it writes it; on others the logits'
+    gradients meet it in float32.
     """
-    if not getattr(model, "linear_head", False):
-        return False
     tokens = math.prod(x_BTD.shape[:2]) // shard_count("batch") // shard_count("sequence")
-    return tokens * gradient_dtype(head).itemsize <= x_BTD.shape[2] * 4
+    row = 4 if platform() == "tpu" else head.dtype.itemsize
+    return tokens * gradient_dtype(head).itemsize <= x_BTD.shape[2] * row
 
 
 def gradient_dtype(head: jax.Array) -> jnp.dtype:
@@ -110,13 +127,13 @@ def part(i: jax.Array | int, chunk: int, *arrays: jax.Array) -> list[jax.Array]:
     return [jax.lax.dynamic_slice_in_dim(a, i * chunk, chunk, 1) for a in arrays]
 
 
-def forward_in_chunks(sums: Callable[..., Sums], unembed: Callable, chunk: int) -> Callable[..., Sums]:
+def forward_in_chunks(sums: Callable[..., Sums], multiply: Callable, chunk: int) -> Callable[..., Sums]:
     """`sums` of the logits in chunks along the sequence, without a gradient."""
 
     def run(x, head, targets, weights, divisor):
         def body(total, i):
             x_i, *rest = part(i, chunk, x, targets, weights)
-            return jax.tree.map(jnp.add, total, sums(unembed(x_i, head), *rest, divisor)), None
+            return jax.tree.map(jnp.add, total, sums(multiply(x_i, head), *rest, divisor)), None
 
         zeros = {name: jnp.zeros(()) for name in ("cross_entropy", "z", "objective")}
         return jax.lax.scan(body, zeros, jnp.arange(x.shape[1] // chunk))[0]
@@ -124,27 +141,27 @@ def forward_in_chunks(sums: Callable[..., Sums], unembed: Callable, chunk: int) 
     return run
 
 
-def adding_gradients(sums: Callable[..., Sums], unembed: Callable, chunk: int) -> Callable[..., Sums]:
+def adding_gradients(sums: Callable[..., Sums], multiply: Callable, chunk: int, *, linear: bool) -> Callable[..., Sums]:
     """`(x, head, targets, weights, divisor)` to sums, in chunks, with the gradient made in the forward pass.
 
     A chunk's logits are there once: their gradient is taken at once, for a cotangent of 1, and scaled in the backward
     pass, as the objective is one number: it alone is differentiated, the other sums have no gradient. Making the logits
     again there would cost a third more of the last matmul. The last matrix's gradient is added up in float32 and
     rounded once: in the compute dtype its error would grow with the number of chunks.
+
+    Args:
+        linear: `multiply` is linear in the head; otherwise each chunk's gradient of the head is rounded too.
     """
-    run = jax.custom_vjp(forward_in_chunks(sums, unembed, chunk))
-
-    def objective(x, head, *rest):
-        found = sums(unembed(x, head), *rest)
-        return found["objective"], found
-
-    gradient = jax.grad(objective, argnums=(0, 1), has_aux=True)
+    run = jax.custom_vjp(forward_in_chunks(sums, multiply, chunk))
+    gradient = logits_gradient(sums)
 
     def forward(x, head, targets, weights, divisor):
         def chunk_gradient(i):
             x_i, *rest = part(i, chunk, x, targets, weights)
-            (dx, dhead), found = gradient(x_i, head, *rest, divisor)
-            return (dx, dhead.astype(jnp.float32)), found
+            logits, back = jax.vjp(multiply, x_i, head)
+            dlogits, found = gradient(logits, *rest, divisor)
+            dx, dhead = back(dlogits)
+            return (dx, head_gradient(multiply, x_i, head, dlogits) if linear else dhead.astype(jnp.float32)), found
 
         def body(carry, i):
             total, dhead = carry
@@ -167,45 +184,58 @@ def adding_gradients(sums: Callable[..., Sums], unembed: Callable, chunk: int) -
     return run
 
 
+def logits_gradient(sums: Callable[..., Sums]) -> Callable:
+    """`(logits, targets, weights, divisor)` to the objective's gradient by the logits, and all sums."""
+
+    def objective(logits, *rest):
+        found = sums(logits, *rest)
+        return found["objective"], found
+
+    return jax.grad(objective, has_aux=True)
+
+
+def head_gradient(multiply: Callable, x: jax.Array, head: jax.Array, dlogits: jax.Array) -> jax.Array:
+    """The head's gradient in float32, for a `multiply` that is linear in it."""
+    wide = x.astype(jnp.float32)  # a gradient has its argument's type: the head as float32 is only a shape here
+    return jax.linear_transpose(lambda head: multiply(wide, head), head.astype(jnp.float32))(dlogits)[0]
+
+
 def scaled(x: jax.Array, cotangent: Sums) -> jax.Array:
     """A gradient made for a cotangent of 1. A number that multiplies partial sums must be marked so."""
     marks = set(jax.typeof(x).sharding.spec.unreduced)
     return jax.reshard(cotangent["objective"].astype(x.dtype), to_spec([], reduced=marks)) * x
 
 
-def keeping_gradient(sums: Callable[..., Sums], unembed: Callable, chunk: int) -> Callable[..., Sums]:
+def keeping_gradient(sums: Callable[..., Sums], multiply: Callable, chunk: int) -> Callable[..., Sums]:
     """As `adding_gradients`, but the loop makes the logits' gradient alone, of all tokens; both matmuls follow it.
 
-    `unembed` must be linear in each of its arguments, but for columns that it replaces by a constant.
+    `multiply` must be linear in each of its arguments.
     """
-    run = jax.custom_vjp(forward_in_chunks(sums, unembed, chunk))
+    run = jax.custom_vjp(forward_in_chunks(sums, multiply, chunk))
 
-    def objective(logits, *rest):
-        found = sums(logits, *rest)
-        return found["objective"], found
-
-    gradient = jax.grad(objective, has_aux=True)
+    gradient = logits_gradient(sums)
 
     def forward(x, head, targets, weights, divisor):
         def body(carry, i):
             total, kept = carry
             x_i, *rest = part(i, chunk, x, targets, weights)
-            dlogits, found = gradient(unembed(x_i, head), *rest, divisor)
+            dlogits, found = gradient(multiply(x_i, head), *rest, divisor)
             kept = jax.lax.dynamic_update_slice_in_dim(kept, dlogits.astype(kept.dtype), i * chunk, 1)
             return (jax.tree.map(jnp.add, total, found), kept), None
 
         zeros = {name: jnp.zeros(()) for name in ("cross_entropy", "z", "objective")}
-        shape = jax.eval_shape(unembed, x, head).shape
+        shape = jax.eval_shape(multiply, x, head).shape
         kept = jnp.zeros(shape, gradient_dtype(head), out_sharding=spec("batch", "sequence", "vocab"))
         (total, kept), _ = jax.lax.scan(body, (zeros, kept), jnp.arange(x.shape[1] // chunk))
         return total, (x, head, kept)
 
     def backward(saved, cotangent):
         x, head, kept = saved
-        through = lambda back, kept: back(kept.astype(jnp.float32) * cotangent["objective"])[0]  # noqa: E731
-        dx = through(jax.vjp(lambda x: unembed(x, head), x)[1], kept)
+        kept = kept.astype(jnp.float32)
+        (dx,) = jax.vjp(lambda x: multiply(x, head), x)[1](kept * cotangent["objective"])
         dx, kept = jax.lax.optimization_barrier((dx, kept))  # then the head is not kept beside its gradient
-        return dx, through(jax.vjp(lambda head: unembed(x, head), head)[1], kept), None, None, None
+        dhead = head_gradient(multiply, x, head, kept * cotangent["objective"]).astype(head.dtype)
+        return dx, dhead, None, None, None
 
     run.defvjp(forward, backward)
     return run
