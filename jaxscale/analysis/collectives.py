@@ -169,7 +169,7 @@ def slices(reader: Instruction, whole: int) -> bool:
 
 
 def async_spans(worker: Worker, computation: Computation) -> dict[str, Work]:
-    """For each `-start`, the work between it and its `-done` in the schedule."""
+    """For each `-start`, the work between it (or the `-update` that begins it) and its `-done` in the schedule."""
     began: dict[str, tuple[str, Work]] = {}  # instruction of the chain -> its start, and the total then
     spans: dict[str, Work] = {}
     if not any(i.opcode.endswith("-start") for i in computation):
@@ -180,7 +180,8 @@ def async_spans(worker: Worker, computation: Computation) -> dict[str, Work]:
         if i.opcode.endswith("-start") and '"is_sync":true' not in i.attributes:
             began[i.name] = (i.name, total)
         elif i.opcode.endswith("-update") and head in began:
-            began[i.name] = began[head]
+            start, then = began[head]  # a start without operands only makes room; the first update gives it its array
+            began[i.name] = (start, then if computation.instructions[start].operands or head != start else total)
         elif i.opcode.endswith("-done") and head in began:
             start, then = began[head]
             spans[start] = total - then
