@@ -13,6 +13,7 @@ from jaxscale.analysis import costs
 from jaxscale.analysis.costs import BYTES
 
 LANES = 128  # a TPU's arrays are padded to so many elements in their last dim; of kept ones that is head_dim's
+SCRATCH = 5 / 16  # of an array that the SparseCore scatters over three torus dims (libtpu 0.0.52; over two none)
 HEADS = ("q", "k", "v", "attention_context")
 
 
@@ -92,10 +93,14 @@ def tpu_head(config: cfg.Config, sizes: Mapping[str, int]) -> Parts:
     if not chunked(config):
         return {"last matrix and its gradient": 2 * head, "logits": logits}
     width = BYTES[config.step.compute_dtype]
+    parts = {
+        "gradients": 0.0,  # the layers' are not there yet
+        "logits": logits,
+        "scratch of the matrix's scatter": head * SCRATCH if sizes.get("fsdp", 1) > 1 else 0.0,
+    }
     if keeps_logits_gradient(config, sizes, each=width, row=4):
-        kept = whole_logits(config, sizes) * width
-        return {"last matrix": head, "logits": logits, "gradient of the logits": kept}
-    return {"last matrix and its float32 gradient": head + head / width * 4, "logits": logits}
+        return parts | {"last matrix": head, "gradient of the logits": whole_logits(config, sizes) * width}
+    return parts | {"last matrix and its float32 gradient": head + head / width * 4}
 
 
 def keeps_logits_gradient(config: cfg.Config, sizes: Mapping[str, int], *, each: int, row: int) -> bool:

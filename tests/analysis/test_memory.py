@@ -6,7 +6,13 @@ from jaxscale import config as cfg
 from jaxscale.analysis.memory import MemoryForecast, memory
 
 D, V = 4096, 128256  # Llama-3.1-8B
-HEAD = ("last matrix", "logits", "gradient of the logits", "last matrix and its float32 gradient")
+HEAD = (
+    "scratch of the matrix's scatter",
+    "last matrix",
+    "logits",
+    "gradient of the logits",
+    "last matrix and its float32 gradient",
+)
 
 
 def forecast(rows: int, T: int, chunk: int, platform: str = "tpu") -> MemoryForecast:
@@ -39,4 +45,4 @@ def test_the_last_matrix_does_not_wait_through_the_backward_pass_of_a_tpu():
 def test_the_loss_alone_as_libtpu_compiled_it(rows, T, chunk, compiled):
     """libtpu 0.0.52, v5p:4x4x4, fsdp=64: temporaries of the gradient of the last matmul and the loss, nothing else."""
     loss = forecast(rows, T, chunk).loss
-    assert sum(loss.get(name, 0.0) for name in HEAD) == pytest.approx(compiled, rel=0.13)
+    assert sum(loss.get(name, 0.0) for name in HEAD) == pytest.approx(compiled, rel=0.06)
