@@ -8,8 +8,8 @@ import jax
 import numpy as np
 
 from jaxscale import config as cfg
-from jaxscale.analysis.collectives import GroupAxes
-from jaxscale.analysis.hlo import parse_instruction
+from jaxscale.analysis.groups import GroupAxes
+from jaxscale.analysis.instructions import parse_instruction
 from jaxscale.parallel.mesh import make_mesh
 from jaxscale.parallel.sharding import fit_rules, make_rules, on_mesh
 from jaxscale.training.step import batch_sharding, make_program

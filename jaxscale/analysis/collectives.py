@@ -5,10 +5,10 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-import numpy as np
-
-from jaxscale.analysis.compiled import KINDS, NOTHING, Work, Worker, matmul_flops, numbers
-from jaxscale.analysis.hlo import Computation, Instruction, Program
+from jaxscale.analysis.compiled import KINDS, NOTHING, Work, Worker, matmul_flops
+from jaxscale.analysis.groups import GroupAxes, SubAxis
+from jaxscale.analysis.hlo import Program
+from jaxscale.analysis.instructions import Computation, Instruction
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,8 @@ class Collective:
 
     Attributes:
         axes: mesh axes that its groups run over, in the mesh's order; () where no set of axes gives these groups.
+        groups: devices in a group.
+        parts: of axes that the groups run over in part, which part: see `analysis.groups`.
         bytes: what the scaling book calls V, a device and run: the gathered result of an all-gather, the operand of
             the others.
         wire: dtype of what is sent.
@@ -43,6 +45,7 @@ class Collective:
     between_slices: bool = False
     sizes: tuple[int, ...] = ()
     sliced: bool = False
+    parts: tuple[SubAxis, ...] = ()
 
 
 def wire_share(kind: str, n: int) -> float:
@@ -64,7 +67,11 @@ def collectives(
         mesh: axis -> size in the mesh's order; the program's partitions are numbered along it.
         over: of TPU slices, axis -> size over them: the program is one slice's, and what goes between slices is sent
             to the runtime.
+
+    Raises ValueError for a collective that cannot be read, or that stands where nothing is seen to call it: none is
+    left out in silence.
     """
+    require_all_run(program)
     over, worker = over or {}, worker or Worker(program)
     axes = GroupAxes({a: n // over.get(a, 1) for a, n in mesh.items() if n > over.get(a, 1)})
     spans = {computation.name: async_spans(worker, computation) for computation, _ in program.running()}
@@ -89,6 +96,18 @@ def collectives(
             found.append(replace(one, sliced=True) if sliced else one)
         found += sent_between_slices(worker, computation, times, over)
     return found
+
+
+def require_all_run(program: Program) -> None:
+    """Refuse a program with collectives in a computation that nothing calls in a way that is known."""
+    for computation in program.computations.values():
+        if computation.name not in program.executions:
+            lost = [i.name for i in computation if i.opcode.removesuffix("-start") in KINDS]
+            if lost:
+                raise ValueError(
+                    f"the compiled program's {', '.join(lost[:3])} cannot be counted: nothing that is known calls "
+                    f"{computation.name}, where it stands"
+                )
 
 
 def sent_between_slices(
@@ -123,10 +142,11 @@ def read_collective(
     sent = result if kind == "all-gather" else given
     if kind == "all-reduce" and only_sliced(computation, i):
         kind = "reduce-scatter"
-    groups = axes.of(i)
+    span = axes.of(i)
     return Collective(
-        kind, groups.axes, groups.count, sum(a.bytes for a in sent), max(sent, key=lambda a: a.bytes).dtype, len(sent),
+        kind, span.axes, span.count, sum(a.bytes for a in sent), max(sent, key=lambda a: a.bytes).dtype, len(sent),
         times, meanwhile is not None, meanwhile or NOTHING, i.source, i.name, sizes=tuple(a.bytes for a in sent),
+        parts=span.parts,
     )  # fmt: skip
 
 
@@ -149,7 +169,7 @@ def slices(reader: Instruction, whole: int) -> bool:
 
 
 def async_spans(worker: Worker, computation: Computation) -> dict[str, Work]:
-    """For each `-start`, the work between it and its `-done` in the schedule."""
+    """For each `-start`, the work between it (or the `-update` that begins it) and its `-done` in the schedule."""
     began: dict[str, tuple[str, Work]] = {}  # instruction of the chain -> its start, and the total then
     spans: dict[str, Work] = {}
     if not any(i.opcode.endswith("-start") for i in computation):
@@ -160,7 +180,8 @@ def async_spans(worker: Worker, computation: Computation) -> dict[str, Work]:
         if i.opcode.endswith("-start") and '"is_sync":true' not in i.attributes:
             began[i.name] = (i.name, total)
         elif i.opcode.endswith("-update") and head in began:
-            began[i.name] = began[head]
+            start, then = began[head]  # a start without operands only makes room; the first update gives it its array
+            began[i.name] = (start, then if computation.instructions[start].operands or head != start else total)
         elif i.opcode.endswith("-done") and head in began:
             start, then = began[head]
             spans[start] = total - then
@@ -185,78 +206,3 @@ def chain_work(worker: Worker, chain: str, channel: str | None) -> Work:
             flops = sum(matmul_flops(other, o) for o in other)
             total += Work(flops, seconds=worker.seconds(Work(flops)) if worker.seconds else 0.0)
     return total
-
-
-# --- which mesh axes a collective runs over ---------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Groups:
-    axes: tuple[str, ...]
-    count: int  # devices in a group
-
-
-class GroupAxes:
-    """From replica groups to mesh axes; partitions are numbered along the mesh, last axis fastest."""
-
-    def __init__(self, mesh: Mapping[str, int]):
-        self.names, self.sizes = tuple(mesh), tuple(mesh.values())
-        self.count = math.prod(self.sizes)
-        self.known = {self.groups_over(k): k for k in self.subsets()}
-
-    def subsets(self) -> Iterator[tuple[int, ...]]:
-        n = len(self.sizes)
-        for bits in range(1, 2**n):
-            yield tuple(i for i in range(n) if bits >> i & 1)
-
-    def groups_over(self, chosen: tuple[int, ...]) -> frozenset[frozenset[int]]:
-        return rows(np.arange(self.count).reshape(self.sizes), list(chosen))
-
-    def of(self, i: Instruction) -> Groups:
-        if "source_target_pairs" in i.attributes:
-            return self.of_pairs(i)
-        groups = replica_groups(i.attributes, self.count)
-        axes = self.known.get(groups, ())
-        return Groups(tuple(self.names[k] for k in axes), len(next(iter(groups))))
-
-    def of_pairs(self, i: Instruction) -> Groups:
-        """The axes along which some pair's ends differ."""
-        text = re.search(r"source_target_pairs=\{(.*?)\}\}", i.attributes)
-        pairs = re.findall(r"(\d+),(\d+)", text[1]) if text else []
-        changed = set()
-        for a, b in pairs:
-            ends = np.unravel_index([int(a), int(b)], self.sizes)
-            changed |= {k for k, (x, y) in enumerate(ends) if x != y}
-        return Groups(
-            tuple(self.names[k] for k in sorted(changed)), math.prod(self.sizes[k] for k in sorted(changed)) or 1
-        )
-
-
-def replica_groups(text: str, count: int) -> frozenset[frozenset[int]]:
-    """Replica groups in each of the ways in which HLO writes them. Raises ValueError for another."""
-    if re.search(r"replica_groups=\{\}", text):
-        return frozenset([frozenset(range(count))])
-    if m := re.search(r"replica_groups=\{(\{[\d,{}\s]*\})\}", text):
-        return frozenset(frozenset(numbers(g)) for g in re.findall(r"\{([\d,\s]+)\}", m[1]))
-    if m := re.search(
-        r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))?\s*\{([^}]*)\}", text
-    ):
-        sizes = {k.strip("' "): int(v) for k, v in (pair.split("=") for pair in m[1].split(","))}
-        names, ids = list(sizes), np.arange(count)
-        chosen = [names.index(n.strip("' ")) for n in m[4].split(",")]
-        if m[2]:
-            ids = ids.reshape(numbers(m[2]))
-            ids = ids.transpose(numbers(m[3])) if m[3] else ids
-        return rows(ids.reshape(tuple(sizes.values())), chosen)
-    m = re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
-    if not m:
-        raise ValueError(f"replica groups in a form that is not known: {text[:200]}")
-    ids = np.arange(math.prod(numbers(m[3]))).reshape(numbers(m[3]))
-    ids = ids.transpose(numbers(m[4])) if m[4] else ids
-    return frozenset(map(frozenset, ids.reshape(int(m[1]), int(m[2])).tolist()))
-
-
-def rows(ids: np.ndarray, chosen: list[int]) -> frozenset[frozenset[int]]:
-    rest = [k for k in range(ids.ndim) if k not in chosen]
-    size = math.prod(ids.shape[k] for k in chosen)
-    return frozenset(map(frozenset, ids.transpose([*rest, *chosen]).reshape(-1, size).tolist()))

@@ -10,9 +10,11 @@ from dataclasses import astuple, dataclass, replace
 
 import numpy as np
 
-from jaxscale.analysis.hlo import Array, Computation, Instruction, Program, trip_count
+from jaxscale.analysis.hlo import Program
+from jaxscale.analysis.instructions import Array, Computation, Instruction
 
-KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
+KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all",
+         "collective-broadcast")  # fmt: skip
 
 
 # --- matmuls --------------------------------------------------------------------------------------------------
@@ -175,7 +177,7 @@ class Worker:
             return NOTHING
         called = [c for c in i.called if c in self.program.computations]
         if i.opcode == "while":
-            return (trip_count(self.program, i) or 1) * sum(map(self.of_computation, called), NOTHING)
+            return self.program.runs(i) * sum(map(self.of_computation, called), NOTHING)
         if i.opcode in ("call", "conditional"):
             return sum(map(self.of_computation, called), NOTHING)
         if i.opcode.endswith(("-start", "-done", "-update")):

@@ -1,6 +1,6 @@
 """From a compiled program to what a person asks: memory by part, FLOPs, collectives by axis, seconds. No jax."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -8,6 +8,7 @@ from jaxscale import config as cfg
 from jaxscale.analysis import costs
 from jaxscale.analysis.collectives import Collective, collectives
 from jaxscale.analysis.compiled import Work, Worker, matmuls
+from jaxscale.analysis.groups import SubAxis
 from jaxscale.analysis.hlo import parse
 from jaxscale.analysis.store import Compiled
 from jaxscale.analysis.timing import Rates, Sent, StepTime, collective_seconds, rates, step_time
@@ -110,10 +111,23 @@ def memory_parts(kept: Compiled) -> dict[str, int]:
 
 
 def timed(c: Collective, topology: Topology, inside: Mapping[str, int], over: Mapping[str, int], speed: Rates) -> Sent:
-    own = links(topology, {}, over) if c.between_slices else links(topology, inside)
-    once, network = collective_seconds(c.kind, c.axes or tuple(inside), c.bytes, own, speed.network)
+    own = links(topology, {}, over) if c.between_slices else links(topology, cut_axes(inside, c.parts))
+    names = [p.name for p in c.parts] + [a for a in c.axes if a not in {p.axis for p in c.parts}]
+    once, network = collective_seconds(c.kind, tuple(names) or tuple(inside), c.bytes, own, speed.network)
     hidden = min(once, c.meanwhile.seconds) if c.asynchronous else 0.0
     return Sent(c.kind, c.axes, c.bytes, c.times, once * c.times, network, hidden * c.times, c.asynchronous, c.source)
+
+
+def cut_axes(mesh: Mapping[str, int], parts: Iterable[SubAxis]) -> dict[str, int]:
+    """A mesh with the axes cut where these parts of them begin and end; the parts by their names."""
+    found: dict[str, int] = {}
+    for axis, size in mesh.items():
+        done = 1
+        for part in sorted((p for p in parts if p.axis == axis), key=lambda p: p.before):
+            found |= {f"{axis} before {part.before}": part.before // done, part.name: part.size}
+            done = part.before * part.size
+        found |= {axis if done == 1 else f"{axis} from {done}": size // done}
+    return found
 
 
 def split_mesh(

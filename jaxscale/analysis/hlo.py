@@ -1,109 +1,15 @@
-"""Compiled HLO text as data: computations, instructions, and how often each computation runs in one step.
+"""Compiled HLO text as data: a program's computations, and how often each of them runs in one step.
 
 Reads the text that XLA's TPU, GPU and CPU compilers print of a scheduled program. It knows no jax, and nothing of
 transformers; what the instructions *do* (matmuls, collectives) is read by `analysis.compiled`.
 """
 
-import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
 
-DTYPE_BITS = {
-    "pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "s32": 32, "u32": 32, "s64": 64, "u64": 64,
-    "f16": 16, "bf16": 16, "f32": 32, "f64": 64, "c64": 64, "c128": 128, "token": 0, "opaque": 0,
-    "f8e4m3": 8, "f8e4m3fn": 8, "f8e4m3b11fnuz": 8, "f8e4m3fnuz": 8, "f8e5m2": 8, "f8e5m2fnuz": 8, "f8e8m0fnu": 8,
-    "f8e3m4": 8, "f4e2m1fn": 4, "s2": 2, "u2": 2, "s1": 1, "u1": 1,
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Array:
-    """One array of an instruction's result. `memory_space` is 0 for HBM, 1 for TPU's on-chip memory, 5 for the host."""
-
-    dtype: str
-    dims: tuple[int, ...]
-    memory_space: int = 0
-
-    @property
-    def elements(self) -> int:
-        return math.prod(self.dims)
-
-    @property
-    def bytes(self) -> int:
-        return -(-self.elements * DTYPE_BITS[self.dtype] // 8)
-
-
-@dataclass(frozen=True)
-class Instruction:
-    """`name = arrays opcode(operands), attributes`; `source` is the jax operation that it comes from."""
-
-    name: str
-    arrays: tuple[Array, ...]
-    opcode: str
-    operands: tuple[str, ...]
-    attributes: str
-    literal: str  # what stands between the opcode's parentheses: the value of a constant
-    root: bool = False
-
-    @property
-    def bytes(self) -> int:
-        return sum(a.bytes for a in self.arrays)
-
-    @cached_property
-    def source(self) -> str:
-        found = re.search(r'op_name="([^"]*)"', self.attributes)
-        return found[1] if found else ""
-
-    @cached_property
-    def target(self) -> str:
-        found = re.search(r'custom_call_target="([^"]*)"', self.attributes)
-        return found[1] if found else ""
-
-    def attribute(self, name: str) -> str | None:
-        """The value of `name=value` up to the next comma outside braces."""
-        found = re.search(rf"(?:^|[ ,]){name}=(\{{[^}}]*\}}|\[[^\]]*\]|[^, ]+)", self.attributes)
-        return found[1] if found else None
-
-    @cached_property
-    def called(self) -> tuple[str, ...]:
-        """Computations that run when this instruction runs, except the scalar ones inside a reduction."""
-        names = re.findall(r"(?:calls|body|condition|true_computation|false_computation)=%?([\w.\-]+)", self.attributes)
-        if self.opcode in ("call", "call-start", "async-start"):
-            names += re.findall(r"to_apply=%?([\w.\-]+)", self.attributes)
-        for group in re.findall(r"(?:branch_computations|called_computations)=\{([^}]*)\}", self.attributes):
-            names += [n.strip().lstrip("%") for n in group.split(",") if n.strip()]
-        return tuple(names)
-
-
-@dataclass
-class Computation:
-    """Instructions in the order of the schedule."""
-
-    name: str
-    instructions: dict[str, Instruction] = field(default_factory=dict)
-
-    def __iter__(self) -> Iterator[Instruction]:
-        return iter(self.instructions.values())
-
-    @cached_property
-    def root(self) -> Instruction:
-        return next((i for i in self if i.root), next(reversed(self.instructions.values())))
-
-    @cached_property
-    def users(self) -> dict[str, list[Instruction]]:
-        found: dict[str, list[Instruction]] = {name: [] for name in self.instructions}
-        for instruction in self:
-            for operand in instruction.operands:
-                if operand in found:
-                    found[operand].append(instruction)
-        return found
-
-    @cached_property
-    def parameters(self) -> list[Instruction]:
-        own = [i for i in self if i.opcode == "parameter"]
-        return sorted(own, key=lambda i: int(i.literal))
+from jaxscale.analysis.instructions import Computation, Instruction, parse_instruction
+from jaxscale.analysis.loops import Loops
 
 
 @dataclass
@@ -112,26 +18,37 @@ class Program:
 
     Attributes:
         executions: computation -> times a step; loops are multiplied out.
-        unknown_loops: loops whose trip count could not be read (they count once).
+        trips: loop -> runs of its body each time; None where that could not be read (it counts once).
     """
 
     computations: dict[str, Computation]
     entry: str
     executions: dict[str, int] = field(default_factory=dict)
-    unknown_loops: list[str] = field(default_factory=list)
+    trips: dict[str, int | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        loops = Loops(self.computations)
+        for computation in self.computations.values():
+            for i in computation:
+                if i.opcode == "while":
+                    self.trips[i.name] = loops.trip_count(computation, i)
         self._count(self.entry, 1)
+
+    @property
+    def unknown_loops(self) -> list[str]:
+        """Loops that run, and whose trip count could not be read."""
+        return [i.name for computation, _ in self.running() for i in computation
+                if i.opcode == "while" and self.trips[i.name] is None]  # fmt: skip
+
+    def runs(self, loop: Instruction) -> int:
+        """Of a loop's body, each time that the loop is met; 1 where that could not be read."""
+        trips = self.trips[loop.name]
+        return 1 if trips is None else trips
 
     def _count(self, name: str, times: int) -> None:
         self.executions[name] = self.executions.get(name, 0) + times
         for instruction in self.computations[name]:
-            inner = times
-            if instruction.opcode == "while":
-                trips = trip_count(self, instruction)
-                if trips is None:
-                    self.unknown_loops.append(instruction.name)
-                inner = times * (1 if trips is None else trips)
+            inner = times * (self.runs(instruction) if instruction.opcode == "while" else 1)
             for called in instruction.called:
                 if called in self.computations:
                     self._count(called, inner)
@@ -144,12 +61,11 @@ class Program:
 
 
 HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) (?:\(.*-> .*)?\{$")
-ASSIGNMENT = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
-ARRAY = re.compile(r"([a-z][a-z0-9]*)\[([\d,<=\s]*)\](\{[^}]*\})?")
+LOST = re.compile(r"^\s.*(?:replica_groups|source_target_pairs)=")  # what must not be left out in silence
 
 
 def parse(text: str) -> Program:
-    """Read a module's text. Raises ValueError when it holds no entry computation."""
+    """Read a module's text. Raises ValueError for no entry computation, and for a line that cannot be read."""
     computations: dict[str, Computation] = {}
     entry, current = None, None
     for line in text.splitlines():
@@ -158,69 +74,8 @@ def parse(text: str) -> Program:
             entry = found[2] if found[1] else entry
         elif current is not None and (instruction := parse_instruction(line)):
             current.instructions[instruction.name] = instruction
+        elif current is not None and (line.endswith("{") or LOST.search(line)):
+            raise ValueError(f"this line of compiled HLO text cannot be read: {line.strip()[:200]}")
     if entry is None:
         raise ValueError("this is no compiled HLO text: no ENTRY computation in it")
     return Program(computations, entry)
-
-
-def parse_instruction(line: str) -> Instruction | None:
-    found = ASSIGNMENT.match(line)
-    if not found:
-        return None
-    rest = re.sub(r"/\*.*?\*/", "", found[3])
-    end = closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
-    kind, rest = rest[:end], rest[end:].lstrip()
-    opcode, _, _ = rest.partition("(")
-    stop = closing(rest, len(opcode))
-    inside = rest[len(opcode) + 1 : stop]
-    operands = tuple(re.findall(r"%([\w.\-]+)", inside))
-    return Instruction(found[2], arrays(kind), opcode, operands, rest[stop + 1 :].lstrip(", "), inside, bool(found[1]))
-
-
-def closing(text: str, start: int) -> int:
-    """Index of the parenthesis that closes the one at `start`."""
-    depth = 0
-    for i in range(start, len(text)):
-        if text[i] == "(":
-            depth += 1
-        elif text[i] == ")":
-            depth -= 1
-            if depth == 0:
-                return i
-    raise ValueError(f"unbalanced parentheses in HLO: {text[:80]}")
-
-
-def arrays(kind: str) -> tuple[Array, ...]:
-    """The arrays of a type's text, tuples flattened."""
-    found = []
-    for dtype, dims, layout in ARRAY.findall(kind):
-        if dtype not in DTYPE_BITS:
-            continue
-        space = re.search(r"S\((\d+)\)", layout or "")
-        sizes = tuple(int(d.strip("<= ")) for d in dims.split(",") if d.strip())
-        found.append(Array(dtype, sizes, int(space[1]) if space else 0))
-    return tuple(found)
-
-
-def trip_count(program: Program, loop: Instruction) -> int | None:
-    """How often a `while` runs: as the compiler says, or the bound that its condition compares a counter with."""
-    if known := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.attributes):
-        return int(known[1])
-    condition = re.search(r"condition=%?([\w.\-]+)", loop.attributes)
-    if not condition or condition[1] not in program.computations:
-        return None
-    bounds = {
-        int(i.literal)
-        for i in constants(program, condition[1])
-        if i.arrays and not i.arrays[0].dims and i.arrays[0].dtype in ("s32", "u32", "s64")
-    }
-    return bounds.pop() if len(bounds) == 1 else None
-
-
-def constants(program: Program, name: str) -> Iterator[Instruction]:
-    for instruction in program.computations[name]:
-        if instruction.opcode == "constant":
-            yield instruction
-        for called in instruction.called:
-            if called in program.computations:
-                yield from constants(program, called)

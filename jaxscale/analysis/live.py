@@ -7,7 +7,8 @@ that the compiler's own buffer assignment knows; its peak came within 20 % of li
 import re
 from dataclasses import dataclass, field
 
-from jaxscale.analysis.hlo import Computation, Instruction, Program, parse
+from jaxscale.analysis.hlo import Program, parse
+from jaxscale.analysis.instructions import Computation, Instruction
 
 Base = frozenset[tuple[str, int]]  # (instruction, which of its arrays)
 PASSES_ON = (

@@ -16,6 +16,7 @@ from jaxscale.analysis import costs
 from jaxscale.analysis.costs import BYTES
 
 LANES = 128  # a TPU's arrays are padded to so many elements in their last dim; of kept ones that is head_dim's
+SCRATCH = 5 / 16  # of an array that the SparseCore scatters over three torus dims (libtpu 0.0.52; over two none)
 HEADS = ("q", "k", "v", "attention_context")
 
 
@@ -67,8 +68,8 @@ Parts = dict[str, float]
 def tpu_moments(config: cfg.Config, sizes: Mapping[str, int], own: float) -> tuple[Parts, Parts]:
     """The loss and the backward pass of a layer as libtpu's programs have them.
 
-    It casts the stacked parameters once, before the loop over layers. The last matrix's gradient is scattered at the
-    end of the backward pass, and waits for it whole.
+    It casts the stacked parameters once, before the loop over layers. The last matrix's gradient is scattered before
+    the layers' backward pass.
     """
     width, param = BYTES[config.step.compute_dtype], BYTES[config.step.param_dtype]
     wide = costs.activation_bytes(config, sizes, "layer_in") / config.model.num_layers
@@ -76,20 +77,43 @@ def tpu_moments(config: cfg.Config, sizes: Mapping[str, int], own: float) -> tup
         "gradients": own,
         "parameters in compute dtype": own * width / param if width != param else 0.0,
     }
-    head = head_bytes(config, sizes)
     layer = sum(whole_bytes(config, sizes, name) for name in layer_matrices(config)) / config.model.num_layers
-    loss = {
-        "last matrix and its gradient": 2 * head,
-        "logits": logits_bytes(config, sizes),
+    loss = tpu_head(config, sizes) | {
         "the last layer's output": 4 * sizes.get("tensor", 1) * wide,
     }
     backward = {
         "gradients of a microbatch": own if config.step.microbatches > 1 else 0.0,
-        "last matrix's gradient": head,
         "a layer's weights, or their gradients": layer,
         "a layer's activations": working_bytes(config, sizes, mlp=5, wide=4, whole=3.5),
     }
     return always | loss, always | backward
+
+
+def tpu_head(config: cfg.Config, sizes: Mapping[str, int]) -> Parts:
+    """Of the loss: see `training.loss`. In chunks, the last matrix's gradient is added up in float32, or the logits'
+    gradients of all tokens are kept, in the compute dtype; a chunk's logits are there once."""
+    head, logits = head_bytes(config, sizes), logits_bytes(config, sizes)
+    if not chunked(config):
+        return {"last matrix and its gradient": 2 * head, "logits": logits}
+    width = BYTES[config.step.compute_dtype]
+    parts = {
+        "gradients": 0.0,  # the layers' are not there yet
+        "logits": logits,
+        "scratch of the matrix's scatter": head * SCRATCH if sizes.get("fsdp", 1) > 1 else 0.0,
+    }
+    if keeps_logits_gradient(config, sizes, each=width, row=4):
+        return parts | {"last matrix": head, "gradient of the logits": whole_logits(config, sizes) * width}
+    return parts | {"last matrix and its float32 gradient": head + head / width * 4}
+
+
+def keeps_logits_gradient(config: cfg.Config, sizes: Mapping[str, int], *, each: int, row: int) -> bool:
+    """The rule of `training.loss.keeps_gradient`."""
+    return costs.microbatch_tokens(config, sizes) * each <= config.model.embed_dim * row
+
+
+def whole_logits(config: cfg.Config, sizes: Mapping[str, int]) -> float:
+    """How many logits a device has, of all its tokens of a microbatch."""
+    return costs.microbatch_tokens(config, sizes) * config.model.padded_vocab_size / sizes.get("tensor", 1)
 
 
 def gpu_moments(config: cfg.Config, sizes: Mapping[str, int], own: float) -> tuple[Parts, Parts]:
@@ -134,10 +158,14 @@ def gpu_head(config: cfg.Config, sizes: Mapping[str, int], output: float) -> tup
     """
     head, logits, fsdp = head_bytes(config, sizes), logits_bytes(config, sizes), sizes.get("fsdp", 1)
     last = {"the last layer's output": 3 * output}
-    if chunked(config):  # tied, a turned copy of the matrix too; beside a chunk its gradient
-        copies = 3 if config.model.tie_embeddings and fsdp > 1 else 2
-        loss = {"last matrix and its gradient": copies * head, "logits": 2 * logits}
-        return loss | last, {"last matrix's gradient": head}
+    if chunked(config):
+        width, early = BYTES[config.step.compute_dtype], {"gradients": 0.0}  # the layers' are not there yet
+        if keeps_logits_gradient(config, sizes, each=4, row=width):
+            kept = {"gradient of the logits": 4 * whole_logits(config, sizes)}
+            loss = {"last matrix and logits, or its gradient": max(head + logits, head / width * 4)} | kept
+        else:
+            loss = {"last matrix and its float32 gradient": head + head / width * 4, "logits": logits}
+        return early | loss | last, {"last matrix's gradient": head}
     if fsdp > 1:
         return {"last matrix": head, "logits": logits} | last, {"gradient of the logits": logits + output}
     return {"last matrix and its gradient": 2 * head, "logits": logits} | last, {}
@@ -155,7 +183,7 @@ def head_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> float:
 def logits_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> float:
     """Of a chunk (or of all tokens), float32."""
     share = (config.loss.chunk or 0) / config.data.seq_len if chunked(config) else 1.0
-    return costs.microbatch_tokens(config, sizes) * share * config.model.padded_vocab_size / sizes.get("tensor", 1) * 4
+    return whole_logits(config, sizes) * share * 4
 
 
 def layer_matrices(config: cfg.Config, *names: str) -> list[str]:

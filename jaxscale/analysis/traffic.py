@@ -16,6 +16,7 @@ from jaxscale.analysis.costs import (
     parameter_table,
     weights,
 )
+from jaxscale.parallel.rules import ACTIVATIONS, PARAMETERS
 
 
 @dataclass(frozen=True)
@@ -48,10 +49,12 @@ def traffic(config: cfg.Config, sizes: Mapping[str, int]) -> list[Traffic]:
 
 
 def weight_traffic(config: cfg.Config, sizes: Mapping[str, int]) -> list[Traffic]:
-    """FSDP gathers each matrix forward and backward and scatters its gradient; data all-reduces the scattered shard."""
+    """FSDP gathers each matrix forward and backward and scatters its gradient; the other axes that split the tokens
+    (data, expert, context) all-reduce the scattered shard."""
     fsdp, tensor, parts = sizes.get("fsdp", 1), sizes.get("tensor", 1), config.step.microbatches
     width, L = BYTES[config.step.compute_dtype], config.model.num_layers
     table = parameter_table(config, sizes)
+    sums = summed_over(sizes)
     found = []
     for weight in weights(config.model):
         head = weight.name == "unembedding" or (weight.name == "embedding" and config.model.tie_embeddings)
@@ -71,13 +74,19 @@ def weight_traffic(config: cfg.Config, sizes: Mapping[str, int]) -> list[Traffic
                 Traffic(f"{weight.name} weight", "all-gather", ("fsdp",), whole, times * gathers, "forward", not head),
                 Traffic(f"{weight.name} gradient", "reduce-scatter", ("fsdp",), whole, times, "backward", True),
             ]
-        if sizes.get("data", 1) > 1:
-            found.append(Traffic(f"{weight.name} gradient", "all-reduce", ("data",), shard * width, times, "backward",
-                                 True))  # fmt: skip
-    if sizes.get("data", 1) > 1:  # the lookup's gradient, float32, where the table lives
+        if sums:
+            found.append(Traffic(f"{weight.name} gradient", "all-reduce", sums, shard * width, times, "backward", True))
+    if sums:  # the lookup's gradient, float32, where the table lives
         table_bytes = next(w for w in weights(config.model) if w.name == "embedding").shard(sizes, table) * 4
-        found.append(Traffic("embedding gradient", "all-reduce", ("data",), table_bytes, parts, "backward", True))
+        found.append(Traffic("embedding gradient", "all-reduce", sums, table_bytes, parts, "backward", True))
     return found
+
+
+def summed_over(sizes: Mapping[str, int]) -> tuple[str, ...]:
+    """Axes that split the tokens and no weight: each device has a part of the sum that a weight's gradient is."""
+    split = {axis for axes in PARAMETERS.values() for axis in axes}
+    tokens = (*ACTIVATIONS["batch"], *ACTIVATIONS["sequence"])
+    return tuple(a for a in tokens if sizes.get(a, 1) > 1 and a not in split)
 
 
 def activation_traffic(config: cfg.Config, sizes: Mapping[str, int]) -> list[Traffic]:

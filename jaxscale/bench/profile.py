@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jaxscale.analysis.compiled import KINDS, attention_kernel, matmul_flops
-from jaxscale.analysis.hlo import Computation, Instruction, Program
+from jaxscale.analysis.hlo import Program
+from jaxscale.analysis.instructions import Computation, Instruction
 from jaxscale.bench.clock import device_lines, device_planes, read_planes
 from jaxscale.bench.record import Figure, Row
 

@@ -171,10 +171,10 @@ function activationBytes(config, sizes, name) {
 
 /** Every collective of a step: {what, kind, axes, bytes (V of one run), times, phase, overlaps}. */
 const traffic = (config, sizes) => [...weightTraffic(config, sizes), ...activationTraffic(config, sizes)].filter((t) => t.times && t.bytes);
-const sent = (what, kind, axis, bytes, times, phase, overlaps, other = false) => ({
+const sent = (what, kind, axes, bytes, times, phase, overlaps, other = false) => ({
   what,
   kind,
-  axes: [axis],
+  axes: [axes].flat(),
   bytes,
   times,
   phase,
@@ -189,6 +189,7 @@ function weightTraffic(config, sizes) {
     L = config.model.num_layers;
   const width = PAGE.constants.bytes[config.step.compute_dtype],
     table = parameterTable(config, sizes),
+    sums = ["data", "expert", "context"].filter((axis) => size(sizes, axis) > 1),
     found = [];
   for (const weight of weights(config.model)) {
     const head = weight.name === "unembedding" || (weight.name === "embedding" && config.model.tie_embeddings);
@@ -204,11 +205,11 @@ function weightTraffic(config, sizes) {
         sent(`${weight.name} weight`, "all-gather", "fsdp", whole, times * (head ? 1 : 2), "forward", !head),
         sent(`${weight.name} gradient`, "reduce-scatter", "fsdp", whole, times, "backward", true),
       );
-    if (size(sizes, "data") > 1) found.push(sent(`${weight.name} gradient`, "all-reduce", "data", shard * width, times, "backward", true));
+    if (sums.length) found.push(sent(`${weight.name} gradient`, "all-reduce", sums, shard * width, times, "backward", true));
   }
-  if (size(sizes, "data") > 1)
+  if (sums.length)
     found.push(
-      sent("embedding gradient", "all-reduce", "data", shardOf(weights(config.model)[0], sizes, table) * 4, parts, "backward", true, true),
+      sent("embedding gradient", "all-reduce", sums, shardOf(weights(config.model)[0], sizes, table) * 4, parts, "backward", true, true),
     );
   return found;
 }

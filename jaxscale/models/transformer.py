@@ -375,9 +375,17 @@ class Transformer(nnx.Module):
 
     def head(self, x_BTD: jax.Array) -> jax.Array:
         """The matrix of the last matmul, gathered once for all the calls of `unembed` that will use it."""
-        w = (self.embedding if self.model.tie_embeddings else self.unembedding)[...].astype(self.dtype)
+        return self.gathered(x_BTD, self.last_matrix)
+
+    @property
+    def last_matrix(self) -> jax.Array:
+        """The head's matrix as it is kept."""
+        return (self.embedding if self.model.tie_embeddings else self.unembedding)[...]
+
+    def gathered(self, x_BTD: jax.Array, matrix: jax.Array) -> jax.Array:
+        """The head's matrix as `unembed` takes it, for these hidden states."""
         with jax.named_scope("unembedding"):
-            return align(self.head_formula, x_BTD, w, out=("batch", "sequence", "vocab"))[1]
+            return align(self.head_formula, x_BTD, matrix.astype(self.dtype), out=("batch", "sequence", "vocab"))[1]
 
     @property
     def head_formula(self) -> str:
@@ -385,13 +393,22 @@ class Transformer(nnx.Module):
 
     def unembed(self, x_BTD: jax.Array, head: jax.Array) -> jax.Array:
         """Logits in float32 from hidden states [B, T, D]: [B, T, padded V], vocab split."""
-        out = ("batch", "sequence", "vocab")
+        return self.finish(self.multiply(x_BTD, head))
+
+    def multiply(self, x_BTD: jax.Array, head: jax.Array) -> jax.Array:
+        """The last matmul, linear in both: logits in float32, not yet capped."""
         # x[B, T, D] · w[D_fsdp, V_tensor] -> logits[B, T, V_tensor]   gather w over fsdp (in `head`)
-        logits = einsum(self.head_formula, x_BTD, head, out=out, dtype=jnp.float32, name="unembedding")
+        out = ("batch", "sequence", "vocab")
+        return einsum(self.head_formula, x_BTD, head, out=out, dtype=jnp.float32, name="unembedding")
+
+    def finish(self, logits: jax.Array) -> jax.Array:
+        """What `multiply` made, capped where the config says so, columns of padding never the largest."""
         if self.model.logits_softcap is not None:
             logits = self.model.logits_softcap * jnp.tanh(logits / self.model.logits_softcap)
         if self.model.padded_vocab_size > self.model.vocab_size:
-            column = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 2, out_sharding=spec(*out))
+            column = jax.lax.broadcasted_iota(
+                jnp.int32, logits.shape, 2, out_sharding=spec("batch", "sequence", "vocab")
+            )
             logits = jnp.where(column < self.model.vocab_size, logits, NEGATIVE)
         return logits
 

@@ -203,6 +203,18 @@ def gather(x: jax.Array, *names: str | None, over: str) -> jax.Array:
         return jax.reshard(x, to_spec([axes_of(n) for n in names], reduced=set(axes_of(over))))
 
 
+@jax.custom_vjp
+def gradient_first(x: jax.Array, w: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """x and a parameter as they are; in the backward pass w's gradient is whole, scattered and done before x's goes on.
+
+    Without it a gradient waits as large as it was gathered, until the compiler finds time to scatter it.
+    """
+    return x, w
+
+
+gradient_first.defvjp(lambda x, w: ((x, w), None), lambda _, gradients: jax.lax.optimization_barrier(gradients))
+
+
 def with_vectors(run: Callable[..., jax.Array], x: jax.Array, *vectors: jax.Array) -> jax.Array:
     """An elementwise `run(x, *vectors)` in x's dtype; the vectors' gradients cross the mesh in their own.
 

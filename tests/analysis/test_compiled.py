@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from jaxscale.analysis.collectives import collectives, replica_groups
+from jaxscale.analysis.collectives import collectives
 from jaxscale.analysis.compiled import Worker, attention_kernel, convolution_flops, matmuls
-from jaxscale.analysis.hlo import Array, parse, parse_instruction
+from jaxscale.analysis.hlo import parse
+from jaxscale.analysis.instructions import Array, parse_instruction
 from jaxscale.analysis.live import largest_buffers, peak
 
 TEXTS = Path(__file__).parent / "texts"
@@ -117,26 +118,6 @@ ENTRY %main (p: f32[8,4], i: s32[]) -> f32[4,4] {
 """
     (found,) = collectives(parse(text), MESH)
     assert (found.kind, found.axes, found.bytes) == ("reduce-scatter", ("fsdp",), 8 * 4 * 4)
-
-
-@pytest.mark.parametrize(
-    ("text", "groups"),
-    [
-        ("replica_groups={{0,1},{2,3}}", {(0, 1), (2, 3)}),
-        ("replica_groups=[2,2]<=[4]", {(0, 1), (2, 3)}),
-        ("replica_groups=[2,2]<=[2,2]T(1,0)", {(0, 2), (1, 3)}),
-        ("replica_groups=mesh['a'=2,'b'=2] {'a'}", {(0, 2), (1, 3)}),
-        ("replica_groups=mesh['a'=4] {'a'}", {(0, 1, 2, 3)}),
-        ("replica_groups={}", {(0, 1, 2, 3)}),
-    ],
-)
-def test_replica_groups_in_every_form(text, groups):
-    assert replica_groups(text, 4) == frozenset(map(frozenset, groups))
-
-
-def test_replica_groups_in_a_form_that_is_not_known_are_an_error():
-    with pytest.raises(ValueError, match="form that is not known"):
-        replica_groups("replica_groups=@what", 4)
 
 
 def instruction(text: str):
