@@ -118,6 +118,7 @@ def time_table(report: Report) -> Table:
     table.add_row(
         "best estimate", f"{time.best:.4g}", f"{time.exposed:.4g} s of communication not hidden", style="bold"
     )
+    table.add_row("between", f"{report.interval.low:.4g} and {report.interval.high:.4g}", "see below")
     return table
 
 
@@ -126,6 +127,7 @@ def verdict(report: Report) -> Iterable[str]:
     yield (f"fits, with {gib(left)} of {gib(report.memory_usable)} to spare" if report.fits else
            f"DOES NOT FIT: {gib(-left)} too much for {gib(report.memory_usable)}")  # fmt: skip
     yield f"{report.tokens_per_second_per_chip:,.0f} tokens/s a chip, predicted"
+    yield f"a step takes {report.interval.words}"
     yield (f"MFU {report.mfu:.1%}, predicted, of {report.peak / 1e12:,.0f} TFLOP/s ({report.peak_source}); convention "
            f"{report.convention}: {CONVENTIONS[report.convention]}")  # fmt: skip
     if report.unknown_loops:
@@ -200,6 +202,7 @@ def show_plan(
     chip = found.topology.chip
     words = f"MFU by convention {config.metrics.mfu}, of {chip.bf16_flops / 1e12:,.0f} TFLOP/s a chip ({chip.source})"
     console.print(words, markup=False, soft_wrap=True)
+    console.print(f"the first one takes {found.choices[0].forecast.interval.words}", markup=False, soft_wrap=True)
     if found.measured:
         known = found.measured
         rode = (f"{axis} (over {known.sizes[axis]}, {' and '.join(known.networks[axis])})" for axis in known.pairs)
@@ -240,6 +243,7 @@ def print_plan_json(found: Plan, compiled: list[Answer], spent: Budget | None, r
             "microbatches": c.config.step.microbatches,
             "remat": c.config.step.remat, "loss_chunk": c.config.loss.chunk, "hbm_bytes": c.memory.peak,
             "host_bytes": c.memory.host, "step_seconds": c.forecast.time.best,
+            "interval": asdict(c.forecast.interval),
             "tokens_per_second_per_chip": c.forecast.tokens_per_second_per_chip, "mfu": c.forecast.mfu,
             "parts": c.forecast.time.parts, "binds": c.forecast.time.binds,
         }
