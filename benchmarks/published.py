@@ -58,7 +58,7 @@ def inputs(place: int) -> tuple[Config, Topology]:
 
 def predict(run: Run, config: Config | None = None, topology: Topology | None = None) -> Forecast:
     return forecast(config or config_of(run), topology or topology_of(run), run.mesh, run.over,
-                    quantized=run.quantized, power=run.power, software=run.software)  # fmt: skip
+                    quantized=run.quantized, power=run.power, software=run.made_by)  # fmt: skip
 
 
 def held_out(place: int) -> bool:
@@ -150,7 +150,7 @@ def covered() -> float:
 
 def row_of(run: Run, held: bool, *, own: bool = False) -> dict[str, Any]:
     found = predict(run)
-    return {"run": run.what, "topology": run.topology, "slices": run.slices, "software": run.software,
+    return {"run": run.what, "topology": run.topology, "slices": run.slices, "software": run.made_by,
             "published_seconds": run.seconds, "predicted_seconds": found.time.best,
             "error": found.time.best / run.seconds - 1, "held_out": held, "own": own, "source": run.source,
             "bounds": [found.time.overlapped, found.time.nothing_overlapped], "binds": found.time.binds,

@@ -75,6 +75,14 @@ SELECTIVE_OP: Remat = dict.fromkeys(("q", "v", "attention_context", "mlp_gate", 
 HALF_OF_LAYERS: Remat = dict.fromkeys(("mlp_gate", "mlp_up"), "save")
 
 
+# a word of a GPU row's source, the chip it begins with -> what the source's runs used unless the row says otherwise
+SOURCES = (
+    ("llm-foundry", "", "torch 2023"), ("torchtitan", "a100", "torch eager"), ("torchtitan", "", "torch compiled"),
+    ("pytorch/ao", "", "torch compiled"), ("fms-fsdp", "", "torch compiled"), ("IBM", "", "torch eager"),
+    ("ml-engineering", "", "torch compiled"),
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Run:
     """One published run. `mesh` holds whole sizes, `over` how much of them is over slices (DCN).
@@ -83,7 +91,7 @@ class Run:
         seconds: of a step of `tokens_per_chip` * chips tokens, all microbatches.
         quantized: matmuls in 8 bits.
         power: share of a GPU's power limit that its machine allows.
-        software: what compiled or ran the step, a key of `timing.SOFTWARE`.
+        software: what compiled or ran the step, a key of `timing.SOFTWARE`; empty: what its source used (`made_by`).
         chip: figures that the source states in place of the table's, e.g. {"network_bandwidth": 12.5e9}.
     """
 
@@ -101,9 +109,17 @@ class Run:
     quantized: bool = False
     power: float = 1.0
     note: str = ""
-    software: str = "xla"
+    software: str = ""
     microbatches: int = 1
     chip: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def made_by(self) -> str:
+        """Its software, or what its source used on that chip."""
+        if self.software or not self.topology.startswith(("a100", "h100", "h200", "b200")):
+            return self.software or "xla"
+        found = (s for name, chip, s in SOURCES if name in self.source and self.topology.startswith(chip))
+        return next(found, "xla")
 
 
 def from_rate(tokens_per_chip: int, rate: float) -> float:
@@ -217,7 +233,7 @@ def mpt(size: str, chip: str, gpus: int, seq: int, rows: int, accumulated: int, 
     topology = f"{chip}:{gpus}" if gpus <= 8 else f"{chip}:{gpus // 8}x8"
     what = f"MPT {size} {'fp8 ' if fp8 else ''}seq {seq}, {gpus} x {chip.upper()}"
     return Run(what, model, topology, seq, tokens, {"fsdp": gpus}, recompute, from_rate(tokens, rate), FOUNDRY,
-               software="torch 2023", microbatches=accumulated, quantized=fp8)  # fmt: skip
+               microbatches=accumulated, quantized=fp8)  # fmt: skip
 
 
 FOUNDRY_RUNS = (

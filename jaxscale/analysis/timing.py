@@ -40,18 +40,18 @@ class Fractions:
     softmax: float = 32.0
 
 
-# b200 has one row, in 8 bits; h200's rows were predicted with h100's figures. TPU's attention is one figure but for
-# v6e's. Gains of 8 bits below 2: compiled programs' cycles on v5p and v6e, published pairs on GPUs.
+# b200 has one row, in 8 bits; h200's rows were predicted with h100's figures; v4, v5e and tpu7x share one attention.
+# Gains of 8 bits below 2: cycles of compiled programs on v5p and v6e, published pairs on GPUs.
 FRACTIONS: dict[str, Fractions] = {
     "v4": Fractions(0.80, 0.38),
     "v5e": Fractions(0.94, 0.38),
-    "v5p": Fractions(0.86, 0.38, eight_bit=1.86),
+    "v5p": Fractions(0.87, 0.45, eight_bit=1.86),
     "v6e": Fractions(0.66, 0.42, eight_bit=1.63),
     "tpu7x": Fractions(0.76, 0.38),
     "a100": Fractions(0.80, 0.65, overlap=0.9, elementwise=1.8),
-    "h100": Fractions(0.64, 0.64, overlap=0.9, elementwise=1.8, eight_bit=1.75, flash2=0.6, softmax=64),
-    "h200": Fractions(0.64, 0.64, overlap=0.9, elementwise=1.8, eight_bit=1.75, flash2=0.6, softmax=64),
-    "b200": Fractions(0.60, 0.55, overlap=0.9, elementwise=1.8, eight_bit=1.75, flash2=0.6, softmax=128),
+    "h100": Fractions(0.64, 0.60, overlap=0.9, elementwise=1.8, eight_bit=1.75, flash2=0.64, softmax=64),
+    "h200": Fractions(0.64, 0.60, overlap=0.9, elementwise=1.8, eight_bit=1.75, flash2=0.64, softmax=64),
+    "b200": Fractions(0.60, 0.55, overlap=0.9, elementwise=1.8, eight_bit=1.75, flash2=0.64, softmax=128),
 }
 
 

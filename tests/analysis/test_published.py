@@ -44,8 +44,11 @@ def test_rows_that_were_held_out_are_predicted_as_well(errors):
 
 def test_the_intervals_are_those_that_the_rows_give():
     classes, unknown, few = published.classes()
-    assert classes == stored.CLASSES, "run benchmarks/published.py and store what it prints in analysis/interval.py"
-    assert (unknown, few) == (stored.UNKNOWN, stored.FEW)
+    advice = "run benchmarks/published.py and store what it prints in analysis/interval.py"
+    found = {name: (pytest.approx(ratio, abs=0.002), runs) for name, (ratio, runs) in classes.items()}
+    assert found == stored.CLASSES, advice
+    assert {name: pytest.approx(ratio, abs=0.002) for name, ratio in unknown.items()} == stored.UNKNOWN, advice
+    assert few == stored.FEW, advice
 
 
 def test_nine_of_ten_published_runs_lie_within_their_interval():
@@ -160,7 +163,7 @@ def test_float32_on_a_gpu_keeps_its_attention_and_matmuls_in_proportion():
 
 # Llama-3.1-8B, 4 layers, 65,536, 32,768 and 65,536 tokens, v5p:2x2x2: the share of tensor's collectives with nothing
 # beside it, as `compile` reads it from libtpu 0.0.52's programs. Of the whole step `plan` was 0.2 to 2.4 % off.
-COMPILED = {("full", 4): 0.524, ("dots", 8): 0.437, ("full", 2): 0.472}
+COMPILED = {("full", 4): 0.524, ("dots", 8): 0.437, ("full", 2): 0.472}  # and of v6e:2x4, fsdp=2, tensor=4: 0.606
 
 
 @pytest.mark.parametrize(("remat", "tensor"), COMPILED)
