@@ -362,4 +362,38 @@ GPU_RUNS = (
         "NVIDIA-NeMo/Megatron-Bridge, performance summary 25.11", quantized=True),
 )  # fmt: skip
 
-RUNS = (*TPU_RUNS, *MAXTEXT_RUNS, *FOUNDRY_RUNS, *GPU_RUNS)
+# --- added after the constants of `analysis/timing.py` were chosen: none of these was used for them ---------------
+
+LATER_RUNS = (
+    mpt("70b", "a100", 32, 2048, 2, 16, 373, "full"), mpt("30b", "a100", 8, 4096, 1, 21, 814, "full"),
+    mpt("30b", "a100", 8, 512, 12, 21, 967, "full"), mpt("13b", "a100", 8, 16384, 3, 3, 1431, "full"),
+    mpt("13b", "a100", 8, 1024, 40, 3, 2330, "full"), mpt("7b", "a100", 8, 32768, 2, 2, 1672, "full"),
+    mpt("3b", "a100", 8, 32768, 3, 6, 3029, "full"), mpt("3b", "a100", 8, 8192, 3, 6, 7695),
+    mpt("3b", "a100", 8, 1024, 20, 6, 11580), mpt("1b", "a100", 8, 16384, 2, 4, 9956),
+    mpt("1b", "a100", 8, 4096, 7, 4, 17807), mpt("1b", "a100", 8, 512, 56, 4, 23148),
+    mpt("760m", "a100", 8, 16384, 3, 2, 14274), mpt("760m", "a100", 8, 4096, 12, 2, 27351),
+    mpt("350m", "a100", 8, 16384, 4, 2, 23559), mpt("350m", "a100", 8, 4096, 16, 2, 49555),
+    mpt("350m", "a100", 8, 512, 128, 2, 69330), mpt("125m", "a100", 8, 65536, 1, 2, 20368),
+    mpt("125m", "a100", 8, 4096, 16, 2, 118396), mpt("30b", "h100", 16, 2048, 10, 3, 2263, "full"),
+    mpt("30b", "h100", 8, 1024, 6, 21, 2084, "full"), mpt("13b", "h100", 16, 2048, 2, 1, 4767),
+    mpt("13b", "h100", 32, 2048, 2, 1, 4811), mpt("3b", "h100", 8, 32768, 3, 6, 5873, "full"),
+    mpt("3b", "h100", 8, 1024, 20, 6, 27046), mpt("3b", "h100", 32, 2048, 6, 3, 23021),
+    mpt("1b", "h100", 8, 32768, 1, 4, 12025), mpt("1b", "h100", 8, 8192, 3, 4, 29157),
+    mpt("1b", "h100", 16, 2048, 20, 1, 46037), mpt("1b", "h100", 8, 1024, 18, 4, 48910),
+    mpt("760m", "h100", 8, 16384, 3, 2, 27815), mpt("760m", "h100", 8, 4096, 12, 2, 55459),
+    mpt("760m", "h100", 32, 2048, 24, 1, 67971), mpt("760m", "h100", 8, 1024, 48, 2, 78581),
+    mpt("3b", "h100", 8, 32768, 3, 6, 5856, "full", fp8=True), mpt("1b", "h100", 8, 512, 56, 4, 70315, fp8=True),
+    Run("8B 32k fp8, 8 x H100", LLAMA8, "h100:8", 32768, 32768, {"fsdp": 8}, "full", from_rate(32768, 3890), TITAN,
+        power=500 / 700, quantized=True, chip=TITAN_H100),
+    Run("8B fp8, 8 x H100, context=2", LLAMA8, "h100:8", 8192, 131072, {"data": 4, "context": 2}, "none",
+        from_rate(131072, 12036), NEMO, quantized=True),
+    Run("8B fp8, 8 x H100, Megatron-Bridge 25.09", LLAMA8, "h100:8", 8192, 131072, {"fsdp": 8}, "none",
+        from_rate(131072, 14079), "NVIDIA-NeMo/Megatron-Bridge, performance summary 25.09", quantized=True,
+        microbatches=16),
+    Run("8B, 256 x v6e, recipe of 2024", LLAMA8, "v6e:16x16", 8192, 32768, {"fsdp": 256}, OFFLOAD_8B, 4.225,
+        "AI-Hypercomputer/tpu-recipes of 2024-12"),
+    Run("Llama-2-70B, 256 x v6e, recipe of 2024", LLAMA2_70B, "v6e:16x16", 4096, 16384, {"fsdp": 256}, OFFLOAD_70B,
+        17.373, "AI-Hypercomputer/tpu-recipes of 2024-10"),
+)  # fmt: skip
+
+RUNS = (*TPU_RUNS, *MAXTEXT_RUNS, *FOUNDRY_RUNS, *GPU_RUNS, *LATER_RUNS)

@@ -11,22 +11,22 @@ COVERED = 0.9  # share of published runs that lie within
 # chip, or chip over several slices or nodes -> (ratio, runs that it was made from): measured seconds lie between
 # predicted / ratio and predicted * ratio. A platform's stands for its chips with few runs of their own.
 CLASSES: dict[str, tuple[float, int]] = {
-    "a100": (1.123, 26),
-    "a100, all": (1.11, 40),
-    "a100, several nodes": (1.121, 14),
-    "gpu": (1.11, 109),
-    "h100": (1.133, 41),
-    "h100, all": (1.123, 65),
-    "h100, several nodes": (1.112, 24),
-    "tpu": (1.082, 70),
+    "a100": (1.121, 44),
+    "a100, all": (1.121, 59),
+    "a100, several nodes": (1.147, 15),
+    "gpu": (1.121, 148),
+    "h100": (1.15, 55),
+    "h100, all": (1.138, 85),
+    "h100, several nodes": (1.138, 30),
+    "tpu": (1.083, 72),
     "v5e, all": (1.093, 26),
     "v5e, several slices": (1.093, 22),
     "v5p, all": (1.125, 14),
-    "v6e": (1.082, 14),
-    "v6e, all": (1.082, 16),
+    "v6e": (1.083, 16),
+    "v6e, all": (1.083, 18),
 }
 # Chips with fewer than three runs: rows predicted with another chip's fractions, every way round, within the platform.
-UNKNOWN: dict[str, float] = {"tpu": 1.282, "gpu": 1.508}
+UNKNOWN: dict[str, float] = {"tpu": 1.291, "gpu": 1.556}
 
 FEW = frozenset({"h200", "tpu7x", "v4"})  # chips with three runs or more, too few for a class of their own
 

@@ -80,6 +80,7 @@ def test_rows_of_another_file_are_read_as_these(tmp_path, capsys, monkeypatch):
                     '"software": "torch eager", "chip": {"network_bandwidth": 1e10}}]')  # fmt: skip
     monkeypatch.setattr(sys, "argv", ["published.py", "--rows", str(rows)])
     monkeypatch.setattr(published, "RUNS", RUNS[:3])
+    monkeypatch.setattr(published, "LATER_RUNS", ())
     monkeypatch.setattr(published, "classes", lambda: ({}, {}, frozenset()))
     published.main()
     assert "of --rows                mean error" in capsys.readouterr().out
