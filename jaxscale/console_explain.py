@@ -116,6 +116,7 @@ def footer(found: Explanation, *, backward: bool) -> list[str]:
     parts = ", ".join(f"{words.get(name, name)} {micro(seconds)}" for name, seconds in by_time)
     lines.append(f"the whole step, predicted: {micro(step.time.best)} ({parts}, partly at the same time); "
                  f"{words.get(step.time.binds, step.time.binds)} binds")  # fmt: skip
+    lines.append(f"the step's interval: {step.interval.words}")
     if not backward:
         lines.append("the backward pass too: --backward; a page to play with: -o explain.html")
     return lines
@@ -143,7 +144,8 @@ def show_compared(a: Explanation, b: Explanation) -> None:
         shares = [wire_share(s.kind, math.prod(one.mesh[a] for a in s.axes)) for s in every]
         total = sum(s.bytes * s.times * share for s, share in zip(every, shares, strict=True))
         console.print(f"{name}: {size(total)} sent by a device in a step; predicted {micro(step.time.best)} on "
-                      f"{one.topology.name}, {step.time.binds} binds", markup=False, soft_wrap=True)  # fmt: skip
+                      f"{one.topology.name} ({micro(step.interval.low)} to {micro(step.interval.high)}), "
+                      f"{step.time.binds} binds", markup=False, soft_wrap=True)  # fmt: skip
 
 
 def sent_words(row: Row | None) -> str:

@@ -134,6 +134,7 @@ def time_table(report: Report) -> Table:
     table.add_row(
         "best estimate", f"{time.best:.4g}", f"{time.exposed:.4g} s of communication not hidden", style="bold"
     )
+    table.add_row("between", f"{report.interval.low:.4g} and {report.interval.high:.4g}", "see below")
     return table
 
 
@@ -142,6 +143,7 @@ def verdict(report: Report) -> Iterable[str]:
     yield (f"fits, with {gib(left)} of {gib(report.memory_usable)} to spare" if report.fits else
            f"DOES NOT FIT: {gib(-left)} too much for {gib(report.memory_usable)}")  # fmt: skip
     yield f"{report.tokens_per_second_per_chip:,.0f} tokens/s a chip, predicted"
+    yield f"a step takes {report.interval.words}"
     yield (f"MFU {report.mfu:.1%}, predicted, of {report.peak / 1e12:,.0f} TFLOP/s ({report.peak_source}); convention "
            f"{report.convention}: {CONVENTIONS[report.convention]}")  # fmt: skip
     if report.unknown_loops:

@@ -102,6 +102,7 @@ def test_plan_as_json(jaxscale):
     assert len(found["choices"]) == 3
     assert found["choices"][0]["step_seconds"] <= found["choices"][1]["step_seconds"]
     assert all(c["basis"] == "predicted" for c in found["choices"])
+    assert all(c["interval"]["low"] < c["step_seconds"] < c["interval"]["high"] for c in found["choices"])
 
 
 def test_a_plan_in_which_nothing_fits_is_an_answer(jaxscale):

@@ -8,17 +8,20 @@ from jaxscale import config as cfg
 from jaxscale.analysis import costs
 from jaxscale.analysis.collectives import Collective, collectives
 from jaxscale.analysis.compiled import Work, Worker, matmuls
+from jaxscale.analysis.forecast import attention_flops
 from jaxscale.analysis.groups import SubAxis
 from jaxscale.analysis.hlo import parse
+from jaxscale.analysis.interval import Interval, interval
 from jaxscale.analysis.store import Compiled
-from jaxscale.analysis.timing import Rates, Sent, StepTime, collective_seconds, rates, step_time
+from jaxscale.analysis.timing import WEIGHT_PASSES, Rates, Sent, StepTime, collective_seconds, rates, step_time
 from jaxscale.topology import Topology, links
 
 BASIS = {
     "memory": "compiled", "memory_needed": "compiled", "matmul_flops": "compiled", "attention_calls": "compiled",
     "hbm_bytes": "compiled", "sent": "compiled; seconds and hidden predicted", "fits": "compiled",
     "attention_flops": "compiled calls by formula", "model_flops": "predicted", "time": "predicted",
-    "tokens_per_second_per_chip": "predicted", "mfu": "predicted", "lower_seconds": "measured",
+    "interval": "from published runs", "tokens_per_second_per_chip": "predicted", "mfu": "predicted",
+    "lower_seconds": "measured",
     "compile_seconds": "measured",
 }  # fmt: skip
 SMALL = 4096  # bytes: collectives below are scalars and vectors
@@ -32,7 +35,7 @@ class Report:
         memory: part -> bytes; `memory_needed` their sum; `memory_usable` what the device has for a program.
         matmul_flops: in the compiled program; `model_flops`: what the model needs without recompute, a device's share.
         attention_calls: forward, backward kernels a step; their FLOPs are by formula (opaque to the compiler).
-        time: predicted from the compiled program.
+        time: predicted from the compiled program; `interval`: how far to believe it.
     """
 
     topology: str
@@ -48,6 +51,7 @@ class Report:
     hbm_bytes: float
     sent: list[Sent]
     time: StepTime
+    interval: Interval
     tokens_per_second_per_chip: float
     mfu: float
     convention: str
@@ -71,13 +75,14 @@ def examine(config: cfg.Config, topology: Topology, kept: Compiled) -> Report:
     program = parse(kept.hlo)
     speed = rates(topology.chip, config.step.compute_dtype)
     attention = costs.attention(config, kept.mesh)
-    worker = Worker(program, seconds_of(speed, attention))
+    worker = Worker(program, seconds_of(speed, attention, attention_flops(config, topology, speed)))
     work = worker.of_computation(program.entry)
     inside, over = split_mesh(config, topology, kept.mesh)
     found = collectives(program, kept.mesh, worker, over if topology.slices > 1 else None)
     sent = [timed(c, topology, inside, over, speed) for c in found]
     by_kernel = attention.forward_flops * work.forward_kernels + attention.backward_flops * work.backward_kernels
-    time = step_time({"compute and HBM": work.seconds}, sent)
+    passes = WEIGHT_PASSES * weight_bytes(sent) / speed.memory
+    time = step_time({"compute and HBM": work.seconds + passes}, sent, topology.slices)
     tokens = config.data.batch_size * config.data.seq_len
     flops_per_token = costs.train_flops_per_token(config.model, config.data.seq_len, convention=config.metrics.mfu)
     peak = topology.chip.bf16_flops * topology.chips
@@ -86,17 +91,24 @@ def examine(config: cfg.Config, topology: Topology, kept: Compiled) -> Report:
         topology.name, kept.mesh, sum(memory.values()) <= topology.chip.usable_hbm_bytes, memory, sum(memory.values()),
         int(topology.chip.usable_hbm_bytes), sum(m.flops * m.times for m in matmuls(program)), by_kernel,
         flops_per_token * tokens / topology.devices, (work.forward_kernels, work.backward_kernels), work.bytes,
-        merged(sent), time, tokens / time.best / topology.chips, flops_per_token * tokens / time.best / peak,
+        merged(sent), time, interval(time.best, topology), tokens / time.best / topology.chips,
+        flops_per_token * tokens / time.best / peak,
         config.metrics.mfu, peak, topology.chip.source, program.unknown_loops, kept.lower_seconds, kept.compile_seconds,
     )  # fmt: skip
 
 
-def seconds_of(speed: Rates, attention: costs.AttentionCost):
-    """Work of one instruction -> seconds."""
+def weight_bytes(sent: list[Sent]) -> float:
+    """V of what fsdp gathers and scatters in a step: the program counts what matmuls read, not what a gather writes."""
+    kinds = ("all-gather", "reduce-scatter", "all-reduce")
+    return sum(s.bytes * s.times for s in sent if s.kind in kinds and s.axes == ("fsdp",))
+
+
+def seconds_of(speed: Rates, attention: costs.AttentionCost, attention_rate: float):
+    """Work of one instruction -> seconds; kernels are opaque to the compiler, and told by formula."""
 
     def seconds(work: Work) -> float:
         kernels = work.forward_kernels * attention.forward_flops + work.backward_kernels * attention.backward_flops
-        return max(speed.seconds(work.flops, work.bytes), kernels / speed.attention_flops)
+        return max(speed.seconds(work.flops, work.bytes), kernels / attention_rate)
 
     return seconds
 
@@ -114,7 +126,7 @@ def timed(c: Collective, topology: Topology, inside: Mapping[str, int], over: Ma
     own = links(topology, {}, over) if c.between_slices else links(topology, cut_axes(inside, c.parts))
     names = [p.name for p in c.parts] + [a for a in c.axes if a not in {p.axis for p in c.parts}]
     once, network = collective_seconds(c.kind, tuple(names) or tuple(inside), c.bytes, own, speed.network)
-    hidden = min(once, c.meanwhile.seconds) if c.asynchronous else 0.0
+    hidden = speed.overlap * min(once, c.meanwhile.seconds) if c.asynchronous else 0.0
     return Sent(c.kind, c.axes, c.bytes, c.times, once * c.times, network, hidden * c.times, c.asynchronous, c.source)
 
 

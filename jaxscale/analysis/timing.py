@@ -1,9 +1,10 @@
 """From work to seconds: what a chip reaches of its datasheet, how long matmuls, kernels and collectives take.
 
-One set of fractions a chip, fitted to published runs (`benchmarks/published.py` has them, and the errors that remain);
+A few fractions a chip, fitted to published runs (`benchmarks/published.py` has them, and the errors that remain);
 everything else is physics: FLOPs, bytes and links. No jax.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -17,11 +18,15 @@ class Fractions:
 
     Attributes:
         matmul: of the dense bf16 peak, in the matmuls of a decoder.
-        attention: of the same peak, in its attention kernel.
+        attention: of the same peak, in the chip's best attention kernel (splash, cuDNN) with heads of 128.
         memory: of HBM bandwidth.
         network: of links.
         overlap: share of the communication that could be hidden, which is.
         elementwise: HBM traffic outside matmuls, times what a well-fused program needs.
+        eight_bit: how much faster a matmul is in 8 bits than in bf16; the passes that quantize are counted apart.
+        flash2: share of `attention` that FlashAttention-2 reaches: it does not know Hopper's instructions.
+        softmax: GPU: the head size whose matmuls take as long as a score's exponential: bf16 peak / (4 * 16
+            exponentials a clock and multiprocessor).
     """
 
     matmul: float
@@ -30,45 +35,83 @@ class Fractions:
     network: float = 0.85
     overlap: float = 0.8
     elementwise: float = 1.0
+    eight_bit: float = 2.0
+    flash2: float = 1.0
+    softmax: float = 32.0
 
 
-# v4, a100 and b200 have no published run in `benchmarks/published.py`: theirs are their neighbours'
+# b200 has one row, in 8 bits; h200's rows were predicted with h100's figures; v4, v5e and tpu7x share one attention.
+# Gains of 8 bits below 2: cycles of compiled programs on v5p and v6e, published pairs on GPUs.
 FRACTIONS: dict[str, Fractions] = {
-    "v4": Fractions(0.75, 0.4),
-    "v5e": Fractions(0.75, 0.4),
-    "v5p": Fractions(0.85, 0.4),
-    "v6e": Fractions(0.62, 0.35),
-    "tpu7x": Fractions(0.70, 0.35),
-    "a100": Fractions(0.72, 0.5, elementwise=1.8),
-    "h100": Fractions(0.64, 0.5, elementwise=1.8),
-    "h200": Fractions(0.62, 0.5, elementwise=1.8),
-    "b200": Fractions(0.62, 0.45, elementwise=1.8),
+    "v4": Fractions(0.80, 0.38),
+    "v5e": Fractions(0.94, 0.38),
+    "v5p": Fractions(0.87, 0.45, eight_bit=1.86),
+    "v6e": Fractions(0.66, 0.42, eight_bit=1.63),
+    "tpu7x": Fractions(0.76, 0.38),
+    "a100": Fractions(0.80, 0.65, overlap=0.9, elementwise=1.8),
+    "h100": Fractions(0.64, 0.60, overlap=0.9, elementwise=1.8, eight_bit=1.75, flash2=0.64, softmax=64),
+    "h200": Fractions(0.64, 0.60, overlap=0.9, elementwise=1.8, eight_bit=1.75, flash2=0.64, softmax=64),
+    "b200": Fractions(0.60, 0.55, overlap=0.9, elementwise=1.8, eight_bit=1.75, flash2=0.64, softmax=128),
     # No published run: their neighbours'. On PCIe a byte passes the host's memory: half of the datasheet's bandwidth
-    "v2": Fractions(0.75, 0.4),
-    "v3": Fractions(0.75, 0.4),
-    "a100-40gb": Fractions(0.72, 0.5, elementwise=1.8),
-    "b300": Fractions(0.62, 0.45, elementwise=1.8),
-    "gb200": Fractions(0.62, 0.45, elementwise=1.8),
-    "gb300": Fractions(0.62, 0.45, elementwise=1.8),
+    "v2": Fractions(0.80, 0.38),
+    "v3": Fractions(0.80, 0.38),
+    "a100-40gb": Fractions(0.80, 0.65, overlap=0.9, elementwise=1.8),
+    "b300": Fractions(0.60, 0.55, overlap=0.9, elementwise=1.8, eight_bit=1.75, flash2=0.64, softmax=128),
+    "gb200": Fractions(0.60, 0.55, overlap=0.9, elementwise=1.8, eight_bit=1.75, flash2=0.64, softmax=128),
+    "gb300": Fractions(0.60, 0.55, overlap=0.9, elementwise=1.8, eight_bit=1.75, flash2=0.64, softmax=128),
     "mi300x": Fractions(0.5, 0.4, elementwise=1.8),  # assumed below NVIDIA's: nothing to fit it to
-    "v100": Fractions(0.72, 0.4, elementwise=1.8),
-    "v100-32gb": Fractions(0.72, 0.4, elementwise=1.8),
+    "v100": Fractions(0.80, 0.4, elementwise=1.8),
+    "v100-32gb": Fractions(0.80, 0.4, elementwise=1.8),
     "t4": Fractions(0.6, 0.4, network=0.5, elementwise=1.8),  # 70 W: below its clock in long matmuls
     "l4": Fractions(0.6, 0.4, network=0.5, elementwise=1.8),  # 72 W
-    "a10g": Fractions(0.72, 0.5, network=0.5, elementwise=1.8),
+    "a10g": Fractions(0.80, 0.5, network=0.5, elementwise=1.8),
     "l40s": Fractions(0.64, 0.5, network=0.5, elementwise=1.8),
-    "a6000": Fractions(0.72, 0.5, network=0.5, elementwise=1.8),
+    "a6000": Fractions(0.80, 0.5, network=0.5, elementwise=1.8),
     "rtx-pro-6000": Fractions(0.64, 0.45, network=0.5, elementwise=1.8),
     "rtx-pro-6000-server": Fractions(0.64, 0.45, network=0.5, elementwise=1.8),
-    "rtx3090": Fractions(0.72, 0.5, network=0.5, elementwise=1.8),
-    "rtx4090": Fractions(0.72, 0.5, network=0.5, elementwise=1.8),
-    "rtx5090": Fractions(0.72, 0.5, network=0.5, elementwise=1.8),
+    "rtx3090": Fractions(0.80, 0.5, network=0.5, elementwise=1.8),
+    "rtx4090": Fractions(0.64, 0.5, network=0.5, elementwise=1.8),
+    "rtx5090": Fractions(0.64, 0.5, network=0.5, elementwise=1.8),
 }
 
 
 @dataclass(frozen=True)
+class Software:
+    """What made a step's kernels. jaxscale's own steps are `xla`; the others are for published runs.
+
+    Attributes:
+        elementwise: HBM traffic outside matmuls, times what is counted; None: as the chip's `Fractions` say.
+        eager: every operation reads and writes its arrays (`forecast.elementwise_bytes` counts them).
+        kernel: `best`, `flash2` (PyTorch of 2024) or `flash1` (the Triton kernel of 2023).
+    """
+
+    elementwise: float | None = None
+    eager: bool = False
+    kernel: str = "best"
+
+
+SOFTWARE = {
+    "xla": Software(),
+    "torch compiled": Software(3.6, kernel="flash2"),  # torch.compile a block at a time, FSDP's copies between them
+    "torch eager": Software(1.8, eager=True, kernel="flash2"),
+    "torch 2023": Software(1.8, eager=True, kernel="flash1"),
+}
+FLASH1 = 0.5  # FlashAttention-2 is twice as fast as the first (arXiv:2307.08691)
+POWER = 1 / 3  # a capped GPU's clock: power grows with the clock times the voltage squared, and both go together
+LANES = 128  # a TPU pads heads to so many
+# Attention kernels compute whole blocks of keys on the diagonal: of the shipped splash kernel, and of GPU kernels
+BLOCK = {"tpu": 2048, "gpu": 128}
+# Slices wait for the slowest at each step: its expected delay grows with the logarithm of their number. Fitted to the
+# tables of 1 to 32 slices of v5e-256, 1 to 8 of v4-128 and 1 and 2 of v5p.
+SLICE_WAIT = 0.028
+# Gathered weights are written to HBM and gradients read from it, beside what the matmuls read and write themselves;
+# the two buffers of a collective are its input and its output. A fit with this free gives 2.25.
+WEIGHT_PASSES = 2
+
+
+@dataclass(frozen=True)
 class Rates:
-    """Seconds of a device's work. FLOP/s and bytes/s are achievable ones."""
+    """Seconds of a device's work. FLOP/s and bytes/s are achievable ones; attention's with heads of 128."""
 
     matmul_flops: float
     attention_flops: float
@@ -76,29 +119,57 @@ class Rates:
     network: float
     overlap: float
     elementwise: float
+    eight_bit: float = 1.0
+    eager: bool = False
 
     def seconds(self, flops: float, moved: float) -> float:
         """Roofline: of matmul FLOPs and HBM bytes, the slower (Williams et al., CACM 52(4), 2009)."""
         return max(flops / self.matmul_flops, moved / self.memory)
 
 
-def rates(chip: Chip, dtype: str = "bfloat16", *, quantized: bool = False, power: float = 1.0) -> Rates:
-    """int8 or fp8 matmuls run at twice bf16's rate where `quantized`.
+def rates(
+    chip: Chip, dtype: str = "bfloat16", *, quantized: bool = False, power: float = 1.0, software: str = "xla"
+) -> Rates:
+    """int8 or fp8 matmuls run at `Fractions.eight_bit` times bf16's rate where `quantized`.
 
     Float32 ones are told at jax's default precision, which nothing here changes: a TPU rounds their operands to bf16
     and runs as fast; an NVIDIA GPU takes TF32, half as fast (its datasheets). `jax_default_matmul_precision=highest`
     would take six bf16 passes on a TPU, and is not predicted.
+
+    Args:
+        power: share of its power limit that a machine gives a GPU.
+        software: a key of `SOFTWARE`.
     """
-    own = FRACTIONS[chip.name]
-    peak = chip.device_flops * chip.share(dtype) * power
+    own, made = FRACTIONS[chip.name], SOFTWARE[software]
+    kernel = {"best": 1.0, "flash2": own.flash2, "flash1": own.flash2 * FLASH1}[made.kernel]
+    peak = chip.device_flops * chip.share(dtype) * power**POWER
     return Rates(
-        peak * own.matmul * (2 if quantized else 1),
-        peak * own.attention,
+        peak * own.matmul,
+        peak * own.attention * kernel,
         chip.device_bandwidth * own.memory,
         own.network,
         own.overlap,
-        own.elementwise,
+        own.elementwise if made.elementwise is None else made.elementwise,
+        own.eight_bit if quantized else 1.0,
+        made.eager,
     )
+
+
+def attention_share(chip: Chip, head: int, keys: float, seq_len: int) -> float:
+    """What attention reaches of its rate with heads of 128 and long rows.
+
+    GPU: a score costs its matmuls, which grow with the head, and one exponential, which does not. TPU: heads are padded
+    to whole lanes. Both: a query's last block of keys is computed whole.
+
+    Args:
+        keys: that a query meets on average.
+    """
+    if chip.node:
+        softmax = FRACTIONS[chip.name].softmax
+        of_head = head / (head + softmax) * (128 + softmax) / 128
+    else:
+        of_head = head / (-(-head // LANES) * LANES)
+    return of_head * keys / min(keys + BLOCK[chip.platform] / 2, seq_len)
 
 
 @dataclass(frozen=True)
@@ -130,7 +201,10 @@ def collective_seconds(
 
 
 # part of a step -> what it keeps busy
-WHOLE = {"matmuls": "compute", "attention": "compute", "elementwise": "HBM", "optimizer": "HBM"}
+WHOLE = {
+    "matmuls": "compute", "attention": "compute", "elementwise": "HBM", "optimizer": "HBM", "weights": "HBM",
+    "quantizing": "HBM",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -162,8 +236,11 @@ class StepTime:
         return max(self.sums, key=self.sums.__getitem__)
 
 
-def step_time(compute: Mapping[str, float], sent: Iterable[Sent]) -> StepTime:
-    """Compute runs one after another; collectives of one network too; networks and compute beside each other."""
+def step_time(compute: Mapping[str, float], sent: Iterable[Sent], slices: int = 1) -> StepTime:
+    """Compute runs one after another; collectives of one network too; networks and compute beside each other.
+
+    At the end of a step slices wait for the slowest of them.
+    """
     sent = list(sent)
     busy = sum(compute.values())
     by_network: dict[str, float] = {}
@@ -176,4 +253,7 @@ def step_time(compute: Mapping[str, float], sent: Iterable[Sent]) -> StepTime:
     exposed = sum(s.exposed for s in sent)
     total = sum(networks.values())
     lower = max(busy, *networks.values()) if networks else busy
-    return StepTime(lower, busy + total, max(lower, busy + exposed), dict(compute) | by_network, exposed)
+    best = max(lower, busy + exposed)
+    wait = SLICE_WAIT * math.log2(slices) * best
+    waits = {"waiting for the slowest slice": wait} if slices > 1 else {}
+    return StepTime(lower + wait, busy + total + wait, best + wait, dict(compute) | by_network | waits, exposed)

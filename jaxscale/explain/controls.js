@@ -161,4 +161,4 @@ function summaryNodes(found) {
 }
 
 const conventionText = (found, config, chip, machine) =>
-  `A step takes between ${seconds(found.overlapped)} (all overlapped) and ${seconds(found.apart)} (nothing overlapped). MFU by the convention ${config.metrics.mfu}: ${PAGE.constants.conventions[config.metrics.mfu]}; of ${figure(PAGE.machines.chips[chip].flops, "FLOP/s", 4)} a chip, dense ${PAGE.machines.chips[chip].dtype} (${PAGE.machines.chips[chip].source}), on ${machine.chips} chip${machine.chips === 1 ? "" : "s"}.`;
+  `A step takes between ${seconds(found.overlapped)} (all overlapped) and ${seconds(found.apart)} (nothing overlapped). Its interval is ${seconds(found.best / machine.ratio)} to ${seconds(found.best * machine.ratio)}: ${machine.why}. MFU by the convention ${config.metrics.mfu}: ${PAGE.constants.conventions[config.metrics.mfu]}; of ${figure(PAGE.machines.chips[chip].flops, "FLOP/s", 4)} a chip, dense ${PAGE.machines.chips[chip].dtype} (${PAGE.machines.chips[chip].source}), on ${machine.chips} chip${machine.chips === 1 ? "" : "s"}.`;

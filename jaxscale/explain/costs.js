@@ -223,7 +223,8 @@ function activationTraffic(config, sizes) {
     runs = parts * model.num_layers,
     x = tokens * model.embed_dim * PAGE.constants.bytes[step.compute_dtype];
   const found = [],
-    names = kept(step);
+    names = kept(step),
+    again = names === null ? 0 : 1;
   if (fsdp > 1)
     found.push(
       sent("token ids", "all-gather", "fsdp", tokens * fsdp * 4, parts, "forward", false, true),
@@ -232,19 +233,13 @@ function activationTraffic(config, sizes) {
   if (tensor > 1)
     found.push(
       sent("layer inputs", "all-gather", "tensor", x, 2 * runs + parts, "forward", false),
-      sent("layer inputs, again", "all-gather", "tensor", x, (names === null ? 0 : 2) * runs, "backward", false),
-      sent("layer outputs", "reduce-scatter", "tensor", x, 2 * runs, "forward", false),
-      sent(
-        "layer outputs, again",
-        "reduce-scatter",
-        "tensor",
-        x,
-        (names === null || "attention_out" in names ? 0 : 1) * runs,
-        "backward",
-        false,
-      ),
-      sent("outputs' gradients", "all-gather", "tensor", x, 2 * runs, "backward", false),
-      sent("inputs' gradients", "reduce-scatter", "tensor", x, 2 * runs + parts, "backward", false),
+      sent("attention inputs, again", "all-gather", "tensor", x, again * runs, "backward", false),
+      sent("mlp inputs, again", "all-gather", "tensor", x, again * runs, "backward", true),
+      sent("layer outputs", "reduce-scatter", "tensor", x, 2 * runs, "forward", true),
+      sent("layer outputs, again", "reduce-scatter", "tensor", x, ("attention_out" in (names || {}) ? 0 : again) * runs, "backward", true),
+      sent("mlp outputs' gradients", "all-gather", "tensor", x, runs, "backward", false),
+      sent("attention outputs' gradients", "all-gather", "tensor", x, runs, "backward", true),
+      sent("inputs' gradients", "reduce-scatter", "tensor", x, 2 * runs + parts, "backward", true),
       sent("looked-up rows", "reduce-scatter", "tensor", x, parts, "forward", false, true),
       sent("rows' gradients", "all-gather", "tensor", x, parts, "backward", false, true),
       sent("losses", "all-reduce", "tensor", tokens * 4, 3 * parts, "forward", false, true),

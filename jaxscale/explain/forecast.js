@@ -2,16 +2,16 @@
 
 const ORDER = ["NVLink", "network", "DCN"];
 
-/** The machine of a chip and mesh, as `machines.py` found it: {name, chips, links}, or {reason}. */
+/** The machine of a chip and mesh, as `machines.py` found it: {name, chips, slices, ratio, why, links}, or {reason}. */
 function machineOf(chip, sizes) {
   const { sizes: options, cells, links, topologies, reasons } = PAGE.machines;
   const place = PAGE.constants.ready.map((axis) => options[axis].indexOf(size(sizes, axis)));
   if (place.includes(-1)) return { reason: "no such mesh is kept in this page" };
   const cell = cells[chip][(place[0] * options.fsdp.length + place[1]) * options.tensor.length + place[2]];
   if (!Array.isArray(cell)) return { reason: reasons[-1 - cell] };
-  const [name, chips] = topologies[cell[0]];
+  const [name, chips, slices, ratio, why] = topologies[cell[0]];
   const found = PAGE.constants.ready.map((axis, i) => [axis, links[cell[i + 1]].map(stage)]).filter(([, stages]) => stages.length);
-  return { name, chips, links: Object.fromEntries(found) };
+  return { name, chips, slices, ratio, why, links: Object.fromEntries(found) };
 }
 
 function stage([kind, size, bandwidth, hops, hop, exchange, latency]) {
@@ -63,6 +63,24 @@ function longest(values) {
 const rooflineSeconds = (rates, flops, moved) => Math.max(flops / rates.matmul_flops, moved / rates.memory);
 const ratesOf = (config, chip) => PAGE.machines.chips[chip].rates[config.step.compute_dtype];
 
+/** What attention reaches of its rate with heads of 128 and long rows. */
+function attentionShare(config, chip) {
+  const { softmax, block } = PAGE.machines.chips[chip],
+    { lanes } = PAGE.constants,
+    head = config.model.head_dim,
+    length = config.data.seq_len,
+    keys = visibleKeys(config.model, length);
+  const ofHead = softmax === null ? head / (Math.ceil(head / lanes) * lanes) : ((head / (head + softmax)) * (128 + softmax)) / 128;
+  return (ofHead * keys) / Math.min(keys + block / 2, length);
+}
+
+const weightBytes = (config, sizes) =>
+  total(
+    weightTraffic(config, sizes)
+      .filter((t) => t.axes[0] === "fsdp")
+      .map((t) => t.bytes * t.times),
+  );
+
 function computeSeconds(config, chip, sizes, rates) {
   const width = PAGE.constants.bytes[config.step.compute_dtype];
   let busy = 0;
@@ -70,13 +88,14 @@ function computeSeconds(config, chip, sizes, rates) {
     busy += rooflineSeconds(rates, matmulFlops(m), (m.m * m.k + m.k * m.n + m.m * m.n) * width) * matmulRuns(m);
   const parts = {
     matmuls: busy,
-    attention: attentionCost(config, sizes).flops / rates.attention_flops,
+    attention: attentionCost(config, sizes).flops / (rates.attention_flops * attentionShare(config, chip)),
     elementwise: elementwiseBytes(config, sizes, rates.elementwise) / rates.memory,
     optimizer: optimizerBytes(config, sizes) / rates.memory,
+    weights: (PAGE.constants.weight_passes * weightBytes(config, sizes)) / rates.memory,
   };
   const offloaded = offloadedBytes(config, sizes);
   if (offloaded)
-    parts["host offload, not hidden"] = Math.max(0, offloaded / PAGE.machines.chips[chip].host_bandwidth - total(Object.values(parts)));
+    parts["host offload, not hidden"] = Math.max(0, offloaded / (PAGE.machines.chips[chip].host_bandwidth * PAGE.constants.host) - total(Object.values(parts)));
   return parts;
 }
 
@@ -87,7 +106,7 @@ function elementwiseBytes(config, sizes, factor) {
   const elements =
     PAGE.constants.wide * model.embed_dim +
     PAGE.constants.mlp * model.mlp_dim +
-    2 * (model.num_heads + model.num_kv_heads) * model.head_dim;
+    PAGE.constants.heads * (model.num_heads + model.num_kv_heads) * model.head_dim;
   const tokens = microbatchTokens(config, sizes) * step.microbatches;
   const layers = ((tokens * elements) / tensor) * model.num_layers * passes,
     logits = (4 * tokens * model.padded_vocab_size) / tensor;
@@ -113,7 +132,7 @@ function hide(sent, compute, rates) {
   return sent.map((s) => ({ ...s, hidden: s.overlaps ? rates.overlap * Math.min(1, compute / totals[s.network]) * s.seconds : 0 }));
 }
 
-const WHOLE = { matmuls: "compute", attention: "compute", elementwise: "HBM", optimizer: "HBM" };
+const WHOLE = { matmuls: "compute", attention: "compute", elementwise: "HBM", optimizer: "HBM", weights: "HBM" };
 
 /** Predicted figures of one step on a machine that `machineOf` gave. */
 function forecast(config, chip, sizes, machine) {
@@ -122,7 +141,8 @@ function forecast(config, chip, sizes, machine) {
     busy = total(Object.values(compute));
   const timed = traffic(config, sizes).map((t) => {
     const once = collectiveSeconds(t.kind, t.axes, t.bytes, machine.links, rates.network);
-    return { ...t, seconds: once.seconds * t.times, network: once.network };
+    const overlaps = t.overlaps && !(PAGE.machines.chips[chip].node && t.axes[0] === "tensor");
+    return { ...t, overlaps, seconds: once.seconds * t.times, network: once.network };
   });
   const sent = hide(timed, busy, rates),
     parts = { ...compute },
@@ -134,8 +154,11 @@ function forecast(config, chip, sizes, machine) {
   }
   const exposed = total(sent.map((s) => s.seconds - s.hidden)),
     lower = Math.max(busy, ...Object.values(networks));
-  const best = Math.max(lower, busy + exposed),
+  const early = Math.max(lower, busy + exposed),
+    wait = PAGE.constants.slice_wait * Math.log2(machine.slices) * early,
+    best = early + wait,
     sums = {};
+  if (machine.slices > 1) parts["waiting for the slowest slice"] = wait;
   for (const [name, seconds] of Object.entries(parts)) sums[WHOLE[name] || name] = (sums[WHOLE[name] || name] || 0) + seconds;
   const tokens = config.data.batch_size * config.data.seq_len,
     attention = attentionCost(config, sizes);
@@ -143,8 +166,8 @@ function forecast(config, chip, sizes, machine) {
   const flops = total(matmuls(config, sizes).map((m) => matmulFlops(m) * matmulRuns(m))) + attention.flops;
   const mfu = modelFlops / best / (PAGE.machines.chips[chip].flops * machine.chips);
   return {
-    overlapped: lower,
-    apart: busy + total(Object.values(networks)),
+    overlapped: lower + wait,
+    apart: busy + total(Object.values(networks)) + wait,
     best,
     exposed,
     parts,

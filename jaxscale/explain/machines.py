@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxscale.analysis.forecast import axis_links
-from jaxscale.analysis.timing import rates
+from jaxscale.analysis.interval import interval
+from jaxscale.analysis.timing import BLOCK, FRACTIONS, rates
 from jaxscale.config import READY_AXES
 from jaxscale.hardware import CHIPS, Chip
 from jaxscale.topology import Link, Topology, distance, find_topology, valid_shapes
@@ -79,8 +80,14 @@ def cell(
         found = axis_links(topology, sizes, over)
     except ValueError as error:
         return -1 - reasons.place(str(error))
-    where = topologies.place([topology.name, topology.chips])
+    where = topologies.place([topology.name, topology.chips, topology.slices, *believed(topology)])
     return [where, *(pool.place(stages(found[axis])) if axis in found else 0 for axis in READY_AXES)]
+
+
+def believed(topology: Topology) -> tuple[float, str]:
+    """The ratio of the interval of a step predicted there, and what it was made from."""
+    found = interval(1.0, topology)
+    return found.ratio, found.why
 
 
 def machine(chip: Chip, sizes: dict[str, int], explained: Explained) -> tuple[Topology, dict[str, int]]:
@@ -139,6 +146,7 @@ def chip_figures(chip: Chip) -> dict[str, Any]:
     speeds = {dtype: rates(chip, dtype) for dtype in ("bfloat16", "float32")}
     return {
         "flops": chip.bf16_flops, "device_flops": chip.device_flops, "device_bandwidth": chip.device_bandwidth,
-        "host_bandwidth": chip.host_bandwidth, "source": chip.source, "dtype": chip.dtype,
+        "host_bandwidth": chip.host_bandwidth, "source": chip.source, "dtype": chip.dtype, "node": chip.node,
+        "softmax": FRACTIONS[chip.name].softmax if chip.node else None, "block": BLOCK[chip.platform],
         "rates": {dtype: vars(speed) for dtype, speed in speeds.items()},
     }  # fmt: skip

@@ -94,7 +94,7 @@ function rowFigures(row, config, chip, sizes, templates, machine) {
   const held = (tensor, layout) => product(localSizes(tensor, layout, sizes)) * (PAGE.constants.bytes[tensor.dtype] || width);
   const flops = 2 * batch * m * k * n,
     moved = held(row.x, row.x.used) + held(row.w, row.w.used) + held(row.out, row.out.stored);
-  if (ATTENTION.includes(row.name)) return attentionFigures(row, config, sizes, rates);
+  if (ATTENTION.includes(row.name)) return attentionFigures(row, config, chip, sizes, rates);
   const sends = templates
     .map((s) => ({ ...s, axes: s.axes.filter((a) => size(sizes, a) > 1), compiled: "", note: "" }))
     .filter((s) => s.axes.length);
@@ -111,7 +111,7 @@ function rowFigures(row, config, chip, sizes, templates, machine) {
 }
 
 /** The matmuls of attention are one kernel, counted by formula: a query meets the keys that it can see, on average. */
-function attentionFigures(row, config, sizes, rates) {
+function attentionFigures(row, config, chip, sizes, rates) {
   const cost = attentionCost(config, sizes),
     keys = visibleKeys(config.model, config.data.seq_len),
     H = config.model.head_dim;
@@ -125,7 +125,7 @@ function attentionFigures(row, config, sizes, rates) {
     context: [Math.round(keys), H, cost.forward / 2, once],
     attention: [H, 5 * keys, cost.backward, 3 * once],
   }[row.name];
-  const seconds = { compute: flops / rates.attention_flops, HBM: moved / rates.memory };
+  const seconds = { compute: flops / (rates.attention_flops * attentionShare(config, chip)), HBM: moved / rates.memory };
   return { per_device: { m, k, n }, flops, hbm_bytes: moved, intensity: flops / moved, sends: [], seconds, bound: longest(seconds) };
 }
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxscale import config as cfg
-from jaxscale.analysis import costs, forecast
+from jaxscale.analysis import costs, forecast, timing
 from jaxscale.explain.layouts import layouts
 from jaxscale.explain.machines import Explained, machines, read_topology
 from jaxscale.explain.rows import CASES
@@ -74,6 +74,8 @@ def constants() -> dict[str, Any]:
         "parameters": PARAMETERS, "activations": ACTIVATIONS, "kept_by_dots": costs.KEPT_BY_DOTS,
         "output_of": costs.OUTPUT_OF, "matrices": costs.MATRICES, "bytes": costs.BYTES,
         "conventions": costs.CONVENTIONS, "wide": forecast.WIDE_READS_AND_WRITES, "mlp": forecast.MLP_READS_AND_WRITES,
+        "heads": forecast.HEADS_READS_AND_WRITES, "host": forecast.HOST, "weight_passes": timing.WEIGHT_PASSES,
+        "slice_wait": timing.SLICE_WAIT, "lanes": timing.LANES,
         "ready": cfg.READY_AXES, "cases": CASES,
     }  # fmt: skip
 

@@ -14,7 +14,7 @@ from jaxscale import config as cfg
 from jaxscale.analysis.child import ask
 from jaxscale.analysis.collectives import collectives
 from jaxscale.analysis.examine import split_mesh
-from jaxscale.analysis.forecast import axis_links
+from jaxscale.analysis.forecast import attention_flops, axis_links
 from jaxscale.analysis.gpu_targets import GPUS, target_config
 from jaxscale.analysis.hlo import parse
 from jaxscale.analysis.timing import Rates, collective_seconds, rates
@@ -176,6 +176,7 @@ def assumed_topology(devices: int) -> Topology:
 def timed_rows(rows: list[Row], config: cfg.Config, where: Topology, mesh: Mapping[str, int]) -> list[Row]:
     """Rows with predicted seconds on a machine."""
     speed, links = rates(where.chip, config.step.compute_dtype), axis_links(where, mesh, config.mesh.over_slices)
+    speed = replace(speed, attention_flops=attention_flops(config, where, speed))
     return [timed(row, speed, links) for row in rows]
 
 

@@ -218,6 +218,7 @@ def test_sliders_and_chip_change_every_figure_to_what_python_computes(page, conf
     assert shown["step-seconds"].endswith("ms")
     assert float(shown["mfu"].split()[0]) == pytest.approx(wanted.mfu * 100, rel=1e-3)
     assert shown["binds"] == wanted.time.binds
+    assert wanted.interval.why in page.text("#conventions")
     rows = {m.name: m for m in costs.matmuls(changed, sizes)}
     up = page.texts("#list tr[data-row='4'] td[data-figure]")
     assert up[3] == f"{rows['up'].m:,} x {rows['up'].k:,} x {rows['up'].n:,}"
