@@ -26,7 +26,8 @@ from published_runs import LATER_RUNS, RUNS, Run
 
 from jaxscale.analysis import interval, timing
 from jaxscale.analysis.forecast import Forecast, forecast
-from jaxscale.config import Config, read_model, shipped_configs, validate
+from jaxscale.config import Config, shipped_configs, validate
+from jaxscale.config_files import read_model
 from jaxscale.topology import Topology, find_topology
 
 ENOUGH = 9  # rows of a class of its own: with fewer the 90th percentile is beyond the largest
