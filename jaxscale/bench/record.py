@@ -183,12 +183,14 @@ def without_impossible(rows: list[Row]) -> tuple[list[Row], list[str]]:
             largest.setdefault(name, []).append(value)
         kept = {k: f for k, f in row.figures.items() if k not in bad}
         left.append(row.model_copy(update={"figures": kept}) if bad else row)
-    notes = [
-        f"{name} withheld in {len(values)} of {len(rows)} rows: {max(values):.3g} times the peak cannot be; the peak "
-        "or the time is wrong, as on a busy machine"
-        for name, values in largest.items()
-    ]
-    return left, notes
+    return left, [impossible(name, values, len(rows)) for name, values in largest.items()]
+
+
+def impossible(name: str, values: list[float], rows: int) -> str:
+    said = f"{name} withheld in {len(values)} of {rows} rows: {max(values):.3g} times the peak cannot be; "
+    if name.startswith("share_of_") and name != "share_of_peak":  # of matmuls that were timed one by one
+        return said + "the matmuls that it is a share of are too small to be timed alone, or the machine was busy"
+    return said + "the peak or the time is wrong, as on a busy machine"
 
 
 def require_writable(path: Path) -> Path:

@@ -49,7 +49,10 @@ def test_a_step_is_measured_compiled_and_predicted(measured_step):
         assert sorted(figures[f"mfu_{convention}"].samples) == pytest.approx(mfu)
         assert figures[f"hfu_{convention}"].value > figures[f"mfu_{convention}"].value  # remat computes again
     assert figures["mfu_palm"].value > figures["mfu_causal"].value
-    assert {"share_of_best_matmul", "share_of_model_shaped_peak"} <= set(figures)
+    for name in ("share_of_best_matmul", "share_of_model_shaped_peak"):  # such small matmuls are faster in a step
+        withheld = any(note.startswith(f"{name} withheld in 1 of ") for note in measured_step.notes)
+        assert withheld != (name in figures)
+        assert withheld or 0 < figures[name].value <= 1
     assert measured_step.mesh == MESH
     assert "causal" in measured_step.convention or "mask" in measured_step.convention
 
