@@ -257,7 +257,7 @@ class Step(Section):
     microbatches: Positive = 1  # gradient accumulation: the batch in this many parts, one after another
     remat: Literal["none", "full", "dots"] | dict[str, RematAction] = "full"
     compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    param_dtype: Literal["bfloat16", "float32"] = "float32"
+    param_dtype: Literal["bfloat16", "float32"] = "float32"  # bfloat16: an update below 1/256 of a weight is lost
     attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
     unroll_layers: bool | None = None  # None: on CPU, where a loop costs more than the compile it saves
 
@@ -290,7 +290,8 @@ class Optimizer(Section):
     weight_decay: AtLeast0 = 0.1
     no_decay: list[str] = ["norm", "bias"]  # parameters whose path contains one of these are not decayed
     clip_norm: Above0 | None = 1.0
-    ema: Annotated[float, Field(gt=0, lt=1)] | None = None  # decay of an exponential moving average of the parameters
+    # decay of an exponential moving average of the parameters, which evaluation and generate then use
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> "Optimizer":

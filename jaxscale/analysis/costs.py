@@ -115,19 +115,20 @@ def parameter_table(config: cfg.Config, sizes: Mapping[str, int]) -> dict[str, t
 def state_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> dict[str, int]:
     """Bytes of one device's part of the train state, equal to the trainer's abstract tree.
 
-    AdamW holds two moments a parameter, Lion one, both in the parameter's dtype; counters are int32. Muon and Adafactor
-    hold other shapes for other parameters: `aot` reads theirs from the tree. Raises ValueError for them here.
+    AdamW holds two moments a parameter, Lion one; they and the average are float32, whatever `param_dtype` is; counters
+    are int32. Muon and Adafactor hold other shapes for other parameters: `aot` reads theirs from the tree. Raises
+    ValueError for them here.
     """
     table = parameter_table(config, sizes)
-    own = sum(w.shard(sizes, table) for w in weights(config.model)) * BYTES[config.step.param_dtype]
+    own = sum(w.shard(sizes, table) for w in weights(config.model))
     moments = {"adamw": 2, "lion": 1}.get(config.optimizer.name)
     if moments is None:
         raise ValueError(f"optimizer.name={config.optimizer.name}: its state has no formula here; use adamw or lion, "
                          "or `jaxscale compile`")  # fmt: skip
     counters = 4 * 2  # the optimizer counts its steps, and so does the schedule
     return {
-        "parameters": own, "optimizer state": moments * own + counters,
-        "averaged parameters": own if config.optimizer.ema else 0,
+        "parameters": own * BYTES[config.step.param_dtype], "optimizer state": 4 * moments * own + counters,
+        "averaged parameters": 4 * own if config.optimizer.ema else 0,
     }  # fmt: skip
 
 

@@ -108,11 +108,11 @@ def elementwise_bytes(config: cfg.Config, sizes: Mapping[str, int], factor: floa
 
 
 def optimizer_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> float:
-    """Gradients written and read, parameters and moments read and written."""
+    """Gradients written and read, parameters and float32 moments read and written."""
     table = costs.parameter_table(config, sizes)
-    own = sum(w.shard(sizes, table) for w in costs.weights(config.model)) * costs.BYTES[config.step.param_dtype]
+    own = sum(w.shard(sizes, table) for w in costs.weights(config.model))
     moments = {"adamw": 2, "lion": 1, "muon": 1, "adafactor": 0}[config.optimizer.name]
-    return own * (2 * config.step.microbatches + 2 + 2 * moments)
+    return own * (costs.BYTES[config.step.param_dtype] * (2 * config.step.microbatches + 2) + 4 * 2 * moments)
 
 
 def offloaded_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> float:

@@ -97,8 +97,8 @@ function elementwiseBytes(config, sizes, factor) {
 function optimizerBytes(config, sizes) {
   const table = parameterTable(config, sizes),
     moments = { adamw: 2, lion: 1, muon: 1, adafactor: 0 }[config.optimizer.name];
-  const own = total(weights(config.model).map((w) => shardOf(w, sizes, table))) * PAGE.constants.bytes[config.step.param_dtype];
-  return own * (2 * config.step.microbatches + 2 + 2 * moments);
+  const own = total(weights(config.model).map((w) => shardOf(w, sizes, table)));
+  return own * (PAGE.constants.bytes[config.step.param_dtype] * (2 * config.step.microbatches + 2) + 4 * 2 * moments);
 }
 
 function offloadedBytes(config, sizes) {

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from jaxscale.models.sums import take
 from jaxscale.parallel.sharding import axes_of, dims_of, spec, to_spec
 
 
@@ -25,16 +26,19 @@ def lookup(table_VD: jax.Array, ids_BT: jax.Array, *, dtype: jnp.dtype) -> jax.A
     trade = tuple(a for a in embed if a in batch)  # is gathered first
     table_VD = jax.reshard(table_VD, to_spec([vocab, trade]))
     scatter = sequence if sequence == vocab else ()
+    rest = tuple(a for a in (*batch, *axes_of("sequence")) if a not in (*vocab, *trade))
 
     def local(table, ids):
+        if rest:  # here, so that the gradient crosses these axes in the table's dtype
+            table = jax.lax.pcast(table, rest, to="varying")
         if trade:
             ids = jax.lax.all_gather(ids, trade, axis=0, tiled=True)
         if vocab:
             ids = ids - jax.lax.axis_index(vocab) * table.shape[0]
             inside = (ids >= 0) & (ids < table.shape[0])
-            rows = jnp.where(inside[..., None], table[jnp.clip(ids, 0, table.shape[0] - 1)], 0).astype(dtype)
+            rows = jnp.where(inside[..., None], take(table, jnp.clip(ids, 0, table.shape[0] - 1)), 0).astype(dtype)
         else:
-            rows = table[ids].astype(dtype)
+            rows = take(table, ids).astype(dtype)
         if scatter:
             rows = jax.lax.psum_scatter(rows, scatter, scatter_dimension=1, tiled=True)
         elif vocab:

@@ -17,6 +17,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from jaxscale import config as cfg
 from jaxscale.models.attention import NEGATIVE, Attention, attend, attention, visible
 from jaxscale.models.embedding import lookup
+from jaxscale.models.sums import add_bias
 from jaxscale.parallel.sharding import (
     align,
     axes_of,
@@ -122,7 +123,7 @@ class SelfAttention(nnx.Module):
             "btnh,nhd->btd", context, self.weight("out"), out=("batch", "residual_sequence", "embed"), name="out"
         )
         if self.model.attention_bias:
-            y = y + self.weight("out_bias")
+            y = add_bias(y, self.weight("out_bias"))
         y = named(y, "attention_out", self.step)
         return y if cache is None else (y, cache)
 
@@ -138,7 +139,7 @@ class SelfAttention(nnx.Module):
         y = einsum(formula, x_BTD, w_DKH, out=("batch", "sequence", axis, "head_dim"), name=name)
         if self.model.attention_bias:
             bias = self.weight(f"{name}_bias")
-            y = y + (repeat_heads(bias, 0) if axis == "kv_heads" else bias)
+            y = add_bias(y, repeat_heads(bias, 0) if axis == "kv_heads" else bias)
         return y
 
     def attend_cached(self, q, k, v, cache: Cache, segments, start):
@@ -243,14 +244,16 @@ class Mlp(nnx.Module):
         down = self.down[...].astype(self.dtype)
         y = einsum("btf,fd->btd", h_BTF, down, out=("batch", "residual_sequence", "embed"), name="down")
         if self.model.mlp_bias:
-            y = y + self.down_bias[...].astype(self.dtype)
+            y = add_bias(y, self.down_bias[...].astype(self.dtype))
         return checkpoint_name(y, "mlp_out")
 
     def project(self, x_BTD: jax.Array, name: str) -> jax.Array:
         # x[B, T, D] · w[D_fsdp, F_tensor] -> h[B, T, F_tensor]   gather w over fsdp
         w_DF = getattr(self, name)[...].astype(self.dtype)
         h_BTF = einsum("btd,df->btf", x_BTD, w_DF, out=("batch", "sequence", "mlp"), name=name)
-        return h_BTF + getattr(self, f"{name}_bias")[...].astype(self.dtype) if self.model.mlp_bias else h_BTF
+        if self.model.mlp_bias:
+            h_BTF = add_bias(h_BTF, getattr(self, f"{name}_bias")[...].astype(self.dtype))
+        return h_BTF
 
 
 class Maker:

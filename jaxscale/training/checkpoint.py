@@ -22,6 +22,7 @@ from jaxscale.training.identity import STATE_KEYS, digest, require_same_state, s
 from jaxscale.training.metadata import Names, late_meta, listing_problem, require_unchanged
 from jaxscale.training.noise import Damaged, quiet_writes, reading, reason
 from jaxscale.training.object_store import reach, save_options
+from jaxscale.training.older import FORMAT, as_now, as_saved
 from jaxscale.training.places import aside, clear_half_written, failures, move, open_place, trouble
 from jaxscale.training.step import TrainState
 
@@ -71,6 +72,7 @@ class Checkpointer:
         if reason_why := from_first(f"save/{self.barrier.number}", own, seconds=PATIENCE):
             raise Unsaved(f"checkpoint {step} is not written: {reason_why}")
         meta: dict[str, Any] = {"config": config.model_dump(mode="json"), "state": shapes(state), "data": data}
+        meta["format"] = FORMAT
         late = late_meta(meta, Sums(state), self.barrier)
         arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=late)
         self.writing = step, start
@@ -146,8 +148,9 @@ class Checkpointer:
         for step in reversed(self.steps()):
             try:
                 meta = self.together(self.meta, step)
-                require_same_state(meta, abstract, config, where=str(self.directory / str(step)))
-                state = self.together(self.restore, step, abstract)
+                saved = as_saved(abstract, meta)
+                require_same_state(meta, saved, config, where=str(self.directory / str(step)))
+                state = self.together(self.restore, step, saved)
                 require_unchanged(state, meta)
             except Damaged as error:
                 damaged[step] = str(error)
@@ -155,7 +158,7 @@ class Checkpointer:
             for bad, cause in damaged.items():
                 self.set_aside(bad, cause, say)
             self.good = step
-            return state, meta
+            return as_now(state, abstract, meta), meta
         if damaged:  # nothing is moved: it may be the reading that fails, and not the files
             causes = "; ".join(f"{step}: {cause}" for step, cause in damaged.items())
             raise ValueError(

@@ -94,7 +94,10 @@ def decode_loop(merge, pick, max_new, vocab_size, stop_id, params, tokens, mask,
     out = jnp.zeros((B, max_new), jnp.int32).at[:, 0].set(first)
     done = first == stop_id
     length = jnp.where(done, 0, 1)
-    state = (jnp.int32(1), out, length, done, first, positions[:, -1:] + 1, segments, cache)
+    position = jax.reshard(positions[:, -1:] + 1, spec("batch", None))
+    state = (jnp.int32(1), out, length, done, first, position, segments, cache)
+    # its layout is given, as a slice of one row loses the mesh axis from its type in jax 0.12
+    seen = jnp.ones((B, 1), jnp.int32, out_sharding=spec("batch", None))
 
     def going(state):
         return (state[0] < max_new) & ~state[3].all()
@@ -102,7 +105,7 @@ def decode_loop(merge, pick, max_new, vocab_size, stop_id, params, tokens, mask,
     def advance(state):
         i, out, length, done, last, position, segments, cache = state
         start = P + i - 1
-        segments = jax.lax.dynamic_update_slice_in_dim(segments, jnp.ones_like(segments[:, :1]), start, 1)
+        segments = jax.lax.dynamic_update_slice_in_dim(segments, seen, start, 1)
         last = jax.reshard(last, spec("batch"))[:, None]
         logits, cache = model.decode(last, cache, positions=position, segments=segments, start=start)
         token = choose(pick, logits, key, i, vocab_size)

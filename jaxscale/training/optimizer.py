@@ -62,8 +62,37 @@ def make_optimizer(config: cfg.Optimizer, axes: PyTree, *, steps: int) -> optax.
         )  # fmt: skip
     if config.name in ("adafactor", "muon"):
         main = with_automatic_sharding(main)
+    main = in_float32(main)
     clip = optax.identity() if config.clip_norm is None else optax.clip_by_global_norm(config.clip_norm)
     return optax.chain(clip, main)
+
+
+def in_float32(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The same transformation in float32, its state too, whatever the dtypes of gradients and parameters.
+
+    In bfloat16 a second moment with b2 = 0.999 would never fall: 0.999 is rounded to 1.
+    """
+
+    def wide(tree: PyTree) -> PyTree:
+        return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
+
+    def update(updates, state, params=None):
+        return inner.update(wide(updates), state, wide(params))
+
+    return optax.GradientTransformation(lambda params: inner.init(wide(params)), update)
+
+
+def count_from(state: PyTree, step: jax.Array) -> PyTree:
+    """The optimizer's state with the schedule's count set to `step`: the learning rate follows one count.
+
+    A skipped update takes the optimizer's own counts back (Adam's correction goes with its moments). The rate goes on,
+    so that its decay ends with the run.
+    """
+
+    def is_schedule(node: Any) -> bool:
+        return isinstance(node, optax.ScaleByScheduleState)
+
+    return jax.tree.map(lambda n: n._replace(count=step) if is_schedule(n) else n, state, is_leaf=is_schedule)
 
 
 def is_axes(leaf: Any) -> bool:

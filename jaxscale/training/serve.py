@@ -12,11 +12,13 @@ from jaxscale.data.tokenizer import Tokenizer, load_tokenizer
 from jaxscale.parallel.mesh import make_mesh, start_devices
 from jaxscale.parallel.sharding import fit_rules, make_rules, on_mesh
 from jaxscale.reading import parse_json
+from jaxscale.training.average import average
 from jaxscale.training.checkpoint import Checkpointer, Say
 from jaxscale.training.generate import decode_rules, generate
 from jaxscale.training.identity import config_differences
 from jaxscale.training.noise import Damaged, reading, reason
-from jaxscale.training.step import Program, make_program
+from jaxscale.training.older import sum_of
+from jaxscale.training.step import Program, make_program, trained_parameters
 from jaxscale.training.trainer import Result
 
 
@@ -79,7 +81,14 @@ def complete(
         stop_id=codec.separator_id,
         **sampling,
     )
-    return [codec.decode(ids) for ids in new]
+    return [continuation(codec, prompt, ids) for prompt, ids in zip(tokens, new, strict=True)]
+
+
+def continuation(codec: Tokenizer, prompt: list[int], new: list[int]) -> str:
+    """The text of `new` as it stands after the prompt: some tokenizers drop a space where a text begins."""
+    before = codec.decode(prompt[1:])  # without the document's separator
+    whole = codec.decode(prompt[1:] + new)
+    return whole.removeprefix(before) if whole.startswith(before) else codec.decode(new)
 
 
 def sample_after(result: Result, config: cfg.Config, prompt: str, *, max_new_tokens: int = 200) -> str:
@@ -87,7 +96,7 @@ def sample_after(result: Result, config: cfg.Config, prompt: str, *, max_new_tok
     rules = decode_rules(result.rules, result.mesh.shape, 1)
     with on_mesh(result.mesh, rules):
         program = make_program(config)
-        params = result.state.params if result.state.ema is None else result.state.ema
+        params = trained_parameters(config, result.state)
         codec = run_tokenizer(result.out, None)
         return complete(
             program, params, codec, [prompt], config, max_new_tokens=max_new_tokens, temperature=0.8, top_p=0.95
@@ -138,24 +147,26 @@ def restore_params(run: Path, program: Program, config: cfg.Config, step: int | 
         raise ValueError(
             f"{run} has no checkpoint{f' of step {step}' if step is not None else ''}; it has {steps or 'none'}"
         )
-    part = "params" if program.abstract.ema is None else "ema"
-    item = {part: getattr(program.abstract, part)}
+    names = ("params",) if program.abstract.ema is None else ("params", "ema")
+    item = {name: getattr(program.abstract, name) for name in names}
     problems = []
     try:
         for candidate in [step] if step is not None else reversed(steps):
             try:
-                saved = reading(checkpointer.meta, candidate)["config"]
-                if changed := config_differences(saved, config.model_dump(mode="json")):
+                meta = reading(checkpointer.meta, candidate)
+                if changed := config_differences(meta["config"], config.model_dump(mode="json")):
                     raise ValueError(
                         f"the model is not the checkpoint's: {'; '.join(changed)}; override mesh and runtime only"
                     )
-                params = reading(read_params, checkpointer.directory / str(candidate) / "state", item)[part]
+                found = reading(read_params, checkpointer.directory / str(candidate) / "state", item)
             except Damaged as error:
                 problems.append(f"{candidate} cannot be read ({error})")
                 continue
             for problem in problems:
                 say(f"checkpoint {problem}; step {candidate} is used")
-            return params
+            if (decay := config.optimizer.ema) is None:
+                return found["params"]
+            return average(sum_of(found["ema"], meta, candidate), found["params"], decay, candidate)
     finally:
         checkpointer.close()
     raise ValueError(f"no checkpoint of {run} is left: {'; '.join(problems)}; --step names another one of {steps}")

@@ -17,8 +17,9 @@ from jaxscale import config as cfg
 from jaxscale.models.transformer import Transformer
 from jaxscale.parallel.compiler import compiler_options
 from jaxscale.parallel.sharding import device, on_devices, spec
+from jaxscale.training.average import add_to_sum, average, empty_sum
 from jaxscale.training.loss import Batch, loss_sums
-from jaxscale.training.optimizer import global_norm, make_optimizer, make_schedule
+from jaxscale.training.optimizer import count_from, global_norm, make_optimizer, make_schedule
 from jaxscale.training.spikes import judge, with_spikes, without_spikes
 
 PyTree = Any
@@ -31,7 +32,7 @@ class TrainState(NamedTuple):
     step: jax.Array  # int32, steps done
     params: PyTree
     opt_state: PyTree
-    ema: PyTree | None
+    ema: PyTree | None  # float32; see `training.average`
     rng: jax.Array  # typed key; a step folds its number in
 
 
@@ -65,7 +66,7 @@ def make_program(config: cfg.Config, model: ModelFactory | None = None) -> Progr
     def init() -> TrainState:
         key = jax.random.key(config.seed)
         params = nnx.to_pure_dict(nnx.split(factory(nnx.Rngs(params=jax.random.fold_in(key, 0))), nnx.Param, ...)[1])
-        ema = jax.tree.map(jnp.copy, params) if config.optimizer.ema else None
+        ema = empty_sum(params) if config.optimizer.ema else None
         opt_state = with_spikes(config, optimizer.init(params))
         return TrainState(jnp.int32(0), params, opt_state, ema, jax.random.fold_in(key, 1))
 
@@ -116,20 +117,20 @@ def make_step(config: cfg.Config, optimizer: optax.GradientTransformation, merge
         rng = jax.random.fold_in(state.rng, state.step)
         grads, metrics = gradients(config, merge, state.params, batch, rng)
         old_opt_state, spikes = without_spikes(config, state.opt_state)
+        old_opt_state = count_from(old_opt_state, state.step)
         updates, opt_state = jax.named_scope("optimizer")(optimizer.update)(grads, old_opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        ema = state.ema
-        if ema is not None:
-            decay = config.optimizer.ema or 0.0
-            ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, ema, params)
         metrics |= {
             "grad_norm": jax.named_scope("grad_norm")(global_norm)(grads),
             "learning_rate": schedule(state.step),
         }
         good, spikes, metrics = judge(config, metrics, spikes)
         if good is not None:
-            old = (state.params, old_opt_state, state.ema)
-            params, opt_state, ema = jax.tree.map(lambda a, b: jnp.where(good, a, b), (params, opt_state, ema), old)
+            old = (state.params, old_opt_state)
+            params, opt_state = jax.tree.map(lambda a, b: jnp.where(good, a, b), (params, opt_state), old)
+        ema = state.ema
+        if ema is not None and config.optimizer.ema:
+            ema = add_to_sum(ema, params, config.optimizer.ema)
         opt_state = (opt_state, spikes) if config.guard.spike else opt_state
         return TrainState(state.step + 1, params, opt_state, ema, state.rng), metrics
 
@@ -140,7 +141,7 @@ def gradients(config: cfg.Config, merge: Callable, params: PyTree, batch: Batch,
     """Gradient and metrics of the mean loss over the global batch, whose arrays are [microbatches, B, T].
 
     Microbatches come one after another; each divides by the tokens of the whole batch, so that their sum is the
-    gradient of one large batch, however padding falls.
+    gradient of one large batch, however padding falls. The sum is in float32, whatever the parameters' dtype.
     """
     tokens = batch["weights"].sum()
     divisor = jnp.maximum(tokens, 1)
@@ -159,15 +160,25 @@ def gradients(config: cfg.Config, merge: Callable, params: PyTree, batch: Batch,
             part, i = inputs
             return jax.tree.map(jnp.add, total, grad(params, part, jax.random.fold_in(rng, i))), None
 
-        zeros = (jax.tree.map(jnp.zeros_like, params), {"loss": jnp.zeros(()), "z": jnp.zeros(())})
+        zeros = (
+            jax.tree.map(lambda p: jnp.zeros_like(p, jnp.float32), params),
+            {"loss": jnp.zeros(()), "z": jnp.zeros(())},
+        )
         (grads, metrics), _ = jax.lax.scan(add, zeros, (batch, jnp.arange(config.step.microbatches)))
     return grads, metrics | {"tokens": tokens}
+
+
+def trained_parameters(config: cfg.Config, state: TrainState) -> PyTree:
+    """What a run is judged and used by: its averaged parameters where it keeps them."""
+    if state.ema is None or config.optimizer.ema is None:
+        return state.params
+    return average(state.ema, state.params, config.optimizer.ema, state.step)
 
 
 def make_evaluate(config: cfg.Config, merge: Callable) -> Callable:
     def evaluate(state: TrainState, batch: Batch) -> dict[str, jax.Array]:
         """Sums over a batch [1, B, T] of cross entropy and tokens, with the averaged parameters where there are any."""
-        model = merge(state.params if state.ema is None else state.ema)
+        model = merge(trained_parameters(config, state))
         model.eval()
         part = jax.tree.map(lambda x: x[0], batch)
         sums = loss_sums(model, part, loss=config.loss, vocab_size=config.model.vocab_size)

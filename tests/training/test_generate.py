@@ -96,3 +96,11 @@ def test_top_k_and_top_p_leave_only_likely_tokens():
 def test_impossible_settings_are_refused(sampling, message):
     with pytest.raises(ValueError, match=message):
         decode({}, {"data": 1}, **sampling)
+
+
+ALONE = [({"data": 1}, name) for name in MODELS] + [({"tensor": 2}, "llama"), ({"data": 2}, "llama")]
+
+
+@pytest.mark.parametrize(("mesh", "name"), ALONE, ids=str)
+def test_one_prompt_alone_is_decoded_as_among_others(mesh, name):
+    assert decode(MODELS[name], mesh, prompts=PROMPTS[:1]) == decode(MODELS[name], {"data": 1})[:1]

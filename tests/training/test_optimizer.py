@@ -8,6 +8,7 @@ from support import Setup, make_config
 
 from jaxscale import config as cfg
 from jaxscale.training.optimizer import decay_mask, make_schedule, muon_dims
+from jaxscale.training.step import trained_parameters
 
 
 def rates(steps=100, **settings):
@@ -69,9 +70,13 @@ def test_the_moving_average_follows_the_parameters():
     setup = Setup(make_config(optimizer={"ema": 0.5}))
     with setup.context():
         state = setup.program.init()
-        start = np.asarray(state.params["embedding"])
         state, _ = setup.program.step(state, setup.batch)
-    np.testing.assert_allclose(state.ema["embedding"], (start + np.asarray(state.params["embedding"])) / 2, rtol=1e-6)
+        first = np.asarray(state.params["embedding"])
+        state, _ = setup.program.step(state, setup.batch)
+        second = np.asarray(state.params["embedding"])
+        used = trained_parameters(setup.config, state)["embedding"]
+    np.testing.assert_allclose(state.ema["embedding"], first / 4 + second / 2, rtol=1e-6, atol=1e-8)
+    np.testing.assert_allclose(used, (first + 3 * second) / 4, rtol=1e-6, atol=1e-8)
 
 
 def test_bfloat16_compute_keeps_float32_parameters_and_moments():
