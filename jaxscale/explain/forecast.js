@@ -1,6 +1,6 @@
 // From work to seconds: `analysis/timing.py`, `analysis/forecast.py` and the time of a link (`topology.Link`), line by line.
 
-const ORDER = ["NVLink", "network", "DCN"];
+const ORDER = ["NVLink", "xGMI", "PCIe", "network", "DCN"];
 
 /** The machine of a chip and mesh, as `machines.py` found it: {name, chips, slices, ratio, why, links}, or {reason}. */
 function machineOf(chip, sizes) {
