@@ -148,7 +148,6 @@ TRAIN = {
     "model.rope_theta=500": "is of another model or optimizer: model.rope_theta: 10000.0 -> 500.0",
     "model.sliding_window=8": "is of another model or optimizer: model.sliding_window: null -> 8",
     "optimizer.name=lion": 'is of another model or optimizer: optimizer.name: "adamw" -> "lion"',
-    "step.param_dtype=bfloat16": 'is of another model or optimizer: step.param_dtype: "float32" -> "bfloat16"',
 }
 
 
