@@ -153,7 +153,6 @@ TRAIN = {
     "optimizer.no_decay=[norms, bias]": "optimizer.no_decay: no parameter is called norms; did you mean norm?",
     "optimizer.no_decay=[embeddings]": "no parameter is called embeddings; did you mean embedding?",
     "optimizer.no_decay=[position]": "optimizer.no_decay: no parameter is called position; their paths are made of",
-    "step.param_dtype=bfloat16": 'is of another model or optimizer: step.param_dtype: "float32" -> "bfloat16"',
 }
 
 

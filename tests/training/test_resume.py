@@ -265,10 +265,7 @@ def test_an_average_stays_one_whatever_decay_it_goes_on_with(kept, step):
     ("sections", "names"),
     [
         ({"optimizer": {"name": "lion"}}, 'optimizer.name: "adamw" -> "lion"'),
-        (
-            {"step": {"param_dtype": "bfloat16", "compute_dtype": "float32"}},
-            'step.param_dtype: "float32" -> "bfloat16"',
-        ),
+        ({"model": {"num_layers": 3}}, "model.num_layers: 2 -> 3"),
     ],
 )
 def test_what_cannot_go_on_is_named_by_its_key_also_beside_what_can(sections, names):
