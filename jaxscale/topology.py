@@ -3,7 +3,6 @@
 Bandwidths are bytes/s in one direction.
 """
 
-import difflib
 import itertools
 import math
 import re
@@ -11,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from jaxscale.hardware import CHIPS, Chip
+from jaxscale.spelling import nearest
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,8 @@ def find_topology(name: str, slices: int = 1) -> Topology:
     chip_name, _, shape_text = name.partition(":")
     chips = {c.name: c for c in CHIPS}
     if chip_name not in chips:
-        close = difflib.get_close_matches(chip_name, chips, n=1, cutoff=0.3)
         raise ValueError(
-            f"topology {name!r}: no chip {chip_name!r}{f'; did you mean {close[0]}?' if close else ''}; "
-            f"there are {', '.join(chips)}"
+            f"topology {name!r}: no chip {chip_name!r}{nearest(chip_name, chips)}; there are {', '.join(chips)}"
         )
     chip = chips[chip_name]
     if not re.fullmatch(r"[1-9]\d{0,5}(x[1-9]\d{0,5})*", shape_text):
