@@ -1,7 +1,9 @@
 """Whose error is it? What a library raises is told to the user in one line; our own bugs keep their traceback."""
 
+import contextlib
 import sys
 import traceback
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from types import ModuleType
 
@@ -38,3 +40,19 @@ def library_of(error: BaseException) -> str | None:
         own = error.obj.__name__
     foreign = [n for n in (*called, own.split(".")[0]) if n and n not in OURS and n not in sys.stdlib_module_names]
     return foreign[0] if foreign else None
+
+
+@contextlib.contextmanager
+def blaming_layouts(overrides: Mapping[str, Mapping]) -> Iterator[bool]:
+    """Around tracing: what jax says of types that do not fit is told with the layouts that the config asks for.
+
+    Gives whether it asks for any: `overrides` is {parameters: {axis: ...}, activations: {axis: ...}}.
+    """
+    keys = [f"sharding.{table}.{name}" for table, names in overrides.items() for name in names]
+    try:
+        yield bool(keys)
+    except Exception as error:
+        if not keys or library_of(error) is None:
+            raise
+        said = " ".join(str(error).split())[:200]
+        raise ValueError(f"{', '.join(keys)}: no such layout on this mesh ({said}); remove or change it") from error

@@ -13,11 +13,12 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from jaxscale.config_errors import describe, divisors, in_one, nearest_divisor
 from jaxscale.config_files import find_config, is_of_a_run, read_yaml, where_it_is_now, with_model
 from jaxscale.config_files import shipped_configs as shipped_configs
 from jaxscale.data.vocabulary import VocabSize, data_vocab_size
-from jaxscale.overrides import WHERE, apply_override, suggest
-from jaxscale.redact import redact, shown
+from jaxscale.overrides import WHERE, apply_override
+from jaxscale.redact import redact
 from jaxscale.spelling import nearest
 from jaxscale.typed import convert
 from jaxscale.urls import Place, is_url
@@ -198,11 +199,6 @@ class Mesh(Section):
             )
         sizes = {a: s * getattr(self.dcn, a) for a, s in sizes.items()}
         return {a: s for a, s in sizes.items() if s > 1} or {"data": 1}
-
-
-def divisors(n: int) -> list[int]:
-    small = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
-    return sorted({*small, *(n // d for d in small)})
 
 
 AxisNames = str | list[str] | None
@@ -447,10 +443,6 @@ class Config(Section):
         return self.checkpoint.directory or str(self.out_dir / "checkpoints")
 
 
-def nearest_divisor(n: int, d: int) -> int:
-    return min(divisors(n), key=lambda x: abs(x - d))
-
-
 def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
     """Read a run file (or a bare model file, for `show`) and apply `section.key=value` overrides.
 
@@ -503,25 +495,7 @@ def check(values: dict) -> tuple[Config | None, list[str]]:
     try:
         return Config.model_validate(values), []
     except ValidationError as error:
-        return None, [describe(e) for e in error.errors()]
-
-
-def in_one(problems: list[str]) -> str:
-    more = f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
-    return "; ".join(problems[:8]) + more
-
-
-def describe(error: Any) -> str:
-    where = ".".join(str(p) for p in error["loc"] if "[" not in str(p) and p != "str")  # without a union's members
-    if error["type"] == "extra_forbidden":
-        return f"unknown key {where}{suggest(where, Config)}"
-    if error["type"] == "value_error":
-        return f"{where}: {error['ctx']['error']}" if where else str(error["ctx"]["error"])
-    if error["type"] == "missing":
-        return f"{where} is missing; add it"
-    if error["type"] == "model_type":
-        return f"{where}={shown(error['input'])}: a section; give it `key: value` lines or leave it out"
-    return f"{where}={shown(error['input'])}: {error['msg'][0].lower()}{error['msg'][1:]}"
+        return None, [describe(e, Config) for e in error.errors()]
 
 
 def dump_config(config: Config) -> str:

@@ -3,7 +3,6 @@
 The project's own form is `chip:shape`: `v5p:4x4x8` (chips along each torus dim), `h100:16x8` (nodes x GPUs).
 """
 
-import difflib
 import itertools
 import math
 import re
@@ -11,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from jaxscale.hardware import CHIPS, Chip
+from jaxscale.spelling import nearest
 
 BY_NAME = {chip.name: chip for chip in CHIPS}
 ALIASES = {
@@ -76,11 +76,7 @@ def find_chip(text: str, name: str) -> Chip:
     text = ALIASES.get(text, text)
     if text in BY_NAME:
         return BY_NAME[text]
-    close = difflib.get_close_matches(text, BY_NAME, n=1, cutoff=0.3)
-    raise ValueError(
-        f"topology {name!r}: no chip {text!r}{f'; did you mean {close[0]}?' if close else ''}; "
-        f"there are {', '.join(BY_NAME)}"
-    )
+    raise ValueError(f"topology {name!r}: no chip {text!r}{nearest(text, BY_NAME)}; there are {', '.join(BY_NAME)}")
 
 
 def text_of(chip: Chip, shape: tuple[int, ...]) -> str:

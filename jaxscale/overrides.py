@@ -7,6 +7,7 @@ from typing import Any, get_origin
 
 from pydantic import BaseModel
 
+from jaxscale.reading import NULLS
 from jaxscale.spelling import near
 from jaxscale.typed import argument, from_command_line, members
 
@@ -101,6 +102,7 @@ def suggest(key: str, root: type[BaseModel]) -> str:
     values = [name for name, k in below.items() if section_of(known[k]) is None]
     synonym, close = SYNONYMS.get(last), near(last, values) or near(last, below)
     same = [k for k in known if k.rpartition(".")[2] == last and section_of(known[k]) is None]
+    same = [k for k in same if "." in k] if place else same  # evaluation.steps is no misspelt steps
     shallow = [k for k in same if k.count(".") == min(k.count(".") for k in same)]  # mesh.tensor, not mesh.dcn.tensor
     if last in below:
         found = [below[last]]
@@ -130,6 +132,10 @@ def apply_override(values: dict, override: str, root: type[BaseModel]) -> None:
             if name in (known := keys_of(root)) and not inner(known[name]):
                 raise ValueError(f"{WHERE}: override {override!r}: {name} is a value, not a section") from None
         raise ValueError(f"{WHERE}: unknown key {key}{suggest(key, root)}") from None
+    below = section_of(annotation)
+    if below and key != "model" and text.strip()[:1] not in ("", "{") and text.strip() not in NULLS:
+        one = f"{key}s" if f"{key}s" in keys_of(root) else f"{key}.{next(iter(below.model_fields))}"
+        raise ValueError(f"{WHERE}: {key}={text}: {key} is a section; give a value to a key, as {one}=VALUE")
     for section in sections:
         child = values.get(section)
         if child is None:  # not there, or null

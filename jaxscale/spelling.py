@@ -26,9 +26,9 @@ def near(name: str, known: Iterable[str], *, letters: int = 3) -> str | None:
     """
     name, names = name[:100].lower(), list(known)
     most = len(name) // letters or (letters == 3 and len(name) == 2)
-    close = sorted((d, k) for k in names if (d := distance(name, k.lower())) <= most)
+    close = [(d, abs(len(k) - len(name)), k) for k in names if (d := distance(name, k.lower())) <= most]
     if close:
-        return close[0][1]
+        return max(k for d, more, k in close if (d, more) == min(c[:2] for c in close))  # of equals, the newer version
     longer = [k for k in names if len(name) >= PREFIX and k.lower().startswith(name)]
     return longer[0] if len(longer) == 1 else None
 

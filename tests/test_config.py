@@ -307,6 +307,7 @@ UNKNOWN = {
 NOTHING_NEAR = (
     "model.dropout=0.1", "workers=3", "data.num_workers=3", "foo=1", "optimizer.momentum=0.9", "x.y=1", "gpus=8",
     "lora=8", "tokenizer=byte", "model.foo=1",
+    "evaluation.steps=2",
 )  # fmt: skip
 
 
@@ -339,7 +340,9 @@ TYPES = {
     "optimizer.learning_rate=.nan": ("optimizer.learning_rate=nan", "finite"),
     "optimizer.clip_norm=.inf": ("optimizer.clip_norm=inf", "finite"),
     "checkpoint.resume=maybe": ("checkpoint.resume='maybe'", "boolean"),
-    "mesh=8": ("mesh=8", "section"),
+    "mesh=8": ("mesh=8", "section", "as mesh.pipeline=VALUE"),
+    "optimizer=adamw": ("optimizer is a section; give a value to a key, as optimizer.name=VALUE",),
+    "step=4": ("step is a section; give a value to a key, as steps=VALUE",),
     "mesh=null": ("mesh=None", "section"),
     "model=[gpt2-124m]": ("model=['gpt2-124m']", "section"),
     "model={file: 3}": ("no config models/3",),

@@ -68,7 +68,7 @@ def read_grid(name: str) -> Grid:
     try:
         grid = Grid.model_validate(values)
     except ValidationError as error:
-        raise ValueError(f"{path}: {cfg.describe(error.errors()[0])}") from error
+        raise ValueError(f"{path}: {cfg.describe(error.errors()[0], Grid)}") from error
     if bool(grid.vary) == bool(grid.runs):
         raise ValueError(f"{path}: give either vary (every combination) or runs (one by one)")
     if "/" in grid.name:

@@ -185,7 +185,7 @@ def section(kind: Any, values: dict) -> Any:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise ValueError(cfg.describe(error.errors()[0])) from error
+        raise ValueError(cfg.describe(error.errors()[0], cfg.Config)) from error
 
 
 def read_mesh(text: str) -> dict[str, int]:

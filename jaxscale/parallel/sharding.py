@@ -20,7 +20,6 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from jaxscale import config as cfg
-from jaxscale.blame import library_of
 from jaxscale.parallel.rules import ACTIVATIONS, PARAMETERS, Axes, check_divides, count
 
 PyTree = Any
@@ -118,19 +117,6 @@ def platform() -> str:
 def mesh_here() -> Mesh | AbstractMesh:
     """The mesh of the surrounding `on_mesh`, with its devices where it has any."""
     return _current_mesh.get() or current_mesh()
-
-
-@contextlib.contextmanager
-def blaming_overrides(overrides: cfg.Sharding) -> Iterator[bool]:
-    """Around tracing: what a config's layouts are refused for is told with their keys. True where there are any."""
-    keys = [f"sharding.{table}.{name}" for table, names in overrides.model_dump().items() for name in names]
-    try:
-        yield bool(keys)
-    except Exception as error:  # jax has several kinds for types that do not fit
-        if not keys or library_of(error) is None:
-            raise
-        said = " ".join(str(error).split())[:200]
-        raise ValueError(f"{', '.join(keys)}: no such layout on this mesh ({said}); remove or change it") from error
 
 
 def on_devices(abstract: PyTree) -> PyTree:

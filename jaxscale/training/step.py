@@ -14,9 +14,10 @@ import optax
 from flax import nnx
 
 from jaxscale import config as cfg
+from jaxscale.blame import blaming_layouts
 from jaxscale.models.transformer import Transformer
 from jaxscale.parallel.compiler import compiler_options
-from jaxscale.parallel.sharding import blaming_overrides, device, mesh_here, on_devices, spec
+from jaxscale.parallel.sharding import device, mesh_here, on_devices, spec
 from jaxscale.training.average import add_to_sum, average, empty_sum
 from jaxscale.training.cut import in_parts
 from jaxscale.training.loss import Batch, loss_sums
@@ -61,7 +62,8 @@ class Program:
 def make_program(config: cfg.Config, model: ModelFactory | None = None) -> Program:
     """Build the step of `config`, to be called inside `on_mesh(mesh, rules)`."""
     factory = model or decoder(config)
-    with blaming_overrides(config.sharding):
+    layouts = config.sharding.model_dump()
+    with blaming_layouts(layouts):
         _params, axes, merge = abstract_model(factory)
     optimizer = make_optimizer(config.optimizer, axes, steps=config.steps)
 
@@ -73,7 +75,7 @@ def make_program(config: cfg.Config, model: ModelFactory | None = None) -> Progr
         return TrainState(jnp.int32(0), params, opt_state, ema, jax.random.fold_in(key, 1))
 
     step = make_step(config, optimizer, merge)
-    with blaming_overrides(config.sharding) as overridden:
+    with blaming_layouts(layouts) as overridden:
         abstract = on_devices(jax.eval_shape(init))
         if overridden:
             jax.eval_shape(step, abstract, abstract_batch(config, mesh_here(), documents=False))
