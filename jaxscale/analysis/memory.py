@@ -101,14 +101,9 @@ def tpu_head(config: cfg.Config, sizes: Mapping[str, int]) -> Parts:
         "logits": logits,
         "scratch of the matrix's scatter": head * SCRATCH if sizes.get("fsdp", 1) > 1 else 0.0,
     }
-    if keeps_logits_gradient(config, sizes, each=width, row=4):
+    if costs.microbatch_tokens(config, sizes) * width <= config.model.embed_dim * 4:  # as `training.loss` decides
         return parts | {"last matrix": head, "gradient of the logits": whole_logits(config, sizes) * width}
     return parts | {"last matrix and its float32 gradient": head + head / width * 4}
-
-
-def keeps_logits_gradient(config: cfg.Config, sizes: Mapping[str, int], *, each: int, row: int) -> bool:
-    """The rule of `training.loss.keeps_gradient`."""
-    return costs.microbatch_tokens(config, sizes) * each <= config.model.embed_dim * row
 
 
 def whole_logits(config: cfg.Config, sizes: Mapping[str, int]) -> float:
@@ -159,13 +154,9 @@ def gpu_head(config: cfg.Config, sizes: Mapping[str, int], output: float) -> tup
     head, logits, fsdp = head_bytes(config, sizes), logits_bytes(config, sizes), sizes.get("fsdp", 1)
     last = {"the last layer's output": 3 * output}
     if chunked(config):
-        width, early = BYTES[config.step.compute_dtype], {"gradients": 0.0}  # the layers' are not there yet
-        if keeps_logits_gradient(config, sizes, each=4, row=width):
-            kept = {"gradient of the logits": 4 * whole_logits(config, sizes)}
-            loss = {"last matrix and logits, or its gradient": max(head + logits, head / width * 4)} | kept
-        else:
-            loss = {"last matrix and its float32 gradient": head + head / width * 4, "logits": logits}
-        return early | loss | last, {"last matrix's gradient": head}
+        early = {"gradients": 0.0, "logits": logits}  # the layers' gradients are not there yet
+        summed = {"last matrix and its float32 gradient": head + head / BYTES[config.step.compute_dtype] * 4}
+        return early | summed | last, {"last matrix's gradient": head}
     if fsdp > 1:
         return {"last matrix": head, "logits": logits} | last, {"gradient of the logits": logits + output}
     return {"last matrix and its gradient": 2 * head, "logits": logits} | last, {}

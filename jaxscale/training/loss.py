@@ -110,17 +110,11 @@ def splits(model: Any) -> bool:
 def keeps_gradient(x_BTD: jax.Array, head: jax.Array) -> bool:
     """Do the gradients of all logits take less memory than adding up the last matrix's gradient in float32 would?
 
-    That is so for few tokens a device. A TPU's matmul rounds that gradient as it writes it; on others the logits'
-    gradients meet it in float32.
+    That is so for few tokens a device, on a TPU: its matmul rounds that gradient to the head's type in any case, and so
+    it is kept. Elsewhere it would be kept, and the matrix's gradient written, in float32.
     """
     tokens = math.prod(x_BTD.shape[:2]) // shard_count("batch") // shard_count("sequence")
-    row = 4 if platform() == "tpu" else head.dtype.itemsize
-    return tokens * gradient_dtype(head).itemsize <= x_BTD.shape[2] * row
-
-
-def gradient_dtype(head: jax.Array) -> jnp.dtype:
-    """Of the logits' gradient, where it is kept: a TPU's matmul rounds it to the head's type in any case."""
-    return head.dtype if platform() == "tpu" else jnp.dtype(jnp.float32)
+    return platform() == "tpu" and tokens * head.dtype.itemsize <= x_BTD.shape[2] * 4
 
 
 def part(i: jax.Array | int, chunk: int, *arrays: jax.Array) -> list[jax.Array]:
@@ -225,7 +219,7 @@ def keeping_gradient(sums: Callable[..., Sums], multiply: Callable, chunk: int) 
 
         zeros = {name: jnp.zeros(()) for name in ("cross_entropy", "z", "objective")}
         shape = jax.eval_shape(multiply, x, head).shape
-        kept = jnp.zeros(shape, gradient_dtype(head), out_sharding=spec("batch", "sequence", "vocab"))
+        kept = jnp.zeros(shape, head.dtype, out_sharding=spec("batch", "sequence", "vocab"))
         (total, kept), _ = jax.lax.scan(body, (zeros, kept), jnp.arange(x.shape[1] // chunk))
         return total, (x, head, kept)
 
