@@ -297,7 +297,7 @@ def test_the_layers_form_no_circle():
 
 def test_the_core_stays_short_enough_to_read():
     lines = {f: len(FILES[f].read_text().splitlines()) for f in CORE}
-    assert sum(lines.values()) < 3200, lines
+    assert sum(lines.values()) < 3300, lines
 
 
 @pytest.mark.parametrize("name", dir(jaxscale))
