@@ -92,12 +92,15 @@ class Checkpointer:
         return time.perf_counter() - start
 
     def still_writing(self) -> str:
-        """Says so where the last save has not ended within a second."""
-        if self.writing is None or not self.manager.is_saving_in_progress():
+        """Says so where the last save has not ended within a second, for which this waits: `settle` would too."""
+        if self.writing is None:
             return ""
         step, since = self.writing
-        seconds = time.perf_counter() - since
-        return f"checkpoint {step} is still being written after {seconds:.0f} s" if seconds >= 1 else ""
+        while self.manager.is_saving_in_progress():
+            if (seconds := time.perf_counter() - since) >= 1:
+                return f"checkpoint {step} is still being written after {seconds:.0f} s"
+            time.sleep(0.01)
+        return ""
 
     def settle(self) -> str:
         """Wait for the checkpoint that is being written; why it could not be, or "" where all is well."""
