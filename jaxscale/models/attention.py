@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxscale import config as cfg
 from jaxscale.parallel.sharding import axes_of, device, platform, spec
@@ -42,7 +43,7 @@ def attention(
         segments_BT: document numbers: a token sees only its own document. None: one document a row.
 
     Returns:
-        Context of shape [B, T, N, H], in q's dtype.
+        Context of shape [B, T, N, H], in q's dtype, named `attention_context` for remat.
     """
     if axes := axes_of("sequence"):  # a device would attend to its own part alone
         raise ValueError(f"attention needs whole sequences, and sharding.activations.sequence splits them over "
@@ -56,7 +57,9 @@ def attention(
     local = lambda q, k, v, segments=None: run(q, k, v, segments, how=how)  # noqa: E731
     with jax.named_scope("attention"):  # by this name a profile tells its time from the other matmuls'
         body = jax.shard_map(local, in_specs=(qs, ks, ks, ss)[: 3 + len(more)], out_specs=qs, check_vma=False)
-        return body(q_BTNH, k_BTKH, v_BTKH, *more)
+        context = body(q_BTNH, k_BTKH, v_BTKH, *more)
+    # splash names its own output, in the kernel's order of dims: named here too, remat would keep it twice
+    return context if run is splash_attention else checkpoint_name(context, "attention_context")
 
 
 def choose(how: Attention, q: jax.Array | jax.ShapeDtypeStruct) -> str:

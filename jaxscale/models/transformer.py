@@ -117,7 +117,6 @@ class SelfAttention(nnx.Module):
             context = attention(q, k, v, segments, self.how)
         else:
             cache, context = self.attend_cached(q, k, v, cache, segments, start)
-        context = checkpoint_name(context, "attention_context")
         # c[B, T, N_tensor, H] · w[N_tensor, H, D_fsdp] -> y[B, T_tensor, D]   gather w over fsdp; reduce-scatter y
         y = einsum(
             "btnh,nhd->btd", context, self.weight("out"), out=("batch", "residual_sequence", "embed"), name="out"

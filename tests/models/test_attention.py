@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from support import Setup, make_config
 
+from jaxscale.models import attention as module
 from jaxscale.models.attention import Attention, attention, choose, splash_attention, xla_attention
 from jaxscale.parallel.mesh import make_mesh
 from jaxscale.parallel.sharding import on_mesh
@@ -137,3 +138,25 @@ def test_packed_documents_are_as_if_each_were_alone(position):
         alone = [run(params, jnp.asarray([text])) for text in (first, second)]
     np.testing.assert_allclose(packed[:, :13], alone[0], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(packed[:, 13:], alone[1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["xla", "splash"])
+def test_what_remat_may_keep_of_attention_is_there_once(name, monkeypatch):
+    """One array of the context's size has the name, whichever order of dims the kernel has."""
+    monkeypatch.setattr(module, "choose", lambda how, q: name)
+    config = make_config(model={"num_kv_heads": 8, "head_dim": 128}, data={"seq_len": 128, "batch_size": 2})
+    setup = Setup(config)
+    with setup.context():
+        tokens, params = setup.batch["tokens"][0], setup.program.abstract.params
+        traced = jax.make_jaxpr(jax.grad(lambda p: setup.program.merge(p)(tokens).sum()))(params)
+    kept = [e.outvars[0].aval for e in equations(traced.jaxpr) if e.params.get("name") == "attention_context"]
+    assert [x.size for x in kept if x.ndim == 4] == [2 * 128 * 8 * 128]
+
+
+def equations(jaxpr):
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for value in eqn.params.values():
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from equations(inner)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from support import Listener, Setup, make_batch, make_config, place, random_params
 
+from jaxscale.data import opening
 from jaxscale.data.tokens import Synthetic
 from jaxscale.training import feed
 from jaxscale.training.cut import in_parts
@@ -138,7 +139,7 @@ def test_rows_beyond_the_source_weigh_nothing():
 def test_a_split_shorter_than_a_window_is_said_and_training_goes_on(monkeypatch):
     tokens, lines = {"train": 100, "validation": 32}, []
     stores = {k: SimpleNamespace(num_tokens=n, vocab_size=250, fingerprint=None) for k, n in tokens.items()}
-    monkeypatch.setattr(feed, "open_store", lambda data, split: stores[split])
+    monkeypatch.setattr(opening, "open_store", lambda data, split: stores[split])
     config = make_config()
     config = config.model_copy(update={"data": config.data.model_copy(update={"kind": "tokens", "path": "data"})})
     assert len(feed.open_source(config, "train")) == 3
