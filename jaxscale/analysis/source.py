@@ -9,13 +9,14 @@ PACKAGE = Path(__file__).parent.parent
 
 
 def imported(path: Path) -> set[str]:
-    """Every module of jaxscale that a file imports, in functions too; `from jaxscale import x` may be a module x."""
+    """Every module of jaxscale that a file imports, in functions too, and the packages that they are in."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    names |= {name.rpartition(".")[0] for name in names}  # `from jaxscale import x` may be a module x
     return {name for name in names if name.startswith("jaxscale.") and file_of(name)}
 
 

@@ -25,7 +25,7 @@ BASES = {
 }  # fmt: skip
 OUTSIDE = {  # every key that does not reach the step, with another value than in the bases
     "name": "other", "out": "elsewhere", "seed": 7, "model.name": "other", "model.init_std": 0.5,
-    "data.path": "x", "data.validation_path": "y", "data.shuffle": False, "data.verify": "size",
+    "data.path": "x", "data.validation_path": "y", "data.vocab_size": 9, "data.separator_id": 3, "data.shuffle": False, "data.verify": "size",
     "data.prefetch": 9, "runtime.platform": "auto", "runtime.simulated_devices": 8, "runtime.distributed": "never",
     "runtime.compilation_cache": "/tmp/x",
     "checkpoint.every": 5, "checkpoint.keep_last": 5, "checkpoint.keep_every": 5, "checkpoint.resume": False,
@@ -34,6 +34,7 @@ OUTSIDE = {  # every key that does not reach the step, with another value than i
     "evaluation.batches": 9, "metrics.every": 9, "metrics.tensorboard": True, "metrics.wandb": True,
     "metrics.wandb_project": "p", "metrics.wandb_entity": "e", "metrics.wandb_tags": ["t"], "metrics.mfu": "palm",
 }  # fmt: skip
+OUTSIDE_ALONE = {"data.mixture"}  # in place of data.path
 INSIDE_BY_ANOTHER_NAME = {"data.kind", "data.mask_documents"}  # as `documents`
 
 
@@ -63,8 +64,14 @@ def test_each_key_of_the_config_is_inside_or_outside():
     for key in LEAVES:
         if key.startswith("model.rope_scaling."):
             continue  # null in the base
-        assert in_key(key) + (key in OUTSIDE) + (key in INSIDE_BY_ANOTHER_NAME) == 1, key
+        assert in_key(key) + (key in {*OUTSIDE, *OUTSIDE_ALONE}) + (key in INSIDE_BY_ANOTHER_NAME) == 1, key
     assert set(OUTSIDE) <= set(LEAVES)
+
+
+def test_a_mixture_is_the_program_of_its_parts():
+    mixed = make_config(data={"kind": "tokens", "mixture": {"a": 1.0, "b": 2.0}})
+    plain = make_config(data={"kind": "tokens", "path": "a"})
+    assert store.what_it_depends_on(mixed)["config"] == store.what_it_depends_on(plain)["config"]
 
 
 @pytest.mark.parametrize("base", BASES)
