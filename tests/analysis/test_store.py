@@ -25,7 +25,8 @@ BASES = {
 }  # fmt: skip
 OUTSIDE = {  # every key that does not reach the step, with another value than in the bases
     "name": "other", "out": "elsewhere", "seed": 7, "model.name": "other", "model.init_std": 0.5,
-    "data.path": "x", "data.validation_path": "y", "data.vocab_size": 9, "data.separator_id": 3, "data.shuffle": False, "data.verify": "size",
+    "data.path": "x", "data.validation_path": "y", "data.vocab_size": 9, "data.separator_id": 3,
+    "data.shuffle": False, "data.verify": "size",
     "data.prefetch": 9, "runtime.platform": "auto", "runtime.simulated_devices": 8, "runtime.distributed": "never",
     "runtime.compilation_cache": "/tmp/x",
     "checkpoint.every": 5, "checkpoint.keep_last": 5, "checkpoint.keep_every": 5, "checkpoint.resume": False,
