@@ -5,6 +5,7 @@ import logging
 import threading
 from collections.abc import Callable
 from typing import Any
+from urllib import request
 
 import boto3
 from moto import settings
@@ -26,6 +27,7 @@ class Server:
         self.thread = threading.Thread(target=self.server.serve_forever, daemon=True)
         self.thread.start()
         self.url = f"http://127.0.0.1:{self.server.server_port}"
+        request.urlopen(f"{self.url}/moto-api/reset", data=b"").close()  # what a server before this one has kept
         self.key, self.secret = self.make_user()
         self.s3 = self.client("s3")
 
