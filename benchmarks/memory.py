@@ -41,6 +41,7 @@ ROWS = (
     ("qwen3-8b", "v5p:4x4x4", [*DOCUMENTS, "mesh.fsdp=64", "data.batch_size=64", "data.seq_len=8192",
                                "step.remat=dots"]),
     ("llama3.1-8b", "v5p:4x4x4", ["data.batch_size=64", "data.seq_len=4096", "step.remat=full", "loss.chunk=512"]),
+    ("llama3.1-8b", "v5p:4x4x4", DOCUMENTS),
     ("llama3.1-8b", "v5p:4x4x4", ["data.batch_size=128", "mesh.data=4", "mesh.fsdp=16", "step.remat=full"]),
     ("llama3.1-8b", "v6e:8x8", ["data.batch_size=320", OFFLOAD]),
     ("llama3.1-70b", "v5p:4x8x8", ["data.batch_size=256", "data.seq_len=4096", "mesh.fsdp=256", "mesh.tensor=1",
