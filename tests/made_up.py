@@ -123,8 +123,8 @@ class MadeUpRun(trainer.Run):
     """The loop as it is, on such a machine."""
 
     def restore(self, *_):
-        self.saved = self.checkpointer.good
-        return self.checkpointer.states.get(self.saved)
+        step = self.saves.newest = self.checkpointer.good
+        return None if step is None else (self.checkpointer.states[step], {})
 
     def compile(self, *_):
         with self.events.during("compile"):
@@ -136,10 +136,13 @@ def run(monkeypatch, folder, machine, *, wait=0.0, steps=12, peak=None, flops_pe
     for module in (events_file, pending_file):
         monkeypatch.setattr(module, "time", machine)
     config = make_config(steps=steps, out=str(folder), **{"checkpoint": {"every": 0}} | sections)
+
+    def feed(*_, start_step=0, stop_step, offset=0, **__):
+        past = offset // config.data.batch_size  # batches that rollbacks have left out
+        return Batches(machine, wait, start_step + past, stop_step + past)
+
     for module in (trainer, evaluation):
-        monkeypatch.setattr(
-            module, "Feed", lambda *_, start_step=0, stop_step, **__: Batches(machine, wait, start_step, stop_step)
-        )
+        monkeypatch.setattr(module, "Feed", feed)
     monkeypatch.setattr(trainer, "batch_sharding", lambda mesh: None)
 
     def evaluate(state, batch):

@@ -77,7 +77,7 @@ def test_what_is_written_is_what_was_applied(
     if policy == "skip":
         assert [r["step"] for r in skipped] == [s for s, (number, _) in history.items() if number in bad]
         assert one.guard.skipped == len(skipped)
-    assert one.skipped == history[STEPS][0] - (STEPS - 1)
+    assert one.position.skipped == history[STEPS][0] - (STEPS - 1)
     saved = [r["step"] for r in written if r["kind"] == "checkpoint"]
     assert saved == [s for s in history if s % saves == 0 or s == STEPS]
     validated = [r["step"] for r in written if r["kind"] == "validation"]

@@ -73,7 +73,7 @@ def test_steps_around_a_rollback(monkeypatch, tmp_path, ahead):
     one, records, events, wall = run(
         monkeypatch, tmp_path, machine, on_nonfinite="rollback", checkpoint={"every": 3}, guard={"max_rollbacks": 1}
     )
-    assert one.skipped == 2  # step 8 read batch 7; back to step 6, past batches 6 and 7
+    assert one.position.skipped == 2  # step 8 read batch 7; back to step 6, past batches 6 and 7
     assert [r["step"] for r in records] == list(range(1, 13))
     done = [e for e in events if e["event"] == "step"]
     assert [e["step"] for e in done] == [1, 2, 3, 4, 5, 6, 7, 8, 7, 8, 9, 10, 11, 12]
