@@ -101,8 +101,8 @@ def test_a_save_holds_its_own_step_though_the_next_one_takes_the_arrays(tmp_path
 
 def test_a_setting_that_a_checkpoint_lacks_and_that_has_no_default():
     wanted = make_config(model=SMALL).model_dump(mode="json")
-    without = wanted | {"model": {k: v for k, v in wanted["model"].items() if k != "vocab_size"}}
-    assert config_differences(without, wanted) == ["model.vocab_size: null -> 250"]
+    without = wanted | {"model": {k: v for k, v in wanted["model"].items() if k != "mlp_dim"}}
+    assert config_differences(without, wanted) == [f"model.mlp_dim: null -> {wanted['model']['mlp_dim']}"]
 
 
 @pytest.mark.parametrize(
