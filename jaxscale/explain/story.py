@@ -14,7 +14,7 @@ from jaxscale import config as cfg
 from jaxscale.analysis.child import ask
 from jaxscale.analysis.collectives import collectives
 from jaxscale.analysis.examine import split_mesh
-from jaxscale.analysis.forecast import attention_flops, axis_links
+from jaxscale.analysis.forecast import attention_flops, axis_links, forecast
 from jaxscale.analysis.gpu_targets import GPUS, target_config
 from jaxscale.analysis.hlo import parse
 from jaxscale.analysis.timing import Rates, collective_seconds, rates
@@ -204,10 +204,12 @@ def as_json(found: Explanation) -> dict[str, Any]:
         "F": model.mlp_dim, "N": model.num_heads, "K": model.kv_heads, "H": model.head_size,
         "V": model.padded_vocab_size, "L": model.num_layers,
     }  # fmt: skip
+    step = forecast(found.config, found.topology, found.mesh)
     return {
         "name": found.config.name, "config": found.config.model_dump(mode="json"), "mesh": found.mesh,
         "topology": found.topology.name, "network": found.topology.network, "assumed": found.assumed,
         "chip": found.topology.chip.name,
+        "step": {"basis": "predicted", "seconds": step.time.best, "interval": vars(step.interval)},
         "compiled_by": found.compiled_by, "not_compiled": found.why, "jax": found.jax, "sizes": sizes,
         "rows": [row_values(row) for row in found.rows],
         "others": [vars(o) | {"axes": list(o.axes)} for o in found.others],

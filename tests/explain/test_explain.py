@@ -344,6 +344,7 @@ def test_the_terminal_shows_every_matmul_of_both_passes():
 @pytest.mark.skipif(find_spec("libtpu") is None, reason="needs the aot-tpu extra")
 def test_beside_the_tpus_own_compiler(tmp_path):
     values = json.loads(explain("--mesh", "fsdp=4,tensor=2", "--topology", "v5e:2x4", "--json"))
+    assert values["step"]["interval"]["low"] < values["step"]["seconds"] < values["step"]["interval"]["high"]
     assert values["compiled_by"] == "libtpu's compiler for v5e:2x4"
     sends = [s for r in values["rows"] for s in r["sends"]]
     assert {s["compiled"] for s in sends} <= {"same", "form", "different"}
