@@ -406,6 +406,8 @@ class Config(Section):
     @model_validator(mode="after")
     def _check(self) -> "Config":
         if self.out is None:
+            if os.path.isabs(self.name) or ".." in Path(self.name).parts:
+                raise ValueError(f"name={self.name} leads out of runs/; give a plain name, or the directory as out=")
             object.__setattr__(self, "out", f"runs/{self.name}")
         object.__setattr__(self, "out", os.path.expanduser(self.out or ""))
         if is_url(self.out or ""):

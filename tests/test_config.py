@@ -507,3 +507,10 @@ def test_home_is_expanded(base, monkeypatch):
 def test_config_is_frozen(base):
     with pytest.raises(ValueError, match="frozen"):
         load_config(base).steps = 3
+
+
+@pytest.mark.parametrize("name", ["a/../../b", "..", "/tmp/b"])
+def test_a_name_stays_in_the_directory_of_runs(name):
+    assert f"name={name} leads out of runs/; give a plain name" in refused("quickstart", f"name={name}")
+    assert load_config("quickstart", [f"name={name}", "out=here"]).out == "here"
+    assert load_config("quickstart", ["name=a/b"]).out == "runs/a/b"
