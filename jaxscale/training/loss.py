@@ -76,7 +76,6 @@ def chunked_sums(
     The head's matrix is gathered once, before the loop, and its gradient is sent once, after it.
     """
     x_BTD, head = with_head(model, hidden_BTD)
-
     multiply, finish = (model.multiply, model.finish) if splits(model) else (model.unembed, lambda logits: logits)
 
     def sums(logits, targets, weights, divisor):
@@ -206,7 +205,6 @@ def keeping_gradient(sums: Callable[..., Sums], multiply: Callable, chunk: int) 
     `multiply` must be linear in each of its arguments.
     """
     run = jax.custom_vjp(forward_in_chunks(sums, multiply, chunk))
-
     gradient = logits_gradient(sums)
 
     def forward(x, head, targets, weights, divisor):

@@ -48,13 +48,11 @@ def parts_wanted(
         say(f"guard.spike is on since step {step}: losses are judged after {WINDOW} steps more")
         _, like = without_spikes(config, abstract.opt_state)
         spikes = jax.tree.map(placed, no_spikes(), like)
-    if config.optimizer.ema and state.ema is None:
-        say(f"optimizer.ema is on since step {step}: the average starts from the parameters of that step")
-    ema = (
-        fitting_sum(state, config.optimizer.ema, saved.get("optimizer", {}).get("ema"))
-        if config.optimizer.ema
-        else None
-    )
+    ema = None
+    if decay := config.optimizer.ema:
+        if state.ema is None:
+            say(f"optimizer.ema is on since step {step}: the average starts from the parameters of that step")
+        ema = fitting_sum(state, decay, saved.get("optimizer", {}).get("ema"))
     return state._replace(opt_state=(inner, spikes) if config.guard.spike else inner, ema=ema)
 
 
