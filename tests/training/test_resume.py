@@ -15,7 +15,7 @@ from jaxscale.data import batches as feeding
 from jaxscale.data.order import row_indices
 from jaxscale.data.prepare import prepare
 from jaxscale.data.sources import text_source
-from jaxscale.training import changes
+from jaxscale.training import changes, feed
 from jaxscale.training.average import average, missing
 from jaxscale.training.feed import open_source
 from jaxscale.training.identity import require_same_state
@@ -205,7 +205,7 @@ def test_llmc_files_are_known_by_their_tokens(tmp_path):
 
 @pytest.fixture
 def rows_of_steps(monkeypatch):
-    """Rows in the order in which batches were loaded; nothing is loaded that is not trained on."""
+    """Rows in the order in which batches were loaded: without threads, that of the steps."""
     loaded: list[list[int]] = []
     load = feeding.load_rows
 
@@ -214,6 +214,7 @@ def rows_of_steps(monkeypatch):
         return load(source, indices)
 
     monkeypatch.setattr(feeding, "load_rows", listening)
+    monkeypatch.setattr(feed, "batches", lambda *args, **options: feeding.batches(*args, **options | {"prefetch": 0}))
     return loaded
 
 
