@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 from jaxscale import config as cfg
-from jaxscale.analysis import costs
 from jaxscale.analysis.plan import Plan, short_of
 from jaxscale.analysis.ways import meshes, ways, with_chunk
-from jaxscale.parallel.rules import ACTIVATIONS, check_divides, count
+from jaxscale.blueprint.rules import check_divides, count, make_rules
 from jaxscale.topology import Topology, valid_shapes
 
 TRIES = 8  # of each kind; one takes less than a second
@@ -46,7 +45,7 @@ def any_fits(config: cfg.Config, topology: Topology, *, documents: bool, held: t
     try:
         for candidate, sizes, _ in ways(config, topology, held):
             try:
-                check_divides(costs.PARAMETERS, ACTIVATIONS, sizes, candidate)
+                check_divides(make_rules(candidate.sharding), sizes, candidate)
             except ValueError:
                 continue
             _, needed = with_chunk(candidate, sizes, topology, documents=documents, held=held)
@@ -82,7 +81,7 @@ def other_batches(config: cfg.Config, found: Plan, fits: Fits) -> Iterator[str]:
     """The nearest data.batch_size that would do: one that meshes divide, or where memory is short a smaller one."""
     rows, topology, held = config.data.batch_size, found.topology, found.held
     parts = config.step.microbatches if {"step", "step.microbatches"} & set(held) else 1
-    shards = {parts * count(ACTIVATIONS["batch"], m.sizes(topology.devices)) for m in meshes(config, topology, held)}
+    shards = {parts * count(make_rules(config.sharding).activations["batch"], m.sizes(topology.devices)) for m in meshes(config, topology, held)}
     sizes: set[int] = set()
     if found.legal < found.considered:
         sizes |= {n for s in shards for n in (rows // s * s, -(-rows // s) * s)}

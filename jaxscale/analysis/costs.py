@@ -4,13 +4,17 @@ Figures "of a device" are of one JAX device and one step. Dims: B batch, T seque
 H head dim, F mlp, V vocab (padded), L layers.
 """
 
-import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from jaxscale import config as cfg
-from jaxscale.parallel.rules import ACTIVATIONS, PARAMETERS, count
+from jaxscale.blueprint import passes as rows
+from jaxscale.blueprint.cases import Axes
+from jaxscale.blueprint.described import blueprint
+from jaxscale.blueprint.passes import Pass, Tensor
+from jaxscale.blueprint.rules import count, rules_of
+from jaxscale.blueprint.table import Weight
 
 CONVENTIONS = {
     "causal": "matmuls 6 FLOPs a parameter and token, attention over the tokens that the causal mask shows",
@@ -19,97 +23,62 @@ CONVENTIONS = {
 BYTES = {"bfloat16": 2, "float32": 4}
 
 
+# --- sizes ----------------------------------------------------------------------------------------------------
+
+
+def letter_sizes(config: cfg.Config, sizes: Mapping[str, int]) -> dict[str, int]:
+    """Global size of each dim of a microbatch, as matmuls see it: few kv heads are repeated up to their shards."""
+    rules = rules_of(config, sizes)
+    found = {"B": config.data.batch_size // config.step.microbatches, "T": config.data.seq_len}
+    for letter, dim in blueprint(config.model).dims.items():
+        found[letter] = max(dim.size, count(rules.activations[dim.axis], sizes)) if dim.repeats else dim.size
+    return found
+
+
+def elements(letters: str, layout: tuple[Axes, ...], whole: Mapping[str, int], sizes: Mapping[str, int]) -> int:
+    """Elements of an array that one device holds, of these dims in this layout; `whole`: see `letter_sizes`."""
+    return math.prod(whole[c] // count(axes, sizes) for c, axes in zip(letters, layout, strict=True))
+
+
+def passes(config: cfg.Config, sizes: Mapping[str, int]) -> tuple[Pass, ...]:
+    """The matmuls of a step on a mesh of these sizes."""
+    return rows.passes(config, live(sizes), few_dims(config, sizes))
+
+
+def live(sizes: Mapping[str, int]) -> Axes:
+    """The axes that split something, in the mesh's order."""
+    return tuple(a for a in cfg.AXES if sizes.get(a, 1) > 1)
+
+
+def few_dims(config: cfg.Config, sizes: Mapping[str, int]) -> frozenset[str]:
+    """Logical axes of which there are fewer than shards."""
+    rules, dims = rules_of(config, sizes), blueprint(config.model).dims.values()
+    return frozenset(d.axis for d in dims if d.repeats and d.size < count(rules.activations[d.axis], sizes))
+
+
+def shard(weight: Weight, config: cfg.Config, sizes: Mapping[str, int]) -> int:
+    """Elements of a parameter, all layers, that one device holds between steps."""
+    model, rules = blueprint(config.model), rules_of(config, sizes)
+    dims = zip(model.shape(weight), model.axes(weight), strict=True)
+    return math.prod(n // count(rules.parameters[axis], sizes) for n, axis in dims)
+
+
 # --- parameters -----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Weight:
-    """One parameter: its dims with their logical axes; `part` is its line in tables, `matmul` a matrix of a layer."""
-
-    name: str
-    part: str
-    dims: tuple[int, ...]
-    axes: tuple[str, ...]
-
-    @property
-    def size(self) -> int:
-        return math.prod(self.dims)
-
-    def shard(self, sizes: Mapping[str, int], table: Mapping[str, tuple[str, ...]] = PARAMETERS) -> int:
-        """Elements of it that one device holds."""
-        return math.prod(n // count(table[a], sizes) for n, a in zip(self.dims, self.axes, strict=True))
-
-
-@functools.cache
-def weights(model: cfg.Model) -> tuple[Weight, ...]:
-    """Every parameter of the decoder (`models/transformer.py`), in the order in which it is used."""
-    D, F, N, K, H, V = (model.embed_dim, model.mlp_dim, model.num_heads, model.kv_heads, model.head_size,
-                        model.padded_vocab_size)  # fmt: skip
-    found = [Weight("embedding", "embedding", (V, D), ("vocab", "embed"))]
-    if model.position == "learned":
-        found.append(Weight("position", "position_embedding", (model.max_seq_len, D), ("positions", "embed")))
-
-    def layer(name: str, part: str, dims: tuple[int, ...], axes: tuple[str, ...]) -> None:
-        found.append(Weight(name, part, (model.num_layers, *dims), ("layers", *axes)))
-
-    def norm(name: str, size: int, axis: str, kind: str = model.norm) -> None:
-        for suffix in ("scale", "bias")[: 2 if kind == "layernorm" else 1]:
-            layer(f"{name}_{suffix}", "norms", (size,), (axis,))
-
-    norm("attention_norm", D, "norm")
-    heads = {"q": (N, "heads"), "k": (K, "kv_heads"), "v": (K, "kv_heads")}
-    for name, (n, axis) in heads.items():
-        layer(name, "attention", (D, n, H), ("embed", axis, "head_dim"))
-        if model.attention_bias:
-            layer(f"{name}_bias", "attention", (n, H), (axis, "head_dim"))
-    layer("out", "attention", (N, H, D), ("heads", "head_dim", "embed"))
-    if model.attention_bias:
-        layer("out_bias", "attention", (D,), ("norm",))
-    if model.qk_norm:
-        norm("q_norm", H, "head_dim", "rmsnorm")
-        norm("k_norm", H, "head_dim", "rmsnorm")
-    norm("mlp_norm", D, "norm")
-    for name in ("gate", "up") if model.mlp == "swiglu" else ("up",):
-        layer(name, "mlp", (D, F), ("embed", "mlp"))
-        if model.mlp_bias:
-            layer(f"{name}_bias", "mlp", (F,), ("mlp",))
-    layer("down", "mlp", (F, D), ("mlp", "embed"))
-    if model.mlp_bias:
-        layer("down_bias", "mlp", (D,), ("norm",))
-    for suffix in ("scale", "bias")[: 2 if model.norm == "layernorm" else 1]:
-        found.append(Weight(f"final_norm_{suffix}", "norms", (D,), ("norm",)))
-    if not model.tie_embeddings:
-        found.append(Weight("unembedding", "unembedding", (D, V), ("embed", "vocab")))
-    return tuple(found)
-
-
-MATRICES = ("q", "k", "v", "out", "gate", "up", "down")
 
 
 def parameter_counts(model: cfg.Model) -> dict[str, int]:
     """Parameters by part, without the padding of the vocabulary; their sum is the published size."""
-    counts = dict.fromkeys(("embedding", "position_embedding", "attention", "mlp", "norms", "unembedding"), 0)
-    for weight in weights(model):
-        padding = weight.size // model.padded_vocab_size * (model.padded_vocab_size - model.vocab_size)
-        counts[weight.part] += weight.size - (padding if "vocab" in weight.axes else 0)
+    described = blueprint(model)
+    counts = dict.fromkeys(described.parts, 0)
+    for weight in described.weights:
+        counts[weight.part] = counts.get(weight.part, 0) + described.published_size(weight)
     return counts
 
 
 def matmul_parameters(model: cfg.Model) -> int:
     """Parameters that a token is multiplied by: all matrices of the layers, and the unembedding (tied or not)."""
-    matrices = sum(w.size for w in weights(model) if w.name in MATRICES)
-    return matrices + model.vocab_size * model.embed_dim
-
-
-def parameter_table(config: cfg.Config, sizes: Mapping[str, int]) -> dict[str, tuple[str, ...]]:
-    """Logical axis -> mesh axes of the parameters: the default rules, the config's, and few kv heads kept whole."""
-    table = dict(PARAMETERS)
-    for name, axes in config.sharding.parameters.items():
-        table[name] = (axes,) if isinstance(axes, str) else tuple(axes or ())
-    kv = config.sharding.activations.get("kv_heads", ACTIVATIONS["kv_heads"])
-    if config.model.kv_heads < count((kv,) if isinstance(kv, str) else tuple(kv or ()), sizes):
-        table["kv_heads"] = ()
-    return table
+    described = blueprint(model)
+    return sum(described.published_size(described.weight(op.weight_name)) for op in described.ops)
 
 
 def state_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> dict[str, int]:
@@ -119,8 +88,7 @@ def state_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> dict[str, int]:
     are int32. Muon and Adafactor hold other shapes for other parameters: `aot` reads theirs from the tree. Raises
     ValueError for them here.
     """
-    table = parameter_table(config, sizes)
-    own = sum(w.shard(sizes, table) for w in weights(config.model))
+    own = sum(shard(w, config, sizes) for w in blueprint(config.model).weights)
     moments = {"adamw": 2, "lion": 1}.get(config.optimizer.name)
     if moments is None:
         raise ValueError(f"optimizer.name={config.optimizer.name}: its state has no formula here; use adamw or lion, "
@@ -133,18 +101,20 @@ def state_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> dict[str, int]:
 
 
 def batch_bytes(config: cfg.Config, sizes: Mapping[str, int], *, documents: bool) -> int:
-    rows = config.data.batch_size // count(ACTIVATIONS["batch"], sizes)
-    return rows * (config.data.seq_len // sizes.get("context", 1)) * 4 * (5 if documents else 3)
+    rows, length = rows_and_tokens(config, sizes, config.data.batch_size)
+    return rows * length * 4 * (5 if documents else 3)
 
 
-def microbatch_rows(config: cfg.Config, sizes: Mapping[str, int]) -> int:
-    """Rows of a device and microbatch."""
-    return config.data.batch_size // config.step.microbatches // count(ACTIVATIONS["batch"], sizes)
+def rows_and_tokens(config: cfg.Config, sizes: Mapping[str, int], rows: int) -> tuple[int, int]:
+    """Of a batch of so many rows: a device's rows, and its tokens of each."""
+    split = rules_of(config, sizes).activations
+    return rows // count(split["batch"], sizes), config.data.seq_len // count(split["sequence"], sizes)
 
 
 def microbatch_tokens(config: cfg.Config, sizes: Mapping[str, int]) -> int:
     """Tokens of a device and microbatch."""
-    return microbatch_rows(config, sizes) * config.data.seq_len // sizes.get("context", 1)
+    rows, length = rows_and_tokens(config, sizes, config.data.batch_size // config.step.microbatches)
+    return rows * length
 
 
 def packs_documents(config: cfg.Config) -> bool:
@@ -167,9 +137,12 @@ def train_flops_per_token(model: cfg.Model, seq_len: int, *, convention: str = "
     `keys` is how many tokens a query meets: T in PaLM's convention (arXiv:2204.02311, appendix B); on average half of
     T counted causally, or W * (1 - W / 2T) under a sliding window W < T. Recompute is not counted.
     """
+    described = blueprint(model)
+    if described.attention is None:
+        return 6.0 * matmul_parameters(model)
     keys = visible_keys(model, seq_len) if convention == "causal" else float(seq_len)
-    attention = 12 * model.num_layers * model.num_heads * model.head_size * keys
-    return 6 * matmul_parameters(model) + attention
+    width = math.prod(described.dims[c].size for c in described.attention.q if c in described.dims)
+    return 6 * matmul_parameters(model) + 12 * described.num_layers * width * keys
 
 
 @dataclass(frozen=True)
@@ -178,6 +151,7 @@ class Matmul:
 
     Attributes:
         forward, backward, recomputed: how often this many FLOPs are done a step.
+        stacked: every layer has one.
     """
 
     name: str
@@ -187,6 +161,7 @@ class Matmul:
     forward: int
     backward: int
     recomputed: int
+    stacked: bool = True
 
     @property
     def flops(self) -> float:
@@ -198,43 +173,38 @@ class Matmul:
         return self.flops * (self.forward + self.backward + self.recomputed)
 
 
-KEPT_BY_DOTS = ("q", "k", "v", "attention_out", "mlp_gate", "mlp_up", "mlp_out")
-OUTPUT_OF = {"q": "q", "k": "k", "v": "v", "out": "attention_out", "gate": "mlp_gate", "up": "mlp_up"}
-
-
-def kept(step: cfg.Step) -> dict[str, str] | None:
+def kept(config: cfg.Config) -> dict[str, str] | None:
     """Activation -> `save` or `offload`, of those that the backward pass finds; None: all are kept (remat none)."""
-    if step.remat == "none":
-        return None
-    if step.remat == "full":
-        return {}
-    if step.remat == "dots":
-        return dict.fromkeys(KEPT_BY_DOTS, "save")
-    return {name: action for name, action in step.remat.items() if action != "recompute"}
+    return rows.kept(config.step.remat, blueprint(config.model))
 
 
-def recomputed_matmuls(step: cfg.Step) -> set[str]:
-    """Matrices whose forward matmul runs again in the backward pass: those whose output is needed and was not kept.
-
-    The last one of a layer (`down`) never is: nothing of the backward pass needs its output.
-    """
-    names = kept(step)
-    return set() if names is None else {w for w, output in OUTPUT_OF.items() if output not in names}
+def recomputed_matmuls(config: cfg.Config) -> set[str]:
+    """Matmuls whose forward pass runs again in the backward pass."""
+    return rows.recomputed_matmuls(kept(config), blueprint(config.model))
 
 
 def matmuls(config: cfg.Config, sizes: Mapping[str, int]) -> list[Matmul]:
     """Every matmul of a device and step, attention apart."""
-    model, step = config.model, config.step
-    tokens, tensor = microbatch_tokens(config, sizes), sizes.get("tensor", 1)
-    D, F, H, V = model.embed_dim, model.mlp_dim, model.head_size, model.padded_vocab_size
-    N, K = model.num_heads // tensor, max(model.kv_heads, tensor) // tensor
-    shapes = {"q": (D, N * H), "k": (D, K * H), "v": (D, K * H), "out": (N * H, D), "gate": (D, F // tensor),
-              "up": (D, F // tensor), "down": (F // tensor, D)}  # fmt: skip
-    if model.mlp != "swiglu":
-        del shapes["gate"]
-    again, runs = recomputed_matmuls(step), model.num_layers * step.microbatches
-    found = [Matmul(name, tokens, k, n, runs, 2 * runs, runs * (name in again)) for name, (k, n) in shapes.items()]
-    return [*found, Matmul("unembedding", tokens, D, V // tensor, step.microbatches, 2 * step.microbatches, 0)]
+    again, whole = recomputed_matmuls(config), letter_sizes(config, sizes)
+    found = []
+    for one in (p for p in passes(config, sizes) if p.phase == "forward"):
+        here = local_sizes(one.w, whole, sizes) | local_sizes(one.x, whole, sizes)
+        x, w, out = one.x.letters, one.w.letters, one.out.letters
+        groups = [c for c in x if c in out], [c for c in x if c not in out], [c for c in w if c not in x]
+        m, k, n = (math.prod(here[c] for c in letters) for letters in groups)
+        runs = runs_of(one, config)
+        found.append(Matmul(one.name, m, k, n, runs, 2 * runs, runs * (one.name in again), one.stacked))
+    return found
+
+
+def local_sizes(operand: Tensor, whole: Mapping[str, int], sizes: Mapping[str, int]) -> dict[str, int]:
+    """Letter -> what a device has of that dim, as the matmul takes the operand."""
+    return {c: whole[c] // count(axes, sizes) for c, axes in zip(operand.letters, operand.used, strict=True)}
+
+
+def runs_of(one: Pass, config: cfg.Config) -> int:
+    """How often a step runs it."""
+    return config.step.microbatches * (blueprint(config.model).num_layers if one.stacked else 1)
 
 
 @dataclass(frozen=True)
@@ -260,25 +230,31 @@ class AttentionCost:
 
 def attention(config: cfg.Config, sizes: Mapping[str, int]) -> AttentionCost:
     """By a fused kernel (splash, cuDNN): causal tokens only."""
-    model, step = config.model, config.step
-    heads = model.num_heads // sizes.get("tensor", 1)
-    keys = visible_keys(model, config.data.seq_len)
-    forward = 4.0 * microbatch_tokens(config, sizes) * heads * model.head_size * keys
-    names = kept(step)
-    again = names is not None and "attention_context" not in names
-    runs = model.num_layers * step.microbatches
+    model = blueprint(config.model)
+    if model.attention is None:
+        return AttentionCost(0.0, 0.0, 0, 0)
+    keys = visible_keys(config.model, config.data.seq_len)
+    forward = 4.0 * activation_elements(config, sizes, model.attention.q) * keys
+    names = kept(config)
+    again = names is not None and model.attention.result not in names
+    runs = model.num_layers * config.step.microbatches
     return AttentionCost(forward, 2.5 * forward, runs * (2 if again else 1), runs)
 
 
+def activation_elements(config: cfg.Config, sizes: Mapping[str, int], letters: str, at: str = "sequence") -> float:
+    """Elements of an activation of one layer and microbatch on a device; `at`: the sequence's logical axis there."""
+    rules, whole, dims = rules_of(config, sizes), letter_sizes(config, sizes), blueprint(config.model).dims
+    found = 1.0
+    for c in letters:
+        axis = {"B": "batch", "T": at}.get(c) or dims[c].axis
+        shards = count(rules.activations[axis], sizes)
+        found *= whole[c] // shards if c == "B" else whole[c] / shards
+    return found
+
+
 def activation_bytes(config: cfg.Config, sizes: Mapping[str, int], name: str) -> float:
-    """Bytes of a named activation (`config.ACTIVATIONS`) of all layers and one microbatch, on a device."""
-    model, tensor = config.model, sizes.get("tensor", 1)
-    tokens = microbatch_tokens(config, sizes)
-    heads = model.num_heads * model.head_size / tensor
-    kv = max(model.kv_heads, tensor) * model.head_size / tensor
-    wide = model.embed_dim / tensor  # sequence parallelism: between the matmuls tokens are split over tensor
-    per_token = {
-        "layer_in": wide, "q": heads, "k": kv, "v": kv, "attention_context": heads, "attention_out": wide,
-        "mlp_gate": model.mlp_dim / tensor, "mlp_up": model.mlp_dim / tensor, "mlp_out": wide,
-    }  # fmt: skip
-    return model.num_layers * tokens * per_token[name] * BYTES[config.step.compute_dtype]
+    """Bytes of a named activation of all layers and one microbatch, on a device."""
+    model = blueprint(config.model)
+    one = model.activation(name)
+    width = BYTES[config.step.compute_dtype]
+    return model.num_layers * activation_elements(config, sizes, one.letters, one.at) * width

@@ -7,6 +7,7 @@ from jaxscale import config as cfg
 from jaxscale.analysis import costs
 from jaxscale.analysis.interval import Interval, interval
 from jaxscale.analysis.measured import Measured
+from jaxscale.analysis.memory import whole_logits
 from jaxscale.analysis.timing import (
     WEIGHT_PASSES,
     Rates,
@@ -17,14 +18,12 @@ from jaxscale.analysis.timing import (
     rates,
     step_time,
 )
-from jaxscale.analysis.traffic import Traffic, traffic, weight_traffic
+from jaxscale.analysis.traffic import Traffic, traffic
+from jaxscale.blueprint.described import blueprint
 from jaxscale.topology import Link, Topology, links
 
-# Arrays of [tokens, D] and [tokens, F] that a layer's elementwise operations read and write, once forward: two
-# norms, two residual sums, rotary positions; the activation. Counted on the compiled programs of Llama-3.1-8B.
-WIDE_READS_AND_WRITES, MLP_READS_AND_WRITES, HEADS_READS_AND_WRITES = 8, 2, 2
-# The same where every operation is a kernel of its own, as in eager PyTorch, in units of 2 bytes. Residual sums: 6;
-# a layernorm is one kernel; an rmsnorm of PyTorch operations is six, in float32, like rotary positions; silu and up: 2.
+# Arrays that a layer's elementwise operations read and write, once forward, where every operation is a kernel of its
+# own, as in eager PyTorch, in units of 2 bytes (where XLA fuses them: `Blueprint.elementwise`). Residual sums: 6; a layernorm is one kernel; an rmsnorm of PyTorch operations is six, in float32, like rotary positions; silu and up: 2.
 EAGER_SUMS, EAGER_NORMS = 6, {"layernorm": 6, "rmsnorm": 36}
 EAGER_MLP, EAGER_HEADS = {"swiglu": 5, "gelu": 2}, {"rope": 14, "learned": 2}
 QUANTIZING = 5  # bytes an element: read for the largest value, read again, written in 8 bits
@@ -100,7 +99,7 @@ def compute_seconds(config: cfg.Config, topology: Topology, sizes: Mapping[str, 
     matmul = 0.0
     for m in costs.matmuls(config, sizes):
         moved = float((m.m * m.k + m.k * m.n + m.m * m.n) * width)
-        faster = speed.eight_bit if m.name in costs.MATRICES else 1.0
+        faster = speed.eight_bit if m.stacked else 1.0
         matmul += speed.seconds(m.flops / faster, moved) * (m.forward + m.backward + m.recomputed)
     parts = {
         "matmuls": matmul,
@@ -126,8 +125,8 @@ def attention_flops(config: cfg.Config, topology: Topology, speed: Rates) -> flo
 
 
 def weight_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> float:
-    """V of what fsdp gathers and scatters in a step."""
-    return sum(t.step_bytes for t in weight_traffic(config, sizes) if t.axes == ("fsdp",))
+    """V of the weights that are gathered in a step, and of their gradients that are scattered."""
+    return sum(t.step_bytes for t in traffic(config, sizes) if t.weight and t.kind != "all-reduce")
 
 
 def elementwise_bytes(
@@ -139,42 +138,49 @@ def elementwise_bytes(
         factor: of the layers' traffic over what is counted here.
         eager: each operation is a kernel of its own.
     """
-    model, tensor = config.model, sizes.get("tensor", 1)
-    passes = 3 + (1 if costs.recomputed_matmuls(config.step) else 0)
-    wide, mlp, heads = WIDE_READS_AND_WRITES, MLP_READS_AND_WRITES, HEADS_READS_AND_WRITES
-    if eager:
-        wide, mlp, heads = EAGER_SUMS + EAGER_NORMS[model.norm], EAGER_MLP[model.mlp], EAGER_HEADS[model.position]
-    elements = wide * model.embed_dim + mlp * model.mlp_dim
-    elements += heads * (model.num_heads + model.kv_heads) * model.head_size
-    tokens = costs.microbatch_tokens(config, sizes) * config.step.microbatches
-    layers = tokens * elements / tensor * model.num_layers * passes
-    logits = 4 * tokens * model.padded_vocab_size / tensor  # float32: made, normalised, derived
+    model = blueprint(config.model)
+    passes = 3 + (1 if costs.recomputed_matmuls(config) else 0)
+    counts = eager_elementwise(config.model) if eager else model.elementwise
+    ones = [(number, model.activation(name)) for name, number in counts.items()]
+    elements = sum(number * costs.activation_elements(config, sizes, one.letters, one.at) for number, one in ones)
+    layers = elements * config.step.microbatches * model.num_layers * passes
+    logits = 4 * whole_logits(config, sizes) * config.step.microbatches  # float32: made, normalised, derived
     return layers * factor * costs.BYTES[config.step.compute_dtype] + logits * 4
+
+
+def eager_elementwise(model: cfg.Model) -> dict[str, float]:
+    """As `Blueprint.elementwise`, where every operation is a kernel of its own."""
+    heads = EAGER_HEADS[model.position]
+    described = blueprint(model)
+    return {
+        described.stream: EAGER_SUMS + EAGER_NORMS[model.norm], described.widest: EAGER_MLP[model.mlp],
+        **{a.name: heads for a in described.activations if a.name in described.elementwise and a.padded},
+    }  # fmt: skip
 
 
 def quantizing_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> float:
     """Of the layers' matmuls: each input, and the gradient of each output, before tensor gathers them."""
-    tensor = sizes.get("tensor", 1)
-    found = 0.0
-    for m in costs.matmuls(config, sizes):
-        if m.name in costs.MATRICES:
-            whole = ("out", "down")  # their outputs are whole over tensor, the others' inputs
-            k, n = (m.k, m.n / tensor) if m.name in whole else (m.k / tensor, m.n)
-            found += m.m * (k * (m.forward + m.recomputed) + n * m.forward)
+    whole, found = costs.letter_sizes(config, sizes), 0.0
+    matmuls = {m.name: m for m in costs.matmuls(config, sizes) if m.stacked}
+    for one in costs.passes(config, sizes):
+        if one.phase == "forward" and one.stacked:
+            m = matmuls[one.name]
+            x = costs.elements(one.x.letters, one.x.stored, whole, sizes)
+            y = costs.elements(one.out.letters, one.out.used, whole, sizes)
+            found += x * (m.forward + m.recomputed) + y * m.forward
     return QUANTIZING * found
 
 
 def optimizer_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> float:
     """Gradients written and read, parameters and float32 moments read and written."""
-    table = costs.parameter_table(config, sizes)
-    own = sum(w.shard(sizes, table) for w in costs.weights(config.model))
+    own = sum(costs.shard(w, config, sizes) for w in blueprint(config.model).weights)
     moments = {"adamw": 2, "lion": 1, "muon": 1, "adafactor": 0}[config.optimizer.name]
     return own * (costs.BYTES[config.step.param_dtype] * (2 * config.step.microbatches + 2) + 4 * 2 * moments)
 
 
 def offloaded_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> float:
     """Bytes of a step that a device sends to its host's memory, all microbatches; as many come back."""
-    names = costs.kept(config.step) or {}
+    names = costs.kept(config) or {}
     once = sum(costs.activation_bytes(config, sizes, name) for name, action in names.items() if action == "offload")
     return once * config.step.microbatches
 

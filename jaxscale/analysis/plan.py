@@ -5,13 +5,12 @@ from collections import Counter
 from dataclasses import dataclass
 
 from jaxscale import config as cfg
-from jaxscale.analysis import costs
 from jaxscale.analysis.forecast import Forecast, forecast
 from jaxscale.analysis.measured import Measured
 from jaxscale.analysis.memory import MemoryForecast, memory
 from jaxscale.analysis.ways import remat_name, ways, with_chunk
 from jaxscale.hardware import GIB
-from jaxscale.parallel.rules import ACTIVATIONS, check_divides
+from jaxscale.blueprint.rules import check_divides, make_rules
 from jaxscale.topology import Topology
 
 MOL = 6.02214076e23  # Avogadro's number, as a budget of FLOPs
@@ -74,11 +73,8 @@ def plan(
     Args:
         held: keys of the config that stay as they are (see `ways.held_keys`).
 
-    A plan without choices is an answer too. Raises ValueError when the config overrides sharding rules, has an
-    optimizer whose state has no formula, or holds a mesh that the topology has no devices for.
+    A plan without choices is an answer too. Raises ValueError when the config has an optimizer whose state has no formula, or holds a mesh that the topology has no devices for.
     """
-    if config.sharding.parameters or config.sharding.activations:
-        raise ValueError("plan knows the default rules only; remove sharding.* from the config, or use `compile`")
     choices: list[Choice] = []
     reasons: Counter[str] = Counter()
     nearest: dict[str, tuple[float, str]] = {}
@@ -86,7 +82,7 @@ def plan(
     for candidate, sizes, name in ways(config, topology, held):
         considered += 1
         try:
-            check_divides(costs.PARAMETERS, ACTIVATIONS, sizes, candidate)
+            check_divides(make_rules(candidate.sharding), sizes, candidate)
         except ValueError as error:
             reasons[reason_of(error)] += 1
             continue
@@ -132,7 +128,7 @@ def as_it_is(
         if not topology.chip.node and slices != topology.slices:
             raise ValueError(f"mesh.dcn is over {slices} slices and there are {topology.slices}")
         sizes = config.mesh.sizes(topology.devices)
-        check_divides(costs.PARAMETERS, ACTIVATIONS, sizes, config)
+        check_divides(make_rules(config.sharding), sizes, config)
     except ValueError as error:
         return None, str(error)
     needed = memory(config, sizes, documents=documents, platform=topology.chip.platform)

@@ -1,22 +1,19 @@
-"""What a step should send, by arithmetic alone: every collective of the default sharding rules. No jax.
+"""What a step should send, by arithmetic alone: every collective that the rules ask for. No jax.
 
-Figures are of one device and one step; dims as in `analysis.costs`.
+Figures are of one device and one step; dims as in `analysis.costs`. Where each comes from: `blueprint.passes`, and
+for what no matmul sends, the functions here.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from jaxscale import config as cfg
-from jaxscale.analysis.costs import (
-    BYTES,
-    MATRICES,
-    kept,
-    microbatch_rows,
-    microbatch_tokens,
-    parameter_table,
-    weights,
-)
-from jaxscale.parallel.rules import ACTIVATIONS, PARAMETERS
+from jaxscale.analysis import costs
+from jaxscale.analysis.costs import BYTES, elements, letter_sizes
+from jaxscale.blueprint.cases import Axes, both, without
+from jaxscale.blueprint.described import blueprint
+from jaxscale.blueprint.passes import Pass, Send
+from jaxscale.blueprint.rules import count, rules_of
 
 
 @dataclass(frozen=True)
@@ -24,7 +21,8 @@ class Traffic:
     """A collective that a step needs: V bytes (see `analysis.collectives.Collective`), `times` a step.
 
     Attributes:
-        phase: `forward`, `backward` or `update`; `overlaps`: other matmuls of the step do not wait for it.
+        phase: `forward`, `backward` or `recomputed`; `overlaps`: other matmuls of the step do not wait for it.
+        weight: it gathers a weight or scatters its gradient.
     """
 
     what: str
@@ -34,6 +32,7 @@ class Traffic:
     times: int
     phase: str
     overlaps: bool
+    weight: bool = False
 
     @property
     def step_bytes(self) -> float:
@@ -41,93 +40,94 @@ class Traffic:
 
 
 def traffic(config: cfg.Config, sizes: Mapping[str, int]) -> list[Traffic]:
-    """What the default rules send (scaling book, sharding.md and training.md): see `docs/architecture.md`, Sharding.
+    """What the rules send (scaling book, sharding.md and training.md): see `docs/architecture.md`, Sharding.
 
     Scalars and vectors (norms' gradients, losses) are left out.
     """
-    return [t for t in (*weight_traffic(config, sizes), *activation_traffic(config, sizes)) if t.times and t.bytes]
+    rest = (repeated_heads, lookups, whole_sequences, losses)
+    found = [*matmul_traffic(config, sizes), *(t for part in rest for t in part(config, sizes))]
+    return [t for t in found if t.times and t.bytes]
 
 
-def weight_traffic(config: cfg.Config, sizes: Mapping[str, int]) -> list[Traffic]:
-    """FSDP gathers each matrix forward and backward and scatters its gradient; the other axes that split the tokens
-    (data, expert, context) all-reduce the scattered shard."""
-    fsdp, tensor, parts = sizes.get("fsdp", 1), sizes.get("tensor", 1), config.step.microbatches
-    width, L = BYTES[config.step.compute_dtype], config.model.num_layers
-    table = parameter_table(config, sizes)
-    sums = summed_over(sizes)
-    found = []
-    for weight in weights(config.model):
-        head = weight.name == "unembedding" or (weight.name == "embedding" and config.model.tie_embeddings)
-        if weight.name not in MATRICES and not head:
-            continue
-        times = parts * (1 if head else L)
-        shard = weight.shard(sizes, table) // (1 if head else L)
-        if "kv_heads" in weight.axes and config.model.kv_heads < tensor:
-            # few kv heads are kept whole over tensor, and each device takes the one that its queries read
-            shard //= config.model.kv_heads
-            found.append(Traffic(f"{weight.name} gradient", "all-gather", ("tensor",), shard * tensor * width, times,
-                                 "backward", True))  # fmt: skip
-        whole = shard * fsdp * width  # what a device multiplies with: all of it but for tensor's split
-        if fsdp > 1:
-            gathers = 1 if head else 2
-            found += [
-                Traffic(f"{weight.name} weight", "all-gather", ("fsdp",), whole, times * gathers, "forward", not head),
-                Traffic(f"{weight.name} gradient", "reduce-scatter", ("fsdp",), whole, times, "backward", True),
-            ]
-        if sums:
-            found.append(Traffic(f"{weight.name} gradient", "all-reduce", sums, shard * width, times, "backward", True))
-    if sums:  # the lookup's gradient, float32, where the table lives
-        table_bytes = next(w for w in weights(config.model) if w.name == "embedding").shard(sizes, table) * 4
-        found.append(Traffic("embedding gradient", "all-reduce", sums, table_bytes, parts, "backward", True))
-    return found
+def matmul_traffic(config: cfg.Config, sizes: Mapping[str, int]) -> list[Traffic]:
+    """What the matmuls of all passes send."""
+    whole = letter_sizes(config, sizes)
+    return [sent(one, send, config, whole, sizes) for one in costs.passes(config, sizes) for send in one.sends]
 
 
-def summed_over(sizes: Mapping[str, int]) -> tuple[str, ...]:
-    """Axes that split the tokens and no weight: each device has a part of the sum that a weight's gradient is."""
-    split = {axis for axes in PARAMETERS.values() for axis in axes}
-    tokens = (*ACTIVATIONS["batch"], *ACTIVATIONS["sequence"])
-    return tuple(a for a in tokens if sizes.get(a, 1) > 1 and a not in split)
+def sent(one: Pass, send: Send, config: cfg.Config, whole: Mapping[str, int], sizes: Mapping[str, int]) -> Traffic:
+    """V counts the gathered operand, the whole partial sum, or the shard that is left to be summed."""
+    operand = getattr(one, send.operand)
+    layout = operand.used
+    if send.operand == "out" and send.kind == "reduce-scatter":
+        layout = operand.stored
+    size = elements(operand.letters, layout, whole, sizes) * BYTES[config.step.compute_dtype]
+    of_gradient = one.what == "gradient of w"
+    weight = send.operand == ("out" if of_gradient else "w")
+    name = f"{one.name} {('gradient' if of_gradient else 'weight') if weight else 'rows'}"
+    return Traffic(name, send.kind, send.axes, size, costs.runs_of(one, config), one.phase, send.overlaps, weight)
 
 
-def activation_traffic(config: cfg.Config, sizes: Mapping[str, int]) -> list[Traffic]:
-    """Tensor parallelism with sequence parallelism (arXiv:2205.05198); the embedding's all-to-alls over fsdp."""
-    model, step, fsdp, tensor = config.model, config.step, sizes.get("fsdp", 1), sizes.get("tensor", 1)
-    width, parts = BYTES[step.compute_dtype], step.microbatches
-    rows, tokens = microbatch_rows(config, sizes), microbatch_tokens(config, sizes)
-    runs = parts * model.num_layers
-    x = float(tokens * model.embed_dim * width)
-    found = []
-    if fsdp > 1:
-        ids = tokens * fsdp * 4
-        found += [
-            Traffic("token ids", "all-gather", ("fsdp",), ids, parts, "forward", False),
-            Traffic("looked-up rows", "all-to-all", ("fsdp",), x / tensor, 2 * parts, "forward", False),
-        ]
-    if sizes.get("context", 1) > 1:  # keys and values of the whole sequence, gathered; their gradients scattered
-        both = 2.0 * rows * config.data.seq_len * max(model.kv_heads // tensor, 1) * model.head_size * width
-        names = kept(step)
-        again = 0 if names is None or "attention_context" in names else 1
-        found += [
-            Traffic("keys and values", "all-gather", ("context",), both, (2 + again) * runs, "forward", True),
-            Traffic("their gradients", "reduce-scatter", ("context",), both, runs, "backward", True),
-        ]
-    if tensor > 1:
-        # What overlaps is what libtpu's programs hide (Llama-3.1-8B, v5p, fsdp=2, tensor=4, read by `compile`): the
-        # gathers that a layer's first matmuls wait for have nothing beside them, scatters run beside later matmuls.
-        names = kept(step)
-        again_gather = 0 if names is None else 1
-        again_scatter = 0 if names is None or "attention_out" in names else 1
-        found += [
-            Traffic("layer inputs", "all-gather", ("tensor",), x, 2 * runs + parts, "forward", False),
-            Traffic("attention inputs, again", "all-gather", ("tensor",), x, again_gather * runs, "backward", False),
-            Traffic("mlp inputs, again", "all-gather", ("tensor",), x, again_gather * runs, "backward", True),
-            Traffic("layer outputs", "reduce-scatter", ("tensor",), x, 2 * runs, "forward", True),
-            Traffic("layer outputs, again", "reduce-scatter", ("tensor",), x, again_scatter * runs, "backward", True),
-            Traffic("mlp outputs' gradients", "all-gather", ("tensor",), x, runs, "backward", False),
-            Traffic("attention outputs' gradients", "all-gather", ("tensor",), x, runs, "backward", True),
-            Traffic("inputs' gradients", "reduce-scatter", ("tensor",), x, 2 * runs + parts, "backward", True),
-            Traffic("looked-up rows", "reduce-scatter", ("tensor",), x, parts, "forward", False),
-            Traffic("rows' gradients", "all-gather", ("tensor",), x, parts, "backward", False),
-            Traffic("losses", "all-reduce", ("tensor",), tokens * 4.0, 3 * parts, "forward", False),
-        ]
-    return found
+def repeated_heads(config: cfg.Config, sizes: Mapping[str, int]) -> Iterator[Traffic]:
+    """Few kv heads are kept whole, and each device takes the one that its queries read: their gradients are gathered."""
+    model, rules, whole = blueprint(config.model), rules_of(config, sizes), letter_sizes(config, sizes)
+    few = costs.few_dims(config, sizes)
+    for one in (p for p in costs.passes(config, sizes) if p.what == "gradient of w"):
+        for letter in (c for c in one.out.letters if model.dims[c].axis in few):
+            axes = live(rules.activations[model.dims[letter].axis], sizes)
+            layout = tuple(() if c == letter else at for c, at in zip(one.out.letters, one.out.used, strict=True))
+            size = elements(one.out.letters, layout, whole, sizes) * BYTES[config.step.compute_dtype]
+            yield Traffic(f"{one.name} gradient", "all-gather", axes, size, costs.runs_of(one, config), "backward", True)
+
+
+def live(axes: Axes, sizes: Mapping[str, int]) -> Axes:
+    return tuple(a for a in axes if sizes.get(a, 1) > 1)
+
+
+def lookups(config: cfg.Config, sizes: Mapping[str, int]) -> Iterator[Traffic]:
+    """A table's rows by token: see `models.embedding.lookup`. Its gradient is added up in float32 where it lives."""
+    model, parts, width = blueprint(config.model), config.step.microbatches, BYTES[config.step.compute_dtype]
+    rules, tokens = rules_of(config, sizes), costs.microbatch_tokens(config, sizes)
+    batch, residual = (live(rules.activations[name], sizes) for name in ("batch", "residual_sequence"))
+    for name in model.lookups[:1]:
+        table = model.weight(name)
+        vocab, embed = (live(rules.parameters[axis], sizes) for axis in model.axes(table))
+        vocab, trade = without(vocab, batch), both(embed, batch)
+        scatter = residual if residual == vocab else ()
+        rows = float(tokens * model.shape(table)[1] * width)
+        if trade:
+            ids = tokens * count(trade, sizes) * 4
+            yield Traffic("token ids", "all-gather", trade, ids, parts, "forward", False)
+            traded = rows / count(scatter, sizes)
+            yield Traffic("looked-up rows", "all-to-all", trade, traded, 2 * parts, "forward", False)
+        if scatter:
+            yield Traffic("looked-up rows", "reduce-scatter", scatter, rows, parts, "forward", False)
+            yield Traffic("rows' gradients", "all-gather", scatter, rows, parts, "backward", False)
+        elif vocab:
+            yield Traffic("looked-up rows", "all-reduce", vocab, rows, parts, "forward", False)
+        tokens_over = without((*batch, *live(rules.activations["sequence"], sizes)), (*vocab, *trade))
+        if tokens_over:
+            size = costs.shard(table, config, sizes) * 4
+            yield Traffic(f"{name} gradient", "all-reduce", tokens_over, size, parts, "backward", True)
+
+
+def whole_sequences(config: cfg.Config, sizes: Mapping[str, int]) -> Iterator[Traffic]:
+    """Keys and values of the whole sequence are gathered where it is split, and their gradients scattered."""
+    model, rules = blueprint(config.model), rules_of(config, sizes)
+    axes = live(rules.activations["sequence"], sizes)
+    if model.attention is None or not axes:
+        return
+    both_of_them = 2 * costs.activation_elements(config, sizes, model.attention.k) * count(axes, sizes)
+    size, runs = both_of_them * BYTES[config.step.compute_dtype], config.step.microbatches * model.num_layers
+    names = costs.kept(config)
+    again = 0 if names is None or model.attention.result in names else 1
+    yield Traffic("keys and values", "all-gather", axes, size, (2 + again) * runs, "forward", True)
+    yield Traffic("their gradients", "reduce-scatter", axes, size, runs, "backward", True)
+
+
+def losses(config: cfg.Config, sizes: Mapping[str, int]) -> Iterator[Traffic]:
+    """Three numbers a token over the shards of the vocabulary: see `training.loss.cross_entropy_sums`."""
+    axes = live(rules_of(config, sizes).activations["vocab"], sizes)
+    if blueprint(config.model).head and axes:
+        size = costs.microbatch_tokens(config, sizes) * 4.0
+        yield Traffic("losses", "all-reduce", axes, size, 3 * config.step.microbatches, "forward", False)

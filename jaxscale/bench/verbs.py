@@ -19,7 +19,7 @@ from jaxscale.bench.clock import Effort
 from jaxscale.bench.header import Header
 from jaxscale.bench.record import FAILED, INTERRUPTED, BenchRecord, Row
 from jaxscale.parallel.mesh import make_mesh, start_devices
-from jaxscale.parallel.rules import check_divides
+from jaxscale.blueprint.rules import check_divides
 from jaxscale.parallel.sharding import make_rules
 from jaxscale.training.peak import Peak, find_peak
 
@@ -78,7 +78,7 @@ def model_matmul(name: str, overrides: list[str], mesh: str | None, platform: st
     device = find_devices(platform)[0]
     sizes = config.mesh.sizes(None)
     rules = make_rules(config.sharding)
-    check_divides(rules.parameters, rules.activations, sizes, config)
+    check_divides(rules, sizes, config)
     header = Header("matmul", config.name, [device], config, sizes, peak_of(device, config.step.compute_dtype))
     rate = header.peak.flops_per_second if header.peak else None
     return finished(header, products.model_matmuls(config, sizes, device, rate, effort), burn_in=effort.burn_in)

@@ -11,7 +11,6 @@ import contextlib
 import contextvars
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
 from typing import Any
 
 import flax.core.spmd
@@ -20,60 +19,29 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from jaxscale import config as cfg
-from jaxscale.parallel.rules import ACTIVATIONS, PARAMETERS, Axes, check_divides, count
+from jaxscale.blueprint.cases import Axes, aligned, partial_over
+from jaxscale.blueprint.described import blueprint
+from jaxscale.blueprint.rules import (
+    DEFAULT_RULES,
+    Rules,
+    check_divides,
+    count,
+    few_kept_whole,
+    present,
+)
+from jaxscale.blueprint.rules import make_rules as make_rules
 
 PyTree = Any
 
 
-@dataclass(frozen=True)
-class Rules:
-    """Logical axis -> mesh axes, for parameters and for activations. An absent mesh axis means "not split"."""
-
-    parameters: Mapping[str, Axes]
-    activations: Mapping[str, Axes]
-
-    def with_activations(self, **changes: Axes) -> "Rules":
-        return replace(self, activations={**self.activations, **changes})
-
-    def with_parameters(self, **changes: Axes) -> "Rules":
-        return replace(self, parameters={**self.parameters, **changes})
-
-
-DEFAULT_RULES = Rules(PARAMETERS, ACTIVATIONS)
 _current_rules: contextvars.ContextVar[Rules] = contextvars.ContextVar("rules", default=DEFAULT_RULES)
 _current_mesh: contextvars.ContextVar[Mesh | None] = contextvars.ContextVar("mesh", default=None)
 
 
-def make_rules(overrides: cfg.Sharding) -> Rules:
-    """The default tables with a config's overrides; an unknown logical or mesh axis is a ValueError."""
-    tables = []
-    for table, changes in ((PARAMETERS, overrides.parameters), (ACTIVATIONS, overrides.activations)):
-        merged = dict(table)
-        for name, axes in changes.items():
-            if name not in table:
-                raise ValueError(
-                    f"sharding: no logical axis {name}{cfg.nearest(name, table)}; there are {', '.join(table)}"
-                )
-            merged[name] = (axes,) if isinstance(axes, str) else tuple(axes or ())
-            for axis in merged[name]:
-                if axis not in cfg.AXES:
-                    raise ValueError(f"sharding.{name}: no mesh axis {axis}; there are {', '.join(cfg.AXES)}")
-            if len(set(merged[name])) < len(merged[name]):
-                raise ValueError(f"sharding.{name}: {', '.join(merged[name])} names an axis twice; give each once")
-        tables.append(merged)
-    return Rules(*tables)
-
-
 def fit_rules(rules: Rules, sizes: Mapping[str, int], config: cfg.Config) -> Rules:
-    """Check every split dim of a decoder against the mesh; raises ValueError with the numbers that don't fit.
-
-    Fewer kv heads than shards are repeated when they divide the shards (the parameter is then kept whole over
-    that axis); the vocabulary is padded already (`Model.padded_vocab_size`).
-    """
-    check_divides(rules.parameters, rules.activations, sizes, config)
-    if config.model.kv_heads < count(rules.activations["kv_heads"], sizes):
-        rules = rules.with_parameters(kv_heads=())
-    return rules
+    """The rules on a mesh of these sizes, few kv heads kept whole; raises ValueError with the numbers that don't fit."""
+    check_divides(rules, sizes, config)
+    return few_kept_whole(rules, sizes, blueprint(config.model))
 
 
 # --- the context: which mesh, which rules ---------------------------------------------------------------------
@@ -92,10 +60,6 @@ def on_mesh(mesh: Mesh | AbstractMesh, rules: Rules = DEFAULT_RULES) -> Iterator
     finally:
         _current_rules.reset(rules_token)
         _current_mesh.reset(mesh_token)
-
-
-def present(axes: Axes, names: tuple[str, ...]) -> Axes:
-    return tuple(a for a in axes if a in names)
 
 
 def current_mesh() -> AbstractMesh:
@@ -290,27 +254,11 @@ def align(
     x_letters, w_letters = inputs.split(",")
     result = dict(zip(out_letters, (axes_of(name) for name in out), strict=True))
     split_x, split_w = dict(zip(x_letters, dims_of(x), strict=False)), dict(zip(w_letters, dims_of(w), strict=False))
-    keep_x = {c: kept(c, split_x, split_w, result) for c in x_letters}
-    keep_w = {c: kept(c, split_w, split_x, result) for c in w_letters}
-    x = move(x, [keep_x[c] for c in x_letters], partial_over(keep_w, keep_x))
-    w = move(w, [keep_w[c] for c in w_letters], partial_over(keep_x, keep_w))
+    keep_x, keep_w = aligned(split_x, split_w, result)
+    x = move(x, list(keep_x.values()), set(partial_over(keep_w, keep_x)))
+    w = move(w, list(keep_w.values()), set(partial_over(keep_x, keep_w)))
     contracted = {a for c in x_letters if c not in result for a in keep_x[c]}
     return x, w, list(result.values()), contracted
-
-
-def kept(letter: str, own: dict[str, Axes], other: dict[str, Axes], result: dict[str, Axes]) -> Axes:
-    """The axes that may go on splitting this operand's dim during the matmul; the rest is gathered."""
-    if letter in result:
-        wanted = result[letter]
-    else:  # contracted: useful only where the other operand is split alike
-        wanted = other[letter]
-    return own[letter] if own[letter] == wanted else ()
-
-
-def partial_over(other: dict[str, Axes], own: dict[str, Axes]) -> set[str]:
-    """Axes that split the other operand's dims but not ours: over these, our gradient comes as partial sums."""
-    ours = {a for axes in own.values() for a in axes}
-    return {a for axes in other.values() for a in axes} - ours
 
 
 def move(x: jax.Array, dims: list[Axes], reduced: set[str]) -> jax.Array:

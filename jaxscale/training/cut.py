@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from jaxscale.parallel.rules import count
+from jaxscale.blueprint.rules import count
 from jaxscale.parallel.sharding import current_mesh, dims_of, to_spec
 
 

@@ -1,0 +1,34 @@
+"""Which model is meant: the decoder of the config, or a model of your own that describes itself. No jax."""
+
+import contextlib
+import contextvars
+from collections.abc import Iterator
+from typing import Any
+
+from jaxscale import config as cfg
+from jaxscale.blueprint.decoder import decoder
+from jaxscale.blueprint.table import Blueprint
+
+_described: contextvars.ContextVar[Any] = contextvars.ContextVar("described", default=None)
+
+
+@contextlib.contextmanager
+def described_by(model: Any) -> Iterator[None]:
+    """Inside, predictions are of `model`, whose `blueprint(config.model)` gives its rows; None: of the decoder."""
+    if model is not None and not hasattr(model, "blueprint"):
+        raise ValueError(
+            f"{getattr(model, '__name__', model)} has no blueprint(model), which gives the rows that predictions "
+            "are made from; see docs/models.md"
+        )
+    token = _described.set(model)
+    try:
+        yield
+    finally:
+        _described.reset(token)
+
+
+def blueprint(model: cfg.Model) -> Blueprint:
+    """The rows of a config's model: the decoder's, or inside `described_by` those of a model of your own."""
+    if (described := _described.get()) is not None:
+        return described.blueprint(model)
+    return decoder(model)

@@ -1,0 +1,252 @@
+"""Every matmul of a step by the rules: forward, recomputed and its two gradients, with what each sends. No jax.
+
+The rows follow from the model's table (`blueprint.table`), the rules and the algebra of one einsum (`blueprint.cases`).
+They need no sizes, only which mesh axes there are: predictions count them, `explain` draws them.
+"""
+
+import functools
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from jaxscale import config as cfg
+from jaxscale.blueprint.cases import Axes, Cut, Spec, axes_in, both, cut, without
+from jaxscale.blueprint.described import blueprint
+from jaxscale.blueprint.rules import Overrides, Rules, overrides_of, present, rules_with
+from jaxscale.blueprint.table import Blueprint, Op
+
+X, W, AGAIN = ", gradient of x", ", gradient of w", " (recomputed)"
+FORWARD, RECOMPUTED, BACKWARD = "forward", "recomputed", "backward"
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor of a matmul. Operand: `stored`, then moved to `used`; result: left as `stored`, then moved to `used`.
+
+    Attributes:
+        letters: one a dim; `stored` and `used` give the mesh axes that split each.
+        unreduced: mesh axes over which the devices' results are partial sums.
+    """
+
+    letters: str
+    stored: tuple[Axes, ...]
+    used: tuple[Axes, ...]
+    unreduced: Axes = ()
+
+
+@dataclass(frozen=True)
+class Send:
+    """A collective of one run of a matmul.
+
+    Attributes:
+        operand: `x`, `w` or `out`: what is sent.
+        shared: titles of the other matmuls that this one serves too.
+        overlaps: other matmuls of the step do not wait for it.
+    """
+
+    operand: str
+    kind: str
+    axes: Axes
+    shared: tuple[str, ...] = ()
+    overlaps: bool = True
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One matmul of one pass. `phase`: forward, recomputed or backward; `what`: which gradient, if it is one.
+
+    Attributes:
+        weight: the name of its weight.
+        stacked: it runs in every layer.
+    """
+
+    name: str
+    phase: str
+    what: str
+    formula: str
+    x: Tensor
+    w: Tensor
+    out: Tensor
+    sends: tuple[Send, ...]
+    weight: str = field(compare=False)
+    stacked: bool = field(compare=False)
+
+
+Remat = str | Mapping[str, str]  # as `step.remat`
+
+
+def kept(remat: Remat, model: Blueprint) -> dict[str, str] | None:
+    """Activation -> `save` or `offload`, of those that the backward pass finds; None: all are kept (remat none)."""
+    if remat == "none":
+        return None
+    if remat == "full":
+        return {}
+    if remat == "dots":
+        return dict.fromkeys(model.saved_by_dots, "save")
+    assert not isinstance(remat, str), remat
+    there = {a.name for a in model.activations}
+    return {name: action for name, action in remat.items() if action != "recompute" and name in there}
+
+
+def recomputed_matmuls(names: Collection[str] | None, model: Blueprint) -> set[str]:
+    """Matmuls that run again in the backward pass: those whose result it reads and remat did not keep.
+
+    Args:
+        names: what is kept; see `kept`.
+    """
+    if names is None:
+        return set()
+    return {op.name for op in model.ops if op.stacked and op.needed and op.saves not in names}
+
+
+def passes(config: cfg.Config, axes: Axes, few: frozenset[str] = frozenset()) -> tuple[Pass, ...]:
+    """Every matmul with a weight, in the order of the step's forward pass.
+
+    Args:
+        axes: the mesh's.
+        few: logical axes that are kept whole as parameters and repeated where used (`rules.few_kept_whole`).
+    """
+    remat = config.step.remat
+    remat = remat if isinstance(remat, str) else tuple(sorted(remat.items()))
+    return _passes(blueprint(config.model), remat, overrides_of(config.sharding), axes, few)
+
+
+@functools.lru_cache(maxsize=4096)  # a plan asks thousands of times
+def _passes(
+    model: Blueprint, remat: str | tuple, overrides: Overrides, axes: Axes, few: frozenset[str]
+) -> tuple[Pass, ...]:
+    kept_names = kept(remat if isinstance(remat, str) else dict(remat), model)
+    return tuple(Passes(model, rules_with(overrides), kept_names, axes, few))
+
+
+class Passes:
+    """The passes of one model on the axes of one mesh."""
+
+    def __init__(self, model: Blueprint, rules: Rules, names: Collection[str] | None, axes: Axes, few: frozenset[str]):
+        self.model, self.rules, self.axes, self.few = model, rules, axes, few
+        self.keeps_all = names is None
+        self.again = recomputed_matmuls(names, model)
+
+    def __iter__(self) -> Iterator[Pass]:
+        for op in self.model.ops:
+            again = [o.name for o in self.group(op) if o.name in self.again]
+            yield self.forward(op)
+            if op.name in self.again:
+                yield self.recomputed(op, again)
+            yield self.gradient_of_x(op, gathers=not (op.once or op.name in self.again))
+            x_is_there = op.once or self.keeps_all or bool(again)
+            yield self.gradient_of_w(op, gathered=self.keeps_all and not op.once, gathers=not x_is_there)
+
+    def group(self, op: Op) -> list[Op]:
+        """The matmuls that read the same x."""
+        return [o for o in self.model.ops if o.group == op.group]
+
+    # --- layouts ---
+
+    def activation(self, letters: str, at: str) -> dict[str, Axes]:
+        return {c: self.of(self.rules.activations, self.axis(c, at)) for c in letters}
+
+    def parameter(self, letters: str) -> dict[str, Axes]:
+        """As the matmul's weight lies; few kv heads as they are repeated."""
+        own, used = self.rules.parameters, self.rules.activations
+        return {c: self.of(used if (a := self.axis(c)) in self.few else own, a) for c in letters}
+
+    def axis(self, letter: str, at: str = "") -> str:
+        return {"B": "batch", "T": at or "sequence"}.get(letter) or self.model.dims[letter].axis
+
+    def of(self, table: Mapping[str, Axes], name: str) -> Axes:
+        return present(table[name], self.axes)
+
+    def cut(self, op: Op) -> Cut:
+        letters = self.model.weight(op.weight_name).letters
+        at_rest, gathered = self.activation(op.x, op.x_at), self.activation(op.x, "sequence")
+        return cut(at_rest, self.parameter(letters), self.activation(op.y, op.y_at), gathered)
+
+    def ordered(self, axes: Sequence[str]) -> Axes:
+        """In the mesh's order."""
+        return tuple(a for a in self.axes if a in axes)
+
+    # --- passes ---
+
+    def forward(self, op: Op) -> Pass:
+        """A gather is listed with the first matmul that it serves, a sum with the last, in the order of the step."""
+        group, sends = [o.name for o in self.group(op)], []
+        if op.name == group[0]:
+            served = titles(group, W) if op.once else tuple(group[1:])
+            sends += self.sends("x", self.cut(op).gathers_x, served, FORWARD not in op.exposed)
+        served = titles([op.name], X) if op.once else ()
+        sends += self.sends("w", self.cut(op).gathers_w, served, not op.once)
+        return self.product(op, FORWARD, sends)
+
+    def recomputed(self, op: Op, again: list[str]) -> Pass:
+        """`again`: of the matmuls that read the same x, those that are recomputed."""
+        sends = []
+        if op.name == again[0]:
+            served = titles(again[1:], AGAIN) + titles([o.name for o in self.group(op)][::-1], W)
+            sends += self.sends("x", self.cut(op).gathers_x, served, RECOMPUTED not in op.exposed)
+        return self.product(op, RECOMPUTED, [*sends, *self.sends("w", self.cut(op).gathers_w, titles([op.name], X))])
+
+    def product(self, op: Op, phase: str, sends: list[Send]) -> Pass:
+        at = self.cut(op)
+        out = tensor(op.y, at.y, at.y_at_rest, self.ordered(at.summed))
+        return self.one(op, phase, "", self.x(op, at), self.w(op, at), out, [*sends, *self.sums("out", at)])
+
+    def gradient_of_x(self, op: Op, *, gathers: bool) -> Pass:
+        """dy · w -> dx. `gathers`: w, as no matmul before it has."""
+        at, first = self.cut(op), self.group(op)[0].name == op.name
+        sends = self.sends("w", at.gathers_w) if gathers else []
+        rest = at.x_at_rest if at.sums_of_dx else at.x
+        out = tensor(op.x, at.x, rest, self.ordered(at.sums_of_dx))
+        if first:
+            others = titles([o.name for o in self.group(op)][:0:-1], X)
+            sends += self.sums_of(both(at.sums_of_dx, at.gathers_x), without(at.sums_of_dx, axes_in(at.x_at_rest)), others)
+        return self.one(op, BACKWARD, "gradient of x", self.dy(op, at), self.w(op, at), out, sends)
+
+    def gradient_of_w(self, op: Op, *, gathered: bool, gathers: bool) -> Pass:
+        """x · dy -> dw. `gathered`: x as it was multiplied is still there; `gathers`: x, as no matmul before it has."""
+        at, group = self.cut(op), [o.name for o in self.group(op)]
+        x, sends = self.x(op, at), []
+        if gathered:
+            x = replace(x, stored=x.used)
+        elif gathers and op.name == group[-1]:
+            sends += self.sends("x", at.gathers_x, titles(group[-2::-1], W), RECOMPUTED not in self.group(op)[0].exposed)
+        sends += self.sends("w", at.scatters_y, titles([op.name], X), BACKWARD not in op.exposed)
+        out = tensor(self.letters(op), at.w, at.w_at_rest, self.ordered(at.sums_of_dw))
+        sends += self.sums_of(both(at.sums_of_dw, at.gathers_w), without(at.sums_of_dw, axes_in(at.w_at_rest)))
+        return self.one(op, BACKWARD, "gradient of w", x, self.dy(op, at), out, sends)
+
+    # --- tensors and collectives ---
+
+    def letters(self, op: Op) -> str:
+        return self.model.weight(op.weight_name).letters
+
+    def x(self, op: Op, at: Cut) -> Tensor:
+        return tensor(op.x, at.x_at_rest, at.x)
+
+    def w(self, op: Op, at: Cut) -> Tensor:
+        return tensor(self.letters(op), at.w_at_rest, at.w)
+
+    def dy(self, op: Op, at: Cut) -> Tensor:
+        """The gradient that arrives at the result."""
+        return tensor(op.y, at.y_at_rest, at.y)
+
+    def sends(self, operand: str, axes: Axes, shared: tuple[str, ...] = (), overlaps: bool = True) -> list[Send]:
+        return [Send(operand, "all-gather", self.ordered(axes), shared, overlaps)] if axes else []
+
+    def sums(self, operand: str, at: Cut) -> list[Send]:
+        return self.sums_of(at.scatters_y, at.reduces_y, (), operand)
+
+    def sums_of(self, scattered: Axes, reduced: Axes, shared: tuple[str, ...] = (), operand: str = "out") -> list[Send]:
+        kinds = (("reduce-scatter", scattered), ("all-reduce", reduced))
+        return [Send(operand, kind, self.ordered(axes), shared) for kind, axes in kinds if axes]
+
+    def one(self, op: Op, phase: str, what: str, x: Tensor, w: Tensor, out: Tensor, sends: list[Send]) -> Pass:
+        formula = f"{x.letters},{w.letters}->{out.letters}".lower()
+        return Pass(op.name, phase, what, formula, x, w, out, tuple(sends), op.weight_name, op.stacked)
+
+
+def tensor(letters: str, stored: Spec, used: Spec, unreduced: Axes = ()) -> Tensor:
+    return Tensor(letters, tuple(stored[c] for c in letters), tuple(used[c] for c in letters), unreduced)
+
+
+def titles(names: Sequence[str], what: str) -> tuple[str, ...]:
+    return tuple(f"{name}{what}" for name in names)

@@ -1,0 +1,185 @@
+"""The two tables of logical axes, and what they ask of a config on a mesh. No jax: predictions read them too."""
+
+import functools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from jaxscale import config as cfg
+from jaxscale.blueprint.cases import Axes
+from jaxscale.blueprint.described import blueprint
+from jaxscale.blueprint.table import Blueprint
+
+# The whole of FSDP is "embed -> fsdp" here and "batch -> fsdp" below; the whole of tensor parallelism, the rest.
+PARAMETERS: dict[str, Axes] = {
+    "layers": (),
+    "vocab": ("tensor",),
+    "embed": ("fsdp",),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "head_dim": (),
+    "mlp": ("tensor",),
+    "positions": (),
+    "norm": (),
+}
+ACTIVATIONS: dict[str, Axes] = {
+    "batch": ("data", "fsdp", "expert"),
+    "sequence": ("context",),
+    "residual_sequence": ("context", "tensor"),  # between the matmuls: sequence parallelism
+    "embed": (),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "head_dim": (),
+    "mlp": ("tensor",),
+    "vocab": ("tensor",),
+}
+
+
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Logical axis -> mesh axes, for parameters and for activations. An absent mesh axis means "not split"."""
+
+    parameters: Mapping[str, Axes]
+    activations: Mapping[str, Axes]
+
+    def with_activations(self, **changes: Axes) -> "Rules":
+        return replace(self, activations={**self.activations, **changes})
+
+    def with_parameters(self, **changes: Axes) -> "Rules":
+        return replace(self, parameters={**self.parameters, **changes})
+
+
+DEFAULT_RULES = Rules(PARAMETERS, ACTIVATIONS)
+
+
+def merged(table: Mapping[str, Axes], changes: Mapping[str, Axes]) -> dict[str, Axes]:
+    """A default table with a config's overrides; an unknown logical or mesh axis is a ValueError."""
+    found = dict(table)
+    for name, axes in changes.items():
+        if name not in table:
+            raise ValueError(f"sharding: no logical axis {name}{cfg.nearest(name, table)}; there are {', '.join(table)}")
+        found[name] = axes
+        for axis in axes:
+            if axis not in cfg.AXES:
+                raise ValueError(f"sharding.{name}: no mesh axis {axis}; there are {', '.join(cfg.AXES)}")
+        if len(set(axes)) < len(axes):
+            raise ValueError(f"sharding.{name}: {', '.join(axes)} names an axis twice; give each once")
+    return found
+
+
+Overrides = tuple[tuple[tuple[str, Axes], ...], ...]  # a config's, as a key: of parameters, of activations
+
+
+def overrides_of(sharding: cfg.Sharding) -> Overrides:
+    return tuple(
+        tuple((name, (axes,) if isinstance(axes, str) else tuple(axes or ())) for name, axes in table.items())
+        for table in (sharding.parameters, sharding.activations)
+    )
+
+
+@functools.lru_cache(maxsize=256)
+def rules_with(overrides: Overrides) -> Rules:
+    parameters, activations = (dict(table) for table in overrides)
+    return Rules(merged(PARAMETERS, parameters), merged(ACTIVATIONS, activations))
+
+
+def make_rules(overrides: cfg.Sharding) -> Rules:
+    """The default tables with a config's overrides; an unknown logical or mesh axis is a ValueError."""
+    return rules_with(overrides_of(overrides))
+
+
+def rules_of(config: cfg.Config, sizes: Mapping[str, int]) -> Rules:
+    """The rules of a config on a mesh: its overrides, and few kv heads kept whole as parameters.
+
+    Args:
+        sizes: mesh axis -> size.
+    """
+    return _rules_of(blueprint(config.model), overrides_of(config.sharding), tuple(sizes.items()))
+
+
+@functools.lru_cache(maxsize=4096)
+def _rules_of(model: Blueprint, overrides: Overrides, sizes: tuple[tuple[str, int], ...]) -> Rules:
+    return few_kept_whole(rules_with(overrides), dict(sizes), model)
+
+
+def few_kept_whole(rules: Rules, sizes: Mapping[str, int], model: Blueprint) -> Rules:
+    """A dim of which there are fewer than shards is not split as a parameter: its heads are repeated where used."""
+    few = {d.axis for d in model.dims.values() if d.repeats and d.size < count(rules.activations[d.axis], sizes)}
+    return rules.with_parameters(**dict.fromkeys(few, ())) if few else rules
+
+
+def present(axes: Axes, names: Iterable[str]) -> Axes:
+    """Those of the axes that the mesh has."""
+    return tuple(a for a in axes if a in names)
+
+
+def count(axes: Axes, sizes: Mapping[str, int]) -> int:
+    """Into how many parts these mesh axes cut a dim; absent axes do not split."""
+    shards = 1
+    for axis in axes:
+        shards *= sizes.get(axis, 1)
+    return shards
+
+
+def check_divides(rules: Rules, sizes: Mapping[str, int], config: cfg.Config) -> None:
+    """Check every split dim of the model against the mesh; raises ValueError with the numbers that don't fit.
+
+    Fewer kv heads than shards are repeated when they divide the shards; the vocabulary is padded already
+    (`Model.padded_vocab_size`).
+    """
+    model = blueprint(config.model)
+    rows = config.data.batch_size // config.step.microbatches
+    sizes_of = {d.axis: (d.label, d.size) for d in model.dims.values() if d.label}
+    for dim in (d for d in model.dims.values() if d.repeats):
+        shards = count(rules.activations[dim.axis], sizes)
+        check_repeats(dim.size, shards, axes_text(rules.activations[dim.axis], sizes), config)
+        sizes_of[dim.axis] = (dim.label, max(dim.size, shards))
+    sizes_of |= {
+        "batch": ("rows of a microbatch (data.batch_size / step.microbatches)", rows),
+        "sequence": ("data.seq_len", config.data.seq_len),
+        "residual_sequence": ("data.seq_len", config.data.seq_len),
+    }
+    rules = few_kept_whole(rules, sizes, model)
+    for kind, table in (("parameters", rules.parameters), ("activations", rules.activations)):
+        for name, axes in table.items():
+            if name in sizes_of:
+                where = f"{axes_text(axes, sizes)}, sharding.{kind}.{name}"
+                require_divides(*sizes_of[name], count(axes, sizes), where)
+    if model.attention:
+        check_attention(rules.activations, sizes)
+
+
+def check_repeats(kv_heads: int, shards: int, where: str, config: cfg.Config) -> None:
+    if kv_heads % shards and (kv_heads > shards or shards % kv_heads):
+        raise ValueError(
+            f"num_kv_heads {kv_heads} neither divides nor is divided by the {shards} shards of kv_heads ({where}); "
+            f"make tensor one of {cfg.divisors(kv_heads)} or a multiple of {kv_heads} that divides "
+            f"{config.model.num_heads}"
+        )
+
+
+def check_attention(activations: Mapping[str, Axes], sizes: Mapping[str, int]) -> None:
+    """Attention runs on each device by itself: whole sequences, and each query head beside its own kv head."""
+    if count(activations["sequence"], sizes) > 1:
+        raise ValueError(
+            f"sharding.activations.sequence: {axes_text(activations['sequence'], sizes)} splits the sequences, and "
+            "attention needs them whole; remove it (residual_sequence is split between the matmuls)"
+        )
+    heads, kv_heads = (tuple(a for a in activations[name] if sizes.get(a, 1) > 1) for name in ("heads", "kv_heads"))
+    if heads != kv_heads:
+        raise ValueError(
+            f"sharding.activations.heads ({axes_text(heads, sizes)}) and kv_heads ({axes_text(kv_heads, sizes)}) must "
+            "be split by the same axes: a query head is computed beside its kv head"
+        )
+
+
+def require_divides(label: str, size: int, shards: int, where: str) -> None:
+    if size % shards:
+        lower = size - size % shards
+        tries = f"{lower} or {lower + shards}" if lower else f"{shards}"
+        raise ValueError(f"{label} {size} is not divisible by {shards} ({where}); try {tries}, or another mesh")
+
+
+def axes_text(axes: Axes, sizes: Mapping[str, int]) -> str:
+    return "*".join(f"{a}={sizes[a]}" for a in axes if a in sizes) or "not split"

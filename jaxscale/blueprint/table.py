@@ -1,0 +1,214 @@
+"""What a model is, as data: its dims, weights, matmuls and activations, each stated once. No jax.
+
+Everything that predicts, draws or checks a step derives from these rows: parameters, state, FLOPs, what is sent, memory.
+A model of your own describes itself with the same rows (`described.described_by`).
+"""
+
+import functools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+SEQUENCE = "sequence"  # where a matmul's rows lie while it runs
+RESIDUAL = "residual_sequence"  # where they lie between matmuls: sequence parallelism splits them further
+
+
+@dataclass(frozen=True)
+class Dim:
+    """A dim, by the letter that formulas use for it.
+
+    Attributes:
+        axis: its logical axis, by which the rules split it.
+        size: its global size.
+        label: the config key that sets the size, for messages.
+        repeats: fewer of it than shards are repeated, so that each shard holds one (kv heads).
+    """
+
+    axis: str
+    size: int
+    label: str = ""
+    repeats: bool = False
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One parameter.
+
+    Attributes:
+        part: its line in tables of parameters.
+        letters: its dims; without `layers`, of which a stacked weight has one more in front.
+        stacked: every layer has one.
+        scale: spread at the start, in units of `model.init_std`; 0 gives zeros, None ones.
+    """
+
+    name: str
+    part: str
+    letters: str
+    stacked: bool = True
+    scale: float | None = 1.0
+
+
+@dataclass(frozen=True)
+class Op:
+    """One matmul with a weight: x · w -> y.
+
+    Attributes:
+        name: its title; `weight`: the name of its weight where that is another (a tied head reads the embedding).
+        x, y: letters of the operand and of the result.
+        saves: the name of its result for `step.remat`.
+        group: the matmuls that read the same x have one name here; x is gathered once for all of them.
+        x_at, y_at: logical axis of the sequence where x lies before the matmul, and y after it.
+        stacked: every layer has one.
+        once: gathered once, outside the layers, and kept for the backward pass.
+        needed: something of the backward pass reads y.
+        exposed: in which passes its gathers of activations run with nothing beside them. Read from libtpu's programs of
+            Llama-3.1-8B on v5p, fsdp=2, tensor=4: the gathers that a layer's first matmuls wait for have nothing to
+            run beside; scatters run beside later matmuls.
+        whole: XLA's GPU programs hold this weight gathered beside others of its layer in the backward pass.
+    """
+
+    name: str
+    x: str
+    y: str
+    saves: str
+    group: str
+    weight: str = ""
+    x_at: str = SEQUENCE
+    y_at: str = SEQUENCE
+    stacked: bool = True
+    once: bool = False
+    needed: bool = True
+    exposed: tuple[str, ...] = ()
+    whole: bool = False
+
+    @property
+    def weight_name(self) -> str:
+        return self.weight or self.name
+
+
+@dataclass(frozen=True)
+class Activation:
+    """A named activation of one layer, which `step.remat` may keep; `at` as `Op.x_at`.
+
+    Attributes:
+        padded: its last dim is padded to a TPU's lanes where it is kept.
+        read: something of the backward pass reads it.
+    """
+
+    name: str
+    letters: str
+    at: str = SEQUENCE
+    padded: bool = False
+    read: bool = True
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Arrays that JAX's differentiation keeps of a layer when remat is none: `copies` of an activation.
+
+    Attributes:
+        at: where the sequence lies, if not as the activation's.
+        float32: whatever the compute dtype is.
+    """
+
+    activation: str
+    copies: float
+    at: str = ""
+    float32: bool = False
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Scores and weighted sums of one layer. `q`, `k`: letters; `k` is that of keys and of values.
+
+    Attributes:
+        result: the name of what it computes, for `step.remat`.
+        window: keys that a query can see at most; None: all before it.
+    """
+
+    q: str
+    k: str
+    result: str
+    window: int | None = None
+
+
+@dataclass(frozen=True, eq=False)  # equal to itself alone: what follows from it is cached by it
+class Blueprint:
+    """A model. `dims` maps letters; B and T, rows and tokens of a batch, are the data's.
+
+    Attributes:
+        lookups: names of the weights whose rows are looked up by token or by position.
+        attention: None for a model without.
+        stream: the activation that a layer begins with; `widest`: the activation that its elementwise operations read.
+        kept: what remat `none` keeps of a layer.
+        elementwise: activation -> how often a layer's elementwise operations read or write it, forward, where XLA
+            fuses them.
+        padding: letter -> how many of that dim are padding, and count as no parameters.
+        parts: lines of a table of parameters, in order.
+    """
+
+    dims: Mapping[str, Dim]
+    weights: tuple[Weight, ...]
+    ops: tuple[Op, ...] = ()
+    activations: tuple[Activation, ...] = ()
+    lookups: tuple[str, ...] = ()
+    attention: Attention | None = None
+    num_layers: int = 1
+    stream: str = ""
+    widest: str = ""
+    kept: tuple[Kept, ...] = ()
+    elementwise: Mapping[str, float] = field(default_factory=dict)
+    padding: Mapping[str, int] = field(default_factory=dict)
+    parts: tuple[str, ...] = ()
+
+    def weight(self, name: str) -> Weight:
+        return self._by_name[name]
+
+    @functools.cached_property
+    def _by_name(self) -> dict[str, Weight]:
+        return {w.name: w for w in self.weights}
+
+    def shape(self, weight: Weight) -> tuple[int, ...]:
+        """Global dims of a weight, all layers."""
+        dims = tuple(self.dims[c].size for c in weight.letters)
+        return (self.num_layers, *dims) if weight.stacked else dims
+
+    def axes(self, weight: Weight) -> tuple[str, ...]:
+        """Logical axes of its dims."""
+        axes = tuple(self.dims[c].axis for c in weight.letters)
+        return ("layers", *axes) if weight.stacked else axes
+
+    def size(self, weight: Weight) -> int:
+        return math.prod(self.shape(weight))
+
+    def published_size(self, weight: Weight) -> int:
+        """Elements without padding."""
+        return math.prod(n - self.padding.get(c, 0) for c, n in zip(self.letters(weight), self.shape(weight), strict=True))
+
+    def letters(self, weight: Weight) -> str:
+        """Letters of all its dims; L is that of layers."""
+        return f"L{weight.letters}" if weight.stacked else weight.letters
+
+    def activation(self, name: str) -> Activation:
+        return next(a for a in self.activations if a.name == name)
+
+    def op(self, name: str) -> Op:
+        return next(op for op in self.ops if op.name == name)
+
+    @functools.cached_property
+    def matrices(self) -> frozenset[str]:
+        """Names of the weights that a layer multiplies by."""
+        return frozenset(op.weight_name for op in self.ops if op.stacked)
+
+    @functools.cached_property
+    def head(self) -> Op | None:
+        """The matmul that makes the logits."""
+        return next((op for op in self.ops if op.once), None)
+
+    @functools.cached_property
+    def saved_by_dots(self) -> tuple[str, ...]:
+        """What remat `dots` keeps: the matmuls' results, by name.
+
+        JAX's own policy for dots would keep partial sums from before their reduction.
+        """
+        return tuple(op.saves for op in self.ops if op.stacked)
