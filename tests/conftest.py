@@ -13,10 +13,10 @@ FLAGS = os.environ.get("XLA_FLAGS")
 if jax.__version_info__[:2] == (0, 10):
     os.environ["XLA_FLAGS"] = f"{FLAGS or ''} --xla_cpu_use_fusion_emitters=false".strip()
 
-import pytest
-from browser import driver  # noqa: F401  a fixture
+import pytest  # noqa: E402
+from browser import driver  # noqa: E402, F401  a fixture
 
-from jaxscale.parallel.mesh import give_threads
+from jaxscale.parallel.mesh import give_threads  # noqa: E402
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in the background of a shell: children would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -10,7 +10,8 @@ from dataclasses import replace
 from jaxscale import config as cfg
 from jaxscale.analysis.plan import Plan, short_of
 from jaxscale.analysis.ways import meshes, ways, with_chunk
-from jaxscale.blueprint.rules import check_divides, count, make_rules
+from jaxscale.blueprint.legal import require_legal
+from jaxscale.blueprint.rules import count, make_rules
 from jaxscale.topology import Topology, valid_shapes
 
 TRIES = 8  # of each kind; one takes less than a second
@@ -45,7 +46,7 @@ def any_fits(config: cfg.Config, topology: Topology, *, documents: bool, held: t
     try:
         for candidate, sizes, _ in ways(config, topology, held):
             try:
-                check_divides(make_rules(candidate.sharding), sizes, candidate)
+                require_legal(candidate, sizes)
             except ValueError:
                 continue
             _, needed = with_chunk(candidate, sizes, topology, documents=documents, held=held)
@@ -81,7 +82,10 @@ def other_batches(config: cfg.Config, found: Plan, fits: Fits) -> Iterator[str]:
     """The nearest data.batch_size that would do: one that meshes divide, or where memory is short a smaller one."""
     rows, topology, held = config.data.batch_size, found.topology, found.held
     parts = config.step.microbatches if {"step", "step.microbatches"} & set(held) else 1
-    shards = {parts * count(make_rules(config.sharding).activations["batch"], m.sizes(topology.devices)) for m in meshes(config, topology, held)}
+    shards = {
+        parts * count(make_rules(config.sharding).activations["batch"], m.sizes(topology.devices))
+        for m in meshes(config, topology, held)
+    }
     sizes: set[int] = set()
     if found.legal < found.considered:
         sizes |= {n for s in shards for n in (rows // s * s, -(-rows // s) * s)}

@@ -13,7 +13,7 @@ from jaxscale.blueprint import passes as rows
 from jaxscale.blueprint.cases import Axes
 from jaxscale.blueprint.described import blueprint
 from jaxscale.blueprint.passes import Pass, Tensor
-from jaxscale.blueprint.rules import count, rules_of
+from jaxscale.blueprint.rules import count, few_axes, make_rules, rules_of
 from jaxscale.blueprint.table import Weight
 
 CONVENTIONS = {
@@ -50,10 +50,14 @@ def live(sizes: Mapping[str, int]) -> Axes:
     return tuple(a for a in cfg.AXES if sizes.get(a, 1) > 1)
 
 
+def split_by(axes: Axes, sizes: Mapping[str, int]) -> Axes:
+    """Those of the axes that split something."""
+    return tuple(a for a in axes if sizes.get(a, 1) > 1)
+
+
 def few_dims(config: cfg.Config, sizes: Mapping[str, int]) -> frozenset[str]:
     """Logical axes of which there are fewer than shards."""
-    rules, dims = rules_of(config, sizes), blueprint(config.model).dims.values()
-    return frozenset(d.axis for d in dims if d.repeats and d.size < count(rules.activations[d.axis], sizes))
+    return few_axes(make_rules(config.sharding), sizes, blueprint(config.model))
 
 
 def shard(weight: Weight, config: cfg.Config, sizes: Mapping[str, int]) -> int:

@@ -22,8 +22,9 @@ from jaxscale.analysis.traffic import Traffic, traffic
 from jaxscale.blueprint.described import blueprint
 from jaxscale.topology import Link, Topology, links
 
-# Arrays that a layer's elementwise operations read and write, once forward, where every operation is a kernel of its
-# own, as in eager PyTorch, in units of 2 bytes (where XLA fuses them: `Blueprint.elementwise`). Residual sums: 6; a layernorm is one kernel; an rmsnorm of PyTorch operations is six, in float32, like rotary positions; silu and up: 2.
+# Arrays that a layer's elementwise operations read and write, once forward, in units of 2 bytes, where every operation
+# is a kernel of its own, as in eager PyTorch (where XLA fuses them: `Blueprint.elementwise`). Residual sums: 6; a
+# layernorm is one kernel; an rmsnorm of PyTorch operations is six, in float32, like rotary positions; silu and up: 2.
 EAGER_SUMS, EAGER_NORMS = 6, {"layernorm": 6, "rmsnorm": 36}
 EAGER_MLP, EAGER_HEADS = {"swiglu": 5, "gelu": 2}, {"rope": 14, "learned": 2}
 QUANTIZING = 5  # bytes an element: read for the largest value, read again, written in 8 bits
@@ -186,9 +187,10 @@ def offloaded_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> float:
 
 
 def timed(t: Traffic, own: Mapping, speed: Rates, topology: Topology) -> Sent:
-    """A collective with its seconds. XLA's GPU programs, unlike libtpu's, run tensor's with nothing beside them."""
+    """A collective with its seconds. XLA's GPU programs, unlike libtpu's, run those of activations with nothing beside
+    them."""
     once, network = collective_seconds(t.kind, t.axes, t.bytes, own, speed.network)
-    overlaps = t.overlaps and not (topology.chip.node and t.axes == ("tensor",))
+    overlaps = t.overlaps and not (topology.chip.node and not t.weight)
     return Sent(t.kind, t.axes, t.bytes * t.times, t.times, once * t.times, network, 0.0, overlaps, t.what)
 
 

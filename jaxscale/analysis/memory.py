@@ -82,7 +82,9 @@ def tpu_moments(config: cfg.Config, sizes: Mapping[str, int], own: float) -> tup
     loss = tpu_head(config, sizes) | {"the last layer's output": 4 * stream_bytes(config, sizes, SEQUENCE)}
     backward = {
         "gradients of a microbatch": own if config.step.microbatches > 1 else 0.0,
-        "a layer's weights, or their gradients": sum(whole_bytes(config, sizes, p) for p in layer_passes(config, sizes)),
+        "a layer's weights, or their gradients": sum(
+            whole_bytes(config, sizes, p) for p in layer_passes(config, sizes)
+        ),
         "a layer's activations": working_bytes(config, sizes, widest=5, stream=4, whole=3.5),
     }
     return always | loss, always | backward

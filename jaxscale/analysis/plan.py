@@ -9,8 +9,8 @@ from jaxscale.analysis.forecast import Forecast, forecast
 from jaxscale.analysis.measured import Measured
 from jaxscale.analysis.memory import MemoryForecast, memory
 from jaxscale.analysis.ways import remat_name, ways, with_chunk
+from jaxscale.blueprint.legal import require_legal
 from jaxscale.hardware import GIB
-from jaxscale.blueprint.rules import check_divides, make_rules
 from jaxscale.topology import Topology
 
 MOL = 6.02214076e23  # Avogadro's number, as a budget of FLOPs
@@ -73,7 +73,8 @@ def plan(
     Args:
         held: keys of the config that stay as they are (see `ways.held_keys`).
 
-    A plan without choices is an answer too. Raises ValueError when the config has an optimizer whose state has no formula, or holds a mesh that the topology has no devices for.
+    A plan without choices is an answer too. Raises ValueError when the config has an optimizer whose state has no
+    formula, or holds a mesh that the topology has no devices for.
     """
     choices: list[Choice] = []
     reasons: Counter[str] = Counter()
@@ -82,7 +83,7 @@ def plan(
     for candidate, sizes, name in ways(config, topology, held):
         considered += 1
         try:
-            check_divides(make_rules(candidate.sharding), sizes, candidate)
+            require_legal(candidate, sizes)
         except ValueError as error:
             reasons[reason_of(error)] += 1
             continue
@@ -128,7 +129,7 @@ def as_it_is(
         if not topology.chip.node and slices != topology.slices:
             raise ValueError(f"mesh.dcn is over {slices} slices and there are {topology.slices}")
         sizes = config.mesh.sizes(topology.devices)
-        check_divides(make_rules(config.sharding), sizes, config)
+        require_legal(config, sizes)
     except ValueError as error:
         return None, str(error)
     needed = memory(config, sizes, documents=documents, platform=topology.chip.platform)

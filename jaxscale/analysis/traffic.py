@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from jaxscale import config as cfg
 from jaxscale.analysis import costs
 from jaxscale.analysis.costs import BYTES, elements, letter_sizes
-from jaxscale.blueprint.cases import Axes, both, without
+from jaxscale.blueprint.cases import both, without
 from jaxscale.blueprint.described import blueprint
 from jaxscale.blueprint.passes import Pass, Send
 from jaxscale.blueprint.rules import count, rules_of
@@ -69,29 +69,28 @@ def sent(one: Pass, send: Send, config: cfg.Config, whole: Mapping[str, int], si
 
 
 def repeated_heads(config: cfg.Config, sizes: Mapping[str, int]) -> Iterator[Traffic]:
-    """Few kv heads are kept whole, and each device takes the one that its queries read: their gradients are gathered."""
+    """Few kv heads are kept whole, and each device takes the one that its queries read: their gradients are
+    gathered."""
     model, rules, whole = blueprint(config.model), rules_of(config, sizes), letter_sizes(config, sizes)
     few = costs.few_dims(config, sizes)
     for one in (p for p in costs.passes(config, sizes) if p.what == "gradient of w"):
         for letter in (c for c in one.out.letters if model.dims[c].axis in few):
-            axes = live(rules.activations[model.dims[letter].axis], sizes)
+            axes = costs.split_by(rules.activations[model.dims[letter].axis], sizes)
             layout = tuple(() if c == letter else at for c, at in zip(one.out.letters, one.out.used, strict=True))
             size = elements(one.out.letters, layout, whole, sizes) * BYTES[config.step.compute_dtype]
-            yield Traffic(f"{one.name} gradient", "all-gather", axes, size, costs.runs_of(one, config), "backward", True)
-
-
-def live(axes: Axes, sizes: Mapping[str, int]) -> Axes:
-    return tuple(a for a in axes if sizes.get(a, 1) > 1)
+            yield Traffic(
+                f"{one.name} gradient", "all-gather", axes, size, costs.runs_of(one, config), "backward", True
+            )
 
 
 def lookups(config: cfg.Config, sizes: Mapping[str, int]) -> Iterator[Traffic]:
     """A table's rows by token: see `models.embedding.lookup`. Its gradient is added up in float32 where it lives."""
     model, parts, width = blueprint(config.model), config.step.microbatches, BYTES[config.step.compute_dtype]
     rules, tokens = rules_of(config, sizes), costs.microbatch_tokens(config, sizes)
-    batch, residual = (live(rules.activations[name], sizes) for name in ("batch", "residual_sequence"))
+    batch, residual = (costs.split_by(rules.activations[name], sizes) for name in ("batch", "residual_sequence"))
     for name in model.lookups[:1]:
         table = model.weight(name)
-        vocab, embed = (live(rules.parameters[axis], sizes) for axis in model.axes(table))
+        vocab, embed = (costs.split_by(rules.parameters[axis], sizes) for axis in model.axes(table))
         vocab, trade = without(vocab, batch), both(embed, batch)
         scatter = residual if residual == vocab else ()
         rows = float(tokens * model.shape(table)[1] * width)
@@ -105,16 +104,16 @@ def lookups(config: cfg.Config, sizes: Mapping[str, int]) -> Iterator[Traffic]:
             yield Traffic("rows' gradients", "all-gather", scatter, rows, parts, "backward", False)
         elif vocab:
             yield Traffic("looked-up rows", "all-reduce", vocab, rows, parts, "forward", False)
-        tokens_over = without((*batch, *live(rules.activations["sequence"], sizes)), (*vocab, *trade))
+        tokens_over = without((*batch, *costs.split_by(rules.activations["sequence"], sizes)), (*vocab, *trade))
         if tokens_over:
             size = costs.shard(table, config, sizes) * 4
-            yield Traffic(f"{name} gradient", "all-reduce", tokens_over, size, parts, "backward", True)
+            yield Traffic(f"{name} gradient", "all-reduce", tokens_over, size, parts, "backward", True, weight=True)
 
 
 def whole_sequences(config: cfg.Config, sizes: Mapping[str, int]) -> Iterator[Traffic]:
     """Keys and values of the whole sequence are gathered where it is split, and their gradients scattered."""
     model, rules = blueprint(config.model), rules_of(config, sizes)
-    axes = live(rules.activations["sequence"], sizes)
+    axes = costs.split_by(rules.activations["sequence"], sizes)
     if model.attention is None or not axes:
         return
     both_of_them = 2 * costs.activation_elements(config, sizes, model.attention.k) * count(axes, sizes)
@@ -127,7 +126,7 @@ def whole_sequences(config: cfg.Config, sizes: Mapping[str, int]) -> Iterator[Tr
 
 def losses(config: cfg.Config, sizes: Mapping[str, int]) -> Iterator[Traffic]:
     """Three numbers a token over the shards of the vocabulary: see `training.loss.cross_entropy_sums`."""
-    axes = live(rules_of(config, sizes).activations["vocab"], sizes)
+    axes = costs.split_by(rules_of(config, sizes).activations["vocab"], sizes)
     if blueprint(config.model).head and axes:
         size = costs.microbatch_tokens(config, sizes) * 4.0
         yield Traffic("losses", "all-reduce", axes, size, 3 * config.step.microbatches, "forward", False)

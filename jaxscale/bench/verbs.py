@@ -18,8 +18,8 @@ from jaxscale.bench import startup as starts
 from jaxscale.bench.clock import Effort
 from jaxscale.bench.header import Header
 from jaxscale.bench.record import FAILED, INTERRUPTED, BenchRecord, Row
-from jaxscale.parallel.mesh import make_mesh, start_devices
 from jaxscale.blueprint.rules import check_divides
+from jaxscale.parallel.mesh import make_mesh, start_devices
 from jaxscale.parallel.sharding import make_rules
 from jaxscale.training.peak import Peak, find_peak
 

@@ -5,6 +5,7 @@ vector of D that no mesh axis splits.
 """
 
 import functools
+from functools import partial
 
 from jaxscale import config as cfg
 from jaxscale.blueprint.table import RESIDUAL, SEQUENCE, Activation, Attention, Blueprint, Dim, Kept, Op, Weight
@@ -27,6 +28,7 @@ def decoder(model: cfg.Model) -> Blueprint:
         # two norms, two residual sums; rotary positions of q and k; the activation: counted on Llama-3.1-8B's programs
         elementwise={"layer_in": 8, "q": 2, "k": 2, "mlp_up": 2},
         padding={"V": model.padded_vocab_size - model.vocab_size},
+        longest=model.max_seq_len if model.position == "learned" else None,
         parts=("embedding", "position_embedding", "attention", "mlp", "norms", "unembedding"),
     )
 
@@ -34,14 +36,14 @@ def decoder(model: cfg.Model) -> Blueprint:
 def dims(model: cfg.Model) -> dict[str, Dim]:
     vocab = f"padded vocab_size (vocab_multiple {model.vocab_multiple})"
     return {
-        "D": Dim("embed", model.embed_dim, "embed_dim"),
-        "N": Dim("heads", model.num_heads, "num_heads"),
-        "K": Dim("kv_heads", model.kv_heads, "num_kv_heads", repeats=True),
-        "F": Dim("mlp", model.mlp_dim, "mlp_dim"),
+        "D": Dim("embed", model.embed_dim, "embed_dim", wide=True),
+        "N": Dim("heads", model.num_heads, "num_heads", wide=True),
+        "K": Dim("kv_heads", model.kv_heads, "num_kv_heads", repeats=True, wide=True),
+        "F": Dim("mlp", model.mlp_dim, "mlp_dim", wide=True),
         "V": Dim("vocab", model.padded_vocab_size, vocab),
         "P": Dim("positions", model.max_seq_len, "max_seq_len"),
         "H": Dim("head_dim", model.head_size, "head_dim"),
-        "1": Dim("norm", model.embed_dim),
+        "1": Dim("norm", model.embed_dim, wide=True),
     }
 
 
@@ -55,8 +57,8 @@ def weights(model: cfg.Model) -> list[Weight]:
         Weight("embedding", "embedding", "VD", stacked=False),
         *when(model.position == "learned", Weight("position", "position_embedding", "PD", stacked=False)),
         *norm("attention_norm", "1", model.norm),
-        *(row for name, heads in (("q", "N"), ("k", "K"), ("v", "K"))
-          for row in (Weight(name, "attention", f"D{heads}H"), *bias(model.attention_bias, name, "attention", f"{heads}H"))),
+        *(row for name, heads in (("q", "NH"), ("k", "KH"), ("v", "KH"))
+          for row in (Weight(name, "attention", f"D{heads}"), *bias(model.attention_bias, name, "attention", heads))),
         Weight("out", "attention", "NHD", scale=small),
         *bias(model.attention_bias, "out", "attention", "1"),
         *when(model.qk_norm, *norm("q_norm", "H", "rmsnorm"), *norm("k_norm", "H", "rmsnorm")),
@@ -91,14 +93,14 @@ def norm(name: str, letters: str, kind: str, *, stacked: bool = True) -> tuple[W
 
 def ops(model: cfg.Model) -> list[Op]:
     """Every matmul with a weight, in the order of the forward pass."""
-    into_heads = {"group": "qkv", "x_at": RESIDUAL, "exposed": ("forward", "recomputed")}
-    into_mlp = {"group": "mlp", "x_at": RESIDUAL, "exposed": ("forward",), "whole": True}
+    first = partial(Op, group="qkv", x_at=RESIDUAL, exposed=("forward", "recomputed"))
+    into_mlp = partial(Op, group="mlp", x_at=RESIDUAL, exposed=("forward",), whole=True)
     return [
-        Op("q", "BTD", "BTNH", "q", **into_heads),
-        Op("k", "BTD", "BTKH", "k", **into_heads),
-        Op("v", "BTD", "BTKH", "v", **into_heads),
+        first("q", "BTD", "BTNH", "q"),
+        first("k", "BTD", "BTKH", "k"),
+        first("v", "BTD", "BTKH", "v"),
         Op("out", "BTNH", "BTD", "attention_out", "out", y_at=RESIDUAL, whole=True),
-        *(Op(name, "BTD", "BTF", f"mlp_{name}", **into_mlp) for name in reversed(wide(model))),
+        *(into_mlp(name, "BTD", "BTF", f"mlp_{name}") for name in reversed(wide(model))),
         Op("down", "BTF", "BTD", "mlp_out", "down", y_at=RESIDUAL, needed=False, exposed=("backward",)),
         Op("unembedding", "BTD", "BTV", "logits", "head", "embedding" if model.tie_embeddings else "", x_at=RESIDUAL,
            stacked=False, once=True, exposed=("forward",)),

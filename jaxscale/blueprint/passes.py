@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from jaxscale import config as cfg
 from jaxscale.blueprint.cases import Axes, Cut, Spec, axes_in, both, cut, without
 from jaxscale.blueprint.described import blueprint
-from jaxscale.blueprint.rules import Overrides, Rules, overrides_of, present, rules_with
+from jaxscale.blueprint.rules import Overrides, Rules, few_axes, make_rules, overrides_of, present, rules_with
 from jaxscale.blueprint.table import Blueprint, Op
 
 X, W, AGAIN = ", gradient of x", ", gradient of w", " (recomputed)"
@@ -106,8 +106,15 @@ def passes(config: cfg.Config, axes: Axes, few: frozenset[str] = frozenset()) ->
         few: logical axes that are kept whole as parameters and repeated where used (`rules.few_kept_whole`).
     """
     remat = config.step.remat
-    remat = remat if isinstance(remat, str) else tuple(sorted(remat.items()))
-    return _passes(blueprint(config.model), remat, overrides_of(config.sharding), axes, few)
+    key = remat if isinstance(remat, str) else tuple(remat.items())
+    return _passes(blueprint(config.model), key, overrides_of(config.sharding), axes, few)
+
+
+def passes_of(config: cfg.Config, sizes: Mapping[str, int]) -> "Passes":
+    """The passes of a config on a mesh of these sizes."""
+    model, rules = blueprint(config.model), make_rules(config.sharding)
+    axes = tuple(a for a in cfg.AXES if sizes.get(a, 1) > 1)
+    return Passes(model, rules, kept(config.step.remat, model), axes, few_axes(rules, sizes, model))
 
 
 @functools.lru_cache(maxsize=4096)  # a plan asks thousands of times
@@ -194,11 +201,13 @@ class Passes:
         """dy · w -> dx. `gathers`: w, as no matmul before it has."""
         at, first = self.cut(op), self.group(op)[0].name == op.name
         sends = self.sends("w", at.gathers_w) if gathers else []
-        rest = at.x_at_rest if at.sums_of_dx else at.x
-        out = tensor(op.x, at.x, rest, self.ordered(at.sums_of_dx))
+        after = at.x_at_rest if at.sums_of_dx else at.x
+        out = tensor(op.x, at.x, after, self.ordered(at.sums_of_dx))
         if first:
             others = titles([o.name for o in self.group(op)][:0:-1], X)
-            sends += self.sums_of(both(at.sums_of_dx, at.gathers_x), without(at.sums_of_dx, axes_in(at.x_at_rest)), others)
+            sends += self.sums_of(
+                both(at.sums_of_dx, at.gathers_x), without(at.sums_of_dx, axes_in(at.x_at_rest)), others
+            )
         return self.one(op, BACKWARD, "gradient of x", self.dy(op, at), self.w(op, at), out, sends)
 
     def gradient_of_w(self, op: Op, *, gathered: bool, gathers: bool) -> Pass:
@@ -208,7 +217,9 @@ class Passes:
         if gathered:
             x = replace(x, stored=x.used)
         elif gathers and op.name == group[-1]:
-            sends += self.sends("x", at.gathers_x, titles(group[-2::-1], W), RECOMPUTED not in self.group(op)[0].exposed)
+            sends += self.sends(
+                "x", at.gathers_x, titles(group[-2::-1], W), RECOMPUTED not in self.group(op)[0].exposed
+            )
         sends += self.sends("w", at.scatters_y, titles([op.name], X), BACKWARD not in op.exposed)
         out = tensor(self.letters(op), at.w, at.w_at_rest, self.ordered(at.sums_of_dw))
         sends += self.sums_of(both(at.sums_of_dw, at.gathers_w), without(at.sums_of_dw, axes_in(at.w_at_rest)))

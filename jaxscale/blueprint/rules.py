@@ -34,8 +34,6 @@ ACTIVATIONS: dict[str, Axes] = {
 }
 
 
-
-
 @dataclass(frozen=True)
 class Rules:
     """Logical axis -> mesh axes, for parameters and for activations. An absent mesh axis means "not split"."""
@@ -58,7 +56,9 @@ def merged(table: Mapping[str, Axes], changes: Mapping[str, Axes]) -> dict[str, 
     found = dict(table)
     for name, axes in changes.items():
         if name not in table:
-            raise ValueError(f"sharding: no logical axis {name}{cfg.nearest(name, table)}; there are {', '.join(table)}")
+            raise ValueError(
+                f"sharding: no logical axis {name}{cfg.nearest(name, table)}; there are {', '.join(table)}"
+            )
         found[name] = axes
         for axis in axes:
             if axis not in cfg.AXES:
@@ -105,8 +105,14 @@ def _rules_of(model: Blueprint, overrides: Overrides, sizes: tuple[tuple[str, in
 
 def few_kept_whole(rules: Rules, sizes: Mapping[str, int], model: Blueprint) -> Rules:
     """A dim of which there are fewer than shards is not split as a parameter: its heads are repeated where used."""
-    few = {d.axis for d in model.dims.values() if d.repeats and d.size < count(rules.activations[d.axis], sizes)}
+    few = few_axes(rules, sizes, model)
     return rules.with_parameters(**dict.fromkeys(few, ())) if few else rules
+
+
+def few_axes(rules: Rules, sizes: Mapping[str, int], model: Blueprint) -> frozenset[str]:
+    """Logical axes of which there are fewer than shards, and which may be repeated."""
+    dims = (d for d in model.dims.values() if d.repeats)
+    return frozenset(d.axis for d in dims if d.size < count(rules.activations[d.axis], sizes))
 
 
 def present(axes: Axes, names: Iterable[str]) -> Axes:
@@ -132,9 +138,9 @@ def check_divides(rules: Rules, sizes: Mapping[str, int], config: cfg.Config) ->
     rows = config.data.batch_size // config.step.microbatches
     sizes_of = {d.axis: (d.label, d.size) for d in model.dims.values() if d.label}
     for dim in (d for d in model.dims.values() if d.repeats):
-        shards = count(rules.activations[dim.axis], sizes)
-        check_repeats(dim.size, shards, axes_text(rules.activations[dim.axis], sizes), config)
-        sizes_of[dim.axis] = (dim.label, max(dim.size, shards))
+        axes = rules.activations[dim.axis]
+        check_repeats(dim.size, axes, sizes, config)
+        sizes_of[dim.axis] = (dim.label, max(dim.size, count(axes, sizes)))
     sizes_of |= {
         "batch": ("rows of a microbatch (data.batch_size / step.microbatches)", rows),
         "sequence": ("data.seq_len", config.data.seq_len),
@@ -150,11 +156,12 @@ def check_divides(rules: Rules, sizes: Mapping[str, int], config: cfg.Config) ->
         check_attention(rules.activations, sizes)
 
 
-def check_repeats(kv_heads: int, shards: int, where: str, config: cfg.Config) -> None:
+def check_repeats(kv_heads: int, axes: Axes, sizes: Mapping[str, int], config: cfg.Config) -> None:
+    shards, where, names = count(axes, sizes), axes_text(axes, sizes), "*".join(axes)
     if kv_heads % shards and (kv_heads > shards or shards % kv_heads):
         raise ValueError(
             f"num_kv_heads {kv_heads} neither divides nor is divided by the {shards} shards of kv_heads ({where}); "
-            f"make tensor one of {cfg.divisors(kv_heads)} or a multiple of {kv_heads} that divides "
+            f"make {names} one of {cfg.divisors(kv_heads)} or a multiple of {kv_heads} that divides "
             f"{config.model.num_heads}"
         )
 

@@ -1,6 +1,7 @@
 """What a model is, as data: its dims, weights, matmuls and activations, each stated once. No jax.
 
-Everything that predicts, draws or checks a step derives from these rows: parameters, state, FLOPs, what is sent, memory.
+Everything that predicts, draws or checks a step derives from these rows: parameters, state, FLOPs, what is sent,
+memory.
 A model of your own describes itself with the same rows (`described.described_by`).
 """
 
@@ -22,12 +23,14 @@ class Dim:
         size: its global size.
         label: the config key that sets the size, for messages.
         repeats: fewer of it than shards are repeated, so that each shard holds one (kv heads).
+        wide: it grows with the model's width.
     """
 
     axis: str
     size: int
     label: str = ""
     repeats: bool = False
+    wide: bool = False
 
 
 @dataclass(frozen=True)
@@ -145,6 +148,7 @@ class Blueprint:
             fuses them.
         padding: letter -> how many of that dim are padding, and count as no parameters.
         parts: lines of a table of parameters, in order.
+        longest: the longest sequence that it can read; None: any.
     """
 
     dims: Mapping[str, Dim]
@@ -160,6 +164,7 @@ class Blueprint:
     elementwise: Mapping[str, float] = field(default_factory=dict)
     padding: Mapping[str, int] = field(default_factory=dict)
     parts: tuple[str, ...] = ()
+    longest: int | None = None
 
     def weight(self, name: str) -> Weight:
         return self._by_name[name]
@@ -181,9 +186,13 @@ class Blueprint:
     def size(self, weight: Weight) -> int:
         return math.prod(self.shape(weight))
 
+    def published_shape(self, weight: Weight) -> tuple[int, ...]:
+        """Global dims without padding."""
+        dims = zip(self.letters(weight), self.shape(weight), strict=True)
+        return tuple(n - self.padding.get(c, 0) for c, n in dims)
+
     def published_size(self, weight: Weight) -> int:
-        """Elements without padding."""
-        return math.prod(n - self.padding.get(c, 0) for c, n in zip(self.letters(weight), self.shape(weight), strict=True))
+        return math.prod(self.published_shape(weight))
 
     def letters(self, weight: Weight) -> str:
         """Letters of all its dims; L is that of layers."""

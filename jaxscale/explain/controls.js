@@ -1,7 +1,7 @@
 // The sliders and the summary of the whole step.
 
 const FACTORS = [1 / 8, 1 / 4, 1 / 2, 3 / 4, 1, 1.5, 2, 3, 4, 6, 8, 12, 16, 32, 64];
-const WIDE_PARTS = ["embed_dim", "mlp_dim", "num_heads", "num_kv_heads"];
+const wideDims = (config) => Object.values(config.table.dims).filter((dim) => dim.wide);
 
 /** A slider over a list of values. */
 class Slider {
@@ -33,27 +33,27 @@ class Slider {
 
 /** The config as the sliders say: batch, sequence, and width with all that goes with it. */
 function changedConfig(config, { batch, length, width }) {
-  const model = { ...config.model };
-  for (const key of WIDE_PARTS) model[key] = Math.round(config.model[key] * width);
-  return { ...config, model, data: { ...config.data, batch_size: batch, seq_len: length } };
+  const scaled = (dim) => (dim.wide ? { ...dim, size: Math.round(dim.size * width) } : dim),
+    dims = Object.fromEntries(Object.entries(config.table.dims).map(([letter, dim]) => [letter, scaled(dim)]));
+  return { ...config, table: { ...config.table, dims }, data: { ...config.data, batch_size: batch, seq_len: length } };
 }
 
 function sliderValues(config) {
-  const { model, data, step, loss } = config,
+  const { table, data, step, loss } = config,
     whole = (n) => Number.isInteger(n) && n > 0;
   const times = (n, most) => Array.from({ length: 2 * most + 1 }, (_, i) => n * 2 ** (i - most)).filter(whole);
   return {
     batch: times(data.batch_size, 8).filter((n) => n % step.microbatches === 0),
     length: times(data.seq_len, 6).filter(
-      (n) => (model.position !== "learned" || n <= model.max_seq_len) && (!loss.chunk || n % loss.chunk === 0),
+      (n) => (!table.longest || n <= table.longest) && (!loss.chunk || n % loss.chunk === 0),
     ),
-    width: FACTORS.filter((f) => WIDE_PARTS.every((key) => whole(model[key] * f))),
+    width: FACTORS.filter((f) => wideDims(config).every((dim) => whole(dim.size * f))),
   };
 }
 
 class Controls {
   constructor(node, change) {
-    const { config, machines, explained, fixed } = PAGE,
+    const { config, machines, explained } = PAGE,
       values = sliderValues(config);
     this.change = change;
     this.sliders = Object.fromEntries(
@@ -62,7 +62,8 @@ class Controls {
     this.sliders.batch = new Slider("batch", "batch", values.batch, config.data.batch_size, change);
     this.sliders.length = new Slider("length", "sequence", values.length, config.data.seq_len, change);
     this.sliders.width = new Slider("width", "width", values.width, 1, change);
-    this.sliders.width.words = (f) => `D ${grouped(config.model.embed_dim * f)}`;
+    const [letter, dim] = Object.entries(config.table.dims).find(([, dim]) => dim.wide);
+    this.sliders.width.words = (f) => `${letter} ${grouped(dim.size * f)}`;
     this.sliders.width.tell();
     this.chip = make(
       "select",
@@ -91,7 +92,6 @@ class Controls {
         this.reset,
       ),
     );
-    if (fixed) for (const input of node.querySelectorAll("input, select, button")) input.disabled = true;
   }
 
   back() {
@@ -118,10 +118,12 @@ class Controls {
 
   /** What the sliders came to, and which chips cannot be had for so many devices. */
   tell({ sizes, config, chip }, machine) {
-    const { model } = config,
+    const { dims, layers } = config.table,
+      named = Object.values(dims).filter((dim) => dim.label),
+      list = (chosen) => chosen.map((dim) => `${dim.label} ${grouped(dim.size)}`).join(", "),
       n = product(Object.values(sizes));
     byId("width-note").textContent =
-      `Width: embed_dim ${grouped(model.embed_dim)}, mlp_dim ${grouped(model.mlp_dim)}, ${model.num_heads} heads and ${model.num_kv_heads} kv heads change together; head_dim ${model.head_dim} and ${model.num_layers} layers stay.`;
+      `Width: ${list(named.filter((dim) => dim.wide))} change together; ${list(named.filter((dim) => !dim.wide))} and ${layers} layers stay.`;
     byId("machine").textContent = machine.reason ? machine.reason : `${n} device${n === 1 ? "" : "s"}: ${machine.name}`;
     for (const option of this.chip.options) {
       const { reason } = machineOf(option.value, sizes);

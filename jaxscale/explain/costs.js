@@ -1,251 +1,226 @@
-// What a step should cost: `analysis/costs.py` and `analysis/traffic.py`, line by line. A test holds that they agree.
+// What a step should cost: an interpreter of the model's table, which comes with the config (`page.model_values`). It knows
+// letters, layouts and rules, and no model. `analysis/costs.py` and `analysis/traffic.py` are the same arithmetic; a test holds that.
 // `sizes` are mesh axis -> size; figures "of a device" are of one JAX device and one step.
 
 const size = (sizes, axis) => sizes[axis] || 1;
 const count = (axes, sizes) => axes.reduce((shards, axis) => shards * size(sizes, axis), 1);
+const live = (axes, sizes) => axes.filter((axis) => size(sizes, axis) > 1);
 const product = (values) => values.reduce((a, b) => a * b, 1);
 const total = (values) => values.reduce((a, b) => a + b, 0);
+const widthOf = (config) => PAGE.constants.bytes[config.step.compute_dtype];
 
-/** Every parameter of the decoder, in the order in which it is used: {name, dims, axes}. */
-function weights(model) {
-  const D = model.embed_dim,
-    F = model.mlp_dim,
-    N = model.num_heads,
-    K = model.num_kv_heads,
-    H = model.head_dim,
-    V = model.padded_vocab_size;
-  const found = [{ name: "embedding", dims: [V, D], axes: ["vocab", "embed"] }];
-  if (model.position === "learned") found.push({ name: "position", dims: [model.max_seq_len, D], axes: ["positions", "embed"] });
-  const layer = (name, dims, axes) => found.push({ name, dims: [model.num_layers, ...dims], axes: ["layers", ...axes] });
-  const norm = (name, n, axis, kind) => {
-    for (const end of kind === "layernorm" ? ["scale", "bias"] : ["scale"]) layer(`${name}_${end}`, [n], [axis]);
-  };
-  norm("attention_norm", D, "norm", model.norm);
-  for (const [name, n, axis] of [
-    ["q", N, "heads"],
-    ["k", K, "kv_heads"],
-    ["v", K, "kv_heads"],
-  ]) {
-    layer(name, [D, n, H], ["embed", axis, "head_dim"]);
-    if (model.attention_bias) layer(`${name}_bias`, [n, H], [axis, "head_dim"]);
-  }
-  layer("out", [N, H, D], ["heads", "head_dim", "embed"]);
-  if (model.attention_bias) layer("out_bias", [D], ["norm"]);
-  if (model.qk_norm) {
-    norm("q_norm", H, "head_dim", "rmsnorm");
-    norm("k_norm", H, "head_dim", "rmsnorm");
-  }
-  norm("mlp_norm", D, "norm", model.norm);
-  for (const name of model.mlp === "swiglu" ? ["gate", "up"] : ["up"]) {
-    layer(name, [D, F], ["embed", "mlp"]);
-    if (model.mlp_bias) layer(`${name}_bias`, [F], ["mlp"]);
-  }
-  layer("down", [F, D], ["mlp", "embed"]);
-  if (model.mlp_bias) layer("down_bias", [D], ["norm"]);
-  for (const end of model.norm === "layernorm" ? ["scale", "bias"] : ["scale"])
-    found.push({ name: `final_norm_${end}`, dims: [D], axes: ["norm"] });
-  if (!model.tie_embeddings) found.push({ name: "unembedding", dims: [D, V], axes: ["embed", "vocab"] });
+// --- sizes ----------------------------------------------------------------------------------------------------------
+
+/** The rules on a mesh: a dim of which there are fewer than shards is kept whole as a parameter, and repeated where used. */
+function rulesOn(config, sizes) {
+  const { parameters, activations } = config.rules;
+  return { parameters: { ...parameters, ...Object.fromEntries(fewDims(config, sizes).map((axis) => [axis, []])) }, activations };
+}
+
+/** Logical axes of which there are fewer than shards. */
+const fewDims = (config, sizes) =>
+  Object.values(config.table.dims)
+    .filter((dim) => dim.repeats && dim.size < count(config.rules.activations[dim.axis], sizes))
+    .map((dim) => dim.axis);
+
+/** Global sizes of the dims of a microbatch by letter, as matmuls see them. */
+function letterSizes(config, sizes) {
+  const { dims, layers } = config.table,
+    found = { B: Math.floor(config.data.batch_size / config.step.microbatches), T: config.data.seq_len, S: config.data.seq_len, L: layers };
+  for (const [letter, dim] of Object.entries(dims))
+    found[letter] = dim.repeats ? Math.max(dim.size, count(config.rules.activations[dim.axis], sizes)) : dim.size;
   return found;
 }
 
-/** Elements of a parameter that one device holds. */
-const shardOf = (weight, sizes, table) => product(weight.dims.map((n, i) => Math.floor(n / count(table[weight.axes[i]], sizes))));
+/** Global dims of a parameter, all layers; `padding`: letter -> how many of that dim do not count. */
+const shapeOf = (weight, { dims, layers }, padding = {}) =>
+  [...weight.letters].map((c) => (c === "L" ? layers : dims[c].size - (padding[c] || 0)));
 
-/** Logical axis -> mesh axes of the parameters; few kv heads are kept whole. */
-function parameterTable(config, sizes) {
-  const table = { ...PAGE.constants.parameters };
-  if (config.model.num_kv_heads < count(PAGE.constants.activations.kv_heads, sizes)) table.kv_heads = [];
-  return table;
+/** Elements of an array that one device holds. */
+const elements = (letters, layout, whole, sizes) => product([...letters].map((c, i) => Math.floor(whole[c] / count(layout[i], sizes))));
+
+/** Elements of a parameter, all layers, that one device holds between steps. */
+function shardOf(weight, config, sizes) {
+  const { parameters } = rulesOn(config, sizes);
+  return product(shapeOf(weight, config.table).map((n, i) => Math.floor(n / count(parameters[weight.axes[i]], sizes))));
 }
 
-const microbatchRows = (config, sizes) =>
-  Math.floor(Math.floor(config.data.batch_size / config.step.microbatches) / count(PAGE.constants.activations.batch, sizes));
-const microbatchTokens = (config, sizes) => Math.floor((microbatchRows(config, sizes) * config.data.seq_len) / size(sizes, "context"));
-
-function matmulParameters(model) {
-  return (
-    total(
-      weights(model)
-        .filter((w) => PAGE.constants.matrices.includes(w.name))
-        .map((w) => product(w.dims)),
-    ) +
-    model.vocab_size * model.embed_dim
-  );
+/** Elements of an activation of one layer and microbatch on a device; `at`: the sequence's logical axis there. */
+function activationElements(config, sizes, letters, at = "sequence") {
+  const whole = letterSizes(config, sizes),
+    { activations } = config.rules;
+  const each = [...letters].map((c) => {
+    const shards = count(activations[{ B: "batch", T: at }[c] || config.table.dims[c].axis], sizes);
+    return c === "B" ? Math.floor(whole[c] / shards) : whole[c] / shards;
+  });
+  return product(each);
 }
 
-function visibleKeys(model, length) {
-  const window = Math.min(model.sliding_window || length, length);
+function activationBytes(config, sizes, name) {
+  const [letters, at] = config.table.activations[name];
+  return config.table.layers * activationElements(config, sizes, letters, at) * widthOf(config);
+}
+
+function microbatchTokens(config, sizes) {
+  const { batch, sequence } = config.rules.activations,
+    rows = Math.floor(Math.floor(config.data.batch_size / config.step.microbatches) / count(batch, sizes));
+  return rows * Math.floor(config.data.seq_len / count(sequence, sizes));
+}
+
+// --- FLOPs ----------------------------------------------------------------------------------------------------------
+
+function visibleKeys(config) {
+  const length = config.data.seq_len,
+    window = Math.min((config.table.attention && config.table.attention.window) || length, length);
   return window * (1 - window / (2 * length));
 }
 
-function trainFlopsPerToken(model, length, convention) {
-  const keys = convention === "causal" ? visibleKeys(model, length) : length;
-  return 6 * matmulParameters(model) + 12 * model.num_layers * model.num_heads * model.head_dim * keys;
+function trainFlopsPerToken(config) {
+  const { attention, dims, layers, weights, multiplied, padding } = config.table,
+    matrices = total(weights.filter((w) => multiplied.includes(w.name)).map((w) => product(shapeOf(w, config.table, padding))));
+  if (!attention) return 6 * matrices;
+  const keys = config.metrics.mfu === "causal" ? visibleKeys(config) : config.data.seq_len,
+    heads = [...attention.q].filter((c) => c in dims).map((c) => dims[c].size);
+  return 6 * matrices + 12 * layers * product(heads) * keys;
 }
 
-/** Activation -> `save` or `offload`, of those that the backward pass finds; null: all are kept. */
-function kept(step) {
-  if (step.remat === "none") return null;
-  if (step.remat === "full") return {};
-  if (step.remat === "dots") return Object.fromEntries(PAGE.constants.kept_by_dots.map((name) => [name, "save"]));
-  return Object.fromEntries(Object.entries(step.remat).filter(([, action]) => action !== "recompute"));
-}
-
-function recomputedMatmuls(step) {
-  const names = kept(step);
-  return new Set(
-    names === null
-      ? []
-      : Object.entries(PAGE.constants.output_of)
-          .filter(([, output]) => !(output in names))
-          .map(([w]) => w),
-  );
-}
+/** The rows of the matmuls on a mesh: a layout may be another where an axis is missing. */
+const passesOf = (config, sizes) => config.table.variants[live(PAGE.constants.ready, sizes).join("+")] || config.table.layouts;
+const runsOf = (row, config) => config.step.microbatches * (row.stacked ? config.table.layers : 1);
 
 /** Every matmul of a device and step, attention apart: x[m, k] · w[k, n], and how often each pass runs it. */
 function matmuls(config, sizes) {
-  const { model, step } = config,
-    tokens = microbatchTokens(config, sizes),
-    tensor = size(sizes, "tensor");
-  const D = model.embed_dim,
-    F = Math.floor(model.mlp_dim / tensor),
-    H = model.head_dim,
-    V = Math.floor(model.padded_vocab_size / tensor);
-  const N = Math.floor(model.num_heads / tensor),
-    K = Math.floor(Math.max(model.num_kv_heads, tensor) / tensor);
-  const shapes = { q: [D, N * H], k: [D, K * H], v: [D, K * H], out: [N * H, D], gate: [D, F], up: [D, F], down: [F, D] };
-  if (model.mlp !== "swiglu") delete shapes.gate;
-  const again = recomputedMatmuls(step),
-    runs = model.num_layers * step.microbatches;
-  const found = Object.entries(shapes).map(([name, [k, n]]) => ({
-    name,
-    m: tokens,
-    k,
-    n,
-    forward: runs,
-    backward: 2 * runs,
-    recomputed: again.has(name) ? runs : 0,
-  }));
-  return [
-    ...found,
-    { name: "unembedding", m: tokens, k: D, n: V, forward: step.microbatches, backward: 2 * step.microbatches, recomputed: 0 },
-  ];
+  const whole = letterSizes(config, sizes),
+    rows = passesOf(config, sizes),
+    again = new Set(rows.filter((row) => row.phase === "recomputed").map((row) => row.name));
+  return rows
+    .filter((row) => row.phase === "forward")
+    .map((row) => {
+      const here = {},
+        part = (letters) => product(letters.map((c) => here[c])),
+        [x, w, out] = [row.x, row.w, row.out].map((t) => [...t.letters]);
+      for (const t of [row.w, row.x]) [...t.letters].forEach((c, i) => (here[c] = Math.floor(whole[c] / count(t.used[i], sizes))));
+      const runs = runsOf(row, config),
+        shape = {
+          m: part(x.filter((c) => out.includes(c))),
+          k: part(x.filter((c) => !out.includes(c))),
+          n: part(w.filter((c) => !x.includes(c))),
+        };
+      return { name: row.name, ...shape, forward: runs, backward: 2 * runs, recomputed: again.has(row.name) ? runs : 0 };
+    });
 }
 
 const matmulFlops = (m) => 2 * m.m * m.k * m.n;
 const matmulRuns = (m) => m.forward + m.backward + m.recomputed;
 
 function attentionCost(config, sizes) {
-  const { model, step } = config,
-    heads = Math.floor(model.num_heads / size(sizes, "tensor"));
-  const forward = 4 * microbatchTokens(config, sizes) * heads * model.head_dim * visibleKeys(model, config.data.seq_len);
-  const names = kept(step),
-    again = names !== null && !("attention_context" in names),
-    runs = model.num_layers * step.microbatches;
-  const calls = runs * (again ? 2 : 1);
+  const { attention, kept, layers } = config.table;
+  if (!attention) return { forward: 0, backward: 0, calls: 0, backwardCalls: 0, flops: 0 };
+  const forward = 4 * activationElements(config, sizes, attention.q) * visibleKeys(config),
+    again = kept !== null && !(attention.result in kept),
+    runs = layers * config.step.microbatches,
+    calls = runs * (again ? 2 : 1);
   return { forward, backward: 2.5 * forward, calls, backwardCalls: runs, flops: forward * calls + 2.5 * forward * runs };
-}
-
-function activationBytes(config, sizes, name) {
-  const model = config.model,
-    tensor = size(sizes, "tensor"),
-    F = model.mlp_dim / tensor;
-  const heads = (model.num_heads * model.head_dim) / tensor,
-    kv = (Math.max(model.num_kv_heads, tensor) * model.head_dim) / tensor,
-    wide = model.embed_dim / tensor;
-  const each = {
-    layer_in: wide,
-    q: heads,
-    k: kv,
-    v: kv,
-    attention_context: heads,
-    attention_out: wide,
-    mlp_gate: F,
-    mlp_up: F,
-    mlp_out: wide,
-  };
-  return model.num_layers * microbatchTokens(config, sizes) * each[name] * PAGE.constants.bytes[config.step.compute_dtype];
 }
 
 // --- what is sent ---------------------------------------------------------------------------------------------------
 
 /** Every collective of a step: {what, kind, axes, bytes (V of one run), times, phase, overlaps}. */
-const traffic = (config, sizes) => [...weightTraffic(config, sizes), ...activationTraffic(config, sizes)].filter((t) => t.times && t.bytes);
-const sent = (what, kind, axes, bytes, times, phase, overlaps, other = false) => ({
-  what,
-  kind,
-  axes: [axes].flat(),
-  bytes,
-  times,
-  phase,
-  overlaps,
-  other,
-});
+const traffic = (config, sizes) => [...matmulTraffic(config, sizes), ...otherTraffic(config, sizes)].filter((t) => t.times && t.bytes);
 
-function weightTraffic(config, sizes) {
-  const fsdp = size(sizes, "fsdp"),
-    tensor = size(sizes, "tensor"),
+/** Collectives that belong to no matmul: the lookup's, repeated heads', attention's and the loss's. */
+const otherTraffic = (config, sizes) => [
+  ...repeatedHeads(config, sizes),
+  ...lookups(config, sizes),
+  ...wholeSequences(config, sizes),
+  ...losses(config, sizes),
+];
+const sent = (what, kind, axes, bytes, times, phase, overlaps, weight = false) => ({ what, kind, axes, bytes, times, phase, overlaps, weight });
+
+/** V counts the gathered operand, the whole partial sum, or the shard that is left to be summed. */
+const sentLayout = (operand, send) => (send.operand === "out" && send.kind === "reduce-scatter" ? operand.stored : operand.used);
+
+function matmulTraffic(config, sizes) {
+  const whole = letterSizes(config, sizes);
+  return passesOf(config, sizes).flatMap((row) =>
+    row.sends
+      .filter((send) => live(send.axes, sizes).length)
+      .map((send) => {
+        const operand = row[send.operand],
+          gradient = row.what === "gradient of w",
+          weight = send.operand === (gradient ? "out" : "w"),
+          bytes = elements(operand.letters, sentLayout(operand, send), whole, sizes) * widthOf(config),
+          what = `${row.name} ${weight ? (gradient ? "gradient" : "weight") : "rows"}`;
+        return { what, kind: send.kind, axes: live(send.axes, sizes), bytes, times: runsOf(row, config), phase: row.phase, overlaps: send.overlaps, weight };
+      }),
+  );
+}
+
+/** Heads of which there are few are kept whole, and each device takes the one that its queries read. */
+function repeatedHeads(config, sizes) {
+  const few = fewDims(config, sizes),
+    whole = letterSizes(config, sizes),
+    { dims } = config.table;
+  return passesOf(config, sizes)
+    .filter((row) => row.what === "gradient of w")
+    .flatMap((row) =>
+      [...row.out.letters]
+        .filter((c) => few.includes(dims[c].axis))
+        .map((c) => {
+          const layout = row.out.used.map((axes, i) => (row.out.letters[i] === c ? [] : axes)),
+            bytes = elements(row.out.letters, layout, whole, sizes) * widthOf(config);
+          return sent(`${row.name} gradient`, "all-gather", live(config.rules.activations[dims[c].axis], sizes), bytes, runsOf(row, config), "backward", true);
+        }),
+    );
+}
+
+/** A table's rows by token: see `models/embedding.py`. */
+function lookups(config, sizes) {
+  const { parameters, activations } = rulesOn(config, sizes),
+    tokens = microbatchTokens(config, sizes),
     parts = config.step.microbatches,
-    L = config.model.num_layers;
-  const width = PAGE.constants.bytes[config.step.compute_dtype],
-    table = parameterTable(config, sizes),
-    sums = ["data", "expert", "context"].filter((axis) => size(sizes, axis) > 1),
     found = [];
-  for (const weight of weights(config.model)) {
-    const head = weight.name === "unembedding" || (weight.name === "embedding" && config.model.tie_embeddings);
-    if (!PAGE.constants.matrices.includes(weight.name) && !head) continue;
-    const times = parts * (head ? 1 : L),
-      few = weight.axes.includes("kv_heads") && config.model.num_kv_heads < tensor,
-      shard = Math.floor(shardOf(weight, sizes, table) / (head ? 1 : L) / (few ? config.model.num_kv_heads : 1)),
-      whole = shard * fsdp * width;
-    // few kv heads are kept whole over tensor, and each device takes the one that its queries read
-    if (few) found.push(sent(`${weight.name} gradient`, "all-gather", "tensor", shard * tensor * width, times, "backward", true, true));
-    if (fsdp > 1)
+  const [batch, residual, sequence] = ["batch", "residual_sequence", "sequence"].map((name) => live(activations[name], sizes));
+  for (const table of config.table.weights.filter((w) => config.table.lookups.includes(w.name))) {
+    const [rows, columns] = table.axes.map((axis) => live(parameters[axis], sizes)),
+      vocab = rows.filter((a) => !batch.includes(a)),
+      trade = columns.filter((a) => batch.includes(a)),
+      scatter = residual.join() === vocab.join() ? residual : [],
+      bytes = tokens * shapeOf(table, config.table)[1] * widthOf(config),
+      over = [...batch, ...sequence].filter((a) => !vocab.includes(a) && !trade.includes(a));
+    if (trade.length)
       found.push(
-        sent(`${weight.name} weight`, "all-gather", "fsdp", whole, times * (head ? 1 : 2), "forward", !head),
-        sent(`${weight.name} gradient`, "reduce-scatter", "fsdp", whole, times, "backward", true),
+        sent("token ids", "all-gather", trade, tokens * count(trade, sizes) * 4, parts, "forward", false),
+        sent("looked-up rows", "all-to-all", trade, bytes / count(scatter, sizes), 2 * parts, "forward", false),
       );
-    if (sums.length) found.push(sent(`${weight.name} gradient`, "all-reduce", sums, shard * width, times, "backward", true));
+    if (scatter.length)
+      found.push(
+        sent("looked-up rows", "reduce-scatter", scatter, bytes, parts, "forward", false),
+        sent("rows' gradients", "all-gather", scatter, bytes, parts, "backward", false),
+      );
+    else if (vocab.length) found.push(sent("looked-up rows", "all-reduce", vocab, bytes, parts, "forward", false));
+    if (over.length) found.push(sent(`${table.name} gradient`, "all-reduce", over, shardOf(table, config, sizes) * 4, parts, "backward", true, true));
   }
-  if (sums.length)
-    found.push(
-      sent("embedding gradient", "all-reduce", sums, shardOf(weights(config.model)[0], sizes, table) * 4, parts, "backward", true, true),
-    );
   return found;
 }
 
-function activationTraffic(config, sizes) {
-  const { model, step } = config,
-    fsdp = size(sizes, "fsdp"),
-    tensor = size(sizes, "tensor"),
-    parts = step.microbatches;
-  const tokens = microbatchTokens(config, sizes),
-    runs = parts * model.num_layers,
-    x = tokens * model.embed_dim * PAGE.constants.bytes[step.compute_dtype];
-  const found = [],
-    names = kept(step),
-    again = names === null ? 0 : 1;
-  if (fsdp > 1)
-    found.push(
-      sent("token ids", "all-gather", "fsdp", tokens * fsdp * 4, parts, "forward", false, true),
-      sent("looked-up rows", "all-to-all", "fsdp", x / tensor, 2 * parts, "forward", false, true),
-    );
-  if (tensor > 1)
-    found.push(
-      sent("layer inputs", "all-gather", "tensor", x, 2 * runs + parts, "forward", false),
-      sent("attention inputs, again", "all-gather", "tensor", x, again * runs, "backward", false),
-      sent("mlp inputs, again", "all-gather", "tensor", x, again * runs, "backward", true),
-      sent("layer outputs", "reduce-scatter", "tensor", x, 2 * runs, "forward", true),
-      sent("layer outputs, again", "reduce-scatter", "tensor", x, ("attention_out" in (names || {}) ? 0 : again) * runs, "backward", true),
-      sent("mlp outputs' gradients", "all-gather", "tensor", x, runs, "backward", false),
-      sent("attention outputs' gradients", "all-gather", "tensor", x, runs, "backward", true),
-      sent("inputs' gradients", "reduce-scatter", "tensor", x, 2 * runs + parts, "backward", true),
-      sent("looked-up rows", "reduce-scatter", "tensor", x, parts, "forward", false, true),
-      sent("rows' gradients", "all-gather", "tensor", x, parts, "backward", false, true),
-      sent("losses", "all-reduce", "tensor", tokens * 4, 3 * parts, "forward", false, true),
-    );
-  return found;
+/** Keys and values of the whole sequence, gathered where it is split. */
+function wholeSequences(config, sizes) {
+  const { attention, kept, layers } = config.table,
+    axes = live(config.rules.activations.sequence, sizes);
+  if (!attention || !axes.length) return [];
+  const bytes = 2 * activationElements(config, sizes, attention.k) * count(axes, sizes) * widthOf(config),
+    runs = config.step.microbatches * layers,
+    again = kept === null || attention.result in kept ? 0 : 1;
+  return [
+    sent("keys and values", "all-gather", axes, bytes, (2 + again) * runs, "forward", true),
+    sent("their gradients", "reduce-scatter", axes, bytes, runs, "backward", true),
+  ];
 }
 
-/** Collectives that belong to no matmul: the lookup's and the loss's. */
-const otherTraffic = (config, sizes) => traffic(config, sizes).filter((t) => t.other);
+/** Three numbers a token over the shards of the vocabulary. */
+function losses(config, sizes) {
+  const axes = live(config.rules.activations.vocab, sizes);
+  if (!config.table.logits || !axes.length) return [];
+  return [sent("losses", "all-reduce", axes, microbatchTokens(config, sizes) * 4, 3 * config.step.microbatches, "forward", false)];
+}

@@ -4,6 +4,8 @@ from dataclasses import dataclass, replace
 
 from jaxscale import config as cfg
 from jaxscale.analysis import costs
+from jaxscale.blueprint.described import blueprint
+from jaxscale.blueprint.rules import make_rules
 from jaxscale.explain.rows import Row, Tensor, notation
 from jaxscale.explain.story import Explanation
 
@@ -45,21 +47,24 @@ def follow(found: Explanation, name: str) -> list[Stop]:
 def parameter(found: Explanation, name: str) -> list[Stop]:
     mesh, uses = found.mesh, [r for r in found.rows if r.w.name == name]
     config, first = found.config, uses[0].w
-    tied = name == "w_unembedding" and config.model.tie_embeddings
-    own = "embedding" if tied else name.removeprefix("w_")
-    weight = next(w for w in costs.weights(config.model) if w.name == own)
-    layers = config.model.num_layers if weight.axes[0] == "layers" else 1
-    shard = weight.shard(mesh, costs.parameter_table(config, mesh)) // layers
+    model = blueprint(config.model)
+    op = model.op(name.removeprefix("w_"))
+    weight = model.weight(op.weight_name)
+    layers = model.num_layers if weight.stacked else 1
+    shard = costs.shard(weight, config, mesh) // layers
     at_rest = shard * costs.BYTES[config.step.param_dtype]
     words = [f"in {config.step.param_dtype}", f"{MOMENTS[config.optimizer.name]} beside it, in the same layout"]
     words += [f"one of {layers} layers"] if layers > 1 else []
-    words += ["the embedding's table"] if tied else []
-    if "kv_heads" in weight.axes and config.model.kv_heads < mesh.get("tensor", 1):
-        few = dict(zip(first.letters, first.stored, strict=True)) | {"K": ()}
-        first = replace(first, stored=tuple(few[c] for c in first.letters))
-        words.append(
-            f"{config.model.kv_heads} heads, whole over tensor: each device uses the one that its queries read"
-        )
+    words += [f"the {op.weight}'s table"] if op.weight else []
+    few = {c for c in weight.letters if model.dims[c].axis in costs.few_dims(config, mesh)}
+    if few:
+        at_rest_layout = {c: () if c in few else axes for c, axes in zip(first.letters, first.stored, strict=True)}
+        first = replace(first, stored=tuple(at_rest_layout[c] for c in first.letters))
+        rules = make_rules(config.sharding).activations
+        for c in few:
+            axes = "+".join(costs.split_by(rules[model.dims[c].axis], mesh))
+            heads = f"{model.dims[c].size} heads, whole over {axes}"
+            words.append(f"{heads}: each device uses the one that its queries read")
     stops = [Stop("between steps", str(first), at_rest, "; ".join(words))]
     for row in uses:
         stops += read(row, "w", f"read by {row.title}", found)
@@ -71,7 +76,9 @@ def parameter(found: Explanation, name: str) -> list[Stop]:
 
 
 def activation(found: Explanation, name: str) -> list[Stop]:
-    makers = {tag: row for row, tag in costs.OUTPUT_OF.items()} | {"mlp_out": "down", "attention_context": "context"}
+    model = blueprint(found.config.model)
+    makers = {op.saves: op.name for op in model.ops if op.stacked}
+    makers |= {model.attention.result: "context"} if model.attention else {}
     makes = [r for r in found.rows if not r.what and (r.out.name == name or r.name == makers.get(name))]
     tag = next((t for t, r in makers.items() if makes and r == makes[0].name), name)
     stops: list[Stop] = []
@@ -83,7 +90,7 @@ def activation(found: Explanation, name: str) -> list[Stop]:
             if own in (name, tag) or (side == "x" and tag in row.tags):
                 part = f" as a part of {own}" if own != name else ""
                 stops += read(row, side, f"read by {row.title}{part}", found)
-    stops.append(Stop("kept?", "", 0, keeping(found.config.step, tag)))
+    stops.append(Stop("kept?", "", 0, keeping(found.config, tag)))
     for row in (r for r in makes if r.phase == "recomputed"):
         stops += made(row, f"made by {row.title}", found)
     cotangent = f"d_{makes[0].out.name if makes else name}"
@@ -107,14 +114,15 @@ def read(row: Row, side: str, words: str, found: Explanation) -> list[Stop]:
     return [sent(row, side, found), stop] if any(s.operand == side for s in row.sends) else [stop]
 
 
-def keeping(step: cfg.Step, name: str) -> str:
+def keeping(config: cfg.Config, name: str) -> str:
     """What becomes of it between the forward and the backward pass, by `step.remat`."""
-    kept = costs.kept(step)
+    kept, model, step = costs.kept(config), blueprint(config.model), config.step
+    unread = [a.name for a in model.activations if not a.read]
     if kept is None or name in ("logits", "unembedding"):
         return "kept for the backward pass" + (f" (step.remat={step.remat})" if kept is None else "")
-    if name == "layer_in" and kept.get(name, "save") == "save":
+    if name == model.stream and kept.get(name, "save") == "save":
         return "kept for the backward pass: what a layer is made again from"
-    if name == "mlp_out" and name not in kept:
+    if name in unread and name not in kept:
         return "not kept: nothing of the backward pass reads it"
     action = {"save": "kept for the backward pass", "offload": "kept in the host's memory"}.get(kept.get(name, ""))
     return action or "not kept: made again in the backward pass, from what was kept"

@@ -7,7 +7,7 @@ function machineOf(chip, sizes) {
   const { sizes: options, cells, links, topologies, reasons } = PAGE.machines;
   const place = PAGE.constants.ready.map((axis) => options[axis].indexOf(size(sizes, axis)));
   if (place.includes(-1)) return { reason: "no such mesh is kept in this page" };
-  const cell = cells[chip][(place[0] * options.fsdp.length + place[1]) * options.tensor.length + place[2]];
+  const cell = cells[chip][PAGE.constants.ready.reduce((at, axis, i) => at * options[axis].length + place[i], 0)];
   if (!Array.isArray(cell)) return { reason: reasons[-1 - cell] };
   const [name, chips, slices, ratio, why] = topologies[cell[0]];
   const found = PAGE.constants.ready.map((axis, i) => [axis, links[cell[i + 1]].map(stage)]).filter(([, stages]) => stages.length);
@@ -67,20 +67,24 @@ const ratesOf = (config, chip) => PAGE.machines.chips[chip].rates[config.step.co
 function attentionShare(config, chip) {
   const { softmax, block } = PAGE.machines.chips[chip],
     { lanes } = PAGE.constants,
-    head = config.model.head_dim,
+    { attention, dims } = config.table;
+  if (!attention) return 1;
+  const head = dims[attention.q[attention.q.length - 1]].size,
     length = config.data.seq_len,
-    keys = visibleKeys(config.model, length);
+    keys = visibleKeys(config);
   const ofHead = softmax === null ? head / (Math.ceil(head / lanes) * lanes) : ((head / (head + softmax)) * (128 + softmax)) / 128;
   return (ofHead * keys) / Math.min(keys + block / 2, length);
 }
 
+/** V of the weights that are gathered in a step, and of their gradients that are scattered. */
 const weightBytes = (config, sizes) =>
   total(
-    weightTraffic(config, sizes)
-      .filter((t) => t.axes[0] === "fsdp")
+    matmulTraffic(config, sizes)
+      .filter((t) => t.weight && t.kind !== "all-reduce")
       .map((t) => t.bytes * t.times),
   );
 
+/** Seconds of a device by part, one after another. */
 function computeSeconds(config, chip, sizes, rates) {
   const width = PAGE.constants.bytes[config.step.compute_dtype];
   let busy = 0;
@@ -100,28 +104,21 @@ function computeSeconds(config, chip, sizes, rates) {
 }
 
 function elementwiseBytes(config, sizes, factor) {
-  const { model, step } = config,
-    tensor = size(sizes, "tensor");
-  const passes = 3 + (recomputedMatmuls(step).size ? 1 : 0);
-  const elements =
-    PAGE.constants.wide * model.embed_dim +
-    PAGE.constants.mlp * model.mlp_dim +
-    PAGE.constants.heads * (model.num_heads + model.num_kv_heads) * model.head_dim;
-  const tokens = microbatchTokens(config, sizes) * step.microbatches;
-  const layers = ((tokens * elements) / tensor) * model.num_layers * passes,
-    logits = (4 * tokens * model.padded_vocab_size) / tensor;
-  return layers * factor * PAGE.constants.bytes[step.compute_dtype] + logits * 4;
+  const { elementwise, activations, layers, layouts, logits } = config.table,
+    passes = 3 + (layouts.some((row) => row.phase === "recomputed") ? 1 : 0),
+    each = Object.entries(elementwise).map(([name, number]) => number * activationElements(config, sizes, ...activations[name])),
+    ofLogits = logits ? 4 * activationElements(config, sizes, logits) * config.step.microbatches : 0;
+  return total(each) * config.step.microbatches * layers * passes * factor * widthOf(config) + ofLogits * 4;
 }
 
 function optimizerBytes(config, sizes) {
-  const table = parameterTable(config, sizes),
-    moments = { adamw: 2, lion: 1, muon: 1, adafactor: 0 }[config.optimizer.name];
-  const own = total(weights(config.model).map((w) => shardOf(w, sizes, table)));
+  const moments = { adamw: 2, lion: 1, muon: 1, adafactor: 0 }[config.optimizer.name],
+    own = total(config.table.weights.map((w) => shardOf(w, config, sizes)));
   return own * (PAGE.constants.bytes[config.step.param_dtype] * (2 * config.step.microbatches + 2) + 4 * 2 * moments);
 }
 
 function offloadedBytes(config, sizes) {
-  const names = Object.entries(kept(config.step) || {}).filter(([, action]) => action === "offload");
+  const names = Object.entries(config.table.kept || {}).filter(([, action]) => action === "offload");
   return total(names.map(([name]) => activationBytes(config, sizes, name))) * config.step.microbatches;
 }
 
@@ -141,7 +138,7 @@ function forecast(config, chip, sizes, machine) {
     busy = total(Object.values(compute));
   const timed = traffic(config, sizes).map((t) => {
     const once = collectiveSeconds(t.kind, t.axes, t.bytes, machine.links, rates.network);
-    const overlaps = t.overlaps && !(PAGE.machines.chips[chip].node && t.axes[0] === "tensor");
+    const overlaps = t.overlaps && !(PAGE.machines.chips[chip].node && !t.weight);
     return { ...t, overlaps, seconds: once.seconds * t.times, network: once.network };
   });
   const sent = hide(timed, busy, rates),
@@ -162,7 +159,7 @@ function forecast(config, chip, sizes, machine) {
   for (const [name, seconds] of Object.entries(parts)) sums[WHOLE[name] || name] = (sums[WHOLE[name] || name] || 0) + seconds;
   const tokens = config.data.batch_size * config.data.seq_len,
     attention = attentionCost(config, sizes);
-  const modelFlops = trainFlopsPerToken(config.model, config.data.seq_len, config.metrics.mfu) * tokens;
+  const modelFlops = trainFlopsPerToken(config) * tokens;
   const flops = total(matmuls(config, sizes).map((m) => matmulFlops(m) * matmulRuns(m))) + attention.flops;
   const mfu = modelFlops / best / (PAGE.machines.chips[chip].flops * machine.chips);
   return {
@@ -182,38 +179,33 @@ function forecast(config, chip, sizes, machine) {
   };
 }
 
-/** The rule that a mesh breaks, in one line (`parallel.rules.check_divides`), or null. */
+/** The rule that a mesh breaks, in one line (`blueprint.rules.check_divides`), or null. */
 function brokenRule(config, sizes) {
-  const { model, data, step } = config,
-    { parameters: given, activations, ready } = PAGE.constants;
+  const { data, step, table } = config,
+    { activations } = config.rules;
   const where = (axes) =>
-    axes
-      .filter((a) => ready.includes(a) && size(sizes, a) > 1)
+    live(axes, sizes)
       .map((a) => `${a}=${sizes[a]}`)
       .join("*") || "not split";
-  const divisors = (n) => Array.from({ length: n }, (_, i) => i + 1).filter((d) => n % d === 0);
-  const shards = count(activations.kv_heads, sizes);
-  let parameters = given;
-  if (model.num_kv_heads < shards && shards % model.num_kv_heads === 0) parameters = { ...given, kv_heads: [] };
-  else if (model.num_kv_heads % shards)
-    return `num_kv_heads ${model.num_kv_heads} neither divides nor is divided by the ${shards} shards of kv_heads (${where(activations.kv_heads)}); make tensor one of [${divisors(model.num_kv_heads).join(", ")}] or a multiple of ${model.num_kv_heads} that divides ${model.num_heads}`;
-  const dims = {
-    embed: ["embed_dim", model.embed_dim],
-    heads: ["num_heads", model.num_heads],
-    kv_heads: ["num_kv_heads", Math.max(model.num_kv_heads, shards)],
-    mlp: ["mlp_dim", model.mlp_dim],
-    vocab: [`padded vocab_size (vocab_multiple ${model.vocab_multiple})`, model.padded_vocab_size],
-    batch: ["rows of a microbatch (data.batch_size / step.microbatches)", Math.floor(data.batch_size / step.microbatches)],
+  const rows = Math.floor(data.batch_size / step.microbatches),
+    divisors = (n) => Array.from({ length: n }, (_, i) => i + 1).filter((d) => n % d === 0),
+    heads = Object.values(table.dims).find((dim) => dim.axis === "heads"),
+    dims = {};
+  for (const dim of Object.values(table.dims)) {
+    if (!dim.label) continue;
+    const shards = dim.repeats ? count(activations[dim.axis], sizes) : 1,
+      broken = dim.repeats && dim.size % shards && (dim.size > shards || shards % dim.size);
+    if (broken)
+      return `${dim.label} ${dim.size} neither divides nor is divided by the ${shards} shards of ${dim.axis} (${where(activations[dim.axis])}); make ${activations[dim.axis].join("*")} one of [${divisors(dim.size).join(", ")}] or a multiple of ${dim.size} that divides ${heads.size}`;
+    dims[dim.axis] = [dim.label, Math.max(dim.size, shards)];
+  }
+  Object.assign(dims, {
+    batch: ["rows of a microbatch (data.batch_size / step.microbatches)", rows],
     sequence: ["data.seq_len", data.seq_len],
     residual_sequence: ["data.seq_len", data.seq_len],
-    positions: ["max_seq_len", model.max_seq_len],
-    head_dim: ["head_dim", model.head_dim],
-  };
-  for (const [kind, table] of [
-    ["parameters", parameters],
-    ["activations", activations],
-  ])
-    for (const [name, axes] of Object.entries(table)) {
+  });
+  for (const [kind, axesOf] of Object.entries(rulesOn(config, sizes)))
+    for (const [name, axes] of Object.entries(axesOf)) {
       if (!(name in dims)) continue;
       const [label, n] = dims[name],
         parts = count(axes, sizes),

@@ -4,13 +4,42 @@ A layout names every mesh axis that the rules know for a dim; axes of size 1 fal
 what was traced; a test holds that.
 """
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from itertools import combinations
 from typing import Any
 
 from jaxscale import config as cfg
-from jaxscale.blueprint.passes import passes
+from jaxscale.blueprint.cases import Axes
+from jaxscale.blueprint.passes import Pass, Tensor, passes
+from jaxscale.blueprint.rules import present
 
 
 def layouts(config: cfg.Config) -> list[dict[str, Any]]:
     """All of them, as JSON: forward, recomputed, and the two gradients of each."""
     return [asdict(one) for one in passes(config, cfg.READY_AXES)]
+
+
+def variants(config: cfg.Config) -> dict[str, list[dict[str, Any]]]:
+    """Axes of a mesh, joined by + -> its rows, where they are not those of `layouts` with the other axes left out.
+
+    Only overrides make such: two layouts may agree where an axis is missing, and not where it is there.
+    """
+    every = passes(config, cfg.READY_AXES)
+    found = {}
+    for number in range(len(cfg.READY_AXES)):
+        for axes in combinations(cfg.READY_AXES, number):
+            rows = passes(config, axes)
+            if rows != tuple(restricted(one, axes) for one in every):
+                found["+".join(axes)] = [asdict(one) for one in rows]
+    return found
+
+
+def restricted(one: Pass, axes: Axes) -> Pass:
+    """The same row on a mesh that has only these axes."""
+
+    def tensor(t: Tensor) -> Tensor:
+        stored, used = (tuple(present(dim, axes) for dim in layout) for layout in (t.stored, t.used))
+        return Tensor(t.letters, stored, used, present(t.unreduced, axes))
+
+    sends = (replace(send, axes=present(send.axes, axes)) for send in one.sends)
+    return replace(one, x=tensor(one.x), w=tensor(one.w), out=tensor(one.out), sends=tuple(s for s in sends if s.axes))

@@ -3,29 +3,20 @@
 const ATTENTION = ["scores", "context", "attention"];
 const sameRow = (row) => (layout) => layout.name === row.name && layout.phase === row.phase && layout.what === row.what;
 
-/** Sizes of the dims by letter, of a microbatch; S are the keys that a query can see. */
-function letterSizes(config, sizes) {
-  const { model, data, step } = config;
-  return {
-    B: Math.floor(data.batch_size / step.microbatches),
-    T: data.seq_len,
-    S: data.seq_len,
-    D: model.embed_dim,
-    F: model.mlp_dim,
-    N: model.num_heads,
-    K: Math.max(model.num_kv_heads, size(sizes, "tensor")),
-    H: model.head_dim,
-    V: model.padded_vocab_size,
-    L: model.num_layers,
-    G: Math.floor(model.num_heads / model.num_kv_heads),
-  };
+/** Sizes of dims by letter, also those that attention's rows alone have: keys, and queries of a key's head. */
+function rowSizes(config, sizes) {
+  const whole = letterSizes(config, sizes),
+    { attention, dims } = config.table,
+    groups = attention ? [...attention.q].map((c, i) => [c, attention.k[i]]).filter(([q, k]) => q !== k) : [];
+  const shared = groups.map(([q, k]) => Math.floor(dims[q].size / dims[k].size));
+  return { ...whole, G: product(shared) };
 }
 
 /** The row on any mesh and machine; where the rules have no layout for it, its traced one with the new sizes. */
 function predictedRow(row, config, chip, sizes, machine) {
-  const layout = PAGE.layouts.find(sameRow(row)),
-    letters = letterSizes(config, sizes),
-    head = row.name === "unembedding",
+  const layout = passesOf(config, sizes).find(sameRow(row)),
+    letters = rowSizes(config, sizes),
+    head = layout && !layout.stacked,
     chunks = head && config.loss.chunk ? Math.max(1, config.data.seq_len / config.loss.chunk) : 1;
   letters.T /= chunks; // the loss takes the sequence in chunks, and sends before and after all of them
   const part = (key) => tensorOn(row[key], layout ? layout[key] : row[key], letters, sizes);
@@ -65,6 +56,13 @@ const lettersOf = (row) => {
   };
 };
 
+/** Are these the heads of queries and of the keys that they read? Each device has both. */
+function readBeside(a, b) {
+  const { attention } = PAGE.config.table,
+    pairs = attention ? [...attention.q].map((c, i) => [c, attention.k[i]]) : [];
+  return pairs.some(([q, k]) => q !== k && ((a === q && b === k) || (a === k && b === q)));
+}
+
 /** Mesh axis -> which of the scaling book's four cases it is, from where the operands are stored. */
 function casesOf(row) {
   const where = (t) => Object.fromEntries(t.letters.flatMap((c, i) => t.stored[i].map((axis) => [axis, c])));
@@ -73,10 +71,10 @@ function casesOf(row) {
     inner = lettersOf(row).k,
     found = {};
   for (const axis of new Set([...Object.keys(x), ...Object.keys(w)])) {
-    if (["NK", "KN"].includes(`${x[axis]}${w[axis]}`)) {
+    if (readBeside(x[axis], w[axis])) {
       found[axis] = 1;
       continue;
-    } // heads, and the kv heads that they read
+    }
     const touched = inner.includes(x[axis]) || inner.includes(w[axis]);
     found[axis] = touched ? (x[axis] === w[axis] ? 3 : 2) : x[axis] && w[axis] && x[axis] !== w[axis] ? 4 : 1;
   }
@@ -89,7 +87,7 @@ function rowFigures(row, config, chip, sizes, templates, machine) {
     groups = lettersOf(row);
   const batch = product(groups.batch.map((c) => here[c])),
     [m, k, n] = ["m", "k", "n"].map((g) => product(groups[g].map((c) => here[c])));
-  const width = PAGE.constants.bytes[config.step.compute_dtype],
+  const width = widthOf(config),
     rates = ratesOf(config, chip);
   const held = (tensor, layout) => product(localSizes(tensor, layout, sizes)) * (PAGE.constants.bytes[tensor.dtype] || width);
   const flops = 2 * batch * m * k * n,
@@ -113,13 +111,12 @@ function rowFigures(row, config, chip, sizes, templates, machine) {
 /** The matmuls of attention are one kernel, counted by formula: a query meets the keys that it can see, on average. */
 function attentionFigures(row, config, chip, sizes, rates) {
   const cost = attentionCost(config, sizes),
-    keys = visibleKeys(config.model, config.data.seq_len),
-    H = config.model.head_dim;
-  const width = PAGE.constants.bytes[config.step.compute_dtype],
-    rows = microbatchTokens(config, sizes),
-    m = (rows * config.model.num_heads) / size(sizes, "tensor");
-  const kv = (rows * Math.max(config.model.num_kv_heads, size(sizes, "tensor"))) / size(sizes, "tensor"),
-    once = (m + kv) * H * width;
+    { attention, dims } = config.table,
+    keys = visibleKeys(config),
+    width = widthOf(config),
+    H = dims[attention.q[attention.q.length - 1]].size,
+    m = activationElements(config, sizes, attention.q) / H,
+    once = (activationElements(config, sizes, attention.q) + activationElements(config, sizes, attention.k)) * width;
   const [k, n, flops, moved] = {
     scores: [H, keys, cost.forward / 2, once],
     context: [Math.round(keys), H, cost.forward / 2, once],

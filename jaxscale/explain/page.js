@@ -285,7 +285,6 @@ function start() {
   player = new Player(byId("ring"));
   roofline = new Roofline(byId("roofline"), choose);
   controls = new Controls(byId("controls"), refresh);
-  byId("fixed").textContent = PAGE.fixed || "";
   byId("about").textContent =
     `${PAGE.explained.name}: mesh ${meshText(PAGE.explained.mesh)} on ${PAGE.explained.topology}, ${PAGE.config.step.compute_dtype}, remat ${typeof PAGE.config.step.remat === "string" ? PAGE.config.step.remat : "by name"}, ${PAGE.config.step.microbatches} microbatch${PAGE.config.step.microbatches === 1 ? "" : "es"}`;
   byId("version").textContent = `jaxscale ${PAGE.version}, jax ${PAGE.explained.jax}`;

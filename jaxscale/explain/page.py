@@ -12,10 +12,11 @@ from typing import Any
 
 from jaxscale import config as cfg
 from jaxscale.analysis import costs, forecast, timing
-from jaxscale.explain.layouts import layouts
+from jaxscale.blueprint.described import blueprint
+from jaxscale.blueprint.rules import make_rules
+from jaxscale.explain.layouts import layouts, variants
 from jaxscale.explain.machines import Explained, machines, read_topology
 from jaxscale.explain.rows import CASES
-from jaxscale.parallel.rules import ACTIVATIONS, PARAMETERS
 from jaxscale.report.page import assembled, package_texts, write_whole
 
 SCRIPTS = (
@@ -38,9 +39,7 @@ def page_text(explanation: dict[str, Any]) -> str:
         "explained": {k: v for k, v in explanation.items() if k != "config"}
         | {"rows": [row | {"out": turned(row["out"])} for row in explanation["rows"]]},
         "config": needed(config),
-        "fixed": why_fixed(config),
         "machines": machines(explained),
-        "layouts": layouts(config),
         "constants": constants(),
         "version": metadata.version("jaxscale"),
     }
@@ -52,29 +51,33 @@ def page_text(explanation: dict[str, Any]) -> str:
 def needed(config: cfg.Config) -> dict[str, Any]:
     """What the arithmetic reads of a config, with nothing of paths or places."""
     values = config.model_dump(mode="json")
-    model = values["model"] | {"padded_vocab_size": config.model.padded_vocab_size}
     return {
-        "name": config.name, "model": model, "step": values["step"], "optimizer": {"name": config.optimizer.name},
+        "name": config.name, "step": values["step"], "optimizer": {"name": config.optimizer.name},
         "data": {k: values["data"][k] for k in ("batch_size", "seq_len")}, "loss": {"chunk": config.loss.chunk},
-        "metrics": {"mfu": config.metrics.mfu},
+        "metrics": {"mfu": config.metrics.mfu}, "rules": vars(make_rules(config.sharding)), "table": table(config),
     }  # fmt: skip
 
 
-def why_fixed(config: cfg.Config) -> str | None:
-    """Why the sliders cannot be moved, where they cannot."""
-    if config.sharding.parameters or config.sharding.activations:
-        return "This config has rules of its own (sharding.*). The cost model knows the default rules only, so the "\
-               "page shows the traced mesh and no other."  # fmt: skip
-    return None
+def table(config: cfg.Config) -> dict[str, Any]:
+    """The model's rows, and what follows from them and the config without any mesh."""
+    model = blueprint(config.model)
+    weights = [{"name": w.name, "letters": model.letters(w), "axes": model.axes(w)} for w in model.weights]
+    return {
+        "dims": {letter: vars(dim) for letter, dim in model.dims.items()}, "layers": model.num_layers,
+        "weights": weights, "padding": model.padding, "multiplied": [op.weight_name for op in model.ops],
+        "lookups": model.lookups[:1],
+        "attention": vars(model.attention) if model.attention else None, "kept": costs.kept(config),
+        "activations": {a.name: [a.letters, a.at] for a in model.activations},
+        "elementwise": model.elementwise, "logits": model.head.y if model.head else None,
+        "longest": model.longest, "layouts": layouts(config), "variants": variants(config),
+    }  # fmt: skip
 
 
 def constants() -> dict[str, Any]:
     """What the arithmetic of `analysis` is made with, so that no number stands twice."""
     return {
-        "parameters": PARAMETERS, "activations": ACTIVATIONS, "kept_by_dots": costs.KEPT_BY_DOTS,
-        "output_of": costs.OUTPUT_OF, "matrices": costs.MATRICES, "bytes": costs.BYTES,
-        "conventions": costs.CONVENTIONS, "wide": forecast.WIDE_READS_AND_WRITES, "mlp": forecast.MLP_READS_AND_WRITES,
-        "heads": forecast.HEADS_READS_AND_WRITES, "host": forecast.HOST, "weight_passes": timing.WEIGHT_PASSES,
+        "bytes": costs.BYTES, "conventions": costs.CONVENTIONS, "host": forecast.HOST,
+        "weight_passes": timing.WEIGHT_PASSES,
         "slice_wait": timing.SLICE_WAIT, "lanes": timing.LANES,
         "ready": cfg.READY_AXES, "cases": CASES,
     }  # fmt: skip

@@ -39,7 +39,10 @@ _current_mesh: contextvars.ContextVar[Mesh | None] = contextvars.ContextVar("mes
 
 
 def fit_rules(rules: Rules, sizes: Mapping[str, int], config: cfg.Config) -> Rules:
-    """The rules on a mesh of these sizes, few kv heads kept whole; raises ValueError with the numbers that don't fit."""
+    """The rules on a mesh of these sizes, few kv heads kept whole.
+
+    Raises ValueError with the numbers that do not fit.
+    """
     check_divides(rules, sizes, config)
     return few_kept_whole(rules, sizes, blueprint(config.model))
 

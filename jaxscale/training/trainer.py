@@ -13,12 +13,12 @@ from jax.sharding import Mesh
 
 from jaxscale import config as cfg
 from jaxscale.analysis.libtpu import older_libtpu
+from jaxscale.blueprint.rules import count, require_divides
 from jaxscale.cluster.monitor import Monitor
 from jaxscale.cluster.signals import Stopped, watched
 from jaxscale.cluster.start import join_processes
 from jaxscale.models.attention import require_attention
 from jaxscale.parallel.mesh import describe_mesh, make_mesh, start_devices
-from jaxscale.blueprint.rules import count, require_divides
 from jaxscale.parallel.sharding import Rules, fit_rules, make_rules, on_mesh
 from jaxscale.training.changes import told_of_changes
 from jaxscale.training.checkpoint import Checkpointer

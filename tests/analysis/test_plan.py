@@ -230,7 +230,7 @@ def test_saving_every_matmul_costs_no_time_and_a_third_of_the_memory():
     config = shipped("llama3.1-8b", "data.batch_size=64")
     none, saved = (cfg.validate(config.model_dump(mode="json") | {"step": {"remat": REMATS[name]}}, source="test")
                    for name in ("none", "matmuls, context"))  # fmt: skip
-    assert recomputed_matmuls(saved.step) == set()
+    assert recomputed_matmuls(saved) == set()
     assert attention(saved, {"fsdp": 64}) == attention(none, {"fsdp": 64})
     kept = [memory(c, {"fsdp": 64}).loss["kept activations"] for c in (none, saved)]
     assert kept[1] < 0.5 * kept[0]
@@ -300,7 +300,7 @@ def test_one_matmul_by_hand():
 
 def test_what_remat_makes_again():
     def again(remat):
-        return recomputed_matmuls(make_config(step={"remat": remat}).step)
+        return recomputed_matmuls(make_config(step={"remat": remat}))
 
     assert again("none") == again("dots") == set()
     assert again("full") == {"q", "k", "v", "out", "gate", "up"}  # nothing needs the output of `down`

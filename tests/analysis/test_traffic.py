@@ -3,8 +3,8 @@
 from itertools import product
 
 from jaxscale import config as cfg
-from jaxscale.analysis.costs import MATRICES
 from jaxscale.analysis.traffic import traffic
+from jaxscale.blueprint.described import blueprint
 
 
 def test_weight_gradients_are_summed_over_every_axis_that_splits_the_tokens():
@@ -13,7 +13,7 @@ def test_weight_gradients_are_summed_over_every_axis_that_splits_the_tokens():
     splitters = ("data", "fsdp", "expert", "context")
     for sizes in product((1, 2), (1, 4), (1, 2), (1, 2), (1, 2)):
         mesh = dict(zip((*splitters, "tensor"), sizes, strict=True))
-        for name in (*MATRICES, "unembedding"):
+        for name in (op.name for op in blueprint(config.model).ops):
             own = [t for t in traffic(config, mesh) if t.what == f"{name} gradient" and "tensor" not in t.axes]
             met = [axis for t in own for axis in t.axes]
             assert sorted(met) == sorted(a for a in splitters if mesh[a] > 1), (mesh, name)

@@ -9,9 +9,9 @@ from jaxscale import config as cfg
 from jaxscale.analysis import costs
 from jaxscale.analysis.forecast import forecast
 from jaxscale.analysis.traffic import traffic
+from jaxscale.blueprint.rules import check_divides, make_rules
 from jaxscale.explain.machines import read_topology
 from jaxscale.explain.page import page_text, write_page
-from jaxscale.parallel.rules import ACTIVATIONS, PARAMETERS, check_divides
 
 from .conftest import Page
 from .explanation import make_explanation
@@ -236,7 +236,7 @@ def test_sliders_and_chip_change_every_figure_to_what_python_computes(page, conf
 def test_what_cannot_be_says_the_rule(page, config):
     page.slide("tensor", 8)
     with pytest.raises(ValueError, match="num_heads") as refused:
-        check_divides(PARAMETERS, ACTIVATIONS, {"data": 2, "fsdp": 2, "tensor": 8}, config)
+        check_divides(make_rules(config.sharding), {"data": 2, "fsdp": 2, "tensor": 8}, config)
     assert page.text("#problem") == f"Not possible: {refused.value}"
     assert not page.find("#summary").is_displayed()
     page.slide("tensor", 2)

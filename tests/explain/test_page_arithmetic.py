@@ -12,12 +12,11 @@ from jaxscale import config as cfg
 from jaxscale.analysis import costs
 from jaxscale.analysis.forecast import forecast
 from jaxscale.analysis.traffic import traffic
-from jaxscale.explain.layouts import layouts
+from jaxscale.blueprint.rules import check_divides, make_rules
 from jaxscale.explain.machines import Explained, machine, machines, read_topology
 from jaxscale.explain.page import needed, write_page
 from jaxscale.explain.story import as_json, explain, with_mesh
 from jaxscale.hardware import CHIPS
-from jaxscale.parallel.rules import ACTIVATIONS, PARAMETERS, check_divides
 
 from .conftest import Page
 
@@ -71,7 +70,7 @@ def by_python(config: cfg.Config, sizes: dict[str, int], chip_name: str) -> dict
     )
     found, attention = forecast(config, topology, sizes, over), costs.attention(config, sizes)
     try:
-        check_divides(PARAMETERS, ACTIVATIONS, sizes, config)
+        check_divides(make_rules(config.sharding), sizes, config)
         rule = None
     except ValueError as error:
         rule = str(error)
@@ -124,10 +123,10 @@ def test_the_arithmetic_is_pythons_on_200_random_configs(page):
     assert [d for i, (a, b) in enumerate(zip(got, wanted, strict=True)) for d in same(a, b, f"case {i}")] == []
 
 
-BY_ROWS = """((cases) => cases.map(([config, sizes, chip, layouts]) => {
-    PAGE.layouts = layouts;
-    const machine = machineOf(chip, sizes), runs = config.step.microbatches * config.model.num_layers;
-    const rows = layouts.map(l => predictedRow({...l, times: runs}, config, chip, sizes, machine)), sent = {};
+BY_ROWS = """((cases) => cases.map(([config, sizes, chip]) => {
+    const machine = machineOf(chip, sizes), runs = config.step.microbatches * config.table.layers;
+    const rows = passesOf(config, sizes).map(l => predictedRow({...l, times: runs}, config, chip, sizes, machine));
+    const sent = {};
     const add = (t) => { const key = `${t.kind} ${t.axes.join()}`; sent[key] = (sent[key] || 0) + t.bytes * t.times; };
     for (const row of rows) row.sends.forEach(add);
     otherTraffic(config, sizes).forEach(add);
@@ -143,11 +142,11 @@ def test_rows_and_the_rest_send_what_the_cost_model_says(page):
     cases = [case for case in random_cases(1, 160) if by_python(*case)["rule"] is None]
     assert len(cases) > 20
     assert sum("tensor" in sizes and c.model.kv_heads < sizes["tensor"] for c, sizes, _ in cases) > 2, "repeated heads"
-    got = page.ask(BY_ROWS, [[needed(c), sizes, chip, layouts(c)] for c, sizes, chip in cases])
+    got = page.ask(BY_ROWS, [[needed(c), sizes, chip] for c, sizes, chip in cases])
     for (config, sizes, _), found in zip(cases, got, strict=True):
         sent: dict[str, float] = {}
         for t in traffic(config, sizes):
-            sent[f"{t.kind} {t.axes[0]}"] = sent.get(f"{t.kind} {t.axes[0]}", 0.0) + t.step_bytes
+            sent[f"{t.kind} {','.join(t.axes)}"] = sent.get(f"{t.kind} {','.join(t.axes)}", 0.0) + t.step_bytes
         assert same(found["sent"], sent, f"{config.name} {config.step.remat} on {sizes}") == []
         flops = {m.name: m.step_flops for m in costs.matmuls(config, sizes)}
         assert same(dict(sorted(found["flops"].items())), dict(sorted(flops.items())), str(sizes)) == []

@@ -3,9 +3,9 @@
 import pytest
 from support import Setup, make_config
 
+from jaxscale.blueprint.rules import check_attention
 from jaxscale.models.attention import Attention, attention
 from jaxscale.parallel.mesh import make_mesh
-from jaxscale.parallel.rules import check_attention
 from jaxscale.parallel.sharding import DEFAULT_RULES, on_mesh
 
 MESH = {"data": 2, "fsdp": 2, "tensor": 2}
