@@ -44,7 +44,7 @@ def traffic(config: cfg.Config, sizes: Mapping[str, int]) -> list[Traffic]:
 
     Scalars and vectors (norms' gradients, losses) are left out.
     """
-    rest = (repeated_heads, lookups, whole_sequences, losses)
+    rest = (repeated_heads, lookups, whole_sequences, idle_axes, losses)
     found = [*matmul_traffic(config, sizes), *(t for part in rest for t in part(config, sizes))]
     return [t for t in found if t.times and t.bytes]
 
@@ -94,6 +94,11 @@ def lookups(config: cfg.Config, sizes: Mapping[str, int]) -> Iterator[Traffic]:
         vocab, trade = without(vocab, batch), both(embed, batch)
         scatter = residual if residual == vocab else ()
         rows = float(tokens * model.shape(table)[1] * width)
+        layout, whole = (vocab, trade), {c: model.dims[c].size for c in table.letters}
+        at_rest = tuple(costs.split_by(rules.parameters[axis], sizes) for axis in model.axes(table))
+        if gathered := without((*at_rest[0], *at_rest[1]), (*vocab, *trade)):
+            size = elements(table.letters, layout, whole, sizes) * BYTES[config.step.param_dtype]
+            yield Traffic(f"{name} weight", "all-gather", gathered, size, parts, "forward", False, weight=True)
         if trade:
             ids = tokens * count(trade, sizes) * 4
             yield Traffic("token ids", "all-gather", trade, ids, parts, "forward", False)
@@ -106,7 +111,7 @@ def lookups(config: cfg.Config, sizes: Mapping[str, int]) -> Iterator[Traffic]:
             yield Traffic("looked-up rows", "all-reduce", vocab, rows, parts, "forward", False)
         tokens_over = without((*batch, *costs.split_by(rules.activations["sequence"], sizes)), (*vocab, *trade))
         if tokens_over:
-            size = costs.shard(table, config, sizes) * 4
+            size = elements(table.letters, layout, whole, sizes) * 4
             yield Traffic(f"{name} gradient", "all-reduce", tokens_over, size, parts, "backward", True, weight=True)
 
 
@@ -122,6 +127,20 @@ def whole_sequences(config: cfg.Config, sizes: Mapping[str, int]) -> Iterator[Tr
     again = 0 if names is None or model.attention.result in names else 1
     yield Traffic("keys and values", "all-gather", axes, size, (2 + again) * runs, "forward", True)
     yield Traffic("their gradients", "reduce-scatter", axes, size, runs, "backward", True)
+
+
+def idle_axes(config: cfg.Config, sizes: Mapping[str, int]) -> Iterator[Traffic]:
+    """Attention's gradients over axes along which all devices attend to the same heads and rows: `shard_map` adds them
+    up and divides. Only overrides make such axes."""
+    model, rules = blueprint(config.model), rules_of(config, sizes)
+    if model.attention is None:
+        return
+    used = [a for axis in ("batch", "sequence", model.dims[model.attention.q[2]].axis) for a in rules.activations[axis]]
+    axes = without(costs.live(sizes), used)
+    for letters in (model.attention.q, model.attention.k, model.attention.k) if axes else ():
+        size = costs.activation_elements(config, sizes, letters) * BYTES[config.step.compute_dtype]
+        runs = config.step.microbatches * model.num_layers
+        yield Traffic("attention's gradients", "all-reduce", axes, size, runs, "backward", True)
 
 
 def losses(config: cfg.Config, sizes: Mapping[str, int]) -> Iterator[Traffic]:

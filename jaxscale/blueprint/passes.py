@@ -139,13 +139,17 @@ class Passes:
             yield self.forward(op)
             if op.name in self.again:
                 yield self.recomputed(op, again)
-            yield self.gradient_of_x(op, gathers=not (op.once or op.name in self.again))
+            yield self.gradient_of_x(op, gathers=not (op.once or op.name in self.again or self.keeps_gathered(op)))
             x_is_there = op.once or self.keeps_all or bool(again)
             yield self.gradient_of_w(op, gathered=self.keeps_all and not op.once, gathers=not x_is_there)
 
     def group(self, op: Op) -> list[Op]:
         """The matmuls that read the same x."""
         return [o for o in self.model.ops if o.group == op.group]
+
+    def keeps_gathered(self, op: Op) -> bool:
+        """Remat `none` keeps gathered weights too, but those gathered over the rows' axes: see `Transformer.remat`."""
+        return self.keeps_all and not both(self.cut(op).gathers_w, self.of(self.rules.activations, "batch"))
 
     # --- layouts ---
 

@@ -133,6 +133,7 @@ const otherTraffic = (config, sizes) => [
   ...repeatedHeads(config, sizes),
   ...lookups(config, sizes),
   ...wholeSequences(config, sizes),
+  ...idleAxes(config, sizes),
   ...losses(config, sizes),
 ];
 const sent = (what, kind, axes, bytes, times, phase, overlaps, weight = false) => ({ what, kind, axes, bytes, times, phase, overlaps, weight });
@@ -187,7 +188,15 @@ function lookups(config, sizes) {
       trade = columns.filter((a) => batch.includes(a)),
       scatter = residual.join() === vocab.join() ? residual : [],
       bytes = tokens * shapeOf(table, config.table)[1] * widthOf(config),
+      here = [vocab, trade],
+      whole = Object.fromEntries([...table.letters].map((c) => [c, config.table.dims[c].size])),
+      held = elements(table.letters, here, whole, sizes),
+      gathered = [...rows, ...columns].filter((a) => !vocab.includes(a) && !trade.includes(a)),
       over = [...batch, ...sequence].filter((a) => !vocab.includes(a) && !trade.includes(a));
+    if (gathered.length) {
+      const wide = PAGE.constants.bytes[config.step.param_dtype];
+      found.push(sent(`${table.name} weight`, "all-gather", gathered, held * wide, parts, "forward", false, true));
+    }
     if (trade.length)
       found.push(
         sent("token ids", "all-gather", trade, tokens * count(trade, sizes) * 4, parts, "forward", false),
@@ -199,7 +208,7 @@ function lookups(config, sizes) {
         sent("rows' gradients", "all-gather", scatter, bytes, parts, "backward", false),
       );
     else if (vocab.length) found.push(sent("looked-up rows", "all-reduce", vocab, bytes, parts, "forward", false));
-    if (over.length) found.push(sent(`${table.name} gradient`, "all-reduce", over, shardOf(table, config, sizes) * 4, parts, "backward", true, true));
+    if (over.length) found.push(sent(`${table.name} gradient`, "all-reduce", over, held * 4, parts, "backward", true, true));
   }
   return found;
 }
@@ -216,6 +225,21 @@ function wholeSequences(config, sizes) {
     sent("keys and values", "all-gather", axes, bytes, (2 + again) * runs, "forward", true),
     sent("their gradients", "reduce-scatter", axes, bytes, runs, "backward", true),
   ];
+}
+
+/** Attention's gradients over axes along which all devices attend to the same heads and rows. */
+function idleAxes(config, sizes) {
+  const { attention, dims, layers } = config.table,
+    { activations } = config.rules;
+  if (!attention) return [];
+  const used = ["batch", "sequence", dims[attention.q[2]].axis].flatMap((axis) => activations[axis]),
+    axes = live(PAGE.constants.ready, sizes).filter((a) => !used.includes(a)),
+    each = (letters) => activationElements(config, sizes, letters) * widthOf(config),
+    runs = config.step.microbatches * layers;
+  if (!axes.length) return [];
+  return [attention.q, attention.k, attention.k].map((letters) =>
+    sent("attention's gradients", "all-reduce", axes, each(letters), runs, "backward", true),
+  );
 }
 
 /** Three numbers a token over the shards of the vocabulary. */
