@@ -173,15 +173,24 @@ class Blueprint:
     def _by_name(self) -> dict[str, Weight]:
         return {w.name: w for w in self.weights}
 
+    def has(self, name: str) -> bool:
+        return name in self._by_name
+
+    def layer_shape(self, weight: Weight) -> tuple[int, ...]:
+        """Global dims of a weight, of one layer."""
+        return tuple(self.dims[c].size for c in weight.letters)
+
+    def layer_axes(self, weight: Weight) -> tuple[str, ...]:
+        """Logical axes of these dims."""
+        return tuple(self.dims[c].axis for c in weight.letters)
+
     def shape(self, weight: Weight) -> tuple[int, ...]:
         """Global dims of a weight, all layers."""
-        dims = tuple(self.dims[c].size for c in weight.letters)
-        return (self.num_layers, *dims) if weight.stacked else dims
+        return (self.num_layers, *self.layer_shape(weight)) if weight.stacked else self.layer_shape(weight)
 
     def axes(self, weight: Weight) -> tuple[str, ...]:
-        """Logical axes of its dims."""
-        axes = tuple(self.dims[c].axis for c in weight.letters)
-        return ("layers", *axes) if weight.stacked else axes
+        """Logical axes of all its dims."""
+        return ("layers", *self.layer_axes(weight)) if weight.stacked else self.layer_axes(weight)
 
     def size(self, weight: Weight) -> int:
         return math.prod(self.shape(weight))

@@ -15,8 +15,10 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.layout import Layout, with_layout_constraint
 
 from jaxscale import config as cfg
+from jaxscale.blueprint.decoder import decoder
 from jaxscale.models.attention import NEGATIVE, Attention, attend, attention, visible
 from jaxscale.models.embedding import lookup
+from jaxscale.models.layers import Maker, Norm
 from jaxscale.models.sums import add_bias
 from jaxscale.parallel.sharding import (
     align,
@@ -30,43 +32,10 @@ from jaxscale.parallel.sharding import (
     shard_count,
     spec,
     to_spec,
-    with_vectors,
 )
 
 Cache = dict[str, jax.Array]  # k, v: [B, S, K, H]
 Rope = tuple[jax.Array, jax.Array]  # sine and cosine: [B, T, 1, H/2], float32
-# remat `dots`, by name and not by JAX's policy for dots: that one would keep partial sums from before their reduction
-MATMUL_OUTPUTS = ("q", "k", "v", "attention_out", "mlp_gate", "mlp_up", "mlp_out")
-
-
-def parameter(
-    rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str, ...], *, dtype: str, std: float | None
-) -> nnx.Param:
-    """A parameter born sharded by its logical axes: normal with `std`, or ones (None), or zeros (0)."""
-    if std:
-        value = std * jax.random.normal(rngs.params(), shape, dtype)
-    else:
-        value = jnp.ones(shape, dtype) if std is None else jnp.zeros(shape, dtype)
-    return nnx.Param(value, out_sharding=axes)
-
-
-class Norm(nnx.Module):
-    """RMSNorm (arXiv:1910.07467) or LayerNorm, computed in float32."""
-
-    def __init__(self, size: int, axis: str, model: cfg.Model, dtype: str, rngs: nnx.Rngs, *, kind: str | None = None):
-        self.kind, self.eps = kind or model.norm, model.norm_eps
-        self.scale = parameter(rngs, (size,), (axis,), dtype=dtype, std=None)
-        if self.kind == "layernorm":
-            self.bias = parameter(rngs, (size,), (axis,), dtype=dtype, std=0)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        y = x.astype(jnp.float32)
-        if self.kind == "layernorm":
-            y = y - y.mean(-1, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + self.eps)
-        vectors = [self.scale, self.bias] if self.kind == "layernorm" else [self.scale]
-        y = with_vectors(lambda y, w, *b: y * w + b[0] if b else y * w, y, *(v[...].astype(x.dtype) for v in vectors))
-        return y.astype(x.dtype)
 
 
 def named(x: jax.Array, name: str, step: cfg.Step) -> jax.Array:
@@ -86,20 +55,13 @@ class SelfAttention(nnx.Module):
     def __init__(self, model: cfg.Model, step: cfg.Step, rngs: nnx.Rngs):
         self.model, self.step, self.dtype = model, step, jnp.dtype(step.compute_dtype)
         self.how = Attention(model.sliding_window, model.attention_softcap, step.attention)
-        D, N, K, H = model.embed_dim, model.num_heads, model.kv_heads, model.head_size
-        make = Maker(rngs, step.param_dtype, model.init_std)
-        self.q = make((D, N, H), ("embed", "heads", "head_dim"))
-        self.k = make((D, K, H), ("embed", "kv_heads", "head_dim"))
-        self.v = make((D, K, H), ("embed", "kv_heads", "head_dim"))
-        self.out = make((N, H, D), ("heads", "head_dim", "embed"), scale=(2 * model.num_layers) ** -0.5)
+        make = Maker(model, step.param_dtype, rngs)
+        self.q, self.k, self.v, self.out = make("q"), make("k"), make("v"), make("out")
         if model.attention_bias:
-            self.q_bias = make((N, H), ("heads", "head_dim"), scale=0)
-            self.k_bias = make((K, H), ("kv_heads", "head_dim"), scale=0)
-            self.v_bias = make((K, H), ("kv_heads", "head_dim"), scale=0)
-            self.out_bias = make((D,), ("norm",), scale=0)
+            self.q_bias, self.k_bias, self.v_bias = make("q_bias"), make("k_bias"), make("v_bias")
+            self.out_bias = make("out_bias")
         if model.qk_norm:
-            self.q_norm = Norm(H, "head_dim", model, step.param_dtype, rngs, kind="rmsnorm")
-            self.k_norm = Norm(H, "head_dim", model, step.param_dtype, rngs, kind="rmsnorm")
+            self.q_norm, self.k_norm = Norm("q_norm", make), Norm("k_norm", make)
 
     def __call__(
         self, x_BTD: jax.Array, rope: Rope | None, segments: jax.Array | None, cache: Cache | None = None,
@@ -220,17 +182,14 @@ class Mlp(nnx.Module):
 
     def __init__(self, model: cfg.Model, step: cfg.Step, rngs: nnx.Rngs):
         self.model, self.dtype = model, jnp.dtype(step.compute_dtype)
-        D, F = model.embed_dim, model.mlp_dim
-        make = Maker(rngs, step.param_dtype, model.init_std)
+        make = Maker(model, step.param_dtype, rngs)
         if model.mlp == "swiglu":
-            self.gate = make((D, F), ("embed", "mlp"))
-        self.up = make((D, F), ("embed", "mlp"))
-        self.down = make((F, D), ("mlp", "embed"), scale=(2 * model.num_layers) ** -0.5)
+            self.gate = make("gate")
+        self.up, self.down = make("up"), make("down")
         if model.mlp_bias:
-            self.up_bias = make((F,), ("mlp",), scale=0)
-            self.down_bias = make((D,), ("norm",), scale=0)
+            self.up_bias, self.down_bias = make("up_bias"), make("down_bias")
             if model.mlp == "swiglu":
-                self.gate_bias = make((F,), ("mlp",), scale=0)
+                self.gate_bias = make("gate_bias")
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         x_BTD = gather(x_BTD, "batch", "sequence", "embed", over="mlp")
@@ -255,23 +214,14 @@ class Mlp(nnx.Module):
         return h_BTF
 
 
-class Maker:
-    """Makes the parameters of one module: the same rngs, dtype and spread."""
-
-    def __init__(self, rngs: nnx.Rngs, dtype: str, std: float):
-        self.rngs, self.dtype, self.std = rngs, dtype, std
-
-    def __call__(self, shape: tuple[int, ...], axes: tuple[str, ...], *, scale: float = 1.0) -> nnx.Param:
-        return parameter(self.rngs, shape, axes, dtype=self.dtype, std=self.std * scale)
-
-
 class Block(nnx.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)). x[B, T_tensor, D] between the matmuls."""
 
     def __init__(self, model: cfg.Model, step: cfg.Step, rngs: nnx.Rngs):
-        self.attention_norm = Norm(model.embed_dim, "norm", model, step.param_dtype, rngs)
+        make = Maker(model, step.param_dtype, rngs)
+        self.attention_norm = Norm("attention_norm", make)
         self.attention = SelfAttention(model, step, rngs)
-        self.mlp_norm = Norm(model.embed_dim, "norm", model, step.param_dtype, rngs)
+        self.mlp_norm = Norm("mlp_norm", make)
         self.mlp = Mlp(model, step, rngs)
         self.step = step
 
@@ -304,16 +254,15 @@ class Transformer(nnx.Module):
     def __init__(self, model: cfg.Model, step: cfg.Step | None = None, *, rngs: nnx.Rngs):
         step = step or cfg.Step()
         self.model, self.step, self.dtype = model, step, jnp.dtype(step.compute_dtype)
-        make = Maker(rngs, step.param_dtype, model.init_std)
-        D, V = model.embed_dim, model.padded_vocab_size
-        self.embedding = make((V, D), ("vocab", "embed"))
+        make = Maker(model, step.param_dtype, rngs)
+        self.embedding = make("embedding")
         if model.position == "learned":
-            self.position_embedding = make((model.max_seq_len, D), ("positions", "embed"))
+            self.position_embedding = make("position")
         stack = nnx.vmap(lambda rngs: Block(model, step, rngs), transform_metadata={nnx.PARTITION_NAME: "layers"})
         self.layers = stack(rngs.split(model.num_layers))
-        self.final_norm = Norm(D, "norm", model, step.param_dtype, rngs)
+        self.final_norm = Norm("final_norm", make)
         if not model.tie_embeddings:
-            self.unembedding = make((D, V), ("embed", "vocab"))
+            self.unembedding = make("unembedding")
 
     def __call__(
         self, tokens_BT: jax.Array, *, positions: jax.Array | None = None, segments: jax.Array | None = None
@@ -361,7 +310,7 @@ class Transformer(nnx.Module):
         elif remat == "full":
             policy = None
         elif remat == "dots":
-            policy = policies.save_only_these_names(*MATMUL_OUTPUTS)
+            policy = policies.save_only_these_names(*decoder(self.model).saved_by_dots)
         else:
             actions = {action: [n for n, a in remat.items() if a == action] for action in ("save", "offload")}
             policy = policies.save_and_offload_only_these_names(
