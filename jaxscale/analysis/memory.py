@@ -130,7 +130,7 @@ def gpu_moments(config: cfg.Config, sizes: Mapping[str, int], own: float) -> tup
     output = stream_bytes(config, sizes, SEQUENCE)
     loss, waiting = gpu_head(config, sizes, output)
     model = blueprint(config.model)
-    again = recomputes(config, model.widest)
+    again = bool(model.widest) and recomputes(config, model.widest)
     heads = sum(costs.activation_bytes(config, sizes, a.name) for a in model.activations if a.padded)
     # [B, T, D] of all layers, gathered along T, turned from the order in which it arrived
     arrived = step.remat == "none" and output > stream_bytes(config, sizes) and rows_of(config, sizes) > 1
@@ -225,13 +225,16 @@ def whole_bytes(config: cfg.Config, sizes: Mapping[str, int], one: Pass) -> floa
 
 def stream_bytes(config: cfg.Config, sizes: Mapping[str, int], at: str = "") -> float:
     """What a layer begins with, of one layer; `at`: where its sequence lies, if not between the matmuls."""
-    one = blueprint(config.model).activation(blueprint(config.model).stream)
+    model = blueprint(config.model)
+    if not model.stream:
+        return 0.0
+    one = model.activation(model.stream)
     return costs.activation_elements(config, sizes, one.letters, at or one.at) * BYTES[config.step.compute_dtype]
 
 
 def stream_width(config: cfg.Config) -> int:
     model = blueprint(config.model)
-    return model.dims[model.activation(model.stream).letters[-1]].size
+    return model.dims[model.activation(model.stream).letters[-1]].size if model.stream else 0
 
 
 def kept_bytes(config: cfg.Config, sizes: Mapping[str, int], *, lanes: int = 1) -> float:
@@ -285,6 +288,6 @@ def working_bytes(config: cfg.Config, sizes: Mapping[str, int], *, widest: float
     """Alive at one time in a layer's backward pass: arrays of the mlp's width, arrays of [tokens, D] as they are split
     between matmuls, and where they are split, whole ones: inputs gathered, gradients not yet summed."""
     model = blueprint(config.model)
-    wide = costs.activation_bytes(config, sizes, model.widest) / model.num_layers
+    wide = costs.activation_bytes(config, sizes, model.widest) / model.num_layers if model.widest else 0.0
     here, gathered = stream_bytes(config, sizes), stream_bytes(config, sizes, SEQUENCE)
     return widest * wide + stream * here + (whole * gathered if gathered > here else 0.0)

@@ -17,7 +17,9 @@ def require_legal(config: cfg.Config, sizes: Mapping[str, int]) -> None:
     check_divides(make_rules(config.sharding), sizes, config)
     keys = [f"sharding.{table}.{name}" for table, names in vars(config.sharding).items() for name in names]
     if keys and (problem := layout_problem(config, sizes)):
-        raise ValueError(f"{', '.join(keys)}: no such layout on this mesh ({problem}); remove or change it")
+        raise ValueError(
+            f"{', '.join(keys)}: not a layout that is supported on this mesh ({problem}); remove or change it"
+        )
 
 
 def layout_problem(config: cfg.Config, sizes: Mapping[str, int]) -> str | None:

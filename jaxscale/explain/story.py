@@ -18,6 +18,7 @@ from jaxscale.analysis.forecast import attention_flops, axis_links, forecast
 from jaxscale.analysis.gpu_targets import GPUS, target_config
 from jaxscale.analysis.hlo import parse
 from jaxscale.analysis.timing import Rates, collective_seconds, rates
+from jaxscale.blueprint.described import blueprint, described_by
 from jaxscale.explain.match import SMALL, Found, match
 from jaxscale.explain.rows import Other, Row, from_values
 from jaxscale.hardware import CHIPS
@@ -61,14 +62,17 @@ class Explanation:
 
 
 def explain(
-    config: cfg.Config, topology: Topology | None, *, compiler: str = "auto", verbose: bool = False
-) -> Explanation:
+    config: cfg.Config, topology: Topology | None = None, *, compiler: str = "auto", verbose: bool = False,
+    model: Any = None,
+) -> Explanation:  # fmt: skip
     """Trace and compile the step of `config`.
 
     Args:
         topology: the machine; None: simulated devices, and the speeds of a v5p slice of as many chips.
         compiler: `chip` (the topology's own), `cpu` (simulated devices), `none`; `auto`: the chip's where it is
             installed and a topology is given, else the CPU's.
+        model: a model of your own, as `train` takes it, which describes itself (`blueprint(model)`); it is traced in
+            this process, for its devices.
 
     Raises ValueError for a mesh that does not fit the model or the topology, and for a compiler that is not here.
     """
@@ -79,7 +83,9 @@ def explain(
     where = topology or assumed_topology(math.prod(mesh.values()))
     if compiler == "chip" and where.chip.node:
         target_config(where.chip.name)  # refuses one that no compiler knows
-    own = compiler == "chip" or (compiler == "auto" and not assumed and installed(where))
+    if model is not None and compiler == "chip":
+        raise ValueError("compiler=chip compiles the decoder only; a model of your own is compiled for the CPU")
+    own = compiler == "chip" or (compiler == "auto" and not assumed and model is None and installed(where))
     if own and not installed(where):
         raise ValueError(f"--compiler chip: the compiler of {where.name} is not installed; pip install "
                          f"'jaxscale[{'aot-gpu' if where.chip.node else 'aot-tpu'}]', or --compiler cpu")  # fmt: skip
@@ -90,7 +96,10 @@ def explain(
         "config": shown.model_dump(mode="json"), "topology": replace(where, slices=1).name, "slices": where.slices,
         "cpu": not own, "compile": compiler != "none", "devices": math.prod(mesh.values()),
     }  # fmt: skip
-    found = ask("jaxscale.explain.trace", request, "tracing the step", verbose=verbose)
+    if model is None:
+        found = ask("jaxscale.explain.trace", request, "tracing the step", verbose=verbose)
+    else:
+        found = traced_here(shown, request, model)
     rows, others = from_values(found)
     by: str | None
     hlo, by, why = found["hlo"], f"XLA's CPU compiler for {request['devices']} simulated devices", ""
@@ -105,10 +114,19 @@ def explain(
         over = split_mesh(config, where, found["mesh"])[1] if own and where.slices > 1 else None
         compiled = collectives(parse(hlo), found["mesh"], over=over)
         rows, others, inserted = match(rows, others, compiled)
-    rows = timed_rows(rows, config, where, mesh)
+    with described_by(model):
+        rows = timed_rows(rows, config, where, mesh)
     inserted = [f for f in inserted if f.bytes >= SMALL]
     by = by if hlo else None
     return Explanation(config, found["mesh"], where, assumed, by, why, found["jax"], rows, others, inserted)
+
+
+def traced_here(config: cfg.Config, request: dict[str, Any], model: Any) -> dict[str, Any]:
+    """As the child process answers. jax is loaded here, as a model of your own has loaded it already."""
+    from jaxscale.explain.trace import explain as trace_and_compile
+
+    with described_by(model):
+        return trace_and_compile(config, request, model)
 
 
 def installed(topology: Topology) -> bool:
@@ -198,12 +216,10 @@ def timed(row: Row, speed: Rates, links: Mapping[str, Link]) -> Row:
 
 def as_json(found: Explanation) -> dict[str, Any]:
     """All of it as plain values: what `--json` prints and the page is made of. Seconds are predicted."""
-    model, data = found.config.model, found.config.data
-    sizes = {
-        "B": data.batch_size // found.config.step.microbatches, "T": data.seq_len, "D": model.embed_dim,
-        "F": model.mlp_dim, "N": model.num_heads, "K": model.kv_heads, "H": model.head_size,
-        "V": model.padded_vocab_size, "L": model.num_layers,
-    }  # fmt: skip
+    model, data = blueprint(found.config.model), found.config.data
+    letters = {c for op in model.ops for c in op.x + op.y}
+    sizes = {"B": data.batch_size // found.config.step.microbatches, "T": data.seq_len, "L": model.num_layers}
+    sizes |= {c: dim.size for c, dim in model.dims.items() if c in letters}
     step = forecast(found.config, found.topology, found.mesh)
     return {
         "name": found.config.name, "config": found.config.model_dump(mode="json"), "mesh": found.mesh,

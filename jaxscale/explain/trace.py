@@ -309,16 +309,25 @@ def main() -> None:
     Path(request["out"]).write_text(json.dumps(answer))
 
 
-def explain(config: cfg.Config, request: dict[str, Any]) -> dict[str, Any]:
-    """Trace for the devices of a topology, or for simulated ones, which can be compiled for everywhere."""
-    devices = simulated(request["devices"]) if request["cpu"] else None
-    if devices is None:
+def explain(config: cfg.Config, request: dict[str, Any], model: Any = None) -> dict[str, Any]:
+    """Trace for the devices of a topology, or for simulated ones, which can be compiled for everywhere.
+
+    Args:
+        model: a model of your own, as `train` takes it, traced for the devices of this process; None: the decoder.
+    """
+    if model is not None:
+        devices = here(request["devices"])
+    elif request["cpu"]:
+        devices = simulated(request["devices"])
+    else:
         jax.config.update("jax_platforms", "cpu")
         devices = aot.find_devices(find_topology(request["topology"], request["slices"]))
     mesh = make_mesh(config.mesh, devices)
-    rules = fit_rules(make_rules(config.sharding), mesh.shape, config)
+    rules = make_rules(config.sharding)
+    if model is None:
+        rules = fit_rules(rules, mesh.shape, config)
     with on_mesh(mesh, rules):
-        program = make_program(config)
+        program = make_program(config, model)
         batch = abstract_batch(config, mesh, documents=costs.packs_documents(config))
         rows, others, traced = trace(config, program, batch, dict(mesh.shape))
         found = as_values(rows, others) | {"mesh": dict(mesh.shape), "jax": jax.__version__, "hlo": ""}
@@ -328,6 +337,16 @@ def explain(config: cfg.Config, request: dict[str, Any]) -> dict[str, Any]:
             except jax.errors.JaxRuntimeError as error:
                 raise ValueError(f"XLA's CPU compiler refuses the program: {first_line(error)}") from error
     return found
+
+
+def here(count: int) -> list[jax.Device]:
+    """Devices of this process."""
+    if len(jax.devices()) < count:
+        raise ValueError(
+            f"the mesh needs {count} devices and this process has {len(jax.devices())}; on CPU start it with "
+            f"JAX_NUM_CPU_DEVICES={count}"
+        )
+    return jax.devices()[:count]
 
 
 def simulated(count: int) -> list[jax.Device]:

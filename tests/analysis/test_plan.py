@@ -76,10 +76,23 @@ def test_a_smaller_chunk_is_taken_only_where_the_config_s_own_does_not_fit():
     assert cfg.validate(best.model_dump(mode="json"), source="test") == best
 
 
-def test_overridden_rules_are_refused():
-    config = shipped("llama3.1-8b", "sharding.parameters.mlp=fsdp")
-    with pytest.raises(ValueError, match="plan knows the default rules only"):
-        plan(config, find_topology("v5p:4x4x4"))
+def test_overridden_rules_are_honoured():
+    """Without sequence parallelism the same ways send all-reduces, which take as long, and keep more in memory."""
+    where = find_topology("v5p:4x4x4")
+    held = ("mesh", "step", "loss.chunk")
+    mesh = ("mesh.data=1", "mesh.fsdp=16", "mesh.tensor=4", "step.microbatches=2", "step.remat=full")
+    without = shipped("llama3.1-8b", *mesh, "sharding.activations.residual_sequence=null")
+    plain, own = (plan(c, where, held=held).own for c in (shipped("llama3.1-8b", *mesh), without))
+    assert own.memory.peak > plain.memory.peak
+    kinds = [{s.kind for s in c.forecast.sent if s.axes == ("tensor",)} for c in (plain, own)]
+    assert kinds == [{"all-gather", "reduce-scatter", "all-reduce"}, {"all-reduce"}]
+
+
+def test_a_layout_that_cannot_be_leaves_out_the_ways_that_ask_for_it():
+    found = plan(shipped("llama3.1-8b", "sharding.parameters.mlp=fsdp"), find_topology("v5p:4x4x4"))
+    assert found.choices
+    assert all("fsdp" not in c.mesh for c in found.choices)
+    assert any("not a layout that is supported" in reason for reason, _ in found.left_out)
 
 
 # --- the config itself, what is held, and what would do -------------------------------------------------------

@@ -330,9 +330,14 @@ def test_chunks_fly_only_where_motion_is_wanted(driver, file):
 
 
 @in_browser
-def test_rules_of_the_configs_own_fix_the_sliders(driver, config, tmp_path):
-    own = config.model_copy(update={"sharding": cfg.Sharding(activations={"residual_sequence": "context"})})
+def test_rules_of_the_configs_own_move_with_the_sliders(driver, config, tmp_path):
+    """Without sequence parallelism a layer's outputs are all-reduced over tensor, on any mesh."""
+    own = config.model_copy(update={"sharding": cfg.Sharding(activations={"residual_sequence": None})})
     page = Page(driver, write_page(make_explanation(own), tmp_path / "own.html"))
-    assert "rules of its own" in page.text("#fixed")
-    assert page.ask("controls.sliders.data.input.disabled")
+    page.slide("tensor", 4)
+    kinds = (
+        "[...new Set(now.rows.filter(r => r.name === 'down').flatMap(r => r.sends.map(s => s.kind + ' ' + s.axes)))]"
+    )
+    assert "all-reduce tensor" in page.ask(kinds)
+    assert not any(kind.startswith("reduce-scatter tensor") for kind in page.ask(kinds))
     assert page.messages() == []

@@ -25,6 +25,12 @@ REMATS = ["none", "full", "dots", {"q": "save", "k": "save", "v": "save", "atten
           dict.fromkeys(("layer_in", "q", "k", "v", "attention_out"), "offload"),
           {"mlp_up": "save", "attention_out": "save", "layer_in": "recompute"}]  # fmt: skip
 
+OVERRIDES = (
+    {"activations": {"residual_sequence": None}}, {"activations": {"vocab": None}},
+    {"parameters": {"embed": ["data", "fsdp"]}}, {"parameters": {"embed": "data"}},
+    {"parameters": {"embed": None, "vocab": ["tensor", "fsdp"]}}, {"activations": {"batch": ["fsdp", "data"]}},
+)  # fmt: skip
+
 
 def random_cases(seed: int, number: int) -> list[tuple[cfg.Config, dict[str, int], str]]:
     """Random (config, mesh, chip) for which there is a machine; some meshes break a rule."""
@@ -47,6 +53,7 @@ def random_cases(seed: int, number: int) -> list[tuple[cfg.Config, dict[str, int
             "param_dtype": rng.choice(["bfloat16", "float32"]),
         }  # fmt: skip
         base["optimizer"]["name"] = rng.choice(["adamw", "lion", "adafactor", "muon"])
+        base["sharding"] = rng.choice([{}, {}, {}, {}, *OVERRIDES])
         base["metrics"] = {"mfu": rng.choice(["causal", "palm"])}
         config = cfg.validate(base, source="random")
         sizes = {a: 2 ** rng.choice([0, 1, 2, 3, 4, most]) for a, most in (("data", 6), ("fsdp", 9), ("tensor", 5))}
