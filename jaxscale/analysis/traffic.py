@@ -88,7 +88,7 @@ def lookups(config: cfg.Config, sizes: Mapping[str, int]) -> Iterator[Traffic]:
     model, parts, width = blueprint(config.model), config.step.microbatches, BYTES[config.step.compute_dtype]
     rules, tokens = rules_of(config, sizes), costs.microbatch_tokens(config, sizes)
     batch, residual = (costs.split_by(rules.activations[name], sizes) for name in ("batch", "residual_sequence"))
-    for name in model.lookups[:1]:
+    for name in model.lookups:
         table = model.weight(name)
         vocab, embed = (costs.split_by(rules.parameters[axis], sizes) for axis in model.axes(table))
         vocab, trade = without(vocab, batch), both(embed, batch)
@@ -109,6 +109,8 @@ def lookups(config: cfg.Config, sizes: Mapping[str, int]) -> Iterator[Traffic]:
             yield Traffic("rows' gradients", "all-gather", scatter, rows, parts, "backward", False)
         elif vocab:
             yield Traffic("looked-up rows", "all-reduce", vocab, rows, parts, "forward", False)
+        if sliced := without(residual, (*costs.split_by(rules.activations["sequence"], sizes), *scatter)):
+            yield Traffic("rows' gradients", "all-gather", sliced, rows, parts, "backward", False)
         tokens_over = without((*batch, *costs.split_by(rules.activations["sequence"], sizes)), (*vocab, *trade))
         if tokens_over:
             size = elements(table.letters, layout, whole, sizes) * 4

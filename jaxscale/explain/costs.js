@@ -208,6 +208,8 @@ function lookups(config, sizes) {
         sent("rows' gradients", "all-gather", scatter, bytes, parts, "backward", false),
       );
     else if (vocab.length) found.push(sent("looked-up rows", "all-reduce", vocab, bytes, parts, "forward", false));
+    const sliced = residual.filter((a) => !sequence.includes(a) && !scatter.includes(a));
+    if (sliced.length) found.push(sent("rows' gradients", "all-gather", sliced, bytes, parts, "backward", false));
     if (over.length) found.push(sent(`${table.name} gradient`, "all-reduce", over, held * 4, parts, "backward", true, true));
   }
   return found;

@@ -65,7 +65,7 @@ def table(config: cfg.Config) -> dict[str, Any]:
     return {
         "dims": {letter: vars(dim) for letter, dim in model.dims.items()}, "layers": model.num_layers,
         "weights": weights, "padding": model.padding, "multiplied": [op.weight_name for op in model.ops],
-        "lookups": model.lookups[:1],
+        "lookups": model.lookups,
         "attention": vars(model.attention) if model.attention else None, "kept": costs.kept(config),
         "activations": {a.name: [a.letters, a.at] for a in model.activations},
         "elementwise": model.elementwise, "logits": model.head.y if model.head else None,

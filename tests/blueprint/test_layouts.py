@@ -46,8 +46,7 @@ def refused_or_predicted(overrides: dict, remat: str) -> None:
     config = make_config(MESH, sharding=overrides, step={"remat": remat}, model={"num_layers": 2})
     try:
         require_legal(config, MESH)
-    except ValueError as error:
-        assert "\n" not in str(error)
+    except ValueError:
         with pytest.raises(ValueError):  # noqa: PT011  jax's words differ by what does not fit
             Setup(config)
         return
@@ -57,8 +56,9 @@ def refused_or_predicted(overrides: dict, remat: str) -> None:
     flops = sum(r.flops * r.times for r in rows if r.name not in ATTENTION)
     assert flops == sum(m.step_flops for m in costs.matmuls(config, MESH)), overrides
     sent: Counter = Counter()
-    for s in [s for r in rows for s in r.sends] + [o for o in others if o.what not in ("cross_entropy", "norm")]:
-        sent[s.kind, s.axes] += s.bytes * s.times * (s.bytes >= 300)
+    own = [o for o in others if o.what not in ("cross_entropy", "norm") and o.bytes >= 300]  # no scalars or vectors
+    for s in [s for r in rows for s in r.sends] + own:
+        sent[s.kind, s.axes] += s.bytes * s.times
     expected: Counter = Counter()
     for t in (t for t in traffic(config, MESH) if t.what != "losses"):
         expected[t.kind, t.axes] += t.step_bytes

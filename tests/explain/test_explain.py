@@ -81,6 +81,8 @@ def sent(rows, others) -> Counter:
         (CUBE, {"model": MODEL | {"embed_dim": 384, "num_heads": 8, "head_dim": 48, "num_kv_heads": 8}}),
         ({"fsdp": 2, "tensor": 4}, {"model": MODEL | {"num_kv_heads": 2}}),
         (CUBE, {"step": {"compute_dtype": "bfloat16"}, "model": MODEL | {"mlp": "gelu", "norm": "layernorm"}}),
+        (CUBE, {"model": MODEL | {"position": "learned"}}),
+        ({"data": 2, "fsdp": 4}, {"model": MODEL | {"position": "learned"}}),
     ],
 )
 def test_rows_are_the_cost_models_to_the_byte(mesh, sections):
