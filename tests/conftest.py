@@ -7,12 +7,6 @@ from pathlib import Path
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax
-
-# Half of the suite would be waiting for XLA's CPU code generator. Later versions of jax abort on this flag.
-FLAGS = os.environ.get("XLA_FLAGS")
-if jax.__version_info__[:2] == (0, 10):
-    os.environ["XLA_FLAGS"] = f"{FLAGS or ''} --xla_cpu_use_fusion_emitters=false".strip()
-
 import pytest
 from browser import driver  # noqa: F401  a fixture
 
@@ -20,6 +14,11 @@ from jaxscale.parallel.mesh import give_threads
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in the background of a shell: children would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+# Half of the suite would be waiting for XLA's CPU code generator. Later versions of jax abort on this flag.
+FLAGS = os.environ.get("XLA_FLAGS")
+if jax.__version_info__[:2] == (0, 10):
+    os.environ["XLA_FLAGS"] = f"{FLAGS or ''} --xla_cpu_use_fusion_emitters=false".strip()
+
 give_threads(8)
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_disable_most_optimizations", True)  # LLVM's: half of the suite would be waiting for them

@@ -23,9 +23,7 @@ from jaxscale.explain.paths import sources
 from jaxscale.explain.rows import Tensor, as_values, from_values
 from jaxscale.explain.story import ATTENTION, Explanation, assumed_topology, timed_rows, with_mesh
 from jaxscale.explain.trace import trace
-from jaxscale.parallel.mesh import make_mesh
-from jaxscale.parallel.sharding import fit_rules, make_rules, on_mesh
-from jaxscale.training.step import abstract_batch, make_program
+from jaxscale.training.build import build
 
 CUBE = {"data": 2, "fsdp": 2, "tensor": 2}
 MODEL = {"vocab_size": 1000, "num_layers": 3, "embed_dim": 128, "num_heads": 8, "num_kv_heads": 4, "mlp_dim": 384}
@@ -35,11 +33,11 @@ def traced(mesh, **sections):
     """Rows, other collectives, the mesh, the config and the step to lower."""
     sections = {"model": MODEL, "data": {"kind": "synthetic", "batch_size": 16, "seq_len": 128}} | sections
     config = make_config(mesh, **sections)
-    devices = make_mesh(config.mesh, jax.devices()[: math.prod(mesh.values())])
-    with on_mesh(devices, fit_rules(make_rules(config.sharding), devices.shape, config)):
-        batch = abstract_batch(config, devices, documents=False)
-        rows, others, step = trace(config, make_program(config), batch, dict(devices.shape))
-        return rows, others, dict(devices.shape), config, lambda: lower(step, devices)
+    setup = build(config, jax.devices()[: math.prod(mesh.values())])
+    sizes, batch = dict(setup.mesh.shape), setup.abstract_batch(documents=False)
+    with setup.context():
+        rows, others, step = trace(config, setup.program, batch, sizes)
+    return rows, others, sizes, config, lambda: lower(step, setup.mesh)
 
 
 def lower(step, devices) -> str:
