@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -10,8 +12,12 @@ import jax
 import pytest
 from browser import driver  # noqa: F401  a fixture
 
+from jaxscale import cli
 from jaxscale.parallel.mesh import give_threads
+from jaxscale.training import peak
 
+ROOT = Path(__file__).parent.parent
+WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")  # gw0, gw1; empty where one process runs all
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in the background of a shell: children would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 # Half of the suite would be waiting for XLA's CPU code generator. Later versions of jax abort on this flag.
@@ -22,14 +28,44 @@ if jax.__version_info__[:2] == (0, 10):
 give_threads(8)
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_disable_most_optimizations", True)  # LLVM's: half of the suite would be waiting for them
-jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parent.parent / ".pytest_cache" / "xla"))
+# a cache for each worker: jax writes an entry in place, and another process could read half of it
+jax.config.update("jax_compilation_cache_dir", str(ROOT / ".pytest_cache" / f"xla{WORKER}"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 assert jax.device_count() == 8  # now, before a run of a test asks for fewer
 os.environ.pop("XLA_FLAGS", None)  # XLA has read it: no child, such as a compiler for TPUs, inherits it
 if FLAGS is not None:
     os.environ["XLA_FLAGS"] = FLAGS
 
+# The files that take longest, in this order: a worker must not start on one when the other has nothing left to do.
+LONG = (
+    "test_predict.py",
+    "bench/test_step.py",
+    "training/test_meshes.py",
+    "analysis/test_costs.py",
+)
 GAVE_UP = "Involuntary full rematerialization"
+
+
+def find_peak(devices, dtype, *, find=peak.find_peak, cpus={}):  # noqa: B006  one dict for all calls
+    """`find_peak`, which measures a CPU once in a process: every run of a test asks, and a measurement takes seconds."""
+    if devices[0].platform != "cpu":
+        return find(devices, dtype)
+    if dtype not in cpus:
+        cpus[dtype] = find(devices, dtype)
+    return cpus[dtype]
+
+
+peak.find_peak = find_peak  # before any other module takes the name
+
+
+def pytest_configure(config):
+    if hasattr(config.option, "loadscopereorder"):  # of pytest-xdist, which would start with the most numerous files
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items):
+    ranks = {str(ROOT / "tests" / name): rank for rank, name in enumerate(LONG)}
+    items.sort(key=lambda item: ranks.get(str(item.path), len(LONG)))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -40,6 +76,23 @@ def pytest_runtest_makereport(item, call):
         report.outcome = "failed"
         report.longrepr = f"{item.nodeid}: XLA replicated a tensor:\n{report.capstderr}"
     return report
+
+
+@pytest.fixture
+def jaxscale_here(capfd, monkeypatch):
+    """`jaxscale ...` in this process, which costs no interpreter: exit code, stdout and stderr, as of a process."""
+
+    def call(*arguments: object) -> subprocess.CompletedProcess:
+        monkeypatch.setattr(sys, "argv", ["jaxscale", *map(str, arguments)])
+        capfd.readouterr()
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as end:
+            code = end.code or 0
+        return subprocess.CompletedProcess(arguments, code, *capfd.readouterr())
+
+    return call
 
 
 @pytest.fixture(scope="session")

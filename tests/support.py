@@ -33,7 +33,7 @@ def make_config(mesh: dict | None = None, **sections) -> cfg.Config:
         "name": "test", "steps": 100, "model": TINY, "mesh": {"data": 1} | (mesh or {}),
         "data": {"kind": "synthetic", "batch_size": B, "seq_len": T},
         "step": {"compute_dtype": "float32", "remat": "none", "unroll_layers": False},
-        "optimizer": {"learning_rate": 1e-2}, "metrics": {"tensorboard": False},
+        "optimizer": {"learning_rate": 1e-2}, "metrics": {"tensorboard": False}, "evaluation": {"batches": 2},
         "runtime": {"platform": "cpu", "compilation_cache": None},
     }  # fmt: skip
     for name, section in sections.items():
