@@ -1,5 +1,7 @@
 """Eight simulated CPU devices for every test, and one rule for all: the partitioner never gives up."""
 
+import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -14,7 +16,7 @@ from browser import driver  # noqa: F401  a fixture
 
 from jaxscale import cli
 from jaxscale.parallel.mesh import give_threads
-from jaxscale.training import peak
+from jaxscale.training import peak, trainer
 
 ROOT = Path(__file__).parent.parent
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")  # gw0, gw1; empty where one process runs all
@@ -39,15 +41,29 @@ if FLAGS is not None:
 # The files that take longest, in this order: a worker must not start on one when the other has nothing left to do.
 LONG = (
     "test_predict.py",
+    "faults/test_storage.py",
     "bench/test_step.py",
     "training/test_meshes.py",
+    "faults/test_guard.py",
     "analysis/test_costs.py",
+    "explain/test_explain.py",
+    "test_cli.py",
+    "fuzz/test_fuzz.py",
+    "training/test_optimizer.py",
+    "training/test_trainer.py",
+    "training/test_precision.py",
+    "training/test_checkpoint_verbs.py",
+    "training/test_collectives.py",
+    "models/test_oracle.py",
 )
 GAVE_UP = "Involuntary full rematerialization"
 
 
-def find_peak(devices, dtype, *, find=peak.find_peak, cpus={}):  # noqa: B006  one dict for all calls
-    """`find_peak`, which measures a CPU once in a process: every run of a test asks, and a measurement takes seconds."""
+# --- once in a process: what each of a hundred short runs would do again ----------------------------------------
+
+
+def peak_once(devices, dtype, *, find=peak.find_peak, cpus={}):  # noqa: B006  one dict for all calls
+    """`find_peak`, which needs seconds to measure a CPU."""
     if devices[0].platform != "cpu":
         return find(devices, dtype)
     if dtype not in cpus:
@@ -55,7 +71,21 @@ def find_peak(devices, dtype, *, find=peak.find_peak, cpus={}):  # noqa: B006  o
     return cpus[dtype]
 
 
-peak.find_peak = find_peak  # before any other module takes the name
+def build_once(config, mesh, rules, *, model=None, build=trainer.build_on, kept={}):  # noqa: B006
+    """The trainer's `build_on`: runs of one config share a program, which is traced and compiled once."""
+    if model is not None:
+        return build(config, mesh, rules, model=model)
+    values = config.model_dump(mode="json", exclude={"name", "out", "checkpoint", "evaluation", "metrics", "watch"})
+    key = (json.dumps(values), mesh)
+    setup = kept.pop(key, None) or build(config, mesh, rules)
+    kept[key] = setup  # the last used one at the end
+    if len(kept) > 8:
+        del kept[next(iter(kept))]
+    return dataclasses.replace(setup, config=config)
+
+
+peak.find_peak = trainer.find_peak = peak_once
+trainer.build_on = build_once
 
 
 def pytest_configure(config):
@@ -98,7 +128,6 @@ def jaxscale_here(capfd, monkeypatch):
 @pytest.fixture(scope="session")
 def stdlib(tmp_path_factory) -> Path:
     """Real text: a dataset of byte tokens from part of the standard library."""
-    import json
     from email import __path__ as email_path
 
     from jaxscale.data.prepare import prepare

@@ -1,7 +1,7 @@
 """`compile`, `plan`, `chips` and `train --executable` as a person types them.
 
-A fresh process asks where that is what is tested: noise on stderr, crashes, Ctrl-C, two at one time, a file that another
-process loads. The other questions are asked here; their compiles run in a child in any case.
+A fresh process asks where that is what is tested: noise on stderr, crashes, Ctrl-C, two at one time, a file for another
+process. The other questions are asked in this process; their compiles run in a child in any case.
 
 The compiles are real: libtpu's for TPU topologies, NVIDIA's for GPU ones, with no such device. They run where the
 extras aot-tpu and aot-gpu are installed (CI installs both on one Python).

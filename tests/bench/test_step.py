@@ -124,6 +124,14 @@ def test_loading_and_saving(stdlib, tmp_path):
 # --- processes ------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _quick():
+    """Without LLVM's optimizations in the processes that tests start, as in conftest.py in this one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        yield
+
+
 @pytest.fixture(scope="module")
 def config_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("config") / "small.yaml"
