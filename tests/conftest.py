@@ -94,8 +94,9 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(items):
-    ranks = {str(ROOT / "tests" / name): rank for rank, name in enumerate(LONG)}
-    items.sort(key=lambda item: ranks.get(str(item.path), len(LONG)))
+    ranks = {ROOT / "tests" / name: rank for rank, name in enumerate(LONG)}
+    assert all(path.is_file() for path in ranks), "LONG names a file that is not there"
+    items.sort(key=lambda item: ranks.get(item.path, len(LONG)))
 
 
 @pytest.hookimpl(wrapper=True)
