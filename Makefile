@@ -4,6 +4,8 @@ VENV ?= .venv
 EXTRAS ?= dev
 BIN = $(VENV)/bin
 STDLIB = data/stdlib
+# Two processes, each of which runs whole files: fixtures are made once. `python -m pytest FILE` runs in one process.
+PARALLEL = -n 2 --dist loadfile
 
 CHAPTERS = $(wildcard docs/course/[0-9]*.md)
 RAN = $(CHAPTERS:docs/course/%.md=build/course/%/outputs.json)
@@ -16,7 +18,7 @@ quickstart: $(VENV)/installed
 	$(BIN)/jaxscale train quickstart --sample "def "
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 # Real processes that are killed, hung and told to stop, a SLURM of two nodes, an object store: minutes.
 faults: $(VENV)/installed-dev
@@ -24,7 +26,7 @@ faults: $(VENV)/installed-dev
 
 # What tells most in least time: shardings, models, collectives, whole runs, decoding. CI runs it on a second Python.
 core: $(VENV)/installed-dev
-	$(BIN)/python -m pytest tests/analysis tests/test_predict.py tests/parallel tests/models tests/training/test_collectives.py tests/training/test_trainer.py \
+	$(BIN)/python -m pytest $(PARALLEL) tests/analysis tests/test_predict.py tests/parallel tests/models tests/training/test_collectives.py tests/training/test_trainer.py \
 		tests/training/test_generate.py tests/training/test_feed.py tests/training/test_smallest.py tests/training/test_evaluation.py \
 		tests/training/test_step_time.py tests/training/test_shares.py tests/training/test_figures.py tests/training/test_precision.py tests/training/test_older.py tests/data tests/cluster tests/puzzles tests/faults/test_guard.py
 
@@ -32,7 +34,7 @@ check: lint types test faults course docs
 
 # Every code block of every chapter of docs/course, on simulated devices: minutes.
 course: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -m course
+	$(BIN)/python -m pytest -n 2 -m course
 
 # The site in build/site, which opens offline: build/site/index.html. Chapters that changed are run first.
 docs: $(VENV)/installed-docs $(RAN)

@@ -1,36 +1,102 @@
 """Eight simulated CPU devices for every test, and one rule for all: the partitioner never gives up."""
 
+import dataclasses
+import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax
+import pytest
+from browser import driver  # noqa: F401  a fixture
 
+from jaxscale import cli
+from jaxscale.parallel.mesh import give_threads
+from jaxscale.training import peak, trainer
+
+ROOT = Path(__file__).parent.parent
+WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")  # gw0, gw1; empty where one process runs all
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in the background of a shell: children would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # Half of the suite would be waiting for XLA's CPU code generator. Later versions of jax abort on this flag.
 FLAGS = os.environ.get("XLA_FLAGS")
 if jax.__version_info__[:2] == (0, 10):
     os.environ["XLA_FLAGS"] = f"{FLAGS or ''} --xla_cpu_use_fusion_emitters=false".strip()
 
-import pytest  # noqa: E402
-from browser import driver  # noqa: E402, F401  a fixture
-
-from jaxscale.parallel.mesh import give_threads  # noqa: E402
-
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in the background of a shell: children would inherit it
-    signal.signal(signal.SIGINT, signal.default_int_handler)
 give_threads(8)
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_disable_most_optimizations", True)  # LLVM's: half of the suite would be waiting for them
-jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parent.parent / ".pytest_cache" / "xla"))
+# a cache for each worker: jax writes an entry in place, and another process could read half of it
+jax.config.update("jax_compilation_cache_dir", str(ROOT / ".pytest_cache" / f"xla{WORKER}"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 assert jax.device_count() == 8  # now, before a run of a test asks for fewer
 os.environ.pop("XLA_FLAGS", None)  # XLA has read it: no child, such as a compiler for TPUs, inherits it
 if FLAGS is not None:
     os.environ["XLA_FLAGS"] = FLAGS
 
+# The files that take longest, in this order: a worker must not start on one when the other has nothing left to do.
+LONG = (
+    "test_predict.py",
+    "faults/test_storage.py",
+    "bench/test_step.py",
+    "training/test_meshes.py",
+    "faults/test_guard.py",
+    "analysis/test_costs.py",
+    "explain/test_explain.py",
+    "test_cli.py",
+    "fuzz/test_fuzz.py",
+    "training/test_optimizer.py",
+    "training/test_trainer.py",
+    "training/test_precision.py",
+    "training/test_checkpoint_verbs.py",
+    "training/test_collectives.py",
+    "models/test_oracle.py",
+)
 GAVE_UP = "Involuntary full rematerialization"
+
+
+# --- once in a process: what each of a hundred short runs would do again ----------------------------------------
+
+
+def peak_once(devices, dtype, *, find=peak.find_peak, cpus={}):  # noqa: B006  one dict for all calls
+    """`find_peak`, which needs seconds to measure a CPU."""
+    if devices[0].platform != "cpu":
+        return find(devices, dtype)
+    if dtype not in cpus:
+        cpus[dtype] = find(devices, dtype)
+    return cpus[dtype]
+
+
+def build_once(config, mesh, rules, *, model=None, build=trainer.build_on, kept={}):  # noqa: B006
+    """The trainer's `build_on`: runs of one config share a program, which is traced and compiled once."""
+    if model is not None:
+        return build(config, mesh, rules, model=model)
+    values = config.model_dump(mode="json", exclude={"name", "out", "checkpoint", "evaluation", "metrics", "watch"})
+    key = (json.dumps(values), mesh)
+    setup = kept.pop(key, None) or build(config, mesh, rules)
+    kept[key] = setup  # the last used one at the end
+    if len(kept) > 8:
+        del kept[next(iter(kept))]
+    return dataclasses.replace(setup, config=config)
+
+
+peak.find_peak = trainer.find_peak = peak_once
+trainer.build_on = build_once
+
+
+def pytest_configure(config):
+    if hasattr(config.option, "loadscopereorder"):  # of pytest-xdist, which would start with the most numerous files
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items):
+    ranks = {ROOT / "tests" / name: rank for rank, name in enumerate(LONG)}
+    assert all(path.is_file() for path in ranks), "LONG names a file that is not there"
+    items.sort(key=lambda item: ranks.get(item.path, len(LONG)))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -43,10 +109,26 @@ def pytest_runtest_makereport(item, call):
     return report
 
 
+@pytest.fixture
+def jaxscale_here(capfd, monkeypatch):
+    """`jaxscale ...` in this process, which costs no interpreter: exit code, stdout and stderr, as of a process."""
+
+    def call(*arguments: object) -> subprocess.CompletedProcess:
+        monkeypatch.setattr(sys, "argv", ["jaxscale", *map(str, arguments)])
+        capfd.readouterr()
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as end:
+            code = end.code or 0
+        return subprocess.CompletedProcess(arguments, code, *capfd.readouterr())
+
+    return call
+
+
 @pytest.fixture(scope="session")
 def stdlib(tmp_path_factory) -> Path:
     """Real text: a dataset of byte tokens from part of the standard library."""
-    import json
     from email import __path__ as email_path
 
     from jaxscale.data.prepare import prepare

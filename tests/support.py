@@ -10,9 +10,7 @@ import numpy as np
 from jaxscale import config as cfg
 from jaxscale.analysis.groups import GroupAxes
 from jaxscale.analysis.instructions import parse_instruction
-from jaxscale.parallel.mesh import make_mesh
-from jaxscale.parallel.sharding import fit_rules, make_rules, on_mesh
-from jaxscale.training.step import batch_sharding, make_program
+from jaxscale.training.build import build
 from jaxscale.training.watcher import Silent
 
 TINY = {"vocab_size": 250, "num_layers": 2, "embed_dim": 32, "num_heads": 8, "num_kv_heads": 2, "mlp_dim": 64}
@@ -35,7 +33,7 @@ def make_config(mesh: dict | None = None, **sections) -> cfg.Config:
         "name": "test", "steps": 100, "model": TINY, "mesh": {"data": 1} | (mesh or {}),
         "data": {"kind": "synthetic", "batch_size": B, "seq_len": T},
         "step": {"compute_dtype": "float32", "remat": "none", "unroll_layers": False},
-        "optimizer": {"learning_rate": 1e-2}, "metrics": {"tensorboard": False},
+        "optimizer": {"learning_rate": 1e-2}, "metrics": {"tensorboard": False}, "evaluation": {"batches": 2},
         "runtime": {"platform": "cpu", "compilation_cache": None},
     }  # fmt: skip
     for name, section in sections.items():
@@ -84,8 +82,7 @@ def assert_gradients_equal(got, wanted, *, rtol: float = 1e-5) -> None:
         assert error < rtol, f"gradient of {jax.tree_util.keystr(path)} differs by {error:.1e}"
 
 
-def place(batch: dict[str, np.ndarray], mesh, microbatches: int = 1) -> dict[str, jax.Array]:
-    sharding = batch_sharding(mesh)
+def place(batch: dict[str, np.ndarray], sharding, microbatches: int = 1) -> dict[str, jax.Array]:
     return {k: jax.device_put(v.reshape(microbatches, -1, v.shape[1]), sharding) for k, v in batch.items()}
 
 
@@ -95,17 +92,11 @@ class Setup:
     def __init__(self, config: cfg.Config, *, model=None, batch=None):
         self.config = config
         count = math.prod(config.mesh.sizes(None).values())
-        self.mesh = make_mesh(config.mesh, jax.devices()[:count])
-        self.rules = make_rules(config.sharding)
-        if model is None:
-            self.rules = fit_rules(self.rules, self.mesh.shape, config)
-        with self.context():
-            self.program = make_program(config, model)
-            host = make_batch(config) if batch is None else batch
-            self.batch = place(host, self.mesh, config.step.microbatches)
-
-    def context(self):
-        return on_mesh(self.mesh, self.rules)
+        built = build(config, jax.devices()[:count], model=model)
+        self.mesh, self.rules, self.program, self.context = built.mesh, built.rules, built.program, built.context
+        self.batch_sharding = built.batch_sharding
+        host = make_batch(config) if batch is None else batch
+        self.batch = place(host, built.batch_sharding, config.step.microbatches)
 
     def steps(self, count: int):
         """(losses, gradient norms, final state) of some steps on the same batch."""

@@ -229,9 +229,10 @@ WITH_JAX_ALLOWED = ("analysis/aot.py", "explain/trace.py", "explain/jaxpr.py")
 NO_JAX = [f"{name}.py" for name in ALONE] + [
     f for f in FILES if f.startswith(("data/", "analysis/", "report/", "explain/")) and f not in WITH_JAX_ALLOWED
 ]
+TRAINING = ("loss", "optimizer", "step", "build", "feed", "metrics", "run", "trainer", "checkpoint")
 # parallel/compiler.py is a table of XLA's options
 CORE = ["config.py", *(f for f in FILES if f.startswith(("parallel/", "models/")) and f != "parallel/compiler.py")] + [
-    f"training/{name}.py" for name in ("loss", "optimizer", "step", "feed", "metrics", "run", "trainer", "checkpoint")
+    f"training/{name}.py" for name in TRAINING
 ]
 
 
@@ -297,7 +298,17 @@ def test_the_layers_form_no_circle():
 
 def test_the_core_stays_short_enough_to_read():
     lines = {f: len(FILES[f].read_text().splitlines()) for f in CORE}
-    assert sum(lines.values()) < 3300, lines
+    assert sum(lines.values()) < 3350, lines
+
+
+def test_one_place_makes_a_program_of_a_config():
+    """`training.build` puts mesh, rules, program and batch together; `serve` only has rules of its own for decoding."""
+    users = {
+        name: {file for file, path in FILES.items() if f"{name}(" in path.read_text()}
+        for name in ("make_program", "fit_rules")
+    }
+    assert users["make_program"] == {"training/step.py", "training/build.py"}
+    assert users["fit_rules"] == {"parallel/sharding.py", "training/build.py", "training/serve.py"}
 
 
 @pytest.mark.parametrize("name", dir(jaxscale))

@@ -1,4 +1,7 @@
-"""`compile`, `plan`, `chips` and `train --executable` as a person types them, each in a process of its own.
+"""`compile`, `plan`, `chips` and `train --executable` as a person types them.
+
+A fresh process asks where that is what is tested: noise on stderr, crashes, Ctrl-C, two at one time, a file for another
+process. The other questions are asked in this process; their compiles run in a child in any case.
 
 The compiles are real: libtpu's for TPU topologies, NVIDIA's for GPU ones, with no such device. They run where the
 extras aot-tpu and aot-gpu are installed (CI installs both on one Python).
@@ -49,7 +52,20 @@ def run_file(tmp_path):
 
 
 @pytest.fixture
-def jaxscale(home):
+def jaxscale(jaxscale_here, home, monkeypatch):
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("COLUMNS", "160")
+
+    def call(*arguments: object, code: int = 0) -> subprocess.CompletedProcess:
+        out = jaxscale_here(*arguments)
+        assert out.returncode == code, (out.returncode, out.stdout[-3000:], out.stderr[-3000:])
+        return out
+
+    return call
+
+
+@pytest.fixture
+def process(home):
     def call(*arguments: object, code: int = 0) -> subprocess.CompletedProcess:
         program = "from jaxscale.cli import main; main()"
         out = subprocess.run(
@@ -71,8 +87,8 @@ def refused(out: subprocess.CompletedProcess) -> str:
 # --- without a compiler ---------------------------------------------------------------------------------------
 
 
-def test_chips_prints_every_chip_with_sources(jaxscale):
-    out = jaxscale("chips").stdout
+def test_chips_prints_every_chip_with_sources(process):
+    out = process("chips").stdout
     assert all(name in out for name in ("v4", "v5e", "v5p", "v6e", "tpu7x", "a100", "h100", "h200", "b200", "t4"))
     assert "scaling book" in out
     assert "datasheet" in out
@@ -92,8 +108,8 @@ def test_plan_ranks_says_what_binds_and_why_others_are_left_out(jaxscale, tmp_pa
 
 
 @pytest.mark.skipif(any(Path(name).exists() for name in DRIVERS), reason="there is a driver, which may speak")
-def test_plugins_without_a_driver_are_not_heard(jaxscale):
-    out = jaxscale("--version")
+def test_plugins_without_a_driver_are_not_heard(process):
+    out = process("--version")
     assert "jax " in out.stdout
     assert out.stderr == ""
 
@@ -173,10 +189,10 @@ def check_report(report: dict, *, chips: int) -> None:
 
 @TPU
 @pytest.mark.slow
-def test_compile_for_a_tpu_and_ask_again(jaxscale, run_file, tmp_path, home):
+def test_compile_for_a_tpu_and_ask_again(jaxscale, process, run_file, tmp_path, home):
     """Splash attention and asynchronous all-gathers in the program; the second answer needs no compiler and no jax."""
     config, hlo = run_file(), tmp_path / "step.txt"
-    out = jaxscale("compile", config, "--topology", "v6e:2x2", "--json", "--hlo", hlo)
+    out = process("compile", config, "--topology", "v6e:2x2", "--json", "--hlo", hlo)
     assert out.stderr == ""  # the compilers' noise stays away
     found = json.loads(out.stdout)
     assert found["report"]["basis"]["memory"] == "compiled"
@@ -265,7 +281,7 @@ def test_last_words(stderr, says):
 @pytest.mark.slow
 def test_out_of_memory_is_an_answer_with_what_would_fit(jaxscale, run_file):
     """Logits of 16 x 4096 tokens by 128k entries: too much at once, and not in chunks."""
-    model = MODEL | {"vocab_size": 256_000}
+    model = MODEL | {"vocab_size": 128_000, "num_layers": 1}
     config = run_file(model=model, data={"kind": "synthetic", "batch_size": 16, "seq_len": 4096}, mesh={"data": -1})
     out = jaxscale("compile", config, "--topology", "v5e:1x1", code=1).stdout
     assert "DOES NOT FIT" in out
@@ -295,32 +311,32 @@ def test_compile_for_gpus(jaxscale, run_file, tmp_path):
 
 # --- executables ----------------------------------------------------------------------------------------------
 
-SAVE = """
+SAVE_AND_TRAIN = """
 import sys
 import jax
 jax.config.update("jax_num_cpu_devices", 4)
 from pathlib import Path
 from jaxscale.analysis.aot import compile_on
-from jaxscale.analysis.child import last_words
 from jaxscale.config import load_config
-from jaxscale.quiet import DRIVERS
 from jaxscale.training.executable import save_executable
+from jaxscale.training.trainer import train
 config = load_config(sys.argv[1])
 built = compile_on(config, jax.devices(), documents=False)
 save_executable(Path(sys.argv[2]), built.executable, config, jax.devices())
+train(load_config(sys.argv[1], [f"out={sys.argv[3]}"]))
 """
 
 
-def test_train_starts_from_an_executable_and_refuses_another_run_s(jaxscale, run_file, tmp_path):
+def test_train_starts_from_an_executable_and_refuses_another_run_s(jaxscale, process, run_file, tmp_path, monkeypatch):
+    """One process writes the file and trains without it, another one trains from the file."""
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # as in conftest.py
     runtime = {"platform": "cpu", "simulated_devices": 4, "compilation_cache": None}
     step = {"compute_dtype": "float32", "remat": "full"}
     config, file = run_file(runtime=runtime, step=step), tmp_path / "step.bin"
-    subprocess.run([sys.executable, "-c", SAVE, config, file], check=True, timeout=300,
+    subprocess.run([sys.executable, "-c", SAVE_AND_TRAIN, config, file, tmp_path / "plain"], check=True, timeout=300,
                    env=os.environ | {"PJRT_NPROC": "16"})  # fmt: skip
-    plain = jaxscale("train", config, f"out={tmp_path / 'plain'}")
     same_mesh = ("mesh.fsdp=4", "mesh.data=1")  # what -1 stood for
-    from_file = jaxscale("train", config, "--executable", file, f"out={tmp_path / 'from-file'}", *same_mesh)
-    assert "step 3" in plain.stdout
+    from_file = process("train", config, "--executable", file, f"out={tmp_path / 'from-file'}", *same_mesh)
     losses = [
         [json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()
          if json.loads(line)["kind"] == "train"] for name in ("plain", "from-file")

@@ -9,12 +9,10 @@ import numpy as np
 from benchmarks.common import serve, time_steps
 from benchmarks.peers.shapes import run_config
 from jaxscale.heap import keep_heap
-from jaxscale.parallel.mesh import make_mesh, start_devices
-from jaxscale.parallel.sharding import on_mesh
+from jaxscale.parallel.mesh import start_devices
+from jaxscale.training.build import build
 from jaxscale.training.feed import Feed, open_source
 from jaxscale.training.peak import measure_peak
-from jaxscale.training.step import batch_sharding, make_program
-from jaxscale.training.trainer import rules_for
 
 
 def main(family: str, device: str, initial: Path) -> None:
@@ -23,13 +21,13 @@ def main(family: str, device: str, initial: Path) -> None:
     devices = start_devices(config.runtime)
     if (device == "cpu") != (devices[0].platform == "cpu"):
         raise SystemExit(f"--device {device}, and JAX has {devices[0].platform}")
-    mesh = make_mesh(config.mesh, devices[:1])
-    with on_mesh(mesh, rules_for(config, mesh, decoder=True)):
-        program = make_program(config)
+    setup = build(config, devices[:1])
+    program = setup.program
+    with setup.context():
         held = {"state": program.init()}
         leaves = jax.tree_util.tree_leaves_with_path(held["state"].params)
         np.savez(initial, **{jax.tree_util.keystr(k): v for k, v in leaves})
-        feed = Feed(open_source(config, "train"), config, batch_sharding(mesh))
+        feed = Feed(open_source(config, "train"), config, setup.batch_sharding)
 
         def one() -> float:
             held["state"], metrics = program.step(held["state"], next(feed))

@@ -27,11 +27,10 @@ from jaxscale import private
 from jaxscale.analysis.costs import packs_documents
 from jaxscale.analysis.gpu_targets import CUDNN, target_config
 from jaxscale.analysis.store import Compiled, Memory
-from jaxscale.parallel.mesh import first_line, make_mesh
-from jaxscale.parallel.sharding import fit_rules, make_rules, on_mesh
+from jaxscale.parallel.mesh import first_line
 from jaxscale.topology import Topology, find_topology
+from jaxscale.training.build import build
 from jaxscale.training.executable import save_executable
-from jaxscale.training.step import abstract_batch, make_program
 
 
 @dataclass(frozen=True)
@@ -62,18 +61,16 @@ def compile_step(config: cfg.Config, topology: Topology, *, save: Path | None = 
 
 def compile_on(config: cfg.Config, devices: list[jax.Device], *, documents: bool) -> Built:
     """Compile the step for these devices, compile-only or real."""
-    mesh = make_mesh(config.mesh, devices)
-    rules = fit_rules(make_rules(config.sharding), mesh.shape, config)
-    with on_mesh(mesh, rules):
-        program = make_program(config)
-        batch = abstract_batch(config, mesh, documents=documents)
+    setup = build(config, devices)
+    with setup.context():
+        program, batch = setup.program, setup.abstract_batch(documents=documents)
         parts = {
             "parameters": device_bytes(program.abstract.params),
             "optimizer state": device_bytes(program.abstract.opt_state),
             "averaged parameters": device_bytes(program.abstract.ema),
             "batch": device_bytes(batch),
         }
-        sizes, jitted = dict(mesh.shape), cast(Any, program.step)
+        sizes, jitted = dict(setup.mesh.shape), cast(Any, program.step)
         start = time.perf_counter()
         try:
             lowered = jitted.lower(program.abstract, batch)

@@ -17,11 +17,10 @@ import jax.numpy as jnp
 from jaxscale import config as cfg
 from jaxscale.bench.record import Figure, Row, measured
 from jaxscale.data.tokens import Synthetic
-from jaxscale.parallel.mesh import make_mesh
-from jaxscale.parallel.sharding import fit_rules, make_rules, on_mesh
+from jaxscale.training.build import build
 from jaxscale.training.checkpoint import Checkpointer
 from jaxscale.training.feed import Feed
-from jaxscale.training.step import TrainState, batch_sharding, make_program
+from jaxscale.training.step import TrainState
 
 
 def measure(config: cfg.Config, devices: list[jax.Device], folder: Path, *, repeats: int) -> Iterator[Row]:
@@ -29,12 +28,12 @@ def measure(config: cfg.Config, devices: list[jax.Device], folder: Path, *, repe
 
     The first save stands apart: it makes directories and starts orbax's threads.
     """
-    mesh = make_mesh(config.mesh, devices)
+    setup = build(config, devices)
+    program = setup.program
     blocking, copying, background, restoring = [], [], [], []
-    with on_mesh(mesh, fit_rules(make_rules(config.sharding), mesh.shape, config)):
-        program = make_program(config)
+    with setup.context():
         rows = Synthetic(config.model.vocab_size, config.data.seq_len, seed=0)
-        feed = Feed(rows, config, batch_sharding(mesh), stop_step=1, microbatches=config.step.microbatches)
+        feed = Feed(rows, config, setup.batch_sharding, stop_step=1, microbatches=config.step.microbatches)
         with contextlib.closing(feed):  # one step, so that the moments are no zeros, which compress to nothing
             state, _ = jax.block_until_ready(program.step(program.init(), next(feed)))
         size = sum(x.nbytes for x in jax.tree.leaves(state._replace(rng=jax.random.key_data(state.rng))))

@@ -11,19 +11,19 @@ from jaxscale import config as cfg
 from jaxscale.bench.record import Figure, Row, measured
 from jaxscale.data.prepare import prepare
 from jaxscale.data.sources import text_source
-from jaxscale.parallel.mesh import make_mesh
-from jaxscale.parallel.sharding import fit_rules, make_rules, on_mesh
+from jaxscale.parallel.sharding import on_mesh
+from jaxscale.training.build import mesh_and_rules
 from jaxscale.training.feed import Feed, open_source
 from jaxscale.training.step import batch_sharding
 
 
 def load_rows(config: cfg.Config, devices: list[jax.Device], *, batches: int, burn_in: int = 4) -> Iterator[Row]:
     """Batches placed on the mesh one after another, with nothing computed on them: what the loader can give at most."""
-    mesh = make_mesh(config.mesh, devices)
+    mesh, rules = mesh_and_rules(config, devices)
     rows = open_source(config, "train")
     assert rows is not None
     tokens, seconds = config.data.batch_size * config.data.seq_len, []
-    with on_mesh(mesh, fit_rules(make_rules(config.sharding), mesh.shape, config)):
+    with on_mesh(mesh, rules):
         feed = Feed(rows, config, batch_sharding(mesh), microbatches=config.step.microbatches)
         try:
             for number in range(burn_in + batches):

@@ -44,10 +44,9 @@ from jaxscale.explain.jaxpr import (
 )
 from jaxscale.explain.paths import FORMULA, clean, join, name_of, phase, what
 from jaxscale.explain.rows import Axes, Other, Row, Send, Tensor, as_values
-from jaxscale.parallel.mesh import first_line, give_threads, make_mesh
-from jaxscale.parallel.sharding import fit_rules, make_rules, on_mesh
+from jaxscale.parallel.mesh import first_line, give_threads
 from jaxscale.topology import find_topology
-from jaxscale.training.step import abstract_batch, make_program
+from jaxscale.training.build import build
 
 # one operand, the same elements: what was sent for it was sent for the result
 PASSED_ON = ("convert_element_type", "copy", "name", "transpose", "squeeze", "reshape",
@@ -322,15 +321,11 @@ def explain(config: cfg.Config, request: dict[str, Any], model: Any = None) -> d
     else:
         jax.config.update("jax_platforms", "cpu")
         devices = aot.find_devices(find_topology(request["topology"], request["slices"]))
-    mesh = make_mesh(config.mesh, devices)
-    rules = make_rules(config.sharding)
-    if model is None:
-        rules = fit_rules(rules, mesh.shape, config)
-    with on_mesh(mesh, rules):
-        program = make_program(config, model)
-        batch = abstract_batch(config, mesh, documents=costs.packs_documents(config))
-        rows, others, traced = trace(config, program, batch, dict(mesh.shape))
-        found = as_values(rows, others) | {"mesh": dict(mesh.shape), "jax": jax.__version__, "hlo": ""}
+    setup = build(config, devices, model=model)
+    with setup.context():
+        batch, mesh = setup.abstract_batch(documents=costs.packs_documents(config)), dict(setup.mesh.shape)
+        rows, others, traced = trace(config, setup.program, batch, mesh)
+        found = as_values(rows, others) | {"mesh": mesh, "jax": jax.__version__, "hlo": ""}
         if request["cpu"] and request["compile"]:
             try:
                 found["hlo"] = traced.lower().compile().as_text()

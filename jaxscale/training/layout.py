@@ -7,7 +7,8 @@ import jax
 
 from jaxscale import config as cfg
 from jaxscale.parallel.mesh import describe_mesh, make_abstract_mesh
-from jaxscale.parallel.sharding import fit_rules, make_rules, on_mesh
+from jaxscale.parallel.sharding import on_mesh
+from jaxscale.training.build import rules_for
 from jaxscale.training.optimizer import is_axes
 from jaxscale.training.step import abstract_model, decoder
 
@@ -32,8 +33,7 @@ def parameter_layout(config: cfg.Config, num_devices: int | None = None) -> tupl
         num_devices: of the mesh; None: the product of its sizes, an axis of -1 counting as 1.
     """
     mesh = make_abstract_mesh(config.mesh, num_devices)
-    rules = fit_rules(make_rules(config.sharding), mesh.shape, config)
-    with on_mesh(mesh, rules):
+    with on_mesh(mesh, rules_for(config, mesh)):
         params, axes, _ = abstract_model(decoder(config))
     leaves = jax.tree_util.tree_leaves_with_path(params)
     names = jax.tree.leaves(axes, is_leaf=is_axes)

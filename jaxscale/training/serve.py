@@ -13,12 +13,13 @@ from jaxscale.parallel.mesh import make_mesh, start_devices
 from jaxscale.parallel.sharding import fit_rules, make_rules, on_mesh
 from jaxscale.reading import parse_json
 from jaxscale.training.average import average
+from jaxscale.training.build import build_on
 from jaxscale.training.checkpoint import Checkpointer, Say
 from jaxscale.training.generate import decode_rules, generate
 from jaxscale.training.identity import config_differences
 from jaxscale.training.noise import Damaged, reading, reason
 from jaxscale.training.older import sum_of
-from jaxscale.training.step import Program, make_program, trained_parameters
+from jaxscale.training.step import Program, trained_parameters
 from jaxscale.training.trainer import Result
 
 
@@ -51,7 +52,7 @@ def continue_texts(
     rules = decode_rules(make_rules(config.sharding), mesh.shape, len(prompts))
     rules = fit_rules(rules, mesh.shape, without_batch(config, len(prompts)))
     with on_mesh(mesh, rules):
-        program = make_program(config)
+        program = build_on(config, mesh, rules).program
         params = restore_params(run, program, config, step, say)
         return complete(program, params, codec, prompts, config, **sampling)
 
@@ -95,7 +96,7 @@ def sample_after(result: Result, config: cfg.Config, prompt: str, *, max_new_tok
     """A continuation by the model that a run has just trained, where it trained."""
     rules = decode_rules(result.rules, result.mesh.shape, 1)
     with on_mesh(result.mesh, rules):
-        program = make_program(config)
+        program = build_on(config, result.mesh, rules).program
         params = trained_parameters(config, result.state)
         codec = run_tokenizer(result.out, None)
         return complete(

@@ -13,13 +13,13 @@ from jax.sharding import Mesh
 
 from jaxscale import config as cfg
 from jaxscale.analysis.libtpu import older_libtpu
-from jaxscale.blueprint.rules import count, require_divides
 from jaxscale.cluster.monitor import Monitor
 from jaxscale.cluster.signals import Stopped, watched
 from jaxscale.cluster.start import join_processes
 from jaxscale.models.attention import require_attention
-from jaxscale.parallel.mesh import describe_mesh, make_mesh, start_devices
-from jaxscale.parallel.sharding import Rules, fit_rules, make_rules, on_mesh
+from jaxscale.parallel.mesh import describe_mesh, start_devices
+from jaxscale.parallel.sharding import Rules, on_mesh
+from jaxscale.training.build import build_on, mesh_and_rules
 from jaxscale.training.changes import told_of_changes
 from jaxscale.training.checkpoint import Checkpointer
 from jaxscale.training.evaluation import mean_loss
@@ -35,7 +35,7 @@ from jaxscale.training.places import open_place
 from jaxscale.training.position import Position, about_data, read_position
 from jaxscale.training.run import write_run_files
 from jaxscale.training.saves import Saves
-from jaxscale.training.step import ModelFactory, Program, TrainState, abstract_batch, batch_sharding, make_program
+from jaxscale.training.step import ModelFactory, Program, TrainState, batch_sharding
 from jaxscale.training.watcher import Silent, Watcher
 from jaxscale.training.writer import MetricsWriter, require_writers
 
@@ -85,8 +85,7 @@ def train(
         with events.during("devices"):
             devices = start_devices(config.runtime, place.processes)
             require_writers(config)
-            mesh = make_mesh(config.mesh, devices)
-            rules = rules_for(config, mesh, decoder=model is None)
+            mesh, rules = mesh_and_rules(config, devices, decoder=model is None)
             peak = find_peak(devices, config.step.compute_dtype)
         # --- data
         with events.during("data"):
@@ -103,9 +102,10 @@ def train(
             # --- state: from a checkpoint, or born sharded
             if model is None:
                 require_attention(config)
-            program = make_program(config, model)
+            setup = build_on(config, mesh, rules, model=model)
+            program = setup.program
             if executable is not None:
-                batch = abstract_batch(config, mesh, documents=has_documents(config, rows))
+                batch = setup.abstract_batch(documents=has_documents(config, rows))
                 program = replace(program, step=load_executable(executable, config, devices, program, batch))
             open_place(config.checkpoint_place)  # a store that is not there is refused before anything is written
             owner, checkpointer, run = Owner(config, watcher.say), None, None
@@ -137,16 +137,6 @@ def train(
     return Result(
         int(state.step), last, run.validation_loss, speed, peak, config.out_dir, mesh, rules, program, state, run.losses
     )
-
-
-def rules_for(config: cfg.Config, mesh: Mesh, *, decoder: bool) -> Rules:
-    """The sharding rules, checked against the mesh; a model of one's own is checked for its batch only."""
-    rules = make_rules(config.sharding)
-    if decoder:
-        return fit_rules(rules, mesh.shape, config)
-    rows = config.data.batch_size // config.step.microbatches
-    require_divides("rows of a microbatch", rows, count(rules.activations["batch"], mesh.shape), "the batch axes")
-    return rules
 
 
 class Run:

@@ -1,8 +1,6 @@
 """Measured links in a plan: used where the same networks are ridden, refused from another chip."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 
@@ -95,20 +93,15 @@ def test_what_cannot_be_used_is_refused(record, said):
         read(record)
 
 
-def test_plan_takes_a_record(tmp_path):
+def test_plan_takes_a_record(jaxscale_here, tmp_path):
     path = write_record(collectives(bandwidth=5e9), tmp_path / "links.json")
-    command = [sys.executable, "-m", "jaxscale.cli", "plan", "llama3.2-1b", "data.kind=synthetic", "data.path=null",
-               "--topology", "h100:8"]  # fmt: skip
-    told = subprocess.run([*command, "--measured", path], capture_output=True, text=True, check=True).stdout
+    command = ["plan", "llama3.2-1b", "data.kind=synthetic", "data.path=null", "--topology", "h100:8"]
+    told = jaxscale_here(*command, "--measured", path).stdout
     assert "links measured in links.json: fsdp (over 8, NVLink)" in told
-    found = json.loads(
-        subprocess.run([*command, "--json", "--measured", path], capture_output=True, text=True, check=True).stdout
-    )
+    found = json.loads(jaxscale_here(*command, "--json", "--measured", path).stdout)
     assert found["measured_links"] == "links.json"
     assert found["choices"][0]["mesh"] == {"data": 8}  # fsdp over 5 GB/s is not worth it
-    refused = subprocess.run(
-        [*command, "--measured", tmp_path / "none.json"], capture_output=True, text=True, check=False
-    )
+    refused = jaxscale_here(*command, "--measured", tmp_path / "none.json")
     assert refused.returncode == 2
     assert "none.json" in refused.stderr
 

@@ -124,6 +124,14 @@ def test_loading_and_saving(stdlib, tmp_path):
 # --- processes ------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _quick():
+    """Without LLVM's optimizations in the processes that tests start, as in conftest.py in this one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        yield
+
+
 @pytest.fixture(scope="module")
 def config_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("config") / "small.yaml"
@@ -264,20 +272,20 @@ def run_cli(*arguments):
     )  # fmt: skip
 
 
-def test_a_benchmark_from_the_command_line(config_file, tmp_path):
+def test_a_benchmark_from_the_command_line(jaxscale_here, config_file, tmp_path):
     done = run_cli("step", config_file, "--steps", 3, "--no-ceilings", "-o", tmp_path / "a.json")
     assert done.returncode == 0, done.stderr
     assert "tokens per second" in done.stdout
     record = read_record(tmp_path / "a.json")
     assert record.command[:3] == ["cli.py", "bench", "step"]
-    other = run_cli("step", config_file, "--steps", 3, "--no-ceilings", "-o", tmp_path / "b.json")
+    other = jaxscale_here("bench", "step", config_file, "--steps", 3, "--no-ceilings", "-o", tmp_path / "b.json")
     assert other.returncode == 0, other.stderr
-    compared = run_cli("compare", tmp_path / "a.json", tmp_path / "b.json", "--all")
+    compared = jaxscale_here("bench", "compare", tmp_path / "a.json", tmp_path / "b.json", "--all")
     assert compared.returncode == 0, compared.stderr
     assert "step seconds" in compared.stdout
     wrong = json.loads((tmp_path / "b.json").read_text()) | {"schema_version": 99}
     (tmp_path / "b.json").write_text(json.dumps(wrong))
-    refused = run_cli("compare", tmp_path / "a.json", tmp_path / "b.json")
+    refused = jaxscale_here("bench", "compare", tmp_path / "a.json", tmp_path / "b.json")
     assert refused.returncode == 2
     assert refused.stderr.startswith("error: ")
     assert "has schema 99" in refused.stderr
@@ -290,11 +298,8 @@ def test_a_benchmark_from_the_command_line(config_file, tmp_path):
         (["matmul", "--shape", "8x8x8", "--dtype", "bf16"], "--dtype bf16"),
         (["matmul", "--shape", "8x8x8", "--search"], "give one of them"),
         (["matmul", "--model", "quickstart", "--mesh", "tensor=3"], "3 shards of kv_heads"),
-        (["matmul", "--platform", "tpu", "--shape", "8x8x8"], "JAX finds no such device"),
-        (["matmul", "--platform", "gpu", "--shape", "8x8x8"], "JAX finds no such device"),
         (["step", "quickstart", "--profile", "/proc/nowhere"], "cannot write to /proc/nowhere"),
         (["collectives", "--mesh", "data=2,nope=4", "--platform", "cpu"], "'nope=4' is not axis=size"),
-        (["collectives", "--platform", "cpu"], "give --devices 8"),
         (["attention", "--heads", "4", "--kv-heads", "3"], "--heads 4 is not a multiple of --kv-heads 3"),
         (["sweep", "nothing-there"], "strong-scaling, weak-scaling, width"),
         (["step", "quickstart", "data.path=/nowhere"], "/nowhere"),
@@ -303,8 +308,24 @@ def test_a_benchmark_from_the_command_line(config_file, tmp_path):
         (["checkpoint", "quickstart", "--folder", "/nowhere"], "is no directory"),
     ],
 )
-def test_refusals_are_one_line(arguments, said):
-    done = run_cli(*arguments)
+def test_refusals_are_one_line(jaxscale_here, arguments, said):
+    check_refusal(jaxscale_here("bench", *arguments), said)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["matmul", "--platform", "tpu", "--shape", "8x8x8"], "JAX finds no such device"),
+        (["matmul", "--platform", "gpu", "--shape", "8x8x8"], "JAX finds no such device"),
+        (["collectives", "--platform", "cpu"], "give --devices 8"),
+    ],
+)
+def test_devices_that_are_not_here_are_refused_in_one_line(arguments, said):
+    """In a process where JAX has not looked for devices yet."""
+    check_refusal(run_cli(*arguments), said)
+
+
+def check_refusal(done, said):
     assert done.returncode == 2, done.stdout + done.stderr
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("error: ")

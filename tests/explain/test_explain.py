@@ -2,9 +2,6 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 from collections import Counter
 from dataclasses import replace
 from importlib.util import find_spec
@@ -23,9 +20,7 @@ from jaxscale.explain.paths import sources
 from jaxscale.explain.rows import Tensor, as_values, from_values
 from jaxscale.explain.story import ATTENTION, Explanation, assumed_topology, timed_rows, with_mesh
 from jaxscale.explain.trace import trace
-from jaxscale.parallel.mesh import make_mesh
-from jaxscale.parallel.sharding import fit_rules, make_rules, on_mesh
-from jaxscale.training.step import abstract_batch, make_program
+from jaxscale.training.build import build
 
 CUBE = {"data": 2, "fsdp": 2, "tensor": 2}
 MODEL = {"vocab_size": 1000, "num_layers": 3, "embed_dim": 128, "num_heads": 8, "num_kv_heads": 4, "mlp_dim": 384}
@@ -35,11 +30,11 @@ def traced(mesh, **sections):
     """Rows, other collectives, the mesh, the config and the step to lower."""
     sections = {"model": MODEL, "data": {"kind": "synthetic", "batch_size": 16, "seq_len": 128}} | sections
     config = make_config(mesh, **sections)
-    devices = make_mesh(config.mesh, jax.devices()[: math.prod(mesh.values())])
-    with on_mesh(devices, fit_rules(make_rules(config.sharding), devices.shape, config)):
-        batch = abstract_batch(config, devices, documents=False)
-        rows, others, step = trace(config, make_program(config), batch, dict(devices.shape))
-        return rows, others, dict(devices.shape), config, lambda: lower(step, devices)
+    setup = build(config, jax.devices()[: math.prod(mesh.values())])
+    sizes, batch = dict(setup.mesh.shape), setup.abstract_batch(documents=False)
+    with setup.context():
+        rows, others, step = trace(config, setup.program, batch, sizes)
+    return rows, others, sizes, config, lambda: lower(step, setup.mesh)
 
 
 def lower(step, devices) -> str:
@@ -317,19 +312,23 @@ def test_a_machine_is_assumed_where_none_is_given():
 # --- as a person types it -----------------------------------------------------------------------------------------
 
 
-def explain(*arguments: object, code: int = 0) -> str:
+@pytest.fixture
+def explain(jaxscale_here, monkeypatch):
+    """What is explained is traced and compiled in a child process in any case."""
+    monkeypatch.setenv("COLUMNS", "200")
     tiny = ["model.num_layers=2", "data.seq_len=64", "data.batch_size=8"]
-    out = subprocess.run(
-        [sys.executable, "-m", "jaxscale.cli", "explain", "quickstart", *tiny, *map(str, arguments)],
-        capture_output=True, text=True, timeout=300, env=os.environ | {"COLUMNS": "200"},
-    )  # fmt: skip
-    assert out.returncode == code, (out.returncode, out.stdout[-2000:], out.stderr[-2000:])
-    assert "Traceback" not in out.stderr
-    return out.stdout if code == 0 else out.stderr
+
+    def call(*arguments: object, code: int = 0) -> str:
+        out = jaxscale_here("explain", "quickstart", *tiny, *arguments)
+        assert out.returncode == code, (out.returncode, out.stdout[-2000:], out.stderr[-2000:])
+        assert "Traceback" not in out.stderr
+        return out.stdout if code == 0 else out.stderr
+
+    return call
 
 
 @pytest.mark.slow
-def test_the_terminal_shows_every_matmul_of_both_passes():
+def test_the_terminal_shows_every_matmul_of_both_passes(explain):
     text = explain("--mesh", "data=2,fsdp=2,tensor=2", "--backward")
     assert "up x2   x[B_{data,fsdp}, T_tensor, D] · w_up[D_fsdp, F_tensor] -> up[B_{data,fsdp}, T, F_tensor]" in text
     assert "down, gradient of w x2" in text
@@ -344,7 +343,7 @@ def test_the_terminal_shows_every_matmul_of_both_passes():
 
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("libtpu") is None, reason="needs the aot-tpu extra")
-def test_beside_the_tpus_own_compiler(tmp_path):
+def test_beside_the_tpus_own_compiler(explain):
     values = json.loads(explain("--mesh", "fsdp=4,tensor=2", "--topology", "v5e:2x4", "--json"))
     assert values["step"]["interval"]["low"] < values["step"]["seconds"] < values["step"]["interval"]["high"]
     assert values["compiled_by"] == "libtpu's compiler for v5e:2x4"
@@ -354,7 +353,7 @@ def test_beside_the_tpus_own_compiler(tmp_path):
     assert all(s["note"] for s in sends if s["compiled"] != "same")
 
 
-def test_two_meshes_side_by_side_and_one_tensor():
+def test_two_meshes_side_by_side_and_one_tensor(explain):
     text = explain("--compare", "fsdp=8", "data=4,tensor=2", "--compiler", "none")
     assert "all-gather w_up fsdp" in text
     assert "reduce-scatter y tensor" in text
@@ -376,7 +375,7 @@ def test_two_meshes_side_by_side_and_one_tensor():
         (("--mesh", "fsdp=2", "-o", "nowhere/x.html"), "cannot write nowhere/x.html"),
     ],
 )
-def test_what_cannot_be_is_one_line(arguments, words):
+def test_what_cannot_be_is_one_line(explain, arguments, words):
     error = explain(*arguments, code=2)
     assert words in error
     assert error.startswith("error: ")

@@ -7,12 +7,10 @@ import jax
 import numpy as np
 
 from jaxscale import config as cfg
-from jaxscale.parallel.mesh import make_mesh
-from jaxscale.parallel.sharding import make_rules, on_mesh
+from jaxscale.training.build import build
 from jaxscale.training.checkpoint import Checkpointer
 from jaxscale.training.fingerprint import named_leaves
 from jaxscale.training.metadata import require_unchanged
-from jaxscale.training.step import make_program
 
 
 class Reader:
@@ -20,15 +18,14 @@ class Reader:
 
     def __init__(self, config: cfg.Config):
         self.config = config
-        self.mesh = make_mesh(data=1, devices=jax.devices()[:1])
-        self.rules = make_rules(config.sharding)
-        with on_mesh(self.mesh, self.rules):
-            self.program = make_program(config)
+        one = config.model_copy(update={"mesh": cfg.Mesh(data=1)})
+        self.setup = build(one, jax.devices()[:1])
+        self.program = self.setup.program
         self.state_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(self.program.abstract))
 
     def read(self, out: Path, step: int) -> Any:
         """The state; raises whatever reading a damaged checkpoint raises."""
-        with on_mesh(self.mesh, self.rules):
+        with self.setup.context():
             checkpointer = Checkpointer(out / "checkpoints")
             try:
                 state = checkpointer.restore(step, self.program.abstract)

@@ -14,6 +14,7 @@ from support import Setup, assert_gradients_equal, make_config
 
 torch = pytest.importorskip("torch", reason="torch has a CPU build for Python 3.11 only; CI runs this there")
 transformers = pytest.importorskip("transformers")
+torch.set_num_threads(1)  # its matrices are tiny, and its threads would wait for a core that another worker has
 
 from jaxscale.training.step import gradients  # noqa: E402
 

@@ -63,7 +63,7 @@ def test_one_number_in_no_more_memory_than_the_step(case):
     """Also of a batch that comes whole: the memory forecast, which is the step's, covers evaluation."""
     setup = make_setup(*CASES[case])
     params, wanted = reference()
-    whole = place(make_batch(setup.config), setup.mesh)
+    whole = place(make_batch(setup.config), setup.batch_sharding)
     with setup.context():
         program, state = setup.program, make_state(setup, params)
         step = program.step.lower(program.abstract, setup.batch).compile()
@@ -81,7 +81,7 @@ def test_a_batch_is_cut_where_it_lies(mesh, shape, most, parts):
     setup = Setup(make_config(mesh))
     with setup.context():
         rows = np.arange(np.prod(shape), dtype=np.int32).reshape(-1, shape[2])
-        x = place({"rows": rows}, setup.mesh, shape[0])["rows"]
+        x = place({"rows": rows}, setup.batch_sharding, shape[0])["rows"]
         cut = jax.jit(in_parts, static_argnums=1).lower(x, most).compile()
         got = cut(x)
     assert got.shape == (parts, shape[0] * shape[1] // parts, shape[2])
@@ -93,7 +93,7 @@ def test_a_batch_is_cut_where_it_lies(mesh, shape, most, parts):
 def test_a_batch_that_cannot_be_cut_stays_whole():
     setup = Setup(make_config({"data": 8}))
     with setup.context():
-        x = place({"rows": np.zeros((8, 4), np.int32)}, setup.mesh)["rows"]
+        x = place({"rows": np.zeros((8, 4), np.int32)}, setup.batch_sharding)["rows"]
         assert jax.eval_shape(lambda x: in_parts(x, 2), x).shape == (1, 8, 4)
 
 

@@ -37,7 +37,7 @@ def test_the_feed_puts_each_row_where_it_belongs(microbatches):
     source = Synthetic(250, 32, seed=1)
     setup = Setup(config)
     with setup.context():
-        feed = Feed(source, config, batch_sharding(setup.mesh), start_step=3, microbatches=microbatches)
+        feed = Feed(source, config, setup.batch_sharding, start_step=3, microbatches=microbatches)
         batch = next(feed)
         feed.close()
     wanted = load_rows(source, row_indices(config.seed, 3, 8, len(source)))

@@ -12,11 +12,11 @@ import pytest
 from support import Listener
 
 from jaxscale import config as cfg
-from jaxscale.parallel.mesh import make_mesh, start_devices
-from jaxscale.parallel.sharding import fit_rules, make_rules, on_mesh
+from jaxscale.parallel.mesh import start_devices
+from jaxscale.training.build import build
 from jaxscale.training.checkpoint import Checkpointer
 from jaxscale.training.serve import restore_params
-from jaxscale.training.step import make_program, trained_parameters
+from jaxscale.training.step import trained_parameters
 from jaxscale.training.trainer import train
 
 # sums of absolute values as that code read them
@@ -37,9 +37,9 @@ def size(x) -> float:
 
 def test_a_run_of_the_first_format_is_read_and_goes_on(run):
     config = cfg.load_config(run / "config.yaml")
-    mesh = make_mesh(config.mesh, start_devices(config.runtime)[:1])
-    with on_mesh(mesh, fit_rules(make_rules(config.sharding), mesh.shape, config)):
-        program = make_program(config)
+    setup = build(config, start_devices(config.runtime)[:1])
+    program = setup.program
+    with setup.context():
         checkpointer = Checkpointer(run / "checkpoints")
         state, _ = checkpointer.restore_latest(program.abstract, config, say=print)
         checkpointer.close()

@@ -168,7 +168,7 @@ def lion():
     setup = Setup(make_config(steps=12, on_nonfinite="skip", optimizer=options | {"learning_rate": 0.5}))
     bad = make_batch(setup.config)
     bad["weights"] = bad["weights"] * np.nan
-    return setup, place(bad, setup.mesh)
+    return setup, place(bad, setup.batch_sharding)
 
 
 @settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -35,7 +35,7 @@ def test_one_device_one_row_at_a_time(case):
     setup = Setup(config, batch=make_batch(config, documents=documents))
     with setup.context():
         program, state = setup.program, setup.program.init()
-        whole = place(make_batch(config, documents=documents), setup.mesh)
+        whole = place(make_batch(config, documents=documents), setup.batch_sharding)
         judged = [jax.device_get(program.evaluate(state, batch)) for batch in (whole, setup.batch)]
         losses = []
         for _ in range(2):
