@@ -288,6 +288,12 @@ class Step(Section):
         return self
 
 
+class Objective(Section):
+    """What a step minimises; see `objectives`."""
+
+    kind: Literal["next_token"] = "next_token"
+
+
 class Loss(Section):
     chunk: Positive | None = None  # tokens of each sequence whose logits exist at one time; None: all
     z_loss: AtLeast0 = 0.0  # weight of log(Z)^2 (PaLM, arXiv:2204.02311, section 5)
@@ -395,6 +401,7 @@ class Config(Section):
     runtime: Runtime = Runtime()
     data: Data
     step: Step = Step()
+    objective: Objective = Objective()
     loss: Loss = Loss()
     optimizer: Optimizer = Optimizer()
     checkpoint: Checkpoint = Checkpoint()

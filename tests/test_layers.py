@@ -41,7 +41,8 @@ BELOW = {
     "hardware": set(),
     "quiet": set(),
     "heap": set(),
-    "data": {"reading", "quiet", "urls", "places", "index", "vocabulary", "config"},
+    "columns": set(),  # of a batch
+    "data": {"columns", "reading", "quiet", "urls", "places", "index", "vocabulary", "config"},
     "rules": {"config"},
     "machine_names": {"hardware", "spelling"},
     "topology": {"machine_names", "hardware"},
@@ -49,6 +50,7 @@ BELOW = {
     "analysis": {"rules", "topology", "hardware", "config"},
     "parallel": {"rules", "hardware", "config", "quiet"},
     "models": {"parallel", "rules", "hardware", "config"},
+    "objectives": {"parallel", "columns", "config"},
     "codes": set(),
     "local": {"codes"},
     "cluster": {"private", "codes", "redact", "config"},
@@ -69,7 +71,9 @@ BELOW = {
         "redact",
         "reading",
         "data",
+        "columns",
         "index",
+        "objectives",
         "models",
         "parallel",
         "rules",
@@ -158,6 +162,7 @@ BELOW = {
     },
 }
 OWN_ROOM = {
+    "jaxscale.data.columns": "columns",
     "jaxscale.data.index": "index",
     "jaxscale.data.llmc": "vocabulary",
     "jaxscale.data.vocabulary": "vocabulary",
@@ -229,9 +234,11 @@ WITH_JAX_ALLOWED = ("analysis/aot.py", "explain/trace.py", "explain/jaxpr.py")
 NO_JAX = [f"{name}.py" for name in ALONE] + [
     f for f in FILES if f.startswith(("data/", "analysis/", "report/", "explain/")) and f not in WITH_JAX_ALLOWED
 ]
-# parallel/compiler.py is a table of XLA's options
-CORE = ["config.py", *(f for f in FILES if f.startswith(("parallel/", "models/")) and f != "parallel/compiler.py")] + [
-    f"training/{name}.py" for name in ("loss", "optimizer", "step", "feed", "metrics", "run", "trainer", "checkpoint")
+ROOMS = ("parallel/", "models/", "objectives/")
+CORE = [
+    "config.py",
+    *(f for f in FILES if f.startswith(ROOMS) and f != "parallel/compiler.py"),  # that is a table of XLA's options
+    *(f"training/{name}.py" for name in ("optimizer", "step", "feed", "metrics", "run", "trainer", "checkpoint")),
 ]
 
 
@@ -297,7 +304,7 @@ def test_the_layers_form_no_circle():
 
 def test_the_core_stays_short_enough_to_read():
     lines = {f: len(FILES[f].read_text().splitlines()) for f in CORE}
-    assert sum(lines.values()) < 3300, lines
+    assert sum(lines.values()) < 3500, lines
 
 
 @pytest.mark.parametrize("name", dir(jaxscale))

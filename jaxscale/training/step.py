@@ -15,12 +15,14 @@ from flax import nnx
 
 from jaxscale import config as cfg
 from jaxscale.blame import blaming_layouts
+from jaxscale.data import columns
 from jaxscale.models.transformer import Transformer
+from jaxscale.objectives import make_objective
+from jaxscale.objectives.objective import Batch
 from jaxscale.parallel.compiler import compiler_options
 from jaxscale.parallel.sharding import device, mesh_here, on_devices, spec
 from jaxscale.training.average import add_to_sum, average, empty_sum
 from jaxscale.training.cut import in_parts
-from jaxscale.training.loss import Batch, loss_sums
 from jaxscale.training.optimizer import count_from, global_norm, make_optimizer, make_schedule
 from jaxscale.training.spikes import judge, with_spikes, without_spikes
 
@@ -145,18 +147,18 @@ def make_step(config: cfg.Config, optimizer: optax.GradientTransformation, merge
 
 
 def gradients(config: cfg.Config, merge: Callable, params: PyTree, batch: Batch, rng: jax.Array) -> tuple[PyTree, dict]:
-    """Gradient and metrics of the mean loss over the global batch, whose arrays are [microbatches, B, T].
+    """Gradient and metrics of an objective over the global batch, whose arrays are [microbatches, B, T].
 
-    Microbatches come one after another; each divides by the tokens of the whole batch, so that their sum is the
+    Microbatches come one after another; each divides by the count of the whole batch, so that their sum is the
     gradient of one large batch, however padding falls. The sum is in float32, whatever the parameters' dtype.
     """
-    tokens = batch["weights"].sum()
-    divisor = jnp.maximum(tokens, 1)
+    objective = make_objective(config)
+    count = objective.count(batch)
+    divisor = jnp.maximum(count, 1)
 
     def loss(params, part, rng):
-        model, vocab_size = merge(params), config.model.vocab_size
-        sums = loss_sums(model, part, loss=config.loss, vocab_size=vocab_size, divisor=divisor, rng=rng)
-        return sums["objective"], {"loss": sums["cross_entropy"] / divisor, "z": sums["z"] / divisor}
+        sums = objective.sums(merge(params), part, divisor=divisor, rng=rng)
+        return sums["objective"], {name: sums[of] / divisor for name, of in objective.means.items()}
 
     grad = jax.grad(loss, has_aux=True)
     if config.step.microbatches == 1:
@@ -169,10 +171,10 @@ def gradients(config: cfg.Config, merge: Callable, params: PyTree, batch: Batch,
 
         zeros = (
             jax.tree.map(lambda p: jnp.zeros_like(p, jnp.float32), params),
-            {"loss": jnp.zeros(()), "z": jnp.zeros(())},
+            {name: jnp.zeros(()) for name in objective.means},
         )
         (grads, metrics), _ = jax.lax.scan(add, zeros, (batch, jnp.arange(config.step.microbatches)))
-    return grads, metrics | {"tokens": tokens}
+    return grads, metrics | {objective.unit: count}
 
 
 def trained_parameters(config: cfg.Config, state: TrainState) -> PyTree:
@@ -183,10 +185,10 @@ def trained_parameters(config: cfg.Config, state: TrainState) -> PyTree:
 
 
 def make_evaluate(config: cfg.Config, merge: Callable) -> Callable:
-    most = config.data.batch_size // config.step.microbatches
+    objective, most = make_objective(config), config.data.batch_size // config.step.microbatches
 
     def evaluate(state: TrainState, batch: Batch) -> dict[str, jax.Array]:
-        """Sums over a batch [parts, B, T] of cross entropy and tokens, with averaged parameters where there are any.
+        """The objective's sums and count over a batch [parts, B, T], with averaged parameters where there are any.
 
         However the batch is cut, at most a microbatch's rows are computed at one time: so an evaluation fits where the
         step does.
@@ -195,8 +197,9 @@ def make_evaluate(config: cfg.Config, merge: Callable) -> Callable:
         model.eval()
 
         def sums(part: Batch) -> dict[str, jax.Array]:
-            found = loss_sums(model, part, loss=config.loss, vocab_size=config.model.vocab_size)
-            return {"cross_entropy": found["cross_entropy"], "tokens": part["weights"].sum()}
+            every = objective.sums(model, part)
+            wanted = (objective.means[name] for name in objective.validated)
+            return {name: every[name] for name in wanted} | {objective.unit: objective.count(part)}
 
         parts = jax.tree.map(lambda x: in_parts(x, most), batch)
         if len(parts["tokens"]) == 1:
@@ -217,10 +220,8 @@ def abstract_batch(
     """
     rows = config.data.batch_size // config.step.microbatches
     shape, layout = (config.step.microbatches, rows, config.data.seq_len), batch_sharding(mesh)
-    dtypes = {"tokens": jnp.int32, "targets": jnp.int32, "weights": jnp.float32}
-    if documents:
-        dtypes |= {"positions": jnp.int32, "segments": jnp.int32}
-    return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=layout) for name, dtype in dtypes.items()}
+    names = make_objective(config).reads(documents=documents)
+    return {name: jax.ShapeDtypeStruct(shape, columns.DTYPES[name], sharding=layout) for name in names}
 
 
 def batch_sharding(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> jax.NamedSharding:
