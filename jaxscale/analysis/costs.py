@@ -265,7 +265,7 @@ def attention(config: cfg.Config, sizes: Mapping[str, int]) -> AttentionCost:
     keys = visible_keys(model, config.data.seq_len)
     forward = 4.0 * microbatch_tokens(config, sizes) * heads * model.head_size * keys
     names = kept(step)
-    again = names is not None and "attention_context" not in names
+    again = names is not None and "attended" not in names
     runs = model.num_layers * step.microbatches
     return AttentionCost(forward, 2.5 * forward, runs * (2 if again else 1), runs)
 
@@ -278,7 +278,7 @@ def activation_bytes(config: cfg.Config, sizes: Mapping[str, int], name: str) ->
     kv = max(model.kv_heads, tensor) * model.head_size / tensor
     wide = model.embed_dim / tensor  # sequence parallelism: between the matmuls tokens are split over tensor
     per_token = {
-        "layer_in": wide, "q": heads, "k": kv, "v": kv, "attention_context": heads, "attention_out": wide,
+        "layer_in": wide, "q": heads, "k": kv, "v": kv, "attended": heads, "attention_out": wide,
         "mlp_gate": model.mlp_dim / tensor, "mlp_up": model.mlp_dim / tensor, "mlp_out": wide,
     }  # fmt: skip
     return model.num_layers * tokens * per_token[name] * BYTES[config.step.compute_dtype]

@@ -17,7 +17,7 @@ from jaxscale.analysis.costs import BYTES
 
 LANES = 128  # a TPU's arrays are padded to so many elements in their last dim; of kept ones that is head_dim's
 SCRATCH = 5 / 16  # of an array that the SparseCore scatters over three torus dims (libtpu 0.0.52; over two none)
-HEADS = ("q", "k", "v", "attention_context")
+HEADS = ("q", "k", "v", "attended")
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def tpu_moments(config: cfg.Config, sizes: Mapping[str, int], own: float) -> tup
 
 
 def tpu_head(config: cfg.Config, sizes: Mapping[str, int]) -> Parts:
-    """Of the loss: see `training.loss`. In chunks, the last matrix's gradient is added up in float32, or the logits'
+    """Of the loss: see `token_sums`. In chunks, the last matrix's gradient is added up in float32, or the logits'
     gradients of all tokens are kept, in the compute dtype; a chunk's logits are there once."""
     head, logits = head_bytes(config, sizes), logits_bytes(config, sizes)
     if not chunked(config):
@@ -101,7 +101,7 @@ def tpu_head(config: cfg.Config, sizes: Mapping[str, int]) -> Parts:
         "logits": logits,
         "scratch of the matrix's scatter": head * SCRATCH if sizes.get("fsdp", 1) > 1 else 0.0,
     }
-    if costs.microbatch_tokens(config, sizes) * width <= config.model.embed_dim * 4:  # as `training.loss` decides
+    if costs.microbatch_tokens(config, sizes) * width <= config.model.embed_dim * 4:  # as `token_sums` decides
         return parts | {"last matrix": head, "gradient of the logits": whole_logits(config, sizes) * width}
     return parts | {"last matrix and its float32 gradient": head + head / width * 4}
 
@@ -211,13 +211,13 @@ def kept_bytes(config: cfg.Config, sizes: Mapping[str, int], *, lanes: int = 1) 
     if model.mlp != "swiglu":
         saved.discard("mlp_gate")
     # with the context, the softmax's sums, float32
-    return sum(map(size, saved)) + (sums if "attention_context" in saved else 0)
+    return sum(map(size, saved)) + (sums if "attended" in saved else 0)
 
 
 def everything_bytes(config: cfg.Config, sizes: Mapping[str, int], size: Callable[[str], float]) -> float:
     """What remat `none` keeps of the layers: all that jax's rules of differentiation ask for, float32 inside norms."""
     model, tensor, float32 = config.model, sizes.get("tensor", 1), 4 / BYTES[config.step.compute_dtype]
-    wide, heads, context = size("layer_in"), size("q") + size("k"), size("attention_context")
+    wide, heads, context = size("layer_in"), size("q") + size("k"), size("attended")
     total = 2 * 2 * float32 * wide  # in each of two norms: its input (or that centred), and the same normalised
     total += 2 * wide * tensor  # what the matmuls read, gathered over tensor
     total += heads + size("v")  # turned to their positions

@@ -106,7 +106,7 @@ def activation_traffic(config: cfg.Config, sizes: Mapping[str, int]) -> list[Tra
     if sizes.get("context", 1) > 1:  # keys and values of the whole sequence, gathered; their gradients scattered
         both = 2.0 * rows * config.data.seq_len * max(model.kv_heads // tensor, 1) * model.head_size * width
         names = kept(step)
-        again = 0 if names is None or "attention_context" in names else 1
+        again = 0 if names is None or "attended" in names else 1
         found += [
             Traffic("keys and values", "all-gather", ("context",), both, (2 + again) * runs, "forward", True),
             Traffic("their gradients", "reduce-scatter", ("context",), both, runs, "backward", True),

@@ -140,7 +140,7 @@ function attentionCost(config, sizes) {
     heads = Math.floor(model.num_heads / size(sizes, "tensor"));
   const forward = 4 * microbatchTokens(config, sizes) * heads * model.head_dim * visibleKeys(model, config.data.seq_len);
   const names = kept(step),
-    again = names !== null && !("attention_context" in names),
+    again = names !== null && !("attended" in names),
     runs = model.num_layers * step.microbatches;
   const calls = runs * (again ? 2 : 1);
   return { forward, backward: 2.5 * forward, calls, backwardCalls: runs, flops: forward * calls + 2.5 * forward * runs };
@@ -158,7 +158,7 @@ function activationBytes(config, sizes, name) {
     q: heads,
     k: kv,
     v: kv,
-    attention_context: heads,
+    attended: heads,
     attention_out: wide,
     mlp_gate: F,
     mlp_up: F,
