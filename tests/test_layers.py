@@ -60,6 +60,7 @@ BELOW = {
     "launch": {"local", "codes", "jsonl", "places", "inventory", "redact", "config"},
     "training": {
         "blame",
+        "config_files",
         "private",
         "urls",
         "places",

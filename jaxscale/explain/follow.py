@@ -71,7 +71,7 @@ def parameter(found: Explanation, name: str) -> list[Stop]:
 
 
 def activation(found: Explanation, name: str) -> list[Stop]:
-    makers = {tag: row for row, tag in costs.OUTPUT_OF.items()} | {"mlp_out": "down", "attention_context": "context"}
+    makers = {tag: row for row, tag in costs.OUTPUT_OF.items()} | {"mlp_out": "down", "attended": "context"}
     makes = [r for r in found.rows if not r.what and (r.out.name == name or r.name == makers.get(name))]
     tag = next((t for t, r in makers.items() if makes and r == makes[0].name), name)
     stops: list[Stop] = []

@@ -9,10 +9,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxscale.config_files import renamed
 from jaxscale.training.average import missing
 from jaxscale.training.identity import shapes
 
 FORMAT = 2
+
+
+def renamed_meta(meta: dict[str, Any]) -> dict[str, Any]:
+    """The JSON of a checkpoint with the config's keys by their names of today."""
+    return meta | {"config": renamed(meta["config"])}
 
 
 def as_saved(abstract: Any, meta: dict) -> Any:
