@@ -23,7 +23,7 @@ from jaxscale.training.metadata import Names, late_meta, listing_problem, requir
 from jaxscale.training.noise import Damaged, quiet_writes, reading, reason
 from jaxscale.training.object_store import reach, save_options
 from jaxscale.training.older import FORMAT, as_now, as_saved, renamed_meta
-from jaxscale.training.optional import parts_saved, parts_wanted
+from jaxscale.training.optional import parts_wanted
 from jaxscale.training.places import aside, clear_half_written, failures, move, open_place, trouble
 from jaxscale.training.position import require_position
 from jaxscale.training.step import TrainState
@@ -158,8 +158,7 @@ class Checkpointer:
         for step in reversed(self.steps()):
             try:
                 meta = self.together(self.meta, step)
-                parts = parts_saved(abstract, meta["state"], config)
-                saved = as_saved(parts, meta)
+                saved = as_saved(abstract, meta)
                 require_same_state(meta, saved, config, where=str(self.directory / str(step)))
                 state = self.together(self.restore, step, saved)
                 require_unchanged(state, meta)
@@ -169,8 +168,7 @@ class Checkpointer:
             for bad, cause in damaged.items():
                 self.set_aside(bad, cause, say)
             self.good = step
-            state = as_now(state, parts, meta)
-            return parts_wanted(state, abstract, config, meta["config"], say), meta
+            return parts_wanted(as_now(state, abstract, meta), config, meta["config"], say), meta
         if damaged:  # nothing is moved: it may be the reading that fails, and not the files
             causes = "; ".join(f"{step}: {cause}" for step, cause in damaged.items())
             raise ValueError(

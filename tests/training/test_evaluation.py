@@ -15,6 +15,7 @@ from jaxscale.training import feed
 from jaxscale.training.cut import in_parts
 from jaxscale.training.evaluation import EachOnce
 from jaxscale.training.events import Events
+from jaxscale.training.spikes import no_losses
 from jaxscale.training.step import TrainState
 from jaxscale.training.trainer import Run
 
@@ -39,7 +40,8 @@ def loss(sums):
 def make_state(setup, params):
     """What evaluation reads of a state, placed."""
     layout = jax.tree.map(lambda x: x.sharding, setup.program.abstract.params)
-    return TrainState(jnp.int32(0), jax.device_put(params, layout), (), None, jax.random.key(0))
+    params = jax.device_put(params, layout)
+    return TrainState(jnp.int32(0), params, (), no_losses(), {}, {}, {}, jax.random.key(0))
 
 
 @functools.cache
