@@ -140,7 +140,8 @@ def test_rows_beyond_the_source_weigh_nothing():
 
 def test_a_split_shorter_than_a_window_is_said_and_training_goes_on(monkeypatch):
     tokens, lines = {"train": 100, "validation": 32}, []
-    stores = {k: SimpleNamespace(num_tokens=n, vocab_size=250, fingerprint=None) for k, n in tokens.items()}
+    about = {"vocab_size": 250, "fingerprint": None, "separator_id": None}
+    stores = {k: SimpleNamespace(num_tokens=n, **about) for k, n in tokens.items()}
     monkeypatch.setattr(opening, "open_store", lambda data, split: stores[split])
     config = make_config()
     config = config.model_copy(update={"data": config.data.model_copy(update={"kind": "tokens", "path": "data"})})
