@@ -68,9 +68,9 @@ OFFLOAD_8B: Remat = dict.fromkeys(("layer_in", "q", "k", "v", "attention_out"), 
 OFFLOAD_70B: Remat = dict.fromkeys(("layer_in", "q", "k", "v"), "offload")
 OFFLOAD_QKV: Remat = dict.fromkeys(("q", "k", "v"), "offload")
 OFFLOAD_DOTS: Remat = dict.fromkeys(("q", "k", "v", "attention_out", "mlp_gate", "mlp_up", "mlp_out"), "offload")
-KEEP_QKV_CONTEXT: Remat = dict.fromkeys(("q", "k", "v", "attention_context"), "save")
+KEEP_QKV_CONTEXT: Remat = dict.fromkeys(("q", "k", "v", "attended"), "save")
 # torchtitan's "selective op": the attention kernel's output and every second matmul's, so k, out and up run again
-SELECTIVE_OP: Remat = dict.fromkeys(("q", "v", "attention_context", "mlp_gate", "mlp_out"), "save")
+SELECTIVE_OP: Remat = dict.fromkeys(("q", "v", "attended", "mlp_gate", "mlp_out"), "save")
 # every second layer recomputed: as many FLOPs as running q, k, v, out and attention again in all of them
 HALF_OF_LAYERS: Remat = dict.fromkeys(("mlp_gate", "mlp_up"), "save")
 
@@ -152,7 +152,7 @@ TPU_RUNS = (
     Run("GPT-3 175B, 512 x v5p", GPT3, "v5p:8x8x8", 2048, 8192, {"fsdp": 64, "tensor": 8}, "full", 22.197, RECIPES,
         quantized=True, note="the recipe quantizes matmuls to int8 (quantization=int8)"),
     Run("405B, 512 x v5p", LLAMA405, "v5p:8x8x8", 8192, 16384, {"fsdp": 512},
-        {"layer_in": "save", "attention_context": "offload", "mlp_out": "offload"}, 131.474, RECIPES),
+        {"layer_in": "save", "attended": "offload", "mlp_out": "offload"}, 131.474, RECIPES),
     Run("7B, 4 slices of 256 x v5e", LLAMA2_7B, "v5e:16x16", 4096, 4096, {"data": 4, "fsdp": 256}, OFFLOAD_DOTS, 2.21,
         AXLEARN, slices=4, over={"data": 4}),
     Run("70B, 4 slices of 256 x v5e", LLAMA2_70B, "v5e:16x16", 4096, 4096, {"data": 4, "fsdp": 256}, OFFLOAD_DOTS,

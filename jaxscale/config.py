@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from jaxscale.config_errors import describe, divisors, in_one, nearest_divisor
-from jaxscale.config_files import find_config, is_of_a_run, read_yaml, where_it_is_now, with_model
+from jaxscale.config_files import RENAMED, find_config, is_of_a_run, read_yaml, renamed, where_it_is_now, with_model
 from jaxscale.config_files import shipped_configs as shipped_configs
 from jaxscale.data.vocabulary import VocabSize, data_vocab_size
 from jaxscale.overrides import WHERE, apply_override
@@ -266,7 +266,7 @@ class Data(Section):
 
 
 RematAction = Literal["save", "offload", "recompute"]
-ACTIVATIONS = ("layer_in", "q", "k", "v", "attention_context", "attention_out", "mlp_gate", "mlp_up", "mlp_out")
+ACTIVATIONS = ("layer_in", "q", "k", "v", "attended", "attention_out", "mlp_gate", "mlp_up", "mlp_out")
 
 
 class Step(Section):
@@ -283,9 +283,17 @@ class Step(Section):
     def _check(self) -> "Step":
         if isinstance(self.remat, dict):
             for name in self.remat:
+                if name in RENAMED:
+                    raise ValueError(f"step.remat.{name} is called step.remat.{RENAMED[name]} now; write that")
                 if name not in ACTIVATIONS:
                     raise ValueError(f"step.remat.{name}: no such activation{nearest(name, ACTIVATIONS)}")
         return self
+
+
+class Objective(Section):
+    """What a step minimises; see `objectives`."""
+
+    kind: Literal["next_token"] = "next_token"
 
 
 class Loss(Section):
@@ -395,6 +403,7 @@ class Config(Section):
     runtime: Runtime = Runtime()
     data: Data
     step: Step = Step()
+    objective: Objective = Objective()
     loss: Loss = Loss()
     optimizer: Optimizer = Optimizer()
     checkpoint: Checkpoint = Checkpoint()
@@ -448,13 +457,14 @@ class Config(Section):
 def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
     """Read a run file (or a bare model file, for `show`) and apply `section.key=value` overrides.
 
-    A run's directory stands for its config.yaml, with `out` where the directory is now.
+    A run's directory stands for its config.yaml, with `out` where the directory is now; an earlier version may have
+    written it.
     Raises ValueError with one line for an unreadable file, an unknown key, a wrong type or a broken rule.
     """
     given, path = path, find_config(path)
     values = read_yaml(path)
     if path == Path(given) / "config.yaml" or is_of_a_run(path):
-        values |= where_it_is_now(values, path.parent)
+        values = renamed(values) | where_it_is_now(values, path.parent)
     if "model" not in values and "num_layers" in values:  # a model file: a run around it, enough to look at
         name = values.get("name") or path.stem
         values = {"name": name, "steps": 1, "model": values, "data": {"kind": "synthetic", "seq_len": 1024}}

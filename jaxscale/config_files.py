@@ -60,6 +60,18 @@ def where_it_is_now(values: dict, directory: Path) -> dict:
     return moved
 
 
+RENAMED = {"attention_context": "attended"}  # activations of step.remat
+
+
+def renamed(values: dict) -> dict:
+    """A config that an earlier version wrote into a run, with today's names of activations."""
+    step = values.get("step")
+    remat = step.get("remat") if isinstance(step, dict) else None
+    if not isinstance(step, dict) or not isinstance(remat, dict):
+        return values
+    return values | {"step": step | {"remat": {RENAMED.get(name, name): action for name, action in remat.items()}}}
+
+
 def shipped_configs() -> Path:
     """The folder of shipped configs: inside an installed package, beside it in a checkout."""
     package = Path(__file__).parent

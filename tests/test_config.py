@@ -394,6 +394,7 @@ RULES = {
     "data.kind=llmc": "data.kind=llmc needs data.path",
     "data.path=data/x": "data.path is not read with kind=synthetic",
     "data.validation_path=x": "data.validation_path is only for kind=llmc",
+    "step.remat={attention_context: save}": "step.remat.attention_context is called step.remat.attended now",
     "step.remat={qq: save}": "step.remat.qq: no such activation; did you mean q?",
     "step.microbatches=3": "data.batch_size 8 is not divisible by step.microbatches 3; try [1, 2, 4, 8]",
     "loss.chunk=5": "data.seq_len 32 is not divisible by loss.chunk 5; try 4",

@@ -91,7 +91,7 @@ def tpu_moments(config: cfg.Config, sizes: Mapping[str, int], own: float) -> tup
 
 
 def tpu_head(config: cfg.Config, sizes: Mapping[str, int]) -> Parts:
-    """Of the loss: see `training.loss`. In chunks, the last matrix's gradient is added up in float32, or the logits'
+    """Of the loss: see `objectives.token_sums`. In chunks, the last matrix's gradient is added up in float32, or the logits'
     gradients of all tokens are kept, in the compute dtype; a chunk's logits are there once."""
     head, logits = head_bytes(config, sizes), logits_bytes(config, sizes)
     if not chunked(config):
@@ -102,7 +102,7 @@ def tpu_head(config: cfg.Config, sizes: Mapping[str, int]) -> Parts:
         "logits": logits,
         "scratch of the matrix's scatter": head * SCRATCH if gathered_weights(config, sizes) else 0.0,
     }
-    if costs.microbatch_tokens(config, sizes) * width <= stream_width(config) * 4:  # as `training.loss` decides
+    if costs.microbatch_tokens(config, sizes) * width <= stream_width(config) * 4:  # as `objectives.token_sums` decides
         return parts | {"last matrix": head, "gradient of the logits": whole_logits(config, sizes) * width}
     return parts | {"last matrix and its float32 gradient": head + head / width * 4}
 

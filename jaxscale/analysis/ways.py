@@ -8,7 +8,7 @@ from jaxscale import config as cfg
 from jaxscale.analysis.memory import MemoryForecast, memory
 from jaxscale.topology import Topology
 
-KEEP_QKV = {"q": "save", "k": "save", "v": "save", "attention_context": "save"}
+KEEP_QKV = {"q": "save", "k": "save", "v": "save", "attended": "save"}
 # What the backward pass reads of the matmuls, and of attention so that it need not run again: no matmul runs twice
 KEEP_MATMULS = KEEP_QKV | dict.fromkeys(("attention_out", "mlp_gate", "mlp_up"), "save")
 OFFLOAD = dict.fromkeys(("layer_in", "q", "k", "v", "attention_out"), "offload")

@@ -20,7 +20,7 @@ def decoder(model: cfg.Model) -> Blueprint:
         ops=tuple(ops(model)),
         activations=ACTIVATIONS if model.mlp == "swiglu" else without_gate(ACTIVATIONS),
         lookups=("embedding", "position") if model.position == "learned" else ("embedding",),
-        attention=Attention("BTNH", "BTKH", "attention_context", model.sliding_window),
+        attention=Attention("BTNH", "BTKH", "attended", model.sliding_window),
         num_layers=model.num_layers,
         stream="layer_in",
         widest="mlp_up",
@@ -112,7 +112,7 @@ ACTIVATIONS = (
     Activation("q", "BTNH", padded=True),
     Activation("k", "BTKH", padded=True),
     Activation("v", "BTKH", padded=True),
-    Activation("attention_context", "BTNH", padded=True),
+    Activation("attended", "BTNH", padded=True),
     Activation("attention_out", "BTD", RESIDUAL),
     Activation("mlp_gate", "BTF"),
     Activation("mlp_up", "BTF"),
@@ -131,7 +131,7 @@ def kept(model: cfg.Model) -> tuple[Kept, ...]:
         Kept("layer_in", 4, float32=True),  # in each of two norms: its input (or that centred), and the same normalised
         Kept("layer_in", 2, at=SEQUENCE),  # what the matmuls read, gathered
         Kept("q", 1), Kept("k", 1), Kept("v", 1),  # turned to their positions
-        Kept("attention_context", 1),
+        Kept("attended", 1),
         *in_norms,
         Kept("mlp_up", 6),
     )  # fmt: skip

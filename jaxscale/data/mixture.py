@@ -46,6 +46,7 @@ class Mixture:
                     f"{name} and {self.names[0]} were made by different tokenizers; prepare all of data.mixture by one"
                 )
         self.seq_len, self.separator_id = first.seq_len, first.separator_id
+        self.columns = tuple(name for name in first.columns if all(name in rows.columns for rows in self._rows))
         self.vocab_size = max(rows.vocab_size for rows in self._rows)
         self.seed, self.shuffle = seed, shuffle
         self.counts = shares([weights[name] for name in self.names], self.names)

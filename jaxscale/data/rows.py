@@ -1,7 +1,6 @@
 """Rows a model trains on: windows over stored tokens, or synthetic ones. Knows nothing of steps or processes.
 
-A row is a dict of arrays [T]: ``tokens`` and ``targets`` (the tokens one later), ``segments`` (which document
-of the row, from 1), ``positions`` (within the document), all int32, and ``weights`` (float32; 0 for padding).
+A row is a dict of arrays [T], by column: see ``data.columns``.
 """
 
 from collections.abc import Sequence
@@ -10,19 +9,16 @@ from typing import Protocol
 
 import numpy as np
 
+from jaxscale.data import columns
 from jaxscale.data.store import TokenStore
-
-ROW_DTYPES = {
-    "tokens": np.int32,
-    "targets": np.int32,
-    "segments": np.int32,
-    "positions": np.int32,
-    "weights": np.float32,
-}
 
 
 class RowSource(Protocol):
     """A numbered collection of rows, each a pure function of its number."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What each row holds; see ``data.columns``."""
 
     @property
     def seq_len(self) -> int: ...
@@ -55,6 +51,10 @@ class Windows:
     seq_len: int
     model_vocab_size: int | None = None
     mask_documents: bool = True
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return columns.TEXT
 
     @property
     def vocab_size(self) -> int:
@@ -142,6 +142,10 @@ class Synthetic:
     fingerprint: None = None
     content: None = None
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return columns.TEXT
+
     def __len__(self) -> int:
         return self.num_rows
 
@@ -177,8 +181,10 @@ def make_row(tokens: np.ndarray, separator_id: int | None, *, mask_documents: bo
 
 def load_rows(source: RowSource, indices: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
     """Rows ``indices[R]`` of a source, stacked: each array is [R, T]; R may be 0."""
-    loaded = {name: np.empty((len(indices), source.seq_len), dtype) for name, dtype in ROW_DTYPES.items()}
+    shape = (len(indices), source.seq_len)
+    loaded = {name: np.empty(shape, columns.DTYPES[name]) for name in source.columns}
     for r, i in enumerate(indices):
-        for name, values in source.row(int(i)).items():
-            loaded[name][r] = values
+        row = source.row(int(i))
+        for name, values in loaded.items():
+            values[r] = row[name]
     return loaded

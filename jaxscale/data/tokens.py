@@ -8,11 +8,10 @@ for batch in batches(source, seed=0, batch_size=64):    # step -> global batch
 
 from jaxscale.data.batches import batches
 from jaxscale.data.order import row_indices
-from jaxscale.data.rows import ROW_DTYPES, RowSource, Synthetic, Windows, load_rows, make_row, windows
+from jaxscale.data.rows import RowSource, Synthetic, Windows, load_rows, make_row, windows
 from jaxscale.data.store import TokenStore, open_llmc, open_tokenizer, open_tokens
 
 __all__ = [
-    "ROW_DTYPES",
     "RowSource",
     "Synthetic",
     "TokenStore",

@@ -105,7 +105,7 @@ def passed_on(eqn: Any, value: Value) -> Value:
 
 
 def read_formula(found: tuple[str, str, str], *, merged: bool) -> Formula:
-    """The letters of an einsum's dims; merged as `sharding.flat_matmul` merges them, on one device."""
+    """The letters of an einsum's dims; merged as `on_cpu.flat_matmul` merges them, on one device."""
     x, w, out = (tuple(letters) for letters in found)
     if not merged:
         return x, w, out

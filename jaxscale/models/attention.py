@@ -43,7 +43,7 @@ def attention(
         segments_BT: document numbers: a token sees only its own document. None: one document a row.
 
     Returns:
-        Context of shape [B, T, N, H], in q's dtype, named `attention_context` for remat.
+        What each query gathers of the values: [B, T, N, H], in q's dtype, named `attended` for remat.
     """
     if axes := axes_of("sequence"):  # a device would attend to its own part alone
         raise ValueError(f"attention needs whole sequences, and sharding.activations.sequence splits them over "
@@ -57,9 +57,9 @@ def attention(
     local = lambda q, k, v, segments=None: run(q, k, v, segments, how=how)  # noqa: E731
     with jax.named_scope("attention"):  # by this name a profile tells its time from the other matmuls'
         body = jax.shard_map(local, in_specs=(qs, ks, ks, ss)[: 3 + len(more)], out_specs=qs, check_vma=False)
-        context = body(q_BTNH, k_BTKH, v_BTKH, *more)
+        attended = body(q_BTNH, k_BTKH, v_BTKH, *more)
     # splash names its own output, in the kernel's order of dims: named here too, remat would keep it twice
-    return context if run is splash_attention else checkpoint_name(context, "attention_context")
+    return attended if run is splash_attention else checkpoint_name(attended, "attended")
 
 
 def choose(how: Attention, q: jax.Array | jax.ShapeDtypeStruct) -> str:
@@ -202,7 +202,7 @@ def splash_attention(
     run = kernel.make_splash_mha(
         masks.MultiHeadMask([mask] * N), block_sizes=sizes, head_shards=1, q_seq_shards=1,
         attn_logits_soft_cap=how.softcap, interpret=interpret,
-        residual_checkpoint_name="attention_context",  # remat may keep it, and then the kernel does not run again
+        residual_checkpoint_name="attended",  # remat may keep it, and then the kernel does not run again
     )  # fmt: skip
     q, k, v = (x.transpose(0, 2, 1, 3) for x in (q_BTNH * H**-0.5, k_BTKH, v_BTKH))
     if segments_BT is None:

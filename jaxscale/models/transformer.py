@@ -19,11 +19,11 @@ from jaxscale.blueprint.decoder import decoder
 from jaxscale.models.attention import NEGATIVE, Attention, attend, attention, visible
 from jaxscale.models.embedding import lookup
 from jaxscale.models.layers import Maker, Norm
+from jaxscale.models.on_cpu import drops_barriers, looked_up
 from jaxscale.models.sums import add_bias
 from jaxscale.parallel.sharding import (
     align,
     axes_of,
-    current_mesh,
     dims_of,
     einsum,
     gather,
@@ -35,6 +35,7 @@ from jaxscale.parallel.sharding import (
 )
 
 Cache = dict[str, jax.Array]  # k, v: [B, S, K, H]
+Auxiliary = dict[str, jax.Array]  # what a layer tells its objective beside its output, as sums over its tokens
 Rope = tuple[jax.Array, jax.Array]  # sine and cosine: [B, T, 1, H/2], float32
 
 
@@ -63,10 +64,19 @@ class SelfAttention(nnx.Module):
         if model.qk_norm:
             self.q_norm, self.k_norm = Norm("q_norm", make), Norm("k_norm", make)
 
-    def __call__(
-        self, x_BTD: jax.Array, rope: Rope | None, segments: jax.Array | None, cache: Cache | None = None,
-        start: Any = None,
-    ):  # fmt: skip
+    def __call__(self, x_BTD: jax.Array, rope: Rope | None, segments: jax.Array | None) -> jax.Array:
+        q, k, v = self.queries_keys_values(x_BTD, rope)
+        return self.output(attention(q, k, v, segments, self.how))
+
+    def decode(
+        self, x_BTD: jax.Array, rope: Rope | None, segments: jax.Array, cache: Cache, start: jax.Array
+    ) -> tuple[jax.Array, Cache]:
+        """The same for the next T tokens, which attend to the cache too; and the cache with them, from `start` on."""
+        q, k, v = self.queries_keys_values(x_BTD, rope)
+        cache, attended = self.attend_cached(q, k, v, cache, segments, start)
+        return self.output(attended), cache
+
+    def queries_keys_values(self, x_BTD: jax.Array, rope: Rope | None) -> tuple[jax.Array, jax.Array, jax.Array]:
         x_BTD = gather(x_BTD, "batch", "sequence", "embed", over="heads")
         q = checkpoint_name(self.project(x_BTD, "q", "heads"), "q")
         k = checkpoint_name(self.project(x_BTD, "k", "kv_heads"), "k")
@@ -75,18 +85,16 @@ class SelfAttention(nnx.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
             q, k = rotate(q, *rope), rotate(k, *rope)
-        if cache is None:
-            context = attention(q, k, v, segments, self.how)
-        else:
-            cache, context = self.attend_cached(q, k, v, cache, segments, start)
-        # c[B, T, N_tensor, H] · w[N_tensor, H, D_fsdp] -> y[B, T_tensor, D]   gather w over fsdp; reduce-scatter y
+        return q, k, v
+
+    def output(self, attended: jax.Array) -> jax.Array:
+        # a[B, T, N_tensor, H] · w[N_tensor, H, D_fsdp] -> y[B, T_tensor, D]   gather w over fsdp; reduce-scatter y
         y = einsum(
-            "btnh,nhd->btd", context, self.weight("out"), out=("batch", "residual_sequence", "embed"), name="out"
+            "btnh,nhd->btd", attended, self.weight("out"), out=("batch", "residual_sequence", "embed"), name="out"
         )
         if self.model.attention_bias:
             y = add_bias(y, self.weight("out_bias"))
-        y = named(y, "attention_out", self.step)
-        return y if cache is None else (y, cache)
+        return named(y, "attention_out", self.step)
 
     def weight(self, name: str) -> jax.Array:
         return getattr(self, name)[...].astype(self.dtype)
@@ -144,18 +152,13 @@ def repeat_heads(w: jax.Array, dim: int) -> jax.Array:
 def rotations(positions_BT: jax.Array, model: cfg.Model) -> Rope | None:
     """Sine and cosine of each position's angles, once for all layers; None for a model without rotary positions.
 
-    The barrier keeps XLA from computing them again in every fusion that reads them. Its CPU backend drops barriers
-    before it fuses, but computes no operand of a gather again: there each row is looked up (6 % of a small step).
+    The barrier keeps XLA from computing them again in every fusion that reads them.
     """
     if model.position != "rope":
         return None
     angle = positions_BT.astype(jnp.float32)[..., None, None] * rope_frequencies(model)
     sin, cos = jax.lax.optimization_barrier((jnp.sin(angle), jnp.cos(angle)))
-    if platform() == "cpu" and current_mesh().size == 1:
-        rows = jnp.arange(positions_BT.size).reshape(positions_BT.shape)
-        tables = (jax.reshard(x, to_spec([])).reshape(rows.size, -1) for x in (sin, cos))
-        sin, cos = (lookup(table, rows, dtype=jnp.float32)[:, :, None] for table in tables)
-    return sin, cos
+    return looked_up(sin, cos) if drops_barriers() else (sin, cos)
 
 
 def rotate(x_BTNH: jax.Array, sin: jax.Array, cos: jax.Array) -> jax.Array:
@@ -225,17 +228,19 @@ class Block(nnx.Module):
         self.mlp = Mlp(model, step, rngs)
         self.step = step
 
-    def __call__(
-        self, x_BTD: jax.Array, rope: Rope | None, segments: jax.Array | None, cache: Cache | None = None,
-        start: Any = None,
-    ):  # fmt: skip
+    def __call__(self, x_BTD: jax.Array, rope: Rope | None, segments: jax.Array | None) -> tuple[jax.Array, Auxiliary]:
+        """The layer's output and its auxiliary sums; a dense layer has none."""
         x_BTD = named(x_BTD, "layer_in", self.step)
-        y = self.attention(self.attention_norm(x_BTD), rope, segments, cache, start)
-        if cache is not None:
-            y, cache = y
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rope, segments)
+        return x_BTD + self.mlp(self.mlp_norm(x_BTD)), {}
+
+    def decode(
+        self, x_BTD: jax.Array, rope: Rope | None, segments: jax.Array, cache: Cache, start: jax.Array
+    ) -> tuple[jax.Array, Cache]:
+        """The layer's output for the next T tokens, and its cache with them."""
+        y, cache = self.attention.decode(self.attention_norm(x_BTD), rope, segments, cache, start)
         x_BTD = x_BTD + y
-        x_BTD = x_BTD + self.mlp(self.mlp_norm(x_BTD))
-        return x_BTD if cache is None else (x_BTD, cache)
+        return x_BTD + self.mlp(self.mlp_norm(x_BTD)), cache
 
 
 def all_but_gathered_parameters(primitive: Any, *_: Any, **parameters: Any) -> bool:
@@ -277,6 +282,15 @@ class Transformer(nnx.Module):
         self, tokens_BT: jax.Array, *, positions: jax.Array | None = None, segments: jax.Array | None = None
     ) -> jax.Array:
         """The last layer's output after the final norm: [B, T_tensor, D]."""
+        return self.hidden_and_sums(tokens_BT, positions=positions, segments=segments)[0]
+
+    def hidden_and_sums(
+        self, tokens_BT: jax.Array, *, positions: jax.Array | None = None, segments: jax.Array | None = None
+    ) -> tuple[jax.Array, Auxiliary]:
+        """`hidden`, and the auxiliary sums of all layers: each array of a block with a leading dim of layers [L, ...].
+
+        What they mean is between the block that makes them and the objective that reads them.
+        """
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
         positions = shard(positions, "batch", "sequence")
@@ -284,9 +298,9 @@ class Transformer(nnx.Module):
         x_BTD = self.embed(tokens_BT, positions)
         graph, blocks = nnx.split(self.layers)
         rope = rotations(positions, self.model)
-        layer = self.remat(lambda x, block: (nnx.merge(graph, block)(x, rope, segments), None))
-        x_BTD, _ = jax.lax.scan(layer, x_BTD, blocks, unroll=self.unroll)
-        return self.final_norm(x_BTD)
+        layer = self.remat(lambda x, block: nnx.merge(graph, block)(x, rope, segments))
+        x_BTD, sums = jax.lax.scan(layer, x_BTD, blocks, unroll=self.unroll)
+        return self.final_norm(x_BTD), sums
 
     def embed(self, tokens_BT: jax.Array, positions: jax.Array) -> jax.Array:
         x_BTD = lookup(self.embedding[...], tokens_BT, dtype=self.dtype)
@@ -371,7 +385,7 @@ class Transformer(nnx.Module):
 
     def decode(
         self, tokens_BT: jax.Array, cache: Cache, *, positions: jax.Array, segments: jax.Array, start: jax.Array
-    ):
+    ) -> tuple[jax.Array, Cache]:
         """Logits of the last token and the cache with these tokens written at `start`.
 
         Args:
@@ -384,7 +398,7 @@ class Transformer(nnx.Module):
 
         def layer(x, inputs):
             block_state, layer_cache = inputs
-            return nnx.merge(graph, block_state)(x, rope, segments, layer_cache, start)
+            return nnx.merge(graph, block_state).decode(x, rope, segments, layer_cache, start)
 
         x_BTD, cache = jax.lax.scan(layer, self.embed(tokens_BT, positions), (state, cache))
         x_BTD = self.final_norm(x_BTD)[:, -1:]

@@ -9,7 +9,6 @@ Notation in comments is the scaling book's: `w[D_fsdp, F_tensor]` is split over 
 
 import contextlib
 import contextvars
-import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -30,6 +29,7 @@ from jaxscale.blueprint.rules import (
     present,
 )
 from jaxscale.blueprint.rules import make_rules as make_rules
+from jaxscale.parallel.on_cpu import flat_matmul, is_matmul
 
 PyTree = Any
 
@@ -207,39 +207,13 @@ def einsum(
     """
     with jax.named_scope(name or "einsum"):
         if current_mesh().size == 1 and is_matmul(formula):
-            return jax.named_scope(formula)(flat_matmul)(formula, x, w, out=out, dtype=dtype)
+            return jax.named_scope(formula)(flat_matmul)(formula, x, w, layout=spec(*out), dtype=dtype)
         x, w, result, contracted = align(formula, x, w, out=out)
         if not contracted:
             return jnp.einsum(formula, x, w, out_sharding=to_spec(result), preferred_element_type=dtype)
         whole = to_spec([tuple(a for a in axes if a not in contracted) for axes in result], unreduced=contracted)
         partial = jnp.einsum(formula, x, w, out_sharding=whole, preferred_element_type=dtype)
         return jax.reshard(partial, to_spec(result))
-
-
-def is_matmul(formula: str) -> bool:
-    """Are x's last dims contracted with w's first (or last) ones, all in order: one matmul once dims are merged?"""
-    x, w, out = formula.replace("->", ",").split(",")
-    inner = "".join(c for c in x if c not in out)
-    outer = w.removeprefix(inner) if w.startswith(inner) else w.removesuffix(inner)
-    return bool(inner) and x.endswith(inner) and outer != w and x.removesuffix(inner) + outer == out
-
-
-def flat_matmul(
-    formula: str, x: jax.Array, w: jax.Array, *, out: tuple[str | None, ...], dtype: jnp.dtype | None
-) -> jax.Array:
-    """The same einsum as one matmul of matrices, on a mesh of one device, where merging dims meets no split.
-
-    XLA's CPU backend is fast with matrices only: a float32 step took 1.4 times as long with the einsums as written.
-    """
-    x_letters, w_letters, out_letters = formula.replace("->", ",").split(",")
-    inner = [c for c in x_letters if c not in out_letters]
-    size, first = math.prod(x.shape[-len(inner) :]), w_letters[0] == inner[0]
-    shape = x.shape[: -len(inner)] + (w.shape[len(inner) :] if first else w.shape[: -len(inner)])
-    x, w = (jax.reshard(a, PartitionSpec()) for a in (x, w))  # one device: only the types change
-    matrix = w.reshape((size, -1) if first else (-1, size))
-    dims = (((1,), (0 if first else 1,)), ((), ()))
-    y = jax.lax.dot_general(x.reshape(-1, size), matrix, dims, preferred_element_type=dtype)
-    return jax.reshard(y.reshape(shape), spec(*out))
 
 
 def align(

@@ -22,8 +22,8 @@ from jaxscale.training.identity import STATE_KEYS, digest, require_same_state, s
 from jaxscale.training.metadata import Names, late_meta, listing_problem, require_unchanged
 from jaxscale.training.noise import Damaged, quiet_writes, reading, reason
 from jaxscale.training.object_store import reach, save_options
-from jaxscale.training.older import FORMAT, as_now, as_saved
-from jaxscale.training.optional import parts_saved, parts_wanted
+from jaxscale.training.older import FORMAT, as_now, as_saved, renamed_meta
+from jaxscale.training.optional import parts_wanted
 from jaxscale.training.places import aside, clear_half_written, failures, move, open_place, trouble
 from jaxscale.training.position import require_position
 from jaxscale.training.step import TrainState
@@ -134,7 +134,7 @@ class Checkpointer:
         self.quiet.close()
 
     def meta(self, step: int) -> dict[str, Any]:
-        """The JSON of a checkpoint; raises whatever reading a damaged one raises."""
+        """The JSON of a checkpoint, with today's names; raises whatever reading a damaged one raises."""
         if problem := listing_problem(self.directory / str(step)):
             raise ValueError(problem)
         meta = parse_json((self.directory / str(step) / "meta" / "metadata").read_text())
@@ -145,7 +145,7 @@ class Checkpointer:
         if "sha256" in meta and meta["sha256"] != digest(meta):
             raise ValueError("its metadata is not what was saved")
         require_position(meta["data"])
-        return meta
+        return renamed_meta(meta)
 
     def restore_latest(self, abstract: TrainState, config: cfg.Config, *, say: Say) -> tuple[TrainState, dict] | None:
         """The newest whole checkpoint in the layout of `abstract`, and its metadata; None where there is none.
@@ -158,8 +158,7 @@ class Checkpointer:
         for step in reversed(self.steps()):
             try:
                 meta = self.together(self.meta, step)
-                parts = parts_saved(abstract, meta["state"], config)
-                saved = as_saved(parts, meta)
+                saved = as_saved(abstract, meta)
                 require_same_state(meta, saved, config, where=str(self.directory / str(step)))
                 state = self.together(self.restore, step, saved)
                 require_unchanged(state, meta)
@@ -169,8 +168,7 @@ class Checkpointer:
             for bad, cause in damaged.items():
                 self.set_aside(bad, cause, say)
             self.good = step
-            state = as_now(state, parts, meta)
-            return parts_wanted(state, abstract, config, meta["config"], say), meta
+            return parts_wanted(as_now(state, abstract, meta), config, meta["config"], say), meta
         if damaged:  # nothing is moved: it may be the reading that fails, and not the files
             causes = "; ".join(f"{step}: {cause}" for step, cause in damaged.items())
             raise ValueError(

@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxscale import config as cfg
 from jaxscale.data.tokens import RowSource
+from jaxscale.objectives import make_objective
 from jaxscale.training.feed import Feed
 
 
@@ -40,6 +41,10 @@ class EachOnce:
     def content(self) -> str | None:
         return self.source.content
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return self.source.columns
+
     def __len__(self) -> int:
         return self.num_rows
 
@@ -57,11 +62,12 @@ def mean_loss(
     config: cfg.Config,
     layout: jax.sharding.Sharding,
 ) -> dict[str, float]:
-    """`loss` (nats a token) over the first rows of a split, `evaluation.batches` batches of them at most.
+    """The objective's means over the first rows of a split, `evaluation.batches` batches of them at most.
 
-    Also `batches` and `tokens`, of which it is the mean. `evaluate` is the program's.
+    `loss` is among them. Also `batches`, and what they are the means of, by its name (`tokens`). `evaluate` is the
+    program's.
     """
-    size = config.data.batch_size
+    objective, size = make_objective(config), config.data.batch_size
     batches = min(config.evaluation.batches, -(-len(rows) // size))
     feed = Feed(EachOnce(rows, batches * size), config, layout, stop_step=batches, shuffle=False,
                 microbatches=config.step.microbatches)  # fmt: skip
@@ -70,5 +76,7 @@ def mean_loss(
         for batch in feed:
             sums.append(evaluate(state, batch))
             jax.block_until_ready(sums[-2:-1])  # one batch waits on the devices, not all of them
-    cross_entropy, tokens = (sum(float(s[name]) for s in jax.device_get(sums)) for name in ("cross_entropy", "tokens"))
-    return {"loss": cross_entropy / tokens, "batches": batches, "tokens": tokens}
+    host = jax.device_get(sums)
+    total = {name: sum(float(s[name]) for s in host) for name in host[0]}
+    means = {name: total[objective.means[name]] / total[objective.unit] for name in objective.validated}
+    return means | {"batches": batches, objective.unit: total[objective.unit]}

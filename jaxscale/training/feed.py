@@ -10,7 +10,8 @@ from jaxscale import config as cfg
 from jaxscale.data.opening import open_rows
 from jaxscale.data.tokenizer import Tokenizer
 from jaxscale.data.tokens import RowSource, batches, open_tokenizer
-from jaxscale.training.loss import Batch
+from jaxscale.objectives import make_objective
+from jaxscale.objectives.objective import Batch
 
 
 def open_source(config: cfg.Config, split: str, *, say: Callable[[str], None] = lambda line: None) -> RowSource | None:
@@ -18,8 +19,24 @@ def open_source(config: cfg.Config, split: str, *, say: Callable[[str], None] = 
 
     Args:
         say: told, in one line, why there is no validation.
+
+    Raises:
+        ValueError: data that is missing or damaged, or that lacks a column that the objective reads.
     """
-    return open_rows(config.data, split, vocab_size=config.model.vocab_size, seed=config.seed, say=say)
+    rows = open_rows(config.data, split, vocab_size=config.model.vocab_size, seed=config.seed, say=say)
+    if rows is not None:
+        require_columns(config, rows)
+    return rows
+
+
+def require_columns(config: cfg.Config, source: RowSource) -> None:
+    """ValueError where the data lacks a column that the objective reads."""
+    needed = make_objective(config).reads(documents=has_documents(config, source))
+    if missing := [name for name in needed if name not in source.columns]:
+        raise ValueError(
+            f"objective.kind={config.objective.kind} reads the column {missing[0]}, and data.kind={config.data.kind} "
+            f"gives only {', '.join(source.columns)}; choose another objective or other data"
+        )
 
 
 def open_run_tokenizer(config: cfg.Config) -> Tokenizer | None:
@@ -58,9 +75,8 @@ class Feed:
         self.sharding = sharding
         self.shape = (microbatches, data.batch_size // microbatches, data.seq_len)
         self.rows = rows_needed(sharding, self.shape)
-        names = {"tokens", "targets", "weights"}
         # one document a row: no mask to build, and plain causal attention is all that is compiled
-        self.names = names | {"positions", "segments"} if has_documents(config, source) else names
+        self.names = make_objective(config).reads(documents=has_documents(config, source))
         self.wait_seconds = 0.0
         self.batches = batches(
             source, seed=config.seed, batch_size=data.batch_size, start_step=start_step, stop_step=stop_step,

@@ -9,8 +9,9 @@ from jax.sharding import Mesh
 
 from jaxscale import config as cfg
 from jaxscale.cluster.codes import CORRUPT
+from jaxscale.objectives.token_sums import model_arguments
 from jaxscale.training.fingerprint import device_sums, named_leaves, same_blocks
-from jaxscale.training.loss import model_arguments
+from jaxscale.training.frozen import whole
 from jaxscale.training.step import Program
 from jaxscale.training.writer import MetricsWriter
 
@@ -76,7 +77,7 @@ class Guard:
         assert hasattr(self.program.step, "lower"), "one from a file is refused where it is loaded"
 
         def sums(state: Any, batch: Any) -> dict[str, jax.Array]:
-            model = self.program.merge(state.params)
+            model = self.program.merge(whole(state.params, state.frozen))
             model.eval()
             part = jax.tree.map(lambda x: x[0], batch)
             run = getattr(model, "hidden", model)

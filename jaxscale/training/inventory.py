@@ -124,7 +124,7 @@ def told_by_metadata(path: epath.Path) -> tuple[dict[str, Any], str]:
     try:
         meta = json.loads(path.read_text())
         config, data = meta["config"], meta["data"]
-        shapes = [s for name, s in meta["state"].items() if name.startswith("params.")]
+        shapes = [s for name, s in meta["state"].items() if name.startswith(("params.", "frozen."))]
         return {
             "name": config["name"],
             "model": config["model"]["name"],

@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxscale import config as cfg
 from jaxscale.analysis.costs import train_flops_per_token
+from jaxscale.objectives import make_objective
 from jaxscale.training.peak import Peak, why_withheld
 
 
@@ -56,11 +57,12 @@ class Meter:
 
 
 def model_flops_per_token(config: cfg.Config, model: Any) -> float | None:
-    """The decoder's formula, or what a model of one's own says in `flops_per_token(seq_len)`."""
+    """The decoder's formula, or a model's method `flops_per_token(seq_len)`; and what the objective adds."""
+    more = make_objective(config).flops_per_token
     if model is None:
-        return train_flops_per_token(config.model, config.data.seq_len, convention=config.metrics.mfu)
-    own = getattr(model, "flops_per_token", None)
-    return float(own(config.data.seq_len)) if own else None
+        return train_flops_per_token(config.model, config.data.seq_len, convention=config.metrics.mfu) + more
+    method = getattr(model, "flops_per_token", None)
+    return float(method(config.data.seq_len)) + more if method else None
 
 
 def device_memory(devices: list[jax.Device]) -> dict[str, int]:

@@ -2,24 +2,61 @@
 
 Format 1 (no number in the metadata): moments and the averaged parameters have the parameters' dtype, and the average
 began at the initial weights. Format 2: both are float32, and the average is a sum from zero (`training.average`).
+Format 3: a field of the state is always there. Before, the losses' statistics stood beside the optimizer's state, only
+with `guard.spike`, and `ema` was None without an average.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from jaxscale.config_files import renamed
 from jaxscale.training.average import missing
 from jaxscale.training.identity import shapes
+from jaxscale.training.spikes import LossStatistics, no_losses
+from jaxscale.training.step import TrainState
 
-FORMAT = 2
+FORMAT = 3
 
 
-def as_saved(abstract: Any, meta: dict) -> Any:
-    """`abstract` with the dtypes that the checkpoint's floating-point arrays have."""
-    leaves, tree = jax.tree.flatten(abstract)
-    wanted = [with_dtype(x, meta["state"].get(name, "")) for x, name in zip(leaves, shapes(abstract), strict=True)]
+class State2(NamedTuple):
+    """The state of formats 1 and 2."""
+
+    step: Any
+    params: Any
+    opt_state: Any  # the optimizer's; with `guard.spike` a pair of it and the losses' statistics
+    ema: Any  # or None
+    rng: Any
+
+
+def renamed_meta(meta: dict[str, Any]) -> dict[str, Any]:
+    """The JSON of a checkpoint with the config's keys by their names of today."""
+    return meta | {"config": renamed(meta["config"])}
+
+
+def as_saved(abstract: TrainState, meta: dict) -> TrainState | State2:
+    """The shapes of `abstract` in the tree, with the average or without, and in the dtypes that the checkpoint has."""
+    form = form_of(abstract, meta)
+    leaves, tree = jax.tree.flatten(form)
+    wanted = [with_dtype(x, meta["state"].get(name, "")) for x, name in zip(leaves, shapes(form), strict=True)]
     return jax.tree.unflatten(tree, wanted)
+
+
+def form_of(abstract: TrainState, meta: dict) -> TrainState | State2:
+    ema = {}
+    if any(name.startswith("ema.") for name in meta["state"]):
+        ema = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, jnp.float32, sharding=p.sharding), abstract.params)
+    if meta.get("format", 1) >= 3:
+        return abstract._replace(ema=ema)
+    opt_state = (abstract.opt_state, abstract.losses) if has_losses(meta) else abstract.opt_state
+    return State2(abstract.step, abstract.params, opt_state, ema or None, abstract.rng)
+
+
+def has_losses(meta: dict) -> bool:
+    """Whether a checkpoint of formats 1 and 2 holds the losses' statistics."""
+    return {f"opt_state.1.{field}" for field in LossStatistics._fields} <= set(meta["state"])
 
 
 def with_dtype(x: jax.ShapeDtypeStruct, saved: str) -> jax.ShapeDtypeStruct:
@@ -31,12 +68,21 @@ def with_dtype(x: jax.ShapeDtypeStruct, saved: str) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype), sharding=x.sharding)
 
 
-def as_now(state: Any, abstract: Any, meta: dict) -> Any:
-    """A state that was read by `as_saved`, as today's step takes it."""
-    state = jax.tree.map(lambda x, wanted: x if x.dtype == wanted.dtype else x.astype(wanted.dtype), state, abstract)
-    if state.ema is not None:
-        state = state._replace(ema=sum_of(state.ema, meta, int(state.step)))
-    return state
+def as_now(state: TrainState | State2, abstract: TrainState, meta: dict) -> TrainState:
+    """A state that was read by `as_saved`, as today's step takes it; its average, if any, stays."""
+    wanted = form_of(abstract, meta)
+    state = jax.tree.map(lambda x, wanted: x if x.dtype == wanted.dtype else x.astype(wanted.dtype), state, wanted)
+    if isinstance(state, State2):
+        losses = jax.tree.map(placed, no_losses(), abstract.losses)
+        opt_state, losses = state.opt_state if has_losses(meta) else (state.opt_state, losses)
+        state = TrainState(state.step, state.params, opt_state, losses, state.ema or {}, {}, {}, state.rng)
+    return state._replace(ema=sum_of(state.ema, meta, int(state.step))) if state.ema else state
+
+
+def placed(value: Any, like: jax.ShapeDtypeStruct) -> jax.Array:
+    """A small array that every process has, in the layout of `like`."""
+    array = np.asarray(value, like.dtype)
+    return jax.make_array_from_callback(array.shape, like.sharding, lambda index: array[index])
 
 
 def sum_of(ema: Any, meta: dict, step: int) -> Any:

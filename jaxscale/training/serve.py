@@ -15,11 +15,12 @@ from jaxscale.reading import parse_json
 from jaxscale.training.average import average
 from jaxscale.training.build import build_on
 from jaxscale.training.checkpoint import Checkpointer, Say
+from jaxscale.training.frozen import whole
 from jaxscale.training.generate import decode_rules, generate
 from jaxscale.training.identity import config_differences
 from jaxscale.training.noise import Damaged, reading, reason
 from jaxscale.training.older import sum_of
-from jaxscale.training.step import Program, trained_parameters
+from jaxscale.training.step import Program, used_parameters
 from jaxscale.training.trainer import Result
 
 
@@ -97,7 +98,7 @@ def sample_after(result: Result, config: cfg.Config, prompt: str, *, max_new_tok
     rules = decode_rules(result.rules, result.mesh.shape, 1)
     with on_mesh(result.mesh, rules):
         program = build_on(config, result.mesh, rules).program
-        params = trained_parameters(config, result.state)
+        params = used_parameters(config, result.state)
         codec = run_tokenizer(result.out, None)
         return complete(
             program, params, codec, [prompt], config, max_new_tokens=max_new_tokens, temperature=0.8, top_p=0.95
@@ -138,7 +139,10 @@ def read_identity(path: Path) -> dict | None:
 
 
 def restore_params(run: Path, program: Program, config: cfg.Config, step: int | None, say: Say):
-    """The parameters alone (averaged ones where the run keeps them), in this mesh's layout; the newest readable."""
+    """All parameters and nothing else (averaged where the run keeps an average), in this mesh's layout.
+
+    They are those of the newest checkpoint that can be read, or of `step`.
+    """
     place = config.checkpoint.directory or run / "checkpoints"
     if isinstance(place, Path) and not place.is_dir():
         raise ValueError(f"{run} has no checkpoints yet; train it first: jaxscale train {run / 'config.yaml'}")
@@ -154,7 +158,8 @@ def restore_params(run: Path, program: Program, config: cfg.Config, step: int | 
             try:
                 meta = reading(checkpointer.meta, candidate)
                 decay = meta["config"]["optimizer"].get("ema") if config.optimizer.ema else None
-                item = {name: getattr(program.abstract, name) for name in (("params", "ema") if decay else ("params",))}
+                parts = ("params", *(("ema",) if decay else ()), *(("frozen",) if program.abstract.frozen else ()))
+                item = {name: getattr(program.abstract, name) for name in parts}
                 changed = config_differences(meta["config"], config.model_dump(mode="json"))
                 if changed := [d for d in changed if not d.startswith("optimizer.ema:")]:
                     raise ValueError(
@@ -166,9 +171,10 @@ def restore_params(run: Path, program: Program, config: cfg.Config, step: int | 
                 continue
             for problem in problems:
                 say(f"checkpoint {problem}; step {candidate} is used")
-            if not decay:  # of the checkpoint, which may be from before the average was turned on
-                return found["params"]
-            return average(sum_of(found["ema"], meta, candidate), found["params"], decay, candidate)
+            params = found["params"]
+            if decay:  # of the checkpoint, which may be from before the average was turned on
+                params = average(sum_of(found["ema"], meta, candidate), params, decay, candidate)
+            return whole(params, found.get("frozen", {}))
     finally:
         checkpointer.close()
     raise ValueError(f"no checkpoint of {run} is left: {'; '.join(problems)}; --step names another one of {steps}")

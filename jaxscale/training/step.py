@@ -15,26 +15,36 @@ from flax import nnx
 
 from jaxscale import config as cfg
 from jaxscale.blame import blaming_layouts
+from jaxscale.data import columns
 from jaxscale.models.transformer import Transformer
+from jaxscale.objectives import make_objective
+from jaxscale.objectives.objective import Batch
 from jaxscale.parallel.compiler import compiler_options
 from jaxscale.parallel.sharding import device, mesh_here, on_devices, spec
 from jaxscale.training.average import add_to_sum, average, empty_sum
 from jaxscale.training.cut import in_parts
-from jaxscale.training.loss import Batch, loss_sums
+from jaxscale.training.frozen import split, whole
 from jaxscale.training.optimizer import count_from, global_norm, make_optimizer, make_schedule
-from jaxscale.training.spikes import judge, with_spikes, without_spikes
+from jaxscale.training.spikes import LossStatistics, judge, no_losses
 
 PyTree = Any
 ModelFactory = Callable[[nnx.Rngs], nnx.Module]
 
 
 class TrainState(NamedTuple):
-    """All that a step changes. Parameters and their moments are nested dicts of arrays, split over the mesh."""
+    """All that a step reads and changes. Parameters and their moments are nested dicts of arrays, split over the mesh.
+
+    Every field is always there. One that a run has no use for is an empty dict: an average that nobody asked for would
+    take as much memory as the parameters in float32.
+    """
 
     step: jax.Array  # int32, steps done
-    params: PyTree
+    params: PyTree  # those that are trained
     opt_state: PyTree
-    ema: PyTree | None  # float32; see `training.average`
+    losses: LossStatistics
+    ema: PyTree  # float32, or {}; see `training.average`
+    router_bias: dict[str, jax.Array]  # {} in a model without experts
+    frozen: PyTree  # parameters that the objective does not train, or {}
     rng: jax.Array  # typed key; a step folds its number in
 
 
@@ -47,8 +57,8 @@ class Program:
         step: (state, batch) -> (state, metrics); jitted, the state donated.
         evaluate: (state, batch) -> metrics; jitted.
         abstract: the TrainState as shapes, dtypes and shardings.
-        axes: nested dict like `params` with each parameter's logical axes.
-        merge: params -> module.
+        axes: nested dict like `params` with each trained parameter's logical axes.
+        merge: all parameters, trained and frozen -> module.
     """
 
     init: Callable[[], TrainState]
@@ -65,14 +75,24 @@ def make_program(config: cfg.Config, model: ModelFactory | None = None) -> Progr
     layouts = config.sharding.model_dump()
     with blaming_layouts(layouts):
         _params, axes, merge = abstract_model(factory)
+    names = make_objective(config).frozen
+    axes, _ = split(axes, names)
     optimizer = make_optimizer(config.optimizer, axes, steps=config.steps)
 
     def init() -> TrainState:
         key = jax.random.key(config.seed)
-        params = nnx.to_pure_dict(nnx.split(factory(nnx.Rngs(params=jax.random.fold_in(key, 0))), nnx.Param, ...)[1])
-        ema = empty_sum(params) if config.optimizer.ema else None
-        opt_state = with_spikes(config, optimizer.init(params))
-        return TrainState(jnp.int32(0), params, opt_state, ema, jax.random.fold_in(key, 1))
+        module = factory(nnx.Rngs(params=jax.random.fold_in(key, 0)))
+        params, frozen = split(nnx.to_pure_dict(nnx.split(module, nnx.Param, ...)[1]), names)
+        return TrainState(
+            step=jnp.int32(0),
+            params=params,
+            opt_state=optimizer.init(params),
+            losses=no_losses(),
+            ema=empty_sum(params) if config.optimizer.ema else {},
+            router_bias={},
+            frozen=frozen,
+            rng=jax.random.fold_in(key, 1),
+        )
 
     step = make_step(config, optimizer, merge)
     with blaming_layouts(layouts) as overridden:
@@ -122,41 +142,37 @@ def make_step(config: cfg.Config, optimizer: optax.GradientTransformation, merge
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         rng = jax.random.fold_in(state.rng, state.step)
-        grads, metrics = gradients(config, merge, state.params, batch, rng)
-        old_opt_state, spikes = without_spikes(config, state.opt_state)
-        old_opt_state = count_from(old_opt_state, state.step)
+        grads, metrics = gradients(config, lambda p: merge(whole(p, state.frozen)), state.params, batch, rng)
+        old_opt_state = count_from(state.opt_state, state.step)
         updates, opt_state = jax.named_scope("optimizer")(optimizer.update)(grads, old_opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics |= {
             "grad_norm": jax.named_scope("grad_norm")(global_norm)(grads),
             "learning_rate": schedule(state.step),
         }
-        good, spikes, metrics = judge(config, metrics, spikes)
+        good, losses, metrics = judge(config, metrics, state.losses)
         if good is not None:
             old = (state.params, old_opt_state)
             params, opt_state = jax.tree.map(lambda a, b: jnp.where(good, a, b), (params, opt_state), old)
-        ema = state.ema
-        if ema is not None and config.optimizer.ema:
-            ema = add_to_sum(ema, params, config.optimizer.ema)
-        opt_state = (opt_state, spikes) if config.guard.spike else opt_state
-        return TrainState(state.step + 1, params, opt_state, ema, state.rng), metrics
+        ema = add_to_sum(state.ema, params, config.optimizer.ema) if config.optimizer.ema else state.ema
+        return state._replace(step=state.step + 1, params=params, opt_state=opt_state, losses=losses, ema=ema), metrics
 
     return train_step
 
 
 def gradients(config: cfg.Config, merge: Callable, params: PyTree, batch: Batch, rng: jax.Array) -> tuple[PyTree, dict]:
-    """Gradient and metrics of the mean loss over the global batch, whose arrays are [microbatches, B, T].
+    """Gradient and metrics of an objective over the global batch, whose arrays are [microbatches, B, T].
 
-    Microbatches come one after another; each divides by the tokens of the whole batch, so that their sum is the
+    Microbatches come one after another; each divides by the count of the whole batch, so that their sum is the
     gradient of one large batch, however padding falls. The sum is in float32, whatever the parameters' dtype.
     """
-    tokens = batch["weights"].sum()
-    divisor = jnp.maximum(tokens, 1)
+    objective = make_objective(config)
+    count = objective.count(batch)
+    divisor = jnp.maximum(count, 1)
 
     def loss(params, part, rng):
-        model, vocab_size = merge(params), config.model.vocab_size
-        sums = loss_sums(model, part, loss=config.loss, vocab_size=vocab_size, divisor=divisor, rng=rng)
-        return sums["objective"], {"loss": sums["cross_entropy"] / divisor, "z": sums["z"] / divisor}
+        sums = objective.sums(merge(params), part, divisor=divisor, rng=rng)
+        return sums["objective"], {name: sums[of] / divisor for name, of in objective.means.items()}
 
     grad = jax.grad(loss, has_aux=True)
     if config.step.microbatches == 1:
@@ -169,34 +185,36 @@ def gradients(config: cfg.Config, merge: Callable, params: PyTree, batch: Batch,
 
         zeros = (
             jax.tree.map(lambda p: jnp.zeros_like(p, jnp.float32), params),
-            {"loss": jnp.zeros(()), "z": jnp.zeros(())},
+            {name: jnp.zeros(()) for name in objective.means},
         )
         (grads, metrics), _ = jax.lax.scan(add, zeros, (batch, jnp.arange(config.step.microbatches)))
-    return grads, metrics | {"tokens": tokens}
+    return grads, metrics | {objective.unit: count}
 
 
-def trained_parameters(config: cfg.Config, state: TrainState) -> PyTree:
-    """What a run is judged and used by: its averaged parameters where it keeps them."""
-    if state.ema is None or config.optimizer.ema is None:
-        return state.params
-    return average(state.ema, state.params, config.optimizer.ema, state.step)
+def used_parameters(config: cfg.Config, state: TrainState) -> PyTree:
+    """What a run is judged and used by: all its parameters, the trained ones averaged where it keeps an average."""
+    params = state.params
+    if state.ema and config.optimizer.ema:
+        params = average(state.ema, params, config.optimizer.ema, state.step)
+    return whole(params, state.frozen)
 
 
 def make_evaluate(config: cfg.Config, merge: Callable) -> Callable:
-    most = config.data.batch_size // config.step.microbatches
+    objective, most = make_objective(config), config.data.batch_size // config.step.microbatches
 
     def evaluate(state: TrainState, batch: Batch) -> dict[str, jax.Array]:
-        """Sums over a batch [parts, B, T] of cross entropy and tokens, with averaged parameters where there are any.
+        """The objective's sums and count over a batch [parts, B, T], with averaged parameters where there are any.
 
         However the batch is cut, at most a microbatch's rows are computed at one time: so an evaluation fits where the
         step does.
         """
-        model = merge(trained_parameters(config, state))
+        model = merge(used_parameters(config, state))
         model.eval()
 
         def sums(part: Batch) -> dict[str, jax.Array]:
-            found = loss_sums(model, part, loss=config.loss, vocab_size=config.model.vocab_size)
-            return {"cross_entropy": found["cross_entropy"], "tokens": part["weights"].sum()}
+            every = objective.sums(model, part)
+            wanted = (objective.means[name] for name in objective.validated)
+            return {name: every[name] for name in wanted} | {objective.unit: objective.count(part)}
 
         parts = jax.tree.map(lambda x: in_parts(x, most), batch)
         if len(parts["tokens"]) == 1:
@@ -217,10 +235,8 @@ def abstract_batch(
     """
     rows = config.data.batch_size // config.step.microbatches
     shape, layout = (config.step.microbatches, rows, config.data.seq_len), batch_sharding(mesh)
-    dtypes = {"tokens": jnp.int32, "targets": jnp.int32, "weights": jnp.float32}
-    if documents:
-        dtypes |= {"positions": jnp.int32, "segments": jnp.int32}
-    return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=layout) for name, dtype in dtypes.items()}
+    names = make_objective(config).reads(documents=documents)
+    return {name: jax.ShapeDtypeStruct(shape, columns.DTYPES[name], sharding=layout) for name in names}
 
 
 def batch_sharding(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> jax.NamedSharding:

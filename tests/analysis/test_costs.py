@@ -44,7 +44,7 @@ def test_a_state_without_formula_says_so():
         costs.state_bytes(make_config(optimizer={"name": "muon"}), {"data": 1})
 
 
-KEEP = {"q": "save", "k": "save", "v": "save", "attention_context": "save"}
+KEEP = {"q": "save", "k": "save", "v": "save", "attended": "save"}
 
 
 @pytest.mark.parametrize("mesh", MESHES, ids=str)

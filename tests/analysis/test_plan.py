@@ -321,7 +321,7 @@ def test_what_remat_makes_again():
 
 
 def test_attention_runs_again_unless_its_context_is_kept():
-    keep = {"attention_context": "save"}
+    keep = {"attended": "save"}
     configs = [make_config(step={"remat": r}) for r in ("none", "full", keep)]
     assert [attention(c, {"data": 1}).forward_calls for c in configs] == [2, 4, 2]  # 2 layers
 

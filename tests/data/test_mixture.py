@@ -6,6 +6,7 @@ import pytest
 from jaxscale.config import Data
 from jaxscale.data import mixture as mix
 from jaxscale.data.batches import batches
+from jaxscale.data.columns import TEXT
 from jaxscale.data.mixture import Mixture, shares
 from jaxscale.data.opening import open_rows
 from jaxscale.data.prepare import prepare
@@ -17,6 +18,7 @@ class Rows:
     """Row i is the number i, of source k."""
 
     seq_len, vocab_size, separator_id, content = 4, 2**30, None, "tokens"
+    columns = TEXT
 
     def __init__(self, k, length, fingerprint="one"):
         self.k, self.length, self.fingerprint = k, length, fingerprint

@@ -21,7 +21,7 @@ from jaxscale.hardware import CHIPS
 from .conftest import Page
 
 MODELS = ("gpt2-124m", "llama3.1-405b", "llama3.1-70b", "llama3.1-8b", "llama3.2-1b", "mistral-7b", "qwen3-8b")
-REMATS = ["none", "full", "dots", {"q": "save", "k": "save", "v": "save", "attention_context": "save"},
+REMATS = ["none", "full", "dots", {"q": "save", "k": "save", "v": "save", "attended": "save"},
           dict.fromkeys(("layer_in", "q", "k", "v", "attention_out"), "offload"),
           {"mlp_up": "save", "attention_out": "save", "layer_in": "recompute"}]  # fmt: skip
 

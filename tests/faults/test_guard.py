@@ -20,7 +20,7 @@ from jaxscale.training.feed import Feed
 from jaxscale.training.fingerprint import fingerprints
 from jaxscale.training.guard import Corrupt, Guard, minority
 from jaxscale.training.jsonl import read_records
-from jaxscale.training.spikes import judge, no_spikes
+from jaxscale.training.spikes import judge, no_losses
 from jaxscale.training.step import batch_sharding
 from jaxscale.training.trainer import train
 
@@ -94,7 +94,7 @@ def test_quiet_losses_are_no_spikes(mean, deviation):
         _, spikes, metrics = judge(asked, {"loss": loss}, spikes)
         return spikes, metrics["spike"]
 
-    _, found = jax.lax.scan(step, no_spikes(), losses)
+    _, found = jax.lax.scan(step, no_losses(), losses)
     assert list(np.flatnonzero(found)) == [1500]
 
 

@@ -149,7 +149,7 @@ def test_what_remat_may_keep_of_attention_is_there_once(name, monkeypatch):
     with setup.context():
         tokens, params = setup.batch["tokens"][0], setup.program.abstract.params
         traced = jax.make_jaxpr(jax.grad(lambda p: setup.program.merge(p)(tokens).sum()))(params)
-    kept = [e.outvars[0].aval for e in equations(traced.jaxpr) if e.params.get("name") == "attention_context"]
+    kept = [e.outvars[0].aval for e in equations(traced.jaxpr) if e.params.get("name") == "attended"]
     assert [x.size for x in kept if x.ndim == 4] == [2 * 128 * 8 * 128]
 
 

@@ -15,6 +15,7 @@ from jaxscale.training import feed
 from jaxscale.training.cut import in_parts
 from jaxscale.training.evaluation import EachOnce
 from jaxscale.training.events import Events
+from jaxscale.training.spikes import no_losses
 from jaxscale.training.step import TrainState
 from jaxscale.training.trainer import Run
 
@@ -39,7 +40,8 @@ def loss(sums):
 def make_state(setup, params):
     """What evaluation reads of a state, placed."""
     layout = jax.tree.map(lambda x: x.sharding, setup.program.abstract.params)
-    return TrainState(jnp.int32(0), jax.device_put(params, layout), (), None, jax.random.key(0))
+    params = jax.device_put(params, layout)
+    return TrainState(jnp.int32(0), params, (), no_losses(), {}, {}, {}, jax.random.key(0))
 
 
 @functools.cache
@@ -138,7 +140,8 @@ def test_rows_beyond_the_source_weigh_nothing():
 
 def test_a_split_shorter_than_a_window_is_said_and_training_goes_on(monkeypatch):
     tokens, lines = {"train": 100, "validation": 32}, []
-    stores = {k: SimpleNamespace(num_tokens=n, vocab_size=250, fingerprint=None) for k, n in tokens.items()}
+    about = {"vocab_size": 250, "fingerprint": None, "separator_id": None}
+    stores = {k: SimpleNamespace(num_tokens=n, **about) for k, n in tokens.items()}
     monkeypatch.setattr(opening, "open_store", lambda data, split: stores[split])
     config = make_config()
     config = config.model_copy(update={"data": config.data.model_copy(update={"kind": "tokens", "path": "data"})})

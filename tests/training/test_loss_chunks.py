@@ -9,10 +9,11 @@ import pytest
 
 from jaxscale import config as cfg
 from jaxscale.models.transformer import Transformer
+from jaxscale.objectives import token_sums
+from jaxscale.objectives.next_token import cross_entropy_sums, with_objective
+from jaxscale.objectives.token_sums import chunked_sums, keeps_gradient
 from jaxscale.parallel.mesh import make_mesh
 from jaxscale.parallel.sharding import on_mesh
-from jaxscale.training import loss
-from jaxscale.training.loss import chunked_sums, keeps_gradient
 
 VOCAB = 250  # padded to 256 columns
 
@@ -50,6 +51,10 @@ def exact(x, head, targets, weights) -> dict[str, np.ndarray]:
     return {"x": d @ head.T, "head": np.einsum("btd,btv->dv", x, d)}
 
 
+def of_logits(logits, columns, divisor):
+    return with_objective(cross_entropy_sums(logits, **columns, vocab_size=VOCAB), 0.0, divisor)
+
+
 def ours(x, head, targets, weights, *, chunk: int | None) -> dict[str, np.ndarray]:
     with on_mesh(make_mesh(cfg.Mesh(data=1), jax.devices()[:1])):
         spec = jax.P("data")
@@ -62,9 +67,7 @@ def ours(x, head, targets, weights, *, chunk: int | None) -> dict[str, np.ndarra
 
         def objective(x, head):
             divisor = batch["weights"].sum()
-            return chunked_sums(Head(head), x, batch, loss=cfg.Loss(chunk=chunk), vocab_size=VOCAB, divisor=divisor)[
-                "objective"
-            ]
+            return chunked_sums(Head(head), x, batch, of_logits, chunk=chunk, divisor=divisor)["objective"]
 
         dx, dhead = jax.jit(jax.grad(objective, argnums=(0, 1)))(x, head)
         return {"x": np.asarray(dx, np.float64), "head": np.asarray(dhead, np.float64)}
@@ -79,7 +82,7 @@ def error(got: np.ndarray, wanted: np.ndarray) -> float:
 )
 def test_the_error_of_gradients_does_not_grow_with_the_number_of_chunks(kept, tolerance, monkeypatch):
     """What is kept is rounded to bfloat16, as a TPU's matmul does with chunks and without."""
-    monkeypatch.setattr(loss, "keeps_gradient", lambda x, head: kept)
+    monkeypatch.setattr(token_sums, "keeps_gradient", lambda x, head: kept)
     values = inputs(D=16)
     wanted = exact(**values)
     whole = {name: error(g, wanted[name]) for name, g in ours(**values, chunk=None).items()}
@@ -91,11 +94,11 @@ def test_the_error_of_gradients_does_not_grow_with_the_number_of_chunks(kept, to
 
 
 def test_what_is_kept_follows_from_bytes(monkeypatch):
-    monkeypatch.setattr(loss, "platform", lambda: "tpu")
+    monkeypatch.setattr(token_sums, "platform", lambda: "tpu")
     with on_mesh(make_mesh(cfg.Mesh(data=1), jax.devices()[:1])):
         few, many = jnp.zeros((1, 16, 32)), jnp.zeros((4, 16, 32))
         head = jnp.zeros((32, 256))
         assert keeps_gradient(few, head)
         assert not keeps_gradient(many, head)
-        monkeypatch.setattr(loss, "platform", lambda: "cpu")
+        monkeypatch.setattr(token_sums, "platform", lambda: "cpu")
         assert not keeps_gradient(few, head)

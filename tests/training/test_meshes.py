@@ -22,7 +22,7 @@ ALONE = {
     "accumulation": {"step": {"microbatches": 2}},
     "full remat": {"step": {"remat": "full"}},
     "dots remat": {"step": {"remat": "dots"}},
-    "offloaded activations": {"step": {"remat": {"attention_context": "offload", "layer_in": "offload"}}},
+    "offloaded activations": {"step": {"remat": {"attended": "offload", "layer_in": "offload"}}},
     "chunked loss": {"loss": {"chunk": 8}},
     "unrolled layers": {"step": {"unroll_layers": True}},
 }

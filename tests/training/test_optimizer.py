@@ -8,7 +8,7 @@ from support import Setup, make_config
 
 from jaxscale import config as cfg
 from jaxscale.training.optimizer import decay_mask, make_schedule, muon_dims
-from jaxscale.training.step import trained_parameters
+from jaxscale.training.step import used_parameters
 
 
 def rates(steps=100, **settings):
@@ -92,7 +92,7 @@ def test_the_moving_average_follows_the_parameters():
         first = np.asarray(state.params["embedding"])
         state, _ = setup.program.step(state, setup.batch)
         second = np.asarray(state.params["embedding"])
-        used = trained_parameters(setup.config, state)["embedding"]
+        used = used_parameters(setup.config, state)["embedding"]
     np.testing.assert_allclose(state.ema["embedding"], first / 4 + second / 2, rtol=1e-6, atol=1e-8)
     np.testing.assert_allclose(used, (first + 3 * second) / 4, rtol=1e-6, atol=1e-8)
 

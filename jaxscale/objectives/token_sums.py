@@ -1,6 +1,6 @@
-"""Cross entropy over a vocabulary that may be split over the mesh, in chunks of the sequence where asked.
+"""Sums over tokens of a function of their logits, in chunks of the sequence where asked.
 
-The loss is a mean over the real tokens of the *global* batch: sums here, one division in the step.
+The vocabulary may be split over the mesh. A chunk's logits exist once; their gradient is made in the forward pass.
 """
 
 import inspect
@@ -12,51 +12,52 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxscale import config as cfg
-from jaxscale.parallel.sharding import dims_of, gather, gradient_first, platform, shard_count, spec, to_spec
+from jaxscale.objectives.objective import Batch, Sums
+from jaxscale.parallel.sharding import gather, gradient_first, platform, shard_count, spec, to_spec
 
-Batch = dict[str, jax.Array]  # tokens, targets, weights [B, T]; positions, segments where documents are masked
-Sums = dict[str, jax.Array]  # cross_entropy, z and objective, summed over real tokens
+# (logits [B, T, V], columns [B, T], divisor) -> sums, `objective` among them
+OfLogits = Callable[[jax.Array, Batch, jax.Array | float], Sums]
 
 
-def loss_sums(
+def token_sums(
     model: nnx.Module,
     batch: Batch,
+    of_logits: OfLogits,
     *,
-    loss: cfg.Loss,
-    vocab_size: int,
+    read: tuple[str, ...],
+    chunk: int | None,
     divisor: jax.Array | float = 1.0,
     rng: jax.Array | None = None,
 ) -> Sums:
-    """Sums over the batch's real tokens of the cross entropy (nats), of log(Z)^2, and of what is minimised.
+    """`of_logits` of the model's logits, summed over the chunks, and the auxiliary sums of the model's layers.
 
     Args:
         model: maps tokens [B, T] to logits [B, T, V >= vocab_size]. With `hidden`, `head` and `unembed` (as
             `Transformer` has; `unembed` reads nothing but its arguments) the logits are made chunk by chunk; without
-            them `loss.chunk` is refused.
-        divisor: of the objective: real tokens of the global batch. It belongs in here, so that the gradient's scale is
-            1 and the last matrix's gradient, the step's largest array, is not copied to be scaled.
-
-    Returns:
-        `cross_entropy`, `z`, and `objective` = (cross_entropy + z_loss * z) / divisor, the one to differentiate.
+            them a chunk is refused.
+        of_logits: its sums over tokens must add up over chunks.
+        read: the columns that `of_logits` takes.
+        chunk: tokens of each row whose logits exist at one time; None: all.
+        divisor: of the objective, handed to `of_logits`.
+        rng: for dropout.
     """
-    arguments = model_arguments(model, batch, rng)
+    arguments, columns = model_arguments(model, batch, rng), {name: batch[name] for name in read}
     if not hasattr(model, "hidden"):
-        if loss.chunk is not None:
+        if chunk is not None:
             raise ValueError(
-                f"loss.chunk={loss.chunk} needs a model with hidden(), head() and unembed(); {type(model).__name__} "
+                f"loss.chunk={chunk} needs a model with hidden(), head() and unembed(); {type(model).__name__} "
                 "has none; set loss.chunk=null"
             )
-        logits = model(batch["tokens"], **arguments)  # type: ignore[operator]
-        sums = cross_entropy_sums(logits, batch["targets"], batch["weights"], vocab_size=vocab_size)
-        return with_objective(sums, loss.z_loss, divisor)
-    hidden = model.hidden(batch["tokens"], **arguments)
-    return chunked_sums(model, hidden, batch, loss=loss, vocab_size=vocab_size, divisor=divisor)
+        return of_logits(model(batch["tokens"], **arguments), columns, divisor)  # type: ignore[operator]
+    hidden_BTD, auxiliary = hidden_and_sums(model, batch["tokens"], arguments)
+    return auxiliary | chunked_sums(model, hidden_BTD, columns, of_logits, chunk=chunk, divisor=divisor)
 
 
-def with_objective(sums: Sums, z_loss: float, divisor: jax.Array | float) -> Sums:
-    total = sums["cross_entropy"] + z_loss * sums["z"] if z_loss else sums["cross_entropy"]
-    return sums | {"objective": total / divisor}
+def hidden_and_sums(model: Any, tokens_BT: jax.Array, arguments: dict[str, Any]) -> tuple[jax.Array, Sums]:
+    """Hidden states and the auxiliary sums of a model's layers; a model that has no such method has no sums."""
+    if hasattr(model, "hidden_and_sums"):
+        return model.hidden_and_sums(tokens_BT, **arguments)
+    return model.hidden(tokens_BT, **arguments), {}
 
 
 def model_arguments(model: nnx.Module, batch: Batch, rng: jax.Array | None) -> dict[str, Any]:
@@ -69,26 +70,31 @@ def model_arguments(model: nnx.Module, batch: Batch, rng: jax.Array | None) -> d
 
 
 def chunked_sums(
-    model: Any, hidden_BTD: jax.Array, batch: Batch, *, loss: cfg.Loss, vocab_size: int, divisor: jax.Array | float
+    model: Any,
+    hidden_BTD: jax.Array,
+    columns: Batch,
+    of_logits: OfLogits,
+    *,
+    chunk: int | None,
+    divisor: jax.Array | float,
 ) -> Sums:
-    """The sums of the model's logits, with those of only `loss.chunk` tokens of each row alive at one time.
+    """The sums of the model's logits, with those of only `chunk` tokens of each row alive at one time.
 
     The head's matrix is gathered once, before the loop, and its gradient is sent once, after it.
     """
     x_BTD, head = with_head(model, hidden_BTD)
     multiply, finish = (model.multiply, model.finish) if splits(model) else (model.unembed, lambda logits: logits)
 
-    def sums(logits, targets, weights, divisor):
+    def sums(logits, columns, divisor):
         with jax.named_scope("cross_entropy"):
-            found = cross_entropy_sums(finish(logits), targets, weights, vocab_size=vocab_size)
-        return with_objective(found, loss.z_loss, divisor)
+            return of_logits(finish(logits), columns, divisor)
 
-    rest = (batch["targets"], batch["weights"], jnp.asarray(divisor, jnp.float32))
-    if loss.chunk is None or loss.chunk >= x_BTD.shape[1]:
+    rest = (columns, jnp.asarray(divisor, jnp.float32))
+    if chunk is None or chunk >= x_BTD.shape[1]:
         return sums(multiply(x_BTD, head), *rest)
     if splits(model) and keeps_gradient(x_BTD, head):
-        return keeping_gradient(sums, multiply, loss.chunk)(x_BTD, head, *rest)
-    return adding_gradients(sums, multiply, loss.chunk, linear=splits(model))(x_BTD, head, *rest)
+        return keeping_gradient(sums, multiply, chunk)(x_BTD, head, *rest)
+    return adding_gradients(sums, multiply, chunk, linear=splits(model))(x_BTD, head, *rest)
 
 
 def with_head(model: Any, hidden_BTD: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -116,26 +122,36 @@ def keeps_gradient(x_BTD: jax.Array, head: jax.Array) -> bool:
     return platform() == "tpu" and tokens * head.dtype.itemsize <= x_BTD.shape[2] * 4
 
 
-def part(i: jax.Array | int, chunk: int, *arrays: jax.Array) -> list[jax.Array]:
-    return [jax.lax.dynamic_slice_in_dim(a, i * chunk, chunk, 1) for a in arrays]
+def part(i: jax.Array | int, chunk: int, arrays: Any) -> Any:
+    return jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, i * chunk, chunk, 1), arrays)
 
 
-def forward_in_chunks(sums: Callable[..., Sums], multiply: Callable, chunk: int) -> Callable[..., Sums]:
+def forward_in_chunks(sums: OfLogits, multiply: Callable, chunk: int) -> Callable[..., Sums]:
     """`sums` of the logits in chunks along the sequence, without a gradient."""
 
-    def run(x, head, targets, weights, divisor):
+    def run(x, head, columns, divisor):
         def body(total, i):
-            x_i, *rest = part(i, chunk, x, targets, weights)
-            return jax.tree.map(jnp.add, total, sums(multiply(x_i, head), *rest, divisor)), None
+            x_i, columns_i = part(i, chunk, (x, columns))
+            return jax.tree.map(jnp.add, total, sums(multiply(x_i, head), columns_i, divisor)), None
 
-        zeros = {name: jnp.zeros(()) for name in ("cross_entropy", "z", "objective")}
+        zeros = no_sums(sums, multiply, chunk, x, head, columns, divisor)
         return jax.lax.scan(body, zeros, jnp.arange(x.shape[1] // chunk))[0]
 
     return run
 
 
-def adding_gradients(sums: Callable[..., Sums], multiply: Callable, chunk: int, *, linear: bool) -> Callable[..., Sums]:
-    """`(x, head, targets, weights, divisor)` to sums, in chunks, with the gradient made in the forward pass.
+def no_sums(sums: OfLogits, multiply: Callable, chunk: int, *arguments: Any) -> Sums:
+    """Zeros by the names of the sums; nothing is computed for them."""
+
+    def first(x, head, columns, divisor):
+        x, columns = part(0, chunk, (x, columns))
+        return sums(multiply(x, head), columns, divisor)
+
+    return {name: jnp.zeros(()) for name in jax.eval_shape(first, *arguments)}
+
+
+def adding_gradients(sums: OfLogits, multiply: Callable, chunk: int, *, linear: bool) -> Callable[..., Sums]:
+    """`(x, head, columns, divisor)` to sums, in chunks, with the gradient made in the forward pass.
 
     A chunk's logits are there once: their gradient is taken at once, for a cotangent of 1, and scaled in the backward
     pass, as the objective is one number: it alone is differentiated, the other sums have no gradient. Making the logits
@@ -148,11 +164,11 @@ def adding_gradients(sums: Callable[..., Sums], multiply: Callable, chunk: int, 
     run = jax.custom_vjp(forward_in_chunks(sums, multiply, chunk))
     gradient = logits_gradient(sums)
 
-    def forward(x, head, targets, weights, divisor):
+    def forward(x, head, columns, divisor):
         def chunk_gradient(i):
-            x_i, *rest = part(i, chunk, x, targets, weights)
+            x_i, columns_i = part(i, chunk, (x, columns))
             logits, back = jax.vjp(multiply, x_i, head)
-            dlogits, found = gradient(logits, *rest, divisor)
+            dlogits, found = gradient(logits, columns_i, divisor)
             dx, dhead = back(dlogits)
             return (dx, head_gradient(multiply, x_i, head, dlogits) if linear else dhead.astype(jnp.float32)), found
 
@@ -171,14 +187,14 @@ def adding_gradients(sums: Callable[..., Sums], multiply: Callable, chunk: int, 
         dx_0, dx, dhead = saved
         rest = [jax.lax.squeeze(jax.lax.slice_in_dim(dx, i, i + 1), (0,)) for i in range(dx.shape[0])]
         dx = jnp.concatenate([dx_0, *rest], axis=1)  # reshape knows no arrays that are unreduced
-        return scaled(dx, cotangent), scaled(dhead, cotangent), None, None, None
+        return scaled(dx, cotangent), scaled(dhead, cotangent), None, None
 
     run.defvjp(forward, backward)
     return run
 
 
-def logits_gradient(sums: Callable[..., Sums]) -> Callable:
-    """`(logits, targets, weights, divisor)` to the objective's gradient by the logits, and all sums."""
+def logits_gradient(sums: OfLogits) -> Callable:
+    """`(logits, columns, divisor)` to the objective's gradient by the logits, and all sums."""
 
     def objective(logits, *rest):
         found = sums(logits, *rest)
@@ -199,7 +215,7 @@ def scaled(x: jax.Array, cotangent: Sums) -> jax.Array:
     return jax.reshard(cotangent["objective"].astype(x.dtype), to_spec([], reduced=marks)) * x
 
 
-def keeping_gradient(sums: Callable[..., Sums], multiply: Callable, chunk: int) -> Callable[..., Sums]:
+def keeping_gradient(sums: OfLogits, multiply: Callable, chunk: int) -> Callable[..., Sums]:
     """As `adding_gradients`, but the loop makes the logits' gradient alone, of all tokens; both matmuls follow it.
 
     `multiply` must be linear in each of its arguments.
@@ -207,15 +223,15 @@ def keeping_gradient(sums: Callable[..., Sums], multiply: Callable, chunk: int) 
     run = jax.custom_vjp(forward_in_chunks(sums, multiply, chunk))
     gradient = logits_gradient(sums)
 
-    def forward(x, head, targets, weights, divisor):
+    def forward(x, head, columns, divisor):
         def body(carry, i):
             total, kept = carry
-            x_i, *rest = part(i, chunk, x, targets, weights)
-            dlogits, found = gradient(multiply(x_i, head), *rest, divisor)
+            x_i, columns_i = part(i, chunk, (x, columns))
+            dlogits, found = gradient(multiply(x_i, head), columns_i, divisor)
             kept = jax.lax.dynamic_update_slice_in_dim(kept, dlogits.astype(kept.dtype), i * chunk, 1)
             return (jax.tree.map(jnp.add, total, found), kept), None
 
-        zeros = {name: jnp.zeros(()) for name in ("cross_entropy", "z", "objective")}
+        zeros = no_sums(sums, multiply, chunk, x, head, columns, divisor)
         shape = jax.eval_shape(multiply, x, head).shape
         kept = jnp.zeros(shape, head.dtype, out_sharding=spec("batch", "sequence", "vocab"))
         (total, kept), _ = jax.lax.scan(body, (zeros, kept), jnp.arange(x.shape[1] // chunk))
@@ -227,25 +243,7 @@ def keeping_gradient(sums: Callable[..., Sums], multiply: Callable, chunk: int) 
         (dx,) = jax.vjp(lambda x: multiply(x, head), x)[1](kept * cotangent["objective"])
         dx, kept = jax.lax.optimization_barrier((dx, kept))  # then the head is not kept beside its gradient
         dhead = head_gradient(multiply, x, head, kept * cotangent["objective"]).astype(head.dtype)
-        return dx, dhead, None, None, None
+        return dx, dhead, None, None
 
     run.defvjp(forward, backward)
     return run
-
-
-def cross_entropy_sums(logits_BTV: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array, *, vocab_size: int) -> Sums:
-    """-log softmax(logits)[target] and log(Z)^2, weighted and summed; columns beyond `vocab_size` do not count.
-
-    The target's logit is picked by comparing with the column's number: with vocab split, each device compares its
-    own columns and two numbers a token are all-reduced (Megatron's parallel cross entropy, arXiv:1909.08053); an
-    index lookup would gather the logits.
-    """
-    vocab = dims_of(logits_BTV)[2]
-    logits = jax.reshard(logits_BTV.astype(jnp.float32), to_spec([*dims_of(targets_BT), vocab]))
-    column = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 2, out_sharding=to_spec(dims_of(logits)))
-    if logits.shape[-1] > vocab_size:
-        logits = jnp.where(column < vocab_size, logits, -1e30)
-    highest = jax.lax.stop_gradient(logits.max(-1))
-    log_z = jnp.log(jnp.exp(logits - highest[..., None]).sum(-1)) + highest
-    target = jnp.where(column == targets_BT[..., None], logits, 0).sum(-1)
-    return {"cross_entropy": ((log_z - target) * weights_BT).sum(), "z": (jnp.square(log_z) * weights_BT).sum()}

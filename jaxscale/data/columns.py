@@ -1,0 +1,17 @@
+"""The columns of rows and batches: what each is called, its dtype and its meaning.
+
+A row holds arrays [T], a batch [microbatches, B, T]. A source of rows says which columns it gives
+(`RowSource.columns`), an objective which it reads.
+"""
+
+import numpy as np
+
+DTYPES = {
+    "tokens": np.int32,  # what the model reads
+    "targets": np.int32,  # the tokens one later
+    "segments": np.int32,  # which document of the row, from 1
+    "positions": np.int32,  # within the document
+    "weights": np.float32,  # what a target counts; 0 for padding
+}
+TEXT = tuple(DTYPES)  # what rows cut from a text hold
+DOCUMENTS = ("positions", "segments")  # what a model takes beside tokens where a row holds several documents

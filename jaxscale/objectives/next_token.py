@@ -1,0 +1,60 @@
+"""Maximum likelihood of the next token: cross entropy and z-loss, a weighted mean over the *global* batch's tokens."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxscale import config as cfg
+from jaxscale.objectives.objective import Batch, Objective, Sums
+from jaxscale.objectives.token_sums import token_sums
+from jaxscale.parallel.sharding import dims_of, to_spec
+
+
+def next_token(config: cfg.Config) -> Objective:
+    """The mean over real tokens of -log p(target) + z_loss * log(Z)^2 (PaLM, arXiv:2204.02311, section 5).
+
+    A token counts as much as its weight. The mean's divisor is the sum of the weights.
+    """
+
+    def of_logits(logits_BTV: jax.Array, columns: Batch, divisor: jax.Array | float) -> Sums:
+        sums = cross_entropy_sums(logits_BTV, **columns, vocab_size=config.model.vocab_size)
+        return with_objective(sums, config.loss.z_loss, divisor)
+
+    def sums(
+        model: nnx.Module, batch: Batch, *, divisor: jax.Array | float = 1.0, rng: jax.Array | None = None
+    ) -> Sums:
+        read = ("targets", "weights")
+        return token_sums(model, batch, of_logits, read=read, chunk=config.loss.chunk, divisor=divisor, rng=rng)
+
+    return Objective(
+        columns=("tokens", "targets", "weights"),
+        sums=sums,
+        count=lambda batch: batch["weights"].sum(),
+        means={"loss": "cross_entropy", "z": "z"},
+    )
+
+
+def with_objective(sums: Sums, z_loss: float, divisor: jax.Array | float) -> Sums:
+    total = sums["cross_entropy"] + z_loss * sums["z"] if z_loss else sums["cross_entropy"]
+    return sums | {"objective": total / divisor}
+
+
+def cross_entropy_sums(logits_BTV: jax.Array, targets: jax.Array, weights: jax.Array, *, vocab_size: int) -> Sums:
+    """-log softmax(logits)[target] and log(Z)^2, weighted and summed; columns beyond `vocab_size` do not count.
+
+    The target's logit is picked by comparing with the column's number: with vocab split, each device compares its
+    own columns and two numbers a token are all-reduced (Megatron's parallel cross entropy, arXiv:1909.08053); an
+    index lookup would gather the logits.
+
+    Args:
+        targets, weights: [B, T].
+    """
+    vocab = dims_of(logits_BTV)[2]
+    logits = jax.reshard(logits_BTV.astype(jnp.float32), to_spec([*dims_of(targets), vocab]))
+    column = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 2, out_sharding=to_spec(dims_of(logits)))
+    if logits.shape[-1] > vocab_size:
+        logits = jnp.where(column < vocab_size, logits, -1e30)
+    highest = jax.lax.stop_gradient(logits.max(-1))
+    log_z = jnp.log(jnp.exp(logits - highest[..., None]).sum(-1)) + highest
+    target = jnp.where(column == targets[..., None], logits, 0).sum(-1)
+    return {"cross_entropy": ((log_z - target) * weights).sum(), "z": (jnp.square(log_z) * weights).sum()}
