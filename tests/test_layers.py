@@ -38,7 +38,8 @@ BELOW = {
         "typed",
         "vocabulary",
     },
-    "hardware": set(),
+    "chips": set(),
+    "hardware": {"chips"},
     "quiet": set(),
     "heap": set(),
     "data": {"reading", "quiet", "urls", "places", "index", "vocabulary", "config"},
@@ -47,7 +48,7 @@ BELOW = {
     "topology": {"machine_names", "hardware"},
     "stated": {"topology", "machine_names", "hardware"},
     "analysis": {"rules", "topology", "hardware", "config"},
-    "parallel": {"rules", "hardware", "config", "quiet"},
+    "parallel": {"rules", "chips", "hardware", "config", "quiet"},
     "models": {"parallel", "rules", "hardware", "config"},
     "codes": set(),
     "local": {"codes"},
@@ -227,7 +228,9 @@ ALONE = (
 )
 WITH_JAX_ALLOWED = ("analysis/aot.py", "explain/trace.py", "explain/jaxpr.py")
 NO_JAX = [f"{name}.py" for name in ALONE] + [
-    f for f in FILES if f.startswith(("data/", "analysis/", "report/", "explain/")) and f not in WITH_JAX_ALLOWED
+    f
+    for f in FILES
+    if f.startswith(("data/", "analysis/", "report/", "explain/", "chips/")) and f not in WITH_JAX_ALLOWED
 ]
 # parallel/compiler.py is a table of XLA's options
 CORE = ["config.py", *(f for f in FILES if f.startswith(("parallel/", "models/")) and f != "parallel/compiler.py")] + [

@@ -9,7 +9,7 @@ from typing import Any
 
 from jaxscale.analysis.forecast import axis_links
 from jaxscale.analysis.interval import interval
-from jaxscale.analysis.timing import BLOCK, FRACTIONS, rates
+from jaxscale.analysis.timing import BLOCK, rates
 from jaxscale.config import READY_AXES
 from jaxscale.hardware import CHIPS, Chip
 from jaxscale.topology import Link, Topology, distance, find_topology, valid_shapes
@@ -147,6 +147,6 @@ def chip_figures(chip: Chip) -> dict[str, Any]:
     return {
         "flops": chip.bf16_flops, "device_flops": chip.device_flops, "device_bandwidth": chip.device_bandwidth,
         "host_bandwidth": chip.host_bandwidth, "source": chip.source, "dtype": chip.dtype, "node": chip.node,
-        "softmax": FRACTIONS[chip.name].softmax if chip.node else None, "block": BLOCK[chip.platform],
+        "softmax": chip.fractions.softmax if chip.node else None, "block": BLOCK[chip.platform],
         "rates": {dtype: vars(speed) for dtype, speed in speeds.items()},
     }  # fmt: skip

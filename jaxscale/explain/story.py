@@ -15,7 +15,7 @@ from jaxscale.analysis.child import ask
 from jaxscale.analysis.collectives import collectives
 from jaxscale.analysis.examine import split_mesh
 from jaxscale.analysis.forecast import attention_flops, axis_links, forecast
-from jaxscale.analysis.gpu_targets import GPUS, target_config
+from jaxscale.analysis.gpu_targets import target_config
 from jaxscale.analysis.hlo import parse
 from jaxscale.analysis.timing import Rates, collective_seconds, rates
 from jaxscale.explain.match import SMALL, Found, match
@@ -78,7 +78,7 @@ def explain(
     mesh = config.mesh.sizes(topology.devices if topology else config.runtime.simulated_devices)
     where = topology or assumed_topology(math.prod(mesh.values()))
     if compiler == "chip" and where.chip.node:
-        target_config(where.chip.name)  # refuses one that no compiler knows
+        target_config(where.chip)  # refuses one that no compiler knows
     own = compiler == "chip" or (compiler == "auto" and not assumed and installed(where))
     if own and not installed(where):
         raise ValueError(f"--compiler chip: the compiler of {where.name} is not installed; pip install "
@@ -114,7 +114,7 @@ def explain(
 def installed(topology: Topology) -> bool:
     """Is the compiler of these chips here?"""
     if topology.chip.node:
-        known = topology.chip.name in GPUS
+        known = topology.chip.target is not None
         return bool(known and find_spec("jax_cuda13_plugin") and find_spec("jax_plugins"))
     return find_spec("libtpu") is not None
 
