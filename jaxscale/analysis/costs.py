@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from jaxscale import config as cfg
+from jaxscale.optimizers import OPTIMIZERS, Slot
 from jaxscale.parallel.rules import ACTIVATIONS, PARAMETERS, count
 
 CONVENTIONS = {
@@ -37,7 +38,14 @@ class Weight:
 
     def shard(self, sizes: Mapping[str, int], table: Mapping[str, tuple[str, ...]] = PARAMETERS) -> int:
         """Elements of it that one device holds."""
-        return math.prod(n // count(table[a], sizes) for n, a in zip(self.dims, self.axes, strict=True))
+        return shard(self.dims, self.axes, sizes, table)
+
+
+def shard(
+    dims: tuple[int, ...], axes: tuple[str, ...], sizes: Mapping[str, int], table: Mapping[str, tuple[str, ...]]
+) -> int:
+    """Elements that one device holds of an array with these logical axes."""
+    return math.prod(n // count(table[a], sizes) for n, a in zip(dims, axes, strict=True))
 
 
 @functools.cache
@@ -115,21 +123,30 @@ def parameter_table(config: cfg.Config, sizes: Mapping[str, int]) -> dict[str, t
 def state_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> dict[str, int]:
     """Bytes of one device's part of the train state, equal to the trainer's abstract tree.
 
-    AdamW holds two moments a parameter, Lion one; they and the average are float32, whatever `param_dtype` is; counters
-    are int32. Muon and Adafactor hold other shapes for other parameters: `aot` reads theirs from the tree. Raises
-    ValueError for them here.
+    What the optimizer keeps and the average are float32, whatever `param_dtype` is.
     """
     table = parameter_table(config, sizes)
     own = sum(w.shard(sizes, table) for w in weights(config.model))
-    moments = {"adamw": 2, "lion": 1}.get(config.optimizer.name)
-    if moments is None:
-        raise ValueError(f"optimizer.name={config.optimizer.name}: its state has no formula here; use adamw or lion, "
-                         "or `jaxscale compile`")  # fmt: skip
-    counters = 4 * 2  # the optimizer counts its steps, and so does the schedule
+    scalars = OPTIMIZERS[config.optimizer.name].scalars + (SPIKES if config.guard.spike else 0)
     return {
-        "parameters": own * BYTES[config.step.param_dtype], "optimizer state": 4 * moments * own + counters,
+        "parameters": own * BYTES[config.step.param_dtype], "optimizer state": slot_bytes(config, sizes) + scalars,
         "averaged parameters": 4 * own if config.optimizer.ema else 0,
     }  # fmt: skip
+
+
+SPIKES = 3 * 4  # the losses' mean, variance and count (`training.spikes`), beside the optimizer's state
+
+
+def slots(config: cfg.Config) -> list[Slot]:
+    """Every array that the optimizer keeps for a weight."""
+    optimizer = OPTIMIZERS[config.optimizer.name]
+    return [slot for w in weights(config.model) for slot in optimizer.kept(w.dims, w.axes).slots]
+
+
+def slot_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> int:
+    """Bytes of a device's shards of `slots`."""
+    table = parameter_table(config, sizes)
+    return 4 * sum(shard(slot.dims, slot.axes, sizes, table) for slot in slots(config))
 
 
 def batch_bytes(config: cfg.Config, sizes: Mapping[str, int], *, documents: bool) -> int:

@@ -165,11 +165,11 @@ def quantizing_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> float:
 
 
 def optimizer_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> float:
-    """Gradients written and read, parameters and float32 moments read and written."""
+    """Gradients written and read, parameters and what the optimizer keeps read and written."""
     table = costs.parameter_table(config, sizes)
     own = sum(w.shard(sizes, table) for w in costs.weights(config.model))
-    moments = {"adamw": 2, "lion": 1, "muon": 1, "adafactor": 0}[config.optimizer.name]
-    return own * (costs.BYTES[config.step.param_dtype] * (2 * config.step.microbatches + 2) + 4 * 2 * moments)
+    passes = 2 * config.step.microbatches + 2
+    return own * costs.BYTES[config.step.param_dtype] * passes + 2 * costs.slot_bytes(config, sizes)
 
 
 def offloaded_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> float:

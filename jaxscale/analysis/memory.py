@@ -41,7 +41,7 @@ class MemoryForecast:
 def memory(
     config: cfg.Config, sizes: Mapping[str, int], *, documents: bool = False, platform: str = "tpu"
 ) -> MemoryForecast:
-    """Predict a device's HBM for `config` on a mesh of these sizes. Raises ValueError as `costs.state_bytes`.
+    """Predict a device's HBM for `config` on a mesh of these sizes.
 
     Args:
         documents: several documents a row, masked from each other; cuDNN's attention (`platform` gpu) takes that as a

@@ -6,8 +6,7 @@ from jaxscale import config as cfg
 from jaxscale.analysis import costs
 from jaxscale.explain.rows import Row, Tensor, notation
 from jaxscale.explain.story import Explanation
-
-MOMENTS = {"adamw": "its two moments", "lion": "its momentum", "muon": "its momentum", "adafactor": "its factors"}
+from jaxscale.optimizers import OPTIMIZERS
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ def parameter(found: Explanation, name: str) -> list[Stop]:
     layers = config.model.num_layers if weight.axes[0] == "layers" else 1
     shard = weight.shard(mesh, costs.parameter_table(config, mesh)) // layers
     at_rest = shard * costs.BYTES[config.step.param_dtype]
-    words = [f"in {config.step.param_dtype}", f"{MOMENTS[config.optimizer.name]} beside it, in the same layout"]
+    words = [f"in {config.step.param_dtype}", OPTIMIZERS[config.optimizer.name].kept(weight.dims, weight.axes).words]
     words += [f"one of {layers} layers"] if layers > 1 else []
     words += ["the embedding's table"] if tied else []
     if "kv_heads" in weight.axes and config.model.kv_heads < mesh.get("tensor", 1):

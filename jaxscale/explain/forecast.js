@@ -115,9 +115,9 @@ function elementwiseBytes(config, sizes, factor) {
 
 function optimizerBytes(config, sizes) {
   const table = parameterTable(config, sizes),
-    moments = { adamw: 2, lion: 1, muon: 1, adafactor: 0 }[config.optimizer.name];
-  const own = total(weights(config.model).map((w) => shardOf(w, sizes, table)));
-  return own * (PAGE.constants.bytes[config.step.param_dtype] * (2 * config.step.microbatches + 2) + 4 * 2 * moments);
+    own = total(weights(config.model).map((w) => shardOf(w, sizes, table))),
+    kept = total(config.optimizer.slots.map((slot) => shardOf(slot, sizes, table)));
+  return own * PAGE.constants.bytes[config.step.param_dtype] * (2 * config.step.microbatches + 2) + 2 * 4 * kept;
 }
 
 function offloadedBytes(config, sizes) {

@@ -54,8 +54,9 @@ def needed(config: cfg.Config) -> dict[str, Any]:
     values = config.model_dump(mode="json")
     model = values["model"] | {"padded_vocab_size": config.model.padded_vocab_size}
     return {
-        "name": config.name, "model": model, "step": values["step"], "optimizer": {"name": config.optimizer.name},
-        "data": {k: values["data"][k] for k in ("batch_size", "seq_len")}, "loss": {"chunk": config.loss.chunk},
+        "name": config.name, "model": model, "step": values["step"], "loss": {"chunk": config.loss.chunk},
+        "data": {k: values["data"][k] for k in ("batch_size", "seq_len")},
+        "optimizer": {"slots": [slot._asdict() for slot in costs.slots(config)]},
         "metrics": {"mfu": config.metrics.mfu},
     }  # fmt: skip
 
