@@ -12,6 +12,7 @@ from jaxscale.analysis.interval import interval
 from jaxscale.analysis.timing import BLOCK, rates
 from jaxscale.config import READY_AXES
 from jaxscale.hardware import CHIPS, Chip
+from jaxscale.mesh_text import mesh_text, split_axes
 from jaxscale.topology import Link, Topology, distance, find_topology, valid_shapes
 
 LARGEST = {"data": 512, "fsdp": 512, "tensor": 64}  # of the sliders, where the mesh that is explained has no more
@@ -110,13 +111,9 @@ def machine(chip: Chip, sizes: dict[str, int], explained: Explained) -> tuple[To
             continue
         return topology, {}
     raise ValueError(
-        f"mesh {words(sizes)} does not fit a torus of {chip.name} with {math.prod(shapes[0])} chips; "
+        f"mesh {mesh_text(split_axes(sizes)) or 'of one device'} does not fit a torus of {chip.name} with {math.prod(shapes[0])} chips; "
         "make the axes divisors of its dims"
     )
-
-
-def words(sizes: dict[str, int]) -> str:
-    return ", ".join(f"{a}={n}" for a, n in sizes.items() if n > 1) or "of one device"
 
 
 def shapes_of(chip: Chip, devices: int) -> list[tuple[int, ...]]:

@@ -21,6 +21,7 @@ from jaxscale.analysis.timing import Rates, collective_seconds, rates
 from jaxscale.explain.match import SMALL, Found, match
 from jaxscale.explain.rows import Other, Row, from_values
 from jaxscale.hardware import CHIPS
+from jaxscale.mesh_text import read_mesh
 from jaxscale.predict import compile_one, with_changes
 from jaxscale.topology import Link, Topology, find_topology, valid_shapes
 
@@ -133,7 +134,7 @@ def on_cpu(config: cfg.Config) -> cfg.Config:
 def with_mesh(config: cfg.Config, text: str, slices: int = 1) -> cfg.Config:
     """`config` on a mesh given as `data=2,fsdp=2,tensor=2`: of all slices, with data over these where the config says
     nothing of them; axes that are not named have size 1."""
-    sizes = read_mesh(text)
+    sizes = read_mesh(text, cfg.READY_AXES)
     values = config.model_dump(mode="json")
     over = config.mesh.over_slices or ({"data": slices} if slices > 1 else {})
     for axis, n in over.items():
@@ -144,21 +145,6 @@ def with_mesh(config: cfg.Config, text: str, slices: int = 1) -> cfg.Config:
     values["mesh"] = {"data": 1} | sizes | ({"dcn": over} if over else {})
     values["runtime"] |= {"simulated_devices": None}
     return cfg.validate(values, source="--mesh")
-
-
-def read_mesh(text: str) -> dict[str, int]:
-    """`data=2,fsdp=4` as sizes. Raises ValueError for anything else."""
-    sizes: dict[str, int] = {}
-    for part in text.split(","):
-        axis, _, size = (word.strip() for word in part.partition("="))
-        if not (size.isascii() and size.isdecimal() and int(size) > 0):
-            raise ValueError(f"mesh {text!r}: {part.strip()!r} is not axis=size; write e.g. data=2,fsdp=2,tensor=2")
-        if axis not in cfg.READY_AXES or axis in sizes:
-            what = "there are" if axis not in sizes else "each is given once:"
-            raise ValueError(f"mesh {text!r}: {'no axis' if axis not in sizes else 'twice'} {axis!r}; {what} "
-                             f"{', '.join(cfg.READY_AXES)}")  # fmt: skip
-        sizes[axis] = int(size)
-    return sizes
 
 
 def assumed_topology(devices: int) -> Topology:

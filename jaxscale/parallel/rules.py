@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from jaxscale import config as cfg
+from jaxscale.mesh_text import mesh_text
 
 Axes = tuple[str, ...]
 
@@ -101,4 +102,4 @@ def require_divides(label: str, size: int, shards: int, where: str) -> None:
 
 
 def axes_text(axes: Axes, sizes: Mapping[str, int]) -> str:
-    return "*".join(f"{a}={sizes[a]}" for a in axes if a in sizes) or "not split"
+    return mesh_text({a: sizes[a] for a in axes if a in sizes}, join="*") or "not split"

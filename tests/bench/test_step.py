@@ -293,7 +293,10 @@ def test_a_benchmark_from_the_command_line(config_file, tmp_path):
         (["matmul", "--platform", "tpu", "--shape", "8x8x8"], "JAX finds no such device"),
         (["matmul", "--platform", "gpu", "--shape", "8x8x8"], "JAX finds no such device"),
         (["step", "quickstart", "--profile", "/proc/nowhere"], "cannot write to /proc/nowhere"),
-        (["collectives", "--mesh", "data=2,nope=4", "--platform", "cpu"], "'nope=4' is not axis=size"),
+        (
+            ["collectives", "--mesh", "data=2,nope=4", "--platform", "cpu"],
+            "no axis 'nope'; there are data, fsdp, tensor",
+        ),
         (["collectives", "--platform", "cpu"], "give --devices 8"),
         (["attention", "--heads", "4", "--kv-heads", "3"], "--heads 4 is not a multiple of --kv-heads 3"),
         (["sweep", "nothing-there"], "strong-scaling, weak-scaling, width"),
