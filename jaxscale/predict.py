@@ -1,6 +1,5 @@
 """The stories behind `compile` and `plan`: config and topology in, figures out. No jax: compiles run in a child."""
 
-import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -50,13 +49,6 @@ def fit_mesh(config: cfg.Config, topology: Topology) -> cfg.Config:
     if slices > 1 and not config.mesh.over_slices:
         return with_changes(config, {"mesh": {"dcn": {"data": slices}}}, source="--slices")
     return config
-
-
-def require_writable(*paths: Path | None) -> None:
-    """Refuse a file that cannot be written before anything long is done."""
-    for path in paths:
-        if path is not None and (path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK)):
-            raise ValueError(f"cannot write {path}; give a file in a directory that exists and can be written")
 
 
 def measured_links(path: Path, topology: Topology) -> Measured:

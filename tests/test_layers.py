@@ -28,6 +28,7 @@ BELOW = {
     "config_files": {"reading", "spelling", "urls"},
     "config_errors": {"overrides", "redact"},
     "mesh_text": set(),
+    "whole": set(),
     "optimizers": set(),  # what each keeps beside the weights
     "config": {
         "mesh_text",
@@ -46,12 +47,12 @@ BELOW = {
     "hardware": {"chips"},
     "quiet": set(),
     "heap": set(),
-    "data": {"reading", "quiet", "urls", "places", "index", "vocabulary", "config"},
+    "data": {"whole", "reading", "quiet", "urls", "places", "index", "vocabulary", "config"},
     "rules": {"mesh_text", "config"},
     "machine_names": {"hardware", "spelling"},
     "topology": {"machine_names", "hardware"},
     "stated": {"topology", "machine_names", "hardware"},
-    "analysis": {"mesh_text", "rules", "topology", "hardware", "optimizers", "config"},
+    "analysis": {"whole", "mesh_text", "rules", "topology", "hardware", "optimizers", "config"},
     "parallel": {"mesh_text", "rules", "chips", "hardware", "config", "quiet"},
     "models": {"parallel", "rules", "hardware", "config"},
     "codes": set(),
@@ -62,6 +63,7 @@ BELOW = {
     "inventory": {"places", "lock", "reading", "urls"},
     "launch": {"local", "codes", "jsonl", "places", "inventory", "redact", "config"},
     "training": {
+        "whole",
         "blame",
         "optimizers",
         "private",
@@ -92,7 +94,7 @@ BELOW = {
         "hardware",
         "config",
     },  # compiles the trainer's own step
-    "record": {"reading"},
+    "record": {"whole", "reading"},
     "compare": {"record"},
     "sweep": {"record", "reading", "analysis", "config"},
     "bench": {
@@ -114,6 +116,7 @@ BELOW = {
     },
     "trace": {"explain", "training", "parallel", "analysis", "aot", "topology", "hardware", "config"},
     "explain": {  # trace in a child process
+        "whole",
         "mesh_text",
         "predict",
         "report",
@@ -125,10 +128,10 @@ BELOW = {
         "config",
     },
     "console_explain": {"mesh_text", "explain", "console_predict", "analysis", "topology", "hardware", "config"},
-    "cli_explain": {"explain", "console_explain", "predict", "stated", "topology", "config"},
+    "cli_explain": {"whole", "explain", "console_explain", "predict", "stated", "topology", "config"},
     "predict": {"record", "analysis", "topology", "hardware", "config"},  # aot in a child process
     "jsonl": {"reading"},
-    "report": {"mesh_text", "record", "jsonl", "redact", "reading", "analysis", "hardware", "config"},
+    "report": {"whole", "mesh_text", "record", "jsonl", "redact", "reading", "analysis", "hardware", "config"},
     "console": {"jsonl", "codes", "report", "training", "data", "models", "parallel", "analysis", "hardware", "config"},
     "console_predict": {"mesh_text", "predict", "analysis", "topology", "hardware", "config"},
     "console_plan": {"mesh_text", "console_predict", "predict", "analysis", "topology", "hardware", "config"},
@@ -147,6 +150,7 @@ BELOW = {
     "blame": set(),
     "cli_usage": {"config", "overrides", "spelling", "urls"},
     "cli": {
+        "whole",
         "blame",
         "cli_usage",
         "redact",
@@ -229,6 +233,7 @@ ALONE = (
     "config_files",
     "config",
     "hardware",
+    "whole",
     "mesh_text",
     "optimizers",
     "topology",

@@ -110,9 +110,10 @@ def machine(chip: Chip, sizes: dict[str, int], explained: Explained) -> tuple[To
         except ValueError:
             continue
         return topology, {}
+    mesh_said = mesh_text(split_axes(sizes)) or "of one device"
     raise ValueError(
-        f"mesh {mesh_text(split_axes(sizes)) or 'of one device'} does not fit a torus of {chip.name} with {math.prod(shapes[0])} chips; "
-        "make the axes divisors of its dims"
+        f"mesh {mesh_said} does not fit a torus of {chip.name} with {math.prod(shapes[0])} chips; make the axes "
+        "divisors of its dims"
     )
 
 

@@ -16,7 +16,8 @@ from jaxscale.explain.layouts import layouts
 from jaxscale.explain.machines import Explained, machines, read_topology
 from jaxscale.explain.rows import CASES
 from jaxscale.parallel.rules import ACTIVATIONS, PARAMETERS
-from jaxscale.report.page import assembled, package_texts, write_whole
+from jaxscale.report.page import assembled, package_texts
+from jaxscale.whole import write_whole
 
 SCRIPTS = (
     "costs.js", "forecast.js", "matmuls.js", "names.js", "devices.js", "blocks.js", "collectives.js", "animation.js",
@@ -26,7 +27,7 @@ SCRIPTS = (
 
 def write_page(explanation: dict[str, Any], out: Path) -> Path:
     """Write the page of one explained step. Raises ValueError for a topology that does not exist."""
-    return write_whole(page_text(explanation), out)
+    return write_whole(out, page_text(explanation))
 
 
 def page_text(explanation: dict[str, Any]) -> str:
