@@ -117,6 +117,8 @@ def footer(found: Explanation, *, backward: bool) -> list[str]:
     lines.append(f"the whole step, predicted: {micro(step.time.best)} ({parts}, partly at the same time); "
                  f"{words.get(step.time.binds, step.time.binds)} binds")  # fmt: skip
     lines.append(f"the step's interval: {step.interval.words}")
+    if step.left_out:
+        lines.append(f"not counted in the step: {step.left_out}")
     if not backward:
         lines.append("the backward pass too: --backward; a page to play with: -o explain.html")
     return lines

@@ -131,6 +131,8 @@ def plan_footer(config: cfg.Config, found: Plan, spent: Budget | None, out: Path
         chips = found.topology.host_chips
         yield f"offloaded activations take up to {most:,.0f} GB of a host's {host:,.0f} GB ({chips} chips a host)"
     yield f"number 1 takes {found.choices[0].forecast.interval.words}"
+    if left_out := found.choices[0].forecast.left_out:
+        yield f"not counted: {left_out}; `compile` counts them"
     if found.measured:
         known = found.measured
         rode = (f"{axis} (over {known.sizes[axis]}, {' and '.join(known.networks[axis])})" for axis in known.pairs)
@@ -179,7 +181,7 @@ def choice_values(c: Choice) -> dict[str, Any]:
         "microbatches": c.config.step.microbatches, "remat": c.config.step.remat, "loss_chunk": c.config.loss.chunk,
         "hbm_bytes": c.memory.peak, "host_bytes": c.memory.host, "host_bytes_a_host": c.host_bytes,
         "fits": not c.short, "short_bytes": c.short, "step_seconds": c.forecast.time.best,
-        "interval": asdict(c.forecast.interval),
+        "interval": asdict(c.forecast.interval), "not_counted": c.forecast.left_out,
         "tokens_per_second_per_chip": c.forecast.tokens_per_second_per_chip, "mfu": c.forecast.mfu,
         "parts": c.forecast.time.parts, "binds": c.forecast.time.binds,
     }  # fmt: skip

@@ -36,7 +36,7 @@ class Optimizer:
     Attributes:
         kept: (dims, logical axes) of a weight -> what is kept for it.
         scalars: bytes beside that: int32 counts of steps (the optimizer's and the schedule's), constants.
-        left_out: what predictions of its update leave out; empty: nothing.
+        left_out: what of its update no prediction counts; empty: nothing.
     """
 
     kept: Callable[[Dims, Axes], Kept]
@@ -95,6 +95,6 @@ OPTIMIZERS: Mapping[Name, Optimizer] = {
     "adafactor": Optimizer(adafactor, COUNTS),
     # AdamW's counts too, and 3 coefficients of the Newton-Schulz iteration
     "muon": Optimizer(
-        muon, 2 * COUNTS + 3 * 4, left_out="Muon's Newton-Schulz matmuls, and the float32 matrices that they hold"
+        muon, 2 * COUNTS + 3 * 4, left_out="Muon's Newton-Schulz matmuls, what they gather, and the memory for it"
     ),
 }

@@ -18,6 +18,7 @@ from jaxscale.analysis.timing import (
     step_time,
 )
 from jaxscale.analysis.traffic import Traffic, traffic, weight_traffic
+from jaxscale.optimizers import OPTIMIZERS
 from jaxscale.topology import Link, Topology, links
 
 # Arrays of [tokens, D] and [tokens, F] that a layer's elementwise operations read and write, once forward: two
@@ -37,6 +38,7 @@ class Forecast:
 
     Attributes:
         flops: of a device, matmuls and attention with recompute; `model_flops`: without, of all devices.
+        left_out: what of the optimizer's update is not counted; empty: nothing.
     """
 
     time: StepTime
@@ -45,6 +47,7 @@ class Forecast:
     model_flops: float
     tokens: int
     topology: Topology
+    left_out: str = ""
 
     @property
     def tokens_per_second_per_chip(self) -> float:
@@ -82,7 +85,8 @@ def forecast(
     tokens = config.data.batch_size * config.data.seq_len
     per_token = costs.train_flops_per_token(config.model, config.data.seq_len, convention=config.metrics.mfu)
     flops = sum(m.step_flops for m in costs.matmuls(config, sizes)) + attention.step_flops
-    return Forecast(step_time(compute, sent, topology.slices), sent, flops, per_token * tokens, tokens, topology)
+    time, left_out = step_time(compute, sent, topology.slices), OPTIMIZERS[config.optimizer.name].left_out
+    return Forecast(time, sent, flops, per_token * tokens, tokens, topology, left_out)
 
 
 def axis_links(

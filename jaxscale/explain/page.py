@@ -15,6 +15,7 @@ from jaxscale.analysis import costs, forecast, timing
 from jaxscale.explain.layouts import layouts
 from jaxscale.explain.machines import Explained, machines, read_topology
 from jaxscale.explain.rows import CASES
+from jaxscale.optimizers import OPTIMIZERS
 from jaxscale.parallel.rules import ACTIVATIONS, PARAMETERS
 from jaxscale.report.page import assembled, package_texts
 from jaxscale.whole import write_whole
@@ -57,7 +58,10 @@ def needed(config: cfg.Config) -> dict[str, Any]:
     return {
         "name": config.name, "model": model, "step": values["step"], "loss": {"chunk": config.loss.chunk},
         "data": {k: values["data"][k] for k in ("batch_size", "seq_len")},
-        "optimizer": {"slots": [slot._asdict() for slot in costs.slots(config)]},
+        "optimizer": {
+            "slots": [slot._asdict() for slot in costs.slots(config)],
+            "left_out": OPTIMIZERS[config.optimizer.name].left_out,
+        },
         "metrics": {"mfu": config.metrics.mfu},
     }  # fmt: skip
 

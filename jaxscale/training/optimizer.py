@@ -57,6 +57,7 @@ def make_optimizer(config: cfg.Optimizer, axes: PyTree, *, steps: int) -> optax.
             optax.scale_by_learning_rate(rate),
         )
     else:
+        assert config.name == "muon", config.name
         main = muon(
             rate, beta=config.b2, weight_decay=config.weight_decay, weight_decay_mask=mask, adam_b1=config.b1,
             adam_b2=config.b2, adam_weight_decay=0.0, muon_weight_dimension_numbers=muon_dims(axes), consistent_rms=0.2,

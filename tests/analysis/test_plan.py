@@ -16,7 +16,9 @@ from jaxscale.analysis.plan import MOL, plan, read_budget, spend
 from jaxscale.analysis.timing import Sent, rates, step_time
 from jaxscale.analysis.traffic import traffic
 from jaxscale.analysis.ways import REMATS, held_keys, meshes
+from jaxscale.console_plan import plan_footer
 from jaxscale.hardware import CHIPS
+from jaxscale.optimizers import OPTIMIZERS
 from jaxscale.topology import find_topology
 
 
@@ -279,6 +281,15 @@ def test_a_budget_is_spent_at_the_predicted_speed(found):
     spent = spend(1e22, best)
     assert spent.tokens * best.forecast.model_flops / best.forecast.tokens == pytest.approx(1e22)
     assert spent.days * 86400 == pytest.approx(spent.steps * best.forecast.time.best)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_is_planned_and_says_what_is_not_counted(name):
+    config = shipped("llama3.2-1b", f"optimizer.name={name}")
+    found = plan(config, find_topology("v5e:4x4"))
+    assert found.choices
+    text = "\n".join(plan_footer(config, found, None, None))
+    assert ("not counted: Muon's Newton-Schulz matmuls" in text) == (name == "muon")
 
 
 # --- forecasts ------------------------------------------------------------------------------------------------
