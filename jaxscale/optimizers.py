@@ -22,11 +22,15 @@ class Slot(NamedTuple):
     axes: Axes
 
 
+ELEMENTWISE = "updated where it lies, each device its own block; nothing is sent"
+
+
 class Kept(NamedTuple):
-    """What an optimizer keeps for one weight, and how a reader calls it."""
+    """What an optimizer keeps for one weight, with a sentence on that and one on the update."""
 
     words: str
     slots: tuple[Slot, ...]
+    update: str = ELEMENTWISE
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,9 @@ def momentum(dims: Dims, axes: Axes) -> Kept:
 
 def muon(dims: Dims, axes: Axes) -> Kept:
     """Matrices have a momentum; all other weights are AdamW's (Jordan et al., 2024)."""
-    return momentum(dims, axes) if matrix_sides(axes) else adamw(dims, axes)
+    if not matrix_sides(axes):
+        return adamw(dims, axes)
+    return momentum(dims, axes)._replace(update="made orthogonal as a whole matrix, split and gathered by the compiler")
 
 
 def matrix_sides(axes: Axes) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
@@ -81,7 +87,8 @@ def adafactor(dims: Dims, axes: Axes) -> Kept:
     if len(dims) < 2 or dims[order[-2]] < LEAST_FACTORED:
         return Kept("its second moment beside it, in the same layout", (Slot(dims, axes), Slot((), ()), Slot((), ())))
     slots = (without(dims, axes, order[-1]), without(dims, axes, order[-2]), Slot((), ()))
-    return Kept("its factors beside it, split as the weight's dims are", slots)
+    update = "updated where it lies; means of its squared gradient are summed over the axes that split it"
+    return Kept("its factors beside it, split as the weight's dims are", slots, update)
 
 
 def without(dims: Dims, axes: Axes, place: int) -> Slot:

@@ -124,10 +124,7 @@ def bytes_needed(kept: Compiled) -> int | None:
 
 def predicted_buffers(config: cfg.Config, kept: Compiled) -> list[tuple[str, int]]:
     """The parts of the predicted peak, where the compiler names none."""
-    try:
-        found = memory(config, kept.mesh)
-    except ValueError:  # an optimizer whose state has no formula
-        return sorted(((name, size) for name, size in kept.parts.items() if size), key=lambda p: -p[1])
+    found = memory(config, kept.mesh)
     moment = max(found.loss, found.backward, key=lambda m: sum(m.values()))
     parts = [(f"{name} (predicted)", int(size)) for name, size in (found.state | moment).items() if size >= 2**20]
     return sorted(parts, key=lambda p: -p[1])

@@ -50,7 +50,8 @@ def parameter(found: Explanation, name: str) -> list[Stop]:
     layers = config.model.num_layers if weight.axes[0] == "layers" else 1
     shard = weight.shard(mesh, costs.parameter_table(config, mesh)) // layers
     at_rest = shard * costs.BYTES[config.step.param_dtype]
-    words = [f"in {config.step.param_dtype}", OPTIMIZERS[config.optimizer.name].kept(weight.dims, weight.axes).words]
+    kept = OPTIMIZERS[config.optimizer.name].kept(weight.dims, weight.axes)
+    words = [f"in {config.step.param_dtype}", kept.words]
     words += [f"one of {layers} layers"] if layers > 1 else []
     words += ["the embedding's table"] if tied else []
     if "kv_heads" in weight.axes and config.model.kv_heads < mesh.get("tensor", 1):
@@ -65,8 +66,7 @@ def parameter(found: Explanation, name: str) -> list[Stop]:
     for row in (r for r in found.rows if r.what == "gradient of w" and r.out.name == f"d_{name}"):
         parts = f": on each device a partial sum over {' and '.join(row.out.unreduced)}" if row.out.unreduced else ""
         stops += made(row, f"made by {row.title}{parts}", found)
-    done = "updated where it lies, each device its own block; nothing is sent"
-    return [*stops, Stop("update", str(first), at_rest, done)]
+    return [*stops, Stop("update", str(first), at_rest, kept.update)]
 
 
 def activation(found: Explanation, name: str) -> list[Stop]:
