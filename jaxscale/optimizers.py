@@ -25,12 +25,46 @@ class Slot(NamedTuple):
 ELEMENTWISE = "updated where it lies, each device its own block; nothing is sent"
 
 
+class Rule(NamedTuple):
+    """What is kept for a weight of any size. It is plain numbers, so that the page of `explain` reads it too.
+
+    Attributes:
+        words: what a reader calls it.
+        whole: how many arrays of the weight's shape.
+        factored: instead of one of them, means over each of the two largest dims, if the smaller of these has at least
+            so many elements; 0: never. optax then keeps three arrays, and those that are not used have one element.
+        update: a sentence on the update.
+    """
+
+    words: str
+    whole: int
+    factored: int = 0
+    update: str = ELEMENTWISE
+
+    def kept(self, dims: Dims, axes: Axes) -> "Kept":
+        """The arrays for a weight with these dims and logical axes."""
+        whole, single = Slot(dims, axes), Slot((), ())
+        layout = f"{self.words} beside it, in the same layout"
+        if not self.factored:
+            return Kept(layout, (whole,) * self.whole, self.update)
+        order = sorted(range(len(dims)), key=dims.__getitem__)
+        if len(dims) < 2 or dims[order[-2]] < self.factored:
+            return Kept(layout, (whole, single, single), self.update)
+        update = "updated where it lies; means of its squared gradient are summed over the axes that split it"
+        factors = tuple(without(dims, axes, place) for place in (order[-1], order[-2]))
+        return Kept("its factors beside it, split as the weight's dims are", (*factors, single), update)
+
+
 class Kept(NamedTuple):
     """What an optimizer keeps for one weight, with a sentence on that and one on the update."""
 
     words: str
     slots: tuple[Slot, ...]
-    update: str = ELEMENTWISE
+    update: str
+
+
+def without(dims: Dims, axes: Axes, place: int) -> Slot:
+    return Slot(dims[:place] + dims[place + 1 :], axes[:place] + axes[place + 1 :])
 
 
 @dataclass(frozen=True)
@@ -38,29 +72,28 @@ class Optimizer:
     """One row of the table.
 
     Attributes:
-        kept: (dims, logical axes) of a weight -> what is kept for it.
+        rule: logical axes of a weight -> what is kept for it.
         scalars: bytes beside that: int32 counts of steps (the optimizer's and the schedule's), constants.
         left_out: what of its update no prediction counts; empty: nothing.
     """
 
-    kept: Callable[[Dims, Axes], Kept]
+    rule: Callable[[Axes], Rule]
     scalars: int
     left_out: str = ""
 
-
-def adamw(dims: Dims, axes: Axes) -> Kept:
-    return Kept("its two moments beside it, in the same layout", (Slot(dims, axes),) * 2)
-
-
-def momentum(dims: Dims, axes: Axes) -> Kept:
-    return Kept("its momentum beside it, in the same layout", (Slot(dims, axes),))
+    def kept(self, dims: Dims, axes: Axes) -> Kept:
+        return self.rule(axes).kept(dims, axes)
 
 
-def muon(dims: Dims, axes: Axes) -> Kept:
+ADAMW = Rule("its two moments", 2)
+MOMENTUM = Rule("its momentum", 1)
+ADAFACTOR = Rule("its second moment", 1, factored=LEAST_FACTORED)  # arXiv:1804.04235
+MUON = MOMENTUM._replace(update="made orthogonal as a whole matrix, split and gathered by the compiler")
+
+
+def muon(axes: Axes) -> Rule:
     """Matrices have a momentum; all other weights are AdamW's (Jordan et al., 2024)."""
-    if not matrix_sides(axes):
-        return adamw(dims, axes)
-    return momentum(dims, axes)._replace(update="made orthogonal as a whole matrix, split and gathered by the compiler")
+    return MUON if matrix_sides(axes) else ADAMW
 
 
 def matrix_sides(axes: Axes) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
@@ -78,28 +111,11 @@ def matrix_sides(axes: Axes) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
     return (embed, other) if names[0] == "embed" else (other, embed)
 
 
-def adafactor(dims: Dims, axes: Axes) -> Kept:
-    """Means of the squared gradient over each of the two largest dims, or the whole second moment (arXiv:1804.04235).
-
-    optax keeps all three arrays for each weight; those that are not used have one element.
-    """
-    order = sorted(range(len(dims)), key=dims.__getitem__)
-    if len(dims) < 2 or dims[order[-2]] < LEAST_FACTORED:
-        return Kept("its second moment beside it, in the same layout", (Slot(dims, axes), Slot((), ()), Slot((), ())))
-    slots = (without(dims, axes, order[-1]), without(dims, axes, order[-2]), Slot((), ()))
-    update = "updated where it lies; means of its squared gradient are summed over the axes that split it"
-    return Kept("its factors beside it, split as the weight's dims are", slots, update)
-
-
-def without(dims: Dims, axes: Axes, place: int) -> Slot:
-    return Slot(dims[:place] + dims[place + 1 :], axes[:place] + axes[place + 1 :])
-
-
 COUNTS = 2 * 4
 OPTIMIZERS: Mapping[Name, Optimizer] = {
-    "adamw": Optimizer(adamw, COUNTS),
-    "lion": Optimizer(momentum, COUNTS),
-    "adafactor": Optimizer(adafactor, COUNTS),
+    "adamw": Optimizer(lambda axes: ADAMW, COUNTS),
+    "lion": Optimizer(lambda axes: MOMENTUM, COUNTS),
+    "adafactor": Optimizer(lambda axes: ADAFACTOR, COUNTS),
     # AdamW's counts too, and 3 coefficients of the Newton-Schulz iteration
     "muon": Optimizer(
         muon, 2 * COUNTS + 3 * 4, left_out="Muon's Newton-Schulz matmuls, what they gather, and the memory for it"

@@ -113,10 +113,23 @@ function elementwiseBytes(config, sizes, factor) {
   return layers * factor * PAGE.constants.bytes[step.compute_dtype] + logits * 4;
 }
 
+/** What the optimizer keeps for a weight: `optimizers.Rule.kept`. */
+function slotsOf(weight, rule) {
+  const { dims, axes } = weight,
+    single = { dims: [], axes: [] };
+  if (!rule.factored) return Array(rule.whole).fill(weight);
+  const order = dims.map((_, i) => i).sort((a, b) => dims[a] - dims[b]),
+    [second, largest] = order.slice(-2);
+  if (dims.length < 2 || dims[second] < rule.factored) return [weight, single, single];
+  const without = (place) => ({ dims: dims.filter((_, i) => i !== place), axes: axes.filter((_, i) => i !== place) });
+  return [without(largest), without(second), single];
+}
+
 function optimizerBytes(config, sizes) {
   const table = parameterTable(config, sizes),
     own = total(weights(config.model).map((w) => shardOf(w, sizes, table))),
-    kept = total(config.optimizer.slots.map((slot) => shardOf(slot, sizes, table)));
+    slots = weights(config.model).flatMap((w) => slotsOf(w, config.optimizer.rules[w.name])),
+    kept = total(slots.map((slot) => shardOf(slot, sizes, table)));
   return own * PAGE.constants.bytes[config.step.param_dtype] * (2 * config.step.microbatches + 2) + 2 * 4 * kept;
 }
 

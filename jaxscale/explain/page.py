@@ -55,12 +55,13 @@ def needed(config: cfg.Config) -> dict[str, Any]:
     """What the arithmetic reads of a config, with nothing of paths or places."""
     values = config.model_dump(mode="json")
     model = values["model"] | {"padded_vocab_size": config.model.padded_vocab_size}
+    optimizer = OPTIMIZERS[config.optimizer.name]
     return {
         "name": config.name, "model": model, "step": values["step"], "loss": {"chunk": config.loss.chunk},
         "data": {k: values["data"][k] for k in ("batch_size", "seq_len")},
         "optimizer": {
-            "slots": [slot._asdict() for slot in costs.slots(config)],
-            "left_out": OPTIMIZERS[config.optimizer.name].left_out,
+            "rules": {w.name: optimizer.rule(w.axes)._asdict() for w in costs.weights(config.model)},
+            "left_out": optimizer.left_out,
         },
         "metrics": {"mfu": config.metrics.mfu},
     }  # fmt: skip
