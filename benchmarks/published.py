@@ -5,7 +5,7 @@
     python benchmarks/published.py --rows more.json # rows of your own too: a list of objects with `Run`'s fields
     python benchmarks/published.py --record         # and benchmarks/results/<date>-published.json
 
-No jax, no compile: `analysis.forecast` answers in milliseconds. The constants of `analysis/timing.py` are the only
+No jax, no compile: `analysis.forecast` answers in milliseconds. The fractions of `jaxscale/chips` are the only
 fitted numbers, a few a chip; every third row was held out while they were fitted, and 41 were added after.
 """
 
@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from published_runs import LATER_RUNS, RUNS, Run
 
-from jaxscale.analysis import interval, timing
+from jaxscale.analysis import interval
 from jaxscale.analysis.forecast import Forecast, forecast
 from jaxscale.config import Config, shipped_configs, validate
 from jaxscale.config_files import read_model
@@ -121,15 +121,10 @@ def unknown(platform: str) -> float:
         config, topology = inputs(i)
         if topology.chip.platform != platform:
             continue
-        own = timing.FRACTIONS[topology.chip.name]
-        for other in {c.chip.name for c in map(topology_of, RUNS) if c.chip.platform == platform} - {
-            topology.chip.name
-        }:
-            timing.FRACTIONS[topology.chip.name] = timing.FRACTIONS[other]
-            try:
-                sizes.append(abs(math.log(run.seconds / predict(run, config, topology).time.best)))
-            finally:
-                timing.FRACTIONS[topology.chip.name] = own
+        chips = {c.chip.name: c.chip.fractions for c in map(topology_of, RUNS) if c.chip.platform == platform}
+        for other in set(chips) - {topology.chip.name}:
+            borrowed = replace(topology, chip=replace(topology.chip, fractions=chips[other]))
+            sizes.append(abs(math.log(run.seconds / predict(run, config, borrowed).time.best)))
     return round(math.exp(quantile(sizes)), 3)
 
 
@@ -194,7 +189,8 @@ def main() -> None:
         show(row, parts=options.parts)
     print("\n".join(summary(rows)))
     found, widest, few = classes()
-    print(f"CLASSES = {found}\nUNKNOWN = {widest}\nFEW = {few}\n{covered():.1%} of the rows are within, left out")
+    print(f"CLASSES = {found}\nUNKNOWN = {widest}\nFEW = {sorted(few)}")
+    print(f"{covered():.1%} of the rows are within, left out")
     if options.record:
         from common import HERE, write_record
 

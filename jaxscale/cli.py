@@ -10,6 +10,7 @@ import typer
 from jaxscale import cli_bench, cli_checkpoint, cli_data, cli_explain, cli_launch, cli_puzzle
 from jaxscale.quiet import quiet_logs
 from jaxscale.redact import one_line
+from jaxscale.whole import require_file
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -159,7 +160,7 @@ def compile_(
     from jaxscale.analysis.libtpu import older_libtpu
 
     loaded, where = load_for(config, overrides, topology, slices, network, host_memory)
-    predict.require_writable(hlo, save)
+    require_file(hlo, save)
     note = None if where.chip.node else older_libtpu()
     if note and not as_json:
         print(note, flush=True)
@@ -207,7 +208,7 @@ def plan(
     from jaxscale.analysis.ways import held_keys
 
     amount = None if budget is None else planning.read_budget(budget)
-    predict.require_writable(out)
+    require_file(out)
     loaded, where = load_for(config, overrides, topology, slices, network, host_memory)
     if batch_tokens is not None:
         loaded = predict.with_batch_tokens(loaded, batch_tokens)

@@ -45,8 +45,8 @@ def explain(
     """Every matmul of the training step: how it is cut, what is sent, what it costs, and what the compiler did."""
     from jaxscale import console_explain as console
     from jaxscale.explain import follow, story
-    from jaxscale.predict import require_writable
     from jaxscale.stated import read_topology
+    from jaxscale.whole import require_file
 
     given = {"--mesh": mesh, "--tensor": tensor, "-o": out, "--json": as_json or None, "--backward": backward or None}
     refuse_together("--compare", compare, given, but=("--json",))
@@ -54,7 +54,7 @@ def explain(
     refuse_together("-o", out, given, but=("-o", "--mesh"))
     if compiler == "auto" and (compare or tensor is not None):
         compiler = "none"  # what was compiled is not shown there
-    require_writable(out)
+    require_file(out)
     if network and not topology:
         raise ValueError(f"--network {network} needs --topology, e.g. --topology h100:12x8")
     where, lines = read_topology(topology, slices, network=network) if topology else (None, [])

@@ -13,10 +13,12 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from jaxscale import optimizers
 from jaxscale.config_errors import describe, divisors, in_one, nearest_divisor
 from jaxscale.config_files import RENAMED, find_config, is_of_a_run, read_yaml, renamed, where_it_is_now, with_model
 from jaxscale.config_files import shipped_configs as shipped_configs
 from jaxscale.data.vocabulary import VocabSize, data_vocab_size
+from jaxscale.mesh_text import mesh_text, split_axes
 from jaxscale.overrides import WHERE, apply_override
 from jaxscale.redact import redact
 from jaxscale.spelling import nearest
@@ -181,8 +183,7 @@ class Mesh(Section):
         slices = math.prod(self.over_slices.values())
         fixed = math.prod(s for s in sizes.values() if s != -1) * slices
         wild = [a for a, s in sizes.items() if s == -1]
-        text = ", ".join(f"{a}={s}" for a, s in sizes.items() if s != 1)
-        text += "".join(f", dcn.{a}={s}" for a, s in self.over_slices.items())
+        text = mesh_text(split_axes(sizes) | {f"dcn.{a}": n for a, n in self.over_slices.items()})
         if num_devices is None:
             num_devices = fixed
         if wild:
@@ -307,7 +308,7 @@ NO_DECAY = ("norm", "bias")
 class Optimizer(Section):
     """optax's optimizer and its learning-rate schedule."""
 
-    name: Literal["adamw", "lion", "adafactor", "muon"] = "adamw"
+    name: optimizers.Name = "adamw"
     learning_rate: AtLeast0 = 3e-4
     schedule: Literal["constant", "cosine", "linear", "wsd"] = "cosine"
     warmup_steps: NonNegative = 0

@@ -6,6 +6,7 @@ from rich.table import Table
 
 from jaxscale.bench.compare import Ratio
 from jaxscale.bench.record import BenchRecord, Figure, Label, Row
+from jaxscale.mesh_text import mesh_text
 
 LEFT_OUT = ("flops", "bytes", "bytes_moved", "mean_flops_per_second")  # in the record; one column too many here
 # unit -> (scale, name) from the largest: a column takes the first that its largest value reaches
@@ -78,7 +79,7 @@ def show_single(console: Console, record: BenchRecord, figures: dict[str, Figure
 
 def provenance(record: BenchRecord) -> list[str]:
     device, clock = record.device, record.clock
-    mesh = ", ".join(f"{a}={n}" for a, n in record.mesh.items())
+    mesh = mesh_text(record.mesh)
     lines = [f"{device.count} x {device.kind}" + (f", mesh {mesh}" if mesh else "")]
     if record.peak:
         lines.append(f"peak {record.peak.flops_per_second / 1e12:,.4g} TFLOP/s: {record.peak.source}")

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from jaxscale.mesh_text import mesh_text
 from jaxscale.training.inventory import Kept
 from jaxscale.training.places import aside
 from jaxscale.training.position import require_position, rows_read
@@ -34,7 +35,7 @@ def show(place: Any, kept: list[Kept]) -> None:
             size(one.bytes),
             escape(f"{about['name']}, {about['model']}") if about else "",
             f"{about['parameters']:,}" if about else "",
-            escape(", ".join(f"{axis}={n}" for axis, n in about["mesh"].items()) or "one device") if about else "",
+            escape(mesh_text(about["mesh"]) or "one device") if about else "",
             escape(data_read(one)),
         )
     console.print(table)

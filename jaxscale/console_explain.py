@@ -7,12 +7,12 @@ from rich.markup import escape
 
 from jaxscale.analysis.collectives import wire_share
 from jaxscale.analysis.forecast import forecast
-from jaxscale.analysis.plan import mesh_words
-from jaxscale.console_predict import make_console, make_table, mesh_text
+from jaxscale.console_predict import make_console, make_table
 from jaxscale.explain.follow import Stop
 from jaxscale.explain.match import SMALL
 from jaxscale.explain.rows import CASES, Row
 from jaxscale.explain.story import Explanation
+from jaxscale.mesh_text import mesh_text
 
 MARK = {"same": "= compiled", "form": "≈ compiled", "different": "≠ compiled", "not compiled": ""}
 
@@ -117,6 +117,8 @@ def footer(found: Explanation, *, backward: bool) -> list[str]:
     lines.append(f"the whole step, predicted: {micro(step.time.best)} ({parts}, partly at the same time); "
                  f"{words.get(step.time.binds, step.time.binds)} binds")  # fmt: skip
     lines.append(f"the step's interval: {step.interval.words}")
+    if step.left_out:
+        lines.append(f"not counted in the step: {step.left_out}")
     if not backward:
         lines.append("the backward pass too: --backward; a page to play with: -o explain.html")
     return lines
@@ -128,7 +130,7 @@ def footer(found: Explanation, *, backward: bool) -> list[str]:
 def show_compared(a: Explanation, b: Explanation) -> None:
     """Two meshes side by side: what is sent for each matmul, and the whole step."""
     console = make_console()
-    names = [mesh_words(e.mesh, e.config) for e in (a, b)]
+    names = [mesh_text(e.mesh, e.config.mesh.over_slices) for e in (a, b)]
     title = f"{a.config.name}: the collectives of each matmul, bytes (V) of a step, and predicted times"
     table = make_table(title, "matmul", *(f"<{escape(n)}" for n in names), "first", "second")
     for column in table.columns[1:3]:

@@ -10,10 +10,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from jaxscale import config as cfg
-from jaxscale.analysis.plan import Budget, Choice, Plan, mesh_words
+from jaxscale.analysis.plan import Budget, Choice, Plan
 from jaxscale.analysis.ways import remat_name
 from jaxscale.console_predict import NARROW, WIDE, gib, make_console, make_table
 from jaxscale.hardware import CHIPS, GIB, Chip
+from jaxscale.mesh_text import mesh_text, split_axes
 from jaxscale.predict import Answer
 
 FIGURES = ("bf16_flops", "hbm_bytes", "usable_hbm_bytes", "hbm_bandwidth", "link_bandwidth", "network_bandwidth",
@@ -68,7 +69,7 @@ def plan_table(config: cfg.Config, found: Plan, rows: int, *, narrow: bool) -> T
 
     def add(number: int, c: Choice, style: str | None = None) -> None:
         cells = [
-            str(number), mesh_words(c.mesh, c.config), str(c.config.step.microbatches), c.remat,
+            str(number), mesh_text(c.mesh, c.config.mesh.over_slices), str(c.config.step.microbatches), c.remat,
             str(c.config.loss.chunk or "none"), gib(c.memory.peak),
             f"{c.memory.peak / found.topology.chip.usable_hbm_bytes:.0%}", f"{c.forecast.time.best:.4g}",
             f"{c.forecast.tokens_per_second_per_chip:,.0f}", f"{c.forecast.mfu:.1%}",
@@ -92,7 +93,7 @@ def own_mesh(config: cfg.Config) -> str:
     axes = {a: getattr(config.mesh, a) for a in cfg.READY_AXES} | {
         f"dcn.{a}": n for a, n in config.mesh.over_slices.items()
     }
-    return ", ".join(f"{axis}={n}" for axis, n in axes.items() if n != 1)
+    return mesh_text(split_axes(axes))
 
 
 def own_words(found: Plan) -> str:
@@ -130,6 +131,8 @@ def plan_footer(config: cfg.Config, found: Plan, spent: Budget | None, out: Path
         chips = found.topology.host_chips
         yield f"offloaded activations take up to {most:,.0f} GB of a host's {host:,.0f} GB ({chips} chips a host)"
     yield f"number 1 takes {found.choices[0].forecast.interval.words}"
+    if left_out := found.choices[0].forecast.left_out:
+        yield f"not counted: {left_out}; `compile` counts them"
     if found.measured:
         known = found.measured
         rode = (f"{axis} (over {known.sizes[axis]}, {' and '.join(known.networks[axis])})" for axis in known.pairs)
@@ -148,7 +151,7 @@ def compiled_table(found: Plan, compiled: list[Answer]) -> Table:
         report = answer.report
         needed = report.memory_needed if report else answer.needed
         table.add_row(
-            mesh_words(choice.mesh, choice.config), choice.remat, gib(choice.memory.peak),
+            mesh_text(choice.mesh, choice.config.mesh.over_slices), choice.remat, gib(choice.memory.peak),
             gib(needed) if needed else "?",
             f"{choice.forecast.flops / 1e12:,.1f}",
             f"{(report.matmul_flops + report.attention_flops) / 1e12:,.1f}" if report else "",
@@ -178,7 +181,7 @@ def choice_values(c: Choice) -> dict[str, Any]:
         "microbatches": c.config.step.microbatches, "remat": c.config.step.remat, "loss_chunk": c.config.loss.chunk,
         "hbm_bytes": c.memory.peak, "host_bytes": c.memory.host, "host_bytes_a_host": c.host_bytes,
         "fits": not c.short, "short_bytes": c.short, "step_seconds": c.forecast.time.best,
-        "interval": asdict(c.forecast.interval),
+        "interval": asdict(c.forecast.interval), "not_counted": c.forecast.left_out,
         "tokens_per_second_per_chip": c.forecast.tokens_per_second_per_chip, "mfu": c.forecast.mfu,
         "parts": c.forecast.time.parts, "binds": c.forecast.time.binds,
     }  # fmt: skip

@@ -14,6 +14,7 @@ from jaxscale.analysis.costs import CONVENTIONS
 from jaxscale.analysis.examine import Report
 from jaxscale.analysis.timing import WHOLE
 from jaxscale.hardware import GIB
+from jaxscale.mesh_text import mesh_text
 from jaxscale.predict import Answer
 from jaxscale.topology import Topology
 
@@ -45,10 +46,6 @@ def gib(size: float) -> str:
 
 def tera(flops: float) -> str:
     return f"{flops / 1e12:,.3f}" if flops >= 1e11 else f"{flops / 1e12:.3g}"
-
-
-def mesh_text(mesh: dict[str, int]) -> str:
-    return ", ".join(f"{axis}={n}" for axis, n in mesh.items())
 
 
 # --- compile --------------------------------------------------------------------------------------------------

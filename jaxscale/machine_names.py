@@ -13,30 +13,9 @@ from jaxscale.hardware import CHIPS, Chip
 from jaxscale.spelling import nearest
 
 BY_NAME = {chip.name: chip for chip in CHIPS}
-ALIASES = {
-    "v5litepod": "v5e", "v5lite": "v5e", "tpu-v5-lite-podslice": "v5e", "tpu-v5p-slice": "v5p", "trillium": "v6e",
-    "tpu-v6e-slice": "v6e", "tpu-v4-podslice": "v4", "v7x": "tpu7x", "tpu-v7x": "tpu7x", "ironwood": "tpu7x",
-    "a100-80gb": "a100", "h100-80gb": "h100", "h200-141gb": "h200", "v100-16gb": "v100", "rtx-a6000": "a6000",
-    "rtx-3090": "rtx3090", "rtx-4090": "rtx4090", "rtx-5090": "rtx5090", "geforce-rtx-3090": "rtx3090",
-    "geforce-rtx-4090": "rtx4090", "geforce-rtx-5090": "rtx5090", "tesla-t4": "t4", "tesla-v100": "v100",
-}  # fmt: skip
-# What `NAME-N` counts: the vendor's accelerator types of these generations count TensorCores, of the others chips
-COUNT_CORES = {"v2": 2, "v3": 2, "v4": 2, "v5p": 2, "tpu7x": 2}
-# Machine types of clouds with all GPUs of a node, or fewer: (chip, GPUs)
-MACHINES = {
-    "a2-highgpu": "a100-40gb", "a2-ultragpu": "a100", "a3-highgpu": "h100", "a3-megagpu": "h100", "a3-ultragpu": "h200",
-    "a4-highgpu": "b200", "a4x-highgpu": "gb200",
-}  # fmt: skip
-INSTANCES = {
-    "p3.2xlarge": ("v100", 1), "p3.8xlarge": ("v100", 4), "p3.16xlarge": ("v100", 8), "p3dn.24xlarge": ("v100-32gb", 8),
-    "p4d.24xlarge": ("a100-40gb", 8), "p4de.24xlarge": ("a100", 8), "p5.48xlarge": ("h100", 8),
-    "p5e.48xlarge": ("h200", 8), "p5en.48xlarge": ("h200", 8), "p6-b200.48xlarge": ("b200", 8),
-    "p6-b300.48xlarge": ("b300", 8), "g4dn.xlarge": ("t4", 1), "g4dn.12xlarge": ("t4", 4), "g4dn.metal": ("t4", 8),
-    "g5.xlarge": ("a10g", 1), "g5.12xlarge": ("a10g", 4), "g5.48xlarge": ("a10g", 8), "g6.xlarge": ("l4", 1),
-    "g6.12xlarge": ("l4", 4), "g6.48xlarge": ("l4", 8), "g6e.xlarge": ("l40s", 1), "g6e.12xlarge": ("l40s", 4),
-    "g6e.48xlarge": ("l40s", 8), "g2-standard-4": ("l4", 1), "g2-standard-96": ("l4", 8),
-    "g4-standard-48": ("rtx-pro-6000-server", 1), "g4-standard-384": ("rtx-pro-6000-server", 8),
-}  # fmt: skip
+ALIASES = {alias: chip.name for chip in CHIPS for alias in chip.aliases}
+# Machine types of clouds: (chip, GPUs; None: the name ends in `-Ng`)
+MACHINES = {name: (chip, gpus) for chip in CHIPS for name, gpus in chip.machine_types.items()}
 SHAPE = re.compile(r"[1-9]\d{0,5}(x[1-9]\d{0,5})*")
 
 
@@ -89,13 +68,11 @@ def text_of(chip: Chip, shape: tuple[int, ...]) -> str:
 def read_machine(text: str, name: str) -> Named | None:
     """`a3-highgpu-8g`, `p5.48xlarge:4`: machine types of clouds; None for another name."""
     machine, _, count = text.partition(":")
-    cloud = re.fullmatch(r"(a\d\w?-\w+gpu)-(\d+)g", machine)
-    if cloud and cloud[1] in MACHINES:
-        chip, gpus = BY_NAME[MACHINES[cloud[1]]], int(cloud[2])
-    elif machine in INSTANCES:
-        chip, gpus = BY_NAME[INSTANCES[machine][0]], INSTANCES[machine][1]
-    else:
+    cloud = re.fullmatch(r"(.+)-(\d+)g", machine)
+    known = MACHINES.get(cloud[1] if cloud else machine)
+    if known is None or (known[1] is None) != bool(cloud):
         return None
+    chip, gpus = known[0], int(cloud[2]) if cloud else known[1] or 0
     if not re.fullmatch(r"[1-9]\d{0,5}", count or "1") or not 0 < gpus <= chip.node:
         raise ValueError(
             f"topology {name!r}: give 1 to {chip.node} GPUs and how many machines, as {machine.rpartition('-')[0]}-8g:2"
@@ -114,7 +91,7 @@ def read_accelerator_type(text: str, name: str) -> Named | None:
     chip = BY_NAME.get(ALIASES.get(parts[1], parts[1])) if parts else None
     if parts is None or chip is None or chip.node:
         return None
-    number, cores = int(parts[2]), COUNT_CORES.get(chip.name, 1)
+    number, cores = int(parts[2]), chip.cores
     counted = f"{parts[1]}-N counts {'TensorCores, 2 a chip' if cores == 2 else 'chips'}"
     if number % cores or not shapes_of(chip, number // cores):
         raise no_slice(chip, number / cores, name, lambda chips: f"{parts[1]}-{chips * cores}", counted)
@@ -153,8 +130,7 @@ def tpu_shape(chip: Chip, shape: tuple[int, ...], name: str) -> Named:
     if len(shape) > 1 and alike:
         return Named(chip, alike[0], f"{text_of(chip, alike[0])}, the same slice")
     if len(shape) == 1:
-        cores = COUNT_CORES.get(chip.name)
-        note = f"{chip.name}:N counts chips; the vendor's {chip.name}-N counts TensorCores" if cores else ""
+        note = f"{chip.name}:N counts chips; the vendor's {chip.name}-N counts TensorCores" if chip.cores > 1 else ""
         if not shapes_of(chip, shape[0]):
             raise no_slice(chip, shape[0], name, lambda chips: f"{chip.name}:{chips}", note)
         return slice_of(chip, shape[0], note)

@@ -1,6 +1,5 @@
 """The stories behind `compile` and `plan`: config and topology in, figures out. No jax: compiles run in a child."""
 
-import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -50,13 +49,6 @@ def fit_mesh(config: cfg.Config, topology: Topology) -> cfg.Config:
     if slices > 1 and not config.mesh.over_slices:
         return with_changes(config, {"mesh": {"dcn": {"data": slices}}}, source="--slices")
     return config
-
-
-def require_writable(*paths: Path | None) -> None:
-    """Refuse a file that cannot be written before anything long is done."""
-    for path in paths:
-        if path is not None and (path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK)):
-            raise ValueError(f"cannot write {path}; give a file in a directory that exists and can be written")
 
 
 def measured_links(path: Path, topology: Topology) -> Measured:
@@ -132,10 +124,7 @@ def bytes_needed(kept: Compiled) -> int | None:
 
 def predicted_buffers(config: cfg.Config, kept: Compiled) -> list[tuple[str, int]]:
     """The parts of the predicted peak, where the compiler names none."""
-    try:
-        found = memory(config, kept.mesh)
-    except ValueError:  # an optimizer whose state has no formula
-        return sorted(((name, size) for name, size in kept.parts.items() if size), key=lambda p: -p[1])
+    found = memory(config, kept.mesh)
     moment = max(found.loss, found.backward, key=lambda m: sum(m.values()))
     parts = [(f"{name} (predicted)", int(size)) for name, size in (found.state | moment).items() if size >= 2**20]
     return sorted(parts, key=lambda p: -p[1])

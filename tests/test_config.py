@@ -11,6 +11,7 @@ from jaxscale import config as cfg
 from jaxscale import overrides
 from jaxscale.analysis.costs import parameter_counts, train_flops_per_token
 from jaxscale.config import dump_config, load_config, shipped_configs
+from jaxscale.mesh_text import mesh_text, read_mesh, split_axes
 from jaxscale.training.layout import parameter_layout
 
 RUNS = sorted(shipped_configs().glob("*.yaml"))
@@ -515,3 +516,20 @@ def test_a_name_stays_in_the_directory_of_runs(name):
     assert f"name={name} leads out of runs/; give a plain name" in refused("quickstart", f"name={name}")
     assert load_config("quickstart", [f"name={name}", "out=here"]).out == "here"
     assert load_config("quickstart", ["name=a/b"]).out == "runs/a/b"
+
+
+def test_a_mesh_in_words_is_read_back():
+    sizes = {"data": 2, "fsdp": 4, "tensor": 1}
+    assert mesh_text(sizes) == "data=2, fsdp=4, tensor=1"
+    assert mesh_text(sizes, {"data": 2}) == "data=2 (2 over slices), fsdp=4, tensor=1"
+    assert split_axes(sizes) == {"data": 2, "fsdp": 4}
+    assert read_mesh(mesh_text(sizes), cfg.READY_AXES) == sizes
+    assert read_mesh("data=-1,fsdp=2", cfg.READY_AXES, rest=True) == {"data": -1, "fsdp": 2}
+    for text, says in (("data=-1", "is not axis=size"), ("data=2,data=2", "twice 'data'"), ("x=2", "no axis 'x'")):
+        with pytest.raises(ValueError, match=says):
+            read_mesh(text, cfg.READY_AXES)
+
+
+def test_a_mesh_over_slices_alone_is_said_without_a_stray_comma():
+    with pytest.raises(ValueError, match=r"^mesh dcn\.data=2 needs 2 devices and there are 3"):
+        cfg.Mesh(data=1, dcn=cfg.Dcn(data=2)).sizes(3)

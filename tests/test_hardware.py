@@ -1,11 +1,15 @@
 """The chip table: every figure has a source and is plausible, and every name that JAX gives a device finds its chip."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
-from jaxscale.analysis.gpu_targets import GPUS, target_config
+from jaxscale.analysis.gpu_targets import target_config
 from jaxscale.analysis.timing import rates
 from jaxscale.hardware import CHIPS, GIB, find_chip
-from jaxscale.parallel.compiler import PRESETS
+from jaxscale.machine_names import BY_NAME
 from jaxscale.training.peak import find_peak
 
 # figure -> its least and greatest plausible value
@@ -71,27 +75,27 @@ A_CLOCK = {(7, 5): 1024, (8, 0): 2048, (8, 6): 1024, (8, 9): 1024, (9, 0): 4096,
 HALF = {"rtx3090", "rtx4090", "rtx5090", "a10g"}  # A10G, as its datasheet says, is one of them
 
 
-@pytest.mark.parametrize("name", GPUS)
-def test_peaks_are_multiprocessors_times_clock(name):
+@pytest.mark.parametrize("chip", [c for c in CHIPS if c.target], ids=lambda c: c.name)
+def test_peaks_are_multiprocessors_times_clock(chip):
     """Datasheets round, and take a lower clock than the boost clock where matmuls draw the most power."""
-    gpu, chip = GPUS[name], next(c for c in CHIPS if c.name == name)
-    peak = gpu.multiprocessors * A_CLOCK[gpu.capability] * gpu.gigahertz * 1e9 / (2 if name in HALF else 1)
+    gpu = chip.target
+    peak = gpu.multiprocessors * A_CLOCK[gpu.capability] * gpu.gigahertz * 1e9 / (2 if chip.name in HALF else 1)
     slower = 0.88 if gpu.capability >= (9, 0) and gpu.capability < (12, 0) else 0.98
     assert slower * peak <= chip.bf16_flops <= 1.02 * peak
-    assert chip.usable_hbm_bytes == pytest.approx(0.92 * gpu.memory_bytes, rel=1e-3)
+    assert chip.usable_hbm_bytes == 0.92 * chip.reported_bytes
     assert chip.hbm_bandwidth == pytest.approx(gpu.bandwidth, rel=0.05)
     assert find_chip(gpu.description) is chip
-    assert f"core_count: {gpu.multiprocessors}" in target_config(name)
+    assert f"core_count: {gpu.multiprocessors}" in target_config(chip)
 
 
 @pytest.mark.parametrize("name", ["v100", "v100-32gb", "mi300x"])
 def test_a_chip_without_a_compiler_says_so(name):
     with pytest.raises(ValueError, match=f"no compiler here knows {name}"):
-        target_config(name)
+        target_config(BY_NAME[name])
 
 
 def test_chips_that_have_no_bf16_compute_it_in_float32():
-    t4, l4, v5e = (next(c for c in CHIPS if c.name == name) for name in ("t4", "l4", "v5e"))
+    t4, l4, v5e = (BY_NAME[name] for name in ("t4", "l4", "v5e"))
     assert [t4.share(d) for d in ("bfloat16", "float32")] == [1 / 8, 1 / 8]
     assert [l4.share(d) for d in ("bfloat16", "float32")] == [1, 1 / 2]
     assert [v5e.share(d) for d in ("bfloat16", "float32")] == [1, 1]
@@ -109,4 +113,61 @@ def test_mfu_says_what_its_peak_is_of():
 
 
 def test_nvidia_gpus_have_the_compiler_s_preset():
-    assert {c.name for c in CHIPS if c.node} - set(PRESETS) == {"mi300x"}
+    assert {c.name for c in CHIPS if c.node and c.preset != "nvidia"} == {"mi300x"}
+
+
+# A chip is one entry: this program adds one of each kind to its table before anything reads it
+NEW_CHIPS = """
+import sys
+from dataclasses import replace
+from jaxscale.chips import gpus, tpus
+
+like = next(c for c in tpus.TPUS if c.name == "v5p")
+new = replace(like, name="x1", kinds=("TPU x1",), aliases=("abacus",), bf16_flops=2 * like.bf16_flops,
+              fractions=replace(like.fractions, matmul=0.9))
+tpus.TPUS += (new,)
+like = next(c for c in gpus.GPUS if c.name == "h100")
+new = replace(like, name="x2", kinds=("NVIDIA X2",), aliases=(), machine_types={"x2-mega": None, "q1.large": 4},
+              target=replace(like.target, description="NVIDIA X2", multiprocessors=200))
+gpus.GPUS += (new,)
+"""
+USES = """
+from jaxscale import cli, config as cfg
+from jaxscale.analysis.forecast import forecast
+from jaxscale.analysis.gpu_targets import target_config
+from jaxscale.analysis.interval import interval
+from jaxscale.analysis.plan import plan
+from jaxscale.explain.machines import Explained, machines
+from jaxscale.hardware import find_chip
+from jaxscale.parallel.compiler import compiler_options
+from jaxscale.topology import find_topology
+
+config = cfg.load_config("llama3.2-1b", ["data.kind=synthetic", "data.path=null", "mesh.fsdp=8", "step.remat=full"])
+for name, old in (("x1:2x2x2", "v5p:2x2x2"), ("abacus-16", "v5p:2x2x2"), ("x2:8", "h100:8"), ("x2-mega-8g", "h100:8"),
+                  ("q1.large:2", "h100:2x4")):
+    there, here = find_topology(name), find_topology(old)
+    assert plan(config, there).choices, name
+    new, known = (forecast(config, t, {"fsdp": 8}).time.best for t in (there, here))
+    assert (new < known) if there.chip.name == "x1" else (new == known), (name, new, known)
+    assert interval(new, there).runs == 0
+kinds = {"TPU x1": "TPU v5p", "NVIDIA X2": "NVIDIA H100 80GB HBM3"}
+for kind, like in kinds.items():
+    assert find_chip(kind).name in ("x1", "x2")
+    assert compiler_options(kind, config.runtime) == compiler_options(like, config.runtime) != {}
+assert "core_count: 200" in target_config(find_chip("NVIDIA X2"))
+page = machines(Explained(find_topology("x1:2x2x2"), {"fsdp": 8}, {}))
+assert {"x1", "x2"} <= set(page["chips"]) and {"x1", "x2"} <= set(page["cells"])
+assert not {"jax", "flax"} & set(sys.modules)
+sys.argv = ["jaxscale", "chips", "x1", "x2"]
+cli.main()
+"""
+
+
+def test_a_chip_is_one_entry():
+    """One TPU and one GPU more are planned, predicted, compiled for, drawn and offered, by one entry each."""
+    environment = os.environ | {"COLUMNS": "200"}
+    ran = subprocess.run(
+        [sys.executable, "-c", NEW_CHIPS + USES], capture_output=True, text=True, env=environment, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert all(name in ran.stdout for name in ("x1", "x2"))

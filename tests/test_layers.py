@@ -27,7 +27,12 @@ BELOW = {
     "overrides": {"reading", "spelling", "typed"},
     "config_files": {"reading", "spelling", "urls"},
     "config_errors": {"overrides", "redact"},
+    "mesh_text": set(),
+    "whole": set(),
+    "optimizers": set(),  # what each keeps beside the weights
     "config": {
+        "mesh_text",
+        "optimizers",
         "config_errors",
         "config_files",
         "redact",
@@ -38,17 +43,18 @@ BELOW = {
         "typed",
         "vocabulary",
     },
-    "hardware": set(),
+    "chips": set(),
+    "hardware": {"chips"},
     "quiet": set(),
     "heap": set(),
     "columns": set(),  # of a batch
-    "data": {"columns", "reading", "quiet", "urls", "places", "index", "vocabulary", "config"},
-    "blueprint": {"config"},
+    "data": {"columns", "whole", "reading", "quiet", "urls", "places", "index", "vocabulary", "config"},
+    "blueprint": {"mesh_text", "config"},
     "machine_names": {"hardware", "spelling"},
     "topology": {"machine_names", "hardware"},
     "stated": {"topology", "machine_names", "hardware"},
-    "analysis": {"blueprint", "topology", "hardware", "config"},
-    "parallel": {"blueprint", "hardware", "config", "quiet"},
+    "analysis": {"whole", "mesh_text", "blueprint", "topology", "hardware", "optimizers", "config"},
+    "parallel": {"mesh_text", "blueprint", "chips", "hardware", "config", "quiet"},
     "models": {"parallel", "blueprint", "hardware", "config"},
     "objectives": {"parallel", "columns", "config"},
     "codes": set(),
@@ -59,8 +65,10 @@ BELOW = {
     "inventory": {"places", "lock", "reading", "urls"},
     "launch": {"local", "codes", "jsonl", "places", "inventory", "redact", "config"},
     "training": {
+        "whole",
         "blame",
         "config_files",
+        "optimizers",
         "private",
         "urls",
         "places",
@@ -91,10 +99,11 @@ BELOW = {
         "hardware",
         "config",
     },  # compiles the trainer's own step
-    "record": {"reading"},
+    "record": {"whole", "reading"},
     "compare": {"record"},
     "sweep": {"record", "reading", "analysis", "config"},
     "bench": {
+        "mesh_text",
         "record",
         "redact",
         "sweep",
@@ -111,30 +120,42 @@ BELOW = {
         "config",
     },
     "trace": {"explain", "training", "parallel", "analysis", "aot", "topology", "hardware", "config"},
-    "explain": {"predict", "report", "blueprint", "analysis", "topology", "hardware", "config"},  # trace in a child process
-    "console_explain": {"explain", "console_predict", "analysis", "topology", "hardware", "config"},
-    "cli_explain": {"explain", "console_explain", "predict", "stated", "topology", "config"},
+    "explain": {  # trace in a child process
+        "whole",
+        "mesh_text",
+        "predict",
+        "report",
+        "blueprint",
+        "analysis",
+        "topology",
+        "hardware",
+        "optimizers",
+        "config",
+    },
+    "console_explain": {"mesh_text", "explain", "console_predict", "analysis", "topology", "hardware", "config"},
+    "cli_explain": {"whole", "explain", "console_explain", "predict", "stated", "topology", "config"},
     "predict": {"record", "analysis", "topology", "hardware", "config"},  # aot in a child process
     "jsonl": {"reading"},
-    "report": {"record", "jsonl", "redact", "reading", "analysis", "hardware", "config"},
+    "report": {"whole", "mesh_text", "record", "jsonl", "redact", "reading", "analysis", "hardware", "config"},
     "console": {"jsonl", "codes", "report", "training", "data", "models", "parallel", "analysis", "hardware", "config"},
-    "console_predict": {"predict", "analysis", "topology", "hardware", "config"},
-    "console_plan": {"console_predict", "predict", "analysis", "topology", "hardware", "config"},
-    "console_bench": {"record", "compare"},
+    "console_predict": {"mesh_text", "predict", "analysis", "topology", "hardware", "config"},
+    "console_plan": {"mesh_text", "console_predict", "predict", "analysis", "topology", "hardware", "config"},
+    "console_bench": {"mesh_text", "record", "compare"},
     "cli_bench": {"heap", "redact", "bench", "record", "console_bench", "compare", "sweep", "parallel", "config"},
     "console_data": {"data", "index"},
     "cli_data": {"console_data", "data"},
     "cli_launch": {"launch"},
     "puzzles": {"analysis", "redact"},  # the grader in a child process
     "exercises": set(),
-    "grader": {"puzzles", "explain", "parallel", "analysis", "redact"},
+    "grader": {"mesh_text", "puzzles", "explain", "parallel", "analysis", "redact"},
     "console_puzzle": {"puzzles"},
     "cli_puzzle": {"puzzles", "console_puzzle"},
-    "console_checkpoint": {"training", "places", "inventory", "urls"},
+    "console_checkpoint": {"mesh_text", "training", "places", "inventory", "urls"},
     "cli_checkpoint": {"training", "places", "inventory", "console_checkpoint", "urls", "config"},
     "blame": set(),
     "cli_usage": {"config", "overrides", "spelling", "urls"},
     "cli": {
+        "whole",
         "blame",
         "cli_usage",
         "redact",
@@ -217,6 +238,9 @@ ALONE = (
     "config_files",
     "config",
     "hardware",
+    "whole",
+    "mesh_text",
+    "optimizers",
     "topology",
     "machine_names",
     "stated",
@@ -231,7 +255,9 @@ ALONE = (
 )
 WITH_JAX_ALLOWED = ("analysis/aot.py", "explain/trace.py", "explain/jaxpr.py")
 NO_JAX = [f"{name}.py" for name in ALONE] + [
-    f for f in FILES if f.startswith(("data/", "analysis/", "blueprint/", "report/", "explain/")) and f not in WITH_JAX_ALLOWED
+    f
+    for f in FILES
+    if f.startswith(("data/", "analysis/", "blueprint/", "report/", "explain/", "chips/")) and f not in WITH_JAX_ALLOWED
 ]
 ROOMS = ("parallel/", "models/", "objectives/")
 TRAINING = ("optimizer", "step", "build", "feed", "metrics", "run", "trainer", "checkpoint")

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from jaxscale.hardware import CHIPS
-from jaxscale.machine_names import ALIASES, BY_NAME, INSTANCES, MACHINES, examples, read_name, text_of, valid_shapes
+from jaxscale.machine_names import ALIASES, BY_NAME, MACHINES, examples, read_name, text_of, valid_shapes
 from jaxscale.stated import read_topology
 from jaxscale.topology import find_topology, links
 
@@ -88,9 +88,12 @@ def test_every_slice_and_every_node_is_read_as_it_is_written():
 
 
 def test_names_lead_to_chips_that_there_are():
-    assert {*ALIASES.values(), *MACHINES.values(), *(chip for chip, _ in INSTANCES.values())} <= set(BY_NAME)
-    assert not set(ALIASES) & set(BY_NAME)
-    assert all(read_name(machine).shape == (1, gpus) for machine, (_, gpus) in INSTANCES.items())
+    names = [n for c in CHIPS for n in (c.name, *c.aliases, *c.machine_types)]
+    assert len(names) == len(set(names)), "a name of two chips"
+    assert all(find_topology(f"{alias}:{'1' if BY_NAME[name].node else '4'}") for alias, name in ALIASES.items())
+    for machine, (chip, gpus) in MACHINES.items():
+        found = read_name(machine if gpus else f"{machine}-1g")
+        assert (found.chip, found.shape) == (chip, (1, gpus or 1))
 
 
 def test_slices_that_cannot_be_joined_are_refused():

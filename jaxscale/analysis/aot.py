@@ -123,8 +123,8 @@ def tpu_topology(topology: Topology) -> Any:
     # Unless it is told, libtpu takes no dim for a ring, and writes all-gathers over three dims as all-reduces of padded
     # arrays: twice the bytes
     more["wrap"] = (*topology.wraps, False)[:3]
-    if topology.chip.name == "v4":
-        more["chip_config_name"] = "megacore"  # the two cores of a chip as one device, as on the machine
+    if topology.chip.compiler_config:
+        more["chip_config_name"] = topology.chip.compiler_config
     if topology.chips == topology.slices:
         more["chips_per_host_bounds"] = (1, 1, 1)
     name = f"{topology.chip.name}:{'x'.join(map(str, topology.shape))}"
@@ -143,7 +143,7 @@ def tpu_topology(topology: Topology) -> Any:
 
 def gpu_topology(topology: Topology) -> Any:
     """Compile-only GPUs. cuDNN's attention compiles without cuDNN: only JAX's check of its version wants it."""
-    target = target_config(topology.chip.name)
+    target = target_config(topology.chip)
     if not (find_spec("jax_cuda13_plugin") and find_spec("jax_plugins")):
         raise ValueError(
             f"compiling for {topology.name} needs NVIDIA's compiler (about 1 GB): pip install 'jaxscale[aot-gpu]'"

@@ -15,6 +15,7 @@ from jaxscale.blueprint.described import blueprint
 from jaxscale.blueprint.passes import Pass, Tensor
 from jaxscale.blueprint.rules import count, few_axes, make_rules, rules_of
 from jaxscale.blueprint.table import Weight
+from jaxscale.optimizers import OPTIMIZERS, Slot
 
 CONVENTIONS = {
     "causal": "matmuls 6 FLOPs a parameter and token, attention over the tokens that the causal mask shows",
@@ -62,9 +63,14 @@ def few_dims(config: cfg.Config, sizes: Mapping[str, int]) -> frozenset[str]:
 
 def shard(weight: Weight, config: cfg.Config, sizes: Mapping[str, int]) -> int:
     """Elements of a parameter, all layers, that one device holds between steps."""
-    model, rules = blueprint(config.model), rules_of(config, sizes)
-    dims = zip(model.shape(weight), model.axes(weight), strict=True)
-    return math.prod(n // count(rules.parameters[axis], sizes) for n, axis in dims)
+    model = blueprint(config.model)
+    return shard_of(model.shape(weight), model.axes(weight), config, sizes)
+
+
+def shard_of(dims: tuple[int, ...], axes: tuple[str, ...], config: cfg.Config, sizes: Mapping[str, int]) -> int:
+    """Elements that one device holds of an array with these logical axes, laid out as parameters are."""
+    split = rules_of(config, sizes).parameters
+    return math.prod(n // count(split[axis], sizes) for n, axis in zip(dims, axes, strict=True))
 
 
 # --- parameters -----------------------------------------------------------------------------------------------
@@ -88,20 +94,28 @@ def matmul_parameters(model: cfg.Model) -> int:
 def state_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> dict[str, int]:
     """Bytes of one device's part of the train state, equal to the trainer's abstract tree.
 
-    AdamW holds two moments a parameter, Lion one; they and the average are float32, whatever `param_dtype` is; counters
-    are int32. Muon and Adafactor hold other shapes for other parameters: `aot` reads theirs from the tree. Raises
-    ValueError for them here.
+    What the optimizer keeps and the average are float32, whatever `param_dtype` is.
     """
     own = sum(shard(w, config, sizes) for w in blueprint(config.model).weights)
-    moments = {"adamw": 2, "lion": 1}.get(config.optimizer.name)
-    if moments is None:
-        raise ValueError(f"optimizer.name={config.optimizer.name}: its state has no formula here; use adamw or lion, "
-                         "or `jaxscale compile`")  # fmt: skip
-    counters = 4 * 2  # the optimizer counts its steps, and so does the schedule
+    scalars = OPTIMIZERS[config.optimizer.name].scalars + (SPIKES if config.guard.spike else 0)
     return {
-        "parameters": own * BYTES[config.step.param_dtype], "optimizer state": 4 * moments * own + counters,
+        "parameters": own * BYTES[config.step.param_dtype], "optimizer state": slot_bytes(config, sizes) + scalars,
         "averaged parameters": 4 * own if config.optimizer.ema else 0,
     }  # fmt: skip
+
+
+SPIKES = 3 * 4  # the losses' mean, variance and count (`training.spikes`), beside the optimizer's state
+
+
+def slots(config: cfg.Config) -> list[Slot]:
+    """Every array that the optimizer keeps for a weight."""
+    optimizer, model = OPTIMIZERS[config.optimizer.name], blueprint(config.model)
+    return [slot for w in model.weights for slot in optimizer.kept(model.shape(w), model.axes(w)).slots]
+
+
+def slot_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> int:
+    """Bytes of a device's shards of `slots`."""
+    return 4 * sum(shard_of(slot.dims, slot.axes, config, sizes) for slot in slots(config))
 
 
 def batch_bytes(config: cfg.Config, sizes: Mapping[str, int], *, documents: bool) -> int:

@@ -20,6 +20,7 @@ from jaxscale.analysis.timing import (
 )
 from jaxscale.analysis.traffic import Traffic, traffic
 from jaxscale.blueprint.described import blueprint
+from jaxscale.optimizers import OPTIMIZERS
 from jaxscale.topology import Link, Topology, links
 
 # Arrays that a layer's elementwise operations read and write, once forward, in units of 2 bytes, where every operation
@@ -37,6 +38,7 @@ class Forecast:
 
     Attributes:
         flops: of a device, matmuls and attention with recompute; `model_flops`: without, of all devices.
+        left_out: what of the optimizer's update is not counted; empty: nothing.
     """
 
     time: StepTime
@@ -45,6 +47,7 @@ class Forecast:
     model_flops: float
     tokens: int
     topology: Topology
+    left_out: str = ""
 
     @property
     def tokens_per_second_per_chip(self) -> float:
@@ -82,7 +85,8 @@ def forecast(
     tokens = config.data.batch_size * config.data.seq_len
     per_token = costs.train_flops_per_token(config.model, config.data.seq_len, convention=config.metrics.mfu)
     flops = sum(m.step_flops for m in costs.matmuls(config, sizes)) + attention.step_flops
-    return Forecast(step_time(compute, sent, topology.slices), sent, flops, per_token * tokens, tokens, topology)
+    time, left_out = step_time(compute, sent, topology.slices), OPTIMIZERS[config.optimizer.name].left_out
+    return Forecast(time, sent, flops, per_token * tokens, tokens, topology, left_out)
 
 
 def axis_links(
@@ -173,10 +177,10 @@ def quantizing_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> float:
 
 
 def optimizer_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> float:
-    """Gradients written and read, parameters and float32 moments read and written."""
+    """Gradients written and read, parameters and what the optimizer keeps read and written."""
     own = sum(costs.shard(w, config, sizes) for w in blueprint(config.model).weights)
-    moments = {"adamw": 2, "lion": 1, "muon": 1, "adafactor": 0}[config.optimizer.name]
-    return own * (costs.BYTES[config.step.param_dtype] * (2 * config.step.microbatches + 2) + 4 * 2 * moments)
+    passes = 2 * config.step.microbatches + 2
+    return own * costs.BYTES[config.step.param_dtype] * passes + 2 * costs.slot_bytes(config, sizes)
 
 
 def offloaded_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> float:

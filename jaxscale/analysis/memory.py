@@ -44,7 +44,7 @@ class MemoryForecast:
 def memory(
     config: cfg.Config, sizes: Mapping[str, int], *, documents: bool = False, platform: str = "tpu"
 ) -> MemoryForecast:
-    """Predict a device's HBM for `config` on a mesh of these sizes. Raises ValueError as `costs.state_bytes`.
+    """Predict a device's HBM for `config` on a mesh of these sizes.
 
     Args:
         documents: several documents a row, masked from each other; cuDNN's attention (`platform` gpu) takes that as a
@@ -91,8 +91,8 @@ def tpu_moments(config: cfg.Config, sizes: Mapping[str, int], own: float) -> tup
 
 
 def tpu_head(config: cfg.Config, sizes: Mapping[str, int]) -> Parts:
-    """Of the loss: see `objectives.token_sums`. In chunks, the last matrix's gradient is added up in float32, or the logits'
-    gradients of all tokens are kept, in the compute dtype; a chunk's logits are there once."""
+    """Of the loss: see `objectives.token_sums`. In chunks, the last matrix's gradient is added up in float32, or the
+    logits' gradients of all tokens are kept, in the compute dtype; a chunk's logits are there once."""
     head, logits = head_bytes(config, sizes), logits_bytes(config, sizes)
     if not chunked(config):
         return {"last matrix and its gradient": 2 * head, "logits": logits}

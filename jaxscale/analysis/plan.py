@@ -11,6 +11,7 @@ from jaxscale.analysis.memory import MemoryForecast, memory
 from jaxscale.analysis.ways import remat_name, ways, with_chunk
 from jaxscale.blueprint.legal import require_legal
 from jaxscale.hardware import GIB
+from jaxscale.mesh_text import mesh_text
 from jaxscale.topology import Topology
 
 MOL = 6.02214076e23  # Avogadro's number, as a budget of FLOPs
@@ -73,8 +74,8 @@ def plan(
     Args:
         held: keys of the config that stay as they are (see `ways.held_keys`).
 
-    A plan without choices is an answer too. Raises ValueError when the config has an optimizer whose state has no
-    formula, or holds a mesh that the topology has no devices for.
+    A plan without choices is an answer too. Raises ValueError when the config holds a mesh that the topology has no
+    devices for.
     """
     choices: list[Choice] = []
     reasons: Counter[str] = Counter()
@@ -145,13 +146,8 @@ def reason_of(error: ValueError) -> str:
 
 
 def describe(sizes: dict[str, int], config: cfg.Config, remat: str) -> str:
-    return f"{mesh_words(sizes, config)}, {config.step.microbatches} microbatches, remat {remat}"
-
-
-def mesh_words(sizes: dict[str, int], config: cfg.Config) -> str:
-    """`data=4 (2 over slices), fsdp=64`."""
-    over = config.mesh.over_slices
-    return ", ".join(f"{a}={n}" + (f" ({over[a]} over slices)" if a in over else "") for a, n in sizes.items())
+    mesh = mesh_text(sizes, config.mesh.over_slices)
+    return f"{mesh}, {config.step.microbatches} microbatches, remat {remat}"
 
 
 # --- budgets --------------------------------------------------------------------------------------------------

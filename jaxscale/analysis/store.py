@@ -8,7 +8,6 @@ import gzip
 import hashlib
 import json
 import os
-import tempfile
 import zlib
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -19,6 +18,7 @@ from jaxscale.analysis.costs import packs_documents
 from jaxscale.analysis.hlo import parse
 from jaxscale.analysis.source import source_hash
 from jaxscale.topology import Topology
+from jaxscale.whole import write_whole
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "libtpu", "jax-cuda13-plugin", "nvidia-cuda-nvcc", "nvidia-cudnn-cu13")
 FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
@@ -125,12 +125,10 @@ class Store:
             return None  # compile again
 
     def save(self, config: cfg.Config, topology: Topology, compiled: Compiled) -> None:
-        """Written beside and moved into place: a second compile at the same time, or a kill, leaves no half."""
+        """Whole or not at all: there may be a second compile at the same time."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError:  # a home that cannot be written: the answer is what counts
             return
         text = gzip.compress(json.dumps(asdict(compiled)).encode(), compresslevel=6)
-        with tempfile.NamedTemporaryFile(dir=self.folder, delete=False) as file:
-            file.write(text)
-        os.replace(file.name, self.path(config, topology))
+        write_whole(self.path(config, topology), text)

@@ -1,7 +1,7 @@
 """From work to seconds: what a chip reaches of its datasheet, how long matmuls, kernels and collectives take.
 
-A few fractions a chip, fitted to published runs (`benchmarks/published.py` has them, and the errors that remain);
-everything else is physics: FLOPs, bytes and links. No jax.
+A few fractions a chip stand in its entry (`chips.chip.Fractions`), fitted to published runs; `benchmarks/published.py`
+has these, and the errors that remain. Everything else is physics: FLOPs, bytes and links. No jax.
 """
 
 import math
@@ -10,69 +10,6 @@ from dataclasses import dataclass
 
 from jaxscale.hardware import Chip
 from jaxscale.topology import Link, combined
-
-
-@dataclass(frozen=True)
-class Fractions:
-    """What a chip reaches of its datasheet.
-
-    Attributes:
-        matmul: of the dense bf16 peak, in the matmuls of a decoder.
-        attention: of the same peak, in the chip's best attention kernel (splash, cuDNN) with heads of 128.
-        memory: of HBM bandwidth.
-        network: of links.
-        overlap: share of the communication that could be hidden, which is.
-        elementwise: HBM traffic outside matmuls, times what a well-fused program needs.
-        eight_bit: how much faster a matmul is in 8 bits than in bf16; the passes that quantize are counted apart.
-        flash2: share of `attention` that FlashAttention-2 reaches: it does not know Hopper's instructions.
-        softmax: GPU: the head size whose matmuls take as long as a score's exponential: bf16 peak / (4 * 16
-            exponentials a clock and multiprocessor).
-    """
-
-    matmul: float
-    attention: float
-    memory: float = 0.8
-    network: float = 0.85
-    overlap: float = 0.8
-    elementwise: float = 1.0
-    eight_bit: float = 2.0
-    flash2: float = 1.0
-    softmax: float = 32.0
-
-
-# b200 has one row, in 8 bits; h200's rows were predicted with h100's figures; v4, v5e and tpu7x share one attention.
-# Gains of 8 bits below 2: cycles of compiled programs on v5p and v6e, published pairs on GPUs.
-FRACTIONS: dict[str, Fractions] = {
-    "v4": Fractions(0.80, 0.38),
-    "v5e": Fractions(0.94, 0.38),
-    "v5p": Fractions(0.87, 0.45, eight_bit=1.86),
-    "v6e": Fractions(0.66, 0.42, eight_bit=1.63),
-    "tpu7x": Fractions(0.76, 0.38),
-    "a100": Fractions(0.80, 0.65, overlap=0.9, elementwise=1.8),
-    "h100": Fractions(0.64, 0.60, overlap=0.9, elementwise=1.8, eight_bit=1.75, flash2=0.64, softmax=64),
-    "h200": Fractions(0.64, 0.60, overlap=0.9, elementwise=1.8, eight_bit=1.75, flash2=0.64, softmax=64),
-    "b200": Fractions(0.60, 0.55, overlap=0.9, elementwise=1.8, eight_bit=1.75, flash2=0.64, softmax=128),
-    # No published run: their neighbours'. On PCIe a byte passes the host's memory: half of the datasheet's bandwidth
-    "v2": Fractions(0.80, 0.38),
-    "v3": Fractions(0.80, 0.38),
-    "a100-40gb": Fractions(0.80, 0.65, overlap=0.9, elementwise=1.8),
-    "b300": Fractions(0.60, 0.55, overlap=0.9, elementwise=1.8, eight_bit=1.75, flash2=0.64, softmax=128),
-    "gb200": Fractions(0.60, 0.55, overlap=0.9, elementwise=1.8, eight_bit=1.75, flash2=0.64, softmax=128),
-    "gb300": Fractions(0.60, 0.55, overlap=0.9, elementwise=1.8, eight_bit=1.75, flash2=0.64, softmax=128),
-    "mi300x": Fractions(0.5, 0.4, elementwise=1.8),  # assumed below NVIDIA's: nothing to fit it to
-    "v100": Fractions(0.80, 0.4, elementwise=1.8),
-    "v100-32gb": Fractions(0.80, 0.4, elementwise=1.8),
-    "t4": Fractions(0.6, 0.4, network=0.5, elementwise=1.8),  # 70 W: below its clock in long matmuls
-    "l4": Fractions(0.6, 0.4, network=0.5, elementwise=1.8),  # 72 W
-    "a10g": Fractions(0.80, 0.5, network=0.5, elementwise=1.8),
-    "l40s": Fractions(0.64, 0.5, network=0.5, elementwise=1.8),
-    "a6000": Fractions(0.80, 0.5, network=0.5, elementwise=1.8),
-    "rtx-pro-6000": Fractions(0.64, 0.45, network=0.5, elementwise=1.8),
-    "rtx-pro-6000-server": Fractions(0.64, 0.45, network=0.5, elementwise=1.8),
-    "rtx3090": Fractions(0.80, 0.5, network=0.5, elementwise=1.8),
-    "rtx4090": Fractions(0.64, 0.5, network=0.5, elementwise=1.8),
-    "rtx5090": Fractions(0.64, 0.5, network=0.5, elementwise=1.8),
-}
 
 
 @dataclass(frozen=True)
@@ -140,7 +77,7 @@ def rates(
         power: share of its power limit that a machine gives a GPU.
         software: a key of `SOFTWARE`.
     """
-    own, made = FRACTIONS[chip.name], SOFTWARE[software]
+    own, made = chip.fractions, SOFTWARE[software]
     kernel = {"best": 1.0, "flash2": own.flash2, "flash1": own.flash2 * FLASH1}[made.kernel]
     peak = chip.device_flops * chip.share(dtype) * power**POWER
     return Rates(
@@ -165,7 +102,7 @@ def attention_share(chip: Chip, head: int, keys: float, seq_len: int) -> float:
         keys: that a query meets on average.
     """
     if chip.node:
-        softmax = FRACTIONS[chip.name].softmax
+        softmax = chip.fractions.softmax
         of_head = head / (head + softmax) * (128 + softmax) / 128
     else:
         of_head = head / (-(-head // LANES) * LANES)

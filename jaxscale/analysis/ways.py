@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from jaxscale import config as cfg
 from jaxscale.analysis.memory import MemoryForecast, memory
+from jaxscale.mesh_text import mesh_text
 from jaxscale.topology import Topology
 
 KEEP_QKV = {"q": "save", "k": "save", "v": "save", "attended": "save"}
@@ -73,7 +74,7 @@ def held_sizes(config: cfg.Config, topology: Topology, inside: int, held: tuple[
     product = math.prod(known.values())
     whole = len(known) == len(cfg.READY_AXES)
     if inside % product or (whole and product != inside):
-        text = ", ".join(f"mesh.{axis}={n}" for axis, n in known.items() if n > 1 or axis in given)
+        text = mesh_text({f"mesh.{axis}": n for axis, n in known.items() if n > 1 or axis in given})
         where = f"{inside} devices{' of a slice' if topology.slices > 1 else ''} of {topology.name}"
         near = sorted(sorted(cfg.divisors(inside), key=lambda n: abs(math.log(n / product)))[:2])
         if whole:
@@ -90,7 +91,7 @@ def held_over(config: cfg.Config, topology: Topology, held: tuple[str, ...]) -> 
     over = config.mesh.over_slices
     if not over or not (holds(held, "mesh.dcn") or any(h.startswith("mesh.dcn.") for h in held)):
         return {}
-    count, text = math.prod(over.values()), ", ".join(f"mesh.dcn.{axis}={n}" for axis, n in over.items())
+    count, text = math.prod(over.values()), mesh_text({f"mesh.dcn.{axis}": n for axis, n in over.items()})
     if topology.chip.node and topology.shape[0] % count:
         raise ValueError(f"{text} does not divide the {topology.shape[0]} nodes of {topology.name}")
     if not topology.chip.node and count != topology.slices:

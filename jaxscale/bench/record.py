@@ -8,7 +8,6 @@ import contextlib
 import datetime
 import json
 import math
-import os
 import statistics
 import tempfile
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from jaxscale.reading import parse_json
+from jaxscale.whole import require_directory, require_file, write_whole
 
 SCHEMA_VERSION = 1
 INTERRUPTED, FAILED = "interrupted", "failed"  # how the note of a record begins that was ended before its time
@@ -194,21 +194,11 @@ def impossible(name: str, values: list[float], rows: int) -> str:
 
 
 def require_writable(path: Path) -> Path:
-    """A directory that can be made, or a `.json` file in one; ValueError before anything is measured.
-
-    Nothing is left of the trial: what is refused later has changed nothing.
-    """
-    folder = folder_of(path)
-    missing = [place for place in (folder, *folder.parents) if not place.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"cannot write to {path}: {error.strerror}; choose another place") from error
-    writable = os.access(path if path.exists() else folder, os.W_OK)
-    for place in missing:
-        place.rmdir()
-    if not writable:
-        raise ValueError(f"cannot write to {path}; choose another place")
+    """A directory that can be made, or a `.json` file in one; ValueError before anything is measured."""
+    if path.is_file():
+        require_file(path)
+    else:
+        require_directory(folder_of(path), said=str(path), fix="choose another place")
     return path
 
 
@@ -231,12 +221,9 @@ def write_record(record: BenchRecord, path: Path) -> Path:
             number += 1
             path = folder / f"{stem}-{number}.json"
     text = json.dumps(record.model_dump(mode="json"), indent=1, allow_nan=False) + "\n"
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(text)
-        os.replace(temporary, path)
+        write_whole(path, text)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         spare = Path(tempfile.gettempdir()) / path.name
         spare.write_text(text)
         raise ValueError(f"cannot write {path}: {error.strerror}; the record is in {spare}") from error

@@ -187,13 +187,11 @@ def compiled_figures(program: hlo.Program) -> dict[str, Figure]:
 
 def predicted_figures(config: cfg.Config, where: Topology, sizes: dict[str, int]) -> dict[str, Figure]:
     found = forecast(config, where, sizes)
-    figures = {
+    return {
         "predicted_step_seconds": Figure(value=found.time.best, unit="s", basis="predicted"),
         "predicted_tokens_per_second": Figure(value=found.tokens / found.time.best, unit="tokens/s", basis="predicted"),
+        "predicted_memory_bytes": Figure(value=memory(config, sizes).peak, unit="bytes", basis="predicted"),
     }
-    with contextlib.suppress(ValueError):  # an optimizer whose state has no formula
-        figures["predicted_memory_bytes"] = Figure(value=memory(config, sizes).peak, unit="bytes", basis="predicted")
-    return figures
 
 
 def ceiling_rows(

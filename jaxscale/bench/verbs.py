@@ -19,6 +19,7 @@ from jaxscale.bench.clock import Effort
 from jaxscale.bench.header import Header
 from jaxscale.bench.record import FAILED, INTERRUPTED, BenchRecord, Row
 from jaxscale.blueprint.rules import check_divides
+from jaxscale.mesh_text import read_mesh
 from jaxscale.parallel.mesh import make_mesh, start_devices
 from jaxscale.parallel.sharding import make_rules
 from jaxscale.training.peak import Peak, find_peak
@@ -95,7 +96,7 @@ def memory(sizes: list[int], platform: str, effort: Effort) -> BenchRecord:
 def collectives(
     mesh: str, sizes: list[int], dtype: str, simulated: int | None, platform: str, effort: Effort
 ) -> BenchRecord:
-    wanted = section(cfg.Mesh, read_mesh(mesh))
+    wanted = section(cfg.Mesh, given_mesh(mesh))
     devices = find_devices(platform, simulated)
     built = make_mesh(wanted, devices)
     if len(devices) == 1:
@@ -188,16 +189,10 @@ def section(kind: Any, values: dict) -> Any:
         raise ValueError(cfg.describe(error.errors()[0], cfg.Config)) from error
 
 
-def read_mesh(text: str) -> dict[str, int]:
-    """`data=2,tensor=4` as a mapping. Raises ValueError for anything else."""
-    sizes: dict[str, int] = {"data": 1}
-    for part in text.split(","):
-        axis, _, size = part.strip().partition("=")
-        if axis not in cfg.AXES or not size.removeprefix("-").isdigit():
-            raise ValueError(f"--mesh {text}: {part!r} is not axis=size; axes are {', '.join(cfg.READY_AXES)}")
-        sizes[axis] = int(size)
-    return sizes
+def given_mesh(text: str) -> dict[str, int]:
+    """`--mesh` as sizes; data is 1 where it is not named, and not all that is left."""
+    return {"data": 1} | read_mesh(text, cfg.READY_AXES, rest=True)
 
 
 def mesh_overrides(text: str | None) -> list[str]:
-    return [f"mesh.{axis}={size}" for axis, size in read_mesh(text).items()] if text else []
+    return [f"mesh.{axis}={size}" for axis, size in given_mesh(text).items()] if text else []

@@ -8,6 +8,7 @@ from jaxscale import config as cfg
 from jaxscale.blueprint.cases import Axes
 from jaxscale.blueprint.described import blueprint
 from jaxscale.blueprint.table import Blueprint
+from jaxscale.mesh_text import mesh_text
 
 # The whole of FSDP is "embed -> fsdp" here and "batch -> fsdp" below; the whole of tensor parallelism, the rest.
 PARAMETERS: dict[str, Axes] = {
@@ -189,4 +190,4 @@ def require_divides(label: str, size: int, shards: int, where: str) -> None:
 
 
 def axes_text(axes: Axes, sizes: Mapping[str, int]) -> str:
-    return "*".join(f"{a}={sizes[a]}" for a in axes if a in sizes) or "not split"
+    return mesh_text({a: sizes[a] for a in axes if a in sizes}, join="*") or "not split"

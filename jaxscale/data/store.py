@@ -5,7 +5,6 @@ Shards are memory-mapped, checked before use, and read across their boundaries. 
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from jaxscale.data import llmc
 from jaxscale.data.index import PREPARE_AGAIN, Shard, inside, read_index
 from jaxscale.data.tokenizer import Tokenizer, load_tokenizer
 from jaxscale.reading import parse_json
+from jaxscale.whole import write_whole
 
 Verify = Literal["always", "once", "size"]
 STAMP_NAME = ".verified.json"
@@ -207,14 +207,8 @@ def _read_stamp(directory: Path) -> dict[str, list]:
 
 def _write_stamp(directory: Path, stamp: dict[str, list]) -> None:
     """Whole or not at all, as other processes may be verifying too; a read-only dataset does without."""
-    temporary = directory / f"{STAMP_NAME}.{os.getpid()}"
-    try:
-        with open(temporary, "x") as file:  # never through a link that stands there
-            json.dump(stamp, file)
-        os.replace(temporary, directory / STAMP_NAME)
-    except OSError:
-        with suppress(OSError):  # on a read-only file system even this is refused
-            temporary.unlink()
+    with suppress(OSError):
+        write_whole(directory / STAMP_NAME, json.dumps(stamp))
 
 
 def _map(path: Path, dtype: np.dtype, count: int, offset: int = 0) -> np.ndarray:

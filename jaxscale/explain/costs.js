@@ -40,9 +40,12 @@ const shapeOf = (weight, { dims, layers }, padding = {}) =>
 const elements = (letters, layout, whole, sizes) => product([...letters].map((c, i) => Math.floor(whole[c] / count(layout[i], sizes))));
 
 /** Elements of a parameter, all layers, that one device holds between steps. */
-function shardOf(weight, config, sizes) {
+const shardOf = (weight, config, sizes) => shardOfDims(shapeOf(weight, config.table), weight.axes, config, sizes);
+
+/** Elements that one device holds of an array with these logical axes, laid out as parameters are. */
+function shardOfDims(dims, axes, config, sizes) {
   const { parameters } = rulesOn(config, sizes);
-  return product(shapeOf(weight, config.table).map((n, i) => Math.floor(n / count(parameters[weight.axes[i]], sizes))));
+  return product(dims.map((n, i) => Math.floor(n / count(parameters[axes[i]], sizes))));
 }
 
 /** Elements of an activation of one layer and microbatch on a device; `at`: the sequence's logical axis there. */

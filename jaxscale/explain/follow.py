@@ -8,8 +8,7 @@ from jaxscale.blueprint.described import blueprint
 from jaxscale.blueprint.rules import make_rules
 from jaxscale.explain.rows import Row, Tensor, notation
 from jaxscale.explain.story import Explanation
-
-MOMENTS = {"adamw": "its two moments", "lion": "its momentum", "muon": "its momentum", "adafactor": "its factors"}
+from jaxscale.optimizers import OPTIMIZERS
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,8 @@ def parameter(found: Explanation, name: str) -> list[Stop]:
     layers = model.num_layers if weight.stacked else 1
     shard = costs.shard(weight, config, mesh) // layers
     at_rest = shard * costs.BYTES[config.step.param_dtype]
-    words = [f"in {config.step.param_dtype}", f"{MOMENTS[config.optimizer.name]} beside it, in the same layout"]
+    kept = OPTIMIZERS[config.optimizer.name].kept(model.shape(weight), model.axes(weight))
+    words = [f"in {config.step.param_dtype}", kept.words]
     words += [f"one of {layers} layers"] if layers > 1 else []
     words += [f"the {op.weight}'s table"] if op.weight else []
     few = {c for c in weight.letters if model.dims[c].axis in costs.few_dims(config, mesh)}
@@ -71,8 +71,7 @@ def parameter(found: Explanation, name: str) -> list[Stop]:
     for row in (r for r in found.rows if r.what == "gradient of w" and r.out.name == f"d_{name}"):
         parts = f": on each device a partial sum over {' and '.join(row.out.unreduced)}" if row.out.unreduced else ""
         stops += made(row, f"made by {row.title}{parts}", found)
-    done = "updated where it lies, each device its own block; nothing is sent"
-    return [*stops, Stop("update", str(first), at_rest, done)]
+    return [*stops, Stop("update", str(first), at_rest, kept.update)]
 
 
 def activation(found: Explanation, name: str) -> list[Stop]:

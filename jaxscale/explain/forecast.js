@@ -111,10 +111,25 @@ function elementwiseBytes(config, sizes, factor) {
   return total(each) * config.step.microbatches * layers * passes * factor * widthOf(config) + ofLogits * 4;
 }
 
+/** What the optimizer keeps for a weight: `optimizers.Rule.kept`. */
+function slotsOf(weight, rule) {
+  const { dims, axes } = weight,
+    single = { dims: [], axes: [] };
+  if (!rule.factored) return Array(rule.whole).fill(weight);
+  const order = dims.map((_, i) => i).sort((a, b) => dims[a] - dims[b]),
+    [second, largest] = order.slice(-2);
+  if (dims.length < 2 || dims[second] < rule.factored) return [weight, single, single];
+  const without = (place) => ({ dims: dims.filter((_, i) => i !== place), axes: axes.filter((_, i) => i !== place) });
+  return [without(largest), without(second), single];
+}
+
 function optimizerBytes(config, sizes) {
-  const moments = { adamw: 2, lion: 1, muon: 1, adafactor: 0 }[config.optimizer.name],
-    own = total(config.table.weights.map((w) => shardOf(w, config, sizes)));
-  return own * (PAGE.constants.bytes[config.step.param_dtype] * (2 * config.step.microbatches + 2) + 4 * 2 * moments);
+  const { table, optimizer } = config,
+    own = total(table.weights.map((w) => shardOf(w, config, sizes))),
+    whole = table.weights.map((w) => ({ ...w, dims: shapeOf(w, table) })),
+    slots = whole.flatMap((w) => slotsOf(w, optimizer.rules[w.name])),
+    kept = total(slots.map((slot) => shardOfDims(slot.dims, slot.axes, config, sizes)));
+  return own * PAGE.constants.bytes[config.step.param_dtype] * (2 * config.step.microbatches + 2) + 2 * 4 * kept;
 }
 
 function offloadedBytes(config, sizes) {

@@ -9,9 +9,10 @@ from typing import Any
 
 from jaxscale.analysis.forecast import axis_links
 from jaxscale.analysis.interval import interval
-from jaxscale.analysis.timing import BLOCK, FRACTIONS, rates
+from jaxscale.analysis.timing import BLOCK, rates
 from jaxscale.config import READY_AXES
 from jaxscale.hardware import CHIPS, Chip
+from jaxscale.mesh_text import mesh_text, split_axes
 from jaxscale.topology import Link, Topology, distance, find_topology, valid_shapes
 
 LARGEST = {"data": 512, "fsdp": 512, "tensor": 64}  # of the sliders, where the mesh that is explained has no more
@@ -109,14 +110,11 @@ def machine(chip: Chip, sizes: dict[str, int], explained: Explained) -> tuple[To
         except ValueError:
             continue
         return topology, {}
+    mesh_said = mesh_text(split_axes(sizes)) or "of one device"
     raise ValueError(
-        f"mesh {words(sizes)} does not fit a torus of {chip.name} with {math.prod(shapes[0])} chips; "
-        "make the axes divisors of its dims"
+        f"mesh {mesh_said} does not fit a torus of {chip.name} with {math.prod(shapes[0])} chips; make the axes "
+        "divisors of its dims"
     )
-
-
-def words(sizes: dict[str, int]) -> str:
-    return ", ".join(f"{a}={n}" for a, n in sizes.items() if n > 1) or "of one device"
 
 
 def shapes_of(chip: Chip, devices: int) -> list[tuple[int, ...]]:
@@ -147,6 +145,6 @@ def chip_figures(chip: Chip) -> dict[str, Any]:
     return {
         "flops": chip.bf16_flops, "device_flops": chip.device_flops, "device_bandwidth": chip.device_bandwidth,
         "host_bandwidth": chip.host_bandwidth, "source": chip.source, "dtype": chip.dtype, "node": chip.node,
-        "softmax": FRACTIONS[chip.name].softmax if chip.node else None, "block": BLOCK[chip.platform],
+        "softmax": chip.fractions.softmax if chip.node else None, "block": BLOCK[chip.platform],
         "rates": {dtype: vars(speed) for dtype, speed in speeds.items()},
     }  # fmt: skip

@@ -17,7 +17,9 @@ from jaxscale.blueprint.rules import make_rules
 from jaxscale.explain.layouts import layouts, variants
 from jaxscale.explain.machines import Explained, machines, read_topology
 from jaxscale.explain.rows import CASES
-from jaxscale.report.page import assembled, package_texts, write_whole
+from jaxscale.optimizers import OPTIMIZERS
+from jaxscale.report.page import assembled, package_texts
+from jaxscale.whole import write_whole
 
 SCRIPTS = (
     "costs.js", "forecast.js", "matmuls.js", "names.js", "devices.js", "blocks.js", "collectives.js", "animation.js",
@@ -27,7 +29,7 @@ SCRIPTS = (
 
 def write_page(explanation: dict[str, Any], out: Path) -> Path:
     """Write the page of one explained step. Raises ValueError for a topology that does not exist."""
-    return write_whole(page_text(explanation), out)
+    return write_whole(out, page_text(explanation))
 
 
 def page_text(explanation: dict[str, Any]) -> str:
@@ -51,8 +53,13 @@ def page_text(explanation: dict[str, Any]) -> str:
 def needed(config: cfg.Config) -> dict[str, Any]:
     """What the arithmetic reads of a config, with nothing of paths or places."""
     values = config.model_dump(mode="json")
+    model, optimizer = blueprint(config.model), OPTIMIZERS[config.optimizer.name]
     return {
-        "name": config.name, "step": values["step"], "optimizer": {"name": config.optimizer.name},
+        "name": config.name, "step": values["step"],
+        "optimizer": {
+            "rules": {w.name: optimizer.rule(model.axes(w))._asdict() for w in model.weights},
+            "left_out": optimizer.left_out,
+        },
         "data": {k: values["data"][k] for k in ("batch_size", "seq_len")}, "loss": {"chunk": config.loss.chunk},
         "metrics": {"mfu": config.metrics.mfu}, "rules": vars(make_rules(config.sharding)), "table": table(config),
     }  # fmt: skip

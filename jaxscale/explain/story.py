@@ -15,13 +15,14 @@ from jaxscale.analysis.child import ask
 from jaxscale.analysis.collectives import collectives
 from jaxscale.analysis.examine import split_mesh
 from jaxscale.analysis.forecast import attention_flops, axis_links, forecast
-from jaxscale.analysis.gpu_targets import GPUS, target_config
+from jaxscale.analysis.gpu_targets import target_config
 from jaxscale.analysis.hlo import parse
 from jaxscale.analysis.timing import Rates, collective_seconds, rates
 from jaxscale.blueprint.described import blueprint, described_by
 from jaxscale.explain.match import SMALL, Found, match
 from jaxscale.explain.rows import Other, Row, from_values
 from jaxscale.hardware import CHIPS
+from jaxscale.mesh_text import read_mesh
 from jaxscale.predict import compile_one, with_changes
 from jaxscale.topology import Link, Topology, find_topology, valid_shapes
 
@@ -82,7 +83,7 @@ def explain(
     mesh = config.mesh.sizes(topology.devices if topology else config.runtime.simulated_devices)
     where = topology or assumed_topology(math.prod(mesh.values()))
     if compiler == "chip" and where.chip.node:
-        target_config(where.chip.name)  # refuses one that no compiler knows
+        target_config(where.chip)  # refuses one that no compiler knows
     if model is not None and compiler == "chip":
         raise ValueError("compiler=chip compiles the decoder only; a model of your own is compiled for the CPU")
     own = compiler == "chip" or (compiler == "auto" and not assumed and model is None and installed(where))
@@ -132,7 +133,7 @@ def traced_here(config: cfg.Config, request: dict[str, Any], model: Any) -> dict
 def installed(topology: Topology) -> bool:
     """Is the compiler of these chips here?"""
     if topology.chip.node:
-        known = topology.chip.name in GPUS
+        known = topology.chip.target is not None
         return bool(known and find_spec("jax_cuda13_plugin") and find_spec("jax_plugins"))
     return find_spec("libtpu") is not None
 
@@ -151,7 +152,7 @@ def on_cpu(config: cfg.Config) -> cfg.Config:
 def with_mesh(config: cfg.Config, text: str, slices: int = 1) -> cfg.Config:
     """`config` on a mesh given as `data=2,fsdp=2,tensor=2`: of all slices, with data over these where the config says
     nothing of them; axes that are not named have size 1."""
-    sizes = read_mesh(text)
+    sizes = read_mesh(text, cfg.READY_AXES)
     values = config.model_dump(mode="json")
     over = config.mesh.over_slices or ({"data": slices} if slices > 1 else {})
     for axis, n in over.items():
@@ -162,21 +163,6 @@ def with_mesh(config: cfg.Config, text: str, slices: int = 1) -> cfg.Config:
     values["mesh"] = {"data": 1} | sizes | ({"dcn": over} if over else {})
     values["runtime"] |= {"simulated_devices": None}
     return cfg.validate(values, source="--mesh")
-
-
-def read_mesh(text: str) -> dict[str, int]:
-    """`data=2,fsdp=4` as sizes. Raises ValueError for anything else."""
-    sizes: dict[str, int] = {}
-    for part in text.split(","):
-        axis, _, size = (word.strip() for word in part.partition("="))
-        if not (size.isascii() and size.isdecimal() and int(size) > 0):
-            raise ValueError(f"mesh {text!r}: {part.strip()!r} is not axis=size; write e.g. data=2,fsdp=2,tensor=2")
-        if axis not in cfg.READY_AXES or axis in sizes:
-            what = "there are" if axis not in sizes else "each is given once:"
-            raise ValueError(f"mesh {text!r}: {'no axis' if axis not in sizes else 'twice'} {axis!r}; {what} "
-                             f"{', '.join(cfg.READY_AXES)}")  # fmt: skip
-        sizes[axis] = int(size)
-    return sizes
 
 
 def assumed_topology(devices: int) -> Topology:

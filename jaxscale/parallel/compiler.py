@@ -5,7 +5,8 @@ Each has its reason, and what it changed in a compiled program: for TPUs the FSD
 """
 
 from jaxscale import config as cfg
-from jaxscale.hardware import CHIPS, find_chip
+from jaxscale.chips.chip import Preset as Family
+from jaxscale.hardware import find_chip
 
 Options = dict[str, str | bool | int]
 Preset = dict[str, tuple[str | bool | int, str]]
@@ -38,17 +39,16 @@ NVIDIA: Preset = {
         "0 % of their time against 61 % on H100, 43 % on A100",
     ),
 }  # fmt: skip
-PRESETS: dict[str, Preset] = {
-    "v5p": SPARSE_CORE | LAYOUT,
-    "v6e": SPARSE_CORE | LAYOUT,
-    "tpu7x": SPARSE_CORE | LAYOUT,
-    "v5e": LAYOUT,  # no SparseCore; its compiler overlaps all-gathers with matmuls by itself
-    "v4": LAYOUT,  # its compiler keeps all-gathers synchronous whatever it is told
-} | {chip.name: NVIDIA for chip in CHIPS if chip.node and chip.link != "xGMI"}  # v2, v3, AMD's: the compiler's own
+PRESETS: dict[Family, Preset] = {  # which of them a chip has, its entry says
+    "": {},
+    "tpu": LAYOUT,
+    "tpu sparse core": SPARSE_CORE | LAYOUT,
+    "nvidia": NVIDIA,
+}
 
 
 def compiler_options(device_kind: str, runtime: cfg.Runtime) -> Options:
     """The preset of a device, with the config's own `runtime.compiler_options` over it."""
     chip = find_chip(device_kind)
-    preset = PRESETS.get(chip.name, {}) if chip else {}
+    preset = PRESETS[chip.preset if chip else ""]
     return {key: value for key, (value, _) in preset.items()} | dict(runtime.compiler_options)

@@ -11,6 +11,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from jaxscale import config as cfg
 from jaxscale.hardware import GPU_MEMORY_FRACTION
+from jaxscale.mesh_text import mesh_text
 from jaxscale.quiet import quiet_plugins
 
 
@@ -122,5 +123,4 @@ def make_abstract_mesh(mesh: cfg.Mesh, num_devices: int | None = None) -> Abstra
 def describe_mesh(mesh: Mesh | AbstractMesh) -> str:
     """`data=2, fsdp=2, tensor=2 (8 devices)`."""
     count = math.prod(mesh.shape.values())
-    axes = ", ".join(f"{name}={size}" for name, size in mesh.shape.items())
-    return f"{axes} ({count} device{'s' if count > 1 else ''})"
+    return f"{mesh_text(mesh.shape)} ({count} device{'s' if count > 1 else ''})"

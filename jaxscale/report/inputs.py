@@ -9,6 +9,7 @@ import yaml
 
 from jaxscale.analysis.costs import CONVENTIONS
 from jaxscale.bench.record import BenchRecord, read_record
+from jaxscale.mesh_text import mesh_text
 from jaxscale.reading import parse_json, parse_yaml
 from jaxscale.redact import redact
 from jaxscale.report.plots import Source, finite
@@ -144,7 +145,7 @@ def run_source(run: Run) -> Source:
     facts = {
         "device": f"{devices.get('count', '?')} x {devices.get('kind', '?')}" if devices else "",
         "processes": str(about.get("processes") or ""),
-        "mesh": pairs({k: v for k, v in mesh.items() if v != 1 and not isinstance(v, dict)}),
+        "mesh": mesh_text({k: v for k, v in mesh.items() if v != 1 and not isinstance(v, dict)}),
         "commit": str(about.get("git_commit") or ""),
         "date": date(run.metrics[0].get("time") if run.metrics else None),
         "command": words(about.get("command")),
@@ -178,7 +179,7 @@ def record_source(path: Path, record: BenchRecord) -> Source:
         "device": f"{device.count} x {device.kind} ({device.platform}){memory}",
         "processes": str(device.processes),
         "topology": record.topology or "",
-        "mesh": pairs(record.mesh),
+        "mesh": mesh_text(record.mesh),
         "commit": record.commit or "",
         "date": record.time,
         "command": words(record.command),

@@ -5,7 +5,6 @@ import hashlib
 import html
 import json
 import math
-import os
 from dataclasses import asdict, dataclass
 from importlib import metadata, resources
 from pathlib import Path
@@ -16,6 +15,7 @@ from jaxscale.report.benchmarks import benchmark_sections, records_section
 from jaxscale.report.inputs import Inputs, record_source, run_source, tell_apart
 from jaxscale.report.plots import Plot, Section, Source
 from jaxscale.report.runs import runs_section
+from jaxscale.whole import write_whole
 
 MOST_NAMES = 6  # in the title
 SCRIPTS = ("numbers.js", "draw.js", "figure.js", "page.js")
@@ -53,19 +53,7 @@ def make_page(inputs: Inputs) -> Page:
 
 
 def write_page(page: Page, path: Path) -> Path:
-    return write_whole(page_text(page), path)
-
-
-def write_whole(text: str, path: Path) -> Path:
-    """Write whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(text.encode())
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    return path
+    return write_whole(path, page_text(page))
 
 
 def page_text(page: Page) -> str:

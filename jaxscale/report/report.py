@@ -1,15 +1,17 @@
 """What the verb `report` does: read, write the page, write the pictures, and say what was written. No jax."""
 
-import os
 from pathlib import Path
 
 from jaxscale.report.inputs import read_inputs
 from jaxscale.report.page import make_page, write_page
+from jaxscale.whole import require_directory, require_file
 
 
 def report(paths: list[Path], out: Path, pictures: Path | None = None) -> list[str]:
     """Returns a line for each thing written. Raises ValueError, in one line, for what cannot be read or written."""
-    require_writable(out, pictures)
+    require_file(out, give="give -o")
+    if pictures is not None:
+        require_directory(pictures, said=f"--png {pictures}", fix="give a directory that can be written")
     inputs = read_inputs(paths)
     page = make_page(inputs)
     write_page(page, out)
@@ -25,24 +27,6 @@ def report(paths: list[Path], out: Path, pictures: Path | None = None) -> list[s
         written = draw_pictures(page, pictures)
         lines += [f"{path}: {size(path)}" for path in written] or [f"{pictures}: no plot to draw"]
     return lines
-
-
-def require_writable(out: Path, pictures: Path | None) -> None:
-    """Refuse before anything is read or written."""
-    if out.is_dir() or not os.access(out if out.exists() else out.parent, os.W_OK):
-        raise ValueError(f"cannot write {out}; give -o a file in a directory that exists and can be written")
-    if pictures is None:
-        return
-    missing = [place for place in (pictures, *pictures.parents) if not place.exists()]
-    try:
-        pictures.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"cannot write to --png {pictures}: {error.strerror}; give a directory") from error
-    writable = os.access(pictures, os.W_OK)
-    for place in missing:  # made again when there is something to draw
-        place.rmdir()
-    if not writable:
-        raise ValueError(f"cannot write to --png {pictures}; give a directory that can be written")
 
 
 def count(number: int, what: str) -> str:

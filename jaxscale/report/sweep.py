@@ -3,6 +3,7 @@
 import re
 
 from jaxscale.bench.record import Row
+from jaxscale.mesh_text import mesh_text
 from jaxscale.report.plots import Axis, Line, Number, Plot, Section, Series, figure_columns
 from jaxscale.report.rows import Item, constant, decided, failures, number, points, text, without
 
@@ -55,7 +56,8 @@ def with_mesh(row: Row) -> Row:
     sizes = {k: v for k, v in row.labels.items() if k.startswith("mesh.")}
     if not sizes:
         return row
-    mesh = ",".join(f"{k.removeprefix('mesh.')}={v}" for k, v in sizes.items() if v not in (1, None)) or "one device"
+    split = {k.removeprefix("mesh."): v for k, v in sizes.items() if v not in (1, None)}
+    mesh = mesh_text(split, join=",") or "one device"
     return row.model_copy(update={"labels": without(row.labels, sizes) | {"mesh": mesh}})
 
 

@@ -8,6 +8,7 @@ import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
 from jaxscale import config as cfg
+from jaxscale.optimizers import LEAST_FACTORED, matrix_sides
 
 PyTree = Any
 INPUTS = ("embed",)  # logical axes that a matmul contracts, unless it comes last (then it is the output)
@@ -50,12 +51,13 @@ def make_optimizer(config: cfg.Optimizer, axes: PyTree, *, steps: int) -> optax.
     elif config.name == "adafactor":
         # its decay is not scaled by the learning rate in optax: multiply, so that weight_decay means the same for all
         main = optax.chain(
-            optax.adafactor(None, momentum=None, multiply_by_parameter_scale=True),
+            optax.adafactor(None, LEAST_FACTORED, momentum=None, multiply_by_parameter_scale=True),
             optax.scale(-1.0),  # adafactor's own sign; the next two add decay and turn it round again
             optax.add_decayed_weights(config.weight_decay, mask),
             optax.scale_by_learning_rate(rate),
         )
     else:
+        assert config.name == "muon", config.name
         main = muon(
             rate, beta=config.b2, weight_decay=config.weight_decay, weight_decay_mask=mask, adam_b1=config.b1,
             adam_b2=config.b2, adam_weight_decay=0.0, muon_weight_dimension_numbers=muon_dims(axes), consistent_rms=0.2,
@@ -124,19 +126,11 @@ def is_named(part: str, name: str) -> bool:
 
 
 def muon_dims(axes: PyTree) -> PyTree:
-    """Which dims of each weight Muon orthogonalises over; None (AdamW) for vectors, tables and the unembedding.
-
-    All dims that a matmul contracts are one matrix side and the rest the other: q is [D] x [N, H], the attention's
-    output [N, H] x [D]; `layers` is a batch dim.
-    """
+    """Which dims of each weight Muon orthogonalises over; None: AdamW (`optimizers.matrix_sides`)."""
 
     def dims(names: tuple[str, ...]) -> MuonDimensionNumbers | None:
-        own = [(i, n) for i, n in enumerate(names) if n != "layers"]
-        if len(own) < 2 or any(n in ("vocab", "positions") for _, n in own) or not any(n == "embed" for _, n in own):
-            return None
-        embed = tuple(i for i, n in own if n == "embed")
-        other = tuple(i for i, n in own if n != "embed")
-        return MuonDimensionNumbers(embed, other) if own[0][1] == "embed" else MuonDimensionNumbers(other, embed)
+        sides = matrix_sides(names)
+        return sides and MuonDimensionNumbers(*sides)
 
     return jax.tree.map(dims, axes, is_leaf=is_axes)
 

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from jaxscale import config as cfg
 from jaxscale import private
 from jaxscale.training.jsonl import Lines, read_records
 from jaxscale.training.wandb_run import WandbRun, require_wandb
+from jaxscale.whole import write_whole
 
 
 class MetricsWriter:
@@ -111,6 +111,4 @@ def drop_records_after(path: Path, step: int) -> None:
     kept = [r for r in records if r.get("step", 0) <= step]
     if len(kept) == len(records):
         return
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(r) + "\n" for r in kept))
-    os.replace(temporary, path)
+    write_whole(path, "".join(json.dumps(r) + "\n" for r in kept))

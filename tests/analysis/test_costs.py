@@ -1,5 +1,7 @@
 """Arithmetic beside the real thing: the trainer's abstract tree, and the compiled program on simulated devices."""
 
+from collections import Counter
+
 import jax
 import pytest
 from support import Setup, make_config
@@ -11,6 +13,7 @@ from jaxscale.analysis.collectives import collectives
 from jaxscale.analysis.compiled import matmuls
 from jaxscale.analysis.hlo import parse
 from jaxscale.analysis.traffic import traffic
+from jaxscale.optimizers import OPTIMIZERS
 
 MESHES = [{"data": 8}, {"fsdp": 8}, {"tensor": 8}, {"data": 2, "fsdp": 4}, {"data": 2, "fsdp": 2, "tensor": 2}]
 GPT = {"norm": "layernorm", "position": "learned", "mlp": "gelu", "attention_bias": True, "mlp_bias": True,
@@ -20,9 +23,12 @@ QWEN = {"qk_norm": True, "num_kv_heads": 2}
 
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
 @pytest.mark.parametrize("model", [{}, GPT, QWEN], ids=["llama", "gpt", "qwen"])
-@pytest.mark.parametrize("optimizer", ["adamw", "lion"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_state_and_batch_bytes_are_the_abstract_tree_s(mesh, model, optimizer):
-    config = make_config(mesh, model=model, optimizer={"name": optimizer, "ema": 0.9}, step={"param_dtype": "bfloat16"})
+    config = make_config(
+        mesh, model=model, optimizer={"name": optimizer, "ema": 0.9}, step={"param_dtype": "bfloat16"},
+        guard={"spike": 5.0} if model is QWEN else {},
+    )  # fmt: skip
     setup = Setup(config)
     sizes, state = dict(setup.mesh.shape), setup.program.abstract
     found = costs.state_bytes(config, sizes)
@@ -39,9 +45,24 @@ def test_an_overridden_rule_reaches_the_state_s_bytes():
     assert costs.state_bytes(config, {"fsdp": 8})["parameters"] == device_bytes(setup.program.abstract.params)
 
 
-def test_a_state_without_formula_says_so():
-    with pytest.raises(ValueError, match=r"optimizer\.name=muon: its state has no formula here; use adamw or lion"):
-        costs.state_bytes(make_config(optimizer={"name": "muon"}), {"data": 1})
+WIDE = {"vocab_size": 384, "embed_dim": 128, "num_heads": 4, "num_kv_heads": 4, "mlp_dim": 256, "num_layers": 3}
+
+
+@pytest.mark.parametrize("model", [WIDE, WIDE | {"num_layers": 130}, WIDE | GPT | {"num_kv_heads": 4}, {}], ids=str)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_what_an_optimizer_keeps_is_what_its_table_says(optimizer, model):
+    """Shapes, dtypes and bytes; WIDE is wide enough for Adafactor to factor its weights, 130 layers for their norms."""
+    config = make_config({"fsdp": 2, "tensor": 2}, model=model, optimizer={"name": optimizer})
+    setup = Setup(config)
+    kept = jax.tree.leaves(setup.program.abstract.opt_state)
+    arrays = Counter(x.shape for x in kept if x.size > 1 and x.shape != (3,))  # 3: Muon's coefficients
+    slots = costs.slots(config)
+    assert Counter(s.dims for s in slots if s.dims) == arrays
+    assert {str(x.dtype) for x in kept} <= {"float32", "int32"}
+    loose = sum(x.size * x.dtype.itemsize for x in kept if x.size == 1 or x.shape == (3,))
+    assert 4 * sum(not s.dims for s in slots) + OPTIMIZERS[optimizer].scalars == loose
+    sizes = dict(setup.mesh.shape)
+    assert costs.state_bytes(config, sizes)["optimizer state"] == device_bytes(setup.program.abstract.opt_state)
 
 
 KEEP = {"q": "save", "k": "save", "v": "save", "attended": "save"}

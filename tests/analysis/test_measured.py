@@ -7,7 +7,7 @@ import pytest
 from jaxscale import config as cfg
 from jaxscale.analysis.forecast import axis_links, forecast
 from jaxscale.analysis.measured import read_measured
-from jaxscale.analysis.timing import FRACTIONS, collective_seconds
+from jaxscale.analysis.timing import collective_seconds
 from jaxscale.bench.record import BenchRecord, Clock, Device, Figure, Row, write_record
 from jaxscale.topology import find_topology, links
 
@@ -40,7 +40,7 @@ def small(**mesh) -> cfg.Config:
 
 
 def test_a_measurement_at_the_achievable_share_changes_nothing():
-    reached = FRACTIONS["h100"].network
+    reached = find_topology("h100:8").chip.fractions.network
     measured = read(collectives(bandwidth=reached * 450e9, exchange=reached * 450e9))
     config = small(fsdp=8)
     before, after = (forecast(config, NODE, {"fsdp": 8}, measured=m).time.best for m in (None, measured))

@@ -299,7 +299,10 @@ def test_a_benchmark_from_the_command_line(jaxscale_here, config_file, tmp_path)
         (["matmul", "--shape", "8x8x8", "--search"], "give one of them"),
         (["matmul", "--model", "quickstart", "--mesh", "tensor=3"], "3 shards of kv_heads"),
         (["step", "quickstart", "--profile", "/proc/nowhere"], "cannot write to /proc/nowhere"),
-        (["collectives", "--mesh", "data=2,nope=4", "--platform", "cpu"], "'nope=4' is not axis=size"),
+        (
+            ["collectives", "--mesh", "data=2,nope=4", "--platform", "cpu"],
+            "no axis 'nope'; there are data, fsdp, tensor",
+        ),
         (["attention", "--heads", "4", "--kv-heads", "3"], "--heads 4 is not a multiple of --kv-heads 3"),
         (["sweep", "nothing-there"], "strong-scaling, weak-scaling, width"),
         (["step", "quickstart", "data.path=/nowhere"], "/nowhere"),

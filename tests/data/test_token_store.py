@@ -85,7 +85,7 @@ def test_a_dataset_that_cannot_be_stamped(dataset, monkeypatch):
 
     monkeypatch.setattr(os, "replace", refuse)
     assert open_tokens(dataset).num_tokens
-    assert not list(dataset.glob(f"{STAMP_NAME}*"))
+    assert not list(dataset.glob(f"*{STAMP_NAME}*"))
 
 
 @pytest.mark.parametrize(
@@ -178,8 +178,7 @@ def test_links_within_a_dataset_and_to_it_are_followed(dataset, tmp_path):
 
 def test_a_stamp_is_never_written_through_a_link(dataset, tmp_path):
     (tmp_path / "precious").write_text("as it was")
-    for name in (STAMP_NAME, f"{STAMP_NAME}.{os.getpid()}"):
-        (dataset / name).symlink_to(tmp_path / "precious")
+    (dataset / STAMP_NAME).symlink_to(tmp_path / "precious")
     assert open_tokens(dataset).num_tokens > 0
     assert (tmp_path / "precious").read_text() == "as it was"
 

@@ -254,6 +254,23 @@ def test_a_parameter_is_followed_from_rest_to_update(cube):
     assert stops[0].bytes * 2 == stops[1].bytes == 384 * 128 * 4 // 2
 
 
+@pytest.mark.parametrize(
+    ("name", "tensor", "kept", "update"),
+    [
+        ("lion", "w_down", "its momentum", "nothing is sent"),
+        ("muon", "w_down", "its momentum", "orthogonal as a whole matrix"),
+        ("muon", "w_unembedding", "its two moments", "nothing is sent"),
+        ("adafactor", "w_down", "its factors", "means of its squared gradient"),
+    ],
+)
+def test_a_parameter_says_what_its_optimizer_keeps_and_does(cube, name, tensor, kept, update):
+    found = explanation(cube)
+    config = found.config.model_copy(update={"optimizer": found.config.optimizer.model_copy(update={"name": name})})
+    stops = follow(replace(found, config=config), tensor)
+    assert kept in stops[0].words
+    assert update in stops[-1].words
+
+
 def test_an_activation_is_followed_to_its_gradient(cube):
     stops = follow(explanation(cube), "mlp_up")
     assert [s.words for s in stops if s.when == "forward"] == ["made by up", "read by down as a part of h"]

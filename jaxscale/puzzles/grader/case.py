@@ -96,7 +96,3 @@ def size(count: float) -> str:
         if count >= unit:
             return f"{count / unit:,.4g} {name}"
     return f"{count:,.4g} bytes"
-
-
-def describe_mesh(sizes: Mapping[str, int]) -> str:
-    return ", ".join(f"{axis}={n}" for axis, n in sizes.items())

@@ -11,8 +11,9 @@ import numpy as np
 
 from jaxscale.analysis.collectives import Collective, collectives, wire_share
 from jaxscale.analysis.hlo import Program, parse
+from jaxscale.mesh_text import mesh_text
 from jaxscale.puzzles.catalogue import Puzzle
-from jaxscale.puzzles.grader.case import Array, Case, axes_of, describe_mesh, notation, size
+from jaxscale.puzzles.grader.case import Array, Case, axes_of, notation, size
 from jaxscale.puzzles.grader.errors import Stop
 from jaxscale.puzzles.grader.tasks import TASKS
 from jaxscale.puzzles.verdict import Check
@@ -85,7 +86,7 @@ def require_shapes(found: Any, case: Case) -> None:
             here = "on each device" if own != got.shape else "in all"
             raise Stop(
                 f"{want.name} is {typed(got.dtype, own)} {here}; wanted {typed(want.dtype, block)} "
-                f"(mesh {describe_mesh(case.sizes)})"
+                f"(mesh {mesh_text(case.sizes)})"
             )
 
 
@@ -123,7 +124,7 @@ def numbers(case: Case, mesh: jax.sharding.Mesh, compiled: Any) -> Check:
         want = case.reference(*(v.astype(np.float64) if v.dtype.kind == "f" else v for v in values))
         for array, result, answer in zip(case.results, got, want, strict=True):
             if wrong := difference(array, result, answer):
-                return Check("numbers", False, f"{wrong} (mesh {describe_mesh(case.sizes)}, seed {seed})")
+                return Check("numbers", False, f"{wrong} (mesh {mesh_text(case.sizes)}, seed {seed})")
     return Check("numbers", True, "numpy's to 1e-5 of the largest element, on each device, on each mesh, for each seed")
 
 
@@ -157,7 +158,7 @@ def layout(case: Case, mesh: jax.sharding.Mesh, compiled: Any) -> Check:
         if not sharding.is_equivalent_to(want, len(array.shape)):
             block = typed(array.dtype, sharding.shard_shape(array.shape))
             seen = f"{notation(array, sharding.spec)}, {block} on each device"
-            return Check("layout", False, f"{seen} (mesh {describe_mesh(case.sizes)})", told[-1])
+            return Check("layout", False, f"{seen} (mesh {mesh_text(case.sizes)})", told[-1])
     return Check("layout", True, "; ".join(told))
 
 
@@ -170,7 +171,7 @@ def communication(case: Case, compiled: Any) -> Check:
     found = [as_written(c) for c in collectives(program, case.sizes)]
     spent = sum(wire_share(kind, c.groups) * c.bytes * c.times for kind, c in found)
     budget = sum(s.sent(case.sizes) for s in case.sends)
-    told = f"{spent_words(found, spent)} (compiled, mesh {describe_mesh(case.sizes)})"
+    told = f"{spent_words(found, spent)} (compiled, mesh {mesh_text(case.sizes)})"
     if program.unknown_loops and found:
         return Check(
             "communication", False, f"{told}; in a loop of unknown length", "a loop whose length is a constant"
@@ -222,6 +223,6 @@ def size_of(compiled: Any) -> int:
 def memory(case: Case, compiled: Any) -> Check:
     assert case.memory is not None
     found, allowed = size_of(compiled), sum(case.memory.values())
-    seen = f"{size(found)} on each device (compiled, mesh {describe_mesh(case.sizes)})"
+    seen = f"{size(found)} on each device (compiled, mesh {mesh_text(case.sizes)})"
     parts = " + ".join(f"{what} {size(count)}" for what, count in case.memory.items())
     return Check("memory", found <= allowed, seen, f"{parts}: {size(allowed)}")
