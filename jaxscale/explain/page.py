@@ -76,6 +76,7 @@ def constants() -> dict[str, Any]:
         "conventions": costs.CONVENTIONS, "wide": forecast.WIDE_READS_AND_WRITES, "mlp": forecast.MLP_READS_AND_WRITES,
         "heads": forecast.HEADS_READS_AND_WRITES, "host": forecast.HOST, "weight_passes": timing.WEIGHT_PASSES,
         "slice_wait": timing.SLICE_WAIT, "lanes": timing.LANES,
+        "kernels": {"layer": forecast.LAYER_KERNELS, "others": forecast.OTHER_KERNELS, "chunk": forecast.CHUNK_KERNELS},
         "ready": cfg.READY_AXES, "cases": CASES,
     }  # fmt: skip
 
