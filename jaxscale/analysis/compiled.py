@@ -231,3 +231,30 @@ class Worker:
     @staticmethod
     def array_bytes(i: Instruction) -> int:
         return sum(a.bytes for a in i.arrays if a.memory_space == 0)
+
+
+# --- how many kernels -------------------------------------------------------------------------------------------
+
+
+def kernels(program: Program, name: str | None = None) -> int:
+    """Kernels that one run of a computation (None: the entry) starts, loops multiplied out.
+
+    Collectives and asynchronous copies are not counted: nothing waits for their start. A scalar is no kernel either.
+    """
+    total = 0
+    for i in program.computations[name or program.entry]:
+        called = [c for c in i.called if c in program.computations]
+        if i.opcode in ("while", "call", "conditional"):
+            times = program.runs(i) if i.opcode == "while" else 1
+            total += times * sum(kernels(program, c) for c in called)
+        elif starts_a_kernel(i):
+            total += 1
+    return total
+
+
+def starts_a_kernel(i: Instruction) -> bool:
+    if i.opcode in (*FREE, "optimization-barrier") or i.opcode.removesuffix("-start") in KINDS:
+        return False
+    if i.opcode.endswith(("-start", "-update", "-done")) or i.target == "AllocateBuffer":
+        return False
+    return i.opcode in ("fusion", "custom-call") or sum(a.elements for a in i.arrays) > 1

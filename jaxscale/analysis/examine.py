@@ -7,13 +7,22 @@ from typing import Any
 from jaxscale import config as cfg
 from jaxscale.analysis import costs
 from jaxscale.analysis.collectives import Collective, collectives
-from jaxscale.analysis.compiled import Work, Worker, matmuls
+from jaxscale.analysis.compiled import Work, Worker, kernels, matmuls
 from jaxscale.analysis.forecast import attention_flops
 from jaxscale.analysis.groups import SubAxis
 from jaxscale.analysis.hlo import parse
 from jaxscale.analysis.interval import Interval, interval
 from jaxscale.analysis.store import Compiled
-from jaxscale.analysis.timing import WEIGHT_PASSES, Rates, Sent, StepTime, collective_seconds, rates, step_time
+from jaxscale.analysis.timing import (
+    WEIGHT_PASSES,
+    Rates,
+    Sent,
+    StepTime,
+    collective_seconds,
+    rates,
+    step_time,
+    with_launches,
+)
 from jaxscale.topology import Topology, links
 
 BASIS = {
@@ -82,7 +91,8 @@ def examine(config: cfg.Config, topology: Topology, kept: Compiled) -> Report:
     sent = [timed(c, topology, inside, over, speed) for c in found]
     by_kernel = attention.forward_flops * work.forward_kernels + attention.backward_flops * work.backward_kernels
     passes = WEIGHT_PASSES * weight_bytes(sent) / speed.memory
-    time = step_time({"compute and HBM": work.seconds + passes}, sent, topology.slices)
+    compute = with_launches({"compute and HBM": work.seconds + passes}, sent, kernels(program), speed)
+    time = step_time(compute, sent, topology.slices)
     tokens = config.data.batch_size * config.data.seq_len
     flops_per_token = costs.train_flops_per_token(config.model, config.data.seq_len, convention=config.metrics.mfu)
     peak = topology.chip.bf16_flops * topology.chips

@@ -9,6 +9,7 @@ from jaxscale.analysis.interval import Interval, interval
 from jaxscale.analysis.measured import Measured
 from jaxscale.analysis.memory import whole_logits
 from jaxscale.analysis.timing import (
+    SOFTWARE,
     WEIGHT_PASSES,
     Rates,
     Sent,
@@ -17,6 +18,7 @@ from jaxscale.analysis.timing import (
     collective_seconds,
     rates,
     step_time,
+    with_launches,
 )
 from jaxscale.analysis.traffic import Traffic, traffic
 from jaxscale.blueprint.described import blueprint
@@ -28,6 +30,14 @@ from jaxscale.topology import Link, Topology, links
 # layernorm is one kernel; an rmsnorm of PyTorch operations is six, in float32, like rotary positions; silu and up: 2.
 EAGER_SUMS, EAGER_NORMS = 6, {"layernorm": 6, "rmsnorm": 36}
 EAGER_MLP, EAGER_HEADS = {"swiglu": 5, "gelu": 2}, {"rope": 14, "learned": 2}
+# Kernels of a layer in compiled programs where all matmuls' outputs are kept, and where some are recomputed: GPT-2 and
+# Llama-3.2-1B on v5e:1x1 (156 and 129 kept) and h100:1 (121 and 106 kept, 92 and 81 recomputed), Llama-3.1-8B on v5p
+# (93 recomputed). Beside the layers, in each microbatch: the embedding, the loss, the optimizer or the sum of gradients
+# (74 to 142); and each further chunk of the loss.
+LAYER_KERNELS, OTHER_KERNELS, CHUNK_KERNELS = {"tpu": (142, 93), "gpu": (114, 87)}, 90, {"tpu": 6, "gpu": 16}
+# PyTorch, forward and backward. Eager: operations of transformers' GPT-2 and Llama, views not counted. Compiled: as
+# XLA's on GPUs, less what a loop over layers adds to write what it keeps.
+EAGER_KERNELS, COMPILED_TORCH_KERNELS = {"layernorm": (17, 29), "rmsnorm": (34, 67)}, (24, 33)
 QUANTIZING = 5  # bytes an element: read for the largest value, read again, written in 8 bits
 HOST = 0.7  # of PCIe's nominal bandwidth: what transfers of some MB reach
 
@@ -81,6 +91,7 @@ def forecast(
     own = axis_links(topology, sizes, config.mesh.over_slices if over is None else over, measured)
     sent = [timed(t, own, speed, topology) for t in traffic(config, sizes)]
     sent = hide(sent, sum(compute.values()), speed)
+    compute = with_launches(compute, sent, kernels(config, topology.chip.platform, software), speed)
     attention = costs.attention(config, sizes)
     tokens = config.data.batch_size * config.data.seq_len
     per_token = costs.train_flops_per_token(config.model, config.data.seq_len, convention=config.metrics.mfu)
@@ -120,6 +131,24 @@ def compute_seconds(config: cfg.Config, topology: Topology, sizes: Mapping[str, 
         seconds = offloaded / (topology.chip.host_bandwidth * HOST)
         parts["host offload, not hidden"] = max(0.0, seconds - sum(parts.values()))
     return parts
+
+
+def kernels(config: cfg.Config, platform: str, software: str = "xla") -> int:
+    """Kernels that a device runs in a step, collectives apart. Splitting the model changes their sizes only.
+
+    Args:
+        platform: `tpu` or `gpu`; `software`: a key of `timing.SOFTWARE`.
+    """
+    recomputed = bool(costs.recomputed_matmuls(config.step))
+    if software == "xla":
+        layer = LAYER_KERNELS[platform][recomputed]
+    else:
+        eager = SOFTWARE[software].eager
+        forward, backward = EAGER_KERNELS[config.model.norm] if eager else COMPILED_TORCH_KERNELS
+        layer = forward * (1 + recomputed) + backward
+    chunks = config.data.seq_len // config.loss.chunk if config.loss.chunk else 1
+    of_microbatch = config.model.num_layers * layer + OTHER_KERNELS + (chunks - 1) * CHUNK_KERNELS[platform]
+    return config.step.microbatches * of_microbatch
 
 
 def attention_flops(config: cfg.Config, topology: Topology, speed: Rates) -> float:

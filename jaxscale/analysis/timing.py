@@ -20,19 +20,28 @@ class Software:
         elementwise: HBM traffic outside matmuls, times what is counted; None: as the chip's `Fractions` say.
         eager: every operation reads and writes its arrays (`forecast.elementwise_bytes` counts them).
         kernel: `best`, `flash2` (PyTorch of 2024) or `flash1` (the Triton kernel of 2023).
+        launch: seconds of a GPU's host for each kernel. A launch itself is 4 us (NVIDIA, "Getting started with CUDA
+            graphs": 3.8 us between kernels of 2.9 us); XLA's command buffers save some of it, the Python of a compiled
+            block adds to it, and eager PyTorch's dispatcher and autograd take as long again and more (5 to 25 us a
+            kernel were published). No published row is bound by it, so these are not fitted.
     """
 
     elementwise: float | None = None
     eager: bool = False
     kernel: str = "best"
+    launch: float = 3e-6
 
 
 SOFTWARE = {
     "xla": Software(),
-    "torch compiled": Software(3.6, kernel="flash2"),  # torch.compile a block at a time, FSDP's copies between them
-    "torch eager": Software(1.8, eager=True, kernel="flash2"),
-    "torch 2023": Software(1.8, eager=True, kernel="flash1"),
+    # torch.compile a block at a time, FSDP's copies between them
+    "torch compiled": Software(3.6, kernel="flash2", launch=6e-6),
+    "torch eager": Software(1.8, eager=True, kernel="flash2", launch=1e-5),
+    "torch 2023": Software(1.8, eager=True, kernel="flash1", launch=1e-5),
 }
+# Seconds that a device does nothing between two kernels. TPU: libtpu's cost model gives its smallest operation 2,120
+# cycles (v5p, 1.75 GHz). GPU: 3.8 us a kernel less the 2.9 us that it runs (NVIDIA, as above).
+GAP = {"tpu": 1.2e-6, "gpu": 0.9e-6}
 FLASH1 = 0.5  # FlashAttention-2 is twice as fast as the first (arXiv:2307.08691)
 POWER = 1 / 3  # a capped GPU's clock: power grows with the clock times the voltage squared, and both go together
 LANES = 128  # a TPU pads heads to so many
@@ -58,6 +67,8 @@ class Rates:
     elementwise: float
     eight_bit: float = 1.0
     eager: bool = False
+    launch: float = 0.0
+    gap: float = 0.0
 
     def seconds(self, flops: float, moved: float) -> float:
         """Roofline: of matmul FLOPs and HBM bytes, the slower (Williams et al., CACM 52(4), 2009)."""
@@ -89,6 +100,8 @@ def rates(
         own.elementwise if made.elementwise is None else made.elementwise,
         own.eight_bit if quantized else 1.0,
         made.eager,
+        made.launch if chip.node else 0.0,  # a TPU is given its program whole
+        GAP[chip.platform],
     )
 
 
@@ -140,7 +153,7 @@ def collective_seconds(
 # part of a step -> what it keeps busy
 WHOLE = {
     "matmuls": "compute", "attention": "compute", "elementwise": "HBM", "optimizer": "HBM", "weights": "HBM",
-    "quantizing": "HBM",
+    "quantizing": "HBM", "kernel starts": "launches", "launches, not hidden": "launches",
 }  # fmt: skip
 
 
@@ -171,6 +184,22 @@ class StepTime:
     @property
     def binds(self) -> str:
         return max(self.sums, key=self.sums.__getitem__)
+
+
+def with_launches(compute: Mapping[str, float], sent: Iterable[Sent], kernels: int, speed: Rates) -> dict[str, float]:
+    """`compute` with what it costs to start its kernels.
+
+    The device does nothing between two kernels. A GPU's host launches kernels and collectives one after another while
+    the device works, so only what takes longer than all of that is waited for.
+
+    Args:
+        compute: seconds by part; `sent`: with what is hidden; `kernels`: of a step, collectives not among them.
+    """
+    sent = list(sent)
+    parts = dict(compute) | {"kernel starts": kernels * speed.gap}
+    launches = (kernels + sum(s.times for s in sent)) * speed.launch
+    waited = launches - sum(parts.values()) - sum(s.exposed for s in sent)
+    return parts | ({"launches, not hidden": waited} if waited > 0 else {})
 
 
 def step_time(compute: Mapping[str, float], sent: Iterable[Sent], slices: int = 1) -> StepTime:

@@ -103,6 +103,23 @@ function computeSeconds(config, chip, sizes, rates) {
   return parts;
 }
 
+/** Kernels that a device runs in a step, collectives apart. */
+function kernels(config, chip) {
+  const platform = PAGE.machines.chips[chip].node ? "gpu" : "tpu",
+    { layer, others, chunk } = PAGE.constants.kernels,
+    recomputed = recomputedMatmuls(config.step).size ? 1 : 0,
+    chunks = config.loss.chunk ? Math.floor(config.data.seq_len / config.loss.chunk) : 1;
+  return config.step.microbatches * (config.model.num_layers * layer[platform][recomputed] + others + (chunks - 1) * chunk[platform]);
+}
+
+/** The parts of the compute with what it costs to start its kernels (`timing.with_launches`). */
+function withLaunches(compute, sent, count, rates) {
+  const parts = { ...compute, "kernel starts": count * rates.gap },
+    launches = (count + total(sent.map((s) => s.times))) * rates.launch,
+    waited = launches - total(Object.values(parts)) - total(sent.map((s) => s.seconds - s.hidden));
+  return waited > 0 ? { ...parts, "launches, not hidden": waited } : parts;
+}
+
 function elementwiseBytes(config, sizes, factor) {
   const { elementwise, activations, layers, layouts, logits } = config.table,
     passes = 3 + (layouts.some((row) => row.phase === "recomputed") ? 1 : 0),
@@ -144,19 +161,28 @@ function hide(sent, compute, rates) {
   return sent.map((s) => ({ ...s, hidden: s.overlaps ? rates.overlap * Math.min(1, compute / totals[s.network]) * s.seconds : 0 }));
 }
 
-const WHOLE = { matmuls: "compute", attention: "compute", elementwise: "HBM", optimizer: "HBM", weights: "HBM" };
+const WHOLE = {
+  matmuls: "compute",
+  attention: "compute",
+  elementwise: "HBM",
+  optimizer: "HBM",
+  weights: "HBM",
+  "kernel starts": "launches",
+  "launches, not hidden": "launches",
+};
 
 /** Predicted figures of one step on a machine that `machineOf` gave. */
 function forecast(config, chip, sizes, machine) {
   const rates = ratesOf(config, chip),
-    compute = computeSeconds(config, chip, sizes, rates),
-    busy = total(Object.values(compute));
+    work = computeSeconds(config, chip, sizes, rates);
   const timed = traffic(config, sizes).map((t) => {
     const once = collectiveSeconds(t.kind, t.axes, t.bytes, machine.links, rates.network);
     const overlaps = t.overlaps && !(PAGE.machines.chips[chip].node && !t.weight);
     return { ...t, overlaps, seconds: once.seconds * t.times, network: once.network };
   });
-  const sent = hide(timed, busy, rates),
+  const sent = hide(timed, total(Object.values(work)), rates),
+    compute = withLaunches(work, sent, kernels(config, chip), rates),
+    busy = total(Object.values(compute)),
     parts = { ...compute },
     networks = {};
   for (const s of sent) {

@@ -86,6 +86,7 @@ def constants() -> dict[str, Any]:
         "bytes": costs.BYTES, "conventions": costs.CONVENTIONS, "host": forecast.HOST,
         "weight_passes": timing.WEIGHT_PASSES,
         "slice_wait": timing.SLICE_WAIT, "lanes": timing.LANES,
+        "kernels": {"layer": forecast.LAYER_KERNELS, "others": forecast.OTHER_KERNELS, "chunk": forecast.CHUNK_KERNELS},
         "ready": cfg.READY_AXES, "cases": CASES,
     }  # fmt: skip
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from jaxscale.analysis.collectives import collectives
-from jaxscale.analysis.compiled import Worker, attention_kernel, convolution_flops, matmuls
+from jaxscale.analysis.compiled import Worker, attention_kernel, convolution_flops, kernels, matmuls
 from jaxscale.analysis.hlo import parse
 from jaxscale.analysis.instructions import Array, parse_instruction
 from jaxscale.analysis.live import largest_buffers, peak
@@ -168,6 +168,49 @@ def test_attention_kernels_are_told_apart():
         call.format("c.3", "Sharding"): None,
     }
     assert {text: attention_kernel(instruction(text)) for text in kinds} == kinds
+
+
+def test_kernels_that_a_step_starts_loops_multiplied_out():
+    """The entry starts two; the loop runs three times, each with one; scalars, copies and collectives are none."""
+    text = """HloModule m, is_scheduled=true
+
+%fused (a: f32[8]) -> f32[8] {
+  %a = f32[8]{0} parameter(0)
+  %s = f32[8]{0} sine(%a)
+  ROOT %c = f32[8]{0} cosine(%s)
+}
+
+%body (t: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %t = (s32[], f32[8]{0}) parameter(0)
+  %i = s32[] get-tuple-element(%t), index=0
+  %x = f32[8]{0} get-tuple-element(%t), index=1
+  %one = s32[] constant(1)
+  %n = s32[] add(%i, %one)
+  %g = f32[8]{0} all-reduce(%x), replica_groups={}, to_apply=%sum
+  %f = f32[8]{0} fusion(%g), kind=kLoop, calls=%fused
+  ROOT %r = (s32[], f32[8]{0}) tuple(%n, %f)
+}
+
+%condition (t: (s32[], f32[8])) -> pred[] {
+  %t = (s32[], f32[8]{0}) parameter(0)
+  %i = s32[] get-tuple-element(%t), index=0
+  %three = s32[] constant(3)
+  ROOT %l = pred[] compare(%i, %three), direction=LT
+}
+
+ENTRY %main (p: f32[8]) -> f32[8] {
+  %p = f32[8]{0} parameter(0)
+  %zero = s32[] constant(0)
+  %h = (f32[8]{0:S(1)}, f32[8]{0}, u32[]) copy-start(%p)
+  %d = f32[8]{0:S(1)} copy-done(%h)
+  %e = f32[8]{0} fusion(%d), kind=kLoop, calls=%fused
+  %t = (s32[], f32[8]{0}) tuple(%zero, %e)
+  %w = (s32[], f32[8]{0}) while(%t), condition=%condition, body=%body
+  %y = f32[8]{0} get-tuple-element(%w), index=1
+  ROOT %z = f32[8]{0} negate(%y)
+}
+"""
+    assert kernels(parse(text)) == 2 + 3
 
 
 def test_live_buffers_at_the_peak():

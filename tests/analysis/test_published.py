@@ -12,9 +12,9 @@ import pytest
 from jaxscale import config as cfg
 from jaxscale.analysis import interval as stored
 from jaxscale.analysis.examine import weight_bytes
-from jaxscale.analysis.forecast import forecast
+from jaxscale.analysis.forecast import forecast, kernels
 from jaxscale.analysis.interval import interval
-from jaxscale.analysis.timing import SOFTWARE, Sent, attention_share, rates, step_time
+from jaxscale.analysis.timing import SOFTWARE, Sent, attention_share, rates, step_time, with_launches
 from jaxscale.hardware import CHIPS
 from jaxscale.topology import Topology, find_topology
 
@@ -152,6 +152,48 @@ def test_gathered_weights_pass_through_hbm_in_each_microbatch():
         )
     ]  # fmt: skip
     assert weight_bytes(sent) == 6.0
+
+
+def small(*overrides: str, where: str = "h100:1", software: str = "xla"):
+    """GPT-2 124M's step on one device, in a few rows."""
+    common = ["data.kind=synthetic", "data.path=null", "data.validation_path=null", "step.microbatches=1"]
+    config = cfg.load_config("gpt2-124m", [*common, *overrides])
+    return forecast(config, find_topology(where), {"data": 1}, software=software)
+
+
+def test_a_small_step_waits_for_its_launches_and_a_large_one_does_not():
+    """The host launches kernels beside the device's work, so that launches are a lower bound and no addition."""
+    short = ["data.batch_size=1", "data.seq_len=128"]
+    for software in SOFTWARE:
+        few, many = small(*short, software=software).time, small("data.batch_size=64", software=software).time
+        assert few.binds == "launches"
+        assert few.best == pytest.approx(
+            kernels(cfg.load_config("gpt2-124m", ["step.microbatches=1"]), "gpu", software) * SOFTWARE[software].launch,
+            rel=0.05,
+        )
+        assert "launches, not hidden" not in many.parts
+        assert many.parts["kernel starts"] < 0.01 * many.best
+    assert "launches, not hidden" not in small(*short, where="v5e:1x1").time.parts, "a TPU is given its program whole"
+    more = [small(*short, f"step.microbatches={n}", "data.batch_size=4").time.best for n in (1, 2, 4)]
+    assert more[1:] == pytest.approx([2 * more[0], 4 * more[0]], rel=0.02), "a step of small kernels takes their number"
+
+
+def test_launches_are_waited_for_only_beyond_the_device_s_work_and_its_links():
+    speed = rates(find_topology("h100:8").chip)
+    sent = [Sent("all-reduce", ("data",), 1.0, 1000, 0.2, "NVLink", 0.1, True)]
+    parts = with_launches({"matmuls": 0.5}, sent, 999_000, speed)
+    assert parts["kernel starts"] == pytest.approx(999_000 * speed.gap)
+    assert parts["launches, not hidden"] == pytest.approx(1e6 * speed.launch - 0.5 - 999_000 * speed.gap - 0.1)
+    assert step_time(parts, sent).best == pytest.approx(1e6 * speed.launch)
+    assert "launches, not hidden" not in with_launches({"matmuls": 5.0}, sent, 999_000, speed)
+
+
+def test_no_published_run_is_bound_by_launches():
+    """So their constants are no fit: large steps must not move."""
+    for i, run in enumerate(RUNS):
+        time = published.predict(run, *published.inputs(i)).time
+        assert "launches, not hidden" not in time.parts, run.what
+        assert time.parts["kernel starts"] < 0.01 * time.best, run.what
 
 
 def test_float32_on_a_gpu_keeps_its_attention_and_matmuls_in_proportion():
