@@ -139,7 +139,7 @@ def kernels(config: cfg.Config, platform: str, software: str = "xla") -> int:
     Args:
         platform: `tpu` or `gpu`; `software`: a key of `timing.SOFTWARE`.
     """
-    recomputed = bool(costs.recomputed_matmuls(config.step))
+    recomputed = bool(costs.recomputed_matmuls(config))
     if software == "xla":
         layer = LAYER_KERNELS[platform][recomputed]
     else:
@@ -147,7 +147,7 @@ def kernels(config: cfg.Config, platform: str, software: str = "xla") -> int:
         forward, backward = EAGER_KERNELS[config.model.norm] if eager else COMPILED_TORCH_KERNELS
         layer = forward * (1 + recomputed) + backward
     chunks = config.data.seq_len // config.loss.chunk if config.loss.chunk else 1
-    of_microbatch = config.model.num_layers * layer + OTHER_KERNELS + (chunks - 1) * CHUNK_KERNELS[platform]
+    of_microbatch = blueprint(config.model).num_layers * layer + OTHER_KERNELS + (chunks - 1) * CHUNK_KERNELS[platform]
     return config.step.microbatches * of_microbatch
 
 

@@ -107,9 +107,9 @@ function computeSeconds(config, chip, sizes, rates) {
 function kernels(config, chip) {
   const platform = PAGE.machines.chips[chip].node ? "gpu" : "tpu",
     { layer, others, chunk } = PAGE.constants.kernels,
-    recomputed = recomputedMatmuls(config.step).size ? 1 : 0,
+    recomputed = recomputes(config) ? 1 : 0,
     chunks = config.loss.chunk ? Math.floor(config.data.seq_len / config.loss.chunk) : 1;
-  return config.step.microbatches * (config.model.num_layers * layer[platform][recomputed] + others + (chunks - 1) * chunk[platform]);
+  return config.step.microbatches * (config.table.layers * layer[platform][recomputed] + others + (chunks - 1) * chunk[platform]);
 }
 
 /** The parts of the compute with what it costs to start its kernels (`timing.with_launches`). */
@@ -120,9 +120,11 @@ function withLaunches(compute, sent, count, rates) {
   return waited > 0 ? { ...parts, "launches, not hidden": waited } : parts;
 }
 
+const recomputes = (config) => config.table.layouts.some((row) => row.phase === "recomputed");
+
 function elementwiseBytes(config, sizes, factor) {
-  const { elementwise, activations, layers, layouts, logits } = config.table,
-    passes = 3 + (layouts.some((row) => row.phase === "recomputed") ? 1 : 0),
+  const { elementwise, activations, layers, logits } = config.table,
+    passes = 3 + (recomputes(config) ? 1 : 0),
     each = Object.entries(elementwise).map(([name, number]) => number * activationElements(config, sizes, ...activations[name])),
     ofLogits = logits ? 4 * activationElements(config, sizes, logits) * config.step.microbatches : 0;
   return total(each) * config.step.microbatches * layers * passes * factor * widthOf(config) + ofLogits * 4;
