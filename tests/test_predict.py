@@ -333,7 +333,7 @@ def test_train_starts_from_an_executable_and_refuses_another_run_s(jaxscale, pro
     runtime = {"platform": "cpu", "simulated_devices": 4, "compilation_cache": None}
     step = {"compute_dtype": "float32", "remat": "full"}
     config, file = run_file(runtime=runtime, step=step), tmp_path / "step.bin"
-    subprocess.run([sys.executable, "-c", SAVE_AND_TRAIN, config, file, tmp_path / "plain"], check=True, timeout=300,
+    subprocess.run([sys.executable, "-c", SAVE_AND_TRAIN, config, file, tmp_path / "plain"], check=True, timeout=500,
                    env=os.environ | {"PJRT_NPROC": "16"})  # fmt: skip
     same_mesh = ("mesh.fsdp=4", "mesh.data=1")  # what -1 stood for
     from_file = process("train", config, "--executable", file, f"out={tmp_path / 'from-file'}", *same_mesh)
