@@ -12,14 +12,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from statistics import mean
 
-from jaxscale.analysis import costs
-from jaxscale.analysis.examine import examine
-from jaxscale.analysis.memory import memory
-from jaxscale.analysis.traffic import traffic
+from jaxscale.compiled.examine import examine
+from jaxscale.compiled.story import compile_one
 from jaxscale.config import load_config
-from jaxscale.hardware import GIB
-from jaxscale.predict import compile_one
-from jaxscale.topology import find_topology
+from jaxscale.hardware.chips import GIB
+from jaxscale.hardware.topology import find_topology
+from jaxscale.predict import costs
+from jaxscale.predict.memory import memory
+from jaxscale.predict.traffic import traffic
 
 SYNTHETIC = ["data.kind=synthetic", "data.path=null"]
 OFFLOAD = "step.remat={layer_in: offload, q: offload, k: offload, v: offload, attention_out: offload}"

@@ -20,9 +20,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from jaxscale.analysis.collectives import collectives
-from jaxscale.analysis.compiled import matmuls
-from jaxscale.analysis.hlo import parse
+from jaxscale.compiled.collectives import collectives
+from jaxscale.compiled.hlo import parse
+from jaxscale.compiled.work import matmuls
 
 sys.path.insert(0, str(Path(__file__).parent))
 from common import HERE, machine, spread_text, write_record

@@ -5,7 +5,7 @@
     python benchmarks/published.py --rows more.json # rows of your own too: a list of objects with `Run`'s fields
     python benchmarks/published.py --record         # and benchmarks/results/<date>-published.json
 
-No jax, no compile: `analysis.forecast` answers in milliseconds. The fractions of `jaxscale/chips` are the only
+No jax, no compile: `predict.forecast` answers in milliseconds. The fractions of `jaxscale/chips` are the only
 fitted numbers, a few a chip; every third row was held out while they were fitted, and 41 were added after.
 """
 
@@ -24,11 +24,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from published_runs import LATER_RUNS, RUNS, Run
 
-from jaxscale.analysis import interval
-from jaxscale.analysis.forecast import Forecast, forecast
 from jaxscale.config import Config, shipped_configs, validate
-from jaxscale.config_files import read_model
-from jaxscale.topology import Topology, find_topology
+from jaxscale.config.files import read_model
+from jaxscale.hardware.topology import Topology, find_topology
+from jaxscale.predict import interval
+from jaxscale.predict.forecast import Forecast, forecast
 
 ENOUGH = 9  # rows of a class of its own: with fewer the 90th percentile is beyond the largest
 FEWEST = 3  # rows without which a chip counts as unknown
@@ -94,7 +94,7 @@ def ratio(errors: Sequence[float]) -> float:
 
 
 def classes() -> tuple[dict[str, tuple[float, int]], dict[str, float], frozenset[str]]:
-    """The constants of `analysis.interval`: classes, the widest ones, and the chips with few rows."""
+    """The constants of `predict.interval`: classes, the widest ones, and the chips with few rows."""
     errors = residuals()
     by_name: dict[str, list[float]] = {}
     for i, error in enumerate(errors):

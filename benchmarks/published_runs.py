@@ -1,7 +1,7 @@
 """Published runs with their sources: what `published.py` predicts, fits and holds out. Data only.
 
 A row says what ran, not how fast it should be. `software` names what made its kernels, because most GPU rows are of
-PyTorch and jaxscale's own step is compiled by XLA: see `analysis.timing.SOFTWARE`. `chip` holds figures that the
+PyTorch and jaxscale's own step is compiled by XLA: see `predict.timing.SOFTWARE`. `chip` holds figures that the
 source states in place of the datasheet's (bandwidth of its network, of its memory).
 """
 

@@ -20,8 +20,8 @@ from common import HERE, machine, spread, spread_text, write_record
 from rich.console import Console
 
 from jaxscale import config as cfg
-from jaxscale.console import TrainingConsole
-from jaxscale.heap import keep_heap
+from jaxscale.console.train import TrainingConsole
+from jaxscale.process.heap import keep_heap
 from jaxscale.training.feed import Feed, open_source
 from jaxscale.training.step import batch_sharding, make_program
 from jaxscale.training.trainer import train

@@ -162,7 +162,7 @@ def watched_config(steps: int, out: str, devices: int) -> dict[str, Any]:
 
 def run(rounds: int, chunk: int, folder: str) -> tuple[Chunks, dict]:
     from jaxscale.cluster.monitor import Monitor
-    from jaxscale.heap import keep_heap
+    from jaxscale.process.heap import keep_heap
     from jaxscale.training import trainer
     from jaxscale.training.events import Events
 

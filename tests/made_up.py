@@ -11,11 +11,11 @@ from typing import NamedTuple
 import numpy as np
 from support import Listener, make_config
 
+from jaxscale.files.jsonl import read_records
 from jaxscale.training import evaluation, trainer
 from jaxscale.training import events as events_file
 from jaxscale.training import pending as pending_file
 from jaxscale.training.events import Events
-from jaxscale.training.jsonl import read_records
 from jaxscale.training.metrics import Meter
 
 STEP, EVALUATION, SAVE, RECOMPUTE, COMPILE, DISPATCH = 1.0, 7.0, 3.0, 5.0, 20.0, 0.001

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 
 from jaxscale import config as cfg
-from jaxscale.analysis.groups import GroupAxes
-from jaxscale.analysis.instructions import parse_instruction
+from jaxscale.compiled.groups import GroupAxes
+from jaxscale.compiled.instructions import parse_instruction
 from jaxscale.training.build import build
 from jaxscale.training.watcher import Silent
 

@@ -12,8 +12,9 @@ import pytest
 import yaml
 from test_bad_input import Shell, snapshot
 
-from jaxscale import blame, console, private
+from jaxscale import blame, private
 from jaxscale import config as cfg
+from jaxscale.console import train as console
 from jaxscale.report.curve import plot_losses
 from jaxscale.training import trainer
 from jaxscale.training.wandb_run import WandbRun

@@ -12,10 +12,10 @@ import yaml
 
 from jaxscale import cli
 from jaxscale.config import load_config
+from jaxscale.files.jsonl import read_records
+from jaxscale.files.lock import Lock
 from jaxscale.report import curve
 from jaxscale.training import owner, trainer
-from jaxscale.training.jsonl import read_records
-from jaxscale.training.lock import Lock
 
 MODEL = {"vocab_size": 257, "num_layers": 1, "embed_dim": 32, "num_heads": 2, "mlp_dim": 64}
 STEPS, EVERY = 4, 2

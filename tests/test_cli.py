@@ -14,7 +14,7 @@ import yaml
 
 from jaxscale import cli
 from jaxscale.config import load_config
-from jaxscale.training.jsonl import read_records
+from jaxscale.files.jsonl import read_records
 
 MODEL = {"vocab_size": 257, "num_layers": 1, "embed_dim": 32, "num_heads": 2, "mlp_dim": 64}
 

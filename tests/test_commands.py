@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 import typer
 
-from jaxscale import overrides
 from jaxscale.cli import USAGE_ERROR, app
-from jaxscale.config import Config, load_config, shipped_configs
-from jaxscale.typed import convert, from_command_line
+from jaxscale.config import Config, load_config, overrides, shipped_configs
+from jaxscale.files.typed import convert, from_command_line
 
 ROOT = Path(__file__).parents[1]
 PLACES = ("configs/**/*", "docs/**/*.md", "docs/*.py", "benchmarks/**/*", "jaxscale/**/*.py", "*.md", "Makefile")

@@ -8,10 +8,9 @@ import pytest
 import yaml
 
 from jaxscale import config as cfg
-from jaxscale import overrides
-from jaxscale.analysis.costs import parameter_counts, train_flops_per_token
-from jaxscale.config import dump_config, load_config, shipped_configs
-from jaxscale.mesh_text import mesh_text, read_mesh, split_axes
+from jaxscale.config import dump_config, load_config, overrides, shipped_configs
+from jaxscale.config.mesh_text import mesh_text, read_mesh, split_axes
+from jaxscale.predict.costs import parameter_counts, train_flops_per_token
 from jaxscale.training.layout import parameter_layout
 
 RUNS = sorted(shipped_configs().glob("*.yaml"))

@@ -6,10 +6,10 @@ import sys
 
 import pytest
 
-from jaxscale.analysis.gpu_targets import target_config
-from jaxscale.analysis.timing import rates
-from jaxscale.hardware import CHIPS, GIB, find_chip
-from jaxscale.machine_names import BY_NAME
+from jaxscale.hardware.chips import CHIPS, GIB, find_chip
+from jaxscale.hardware.gpu_targets import target_config
+from jaxscale.hardware.names import BY_NAME
+from jaxscale.predict.timing import rates
 from jaxscale.training.peak import find_peak
 
 # figure -> its least and greatest plausible value
@@ -133,14 +133,14 @@ gpus.GPUS += (new,)
 """
 USES = """
 from jaxscale import cli, config as cfg
-from jaxscale.analysis.forecast import forecast
-from jaxscale.analysis.gpu_targets import target_config
-from jaxscale.analysis.interval import interval
-from jaxscale.analysis.plan import plan
+from jaxscale.predict.forecast import forecast
+from jaxscale.hardware.gpu_targets import target_config
+from jaxscale.predict.interval import interval
+from jaxscale.predict.plan import plan
 from jaxscale.explain.machines import Explained, machines
-from jaxscale.hardware import find_chip
-from jaxscale.parallel.compiler import compiler_options
-from jaxscale.topology import find_topology
+from jaxscale.hardware.chips import find_chip
+from jaxscale.hardware.presets import compiler_options
+from jaxscale.hardware.topology import find_topology
 
 config = cfg.load_config("llama3.2-1b", ["data.kind=synthetic", "data.path=null", "mesh.fsdp=8", "step.remat=full"])
 for name, old in (("x1:2x2x2", "v5p:2x2x2"), ("abacus-16", "v5p:2x2x2"), ("x2:8", "h100:8"), ("x2-mega-8g", "h100:8"),

@@ -4,10 +4,10 @@ import math
 
 import pytest
 
-from jaxscale.hardware import CHIPS
-from jaxscale.machine_names import ALIASES, BY_NAME, MACHINES, examples, read_name, text_of, valid_shapes
-from jaxscale.stated import read_topology
-from jaxscale.topology import find_topology, links
+from jaxscale.hardware.chips import CHIPS
+from jaxscale.hardware.names import ALIASES, BY_NAME, MACHINES, examples, read_name, text_of, valid_shapes
+from jaxscale.hardware.stated import read_topology
+from jaxscale.hardware.topology import find_topology, links
 
 
 @pytest.mark.parametrize(

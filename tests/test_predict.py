@@ -19,10 +19,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from jaxscale.analysis.child import last_words
-from jaxscale.analysis.libtpu import older_libtpu
+from jaxscale.compiled.child import last_words
+from jaxscale.compiled.libtpu import older_libtpu
 from jaxscale.config import load_config
-from jaxscale.quiet import DRIVERS
+from jaxscale.process.quiet import DRIVERS
 
 TPU = pytest.mark.skipif(find_spec("libtpu") is None, reason="needs the aot-tpu extra")
 GPU = pytest.mark.skipif(find_spec("jax_cuda13_plugin") is None, reason="needs the aot-gpu extra")
@@ -148,7 +148,9 @@ def test_bad_questions_are_one_line(jaxscale, arguments, says):
 
 
 def test_a_crash_is_heard_where_stderr_is_kept_away():
-    code = "import os\nfrom jaxscale.quiet import quiet\nwith quiet():\n    os.write(2, b'noise')\n    os.abort()"
+    code = (
+        "import os\nfrom jaxscale.process.quiet import quiet\nwith quiet():\n    os.write(2, b'noise')\n    os.abort()"
+    )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert out.returncode != 0
     assert "Fatal Python error: Aborted" in out.stderr
@@ -316,7 +318,7 @@ import sys
 import jax
 jax.config.update("jax_num_cpu_devices", 4)
 from pathlib import Path
-from jaxscale.analysis.aot import compile_on
+from jaxscale.compiled.aot import compile_on
 from jaxscale.config import load_config
 from jaxscale.training.executable import save_executable
 from jaxscale.training.trainer import train

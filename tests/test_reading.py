@@ -9,8 +9,8 @@ import pytest
 
 import jaxscale
 from jaxscale.config import divisors, load_config, read_yaml
-from jaxscale.reading import DEPTH, parse_json, parse_yaml
-from jaxscale.redact import LONGEST, command_line, one_line, redact, shown
+from jaxscale.files.reading import DEPTH, parse_json, parse_yaml
+from jaxscale.files.redact import LONGEST, command_line, one_line, redact, shown
 
 BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12))
 

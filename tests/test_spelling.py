@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxscale.spelling import distance, near, nearest
+from jaxscale.files.spelling import distance, near, nearest
 
 VERBS = ("train", "launch", "show", "generate", "compile", "plan", "chips", "report", "explain", "data", "bench", "rm")
 SLIPS = {

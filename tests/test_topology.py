@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxscale.topology import assign, combined, find_topology, links
+from jaxscale.hardware.topology import assign, combined, find_topology, links
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import stat
 
 import pytest
 
-from jaxscale.whole import require_directory, require_file, write_whole
+from jaxscale.files.whole import require_directory, require_file, write_whole
 
 
 def test_a_file_is_replaced_whole_with_the_usual_rights(tmp_path):

@@ -8,8 +8,8 @@ import numpy as np
 
 from benchmarks.common import serve, time_steps
 from benchmarks.peers.shapes import run_config
-from jaxscale.heap import keep_heap
 from jaxscale.parallel.mesh import start_devices
+from jaxscale.process.heap import keep_heap
 from jaxscale.training.build import build
 from jaxscale.training.feed import Feed, open_source
 from jaxscale.training.peak import measure_peak

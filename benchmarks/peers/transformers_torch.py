@@ -25,7 +25,7 @@ from pathlib import Path
 
 from benchmarks.common import HERE, Worker, machine, spread, spread_text, write_record
 from benchmarks.peers.shapes import FAMILIES, run_config
-from jaxscale.analysis.costs import train_flops_per_token
+from jaxscale.predict.costs import train_flops_per_token
 
 WARM_STEPS = 5
 TOLERANCE = {"cpu": 1e-4, "cuda": 5e-3}  # relative, of losses: float32 summed in another order; bf16

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 
 from jaxscale import config as cfg
 from jaxscale.bench.record import Figure, Row, measured
+from jaxscale.checkpoint.checkpointer import Checkpointer
 from jaxscale.data.tokens import Synthetic
 from jaxscale.training.build import build
-from jaxscale.training.checkpoint import Checkpointer
 from jaxscale.training.feed import Feed
 from jaxscale.training.step import TrainState
 

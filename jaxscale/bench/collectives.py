@@ -15,9 +15,9 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxscale.analysis.collectives import wire_share
 from jaxscale.bench.clock import Effort, attempt, time_calls
 from jaxscale.bench.record import Figure, Label, Row, measured
+from jaxscale.compiled.collectives import wire_share
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ppermute")
 PHASES = {"all-reduce": 2, "all-gather": 1, "reduce-scatter": 1}  # of a ring: what a fit is made of

@@ -9,15 +9,15 @@ from pathlib import Path
 import jax
 
 from jaxscale import config as cfg
-from jaxscale.analysis.store import versions
 from jaxscale.bench import record as rec
 from jaxscale.bench.clock import SOURCE
 from jaxscale.bench.load import Load, read_load
 from jaxscale.bench.peaks import against_better_peak
-from jaxscale.hardware import find_chip
-from jaxscale.parallel.compiler import compiler_options
-from jaxscale.redact import command_line
-from jaxscale.topology import Topology, find_topology
+from jaxscale.compiled.store import versions
+from jaxscale.files.redact import command_line
+from jaxscale.hardware.chips import find_chip
+from jaxscale.hardware.presets import compiler_options
+from jaxscale.hardware.topology import Topology, find_topology
 from jaxscale.training.peak import Peak
 from jaxscale.training.run import LIBRARIES, git_commit
 

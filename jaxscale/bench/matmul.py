@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxscale import config as cfg
-from jaxscale.analysis import costs
 from jaxscale.bench.clock import Effort, attempt, device_seconds, time_calls
 from jaxscale.bench.record import Figure, Label, Row, measured
+from jaxscale.predict import costs
 
 COLD_BYTES = 2**28  # more than the last cache of any device here
 Dims = tuple[tuple[int, ...], tuple[int, ...]]

@@ -10,11 +10,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaxscale.analysis.compiled import KINDS, attention_kernel, matmul_flops
-from jaxscale.analysis.hlo import Program
-from jaxscale.analysis.instructions import Computation, Instruction
 from jaxscale.bench.clock import device_lines, device_planes, read_planes
 from jaxscale.bench.record import Figure, Row
+from jaxscale.compiled.hlo import Program
+from jaxscale.compiled.instructions import Computation, Instruction
+from jaxscale.compiled.work import KINDS, attention_kernel, matmul_flops
 
 COMPUTE = ("matmul", "attention", "other compute")
 PARTS = (*COMPUTE, "exposed communication", "host and data wait")

@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from jaxscale.reading import parse_json
-from jaxscale.whole import require_directory, require_file, write_whole
+from jaxscale.files.reading import parse_json
+from jaxscale.files.whole import require_directory, require_file, write_whole
 
 SCHEMA_VERSION = 1
 INTERRUPTED, FAILED = "interrupted", "failed"  # how the note of a record begins that was ended before its time

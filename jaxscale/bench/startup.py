@@ -12,7 +12,7 @@ from pathlib import Path
 
 from jaxscale.bench.record import Row, measured
 from jaxscale.bench.sweep import reason
-from jaxscale.training.jsonl import read_records
+from jaxscale.files.jsonl import read_records
 
 PARTS = ("import", "devices", "data", "init", "compile", "first step", "other", "all")
 

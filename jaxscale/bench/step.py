@@ -11,21 +11,22 @@ from pathlib import Path
 import jax
 
 from jaxscale import config as cfg
-from jaxscale.analysis import costs, hlo
-from jaxscale.analysis.aot import compile_on
-from jaxscale.analysis.compiled import matmuls
-from jaxscale.analysis.costs import CONVENTIONS
-from jaxscale.analysis.forecast import forecast
-from jaxscale.analysis.memory import memory
-from jaxscale.analysis.store import Compiled
 from jaxscale.bench.clock import Effort, trace
 from jaxscale.bench.header import Header, topology_of
 from jaxscale.bench.matmul import best_row, model_matmuls, search
 from jaxscale.bench.profile import classify, profile_rows, read_events
 from jaxscale.bench.record import INTERRUPTED, BenchRecord, Figure, Row, measured
+from jaxscale.compiled import hlo
+from jaxscale.compiled.aot import compile_on
+from jaxscale.compiled.store import Compiled
+from jaxscale.compiled.work import matmuls
+from jaxscale.files.jsonl import read_records
+from jaxscale.hardware.topology import Topology
 from jaxscale.parallel.mesh import start_devices
-from jaxscale.topology import Topology
-from jaxscale.training.jsonl import read_records
+from jaxscale.predict import costs
+from jaxscale.predict.costs import CONVENTIONS
+from jaxscale.predict.forecast import forecast
+from jaxscale.predict.memory import memory
 from jaxscale.training.peak import Peak, find_peak
 from jaxscale.training.trainer import Silent, train
 

@@ -16,10 +16,10 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from jaxscale import config as cfg
-from jaxscale.analysis.source import source_hash
-from jaxscale.analysis.store import versions
 from jaxscale.bench.record import BenchRecord, Clock, Figure, Label, Row, read_record
-from jaxscale.reading import parse_yaml
+from jaxscale.compiled.source import source_hash
+from jaxscale.compiled.store import versions
+from jaxscale.files.reading import parse_yaml
 
 KEPT = ("step_seconds", "tokens_per_second", "tokens_per_second_per_device", "mfu_causal", "mfu_palm",
         "hfu_causal", "hfu_palm", "compile_seconds", "peak_memory_bytes", "compiled_memory_bytes",

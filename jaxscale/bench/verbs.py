@@ -19,7 +19,7 @@ from jaxscale.bench.clock import Effort
 from jaxscale.bench.header import Header
 from jaxscale.bench.record import FAILED, INTERRUPTED, BenchRecord, Row
 from jaxscale.blueprint.rules import check_divides
-from jaxscale.mesh_text import read_mesh
+from jaxscale.config.mesh_text import read_mesh
 from jaxscale.parallel.mesh import make_mesh, start_devices
 from jaxscale.parallel.sharding import make_rules
 from jaxscale.training.peak import Peak, find_peak

@@ -8,7 +8,7 @@ from jaxscale import config as cfg
 from jaxscale.blueprint.cases import Axes
 from jaxscale.blueprint.described import blueprint
 from jaxscale.blueprint.table import Blueprint
-from jaxscale.mesh_text import mesh_text
+from jaxscale.config.mesh_text import mesh_text
 
 # The whole of FSDP is "embed -> fsdp" here and "batch -> fsdp" below; the whole of tensor parallelism, the rest.
 PARAMETERS: dict[str, Axes] = {

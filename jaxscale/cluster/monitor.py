@@ -28,7 +28,7 @@ import jax
 from jaxscale import config as cfg
 from jaxscale.cluster.codes import BROKEN, CORRUPT, HUNG, MENDABLE, VANISHED
 from jaxscale.cluster.start import client, new_run, prefix, tell
-from jaxscale.redact import one_line
+from jaxscale.files.redact import one_line
 
 INTERVAL = 1.0  # seconds between beats
 SUSPECT_AFTER = 10.0  # silence that is enough once a collective has failed

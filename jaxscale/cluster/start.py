@@ -20,7 +20,7 @@ import jax
 from jaxscale import config as cfg
 from jaxscale import private
 from jaxscale.cluster.codes import VANISHED
-from jaxscale.redact import one_line
+from jaxscale.files.redact import one_line
 
 NAMES = ("JAXSCALE_COORDINATOR", "JAXSCALE_PROCESSES", "JAXSCALE_PROCESS_ID")
 HEARTBEAT_MARGIN = 30  # seconds that JAX's own heartbeats wait beyond ours, whose message is the better one

@@ -14,7 +14,7 @@ from jaxscale.data import remote
 from jaxscale.data.compressed import ARCHIVES, decompressed, failures, without_compression
 from jaxscale.data.progress import BadRecord, Progress
 from jaxscale.data.remote import Listed, Unread
-from jaxscale.urls import is_url, scrub
+from jaxscale.files.urls import is_url, scrub
 
 READ_BYTES = 2**17
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from jaxscale.reading import parse_json
+from jaxscale.files.reading import parse_json
 
 FORMAT = "jaxscale.tokens"
 VERSION = 1

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from typing import IO, Any, Literal, NamedTuple, TypeVar, cast
 from urllib.parse import unquote, urlsplit
 
-from jaxscale.training.places import at, open_store, told
-from jaxscale.urls import EXTRAS, scrub
+from jaxscale.files.places import at, open_store, told
+from jaxscale.files.urls import EXTRAS, scrub
 
 WEB = ("http", "https")
 Answer = TypeVar("Answer")

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from jaxscale.data.files import SourceFile, Unread, contents, file_sha256, find, sorted_files, walk
 from jaxscale.data.parquet import parquet_texts
 from jaxscale.data.progress import BadRecord, Progress, Report
-from jaxscale.reading import parse_json
+from jaxscale.files.reading import parse_json
 
 CHUNK = 2**16  # bytes of a file, characters of a text
 _STDLIB_LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idlelib", "__pycache__"}

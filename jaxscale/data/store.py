@@ -17,8 +17,8 @@ import numpy as np
 from jaxscale.data import llmc
 from jaxscale.data.index import PREPARE_AGAIN, Shard, inside, read_index
 from jaxscale.data.tokenizer import Tokenizer, load_tokenizer
-from jaxscale.reading import parse_json
-from jaxscale.whole import write_whole
+from jaxscale.files.reading import parse_json
+from jaxscale.files.whole import write_whole
 
 Verify = Literal["always", "once", "size"]
 STAMP_NAME = ".verified.json"

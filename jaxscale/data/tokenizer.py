@@ -17,7 +17,7 @@ import numpy as np
 from jaxscale.data.file_tokenizer import FileTokenizer, told_of
 from jaxscale.data.pieces import Piece
 from jaxscale.data.spelled import hide_special_tokens, without_spelled_bytes
-from jaxscale.quiet import quiet
+from jaxscale.process.quiet import quiet
 
 if TYPE_CHECKING:
     import tokenizers

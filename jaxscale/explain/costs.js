@@ -1,5 +1,5 @@
 // What a step should cost: an interpreter of the model's table, which comes with the config (`page.model_values`). It knows
-// letters, layouts and rules, and no model. `analysis/costs.py` and `analysis/traffic.py` are the same arithmetic; a test holds that.
+// letters, layouts and rules, and no model. `predict/costs.py` and `predict/traffic.py` are the same arithmetic; a test holds that.
 // `sizes` are mesh axis -> size; figures "of a device" are of one JAX device and one step.
 
 const size = (sizes, axis) => sizes[axis] || 1;

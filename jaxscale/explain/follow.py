@@ -3,12 +3,12 @@
 from dataclasses import dataclass, replace
 
 from jaxscale import config as cfg
-from jaxscale.analysis import costs
 from jaxscale.blueprint.described import blueprint
 from jaxscale.blueprint.rules import make_rules
 from jaxscale.explain.rows import Row, Tensor, notation
 from jaxscale.explain.story import Explanation
 from jaxscale.optimizers import OPTIMIZERS
+from jaxscale.predict import costs
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from jaxscale.analysis.forecast import axis_links
-from jaxscale.analysis.interval import interval
-from jaxscale.analysis.timing import BLOCK, rates
 from jaxscale.config import READY_AXES
-from jaxscale.hardware import CHIPS, Chip
-from jaxscale.mesh_text import mesh_text, split_axes
-from jaxscale.topology import Link, Topology, distance, find_topology, valid_shapes
+from jaxscale.config.mesh_text import mesh_text, split_axes
+from jaxscale.hardware.chips import CHIPS, Chip
+from jaxscale.hardware.topology import Link, Topology, distance, find_topology, valid_shapes
+from jaxscale.predict.forecast import axis_links
+from jaxscale.predict.interval import interval
+from jaxscale.predict.timing import BLOCK, rates
 
 LARGEST = {"data": 512, "fsdp": 512, "tensor": 64}  # of the sliders, where the mesh that is explained has no more
 

@@ -9,7 +9,7 @@ some of these are the same, the difference is told, with its reason where there 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
-from jaxscale.analysis.collectives import Collective
+from jaxscale.compiled.collectives import Collective
 from jaxscale.explain.paths import name_of, phase, sources, what
 from jaxscale.explain.rows import Axes, Other, Row, Send
 

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from jaxscale import config as cfg
-from jaxscale.analysis import costs, forecast, timing
 from jaxscale.blueprint.described import blueprint
 from jaxscale.blueprint.rules import make_rules
 from jaxscale.explain.layouts import layouts, variants
 from jaxscale.explain.machines import Explained, machines, read_topology
 from jaxscale.explain.rows import CASES
+from jaxscale.files.whole import write_whole
 from jaxscale.optimizers import OPTIMIZERS
+from jaxscale.predict import costs, forecast, timing
 from jaxscale.report.page import assembled, package_texts
-from jaxscale.whole import write_whole
 
 SCRIPTS = (
     "costs.js", "forecast.js", "matmuls.js", "names.js", "devices.js", "blocks.js", "collectives.js", "animation.js",

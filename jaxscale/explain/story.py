@@ -1,31 +1,32 @@
 """The story behind `explain`: a config and a mesh in, every matmul of the step out, with what it sends and costs.
 
 The rows are read from the traced program (`explain.trace`, in a child process), the collectives beside them from the
-compiled one (`explain.match`), seconds are predicted (`analysis.timing`). No jax here.
+compiled one (`explain.match`), seconds are predicted (`predict.timing`). No jax here.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
 
 from jaxscale import config as cfg
-from jaxscale.analysis.child import ask
-from jaxscale.analysis.collectives import collectives
-from jaxscale.analysis.examine import split_mesh
-from jaxscale.analysis.forecast import attention_flops, axis_links, forecast
-from jaxscale.analysis.gpu_targets import target_config
-from jaxscale.analysis.hlo import parse
-from jaxscale.analysis.timing import Rates, collective_seconds, rates
-from jaxscale.blueprint.described import blueprint, described_by
+from jaxscale.blueprint.described import blueprint
+from jaxscale.compiled.child import ask
+from jaxscale.compiled.collectives import collectives
+from jaxscale.compiled.examine import split_mesh
+from jaxscale.compiled.hlo import parse
+from jaxscale.compiled.story import compile_one, with_changes
+from jaxscale.config.mesh_text import read_mesh
 from jaxscale.explain.match import SMALL, Found, match
 from jaxscale.explain.rows import Other, Row, from_values
-from jaxscale.hardware import CHIPS
-from jaxscale.mesh_text import read_mesh
-from jaxscale.predict import compile_one, with_changes
-from jaxscale.topology import Link, Topology, find_topology, valid_shapes
+from jaxscale.hardware.chips import CHIPS
+from jaxscale.hardware.gpu_targets import target_config
+from jaxscale.hardware.topology import Link, Topology, find_topology, valid_shapes
+from jaxscale.predict.forecast import attention_flops, axis_links, forecast
+from jaxscale.predict.timing import Rates, collective_seconds, rates
 
+Tracer = Callable[[cfg.Config, dict[str, Any], bool], dict[str, Any]]
 COMPILERS = ("auto", "cpu", "chip", "none")
 ATTENTION = ("scores", "context", "attention")
 ASSUMED = "v5p"  # whose speeds are told where no --topology is given
@@ -64,7 +65,7 @@ class Explanation:
 
 def explain(
     config: cfg.Config, topology: Topology | None = None, *, compiler: str = "auto", verbose: bool = False,
-    model: Any = None,
+    tracer: Tracer | None = None,
 ) -> Explanation:  # fmt: skip
     """Trace and compile the step of `config`.
 
@@ -72,8 +73,7 @@ def explain(
         topology: the machine; None: simulated devices, and the speeds of a v5p slice of as many chips.
         compiler: `chip` (the topology's own), `cpu` (simulated devices), `none`; `auto`: the chip's where it is
             installed and a topology is given, else the CPU's.
-        model: a model of your own, as `train` takes it, which describes itself (`blueprint(model)`); it is traced in
-            this process, for its devices.
+        tracer: answers in place of a child process that traces the decoder; see `explain.here`.
 
     Raises ValueError for a mesh that does not fit the model or the topology, and for a compiler that is not here.
     """
@@ -84,9 +84,7 @@ def explain(
     where = topology or assumed_topology(math.prod(mesh.values()))
     if compiler == "chip" and where.chip.node:
         target_config(where.chip)  # refuses one that no compiler knows
-    if model is not None and compiler == "chip":
-        raise ValueError("compiler=chip compiles the decoder only; a model of your own is compiled for the CPU")
-    own = compiler == "chip" or (compiler == "auto" and not assumed and model is None and installed(where))
+    own = compiler == "chip" or (compiler == "auto" and not assumed and installed(where))
     if own and not installed(where):
         raise ValueError(f"--compiler chip: the compiler of {where.name} is not installed; pip install "
                          f"'jaxscale[{'aot-gpu' if where.chip.node else 'aot-tpu'}]', or --compiler cpu")  # fmt: skip
@@ -97,10 +95,7 @@ def explain(
         "config": shown.model_dump(mode="json"), "topology": replace(where, slices=1).name, "slices": where.slices,
         "cpu": not own, "compile": compiler != "none", "devices": math.prod(mesh.values()),
     }  # fmt: skip
-    if model is None:
-        found = ask("jaxscale.explain.trace", request, "tracing the step", verbose=verbose)
-    else:
-        found = traced_here(shown, request, model)
+    found = (tracer or trace_in_a_child)(shown, request, verbose)
     rows, others = from_values(found)
     by: str | None
     hlo, by, why = found["hlo"], f"XLA's CPU compiler for {request['devices']} simulated devices", ""
@@ -115,19 +110,15 @@ def explain(
         over = split_mesh(config, where, found["mesh"])[1] if own and where.slices > 1 else None
         compiled = collectives(parse(hlo), found["mesh"], over=over)
         rows, others, inserted = match(rows, others, compiled)
-    with described_by(model):
-        rows = timed_rows(rows, config, where, mesh)
+    rows = timed_rows(rows, config, where, mesh)
     inserted = [f for f in inserted if f.bytes >= SMALL]
     by = by if hlo else None
     return Explanation(config, found["mesh"], where, assumed, by, why, found["jax"], rows, others, inserted)
 
 
-def traced_here(config: cfg.Config, request: dict[str, Any], model: Any) -> dict[str, Any]:
-    """As the child process answers. jax is loaded here, as a model of your own has loaded it already."""
-    from jaxscale.explain.trace import explain as trace_and_compile
-
-    with described_by(model):
-        return trace_and_compile(config, request, model)
+def trace_in_a_child(config: cfg.Config, request: dict[str, Any], verbose: bool) -> dict[str, Any]:
+    """What `explain.trace` answers, as values."""
+    return ask("jaxscale.explain.trace", request, "tracing the step", verbose=verbose)
 
 
 def installed(topology: Topology) -> bool:

@@ -19,7 +19,7 @@ from typing import Any, cast
 import jax
 
 from jaxscale import config as cfg
-from jaxscale.analysis import aot, costs
+from jaxscale.compiled import aot
 from jaxscale.explain.jaxpr import (
     NOTHING,
     Formula,
@@ -44,8 +44,9 @@ from jaxscale.explain.jaxpr import (
 )
 from jaxscale.explain.paths import FORMULA, clean, join, name_of, phase, what
 from jaxscale.explain.rows import Axes, Other, Row, Send, Tensor, as_values
+from jaxscale.hardware.topology import find_topology
 from jaxscale.parallel.mesh import first_line, give_threads
-from jaxscale.topology import find_topology
+from jaxscale.predict import costs
 from jaxscale.training.build import build
 
 # one operand, the same elements: what was sent for it was sent for the result

@@ -10,9 +10,9 @@ from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from jaxscale import config as cfg
-from jaxscale.hardware import GPU_MEMORY_FRACTION
-from jaxscale.mesh_text import mesh_text
-from jaxscale.quiet import quiet_plugins
+from jaxscale.config.mesh_text import mesh_text
+from jaxscale.hardware.chips import GPU_MEMORY_FRACTION
+from jaxscale.process.quiet import quiet_plugins
 
 
 def start_devices(runtime: cfg.Runtime, processes: int = 1) -> list[jax.Device]:

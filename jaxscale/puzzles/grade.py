@@ -16,10 +16,10 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from jaxscale.analysis.child import how_it_ended, last_words
+from jaxscale.compiled.child import how_it_ended, last_words
+from jaxscale.files.redact import one_line
 from jaxscale.puzzles.catalogue import Puzzle
 from jaxscale.puzzles.verdict import Verdict, from_values
-from jaxscale.redact import one_line
 
 ROOT = Path(__file__).parent.parent.parent
 SECONDS = 30.0  # of a file, at most

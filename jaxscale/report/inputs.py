@@ -7,13 +7,13 @@ from typing import Any
 
 import yaml
 
-from jaxscale.analysis.costs import CONVENTIONS
 from jaxscale.bench.record import BenchRecord, read_record
-from jaxscale.mesh_text import mesh_text
-from jaxscale.reading import parse_json, parse_yaml
-from jaxscale.redact import redact
+from jaxscale.config.mesh_text import mesh_text
+from jaxscale.files.jsonl import read_records
+from jaxscale.files.reading import parse_json, parse_yaml
+from jaxscale.files.redact import redact
+from jaxscale.predict.costs import CONVENTIONS
 from jaxscale.report.plots import Source, finite
-from jaxscale.training.jsonl import read_records
 
 RUN_FILES = ("metrics.jsonl", "events.jsonl")
 

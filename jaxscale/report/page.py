@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from jaxscale.bench.record import now
+from jaxscale.files.whole import write_whole
 from jaxscale.report.benchmarks import benchmark_sections, records_section
 from jaxscale.report.inputs import Inputs, record_source, run_source, tell_apart
 from jaxscale.report.plots import Plot, Section, Source
 from jaxscale.report.runs import runs_section
-from jaxscale.whole import write_whole
 
 MOST_NAMES = 6  # in the title
 SCRIPTS = ("numbers.js", "draw.js", "figure.js", "page.js")

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from jaxscale.files.whole import require_directory, require_file
 from jaxscale.report.inputs import read_inputs
 from jaxscale.report.page import make_page, write_page
-from jaxscale.whole import require_directory, require_file
 
 
 def report(paths: list[Path], out: Path, pictures: Path | None = None) -> list[str]:

@@ -3,7 +3,7 @@
 import re
 
 from jaxscale.bench.record import Row
-from jaxscale.mesh_text import mesh_text
+from jaxscale.config.mesh_text import mesh_text
 from jaxscale.report.plots import Axis, Line, Number, Plot, Section, Series, figure_columns
 from jaxscale.report.rows import Item, constant, decided, failures, number, points, text, without
 

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from jaxscale import config as cfg
-from jaxscale.redact import shown
+from jaxscale.files.redact import shown
 from jaxscale.training.optimizer import make_schedule
 from jaxscale.training.position import Position
 

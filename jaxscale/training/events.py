@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from jaxscale.training.jsonl import Lines, read_records
+from jaxscale.files.jsonl import Lines, read_records
 
 
 class Events:

@@ -13,8 +13,8 @@ import jax
 from jax.experimental import serialize_executable
 
 from jaxscale import config as cfg
-from jaxscale.analysis.store import what_it_depends_on
-from jaxscale.reading import parse_json
+from jaxscale.compiled.store import what_it_depends_on
+from jaxscale.files.reading import parse_json
 from jaxscale.training.step import Program
 
 MAGIC = b"jaxscale executable 1\n"

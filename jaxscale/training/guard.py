@@ -8,9 +8,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxscale import config as cfg
+from jaxscale.checkpoint.fingerprint import device_sums, named_leaves, same_blocks
 from jaxscale.cluster.codes import CORRUPT
 from jaxscale.objectives.token_sums import model_arguments
-from jaxscale.training.fingerprint import device_sums, named_leaves, same_blocks
 from jaxscale.training.frozen import whole
 from jaxscale.training.step import Program
 from jaxscale.training.writer import MetricsWriter

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 
 from jaxscale import config as cfg
-from jaxscale.analysis.costs import train_flops_per_token
 from jaxscale.objectives import make_objective
+from jaxscale.predict.costs import train_flops_per_token
 from jaxscale.training.peak import Peak, why_withheld
 
 

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxscale.config_files import renamed
+from jaxscale.checkpoint.identity import shapes
+from jaxscale.config.files import renamed
 from jaxscale.training.average import missing
-from jaxscale.training.identity import shapes
 from jaxscale.training.spikes import LossStatistics, no_losses
 from jaxscale.training.step import TrainState
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import jax
 
 from jaxscale import config as cfg
+from jaxscale.checkpoint.checkpointer import Checkpointer
 from jaxscale.cluster.start import from_first
-from jaxscale.training.checkpoint import Checkpointer
-from jaxscale.training.lock import Lock
-from jaxscale.urls import is_url
+from jaxscale.files.lock import Lock
+from jaxscale.files.urls import is_url
 
 ENDING_SECONDS = 3.0  # how long the run before may take to end, when it was killed and is started again
 ANSWER_SECONDS = 600.0

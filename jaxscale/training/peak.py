@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import jax
 import jax.numpy as jnp
 
-from jaxscale.hardware import find_chip
+from jaxscale.hardware.chips import find_chip
 
 
 @dataclass(frozen=True)

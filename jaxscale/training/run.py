@@ -9,9 +9,9 @@ from pathlib import Path
 import jax
 
 from jaxscale import config as cfg
-from jaxscale.analysis.store import versions
+from jaxscale.compiled.store import versions
 from jaxscale.data.tokenizer import Tokenizer
-from jaxscale.redact import command_line
+from jaxscale.files.redact import command_line
 from jaxscale.training.peak import Peak
 
 LIBRARIES = ("jaxscale", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "libtpu")

@@ -3,7 +3,7 @@
 from typing import Any
 
 from jaxscale import config as cfg
-from jaxscale.training.checkpoint import Checkpointer, Unsaved
+from jaxscale.checkpoint.checkpointer import Checkpointer, Unsaved
 from jaxscale.training.events import Events
 from jaxscale.training.step import TrainState
 from jaxscale.training.watcher import Watcher

@@ -12,16 +12,17 @@ import jax
 from jax.sharding import Mesh
 
 from jaxscale import config as cfg
-from jaxscale.analysis.libtpu import older_libtpu
+from jaxscale.checkpoint.checkpointer import Checkpointer
 from jaxscale.cluster.monitor import Monitor
 from jaxscale.cluster.signals import Stopped, watched
 from jaxscale.cluster.start import join_processes
+from jaxscale.compiled.libtpu import older_libtpu
+from jaxscale.files.places import open_place
 from jaxscale.models.attention import require_attention
 from jaxscale.parallel.mesh import describe_mesh, start_devices
 from jaxscale.parallel.sharding import Rules, on_mesh
 from jaxscale.training.build import build_on, mesh_and_rules
 from jaxscale.training.changes import told_of_changes
-from jaxscale.training.checkpoint import Checkpointer
 from jaxscale.training.evaluation import mean_loss
 from jaxscale.training.events import Events
 from jaxscale.training.executable import load_executable
@@ -31,7 +32,6 @@ from jaxscale.training.metrics import Meter, Speed, device_memory, model_flops_p
 from jaxscale.training.owner import Owner, open_checkpoints
 from jaxscale.training.peak import Peak, find_peak, measure_again
 from jaxscale.training.pending import Pending
-from jaxscale.training.places import open_place
 from jaxscale.training.position import Position, about_data, read_position
 from jaxscale.training.run import write_run_files
 from jaxscale.training.saves import Saves

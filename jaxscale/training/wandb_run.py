@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxscale import config as cfg
-from jaxscale.reading import parse_json
+from jaxscale.files.reading import parse_json
 
 ID_NAME = "wandb-run.json"  # in the run's directory
 SECONDS = 30  # for W&B to answer

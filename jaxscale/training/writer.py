@@ -11,9 +11,9 @@ import jax
 
 from jaxscale import config as cfg
 from jaxscale import private
-from jaxscale.training.jsonl import Lines, read_records
+from jaxscale.files.jsonl import Lines, read_records
+from jaxscale.files.whole import write_whole
 from jaxscale.training.wandb_run import WandbRun, require_wandb
-from jaxscale.whole import write_whole
 
 
 class MetricsWriter:

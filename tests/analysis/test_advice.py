@@ -6,10 +6,10 @@ import re
 import pytest
 
 from jaxscale import config as cfg
-from jaxscale.analysis.advice import what_would_do
-from jaxscale.analysis.plan import plan
-from jaxscale.analysis.ways import held_keys
-from jaxscale.topology import find_topology
+from jaxscale.hardware.topology import find_topology
+from jaxscale.predict.advice import what_would_do
+from jaxscale.predict.plan import plan
+from jaxscale.predict.ways import held_keys
 
 SYNTHETIC = ["data.kind=synthetic", "data.path=null"]
 GIVEN = {"mesh.fsdp": [1, 2, 3, 4, 8, 16, -1], "mesh.tensor": [1, 2, 3, 4, 8, 64], "mesh.data": [1, 2, 3, 4],

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from jaxscale.analysis.collectives import collectives
-from jaxscale.analysis.compiled import Worker, attention_kernel, convolution_flops, kernels, matmuls
-from jaxscale.analysis.hlo import parse
-from jaxscale.analysis.instructions import Array, parse_instruction
-from jaxscale.analysis.live import largest_buffers, peak
+from jaxscale.compiled.collectives import collectives
+from jaxscale.compiled.hlo import parse
+from jaxscale.compiled.instructions import Array, parse_instruction
+from jaxscale.compiled.live import largest_buffers, peak
+from jaxscale.compiled.work import Worker, attention_kernel, convolution_flops, kernels, matmuls
 
 TEXTS = Path(__file__).parent / "texts"
 MESH = {"data": 2, "fsdp": 2}

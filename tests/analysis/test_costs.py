@@ -7,13 +7,13 @@ import pytest
 from support import Setup, make_config
 
 from jaxscale import config as cfg
-from jaxscale.analysis import costs
-from jaxscale.analysis.aot import device_bytes
-from jaxscale.analysis.collectives import collectives
-from jaxscale.analysis.compiled import matmuls
-from jaxscale.analysis.hlo import parse
-from jaxscale.analysis.traffic import traffic
+from jaxscale.compiled.aot import device_bytes
+from jaxscale.compiled.collectives import collectives
+from jaxscale.compiled.hlo import parse
+from jaxscale.compiled.work import matmuls
 from jaxscale.optimizers import OPTIMIZERS
+from jaxscale.predict import costs
+from jaxscale.predict.traffic import traffic
 
 MESHES = [{"data": 8}, {"fsdp": 8}, {"tensor": 8}, {"data": 2, "fsdp": 4}, {"data": 2, "fsdp": 2, "tensor": 2}]
 GPT = {"norm": "layernorm", "position": "learned", "mlp": "gelu", "attention_bias": True, "mlp_bias": True,

@@ -5,13 +5,13 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from jaxscale.analysis.collectives import collectives
-from jaxscale.analysis.compiled import KINDS
-from jaxscale.analysis.examine import cut_axes
-from jaxscale.analysis.groups import GroupAxes, SubAxis, replica_groups
-from jaxscale.analysis.hlo import parse
-from jaxscale.analysis.instructions import parse_instruction
-from jaxscale.topology import find_topology, links
+from jaxscale.compiled.collectives import collectives
+from jaxscale.compiled.examine import cut_axes
+from jaxscale.compiled.groups import GroupAxes, SubAxis, replica_groups
+from jaxscale.compiled.hlo import parse
+from jaxscale.compiled.instructions import parse_instruction
+from jaxscale.compiled.work import KINDS
+from jaxscale.hardware.topology import find_topology, links
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxscale.analysis import libtpu
+from jaxscale.compiled import libtpu
 
 EXTRAS = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 

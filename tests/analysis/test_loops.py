@@ -5,9 +5,9 @@ from itertools import product
 
 import pytest
 
-from jaxscale.analysis.compiled import Worker, matmuls
-from jaxscale.analysis.hlo import parse
-from jaxscale.analysis.loops import trips
+from jaxscale.compiled.hlo import parse
+from jaxscale.compiled.loops import trips
+from jaxscale.compiled.work import Worker, matmuls
 
 HOLDS = {"LT": operator.lt, "LE": operator.le, "GT": operator.gt, "GE": operator.ge, "NE": operator.ne,
          "EQ": operator.eq}  # fmt: skip

@@ -5,11 +5,11 @@ import json
 import pytest
 
 from jaxscale import config as cfg
-from jaxscale.analysis.forecast import axis_links, forecast
-from jaxscale.analysis.measured import read_measured
-from jaxscale.analysis.timing import collective_seconds
 from jaxscale.bench.record import BenchRecord, Clock, Device, Figure, Row, write_record
-from jaxscale.topology import find_topology, links
+from jaxscale.hardware.topology import find_topology, links
+from jaxscale.predict.forecast import axis_links, forecast
+from jaxscale.predict.measured import read_measured
+from jaxscale.predict.timing import collective_seconds
 
 H100 = "NVIDIA H100 80GB HBM3"
 NODE = find_topology("h100:8")

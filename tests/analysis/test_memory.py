@@ -3,7 +3,7 @@
 import pytest
 
 from jaxscale import config as cfg
-from jaxscale.analysis.memory import MemoryForecast, memory
+from jaxscale.predict.memory import MemoryForecast, memory
 
 D, V = 4096, 128256  # Llama-3.1-8B
 HEAD = (

@@ -8,18 +8,18 @@ import pytest
 from support import make_config
 
 from jaxscale import config as cfg
-from jaxscale.analysis.advice import what_would_do
-from jaxscale.analysis.costs import attention, matmuls, recomputed_matmuls
-from jaxscale.analysis.forecast import forecast, offloaded_bytes
-from jaxscale.analysis.memory import memory
-from jaxscale.analysis.plan import MOL, plan, read_budget, spend
-from jaxscale.analysis.timing import Sent, rates, step_time
-from jaxscale.analysis.traffic import traffic
-from jaxscale.analysis.ways import REMATS, held_keys, meshes
-from jaxscale.console_plan import plan_footer
-from jaxscale.hardware import CHIPS
+from jaxscale.console.plan import plan_footer
+from jaxscale.hardware.chips import CHIPS
+from jaxscale.hardware.topology import find_topology
 from jaxscale.optimizers import OPTIMIZERS
-from jaxscale.topology import find_topology
+from jaxscale.predict.advice import what_would_do
+from jaxscale.predict.costs import attention, matmuls, recomputed_matmuls
+from jaxscale.predict.forecast import forecast, offloaded_bytes
+from jaxscale.predict.memory import memory
+from jaxscale.predict.plan import MOL, plan, read_budget, spend
+from jaxscale.predict.timing import Sent, rates, step_time
+from jaxscale.predict.traffic import traffic
+from jaxscale.predict.ways import REMATS, held_keys, meshes
 
 
 def shipped(name: str, *overrides: str) -> cfg.Config:

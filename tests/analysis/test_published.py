@@ -10,13 +10,13 @@ from statistics import mean
 import pytest
 
 from jaxscale import config as cfg
-from jaxscale.analysis import interval as stored
-from jaxscale.analysis.examine import weight_bytes
-from jaxscale.analysis.forecast import forecast, kernels
-from jaxscale.analysis.interval import interval
-from jaxscale.analysis.timing import SOFTWARE, Sent, attention_share, rates, step_time, with_launches
-from jaxscale.hardware import CHIPS
-from jaxscale.topology import Topology, find_topology
+from jaxscale.compiled.examine import weight_bytes
+from jaxscale.hardware.chips import CHIPS
+from jaxscale.hardware.topology import Topology, find_topology
+from jaxscale.predict import interval as stored
+from jaxscale.predict.forecast import forecast, kernels
+from jaxscale.predict.interval import interval
+from jaxscale.predict.timing import SOFTWARE, Sent, attention_share, rates, step_time, with_launches
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import published
@@ -44,7 +44,7 @@ def test_rows_that_were_held_out_are_predicted_as_well(errors):
 
 def test_the_intervals_are_those_that_the_rows_give():
     classes, unknown, few = published.classes()
-    advice = "run benchmarks/published.py and store what it prints in analysis/interval.py"
+    advice = "run benchmarks/published.py and store what it prints in predict/interval.py"
     found = {name: (pytest.approx(ratio, abs=0.002), runs) for name, (ratio, runs) in classes.items()}
     assert found == stored.CLASSES, advice
     assert {name: pytest.approx(ratio, abs=0.002) for name, ratio in unknown.items()} == stored.UNKNOWN, advice

@@ -1,9 +1,9 @@
 """SparseCore collectives as libtpu 0.0.52 writes them: room made by a start, begun by an update, axes named or cut."""
 
-from jaxscale.analysis.collectives import collectives
-from jaxscale.analysis.compiled import Worker
-from jaxscale.analysis.groups import SubAxis
-from jaxscale.analysis.hlo import parse
+from jaxscale.compiled.collectives import collectives
+from jaxscale.compiled.groups import SubAxis
+from jaxscale.compiled.hlo import parse
+from jaxscale.compiled.work import Worker
 
 TEXT = """HloModule m, is_scheduled=true
 

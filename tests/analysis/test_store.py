@@ -7,9 +7,9 @@ import pytest
 from support import TINY, Setup, make_config
 
 from jaxscale import config as cfg
-from jaxscale.analysis import source, store
-from jaxscale.overrides import keys_of, section_of
-from jaxscale.topology import find_topology
+from jaxscale.compiled import source, store
+from jaxscale.config.overrides import keys_of, section_of
+from jaxscale.hardware.topology import find_topology
 
 LEAVES = {key: kinds for key, kinds in keys_of(cfg.Config).items() if section_of(kinds) is None}
 DATA = {"kind": "llmc", "path": "a.bin"}
@@ -142,7 +142,7 @@ def test_the_source_is_all_that_the_step_imports():
         if path.read_text().strip():  # an empty __init__.py says nothing
             assert path.relative_to(source.PACKAGE).as_posix() in files, module
     assert {"training/spikes.py", "objectives/token_sums.py", "models/attention.py", "blueprint/rules.py"} <= files
-    assert not {"training/trainer.py", "console.py", "analysis/hlo.py"} & files
+    assert not {"training/trainer.py", "console.py", "compiled/hlo.py"} & files
 
 
 def test_the_hash_follows_every_file_of_the_step(tmp_path, monkeypatch):
@@ -172,6 +172,6 @@ def test_the_hash_follows_every_file_of_the_step(tmp_path, monkeypatch):
 
 def test_imports_are_read_without_running_anything(tmp_path):
     (tmp_path / "a.py").write_text(
-        "raise SystemExit\nfrom jaxscale import config\ndef f():\n    import jaxscale.urls\n"
+        "raise SystemExit\nfrom jaxscale import config\ndef f():\n    import jaxscale.files.urls\n"
     )
-    assert source.imported(tmp_path / "a.py") == {"jaxscale.config", "jaxscale.urls"}
+    assert source.imported(tmp_path / "a.py") == {"jaxscale.config", "jaxscale.files.urls"}

@@ -3,8 +3,8 @@
 from itertools import product
 
 from jaxscale import config as cfg
-from jaxscale.analysis.traffic import traffic
 from jaxscale.blueprint.described import blueprint
+from jaxscale.predict.traffic import traffic
 
 
 def test_weight_gradients_are_summed_over_every_axis_that_splits_the_tokens():

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from support import make_config
 
-from jaxscale.analysis import costs
-from jaxscale.analysis.hlo import parse
 from jaxscale.bench import attention, clock, collectives, matmul, memory, verbs
 from jaxscale.bench.clock import Effort, time_calls
 from jaxscale.bench.header import Header
 from jaxscale.bench.record import FAILED, INTERRUPTED
+from jaxscale.compiled.hlo import parse
 from jaxscale.parallel.mesh import make_mesh
+from jaxscale.predict import costs
 
 QUICK = Effort(repeats=4, seconds=0.2, burn_in=1, shortest=0)
 

@@ -11,7 +11,7 @@ from jaxscale.bench.compare import compare, differences
 from jaxscale.bench.header import Header
 from jaxscale.bench.load import Load, read_load
 from jaxscale.bench.record import BenchRecord, Clock, Device, Row, measured, read_record, write_record
-from jaxscale.console_bench import provenance
+from jaxscale.console.bench import provenance
 from jaxscale.training.peak import Peak
 
 

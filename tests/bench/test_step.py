@@ -9,12 +9,12 @@ import pytest
 import yaml
 from support import make_config
 
-from jaxscale.analysis import hlo
-from jaxscale.analysis.aot import compile_on
 from jaxscale.bench import checkpoint, loader, startup, sweep
 from jaxscale.bench.profile import COMPUTE, PARTS, Event, classify, split_device, split_time
 from jaxscale.bench.record import BenchRecord, Clock, Device, Peak, read_record, write_record
 from jaxscale.bench.step import Plan, bench_step, step_flops
+from jaxscale.compiled import hlo
+from jaxscale.compiled.aot import compile_on
 from jaxscale.parallel.mesh import start_devices
 
 MESH = {"data": 2, "fsdp": 2, "tensor": 2}

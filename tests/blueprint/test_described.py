@@ -10,13 +10,13 @@ from support import make_config
 
 import jaxscale
 from jaxscale import Blueprint, Dim, Op, Weight, described_by, find_topology
-from jaxscale.analysis import costs
-from jaxscale.analysis.memory import memory
-from jaxscale.analysis.plan import plan
-from jaxscale.analysis.traffic import traffic
 from jaxscale.blueprint.table import RESIDUAL
-from jaxscale.explain.story import explain
+from jaxscale.explain.here import explain_model
 from jaxscale.parallel.mesh import make_mesh
+from jaxscale.predict import costs
+from jaxscale.predict.memory import memory
+from jaxscale.predict.plan import plan
+from jaxscale.predict.traffic import traffic
 from jaxscale.training.step import make_program
 
 V, D = 384, 64
@@ -90,7 +90,7 @@ def test_its_state_is_the_trainers(model, mesh):
 @pytest.mark.parametrize("mesh", MESHES)
 def test_its_matmul_is_costed_and_explained_as_it_is_traced(mesh):
     config = small(mesh)
-    found = explain(config, model=OneMatmul, compiler="cpu")
+    found = explain_model(OneMatmul, config)
     assert [r.title for r in found.rows] == ["head", "head, gradient of w", "head, gradient of x"]
     assert all(r.seconds for r in found.rows)
     with described_by(OneMatmul):

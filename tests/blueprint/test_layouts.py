@@ -5,13 +5,13 @@ from collections import Counter
 import pytest
 from support import Setup, make_config
 
-from jaxscale.analysis import costs
-from jaxscale.analysis.traffic import traffic
 from jaxscale.blueprint.cases import aligned, kept
 from jaxscale.blueprint.legal import require_legal
 from jaxscale.blueprint.rules import ACTIVATIONS, PARAMETERS
 from jaxscale.explain.trace import trace
 from jaxscale.parallel.sharding import on_mesh
+from jaxscale.predict import costs
+from jaxscale.predict.traffic import traffic
 from jaxscale.training.step import abstract_batch
 
 MESH = {"data": 2, "fsdp": 2, "tensor": 2}

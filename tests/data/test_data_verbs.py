@@ -9,7 +9,7 @@ import yaml
 
 from jaxscale import cli
 from jaxscale.config import load_config
-from jaxscale.training.jsonl import read_records
+from jaxscale.files.jsonl import read_records
 
 
 @pytest.fixture

@@ -3,13 +3,13 @@
 import math
 
 from jaxscale import config as cfg
-from jaxscale.analysis import costs
-from jaxscale.analysis.forecast import axis_links
-from jaxscale.analysis.timing import collective_seconds, rates
-from jaxscale.analysis.traffic import traffic
 from jaxscale.explain.layouts import layouts
 from jaxscale.explain.machines import read_topology
 from jaxscale.explain.page import turned
+from jaxscale.predict import costs
+from jaxscale.predict.forecast import axis_links
+from jaxscale.predict.timing import collective_seconds, rates
+from jaxscale.predict.traffic import traffic
 
 OTHERS = ("token ids", "looked-up rows", "rows' gradients", "losses", "embedding gradient")
 NAMES = {"BTD": "x", "BTNH": "context", "BTF": "h"}

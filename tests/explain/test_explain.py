@@ -10,16 +10,16 @@ import jax
 import pytest
 from support import make_config
 
-from jaxscale.analysis import costs
-from jaxscale.analysis.collectives import collectives
-from jaxscale.analysis.hlo import parse
-from jaxscale.analysis.traffic import traffic
+from jaxscale.compiled.collectives import collectives
+from jaxscale.compiled.hlo import parse
 from jaxscale.explain.follow import follow
 from jaxscale.explain.match import SMALL, found_in, match
 from jaxscale.explain.paths import sources
 from jaxscale.explain.rows import Tensor, as_values, from_values
 from jaxscale.explain.story import ATTENTION, Explanation, assumed_topology, timed_rows, with_mesh
 from jaxscale.explain.trace import trace
+from jaxscale.predict import costs
+from jaxscale.predict.traffic import traffic
 from jaxscale.training.build import build
 
 CUBE = {"data": 2, "fsdp": 2, "tensor": 2}

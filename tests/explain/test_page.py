@@ -6,12 +6,12 @@ import pytest
 from browser import in_browser
 
 from jaxscale import config as cfg
-from jaxscale.analysis import costs
-from jaxscale.analysis.forecast import forecast
-from jaxscale.analysis.traffic import traffic
 from jaxscale.blueprint.rules import check_divides, make_rules
 from jaxscale.explain.machines import read_topology
 from jaxscale.explain.page import page_text, write_page
+from jaxscale.predict import costs
+from jaxscale.predict.forecast import forecast
+from jaxscale.predict.traffic import traffic
 
 from .conftest import Page
 from .explanation import make_explanation

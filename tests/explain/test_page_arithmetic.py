@@ -9,14 +9,14 @@ import pytest
 from browser import in_browser
 
 from jaxscale import config as cfg
-from jaxscale.analysis import costs
-from jaxscale.analysis.forecast import forecast
-from jaxscale.analysis.traffic import traffic
 from jaxscale.blueprint.rules import check_divides, make_rules
 from jaxscale.explain.machines import Explained, machine, machines, read_topology
 from jaxscale.explain.page import needed, write_page
 from jaxscale.explain.story import as_json, explain, with_mesh
-from jaxscale.hardware import CHIPS
+from jaxscale.hardware.chips import CHIPS
+from jaxscale.predict import costs
+from jaxscale.predict.forecast import forecast
+from jaxscale.predict.traffic import traffic
 
 from .conftest import Page
 

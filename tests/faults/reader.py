@@ -7,10 +7,10 @@ import jax
 import numpy as np
 
 from jaxscale import config as cfg
+from jaxscale.checkpoint.checkpointer import Checkpointer
+from jaxscale.checkpoint.fingerprint import named_leaves
+from jaxscale.checkpoint.metadata import require_unchanged
 from jaxscale.training.build import build
-from jaxscale.training.checkpoint import Checkpointer
-from jaxscale.training.fingerprint import named_leaves
-from jaxscale.training.metadata import require_unchanged
 
 
 class Reader:

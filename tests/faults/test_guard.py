@@ -11,15 +11,15 @@ import pytest
 from faults.processes import Group
 from support import Listener, make_config
 
+from jaxscale.checkpoint.fingerprint import fingerprints
 from jaxscale.data.prepare import prepare
 from jaxscale.data.sources import text_source
 from jaxscale.data.tokens import Synthetic
+from jaxscale.files.jsonl import read_records
 from jaxscale.parallel.sharding import on_mesh
 from jaxscale.report.goodput import goodput
 from jaxscale.training.feed import Feed
-from jaxscale.training.fingerprint import fingerprints
 from jaxscale.training.guard import Corrupt, Guard, minority
-from jaxscale.training.jsonl import read_records
 from jaxscale.training.spikes import judge, no_losses
 from jaxscale.training.step import batch_sharding
 from jaxscale.training.trainer import train

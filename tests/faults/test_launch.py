@@ -15,10 +15,10 @@ import pytest
 import yaml
 
 from jaxscale import cli
-from jaxscale import launch as room
+from jaxscale.cluster import launch as room
 from jaxscale.cluster.codes import BROKEN, CORRUPT, DONE, HUNG, INTERRUPTED, MEANING, MENDABLE, PREEMPTED, VANISHED
-from jaxscale.launch import Progress, Team, prepare, progress
-from jaxscale.training.jsonl import read_records
+from jaxscale.cluster.launch import Progress, Team, prepare, progress
+from jaxscale.files.jsonl import read_records
 
 CONFIG = {
     "name": "tiny", "steps": 60, "mesh": {"data": 2},
@@ -489,7 +489,7 @@ def test_a_store_that_cannot_be_listed_leaves_the_steps_that_were_done(tmp_path,
 )
 def test_bad_input_is_one_line_before_any_process_starts(config, capfd, monkeypatch, words, says):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
-    monkeypatch.setattr("jaxscale.launch.Children", None)
+    monkeypatch.setattr("jaxscale.cluster.launch.Children", None)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

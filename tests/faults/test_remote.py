@@ -13,9 +13,9 @@ import pytest
 import yaml
 
 from jaxscale.cluster.codes import HUNG
-from jaxscale.launch import Progress, progress
-from jaxscale.training import places
-from jaxscale.training.jsonl import read_records
+from jaxscale.cluster.launch import Progress, progress
+from jaxscale.files import places
+from jaxscale.files.jsonl import read_records
 
 pytest.importorskip("s3fs")
 pytest.importorskip("moto")

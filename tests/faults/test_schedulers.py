@@ -15,7 +15,7 @@ from faults.slurm_cluster import NODES, missing, slurm_cluster
 
 from jaxscale.cluster.codes import CORRUPT, INTERRUPTED, MENDABLE, PREEMPTED
 from jaxscale.config import find_config, shipped_configs
-from jaxscale.training.jsonl import read_records
+from jaxscale.files.jsonl import read_records
 
 LAUNCH = shipped_configs() / "launch"
 STEPS = 150  # some seconds of them, so that the signal comes before the last

@@ -11,7 +11,7 @@ import yaml
 from faults.processes import committed, last_step, losses, train
 from support import Listener, make_config
 
-from jaxscale.training.fingerprint import fingerprints
+from jaxscale.checkpoint.fingerprint import fingerprints
 from jaxscale.training.trainer import train as train_here
 from jaxscale.training.writer import open_tensorboard
 

@@ -10,9 +10,9 @@ from support import Setup, make_config
 from fuzz import mutations as mu
 from fuzz.targets import Case, Files, Target
 from jaxscale import config as cfg
+from jaxscale.checkpoint.checkpointer import Checkpointer
 from jaxscale.data.tokenizer import ByteTokenizer
-from jaxscale.training import serve
-from jaxscale.training.checkpoint import Checkpointer
+from jaxscale.serving import serve
 from jaxscale.training.run import write_run_files
 
 SMALL = {

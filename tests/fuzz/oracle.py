@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jaxscale.quiet import quiet_logs
-from jaxscale.redact import LONGEST, one_line
+from jaxscale.files.redact import LONGEST, one_line
+from jaxscale.process.quiet import quiet_logs
 
 SECONDS = 20  # of one case, to find hangs; none is expected to take one
 SECRET = "KEY:SECRET@"  # as the generated inputs spell it

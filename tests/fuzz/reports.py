@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from fuzz import mutations as mu
 from fuzz.targets import RUN, Case, Files, Target
 from jaxscale import config as cfg
-from jaxscale.analysis import measured
 from jaxscale.bench import compare, record
+from jaxscale.hardware.topology import find_topology, links
+from jaxscale.predict import measured
 from jaxscale.report.inputs import read_inputs
 from jaxscale.report.page import make_page, page_text
-from jaxscale.topology import find_topology, links
 
 
 def read_page(directory: Path) -> None:

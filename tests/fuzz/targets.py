@@ -12,7 +12,7 @@ from fuzz import mutations as mu
 from fuzz.oracle import SECONDS, SECRET, Outcome, Place
 from jaxscale import config as cfg
 from jaxscale.bench import sweep
-from jaxscale.reading import parse_yaml
+from jaxscale.files.reading import parse_yaml
 
 Files = dict[str, bytes | Path]
 REPOSITORY = Path(__file__).parents[2]

@@ -5,8 +5,8 @@ import random
 
 import pytest
 
+from jaxscale.files.jsonl import read_records
 from jaxscale.report.goodput import PARTS, goodput
-from jaxscale.training.jsonl import read_records
 
 
 def event(name, phase, time, attempt=1, step=None, **more):

@@ -10,13 +10,13 @@ import pytest
 from support import Setup, make_config
 
 from jaxscale import config as cfg
-from jaxscale.training.checkpoint import Checkpointer
-from jaxscale.training.fingerprint import Sums, fingerprints, named_leaves
-from jaxscale.training.identity import config_differences
-from jaxscale.training.inventory import inventory
-from jaxscale.training.noise import Damaged, reading
-from jaxscale.training.serve import run_tokenizer
-from jaxscale.training.verify import verify
+from jaxscale.checkpoint.checkpointer import Checkpointer
+from jaxscale.checkpoint.fingerprint import Sums, fingerprints, named_leaves
+from jaxscale.checkpoint.identity import config_differences
+from jaxscale.checkpoint.inventory import inventory
+from jaxscale.checkpoint.noise import Damaged, reading
+from jaxscale.checkpoint.verify import verify
+from jaxscale.serving.serve import run_tokenizer
 
 SMALL = {"num_layers": 1, "embed_dim": 8, "num_heads": 1, "num_kv_heads": 1, "mlp_dim": 8}
 
@@ -124,7 +124,7 @@ def test_the_identity_of_a_runs_tokenizer(tmp_path, about, words):
 
 
 def test_reads_that_a_damaged_file_ended_are_not_heard(tiny, saved, caplog):
-    from jaxscale.quiet import quiet_logs
+    from jaxscale.process.quiet import quiet_logs
 
     for path in (saved / "2" / "state" / "d").iterdir():
         path.write_bytes(b"")

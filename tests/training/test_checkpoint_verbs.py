@@ -11,12 +11,12 @@ import pytest
 from support import Setup, make_config
 
 from jaxscale import cli
-from jaxscale.training import inventory, verify
-from jaxscale.training.checkpoint import Checkpointer
-from jaxscale.training.identity import digest
-from jaxscale.training.metadata import require_unchanged
-from jaxscale.training.noise import Damaged, reading
-from jaxscale.training.places import aside
+from jaxscale.checkpoint import inventory, verify
+from jaxscale.checkpoint.checkpointer import Checkpointer
+from jaxscale.checkpoint.identity import digest
+from jaxscale.checkpoint.metadata import require_unchanged
+from jaxscale.checkpoint.noise import Damaged, reading
+from jaxscale.files.places import aside
 from jaxscale.training.trainer import train
 
 

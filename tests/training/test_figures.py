@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from made_up import Machine, run
 
-from jaxscale.training.jsonl import read_records
+from jaxscale.files.jsonl import read_records
 
 STEPS = 12
 NAN = float("nan")

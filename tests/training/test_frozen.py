@@ -11,8 +11,8 @@ from jaxscale import objectives
 from jaxscale.objectives import OBJECTIVES
 from jaxscale.parallel.mesh import make_mesh
 from jaxscale.parallel.sharding import fit_rules, make_rules, on_mesh
+from jaxscale.serving.serve import restore_params
 from jaxscale.training.frozen import split, whole
-from jaxscale.training.serve import restore_params
 from jaxscale.training.step import make_program, used_parameters
 from jaxscale.training.trainer import train
 

@@ -7,7 +7,7 @@ import pytest
 from support import Setup, make_config, random_params
 
 from jaxscale.parallel.sharding import on_mesh
-from jaxscale.training.generate import decode_rules, generate, sample
+from jaxscale.serving.generate import decode_rules, generate, sample
 
 PROMPTS = [[3, 14, 15, 92, 6], [5, 35], [89, 79, 32, 38, 46, 26, 43], [249]]
 MODELS = {

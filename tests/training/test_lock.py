@@ -12,14 +12,15 @@ import pytest
 from support import make_config
 
 from jaxscale import cli
-from jaxscale.training import inventory, lock
-from jaxscale.training.lock import NAME, Lock
+from jaxscale.checkpoint import inventory
+from jaxscale.files import lock
+from jaxscale.files.lock import NAME, Lock
 from jaxscale.training.owner import Owner
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from jaxscale.training.lock import Lock
+from jaxscale.files.lock import Lock
 held = Lock(Path(sys.argv[1]))
 held.sign()
 print("held", flush=True)

@@ -13,10 +13,10 @@ import pytest
 from support import Listener
 
 from jaxscale import config as cfg
+from jaxscale.checkpoint.checkpointer import Checkpointer
 from jaxscale.parallel.mesh import start_devices
+from jaxscale.serving.serve import restore_params
 from jaxscale.training.build import build
-from jaxscale.training.checkpoint import Checkpointer
-from jaxscale.training.serve import restore_params
 from jaxscale.training.step import used_parameters
 from jaxscale.training.trainer import train
 

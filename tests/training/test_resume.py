@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from support import Listener, make_config
 
 from jaxscale import config as cfg
+from jaxscale.checkpoint.identity import require_same_state
 from jaxscale.data import batches as feeding
 from jaxscale.data.order import row_indices
 from jaxscale.data.prepare import prepare
@@ -18,7 +19,6 @@ from jaxscale.data.sources import text_source
 from jaxscale.training import changes, feed
 from jaxscale.training.average import average, missing
 from jaxscale.training.feed import open_source
-from jaxscale.training.identity import require_same_state
 from jaxscale.training.optional import fitting_sum
 from jaxscale.training.position import Position, about_data, read_position, require_position
 from jaxscale.training.trainer import train

@@ -6,11 +6,11 @@ import pytest
 from made_up import COMPILE, SAVE, STEP, Machine, run
 from support import make_config
 
-from jaxscale.console import TrainingConsole, summary_rows
+from jaxscale.console.train import TrainingConsole, summary_rows
+from jaxscale.files.jsonl import read_records
 from jaxscale.report.inputs import read_run
 from jaxscale.report.runs import runs_section
 from jaxscale.training import trainer
-from jaxscale.training.jsonl import read_records
 from jaxscale.training.metrics import Meter
 from jaxscale.training.peak import Peak
 

@@ -9,7 +9,7 @@ import pytest
 from support import Setup, make_batch, make_config, place
 
 from jaxscale.parallel.sharding import on_mesh
-from jaxscale.training.generate import decode_rules, generate
+from jaxscale.serving.generate import decode_rules, generate
 
 CASES = {
     "batch 1": (1, 1, {}, True),

@@ -12,8 +12,8 @@ from flax import nnx
 from support import Listener, make_config
 
 import jaxscale
+from jaxscale.files.jsonl import read_records
 from jaxscale.parallel.sharding import spec
-from jaxscale.training.jsonl import read_records
 from jaxscale.training.trainer import train
 
 MODEL = {"vocab_size": 257, "num_layers": 2, "embed_dim": 32, "num_heads": 4, "num_kv_heads": 2, "mlp_dim": 64}

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxscale.analysis.collectives import wire_share
+from jaxscale.compiled.collectives import wire_share
 from jaxscale.explain import rows
 
 UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
@@ -34,7 +34,7 @@ class Array:
 
 @dataclass(frozen=True)
 class Send:
-    """A collective that suffices: V bytes as `analysis.collectives.Collective` counts them, `times` of it."""
+    """A collective that suffices: V bytes as `compiled.collectives.Collective` counts them, `times` of it."""
 
     kind: str
     axis: str

@@ -4,8 +4,8 @@ import contextlib
 import linecache
 import traceback
 
+from jaxscale.files.redact import one_line
 from jaxscale.puzzles.catalogue import Puzzle
-from jaxscale.redact import one_line
 
 NOT_YET = "not yet"
 MEMORY = 2 * 2**30  # bytes that a file may take, beyond what jax has at its start

@@ -9,9 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxscale.analysis.collectives import Collective, collectives, wire_share
-from jaxscale.analysis.hlo import Program, parse
-from jaxscale.mesh_text import mesh_text
+from jaxscale.compiled.collectives import Collective, collectives, wire_share
+from jaxscale.compiled.hlo import Program, parse
+from jaxscale.config.mesh_text import mesh_text
 from jaxscale.puzzles.catalogue import Puzzle
 from jaxscale.puzzles.grader.case import Array, Case, axes_of, notation, size
 from jaxscale.puzzles.grader.errors import Stop

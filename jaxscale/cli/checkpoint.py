@@ -1,0 +1,84 @@
+"""`jaxscale checkpoint ...`: what a run has saved, whether it is whole, and taking some of it away."""
+
+import json
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    suggest_commands=False,
+    help="Look at checkpoints, check them, remove some.",
+    rich_markup_mode=None,
+)
+
+Directory = Annotated[
+    str, typer.Argument(metavar="DIR", help="A run's directory, its checkpoints' directory, or s3://bucket/prefix.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Everything, for programs.")]
+
+
+@app.command("list")
+def list_(directory: Directory, as_json: AsJson = False) -> None:
+    """Steps, dates and sizes; what is half-written, and what was set aside as damaged."""
+    from jaxscale.checkpoint import inventory
+    from jaxscale.console import checkpoint as console_checkpoint
+
+    place = inventory.find_place(directory)
+    kept = inventory.inventory(place)
+    if as_json:
+        print(json.dumps({"place": str(place), "checkpoints": [console_checkpoint.as_json(k) for k in kept]}, indent=2))
+    else:
+        console_checkpoint.show(place, kept)
+
+
+@app.command()
+def verify(
+    directory: Directory,
+    step: Annotated[int | None, typer.Option(min=0, help="Of this one alone; by default all.")] = None,
+) -> None:
+    """Read every array and compare it with the sum of its bits when it was saved; exit code 1 when one differs."""
+    from jaxscale.checkpoint import inventory
+
+    place = inventory.find_place(directory)
+    kept = [k for k in inventory.inventory(place) if k.status == "committed"]
+    there = inventory.steps_of(kept)
+    if not kept or (step is not None and step not in there):
+        what = "no checkpoint" if step is None or not kept else f"no checkpoint of step {step}"
+        raise ValueError(f"{place} has {what}; it has {there or 'none'}")
+    from jaxscale.checkpoint.verify import verify as read
+
+    bad = 0
+    for one in kept:
+        if step is None or one.step == step:
+            verdict = read(place, one)
+            bad += bool(verdict.problems)
+            print("\n".join(verdict.lines()), flush=True)
+    if bad:
+        raise typer.Exit(1)
+
+
+@app.command()
+def rm(
+    directory: Directory,
+    step: Annotated[list[int] | None, typer.Option(min=0, help="May be given several times.")] = None,
+    keep_last: Annotated[int | None, typer.Option(min=1, help="Remove all but the last N.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Even the last whole one.")] = False,
+) -> None:
+    """Remove checkpoints, and say what was freed. Asks nothing; the last whole one goes only with --force.
+
+    Refused while a run trains there, which counts on what it has saved.
+    """
+    from jaxscale.checkpoint import inventory
+
+    if bool(step) == (keep_last is not None):
+        raise ValueError("say which: --step N (several times), or --keep-last N; one of the two")
+    place = inventory.find_place(directory)
+    with inventory.alone(place):
+        kept = inventory.inventory(place)
+        gone = inventory.chosen(kept, step or [], keep_last, where=place, force=force)
+        for one in gone:
+            inventory.take_away(place, one)
+            print(f"removed step {one.step}: {one.bytes:,} bytes freed", flush=True)
+    left = [s for s in inventory.steps_of(kept) if s not in [k.step for k in gone]]
+    print(f"{sum(k.bytes for k in gone):,} bytes freed in all; left: {', '.join(map(str, left)) or 'none'}")

@@ -1,0 +1,95 @@
+"""The `data` verbs: datasets out of text, and what is in one."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True, suggest_commands=False, help="Make datasets, and look into them.", rich_markup_mode=None
+)
+
+
+@app.command()
+def prepare(
+    out: Annotated[Path, typer.Option(help="The dataset's directory; made whole or not at all.")],
+    text: Annotated[
+        list[str] | None, typer.Option(help="Text file, folder, glob or URL; a file is a document.")
+    ] = None,
+    jsonl: Annotated[list[str] | None, typer.Option(help="JSON lines; a line is a document.")] = None,
+    field: Annotated[str, typer.Option(help="With --jsonl: the field that holds the text.")] = "text",
+    parquet: Annotated[list[str] | None, typer.Option(help="Parquet files; a row is a document.")] = None,
+    column: Annotated[str, typer.Option(help="With --parquet: the column that holds the text.")] = "text",
+    stdlib: Annotated[
+        bool, typer.Option("--stdlib", help="This Python's standard library, which is always there.")
+    ] = False,
+    tokenizer: Annotated[
+        str, typer.Option(help="byte, char, bpe:N (trained on the text), or a tokenizer.json.")
+    ] = "byte",
+    separator: Annotated[str | None, typer.Option(help="The token that begins each document.")] = None,
+    validation_fraction: Annotated[
+        float | None, typer.Option(help="Share of the documents held out, by their names; by default .01.")
+    ] = None,
+    validation_tail: Annotated[
+        float | None, typer.Option(help="Instead: hold out this share of each document, its end.")
+    ] = None,
+    validation_text: Annotated[
+        list[str] | None, typer.Option(help="Instead: text files that are the validation split.")
+    ] = None,
+    validation_jsonl: Annotated[list[str] | None, typer.Option(help="Instead: JSON lines that are it.")] = None,
+    shard_tokens: Annotated[int, typer.Option(help="Most tokens in a shard file.")] = 2**27,
+    skip_bad: Annotated[int, typer.Option(help="Leave out up to this many records that cannot be read.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a dataset that stands there.")] = False,
+) -> None:
+    """Text to token shards with an index and checksums. Streams: memory stays flat.
+
+    Reads .gz, .zst, .bz2 and .xz, and s3://, gs:// and https:// URLs.
+    """
+    from jaxscale.console import data as console_data
+    from jaxscale.data import sources
+    from jaxscale.data.prepare import prepare as run
+
+    given: list[Callable[[], sources.Source]] = []
+    if text:
+        given.append(lambda: sources.text_source(text))
+    if jsonl:
+        given.append(lambda: sources.jsonl_source(jsonl, field=field))
+    if parquet:
+        given.append(lambda: sources.parquet_source(parquet, column=column))
+    if stdlib:
+        given.append(sources.stdlib_source)
+    if len(given) != 1:
+        raise ValueError(f"{len(given)} sources given; give exactly one of --text, --jsonl, --parquet, --stdlib")
+    if validation_text and validation_jsonl:
+        raise ValueError("--validation-text and --validation-jsonl are both given; give one of them")
+    validation: Any = None
+    if validation_text:
+        validation = sources.text_source(validation_text)
+    elif validation_jsonl:
+        validation = sources.jsonl_source(validation_jsonl, field=field)
+    summary = run(
+        given[0](),
+        tokenizer,
+        out,
+        validation_fraction=validation_fraction,
+        validation_tail=validation_tail,
+        validation=validation,
+        separator=separator,
+        shard_tokens=shard_tokens,
+        skip_bad=skip_bad,
+        overwrite=overwrite,
+    )
+    console_data.show_summary(summary)
+
+
+@app.command()
+def show(
+    directory: Annotated[Path, typer.Argument(help="A dataset that `data prepare` made.")],
+    documents: Annotated[int, typer.Option(min=0, help="How many of each split to show as text.")] = 3,
+    characters: Annotated[int, typer.Option(min=1, help="Most characters of each.")] = 400,
+) -> None:
+    """What a dataset holds: documents and tokens of each split, and some documents as text."""
+    from jaxscale.console import data as console_data
+
+    console_data.show_dataset(directory, documents=documents, characters=characters)

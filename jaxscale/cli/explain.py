@@ -1,0 +1,121 @@
+"""`jaxscale explain`: every matmul of the step, how it is cut, and what that costs."""
+
+import json
+import math
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from jaxscale.hardware.topology import Topology
+
+
+def explain(
+    config: Annotated[
+        str, typer.Argument(help="A YAML file, or the name of a shipped one: quickstart, llama3.1-8b, ...")
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="section.key=value ...", metavar="[section.key=value ...]")
+    ] = None,
+    mesh: Annotated[
+        str | None, typer.Option(help="e.g. data=2,fsdp=2,tensor=2, over all slices; by default the config's.")
+    ] = None,
+    topology: Annotated[
+        str | None, typer.Option(help="Whose speeds, e.g. v5p:2x2x2 or h100:8; its compiler is asked where it is here.")
+    ] = None,
+    slices: Annotated[int, typer.Option(min=1, help="TPU slices of that shape, joined by the slow network.")] = 1,
+    backward: Annotated[bool, typer.Option("--backward", help="The backward pass too.")] = False,
+    tensor: Annotated[str | None, typer.Option(help="Follow one parameter (w_up) or activation (mlp_up).")] = None,
+    compare: Annotated[
+        tuple[str, str] | None, typer.Option(help="Two meshes side by side.", metavar="MESH MESH")
+    ] = None,
+    compiler: Annotated[str, typer.Option(help="auto, chip, cpu (simulated devices), or none: rows at once.")] = "auto",
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="A page to look at and play with; opens offline.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Everything, for programs.")] = False,
+    network: Annotated[
+        str | None, typer.Option(help="Of a node (TPU: a host) to the others, e.g. 800Gb/s; or 400Gb/s/chip.")
+    ] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Let the compilers speak.")] = False,
+) -> None:
+    """Every matmul of the training step: how it is cut, what is sent, what it costs, and what the compiler did."""
+    from jaxscale.console import explain as console
+    from jaxscale.explain import follow, story
+    from jaxscale.files.whole import require_file
+    from jaxscale.hardware.stated import read_topology
+
+    given = {"--mesh": mesh, "--tensor": tensor, "-o": out, "--json": as_json or None, "--backward": backward or None}
+    refuse_together("--compare", compare, given, but=("--json",))
+    refuse_together("--tensor", tensor, given, but=("--tensor", "--mesh"))
+    refuse_together("-o", out, given, but=("-o", "--mesh"))
+    if compiler == "auto" and (compare or tensor is not None):
+        compiler = "none"  # what was compiled is not shown there
+    require_file(out)
+    if network and not topology:
+        raise ValueError(f"--network {network} needs --topology, e.g. --topology h100:12x8")
+    where, lines = read_topology(topology, slices, network=network) if topology else (None, [])
+    for line in lines:
+        print(line, file=sys.stderr)
+
+    def run(text: str | None) -> story.Explanation:
+        return story.explain(*load(config, overrides, text, where, slices), compiler=compiler, verbose=verbose)
+
+    if compare:
+        for text in compare:  # before the first takes its time
+            load(config, overrides, text, where, slices)
+        pair = [run(text) for text in compare]
+        if as_json:
+            print(json.dumps([story.as_json(one) for one in pair], indent=1))
+        else:
+            console.show_compared(*pair)
+        return
+    found = run(mesh)
+    if out is not None:
+        from jaxscale.explain.page import write_page
+
+        write_page(story.as_json(found), out)
+        print(f"{out}: {len(found.rows)} matmuls; open it in a browser")
+    elif as_json:
+        print(json.dumps(story.as_json(found), indent=1))
+    elif tensor is not None:
+        console.show_stops(tensor, follow.follow(found, tensor))
+    else:
+        console.show(found, backward=backward)
+
+
+def refuse_together(name: str, value: object, given: Mapping[str, object], *, but: tuple[str, ...]) -> None:
+    """A ValueError for options that have no meaning beside one that was given."""
+    others = [option for option, own in given.items() if own is not None and option not in but]
+    if value is not None and others:
+        raise ValueError(
+            f"{name} has no use for {' and '.join(others)}; leave {'it' if len(others) == 1 else 'them'} out"
+        )
+
+
+def load(config: str, overrides: list[str] | None, mesh: str | None, where: "Topology | None", slices: int) -> Any:
+    """The config on its mesh, and its topology (None: none was given)."""
+    from jaxscale.compiled.story import fit_mesh
+    from jaxscale.config import load_config
+    from jaxscale.explain.story import with_mesh
+
+    if slices > 1 and not where:
+        raise ValueError(f"--slices {slices} needs --topology, e.g. --topology v5p:2x2x2")
+    loaded = load_config(config, overrides or [])
+    own = [(axis, n) for axis, n in loaded.mesh.model_dump().items() if axis != "dcn" and n != 1]
+    if mesh is None and slices > 1 and not loaded.mesh.over_slices and all(n > 1 for _, n in own):
+        mesh = ",".join(f"{axis}={n}" for axis, n in own)  # of all slices, as one that is given
+    if mesh is not None:
+        loaded = with_mesh(loaded, mesh, slices)
+        devices = math.prod(loaded.mesh.sizes(None).values())
+        if where and devices != where.devices:
+            raise ValueError(
+                f"mesh {mesh} is of {devices} devices, and {where.name} has {where.devices}; make them the same"
+            )
+    elif where is None and -1 in loaded.mesh.model_dump().values() and not loaded.runtime.simulated_devices:
+        raise ValueError(f"the mesh of {config} takes all devices there are (-1); say how many: --mesh data=2,fsdp=4, "
+                         "or --topology v5p:2x2x2")  # fmt: skip
+    return (fit_mesh(loaded, where) if where else loaded), where

@@ -1,0 +1,35 @@
+"""`jaxscale launch ... -- train CONFIG ...`: what is asked for, read with `train`'s own parser."""
+
+from typing import Annotated, Any
+
+import typer
+
+
+def launch(
+    context: typer.Context,
+    command: Annotated[list[str], typer.Argument(metavar="-- train CONFIG ...", help="What each process runs.")],
+    processes: Annotated[int, typer.Option(min=1, help="On this machine; with GPUs, one for each.")],
+    devices_per_process: Annotated[
+        int | None,
+        typer.Option(min=1, help="Simulated devices of each, on a CPU; by default the config's, shared out."),
+    ] = None,
+    max_restarts: Annotated[
+        int,
+        typer.Option(
+            min=0, help="After a failure, from the newest checkpoint. Three in a row that gain no step are the last."
+        ),
+    ] = 0,
+    grace: Annotated[float, typer.Option(min=0, help="Seconds that the others have to end, when one failed.")] = 10.0,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Where the processes meet, on loopback; by default a free one.")
+    ] = None,
+) -> None:
+    """Train in several processes on this machine; all are stopped when one fails, and restarted if asked."""
+    from jaxscale.cluster import launch as room
+
+    if command[0] != "train":
+        raise ValueError(f"launch starts `train`, not {command[0]!r}; give `-- train CONFIG ...`")
+    verbs: Any = context.find_root().command  # the group of all verbs
+    asked = verbs.commands["train"].make_context("jaxscale train", command[1:]).params
+    team = room.Team(processes, devices_per_process, max_restarts, grace, port)
+    raise typer.Exit(room.launch(command, asked["config"], asked["overrides"] or [], team))

@@ -1,0 +1,177 @@
+"""From a compiled program to what a person asks: memory by part, FLOPs, collectives by axis, seconds. No jax."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from jaxscale import config as cfg
+from jaxscale.compiled.collectives import Collective, collectives
+from jaxscale.compiled.groups import SubAxis
+from jaxscale.compiled.hlo import parse
+from jaxscale.compiled.store import Compiled
+from jaxscale.compiled.work import Work, Worker, kernels, matmuls
+from jaxscale.hardware.topology import Topology, links
+from jaxscale.predict import costs
+from jaxscale.predict.forecast import attention_flops
+from jaxscale.predict.interval import Interval, interval
+from jaxscale.predict.timing import (
+    WEIGHT_PASSES,
+    Rates,
+    Sent,
+    StepTime,
+    collective_seconds,
+    rates,
+    step_time,
+    with_launches,
+)
+
+BASIS = {
+    "memory": "compiled", "memory_needed": "compiled", "matmul_flops": "compiled", "attention_calls": "compiled",
+    "hbm_bytes": "compiled", "sent": "compiled; seconds and hidden predicted", "fits": "compiled",
+    "attention_flops": "compiled calls by formula", "model_flops": "predicted", "time": "predicted",
+    "interval": "from published runs", "tokens_per_second_per_chip": "predicted", "mfu": "predicted",
+    "lower_seconds": "measured",
+    "compile_seconds": "measured",
+}  # fmt: skip
+SMALL = 4096  # bytes: collectives below are scalars and vectors
+
+
+@dataclass(frozen=True)
+class Report:
+    """Figures of one device and step, compiled unless they say otherwise.
+
+    Attributes:
+        memory: part -> bytes; `memory_needed` their sum; `memory_usable` what the device has for a program.
+        matmul_flops: in the compiled program; `model_flops`: what the model needs without recompute, a device's share.
+        attention_calls: forward, backward kernels a step; their FLOPs are by formula (opaque to the compiler).
+        time: predicted from the compiled program; `interval`: how far to believe it.
+    """
+
+    topology: str
+    mesh: dict[str, int]
+    fits: bool
+    memory: dict[str, int]
+    memory_needed: int
+    memory_usable: int
+    matmul_flops: float
+    attention_flops: float
+    model_flops: float
+    attention_calls: tuple[int, int]
+    hbm_bytes: float
+    sent: list[Sent]
+    time: StepTime
+    interval: Interval
+    tokens_per_second_per_chip: float
+    mfu: float
+    convention: str
+    peak: float
+    peak_source: str
+    unknown_loops: list[str]
+    lower_seconds: float
+    compile_seconds: float
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it; `basis` says of each figure what it is."""
+        values = {"basis": BASIS} | asdict(self)
+        values["time"]["binds"] = self.time.binds
+        return values
+
+
+def examine(config: cfg.Config, topology: Topology, kept: Compiled) -> Report:
+    """Read a compiled step. Raises ValueError when there is no program (it ran out of memory)."""
+    if kept.memory is None:
+        raise ValueError("the program did not fit the device's memory; there is nothing to examine")
+    program = parse(kept.hlo)
+    speed = rates(topology.chip, config.step.compute_dtype)
+    attention = costs.attention(config, kept.mesh)
+    worker = Worker(program, seconds_of(speed, attention, attention_flops(config, topology, speed)))
+    work = worker.of_computation(program.entry)
+    inside, over = split_mesh(config, topology, kept.mesh)
+    found = collectives(program, kept.mesh, worker, over if topology.slices > 1 else None)
+    sent = [timed(c, topology, inside, over, speed) for c in found]
+    by_kernel = attention.forward_flops * work.forward_kernels + attention.backward_flops * work.backward_kernels
+    passes = WEIGHT_PASSES * weight_bytes(sent) / speed.memory
+    compute = with_launches({"compute and HBM": work.seconds + passes}, sent, kernels(program), speed)
+    time = step_time(compute, sent, topology.slices)
+    tokens = config.data.batch_size * config.data.seq_len
+    flops_per_token = costs.train_flops_per_token(config.model, config.data.seq_len, convention=config.metrics.mfu)
+    peak = topology.chip.bf16_flops * topology.chips
+    memory = memory_parts(kept)
+    return Report(
+        topology.name, kept.mesh, sum(memory.values()) <= topology.chip.usable_hbm_bytes, memory, sum(memory.values()),
+        int(topology.chip.usable_hbm_bytes), sum(m.flops * m.times for m in matmuls(program)), by_kernel,
+        flops_per_token * tokens / topology.devices, (work.forward_kernels, work.backward_kernels), work.bytes,
+        merged(sent), time, interval(time.best, topology), tokens / time.best / topology.chips,
+        flops_per_token * tokens / time.best / peak,
+        config.metrics.mfu, peak, topology.chip.source, program.unknown_loops, kept.lower_seconds, kept.compile_seconds,
+    )  # fmt: skip
+
+
+def weight_bytes(sent: list[Sent]) -> float:
+    """V of what fsdp gathers and scatters in a step: the program counts what matmuls read, not what a gather writes."""
+    kinds = ("all-gather", "reduce-scatter", "all-reduce")
+    return sum(s.bytes * s.times for s in sent if s.kind in kinds and s.axes == ("fsdp",))
+
+
+def seconds_of(speed: Rates, attention: costs.AttentionCost, attention_rate: float):
+    """Work of one instruction -> seconds; kernels are opaque to the compiler, and told by formula."""
+
+    def seconds(work: Work) -> float:
+        kernels = work.forward_kernels * attention.forward_flops + work.backward_kernels * attention.backward_flops
+        return max(speed.seconds(work.flops, work.bytes), kernels / attention_rate)
+
+    return seconds
+
+
+def memory_parts(kept: Compiled) -> dict[str, int]:
+    """Bytes of one device: the state and batch from the abstract tree, the rest as the compiler says."""
+    assert kept.memory is not None
+    named = {name: size for name, size in kept.parts.items() if size}
+    parts = named | {"gradients and temporaries": kept.memory.temporaries, "code": kept.memory.code}
+    other = kept.memory.peak - sum(parts.values())  # padding of arguments, outputs that are not donated
+    return parts | ({"other arguments and outputs": other} if other > 0 else {})
+
+
+def timed(c: Collective, topology: Topology, inside: Mapping[str, int], over: Mapping[str, int], speed: Rates) -> Sent:
+    own = links(topology, {}, over) if c.between_slices else links(topology, cut_axes(inside, c.parts))
+    names = [p.name for p in c.parts] + [a for a in c.axes if a not in {p.axis for p in c.parts}]
+    once, network = collective_seconds(c.kind, tuple(names) or tuple(inside), c.bytes, own, speed.network)
+    hidden = speed.overlap * min(once, c.meanwhile.seconds) if c.asynchronous else 0.0
+    return Sent(c.kind, c.axes, c.bytes, c.times, once * c.times, network, hidden * c.times, c.asynchronous, c.source)
+
+
+def cut_axes(mesh: Mapping[str, int], parts: Iterable[SubAxis]) -> dict[str, int]:
+    """A mesh with the axes cut where these parts of them begin and end; the parts by their names."""
+    found: dict[str, int] = {}
+    for axis, size in mesh.items():
+        done = 1
+        for part in sorted((p for p in parts if p.axis == axis), key=lambda p: p.before):
+            found |= {f"{axis} before {part.before}": part.before // done, part.name: part.size}
+            done = part.before * part.size
+        found |= {axis if done == 1 else f"{axis} from {done}": size // done}
+    return found
+
+
+def split_mesh(
+    config: cfg.Config, topology: Topology, mesh: Mapping[str, int]
+) -> tuple[dict[str, int], dict[str, int]]:
+    """A mesh's sizes within a slice and over slices. GPU nodes are no slices: there all is within."""
+    over = {} if topology.chip.node else {a: n for a, n in config.mesh.over_slices.items() if a in mesh}
+    return {a: n // over.get(a, 1) for a, n in mesh.items()}, over
+
+
+def merged(sent: list[Sent]) -> list[Sent]:
+    """One line for each kind, axes and whether asynchronous; the largest first, scalars and vectors left out."""
+    found: dict[tuple, Sent] = {}
+    for s in sent:
+        if s.bytes < SMALL:
+            continue
+        key = (s.kind, s.axes, s.asynchronous)
+        old = found.get(key)
+        total = s.bytes * s.times
+        if old is None:
+            found[key] = replace(s, bytes=total, what="")
+        else:
+            sums = {name: getattr(old, name) + getattr(s, name) for name in ("times", "seconds", "hidden")}
+            found[key] = replace(old, bytes=old.bytes + total, **sums)
+    return sorted(found.values(), key=lambda s: -s.seconds)

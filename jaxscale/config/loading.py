@@ -1,0 +1,73 @@
+"""From YAML files and dotted overrides to a config; what is wrong is one line."""
+
+import copy
+from pathlib import Path
+
+import yaml
+from pydantic import ValidationError
+
+from jaxscale.config.errors import describe, in_one
+from jaxscale.config.files import find_config, is_of_a_run, read_yaml, renamed, where_it_is_now, with_model
+from jaxscale.config.overrides import WHERE, apply_override
+from jaxscale.config.sections import Config
+
+
+def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """Read a run file (or a bare model file, for `show`) and apply `section.key=value` overrides.
+
+    A run's directory stands for its config.yaml, with `out` where the directory is now; an earlier version may have
+    written it.
+    Raises ValueError with one line for an unreadable file, an unknown key, a wrong type or a broken rule.
+    """
+    given, path = path, find_config(path)
+    values = read_yaml(path)
+    if path == Path(given) / "config.yaml" or is_of_a_run(path):
+        values = renamed(values) | where_it_is_now(values, path.parent)
+    if "model" not in values and "num_layers" in values:  # a model file: a run around it, enough to look at
+        name = values.get("name") or path.stem
+        values = {"name": name, "steps": 1, "model": values, "data": {"kind": "synthetic", "seq_len": 1024}}
+    typed = copy.deepcopy(values)
+    for override in overrides:
+        apply_override(typed, override, Config)
+    try:
+        config, problems = check(with_model(typed, beside=path.parent))
+    except ValueError as error:
+        named = any(override.split("=")[0] in ("model", "model.file") for override in overrides)
+        raise ValueError(f"{WHERE}: {error}" if named else str(error)) from error
+    if config is not None:
+        return config
+    own = problems_of_file(values, beside=path.parent) if overrides else problems
+    brought = [p for p in problems if p not in own]
+    raise ValueError("; ".join(
+        f"{where}: {in_one(found)}"
+        for where, found in ((WHERE, brought), (path, [p for p in problems if p in own])) if found
+    ))  # fmt: skip
+
+
+def problems_of_file(values: dict, *, beside: Path) -> list[str]:
+    """What is wrong with a file by itself, without the overrides of the command line."""
+    try:
+        return check(with_model(values, beside=beside))[1]
+    except ValueError:
+        return []
+
+
+def validate(values: dict, *, source: str) -> Config:
+    """Values -> Config; every problem in one line, an unknown key with the nearest known one."""
+    config, problems = check(values)
+    if config is None:
+        raise ValueError(f"{source}: {in_one(problems)}")
+    return config
+
+
+def check(values: dict) -> tuple[Config | None, list[str]]:
+    """The config, or what is wrong with the values."""
+    try:
+        return Config.model_validate(values), []
+    except ValidationError as error:
+        return None, [describe(e, Config) for e in error.errors()]
+
+
+def dump_config(config: Config) -> str:
+    """The resolved config as YAML that `load_config` reads back to an equal config."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)

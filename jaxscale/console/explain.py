@@ -1,0 +1,197 @@
+"""What `explain` prints."""
+
+import math
+from collections.abc import Iterator
+
+from rich.markup import escape
+
+from jaxscale.compiled.collectives import wire_share
+from jaxscale.config.mesh_text import mesh_text
+from jaxscale.console.predict import make_console, make_table
+from jaxscale.explain.follow import Stop
+from jaxscale.explain.match import SMALL
+from jaxscale.explain.rows import CASES, Row
+from jaxscale.explain.story import Explanation
+from jaxscale.predict.forecast import forecast
+
+MARK = {"same": "= compiled", "form": "≈ compiled", "different": "≠ compiled", "not compiled": ""}
+
+
+def show(found: Explanation, *, backward: bool) -> None:
+    """The matmuls of the step, each with what is sent for it."""
+    console = make_console()
+    tell = lambda line, style="": console.print(line, style=style, markup=False, soft_wrap=True)  # noqa: E731
+    for line in header(found):
+        tell(line)
+    served: dict[str, list[str]] = {}  # a matmul -> what is sent for it where another one stands
+    for row in found.rows:
+        for send in row.sends:
+            for title in send.shared:
+                words = f"{send.kind} {getattr(row, send.operand).name} over {'+'.join(send.axes)}: with {row.title}"
+                served.setdefault(title, []).append(words)
+    parts = [("forward", found.phase("forward"))]
+    parts += [("backward, with what is recomputed", found.phase("recomputed", "backward"))] if backward else []
+    for title, rows in parts:
+        tell(f"\n{title}", "bold")
+        for row in rows:
+            for line, style in matmul_lines(row, served.get(row.title, [])):
+                tell(line, style)
+    if others := [o for o in found.others if o.bytes >= SMALL]:
+        tell("\nsent for no matmul", "bold")
+        for o in others:
+            words = f"{o.what} ({o.phase}): {o.kind} over {'+'.join(o.axes)}"
+            tell(f"  {words:<58}{size(o.bytes):>9}  x{o.times:<4}{MARK[o.compiled]}", "cyan")
+            if o.compiled == "different":
+                tell(f"    ≠ {o.note}", "yellow")
+    if small := [o for o in found.others if o.bytes < SMALL]:
+        tell(f"  {len(small)} more of less than {size(SMALL)}: sums of the loss, norms' gradients, the gradient's norm")
+    tell("")
+    for line in footer(found, backward=backward):
+        tell(line)
+
+
+def header(found: Explanation) -> list[str]:
+    model, data, step = found.config.model, found.config.data, found.config.step
+    devices = found.topology.devices
+    rows = data.batch_size // step.microbatches
+    sizes = (f"B={rows} T={data.seq_len} D={model.embed_dim} F={model.mlp_dim} N={model.num_heads} K={model.kv_heads} "
+             f"H={model.head_size} V={model.padded_vocab_size} L={model.num_layers}")  # fmt: skip
+    if len(found.mesh) == 1 and devices == 1:
+        sizes += " (BT: B and T as one dim)"
+    if model.kv_heads < found.mesh.get("tensor", 1):
+        sizes += f" (K repeated to {found.mesh['tensor']}, one for each shard)"
+    speeds = f"speeds of {found.topology.name}" + (", as no --topology was given" if found.assumed else "")
+    by = f"=, ≈, ≠: beside {found.compiled_by}" if found.compiled_by else f"nothing compiled ({found.why})"
+    return [
+        f"{found.config.name} on {mesh_text(found.mesh)} ({devices} device{'s' * (devices > 1)}); {sizes}; "
+        f"{step.compute_dtype}, remat {step.remat if isinstance(step.remat, str) else 'by name'}",
+        f"shardings: from the traced program (jax {found.jax}); {by}; seconds: predicted, {speeds}",
+        "D_fsdp: dim D, split over the mesh axis fsdp; bytes (the scaling book's V), FLOPs, times: of a device and run",
+    ]
+
+
+def matmul_lines(row: Row, served: list[str]) -> Iterator[tuple[str, str]]:
+    """The lines of a matmul, each with its style: what it is, what it costs, what is sent for it here and elsewhere."""
+    own = max(row.seconds["compute"], row.seconds["HBM"])
+    yield f"{row.title} x{row.times}   {row.x} · {row.w} -> {row.out}", "bold"
+    yield (f"  on a device [{row.m:,}, {row.k:,}]·[{row.k:,}, {row.n:,g}]: {count(row.flops)}, {row.intensity:,.0f} "
+           f"FLOP/B, {micro(own)}; {cases(row)}; bound by {row.bound}"), ""  # fmt: skip
+    if row.note:
+        yield f"  {row.note}", ""
+    for words in served:
+        yield f"  {words}", "cyan"
+    for send in row.sends:
+        words = f"{send.kind} {getattr(row, send.operand).name} over {'+'.join(send.axes)}"
+        words += f" x{send.times}" if send.times != row.times else ""
+        words += f", also for {'; '.join(send.shared)}" if send.shared else ""
+        yield (
+            f"  {words:<58}{size(send.bytes):>9}{micro(send.seconds):>11} {send.network:<8}{MARK[send.compiled]}",
+            "cyan",
+        )
+        if send.compiled == "different":
+            yield f"    ≠ {send.note}", "yellow"
+
+
+def cases(row: Row) -> str:
+    """`case 2 over fsdp, 4 over tensor`; case 1 where nothing is sent."""
+    own = {axis: case for axis, case in row.cases.items() if case > 1}
+    return "case " + (", ".join(f"{case} over {axis}" for axis, case in own.items()) or "1")
+
+
+def footer(found: Explanation, *, backward: bool) -> list[str]:
+    used = sorted({case for row in found.rows for case in row.cases.values()} | {1})
+    lines = [f"case {case}: {CASES[case]}" for case in used]
+    for f in found.inserted:
+        lines.append(f"≠ inserted by the compiler: {f.kind} over {'+'.join(f.axes) or 'other groups'}, {size(f.bytes)} "
+                     f"x{f.times}, filed under {f.name} ({f.phase})")  # fmt: skip
+    if found.compiled_by:
+        sends = [s for r in found.rows for s in r.sends]
+        counts = {kind: sum(s.compiled == kind for s in sends) for kind in ("same", "form", "different")}
+        lines.append(f"{len(sends)} collectives of matmuls, both passes: = {counts['same']} compiled as asked, "
+                     f"≈ {counts['form']} in another form, ≠ {counts['different']} otherwise")  # fmt: skip
+        lines += [f"≈ {note}" for note in sorted({s.note for s in sends if s.compiled == "form"})]
+    step = forecast(found.config, found.topology, found.mesh)
+    words = {"compute": "matmuls and attention", "HBM": "other HBM traffic"}
+    by_time = sorted(step.time.sums.items(), key=lambda part: -part[1])
+    parts = ", ".join(f"{words.get(name, name)} {micro(seconds)}" for name, seconds in by_time)
+    lines.append(f"the whole step, predicted: {micro(step.time.best)} ({parts}, partly at the same time); "
+                 f"{words.get(step.time.binds, step.time.binds)} binds")  # fmt: skip
+    lines.append(f"the step's interval: {step.interval.words}")
+    if step.left_out:
+        lines.append(f"not counted in the step: {step.left_out}")
+    if not backward:
+        lines.append("the backward pass too: --backward; a page to play with: -o explain.html")
+    return lines
+
+
+# --- two meshes ---------------------------------------------------------------------------------------------------
+
+
+def show_compared(a: Explanation, b: Explanation) -> None:
+    """Two meshes side by side: what is sent for each matmul, and the whole step."""
+    console = make_console()
+    names = [mesh_text(e.mesh, e.config.mesh.over_slices) for e in (a, b)]
+    title = f"{a.config.name}: the collectives of each matmul, bytes (V) of a step, and predicted times"
+    table = make_table(title, "matmul", *(f"<{escape(n)}" for n in names), "first", "second")
+    for column in table.columns[1:3]:
+        column.no_wrap, column.overflow = False, "fold"
+    others = {r.title: r for r in b.rows}
+    for row in a.rows:
+        pair = (row, others.get(row.title))
+        table.add_row(row.title, *(sent_words(r) for r in pair), *(micro(row_seconds(r)) if r else "" for r in pair))
+    console.print(table)
+    for name, one in zip(names, (a, b), strict=True):
+        step = forecast(one.config, one.topology, one.mesh)
+        every = [s for r in one.rows for s in r.sends] + one.others
+        shares = [wire_share(s.kind, math.prod(one.mesh[a] for a in s.axes)) for s in every]
+        total = sum(s.bytes * s.times * share for s, share in zip(every, shares, strict=True))
+        console.print(f"{name}: {size(total)} sent by a device in a step; predicted {micro(step.time.best)} on "
+                      f"{one.topology.name} ({micro(step.interval.low)} to {micro(step.interval.high)}), "
+                      f"{step.time.binds} binds", markup=False, soft_wrap=True)  # fmt: skip
+
+
+def sent_words(row: Row | None) -> str:
+    if row is None:
+        return "-"
+    words = [f"{s.kind} {getattr(row, s.operand).name} {'+'.join(s.axes)} {size(s.bytes * s.times)}" for s in row.sends]
+    return "\n".join(words) or "nothing"
+
+
+def row_seconds(row: Row) -> float:
+    """Of a step, nothing overlapped: the matmul and its collectives."""
+    sends = sum(s.seconds * s.times for s in row.sends)
+    return max(row.seconds["compute"], row.seconds["HBM"]) * row.times + sends
+
+
+# --- one tensor ---------------------------------------------------------------------------------------------------
+
+
+def show_stops(name: str, stops: list[Stop]) -> None:
+    table = make_table(
+        f"{name} through the step; bytes of one device", "when", "<how it lies", "bytes", "<what happens"
+    )
+    table.columns[3].no_wrap = False
+    for stop in stops:
+        table.add_row(stop.when, escape(stop.layout), size(stop.bytes) if stop.bytes else "", escape(stop.words))
+    make_console().print(table)
+
+
+def size(count_: float) -> str:
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count_ >= factor:
+            return f"{count_ / factor:,.3g} {unit}"
+    return f"{count_:.0f} B"
+
+
+def count(flops: float) -> str:
+    for unit, factor in (("TFLOP", 1e12), ("GFLOP", 1e9), ("MFLOP", 1e6)):
+        if flops >= factor:
+            return f"{flops / factor:,.3g} {unit}"
+    return f"{flops / 1e3:,.3g} kFLOP"
+
+
+def micro(seconds: float) -> str:
+    for unit, factor in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= factor:
+            return f"{seconds / factor:,.3g} {unit}"
+    return f"{seconds * 1e6:,.3g} us"

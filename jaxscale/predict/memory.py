@@ -1,0 +1,293 @@
+"""HBM of a device predicted from the config alone: the state exactly, temporaries as the larger of two moments. No jax.
+
+Two moments of a step can be its peak: the loss, when the last matrix and its gradient are whole on a device beside a
+chunk of logits; and the backward pass of a layer, when the layer's gathered weights and their gradients are. Both
+stand on the activations that the forward pass has kept. How far that is from compiled programs: `benchmarks/memory.py`.
+
+Evaluation needs no more: it runs on at most a microbatch's rows at one time, and keeps neither gradients nor
+activations. `tests/training/test_evaluation.py` compares the two programs.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from jaxscale import config as cfg
+from jaxscale.blueprint.described import blueprint
+from jaxscale.blueprint.passes import Pass
+from jaxscale.blueprint.rules import rules_of
+from jaxscale.blueprint.table import SEQUENCE, Kept
+from jaxscale.predict import costs
+from jaxscale.predict.costs import BYTES
+
+LANES = 128  # a TPU's arrays are padded to so many elements in their last dim; of kept ones that is head_dim's
+SCRATCH = 5 / 16  # of an array that the SparseCore scatters over three torus dims (libtpu 0.0.52; over two none)
+
+
+@dataclass(frozen=True)
+class MemoryForecast:
+    """Bytes of one device: `state` by part (exact), what each moment needs on top, `host` for offloaded activations."""
+
+    state: dict[str, int]
+    loss: dict[str, float]
+    backward: dict[str, float]
+    host: float
+
+    @property
+    def temporaries(self) -> float:
+        return max(sum(self.loss.values()), sum(self.backward.values()))
+
+    @property
+    def peak(self) -> float:
+        return sum(self.state.values()) + self.temporaries
+
+
+def memory(
+    config: cfg.Config, sizes: Mapping[str, int], *, documents: bool = False, platform: str = "tpu"
+) -> MemoryForecast:
+    """Predict a device's HBM for `config` on a mesh of these sizes.
+
+    Args:
+        documents: several documents a row, masked from each other; cuDNN's attention (`platform` gpu) takes that as a
+            mask [B, 1, T, T] and copies it once, splash as numbers.
+    """
+    state = costs.state_bytes(config, sizes) | {"batch": costs.batch_bytes(config, sizes, documents=documents)}
+    offloaded = [name for name, action in (costs.kept(config) or {}).items() if action == "offload"]
+    host = sum(costs.activation_bytes(config, sizes, name) for name in offloaded)
+    always = {
+        "kept activations": kept_bytes(config, sizes, lanes=1 if platform == "gpu" else LANES),
+        "on the way to the host": host / blueprint(config.model).num_layers,
+        "document mask": 2.0 * 2 * costs.microbatch_tokens(config, sizes) * config.data.seq_len
+        if documents and platform == "gpu"
+        else 0.0,
+    }
+    moments = gpu_moments if platform == "gpu" else tpu_moments
+    loss, backward = moments(config, sizes, float(state["parameters"]))
+    return MemoryForecast(state, always | loss, always | backward, host)
+
+
+Parts = dict[str, float]
+
+
+def tpu_moments(config: cfg.Config, sizes: Mapping[str, int], own: float) -> tuple[Parts, Parts]:
+    """The loss and the backward pass of a layer as libtpu's programs have them.
+
+    It casts the stacked parameters once, before the loop over layers. The last matrix's gradient is scattered before
+    the layers' backward pass.
+    """
+    width, param = BYTES[config.step.compute_dtype], BYTES[config.step.param_dtype]
+    always = {
+        "gradients": own,
+        "parameters in compute dtype": own * width / param if width != param else 0.0,
+    }
+    loss = tpu_head(config, sizes) | {"the last layer's output": 4 * stream_bytes(config, sizes, SEQUENCE)}
+    backward = {
+        "gradients of a microbatch": own if config.step.microbatches > 1 else 0.0,
+        "a layer's weights, or their gradients": sum(
+            whole_bytes(config, sizes, p) for p in layer_passes(config, sizes)
+        ),
+        "a layer's activations": working_bytes(config, sizes, widest=5, stream=4, whole=3.5),
+    }
+    return always | loss, always | backward
+
+
+def tpu_head(config: cfg.Config, sizes: Mapping[str, int]) -> Parts:
+    """Of the loss: see `objectives.token_sums`. In chunks, the last matrix's gradient is added up in float32, or the
+    logits' gradients of all tokens are kept, in the compute dtype; a chunk's logits are there once."""
+    head, logits = head_bytes(config, sizes), logits_bytes(config, sizes)
+    if not chunked(config):
+        return {"last matrix and its gradient": 2 * head, "logits": logits}
+    width = BYTES[config.step.compute_dtype]
+    parts = {
+        "gradients": 0.0,  # the layers' are not there yet
+        "logits": logits,
+        "scratch of the matrix's scatter": head * SCRATCH if gathered_weights(config, sizes) else 0.0,
+    }
+    if costs.microbatch_tokens(config, sizes) * width <= stream_width(config) * 4:  # as `objectives.token_sums` decides
+        return parts | {"last matrix": head, "gradient of the logits": whole_logits(config, sizes) * width}
+    return parts | {"last matrix and its float32 gradient": head + head / width * 4}
+
+
+def whole_logits(config: cfg.Config, sizes: Mapping[str, int]) -> float:
+    """How many logits a device has, of all its tokens of a microbatch."""
+    head = blueprint(config.model).head
+    return costs.activation_elements(config, sizes, head.y) if head else 0.0
+
+
+def gpu_moments(config: cfg.Config, sizes: Mapping[str, int], own: float) -> tuple[Parts, Parts]:
+    """The same as XLA's GPU programs have them, read from their buffer assignments.
+
+    Parameters are cast layer by layer, but those whose last dim fsdp splits are copied whole, turned, before the loops.
+    """
+    step, layer = config.step, layer_passes(config, sizes)
+    width, param = BYTES[step.compute_dtype], BYTES[step.param_dtype]
+    layers = sum(own_bytes(config, sizes, p.weight) for p in layer)
+    always = {
+        "gradients": layers,
+        "gradients of a microbatch": own if step.microbatches > 1 else 0.0,
+        "parameters in compute dtype": layers * width / param if step.remat == "none" and width != param else 0.0,
+        "copies of parameters, turned": sum(own_bytes(config, sizes, name) for name in turned(config, sizes)),
+    }
+    output = stream_bytes(config, sizes, SEQUENCE)
+    loss, waiting = gpu_head(config, sizes, output)
+    model = blueprint(config.model)
+    again = bool(model.widest) and recomputes(config, model.widest)
+    heads = sum(costs.activation_bytes(config, sizes, a.name) for a in model.activations if a.padded)
+    # [B, T, D] of all layers, gathered along T, turned from the order in which it arrived
+    arrived = step.remat == "none" and output > stream_bytes(config, sizes) and rows_of(config, sizes) > 1
+    backward = {
+        "a layer's weights": sum(whole_bytes(config, sizes, p) for p in layer if model.op(p.name).whole),
+        "a layer's activations": working_bytes(config, sizes, widest=3 + again, stream=5, whole=7)
+        + heads / model.num_layers,
+        "inputs, turned": output * model.num_layers if arrived else 0.0,
+    }
+    return always | loss, always | waiting | backward
+
+
+def recomputes(config: cfg.Config, activation: str) -> bool:
+    names = costs.kept(config)
+    return names is not None and activation not in names
+
+
+def turned(config: cfg.Config, sizes: Mapping[str, int]) -> list[str]:
+    """Weights whose last dim is gathered: the program copies them whole, turned, before its loops."""
+    step, head = config.step, head_pass(config, sizes)
+    layers = [p for p in layer_passes(config, sizes) if step.remat != "none" and gathers_last(p)]
+    last = [head] if head and step.microbatches > 1 and gathers_last(head) else []
+    return [p.weight for p in (*layers, *last)]
+
+
+def gathers_last(one: Pass) -> bool:
+    return one.w.stored[-1] != one.w.used[-1]
+
+
+def rows_of(config: cfg.Config, sizes: Mapping[str, int]) -> int:
+    return costs.rows_and_tokens(config, sizes, config.data.batch_size // config.step.microbatches)[0]
+
+
+def gpu_head(config: cfg.Config, sizes: Mapping[str, int], output: float) -> tuple[Parts, Parts]:
+    """Of the loss: while it is computed, and what of it waits for the end of the backward pass.
+
+    That is the last matrix's gradient, whole. In a loss that is not cut in chunks it is the logits' gradient, in the
+    array that the logits were in, where the matrix's gradient will be scattered over fsdp.
+    """
+    head, logits = head_bytes(config, sizes), logits_bytes(config, sizes)
+    last = {"the last layer's output": 3 * output}
+    if chunked(config):
+        early = {"gradients": 0.0, "logits": logits}  # the layers' gradients are not there yet
+        summed = {"last matrix and its float32 gradient": head + head / BYTES[config.step.compute_dtype] * 4}
+        return early | summed | last, {"last matrix's gradient": head}
+    if gathered_weights(config, sizes):
+        return {"last matrix": head, "logits": logits} | last, {"gradient of the logits": logits + output}
+    return {"last matrix and its gradient": 2 * head, "logits": logits} | last, {}
+
+
+def chunked(config: cfg.Config) -> bool:
+    return config.loss.chunk is not None and config.loss.chunk < config.data.seq_len
+
+
+def head_pass(config: cfg.Config, sizes: Mapping[str, int]) -> Pass | None:
+    """The matmul that makes the logits."""
+    return next((p for p in costs.passes(config, sizes) if p.phase == "forward" and not p.stacked), None)
+
+
+def head_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> float:
+    """The last matrix, gathered."""
+    head = head_pass(config, sizes)
+    return whole_bytes(config, sizes, head) if head else 0.0
+
+
+def gathered_weights(config: cfg.Config, sizes: Mapping[str, int]) -> bool:
+    """Are weights split over axes that split the rows too, and so gathered before they are used?"""
+    return any(p.w.stored != p.w.used for p in costs.passes(config, sizes) if p.phase == "forward")
+
+
+def logits_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> float:
+    """Of a chunk (or of all tokens), float32."""
+    share = (config.loss.chunk or 0) / config.data.seq_len if chunked(config) else 1.0
+    return whole_logits(config, sizes) * share * 4
+
+
+def layer_passes(config: cfg.Config, sizes: Mapping[str, int]) -> list[Pass]:
+    """The forward matmuls of a layer."""
+    return [p for p in costs.passes(config, sizes) if p.phase == "forward" and p.stacked]
+
+
+def own_bytes(config: cfg.Config, sizes: Mapping[str, int], name: str) -> float:
+    """A device's shard of a weight, all layers, as it is kept."""
+    return costs.shard(blueprint(config.model).weight(name), config, sizes) * BYTES[config.step.param_dtype]
+
+
+def whole_bytes(config: cfg.Config, sizes: Mapping[str, int], one: Pass) -> float:
+    """A weight of one layer as a device multiplies with it, gathered, in the compute dtype."""
+    whole = costs.letter_sizes(config, sizes)
+    return costs.elements(one.w.letters, one.w.used, whole, sizes) * BYTES[config.step.compute_dtype]
+
+
+def stream_bytes(config: cfg.Config, sizes: Mapping[str, int], at: str = "") -> float:
+    """What a layer begins with, of one layer; `at`: where its sequence lies, if not between the matmuls."""
+    model = blueprint(config.model)
+    if not model.stream:
+        return 0.0
+    one = model.activation(model.stream)
+    return costs.activation_elements(config, sizes, one.letters, at or one.at) * BYTES[config.step.compute_dtype]
+
+
+def stream_width(config: cfg.Config) -> int:
+    model = blueprint(config.model)
+    return model.dims[model.activation(model.stream).letters[-1]].size if model.stream else 0
+
+
+def kept_bytes(config: cfg.Config, sizes: Mapping[str, int], *, lanes: int = 1) -> float:
+    """Activations that wait in HBM for the backward pass, all layers, one microbatch; head_dim padded to `lanes`."""
+    names, model = costs.kept(config), blueprint(config.model)
+
+    def size(name: str) -> float:
+        one = model.activation(name)
+        last = model.dims[one.letters[-1]].size
+        return costs.activation_bytes(config, sizes, name) * (-(-last // lanes) * lanes / last if one.padded else 1)
+
+    if names is None:
+        rows = (*model.kept, *when_wrapped(config, sizes))
+        return sum(kept_size(config, sizes, row, size) for row in rows) + softmax_sums(config, sizes)
+    saved = {name for name, action in names.items() if action == "save"} | {model.stream} - set(names)
+    known = [a.name for a in model.activations if a.name in saved and a.read]
+    with_sums = model.attention is not None and model.attention.result in saved
+    return sum(map(size, known)) + (softmax_sums(config, sizes) if with_sums else 0)
+
+
+def softmax_sums(config: cfg.Config, sizes: Mapping[str, int]) -> float:
+    """One number a query and head, float32, all layers; kept with the attention's result."""
+    model = blueprint(config.model)
+    if model.attention is None:
+        return 0.0
+    return model.num_layers * costs.activation_elements(config, sizes, model.attention.q[:-1]) * 4
+
+
+def kept_size(config: cfg.Config, sizes: Mapping[str, int], row: Kept, size: Callable[[str], float]) -> float:
+    """Of all layers."""
+    one, factor = blueprint(config.model).activation(row.activation), 1.0
+    if row.at:
+        here, there = (costs.activation_elements(config, sizes, one.letters, at) for at in (one.at, row.at))
+        factor = there / here
+    return size(row.activation) * factor * row.copies * (4 / BYTES[config.step.compute_dtype] if row.float32 else 1)
+
+
+def when_wrapped(config: cfg.Config, sizes: Mapping[str, int]) -> tuple[Kept, ...]:
+    """Where remat wraps the layer though it keeps all, attention's result is kept twice: see `Transformer.remat`."""
+    attention = blueprint(config.model).attention
+    return (Kept(attention.result, 1),) if attention and gathered_over_rows(config, sizes) else ()
+
+
+def gathered_over_rows(config: cfg.Config, sizes: Mapping[str, int]) -> bool:
+    rows = rules_of(config, sizes).activations["batch"]
+    split = {a for p in layer_passes(config, sizes) for axes in p.w.stored for a in axes}
+    return bool(split & set(rows))
+
+
+def working_bytes(config: cfg.Config, sizes: Mapping[str, int], *, widest: float, stream: float, whole: float) -> float:
+    """Alive at one time in a layer's backward pass: arrays of the mlp's width, arrays of [tokens, D] as they are split
+    between matmuls, and where they are split, whole ones: inputs gathered, gradients not yet summed."""
+    model = blueprint(config.model)
+    wide = costs.activation_bytes(config, sizes, model.widest) / model.num_layers if model.widest else 0.0
+    here, gathered = stream_bytes(config, sizes), stream_bytes(config, sizes, SEQUENCE)
+    return widest * wide + stream * here + (whole * gathered if gathered > here else 0.0)

@@ -1,0 +1,184 @@
+"""Which mesh, how many microbatches, which remat, which loss.chunk for a topology: all legal ways, costed. No jax."""
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+
+from jaxscale import config as cfg
+from jaxscale.blueprint.legal import require_legal
+from jaxscale.config.mesh_text import mesh_text
+from jaxscale.hardware.chips import GIB
+from jaxscale.hardware.topology import Topology
+from jaxscale.predict.forecast import Forecast, forecast
+from jaxscale.predict.measured import Measured
+from jaxscale.predict.memory import MemoryForecast, memory
+from jaxscale.predict.ways import remat_name, ways, with_chunk
+
+MOL = 6.02214076e23  # Avogadro's number, as a budget of FLOPs
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One way to run, with what it is predicted to need and to take.
+
+    Attributes:
+        host_bytes: what a host keeps of offloaded activations.
+        short: of which memory it lacks how many bytes; empty where it fits.
+    """
+
+    config: cfg.Config
+    mesh: dict[str, int]
+    remat: str
+    memory: MemoryForecast
+    forecast: Forecast
+    host_bytes: float
+    short: dict[str, float]
+
+    @property
+    def binds(self) -> str:
+        """What is busy the longest (compute, HBM, a network), and its share of the step."""
+        time = self.forecast.time
+        return f"{time.binds} {time.sums[time.binds] / time.best:.0%}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Those that fit, the fastest first; of the others, why: (reason, how many, the nearest to fitting).
+
+    Attributes:
+        own: the config as it is; None where its mesh does not fit the topology, which `own_problem` explains.
+        held: keys that were given, and so were not varied.
+        legal: how many ways break no rule, whether they fit or not.
+    """
+
+    topology: Topology
+    choices: list[Choice]
+    left_out: list[tuple[str, int]]
+    considered: int
+    legal: int
+    own: Choice | None
+    own_problem: str
+    held: tuple[str, ...] = ()
+    measured: Measured | None = None
+
+
+def plan(
+    config: cfg.Config, topology: Topology, *, documents: bool = False, measured: Measured | None = None,
+    held: tuple[str, ...] = (),
+) -> Plan:  # fmt: skip
+    """Cost every mesh x microbatches x remat for `config`'s batch on `topology`.
+
+    Where the config's own `loss.chunk` does not fit, a smaller one is taken if that does: it costs no time that is
+    counted here. `measured`: links as a clock found them; axes that it does not cover keep the datasheet's.
+
+    Args:
+        held: keys of the config that stay as they are (see `ways.held_keys`).
+
+    A plan without choices is an answer too. Raises ValueError when the config holds a mesh that the topology has no
+    devices for.
+    """
+    choices: list[Choice] = []
+    reasons: Counter[str] = Counter()
+    nearest: dict[str, tuple[float, str]] = {}
+    considered = 0
+    for candidate, sizes, name in ways(config, topology, held):
+        considered += 1
+        try:
+            require_legal(candidate, sizes)
+        except ValueError as error:
+            reasons[reason_of(error)] += 1
+            continue
+        candidate, needed = with_chunk(candidate, sizes, topology, documents=documents, held=held)
+        short = short_of(needed, topology)
+        if short:
+            what, size = next(iter(short.items()))
+            reasons[what] += 1
+            nearest[what] = min(nearest.get(what, (math.inf, "")), (size, describe(sizes, candidate, name)))
+            continue
+        choices.append(judge(candidate, topology, sizes, name, needed, measured))
+    legal = len(choices) + sum(reasons[what] for what in nearest)
+    for what, (size, where) in nearest.items():
+        reasons[f"{what} is short by {size / GIB:,.1f} GiB or more (nearest: {where})"] = reasons.pop(what)
+    choices.sort(key=lambda c: (c.forecast.time.best, c.memory.peak))
+    own, problem = as_it_is(config, topology, documents=documents, measured=measured)
+    return Plan(topology, choices, reasons.most_common(), considered, legal, own, problem, held, measured)
+
+
+def judge(
+    config: cfg.Config, topology: Topology, sizes: dict[str, int], remat: str, needed: MemoryForecast,
+    measured: Measured | None,
+) -> Choice:  # fmt: skip
+    found = forecast(config, topology, sizes, measured=measured)
+    return Choice(config, sizes, remat, needed, found, topology.on_host(needed.host), short_of(needed, topology))
+
+
+def short_of(needed: MemoryForecast, topology: Topology) -> dict[str, float]:
+    """Bytes that are missing, of a device's memory and of a host's; of neither where it fits."""
+    over = {
+        "memory": needed.peak - topology.chip.usable_hbm_bytes,
+        "host memory": topology.on_host(needed.host) - topology.host_bytes,
+    }
+    return {what: size for what, size in over.items() if size > 0}
+
+
+def as_it_is(
+    config: cfg.Config, topology: Topology, *, documents: bool, measured: Measured | None
+) -> tuple[Choice | None, str]:
+    """The config with nothing changed, and why it cannot run on the topology."""
+    slices = math.prod(config.mesh.over_slices.values())
+    try:
+        if not topology.chip.node and slices != topology.slices:
+            raise ValueError(f"mesh.dcn is over {slices} slices and there are {topology.slices}")
+        sizes = config.mesh.sizes(topology.devices)
+        require_legal(config, sizes)
+    except ValueError as error:
+        return None, str(error)
+    needed = memory(config, sizes, documents=documents, platform=topology.chip.platform)
+    return judge(config, topology, sizes, remat_name(config.step.remat), needed, measured), ""
+
+
+def reason_of(error: ValueError) -> str:
+    """`embed_dim 4096 is not divisible by 3 (...)` -> without the divisor, so that alike ones are counted together."""
+    what, found, _ = str(error).partition(" is not divisible")
+    if what.startswith("rows of a microbatch"):
+        what = what.rpartition(" ")[0]
+    return f"the mesh does not divide {what}" if found else str(error)[:80]
+
+
+def describe(sizes: dict[str, int], config: cfg.Config, remat: str) -> str:
+    mesh = mesh_text(sizes, config.mesh.over_slices)
+    return f"{mesh}, {config.step.microbatches} microbatches, remat {remat}"
+
+
+# --- budgets --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a number of FLOPs buys: model FLOPs by the config's convention, no recompute."""
+
+    flops: float
+    tokens: float
+    steps: float
+    days: float
+    chips: int
+
+
+def read_budget(text: str) -> float:
+    """`1e24`, `1mol`, `2.5 mol`: FLOPs. Raises ValueError for another form."""
+    number, mol = text.strip().removesuffix("mol").strip(), text.strip().endswith("mol")
+    try:
+        value = float(number or ("1" if mol else "none"))
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1e40:
+        raise ValueError(f"--budget {text!r} is no number of FLOPs; give e.g. 1e24, or 1mol for {MOL:.3g}")
+    return value * (MOL if mol else 1)
+
+
+def spend(flops: float, choice: Choice) -> Budget:
+    """Tokens that the budget trains on, and days at the predicted speed."""
+    found = choice.forecast
+    tokens = flops / found.model_flops * found.tokens
+    steps = tokens / found.tokens
+    return Budget(flops, tokens, steps, steps * found.time.best / 86400, found.topology.chips)

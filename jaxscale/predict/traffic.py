@@ -1,0 +1,153 @@
+"""What a step should send, by arithmetic alone: every collective that the rules ask for. No jax.
+
+Figures are of one device and one step; dims as in `predict.costs`. Where each comes from: `blueprint.passes`, and
+for what no matmul sends, the functions here.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from jaxscale import config as cfg
+from jaxscale.blueprint.cases import both, without
+from jaxscale.blueprint.described import blueprint
+from jaxscale.blueprint.passes import Pass, Send
+from jaxscale.blueprint.rules import count, rules_of
+from jaxscale.predict import costs
+from jaxscale.predict.costs import BYTES, elements, letter_sizes
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """A collective that a step needs: V bytes (see `compiled.collectives.Collective`), `times` a step.
+
+    Attributes:
+        phase: `forward`, `backward` or `recomputed`; `overlaps`: other matmuls of the step do not wait for it.
+        weight: it gathers a weight or scatters its gradient.
+    """
+
+    what: str
+    kind: str
+    axes: tuple[str, ...]
+    bytes: float
+    times: int
+    phase: str
+    overlaps: bool
+    weight: bool = False
+
+    @property
+    def step_bytes(self) -> float:
+        return self.bytes * self.times
+
+
+def traffic(config: cfg.Config, sizes: Mapping[str, int]) -> list[Traffic]:
+    """What the rules send (scaling book, sharding.md and training.md): see `docs/architecture.md`, Sharding.
+
+    Scalars and vectors (norms' gradients, losses) are left out.
+    """
+    rest = (repeated_heads, lookups, whole_sequences, idle_axes, losses)
+    found = [*matmul_traffic(config, sizes), *(t for part in rest for t in part(config, sizes))]
+    return [t for t in found if t.times and t.bytes]
+
+
+def matmul_traffic(config: cfg.Config, sizes: Mapping[str, int]) -> list[Traffic]:
+    """What the matmuls of all passes send."""
+    whole = letter_sizes(config, sizes)
+    return [sent(one, send, config, whole, sizes) for one in costs.passes(config, sizes) for send in one.sends]
+
+
+def sent(one: Pass, send: Send, config: cfg.Config, whole: Mapping[str, int], sizes: Mapping[str, int]) -> Traffic:
+    """V counts the gathered operand, the whole partial sum, or the shard that is left to be summed."""
+    operand = getattr(one, send.operand)
+    layout = operand.used
+    if send.operand == "out" and send.kind == "reduce-scatter":
+        layout = operand.stored
+    size = elements(operand.letters, layout, whole, sizes) * BYTES[config.step.compute_dtype]
+    of_gradient = one.what == "gradient of w"
+    weight = send.operand == ("out" if of_gradient else "w")
+    name = f"{one.name} {('gradient' if of_gradient else 'weight') if weight else 'rows'}"
+    return Traffic(name, send.kind, send.axes, size, costs.runs_of(one, config), one.phase, send.overlaps, weight)
+
+
+def repeated_heads(config: cfg.Config, sizes: Mapping[str, int]) -> Iterator[Traffic]:
+    """Few kv heads are kept whole, and each device takes the one that its queries read: their gradients are
+    gathered."""
+    model, rules, whole = blueprint(config.model), rules_of(config, sizes), letter_sizes(config, sizes)
+    few = costs.few_dims(config, sizes)
+    for one in (p for p in costs.passes(config, sizes) if p.what == "gradient of w"):
+        for letter in (c for c in one.out.letters if model.dims[c].axis in few):
+            axes = costs.split_by(rules.activations[model.dims[letter].axis], sizes)
+            layout = tuple(() if c == letter else at for c, at in zip(one.out.letters, one.out.used, strict=True))
+            size = elements(one.out.letters, layout, whole, sizes) * BYTES[config.step.compute_dtype]
+            yield Traffic(
+                f"{one.name} gradient", "all-gather", axes, size, costs.runs_of(one, config), "backward", True
+            )
+
+
+def lookups(config: cfg.Config, sizes: Mapping[str, int]) -> Iterator[Traffic]:
+    """A table's rows by token: see `models.embedding.lookup`. Its gradient is added up in float32 where it lives."""
+    model, parts, width = blueprint(config.model), config.step.microbatches, BYTES[config.step.compute_dtype]
+    rules, tokens = rules_of(config, sizes), costs.microbatch_tokens(config, sizes)
+    batch, residual = (costs.split_by(rules.activations[name], sizes) for name in ("batch", "residual_sequence"))
+    for name in model.lookups:
+        table = model.weight(name)
+        vocab, embed = (costs.split_by(rules.parameters[axis], sizes) for axis in model.axes(table))
+        vocab, trade = without(vocab, batch), both(embed, batch)
+        scatter = residual if residual == vocab else ()
+        rows = float(tokens * model.shape(table)[1] * width)
+        layout, whole = (vocab, trade), {c: model.dims[c].size for c in table.letters}
+        at_rest = tuple(costs.split_by(rules.parameters[axis], sizes) for axis in model.axes(table))
+        if gathered := without((*at_rest[0], *at_rest[1]), (*vocab, *trade)):
+            size = elements(table.letters, layout, whole, sizes) * BYTES[config.step.param_dtype]
+            yield Traffic(f"{name} weight", "all-gather", gathered, size, parts, "forward", False, weight=True)
+        if trade:
+            ids = tokens * count(trade, sizes) * 4
+            yield Traffic("token ids", "all-gather", trade, ids, parts, "forward", False)
+            traded = rows / count(scatter, sizes)
+            yield Traffic("looked-up rows", "all-to-all", trade, traded, 2 * parts, "forward", False)
+        if scatter:
+            yield Traffic("looked-up rows", "reduce-scatter", scatter, rows, parts, "forward", False)
+            yield Traffic("rows' gradients", "all-gather", scatter, rows, parts, "backward", False)
+        elif vocab:
+            yield Traffic("looked-up rows", "all-reduce", vocab, rows, parts, "forward", False)
+        if sliced := without(residual, (*costs.split_by(rules.activations["sequence"], sizes), *scatter)):
+            yield Traffic("rows' gradients", "all-gather", sliced, rows, parts, "backward", False)
+        tokens_over = without((*batch, *costs.split_by(rules.activations["sequence"], sizes)), (*vocab, *trade))
+        if tokens_over:
+            size = elements(table.letters, layout, whole, sizes) * 4
+            yield Traffic(f"{name} gradient", "all-reduce", tokens_over, size, parts, "backward", True, weight=True)
+
+
+def whole_sequences(config: cfg.Config, sizes: Mapping[str, int]) -> Iterator[Traffic]:
+    """Keys and values of the whole sequence are gathered where it is split, and their gradients scattered."""
+    model, rules = blueprint(config.model), rules_of(config, sizes)
+    axes = costs.split_by(rules.activations["sequence"], sizes)
+    if model.attention is None or not axes:
+        return
+    both_of_them = 2 * costs.activation_elements(config, sizes, model.attention.k) * count(axes, sizes)
+    size, runs = both_of_them * BYTES[config.step.compute_dtype], config.step.microbatches * model.num_layers
+    names = costs.kept(config)
+    again = 0 if names is None or model.attention.result in names else 1
+    yield Traffic("keys and values", "all-gather", axes, size, (2 + again) * runs, "forward", True)
+    yield Traffic("their gradients", "reduce-scatter", axes, size, runs, "backward", True)
+
+
+def idle_axes(config: cfg.Config, sizes: Mapping[str, int]) -> Iterator[Traffic]:
+    """Attention's gradients over axes along which all devices attend to the same heads and rows: `shard_map` adds them
+    up and divides. Only overrides make such axes."""
+    model, rules = blueprint(config.model), rules_of(config, sizes)
+    if model.attention is None:
+        return
+    used = [a for axis in ("batch", "sequence", model.dims[model.attention.q[2]].axis) for a in rules.activations[axis]]
+    axes = without(costs.live(sizes), used)
+    for letters in (model.attention.q, model.attention.k, model.attention.k) if axes else ():
+        size = costs.activation_elements(config, sizes, letters) * BYTES[config.step.compute_dtype]
+        runs = config.step.microbatches * model.num_layers
+        yield Traffic("attention's gradients", "all-reduce", axes, size, runs, "backward", True)
+
+
+def losses(config: cfg.Config, sizes: Mapping[str, int]) -> Iterator[Traffic]:
+    """Three numbers a token over the shards of the vocabulary: see `objectives.token_sums.cross_entropy_sums`."""
+    axes = costs.split_by(rules_of(config, sizes).activations["vocab"], sizes)
+    if blueprint(config.model).head and axes:
+        size = costs.microbatch_tokens(config, sizes) * 4.0
+        yield Traffic("losses", "all-reduce", axes, size, 3 * config.step.microbatches, "forward", False)

@@ -1,0 +1,134 @@
+"""What a plan considers: meshes, microbatches, remats and chunks of the loss, around what the user holds. No jax."""
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Mapping
+
+from jaxscale import config as cfg
+from jaxscale.config.mesh_text import mesh_text
+from jaxscale.hardware.topology import Topology
+from jaxscale.predict.memory import MemoryForecast, memory
+
+KEEP_QKV = {"q": "save", "k": "save", "v": "save", "attended": "save"}
+# What the backward pass reads of the matmuls, and of attention so that it need not run again: no matmul runs twice
+KEEP_MATMULS = KEEP_QKV | dict.fromkeys(("attention_out", "mlp_gate", "mlp_up"), "save")
+OFFLOAD = dict.fromkeys(("layer_in", "q", "k", "v", "attention_out"), "offload")
+REMATS: dict[str, str | Mapping[str, str]] = {
+    "none": "none", "dots": "dots", "matmuls, context": KEEP_MATMULS, "q, k, v, context": KEEP_QKV, "full": "full",
+    "to the host": OFFLOAD,
+}  # fmt: skip
+OWN_REMAT = "the config's own"
+CHUNK = 512  # loss.chunk where the config's own does not fit
+HELD = ("mesh", "step.microbatches", "step.remat", "loss.chunk")  # what is varied, unless it is given
+
+
+def held_keys(overrides: Iterable[str]) -> tuple[str, ...]:
+    """Of `section.key=value` overrides, those keys that a plan would vary."""
+    keys = [override.partition("=")[0] for override in overrides]
+    return tuple(k for k in dict.fromkeys(keys) if any(f"{k}.".startswith(f"{h}.") or h.startswith(f"{k}.")
+                                                       for h in HELD))  # fmt: skip
+
+
+def holds(held: Iterable[str], key: str) -> bool:
+    """Is a key given, by itself or with its whole section?"""
+    return any(key == h or key.startswith(f"{h}.") for h in held)
+
+
+def ways(
+    config: cfg.Config, topology: Topology, held: tuple[str, ...] = ()
+) -> Iterator[tuple[cfg.Config, dict[str, int], str]]:
+    """Every (config, mesh axis -> whole size, name of its remat) that is considered."""
+    for mesh in meshes(config, topology, held):
+        sizes = mesh.sizes(topology.devices)
+        for candidate, name in variants(config, mesh, sizes, held):
+            yield candidate, sizes, name
+
+
+def meshes(config: cfg.Config, topology: Topology, held: tuple[str, ...] = ()) -> Iterator[cfg.Mesh]:
+    """Every split of the devices over data, fsdp and tensor, and of the slices over data and fsdp, around what is held.
+
+    Raises ValueError when the held sizes do not fit the number of devices or slices.
+    """
+    over = held_over(config, topology, held)
+    groups = math.prod(over.values()) if over else topology.slices
+    inside = topology.devices // groups
+    fixed = held_sizes(config, topology, inside, held)
+    for tensor in [fixed["tensor"]] if "tensor" in fixed else cfg.divisors(inside):
+        if "tensor" not in fixed and config.model.num_heads % tensor:
+            continue
+        for fsdp in cfg.divisors(inside // tensor):
+            sizes = {"data": inside // tensor // fsdp, "fsdp": fsdp, "tensor": tensor}
+            if any(sizes[axis] != size for axis, size in fixed.items()):
+                continue
+            for split in [over] if over else [{"data": n, "fsdp": groups // n} for n in cfg.divisors(groups)]:
+                yield cfg.Mesh(**sizes, dcn=cfg.Dcn(**split))
+
+
+def held_sizes(config: cfg.Config, topology: Topology, inside: int, held: tuple[str, ...]) -> dict[str, int]:
+    """Axis -> size within a slice that is given. Where one is given as -1, it takes what the config's others leave."""
+    given = [axis for axis in cfg.READY_AXES if holds(held, f"mesh.{axis}")]
+    sizes = {axis: getattr(config.mesh, axis) for axis in given}
+    if -1 in sizes.values():
+        sizes = {axis: getattr(config.mesh, axis) for axis in cfg.READY_AXES}
+    known = {axis: n for axis, n in sizes.items() if n != -1}
+    product = math.prod(known.values())
+    whole = len(known) == len(cfg.READY_AXES)
+    if inside % product or (whole and product != inside):
+        text = mesh_text({f"mesh.{axis}": n for axis, n in known.items() if n > 1 or axis in given})
+        where = f"{inside} devices{' of a slice' if topology.slices > 1 else ''} of {topology.name}"
+        near = sorted(sorted(cfg.divisors(inside), key=lambda n: abs(math.log(n / product)))[:2])
+        if whole:
+            raise ValueError(f"{text} takes {product} devices, not the {where}; leave an axis out, or set it to -1")
+        raise ValueError(
+            f"{text} does not divide the {where}; make {'it' if len(known) == 1 else 'the product'} "
+            f"{' or '.join(map(str, near))}"
+        )
+    return {axis: sizes[axis] if sizes[axis] != -1 else inside // product for axis in sizes}
+
+
+def held_over(config: cfg.Config, topology: Topology, held: tuple[str, ...]) -> dict[str, int]:
+    """Axis -> size over slices (GPU: groups of nodes) that is given; {} where none is."""
+    over = config.mesh.over_slices
+    if not over or not (holds(held, "mesh.dcn") or any(h.startswith("mesh.dcn.") for h in held)):
+        return {}
+    count, text = math.prod(over.values()), mesh_text({f"mesh.dcn.{axis}": n for axis, n in over.items()})
+    if topology.chip.node and topology.shape[0] % count:
+        raise ValueError(f"{text} does not divide the {topology.shape[0]} nodes of {topology.name}")
+    if not topology.chip.node and count != topology.slices:
+        raise ValueError(f"{text} is over {count} slices, and there are {topology.slices}; give --slices {count}")
+    return over
+
+
+def variants(
+    config: cfg.Config, mesh: cfg.Mesh, sizes: dict[str, int], held: tuple[str, ...] = ()
+) -> Iterator[tuple[cfg.Config, str]]:
+    """`config` on a mesh with each number of microbatches and each remat, around what is held."""
+    rows = config.data.batch_size
+    shards = sizes.get("data", 1) * sizes.get("fsdp", 1)
+    parts = [
+        n for n in sorted({1, 2, 4, 8, 16, 32, config.step.microbatches}) if rows % n == 0 and rows // n >= shards
+    ] or [1]
+    if holds(held, "step.microbatches"):
+        parts = [config.step.microbatches]
+    own: dict[str, str | Mapping[str, str]] = {remat_name(config.step.remat): config.step.remat}
+    remats = own if any(h == "step" or h.startswith("step.remat") for h in held) else REMATS | own
+    for count, (name, remat) in itertools.product(parts, remats.items()):
+        step = config.step.model_copy(update={"microbatches": count, "remat": remat})
+        yield config.model_copy(update={"mesh": mesh, "step": step}), name
+
+
+def remat_name(remat: str | Mapping[str, str]) -> str:
+    return next((name for name, own in REMATS.items() if own == remat), OWN_REMAT)
+
+
+def with_chunk(
+    config: cfg.Config, sizes: dict[str, int], topology: Topology, *, documents: bool, held: tuple[str, ...] = ()
+) -> tuple[cfg.Config, MemoryForecast]:
+    """`config`, or the same with a smaller chunk of the loss where its own is what does not fit."""
+    platform, T = topology.chip.platform, config.data.seq_len
+    needed = memory(config, sizes, documents=documents, platform=platform)
+    fits = needed.peak <= topology.chip.usable_hbm_bytes
+    if fits or (config.loss.chunk or T) <= CHUNK or T % CHUNK or holds(held, "loss.chunk"):
+        return config, needed
+    smaller = config.model_copy(update={"loss": config.loss.model_copy(update={"chunk": CHUNK})})
+    return smaller, memory(smaller, sizes, documents=documents, platform=platform)

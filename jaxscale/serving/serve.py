@@ -1,0 +1,187 @@
+"""From a run's directory to text: its config, tokenizer and checkpoint, on any mesh."""
+
+from pathlib import Path
+
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from jaxscale import config as cfg
+from jaxscale.checkpoint.checkpointer import Checkpointer, Say
+from jaxscale.checkpoint.identity import config_differences
+from jaxscale.checkpoint.noise import Damaged, reading, reason
+from jaxscale.data.index import inside
+from jaxscale.data.tokenizer import Tokenizer, load_tokenizer
+from jaxscale.files.reading import parse_json
+from jaxscale.parallel.mesh import make_mesh, start_devices
+from jaxscale.parallel.sharding import fit_rules, make_rules, on_mesh
+from jaxscale.serving.generate import decode_rules, generate
+from jaxscale.training.average import average
+from jaxscale.training.build import build_on
+from jaxscale.training.frozen import whole
+from jaxscale.training.older import sum_of
+from jaxscale.training.step import Program, used_parameters
+from jaxscale.training.trainer import Result
+
+
+def continue_texts(
+    run: Path,
+    prompts: list[str],
+    overrides: list[str],
+    *,
+    step: int | None = None,
+    tokenizer: str | None = None,
+    say: Say = lambda line: None,
+    **sampling,
+) -> list[str]:
+    """Sampled continuations from the newest checkpoint of a run (or that of `step`).
+
+    Args:
+        overrides: `section.key=value`, for another mesh or platform than the run's.
+        say: told of a checkpoint that cannot be read.
+        sampling: as for `generate`.
+    """
+    if not (run / "config.yaml").is_file():
+        raise ValueError(f"{run} is not a run: it has no config.yaml; give the out= directory of `jaxscale train`")
+    config = cfg.load_config(run / "config.yaml", overrides)
+    codec = run_tokenizer(run, tokenizer)
+    if codec.vocab_size > config.model.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {codec.vocab_size} tokens and the model {config.model.vocab_size}; give the run's own"
+        )
+    mesh = make_mesh(config.mesh, start_devices(config.runtime))
+    rules = decode_rules(make_rules(config.sharding), mesh.shape, len(prompts))
+    rules = fit_rules(rules, mesh.shape, without_batch(config, len(prompts)))
+    with on_mesh(mesh, rules):
+        program = build_on(config, mesh, rules).program
+        params = restore_params(run, program, config, step, say)
+        return complete(program, params, codec, prompts, config, **sampling)
+
+
+def without_batch(config: cfg.Config, prompts: int) -> cfg.Config:
+    """The config as far as decoding goes: as many rows as prompts, one token at a time."""
+    data = config.data.model_copy(update={"batch_size": prompts})
+    return config.model_copy(update={"data": data, "step": config.step.model_copy(update={"microbatches": 1})})
+
+
+def complete(
+    program: Program, params, codec: Tokenizer, prompts: list[str], config: cfg.Config, **sampling
+) -> list[str]:
+    """Decoded continuations; a document's separator begins every prompt and ends every continuation."""
+    tokens = [[codec.separator_id, *np.asarray(codec.encode(p)).tolist()] for p in prompts]
+    longest = max(map(len, tokens)) + sampling["max_new_tokens"]
+    if config.model.position == "learned" and longest > config.model.max_seq_len:
+        raise ValueError(
+            f"prompt and new tokens make {longest}, beyond the {config.model.max_seq_len} learned positions; lower "
+            "--max-new-tokens or shorten the prompt"
+        )
+    new = generate(
+        program.merge,
+        params,
+        tokens,
+        vocab_size=min(codec.vocab_size, config.model.vocab_size),
+        stop_id=codec.separator_id,
+        **sampling,
+    )
+    return [continuation(codec, prompt, ids) for prompt, ids in zip(tokens, new, strict=True)]
+
+
+def continuation(codec: Tokenizer, prompt: list[int], new: list[int]) -> str:
+    """The text of `new` as it stands after the prompt: some tokenizers drop a space where a text begins."""
+    before = codec.decode(prompt[1:])  # without the document's separator
+    whole = codec.decode(prompt[1:] + new)
+    return whole.removeprefix(before) if whole.startswith(before) else codec.decode(new)
+
+
+def sample_after(result: Result, config: cfg.Config, prompt: str, *, max_new_tokens: int = 200) -> str:
+    """A continuation by the model that a run has just trained, where it trained."""
+    rules = decode_rules(result.rules, result.mesh.shape, 1)
+    with on_mesh(result.mesh, rules):
+        program = build_on(config, result.mesh, rules).program
+        params = used_parameters(config, result.state)
+        codec = run_tokenizer(result.out, None)
+        return complete(
+            program, params, codec, [prompt], config, max_new_tokens=max_new_tokens, temperature=0.8, top_p=0.95
+        )[0]
+
+
+def run_tokenizer(run: Path, spec: str | None) -> Tokenizer:
+    """The tokenizer that made the run's tokens, from the copy beside the run, or `spec` if it is the same."""
+    identity = read_identity(run / "tokenizer-identity.json")
+    if spec is not None:
+        codec = load_tokenizer(spec, separator=identity["separator"] if identity and spec != "byte" else None)
+    elif identity is None:
+        raise ValueError(f"{run} has no tokenizer (its data carried none); give --tokenizer byte or a tokenizer.json")
+    elif identity["file"] is None:
+        codec = load_tokenizer("byte")
+    else:
+        codec = load_tokenizer(inside(run, identity["file"]), separator=identity["separator"])
+    if identity is not None and codec.fingerprint != identity["fingerprint"]:
+        raise ValueError(
+            f"tokenizer {spec or identity['file'] or 'byte'} (fingerprint {codec.fingerprint[:12]}) is not the one "
+            f"that made this run's tokens ({identity['fingerprint'][:12]}); leave out --tokenizer, or restore "
+            f"{run}/tokenizer.json"
+        )
+    return codec
+
+
+def read_identity(path: Path) -> dict | None:
+    if not path.is_file():
+        return None
+    try:
+        identity = parse_json(path.read_text(encoding="utf-8"))
+        found = {key: identity[key] for key in ("file", "separator", "fingerprint")}
+        if not all(isinstance(v, str) or (v is None and k != "fingerprint") for k, v in found.items()):
+            raise TypeError("each of file, separator and fingerprint is text")
+        return found
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} is damaged ({reason(error)}); training a step more writes it again") from None
+
+
+def restore_params(run: Path, program: Program, config: cfg.Config, step: int | None, say: Say):
+    """All parameters and nothing else (averaged where the run keeps an average), in this mesh's layout.
+
+    They are those of the newest checkpoint that can be read, or of `step`.
+    """
+    place = config.checkpoint.directory or run / "checkpoints"
+    if isinstance(place, Path) and not place.is_dir():
+        raise ValueError(f"{run} has no checkpoints yet; train it first: jaxscale train {run / 'config.yaml'}")
+    checkpointer = Checkpointer(place)
+    steps = checkpointer.steps()
+    if not steps or (step is not None and step not in steps):
+        raise ValueError(
+            f"{run} has no checkpoint{f' of step {step}' if step is not None else ''}; it has {steps or 'none'}"
+        )
+    problems = []
+    try:
+        for candidate in [step] if step is not None else reversed(steps):
+            try:
+                meta = reading(checkpointer.meta, candidate)
+                decay = meta["config"]["optimizer"].get("ema") if config.optimizer.ema else None
+                parts = ("params", *(("ema",) if decay else ()), *(("frozen",) if program.abstract.frozen else ()))
+                item = {name: getattr(program.abstract, name) for name in parts}
+                changed = config_differences(meta["config"], config.model_dump(mode="json"))
+                if changed := [d for d in changed if not d.startswith("optimizer.ema:")]:
+                    raise ValueError(
+                        f"the model is not the checkpoint's: {'; '.join(changed)}; override mesh and runtime only"
+                    )
+                found = reading(read_params, checkpointer.directory / str(candidate) / "state", item)
+            except Damaged as error:
+                problems.append(f"{candidate} cannot be read ({error})")
+                continue
+            for problem in problems:
+                say(f"checkpoint {problem}; step {candidate} is used")
+            params = found["params"]
+            if decay:  # of the checkpoint, which may be from before the average was turned on
+                params = average(sum_of(found["ema"], meta, candidate), params, decay, candidate)
+            return whole(params, found.get("frozen", {}))
+    finally:
+        checkpointer.close()
+    raise ValueError(f"no checkpoint of {run} is left: {'; '.join(problems)}; --step names another one of {steps}")
+
+
+def read_params(path: epath.Path, item: dict) -> dict:
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        arguments = ocp.checkpoint_utils.construct_restore_args(item)
+        args = ocp.args.PyTreeRestore(item=item, restore_args=arguments, partial_restore=True)
+        return reader.restore(path, args=args)
