@@ -139,7 +139,7 @@ from jaxscale.predict.interval import interval
 from jaxscale.predict.plan import plan
 from jaxscale.explain.machines import Explained, machines
 from jaxscale.hardware.chips import find_chip
-from jaxscale.hardware.presets import compiler_options
+from jaxscale.parallel.presets import compiler_options
 from jaxscale.hardware.topology import find_topology
 
 config = cfg.load_config("llama3.2-1b", ["data.kind=synthetic", "data.path=null", "mesh.fsdp=8", "step.remat=full"])

@@ -117,8 +117,8 @@ def core() -> set[str]:
     found: set[str] = set()
     wanted = ["jaxscale.training.step"]
     while wanted:
-        file = wanted.pop().removeprefix("jaxscale.").replace(".", "/") + ".py"
-        if file in FILES and file not in found:
+        file = file_of(wanted.pop())
+        if file is not None and file not in found:
             found.add(file)
             wanted += [m for m, _ in imports(FILES[file])]
     return found
@@ -135,13 +135,15 @@ def imports(path: Path) -> list[tuple[str, bool]]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}:{node.lineno}: a relative import"
             names = [f"{node.module}.{a.name}" for a in node.names]
-            modules = {n if is_module(n) else node.module or "" for n in names}
+            modules = {n if file_of(n) else node.module or "" for n in names}
             found += [(name, id(node) not in lazy) for name in sorted(modules)]
     return found
 
 
-def is_module(name: str) -> bool:
-    return name.removeprefix("jaxscale.").replace(".", "/") + ".py" in FILES
+def file_of(module: str) -> str | None:
+    """`jaxscale.config` -> config/__init__.py; None for what is no module of ours."""
+    path = module.removeprefix("jaxscale.").replace(".", "/")
+    return next((f for f in (f"{path}.py", f"{path}/__init__.py") if f in FILES), None)
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -184,7 +186,7 @@ def test_the_core_stays_short_enough_to_read():
     """Config, mesh, sharding, model, objective, step: what the step imports is part of it, and nothing else is."""
     lines = {f: len(FILES[f].read_text().splitlines()) for f in core()}
     assert {"config/sections.py", "parallel/sharding.py", "models/transformer.py", "blueprint/decoder.py"} <= set(lines)
-    assert sum(lines.values()) < 4700, lines
+    assert sum(lines.values()) < 5100, lines
 
 
 def test_one_place_makes_a_program_of_a_config():

@@ -16,8 +16,8 @@ from jaxscale.bench.peaks import against_better_peak
 from jaxscale.compiled.store import versions
 from jaxscale.files.redact import command_line
 from jaxscale.hardware.chips import find_chip
-from jaxscale.hardware.presets import compiler_options
 from jaxscale.hardware.topology import Topology, find_topology
+from jaxscale.parallel.presets import compiler_options
 from jaxscale.training.peak import Peak
 from jaxscale.training.run import LIBRARIES, git_commit
 

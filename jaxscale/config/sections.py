@@ -215,7 +215,7 @@ class Runtime(Section):
     simulated_devices: Positive | None = None  # of all processes together
     distributed: Literal["auto", "always", "never"] = "auto"  # always: JAX's detection, even where no scheduler is seen
     compilation_cache: str | None = "~/.cache/jaxscale/xla"
-    compiler_options: dict[str, bool | int | str] = {}  # XLA's, over the preset of hardware/presets.py
+    compiler_options: dict[str, bool | int | str] = {}  # XLA's, over the preset of parallel/presets.py
 
 
 class Data(Section):

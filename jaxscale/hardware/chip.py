@@ -19,7 +19,7 @@ DRIVER = (
 GPU_MEMORY_FRACTION = 0.92  # XLA takes 75 % by itself; the rest is for CUDA's context, NCCL and cuDNN
 GIB, GB = 2.0**30, 1e9
 KIB, MIB = 2**10, 2**20
-Preset = Literal["", "tpu", "tpu sparse core", "nvidia"]  # families of `hardware.presets.PRESETS`
+Preset = Literal["", "tpu", "tpu sparse core", "nvidia"]  # families of `parallel.presets.PRESETS`
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from flax import nnx
 from jaxscale import config as cfg
 from jaxscale.blame import blaming_layouts
 from jaxscale.data import columns
-from jaxscale.hardware.presets import compiler_options
 from jaxscale.models.transformer import Transformer
 from jaxscale.objectives import make_objective
 from jaxscale.objectives.objective import Batch
+from jaxscale.parallel.presets import compiler_options
 from jaxscale.parallel.sharding import device, mesh_here, on_devices, spec
 from jaxscale.training.average import add_to_sum, average, empty_sum
 from jaxscale.training.cut import in_parts
