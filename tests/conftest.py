@@ -45,7 +45,7 @@ LONG = (
     "bench/test_step.py",
     "training/test_meshes.py",
     "faults/test_guard.py",
-    "analysis/test_costs.py",
+    "predict/test_costs.py",
     "explain/test_explain.py",
     "test_cli.py",
     "fuzz/test_fuzz.py",

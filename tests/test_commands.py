@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from jaxscale.cli import USAGE_ERROR, app
+from jaxscale.cli.app import USAGE_ERROR, app
 from jaxscale.config import Config, load_config, overrides, shipped_configs
 from jaxscale.files.typed import convert, from_command_line
 

@@ -1,5 +1,8 @@
-"""The verbs of `jaxscale`: a file each, registered by being here."""
+"""The verbs of `jaxscale`: a file each, registered by being here (`app`)."""
 
-from jaxscale.cli.app import app, fail, main
 
-__all__ = ["app", "fail", "main"]
+def main() -> None:
+    """Run the verb that the command line names."""
+    from jaxscale.cli.app import main as run
+
+    run()

@@ -8,6 +8,7 @@ import typer
 if TYPE_CHECKING:
     from jaxscale.bench.record import BenchRecord
 
+PLACE = 11
 app = typer.Typer(
     no_args_is_help=True,
     suggest_commands=False,

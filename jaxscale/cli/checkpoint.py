@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+PLACE = 12
 app = typer.Typer(
     no_args_is_help=True,
     suggest_commands=False,

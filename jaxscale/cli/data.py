@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+PLACE = 10
 app = typer.Typer(
     no_args_is_help=True, suggest_commands=False, help="Make datasets, and look into them.", rich_markup_mode=None
 )

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+PLACE = 9
+
 if TYPE_CHECKING:
     from jaxscale.hardware.topology import Topology
 
 
-def explain(
+def verb(
     config: Annotated[
         str, typer.Argument(help="A YAML file, or the name of a shipped one: quickstart, llama3.1-8b, ...")
     ],

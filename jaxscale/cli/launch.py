@@ -4,8 +4,10 @@ from typing import Annotated, Any
 
 import typer
 
+PLACE = 2
 
-def launch(
+
+def verb(
     context: typer.Context,
     command: Annotated[list[str], typer.Argument(metavar="-- train CONFIG ...", help="What each process runs.")],
     processes: Annotated[int, typer.Option(min=1, help="On this machine; with GPUs, one for each.")],

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+PLACE = 13
 app = typer.Typer(
     no_args_is_help=True,
     suggest_commands=False,

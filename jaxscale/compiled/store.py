@@ -22,7 +22,7 @@ from jaxscale.predict.costs import packs_documents
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "libtpu", "jax-cuda13-plugin", "nvidia-cuda-nvcc", "nvidia-cudnn-cu13")
 FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
-# what the step reads of a config: whole sections, and parts of others; tests/analysis/test_store.py holds it to that
+# what the step reads of a config: whole sections, and parts of others; tests/compiled/test_store.py holds it to that
 IN_THE_STEP = ("steps", "on_nonfinite", "model", "mesh", "sharding", "step", "objective", "loss", "optimizer")
 PARTS = {"guard": ("spike", "on_spike"), "data": ("batch_size", "seq_len"), "runtime": ("compiler_options",)}
 ONLY_AT_THE_START = ("name", "init_std")  # of the model

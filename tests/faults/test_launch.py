@@ -31,7 +31,10 @@ CONFIG = {
 QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 REAL = "import sys; sys.argv[0] = 'jaxscale'; from jaxscale.cli import main; main()"
 # launch with another program in the place of `train`
-STAND_IN = "import sys; from jaxscale import cli, launch; launch.VERB = open(sys.argv.pop(1)).read(); cli.main()"
+STAND_IN = (
+    "import sys; from jaxscale import cli; from jaxscale.cluster import launch; "
+    "launch.VERB = open(sys.argv.pop(1)).read(); cli.main()"
+)
 HEAD = """
 import json, os, signal, subprocess, sys, time
 from pathlib import Path

@@ -1,0 +1,16 @@
+"""`jaxscale chips`."""
+
+from typing import Annotated
+
+import typer
+
+PLACE = 7
+
+
+def verb(
+    names: Annotated[list[str] | None, typer.Argument(help="Only these, e.g. t4 l4.", metavar="[CHIP ...]")] = None,
+) -> None:
+    """The chip table: peaks, memory and links, with the source of every figure."""
+    from jaxscale.console.plan import show_chips
+
+    show_chips(names or [])

@@ -1,0 +1,60 @@
+"""`jaxscale plan`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jaxscale.cli.options import CONFIG_HELP, HostMemory, Network, Overrides, Slices, TopologyName, load_for
+from jaxscale.files.whole import require_file
+
+PLACE = 6
+
+
+def verb(
+    config: Annotated[str, typer.Argument(help=CONFIG_HELP)],
+    overrides: Overrides = None,
+    topology: TopologyName = "",
+    slices: Slices = 1,
+    network: Network = None,
+    host_memory: HostMemory = None,
+    batch_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of a step; by default the config's.")] = None,
+    rows: Annotated[int, typer.Option(min=1, help="How many to show.")] = 10,
+    measured: Annotated[
+        Path | None, typer.Option(help="A record of `bench collectives`: its links in place of the datasheet's.")
+    ] = None,
+    compile_best: Annotated[int, typer.Option("--compile", min=0, help="Compile the best K, beside predicted.")] = 0,
+    budget: Annotated[str | None, typer.Option(help="FLOPs to spend, e.g. 1e24 or 1mol: tokens, days.")] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Write the best one as a config for train.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Everything, for programs.")] = False,
+) -> None:
+    """Rank every mesh, microbatch count and remat for a topology by predicted speed, among those that fit.
+
+    What is given on the command line (mesh.*, step.microbatches, step.remat, loss.chunk) is held. Row 0 is the config.
+    """
+    from jaxscale.compiled import story as predict
+    from jaxscale.console import plan as console_plan
+    from jaxscale.predict import costs
+    from jaxscale.predict import plan as planning
+    from jaxscale.predict.advice import what_would_do
+    from jaxscale.predict.ways import held_keys
+
+    amount = None if budget is None else planning.read_budget(budget)
+    require_file(out)
+    loaded, where = load_for(config, overrides, topology, slices, network, host_memory)
+    if batch_tokens is not None:
+        loaded = predict.with_batch_tokens(loaded, batch_tokens)
+    own_links = predict.measured_links(measured, where) if measured else None
+    documents, held = costs.packs_documents(loaded), held_keys(overrides or [])
+    found = planning.plan(loaded, where, documents=documents, measured=own_links, held=held)
+    advice = [] if found.choices else what_would_do(loaded, found, documents=documents)
+    compiled = [predict.answer(c.config, where) for c in found.choices[:compile_best]]
+    if out is not None and found.choices:
+        predict.write_config(found.choices[0], where, out)
+    spent = None if amount is None or not found.choices else planning.spend(amount, found.choices[0])
+    if as_json:
+        console_plan.print_plan_json(found, compiled, spent, rows, advice)
+    else:
+        console_plan.show_plan(loaded, found, compiled, spent, rows=rows, out=out, advice=advice)
+    if not found.choices:
+        raise typer.Exit(1)

@@ -1,0 +1,23 @@
+"""`jaxscale show`."""
+
+from typing import Annotated
+
+import typer
+
+from jaxscale.cli.options import CONFIG_HELP, Overrides
+
+PLACE = 3
+
+
+def verb(
+    config: Annotated[str, typer.Argument(help=CONFIG_HELP)],
+    overrides: Overrides = None,
+    devices: Annotated[
+        int | None, typer.Option(min=1, help="Devices of the mesh, where one axis is -1. Need not be here.")
+    ] = None,
+) -> None:
+    """The resolved config, parameter counts, and how every parameter is split. Nothing is allocated."""
+    from jaxscale.config import load_config
+    from jaxscale.console import train as console
+
+    console.show_config(load_config(config, overrides or []), devices)
