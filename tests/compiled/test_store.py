@@ -174,4 +174,4 @@ def test_imports_are_read_without_running_anything(tmp_path):
     (tmp_path / "a.py").write_text(
         "raise SystemExit\nfrom jaxscale import config\ndef f():\n    import jaxscale.files.urls\n"
     )
-    assert source.imported(tmp_path / "a.py") == {"jaxscale.config", "jaxscale.files.urls"}
+    assert source.imported(tmp_path / "a.py") == {"jaxscale.config", "jaxscale.files", "jaxscale.files.urls"}
