@@ -29,7 +29,7 @@ from common import HERE, machine, spread_text, write_record
 
 OURS = ["llama3.1-8b", "--topology", "v5p:4x4x4", "data.kind=synthetic", "data.path=null", "data.batch_size=64",
         "data.seq_len=4096", "step.remat=full", "loss.chunk=512"]  # fmt: skip
-# MaxText 0.2.5, jax 0.12.0.1, libtpu 0.0.51, compiled on 2026-11-21 and read by the same reader
+# MaxText 0.2.5, jax 0.12.0.1, libtpu 0.0.51 on 2026-11-21 and 0.0.52 on 2026-11-28: the same; read by the same reader
 MAXTEXT = {
     "arguments": 1_508_913_152, "temporaries": 4_507_779_072, "peak_bytes": 1_508_913_152 + 4_507_779_072,
     "matmul_flops": 226_215_927_480_320, "sent_bytes": 44_045_967_480, "asynchronous_bytes": 0,
