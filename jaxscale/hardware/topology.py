@@ -76,7 +76,7 @@ class Topology:
 
 
 def find_topology(name: str, slices: int = 1) -> Topology:
-    """A machine by its name, in a form of `machine_names.read_name`. Raises ValueError with the nearest valid ones."""
+    """A machine by its name, in a form of `hardware.names.read_name`. Raises ValueError with the nearest valid ones."""
     found = read_name(name)
     chip = found.chip
     if slices < 1:
