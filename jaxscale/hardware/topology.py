@@ -124,7 +124,7 @@ class Link:
         return math.prod(s.size for s in self.stages)
 
     def seconds(self, kind: str, size: float, reached: float = 1.0) -> dict[str, float]:
-        """Seconds on each network of a collective of V = `size` bytes (see `compiled.work.Collective.bytes`).
+        """Seconds on each network of a collective of V = `size` bytes (see `compiled.collectives.Collective`).
 
         All-gather and reduce-scatter: V (n-1)/n / W, an all-reduce twice that, an all-to-all of V bytes a device
         n V / 4 W on a ring (scaling book, sharding.md), each at least its hops' latency. On several networks the
