@@ -8,7 +8,7 @@ STDLIB = data/stdlib
 PARALLEL = -n 2 --dist loadfile
 
 CHAPTERS = $(wildcard docs/course/[0-9]*.md)
-RAN = $(CHAPTERS:docs/course/%.md=build/course/%/outputs.json)
+RAN = $(CHAPTERS:docs/course/%.md=build/course/%/outputs.json) build/course/models/outputs.json
 SOURCES = $(shell find jaxscale configs -name '*.py' -o -name '*.yaml') docs/run_chapter.py docs/course/matplotlibrc
 
 .PHONY: quickstart test faults core check course docs figures lint types bench-gpu clean
@@ -41,6 +41,9 @@ docs: $(VENV)/installed-docs $(RAN)
 	$(BIN)/sphinx-build -W --keep-going -q docs build/site
 
 build/course/%/outputs.json: docs/course/%.md $(SOURCES) | $(VENV)/installed-docs
+	$(BIN)/python docs/run_chapter.py $<
+
+build/course/models/outputs.json: docs/models.md $(SOURCES) | $(VENV)/installed-docs
 	$(BIN)/python docs/run_chapter.py $<
 
 # The chapters' figures in the repository, as their code draws them now.

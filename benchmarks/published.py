@@ -5,7 +5,7 @@
     python benchmarks/published.py --rows more.json # rows of your own too: a list of objects with `Run`'s fields
     python benchmarks/published.py --record         # and benchmarks/results/<date>-published.json
 
-No jax, no compile: `predict.forecast` answers in milliseconds. The fractions of `jaxscale/chips` are the only
+No jax, no compile: `predict.forecast` answers in milliseconds. The fractions in `jaxscale/hardware` are the only
 fitted numbers, a few a chip; every third row was held out while they were fitted, and 41 were added after.
 """
 

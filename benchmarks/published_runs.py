@@ -362,7 +362,7 @@ GPU_RUNS = (
         "NVIDIA-NeMo/Megatron-Bridge, performance summary 25.11", quantized=True),
 )  # fmt: skip
 
-# --- added after the fractions of `jaxscale/chips` were chosen: none of these was used for them -------------------
+# --- added after the fractions in `jaxscale/hardware` were chosen: none of these was used for them -------------------
 
 LATER_RUNS = (
     mpt("70b", "a100", 32, 2048, 2, 16, 373, "full"), mpt("30b", "a100", 8, 4096, 1, 21, 814, "full"),

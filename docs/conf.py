@@ -32,7 +32,7 @@ pygments_style, pygments_dark_style = "friendly", "github-dark"
 def show_outputs(app, name, source):
     """Under each block of a chapter what it printed when it ran; a chapter that did not run is a warning."""
     markdown = source[0]
-    ran = [b for b in blocks(markdown) if b.language in RUNS] if name.startswith("course/") else []
+    ran = [b for b in blocks(markdown) if b.language in RUNS] if runs(name) else []
     if not ran:
         return
     found = BUILD / Path(name).name / "outputs.json"
@@ -47,6 +47,11 @@ def show_outputs(app, name, source):
             text = ["", "````{code-block} text", ":class: output", "", *outputs[block.line].splitlines(), "````"]
             lines[block.end : block.end] = text
     source[0] = "\n".join(lines) + "\n"
+
+
+def runs(name):
+    """Whether a page's blocks are run: the course's chapters, and the page on models."""
+    return name.startswith("course/") or name == "models"
 
 
 def warn(name, why):
@@ -64,7 +69,7 @@ def take_figures(app, error):
 
 def chapters(app, env, added, changed, removed):
     """Pages to read again, though their markdown is as it was: what they printed may be new."""
-    return [name for name in env.found_docs if name.startswith("course/")]
+    return [name for name in env.found_docs if runs(name)]
 
 
 def setup(app):

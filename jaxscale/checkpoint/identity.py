@@ -25,7 +25,7 @@ def require_same_state(meta: dict, abstract: Any, config: cfg.Config, *, where: 
     """ValueError when the checkpoint's arrays are not those of this config's model and optimizer."""
     saved, wanted = meta["state"], shapes(abstract)
     differences = config_differences(meta["config"], config.model_dump(mode="json"))
-    differences = [d for d in differences if not d.startswith("optimizer.ema:")]  # parts.py starts and leaves it
+    differences = [d for d in differences if not d.startswith("optimizer.ema:")]  # see `training.optional`
     if saved == wanted and not any(d.startswith("model.") for d in differences):
         return
     if not differences:  # a model of one's own: the arrays say what differs

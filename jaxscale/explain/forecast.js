@@ -1,4 +1,4 @@
-// From work to seconds: `predict/timing.py`, `predict/forecast.py` and the time of a link (`topology.Link`), line by line.
+// From work to seconds: `predict/timing.py`, `predict/forecast.py` and the time of a link (`hardware/topology.py`), line by line.
 
 const ORDER = ["NVLink", "xGMI", "PCIe", "network", "DCN"];
 

@@ -1,6 +1,6 @@
 """The machines that the page can choose: chips, and for every mesh how fast each of its axes is. No jax.
 
-The page knows no topologies: what a mesh axis rides is asked of `topology.links` here, for every chip and mesh.
+The page knows no topologies: what an axis rides is asked of `hardware.topology.links` here, for every chip and mesh.
 """
 
 import math

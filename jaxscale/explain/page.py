@@ -1,7 +1,7 @@
 """The page of `explain`: every matmul of a step drawn, its collectives step by step, and sliders. One file. No jax.
 
-The page's arithmetic (`costs.js`, `forecast.js`) is that of `analysis`, which a test holds on hundreds of configs; how
-fast a mesh axis is, it looks up in what `machines` has asked `topology.links`.
+The page's arithmetic (`costs.js`, `forecast.js`) is that of `predict`, which a test holds on hundreds of configs; how
+fast a mesh axis is, it looks up in what `machines` has asked `hardware.topology`.
 """
 
 import math
@@ -81,7 +81,7 @@ def table(config: cfg.Config) -> dict[str, Any]:
 
 
 def constants() -> dict[str, Any]:
-    """What the arithmetic of `analysis` is made with, so that no number stands twice."""
+    """What the arithmetic of `predict` is made with, so that no number stands twice."""
     return {
         "bytes": costs.BYTES, "conventions": costs.CONVENTIONS, "host": forecast.HOST,
         "weight_passes": timing.WEIGHT_PASSES,

@@ -1,4 +1,4 @@
-"""All chips, and which of them a device is. Knows nothing of jax. What is known of each: `jaxscale.chips`."""
+"""All chips, and which of them a device is. Knows nothing of jax. Their entries: `tpus`, `gpus` and `cards`."""
 
 import re
 

@@ -76,7 +76,7 @@ class Topology:
 
 
 def find_topology(name: str, slices: int = 1) -> Topology:
-    """A machine by its name, in a form of `machine_names.read_name`. Raises ValueError with the nearest valid ones."""
+    """A machine by its name, in a form of `hardware.names.read_name`. Raises ValueError with the nearest valid ones."""
     found = read_name(name)
     chip = found.chip
     if slices < 1:
@@ -124,7 +124,7 @@ class Link:
         return math.prod(s.size for s in self.stages)
 
     def seconds(self, kind: str, size: float, reached: float = 1.0) -> dict[str, float]:
-        """Seconds on each network of a collective of V = `size` bytes (see `compiled.work.Collective.bytes`).
+        """Seconds on each network of a collective of V = `size` bytes (see `compiled.collectives.Collective`).
 
         All-gather and reduce-scatter: V (n-1)/n / W, an all-reduce twice that, an all-to-all of V bytes a device
         n V / 4 W on a ring (scaling book, sharding.md), each at least its hops' latency. On several networks the

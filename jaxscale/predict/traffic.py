@@ -146,7 +146,7 @@ def idle_axes(config: cfg.Config, sizes: Mapping[str, int]) -> Iterator[Traffic]
 
 
 def losses(config: cfg.Config, sizes: Mapping[str, int]) -> Iterator[Traffic]:
-    """Three numbers a token over the shards of the vocabulary: see `objectives.token_sums.cross_entropy_sums`."""
+    """Three numbers a token over the shards of the vocabulary: see `objectives.next_token.cross_entropy_sums`."""
     axes = costs.split_by(rules_of(config, sizes).activations["vocab"], sizes)
     if blueprint(config.model).head and axes:
         size = costs.microbatch_tokens(config, sizes) * 4.0

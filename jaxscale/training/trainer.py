@@ -1,4 +1,4 @@
-"""The trainer: the data flow of the README, in its order.
+"""The trainer: the data flow of docs/architecture.md, in its order.
 
 config -> mesh -> rules x parameters -> state;  tokens -> batch(step);  state, batch -> step -> metrics, checkpoints
 """

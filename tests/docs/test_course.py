@@ -1,4 +1,7 @@
-"""Every chapter of the course runs: `make course`. What it leaves in build/course is what `make docs` shows."""
+"""Every chapter of the course runs, and the page on models: `make course`.
+
+What they leave in build/course is what `make docs` shows.
+"""
 
 import subprocess
 import sys
@@ -11,7 +14,7 @@ CHAPTERS = sorted((DOCS / "course").glob("[0-9]*.md"))
 
 
 @pytest.mark.course
-@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda c: c.stem)
+@pytest.mark.parametrize("chapter", [*CHAPTERS, DOCS / "models.md"], ids=lambda c: c.stem)
 def test_chapter(chapter):
     command = [sys.executable, str(DOCS / "run_chapter.py"), str(chapter)]
     ran = subprocess.run(
