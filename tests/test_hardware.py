@@ -120,7 +120,7 @@ def test_nvidia_gpus_have_the_compiler_s_preset():
 NEW_CHIPS = """
 import sys
 from dataclasses import replace
-from jaxscale.chips import gpus, tpus
+from jaxscale.hardware import gpus, tpus
 
 like = next(c for c in tpus.TPUS if c.name == "v5p")
 new = replace(like, name="x1", kinds=("TPU x1",), aliases=("abacus",), bf16_flops=2 * like.bf16_flops,

@@ -114,7 +114,7 @@ def summarise(config: cfg.Config, result, *, sample: str | None) -> None:
 
 def program() -> str:
     """How to call jaxscale from here: its name where the shell finds it, else the path it was called by."""
-    return "jaxscale" if shutil.which("jaxscale") else os.path.relpath(sys.argv[0])
+    return "jaxscale" if shutil.which("jaxscale") else "python -m jaxscale.cli"
 
 
 def summary_rows(config: cfg.Config, result, records: list[dict]) -> list[tuple[str, str]]:

@@ -79,7 +79,7 @@ function attentionShare(config, chip) {
 /** V of the weights that are gathered in a step, and of their gradients that are scattered. */
 const weightBytes = (config, sizes) =>
   total(
-    matmulTraffic(config, sizes)
+    traffic(config, sizes)
       .filter((t) => t.weight && t.kind !== "all-reduce")
       .map((t) => t.bytes * t.times),
   );

@@ -47,7 +47,8 @@ def one_line(message: str) -> str:
 
 def command_line() -> list[str]:
     """The words that this process was started with, the program by its name."""
-    return [Path(sys.argv[0]).name, *map(redact, sys.argv[1:])]
+    name = Path(sys.argv[0]).name
+    return ["jaxscale" if name == "__main__.py" else name, *map(redact, sys.argv[1:])]
 
 
 def shown(value: Any, longest: int = 100) -> str:

@@ -277,7 +277,7 @@ def test_a_benchmark_from_the_command_line(jaxscale_here, config_file, tmp_path)
     assert done.returncode == 0, done.stderr
     assert "tokens per second" in done.stdout
     record = read_record(tmp_path / "a.json")
-    assert record.command[:3] == ["cli.py", "bench", "step"]
+    assert record.command[:3] == ["jaxscale", "bench", "step"]
     other = jaxscale_here("bench", "step", config_file, "--steps", 3, "--no-ceilings", "-o", tmp_path / "b.json")
     assert other.returncode == 0, other.stderr
     compared = jaxscale_here("bench", "compare", tmp_path / "a.json", tmp_path / "b.json", "--all")
