@@ -1,9 +1,7 @@
 """What a person sees in the terminal: the bar of a run, its closing table, and what `show` prints."""
 
 import contextlib
-import os
 import shutil
-import sys
 
 from rich.console import Console
 from rich.markup import escape
@@ -113,7 +111,7 @@ def summarise(config: cfg.Config, result, *, sample: str | None) -> None:
 
 
 def program() -> str:
-    """How to call jaxscale from here: its name where the shell finds it, else the path it was called by."""
+    """How to call jaxscale from here: its name where the shell finds it, else as a module."""
     return "jaxscale" if shutil.which("jaxscale") else "python -m jaxscale.cli"
 
 
