@@ -80,6 +80,7 @@ OWN_ROOM = {
     "jaxscale.compiled.aot": "aot",
     "jaxscale.checkpoint.inventory": "inventory",
     "jaxscale.explain.trace": "trace",
+    "jaxscale.explain.walk": "trace",
     "jaxscale.explain.jaxpr": "trace",
     "jaxscale.explain.here": "trace",
     "jaxscale.bench.record": "record",
@@ -90,7 +91,7 @@ OWN_ROOM = {
 }
 WITH_JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "grain"}
 WITH_JAX_ALLOWED = (
-    "compiled/aot.py", "explain/trace.py", "explain/jaxpr.py", "explain/here.py", "puzzles/grader/",
+    "compiled/aot.py", "explain/trace.py", "explain/walk.py", "explain/jaxpr.py", "explain/here.py", "puzzles/grader/",
     "puzzles/exercises/", "console/train.py", "cli/app.py",
 )  # fmt: skip
 ROOMS_WITHOUT_JAX = (
