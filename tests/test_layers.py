@@ -43,7 +43,7 @@ BELOW = {
         "files", "hardware", "optimizers", "columns", "data", "config", "blueprint", "predict", "compiled", "parallel",
         "private", "blame", "codes", "cluster", "checkpoint", "models", "objectives", "vocabulary", "index",
     },
-    "serving": {"files", "index", "data", "config", "parallel", "checkpoint", "training"},
+    "serving": {"files", "index", "data", "config", "blueprint", "parallel", "checkpoint", "training"},
     "aot": {"hardware", "config", "predict", "compiled", "parallel", "private", "training"},
     "sweep": {"files", "record", "compiled", "config"},
     "compare": {"record"},

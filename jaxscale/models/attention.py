@@ -54,7 +54,10 @@ def attention(
     # Every device has whole sequences of its own heads, so the body is local. shard_map, because the kernels are
     # custom calls without rules for explicit axes, and because splitting N into (K, N/K) would need one too.
     more = () if segments_BT is None else (segments_BT,)
-    local = lambda q, k, v, segments=None: run(q, k, v, segments, how=how)  # noqa: E731
+
+    def local(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array | None = None) -> jax.Array:
+        return run(q, k, v, segments, how=how)
+
     with jax.named_scope("attention"):  # by this name a profile tells its time from the other matmuls'
         body = jax.shard_map(local, in_specs=(qs, ks, ks, ss)[: 3 + len(more)], out_specs=qs, check_vma=False)
         attended = body(q_BTNH, k_BTKH, v_BTKH, *more)
@@ -209,4 +212,5 @@ def splash_attention(
         out = jax.vmap(run)(q, k, v)
     else:
         out = jax.vmap(lambda q, k, v, s: run(q, k, v, kernel.SegmentIds(s, s)))(q, k, v, segments_BT)
-    return out.transpose(0, 2, 1, 3).astype(q_BTNH.dtype)
+    attended: jax.Array = out.transpose(0, 2, 1, 3).astype(q_BTNH.dtype)
+    return attended

@@ -29,7 +29,8 @@ def named(x: jax.Array, name: str, step: cfg.Step) -> jax.Array:
     """
     if isinstance(step.remat, dict) and step.remat.get(name) == "offload":
         x = with_layout_constraint(x, Layout(tuple(range(x.ndim))))
-    return checkpoint_name(x, name)
+    tagged: jax.Array = checkpoint_name(x, name)
+    return tagged
 
 
 class SelfAttention(nnx.Module):
@@ -79,7 +80,8 @@ class SelfAttention(nnx.Module):
         return named(y, "attention_out", self.step)
 
     def weight(self, name: str) -> jax.Array:
-        return getattr(self, name)[...].astype(self.dtype)
+        weight: jax.Array = getattr(self, name)[...].astype(self.dtype)
+        return weight
 
     def project(self, x_BTD: jax.Array, name: str, axis: str) -> jax.Array:
         # x[B, T, D] · w[D_fsdp, N_tensor, H] -> q[B, T, N_tensor, H]   gather w over fsdp
@@ -93,7 +95,9 @@ class SelfAttention(nnx.Module):
             y = add_bias(y, repeat_heads(bias, 0) if axis == "kv_heads" else bias)
         return y
 
-    def attend_cached(self, q, k, v, cache: Cache, segments, start):
+    def attend_cached(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, cache: Cache, segments: jax.Array, start: jax.Array
+    ) -> tuple[Cache, jax.Array]:
         """Write k, v at `start` of the cache and attend to all of it; `segments` [B, S] is 0 where nothing is."""
         cache = {
             "k": jax.lax.dynamic_update_slice_in_dim(cache["k"], k, start, 1),
@@ -102,7 +106,7 @@ class SelfAttention(nnx.Module):
         heads, kv = spec("batch", None, "heads", None), spec("batch", None, "kv_heads", None)
         T, S = q.shape[1], segments.shape[1]
 
-        def local(q, k, v, segments, start):
+        def local(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array, start: jax.Array) -> jax.Array:
             mask_TS = visible(start + jnp.arange(T)[:, None], jnp.arange(S)[None, :], self.how.sliding_window)
             own = jax.lax.dynamic_slice_in_dim(segments, start, T, 1)
             mask = mask_TS & (own[:, :, None] == segments[:, None, :])
@@ -128,7 +132,8 @@ def repeat_heads(w: jax.Array, dim: int) -> jax.Array:
     w = jax.lax.broadcast_in_dim(w, shape, [i for i in range(len(shape)) if i != dim + 1], out_sharding=wide)
     w = w.reshape((*w.shape[:dim], shards, *w.shape[dim + 2 :]))
     (split,) = [tuple(e if isinstance(e, tuple) else (e,)) for e in spec("kv_heads")]
-    return jax.reshard(w, to_spec([*dims[:dim], split, *dims[dim + 1 :]]))
+    repeated: jax.Array = jax.reshard(w, to_spec([*dims[:dim], split, *dims[dim + 1 :]]))
+    return repeated
 
 
 class Mlp(nnx.Module):
@@ -157,7 +162,8 @@ class Mlp(nnx.Module):
         y = einsum("btf,fd->btd", h_BTF, down, out=("batch", "residual_sequence", "embed"), name="down")
         if self.model.mlp_bias:
             y = add_bias(y, self.down_bias[...].astype(self.dtype))
-        return checkpoint_name(y, "mlp_out")
+        tagged: jax.Array = checkpoint_name(y, "mlp_out")
+        return tagged
 
     def project(self, x_BTD: jax.Array, name: str) -> jax.Array:
         # x[B, T, D] · w[D_fsdp, F_tensor] -> h[B, T, F_tensor]   gather w over fsdp

@@ -41,7 +41,11 @@ class Transformer(nnx.Module):
         self.embedding = make("embedding")
         if model.position == "learned":
             self.position_embedding = make("position")
-        stack = nnx.vmap(lambda rngs: Block(model, step, rngs), transform_metadata={nnx.PARTITION_NAME: "layers"})
+
+        def block(rngs: nnx.Rngs) -> Block:
+            return Block(model, step, rngs)
+
+        stack = nnx.vmap(block, transform_metadata={nnx.PARTITION_NAME: "layers"})
         self.layers = stack(rngs.split(model.num_layers))
         self.final_norm = Norm("final_norm", make)
         if not model.tie_embeddings:
@@ -91,7 +95,7 @@ class Transformer(nnx.Module):
         chosen = self.step.unroll_layers
         return platform() == "cpu" if chosen is None else chosen
 
-    def remat(self, layer: Callable) -> Callable:
+    def remat(self, layer: Callable[..., Any]) -> Callable[..., Any]:
         """`layer` with the activations that the backward pass recomputes, keeps, or takes from host memory."""
         remat, policies = self.step.remat, jax.checkpoint_policies
         if remat == "none":
@@ -174,7 +178,7 @@ class Transformer(nnx.Module):
         graph, state = nnx.split(self.layers)
         rope = rotations(positions, self.model)
 
-        def layer(x, inputs):
+        def layer(x: jax.Array, inputs: tuple[Any, Cache]) -> tuple[jax.Array, Cache]:
             block_state, layer_cache = inputs
             return nnx.merge(graph, block_state).decode(x, rope, segments, layer_cache, start)
 

@@ -78,8 +78,9 @@ def in_float32(inner: optax.GradientTransformation) -> optax.GradientTransformat
     def wide(tree: PyTree) -> PyTree:
         return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
 
-    def update(updates, state, params=None):
-        return inner.update(wide(updates), state, wide(params))
+    def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
+        new: tuple[PyTree, PyTree] = inner.update(wide(updates), state, wide(params))
+        return new
 
     return optax.GradientTransformation(lambda params: inner.init(wide(params)), update)
 
@@ -114,7 +115,7 @@ def decay_mask(axes: PyTree, no_decay: list[str]) -> PyTree:
             raise ValueError(f"optimizer.no_decay: no parameter is called {name}{cfg.nearest(name, parts | endings)}; "
                              f"their paths are made of {', '.join(sorted(parts))}")  # fmt: skip
 
-    def decays(path, _):
+    def decays(path: tuple[Any, ...], _: Any) -> bool:
         return not any(is_named(part, name) for part in paths[path] for name in no_decay)
 
     return jax.tree_util.tree_map_with_path(decays, axes, is_leaf=is_axes)
@@ -142,13 +143,14 @@ def with_automatic_sharding(inner: optax.GradientTransformation) -> optax.Gradie
     small choices of layout that optax, written for one device, does not make. Elementwise optimizers need none.
     """
 
-    def update(updates, state, params=None):
-        def layout(x):
+    def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
+        def layout(x: jax.Array) -> Any:
             return jax.typeof(x).sharding
 
         out = (jax.tree.map(layout, updates), jax.tree.map(layout, state))
         run = jax.sharding.auto_axes(lambda u, s, p: inner.update(u, s, p), out_sharding=out)
-        return run(updates, state, params)
+        new: tuple[PyTree, PyTree] = run(updates, state, params)
+        return new
 
     return optax.GradientTransformation(inner.init, update)
 

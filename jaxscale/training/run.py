@@ -5,6 +5,7 @@ import platform
 import subprocess
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -41,7 +42,7 @@ def write_run_files(
         ) from error
 
 
-def environment(devices: list[jax.Device], peak: Peak | None) -> dict:
+def environment(devices: list[jax.Device], peak: Peak | None) -> dict[str, Any]:
     return {
         "command": command_line(),
         "git_commit": git_commit(),
