@@ -123,6 +123,8 @@ def load(config: str, overrides: list[str] | None, mesh: str | None, where: "Top
                 f"mesh {mesh} is of {devices} devices, and {where.name} has {where.devices}; make them the same"
             )
     elif where is None and -1 in loaded.mesh.model_dump().values() and not loaded.runtime.simulated_devices:
-        raise ValueError(f"the mesh of {config} takes all devices there are (-1); say how many: --mesh data=2,fsdp=4, "
-                         "or --topology v5p:2x2x2")  # fmt: skip
+        raise ValueError(
+            f"the mesh of {config} takes all devices there are (-1); say how many: --mesh data=2,fsdp=4, "
+            "or --topology v5p:2x2x2"
+        )
     return (fit_mesh(loaded, where) if where else loaded), where

@@ -111,8 +111,12 @@ def answer(config: cfg.Config, topology: Topology, **options: Any) -> Answer:
     found = Answer(report, kept, cached, host=topology.on_host(kept.memory.host), host_bytes=topology.host_bytes)
     if report.fits:
         return found
-    return replace(found, needed=report.memory_needed, buffers=largest_buffers(kept.hlo),
-                   tried=try_changes(config, topology, options))  # fmt: skip
+    return replace(
+        found,
+        needed=report.memory_needed,
+        buffers=largest_buffers(kept.hlo),
+        tried=try_changes(config, topology, options),
+    )
 
 
 def bytes_needed(kept: Compiled) -> int | None:

@@ -42,8 +42,10 @@ class Data(Section):
         for name in ("path", "validation_path"):
             if value := getattr(self, name):
                 if is_url(value):
-                    raise ValueError(f"data.{name}={value}: training reads its data from a file system, not from an "
-                                     "object store; copy it to a directory that every process sees")  # fmt: skip
+                    raise ValueError(
+                        f"data.{name}={value}: training reads its data from a file system, not from an "
+                        "object store; copy it to a directory that every process sees"
+                    )
                 object.__setattr__(self, name, os.path.expanduser(value))
         return self
 

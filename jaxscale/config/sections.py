@@ -187,8 +187,10 @@ class Config(Section):
             object.__setattr__(self, "out", f"runs/{self.name}")
         object.__setattr__(self, "out", os.path.expanduser(self.out or ""))
         if is_url(self.out or ""):
-            raise ValueError(f"out={self.out}: a run's directory is on a file system; give checkpoint.directory="
-                             f"{self.out} for its checkpoints, and out=DIRECTORY for its figures")  # fmt: skip
+            raise ValueError(
+                f"out={self.out}: a run's directory is on a file system; give checkpoint.directory="
+                f"{self.out} for its checkpoints, and out=DIRECTORY for its figures"
+            )
         if not self.model.vocab_size:
             found = data_vocab_size(self.data.kind, self.data.places, self.data.vocab_size)
             object.__setattr__(self, "model", self.model.model_copy(update={"vocab_size": found}))

@@ -38,8 +38,10 @@ def follow(found: Explanation, name: str) -> list[Stop]:
     if f"w_{name}" in parameters and name not in activations:
         return parameter(found, f"w_{name}")
     if name not in activations:
-        raise ValueError(f"--tensor {name}{cfg.nearest(name, [*parameters, *activations])}; there are the parameters "
-                         f"{', '.join(parameters)}, and the activations {', '.join(activations)}")  # fmt: skip
+        raise ValueError(
+            f"--tensor {name}{cfg.nearest(name, [*parameters, *activations])}; there are the parameters "
+            f"{', '.join(parameters)}, and the activations {', '.join(activations)}"
+        )
     return activation(found, name)
 
 

@@ -46,12 +46,18 @@ def machines(explained: Explained) -> dict[str, Any]:
     for chip in CHIPS:
         cells[chip.name] = [
             cell(chip, {"data": d, "fsdp": f, "tensor": t}, explained, pool, topologies, reasons)
-            for d in sizes["data"] for f in sizes["fsdp"] for t in sizes["tensor"]
-        ]  # fmt: skip
+            for d in sizes["data"]
+            for f in sizes["fsdp"]
+            for t in sizes["tensor"]
+        ]
     return {
-        "chips": {chip.name: chip_figures(chip) for chip in CHIPS}, "sizes": sizes, "cells": cells,
-        "links": pool.values, "topologies": topologies.values, "reasons": reasons.values,
-    }  # fmt: skip
+        "chips": {chip.name: chip_figures(chip) for chip in CHIPS},
+        "sizes": sizes,
+        "cells": cells,
+        "links": pool.values,
+        "topologies": topologies.values,
+        "reasons": reasons.values,
+    }
 
 
 def axis_sizes(axis: str, own: int) -> list[int]:
@@ -124,8 +130,9 @@ def shapes_of(chip: Chip, devices: int) -> list[tuple[int, ...]]:
             raise ValueError(f"{devices} {chip.name} are no whole nodes of {chip.node}; take a multiple of {chip.node}")
         return [(1, devices) if devices <= chip.node else (devices // chip.node, chip.node)]
     if devices % chip.devices:
-        raise ValueError(f"a {chip.name} chip is {chip.devices} devices, so {devices} are no whole chips; take an even "
-                         "number")  # fmt: skip
+        raise ValueError(
+            f"a {chip.name} chip is {chip.devices} devices, so {devices} are no whole chips; take an even number"
+        )
     count = devices // chip.devices
     valid = valid_shapes(chip)
     if shapes := [s for s in valid if math.prod(s) == count]:
@@ -143,8 +150,14 @@ def chip_figures(chip: Chip) -> dict[str, Any]:
     """Datasheet figures of a device, and what programs reach of them, for each dtype."""
     speeds = {dtype: rates(chip, dtype) for dtype in ("bfloat16", "float32")}
     return {
-        "flops": chip.bf16_flops, "device_flops": chip.device_flops, "device_bandwidth": chip.device_bandwidth,
-        "host_bandwidth": chip.host_bandwidth, "source": chip.source, "dtype": chip.dtype, "node": chip.node,
-        "softmax": chip.fractions.softmax if chip.node else None, "block": BLOCK[chip.platform],
+        "flops": chip.bf16_flops,
+        "device_flops": chip.device_flops,
+        "device_bandwidth": chip.device_bandwidth,
+        "host_bandwidth": chip.host_bandwidth,
+        "source": chip.source,
+        "dtype": chip.dtype,
+        "node": chip.node,
+        "softmax": chip.fractions.softmax if chip.node else None,
+        "block": BLOCK[chip.platform],
         "rates": {dtype: vars(speed) for dtype, speed in speeds.items()},
-    }  # fmt: skip
+    }

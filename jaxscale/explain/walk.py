@@ -44,10 +44,16 @@ PASSED_ON = ("convert_element_type", "copy", "name", "transpose", "squeeze", "re
 REDUCTIONS = ("reduce_sum", "reduce_max", "reduce_min", "reduce_and", "reduce_or", "argmax", "argmin")
 KERNELS = ("dot_general", "pallas_call", "dot_product_attention_fwd_wrapper", "dot_product_attention_bwd_wrapper")
 COLLECTIVES = {
-    "psum": "all-reduce", "psum_invariant": "all-reduce", "pmax": "all-reduce", "pmin": "all-reduce",
-    "all_gather": "all-gather", "all_gather_invariant": "all-gather", "reduce_scatter": "reduce-scatter",
-    "all_to_all": "all-to-all", "ppermute": "collective-permute",
-}  # fmt: skip
+    "psum": "all-reduce",
+    "psum_invariant": "all-reduce",
+    "pmax": "all-reduce",
+    "pmin": "all-reduce",
+    "all_gather": "all-gather",
+    "all_gather_invariant": "all-gather",
+    "reduce_scatter": "reduce-scatter",
+    "all_to_all": "all-to-all",
+    "ppermute": "collective-permute",
+}
 
 
 class Walk:
@@ -98,14 +104,18 @@ class Walk:
         tags = frozenset().union(*(v.tags for v in given)) if given else frozenset()
         made_by = frozenset().union(*(v.made_by for v in given)) if given else frozenset()
         letters = next((v.letters for v in given if len(v.letters) == eqn.outvars[0].aval.ndim), ())
-        return [Value(tags=tags, made_by=made_by, letters=letters) if unreduced(v.aval) else Value(tags=tags)
-                for v in eqn.outvars]  # fmt: skip
+        return [
+            Value(tags=tags, made_by=made_by, letters=letters) if unreduced(v.aval) else Value(tags=tags)
+            for v in eqn.outvars
+        ]
 
     def scan(self, eqn: Any, given: list[Value], path: str, times: int) -> list[Value]:
         """A loop's body once, with what is stacked over its runs taken apart."""
         body = plain(eqn.params["jaxpr"])
-        inside = [value if outer.aval.shape == inner.aval.shape else Value(tags=value.tags)
-                  for outer, inner, value in zip(eqn.invars, body.invars, given, strict=True)]  # fmt: skip
+        inside = [
+            value if outer.aval.shape == inner.aval.shape else Value(tags=value.tags)
+            for outer, inner, value in zip(eqn.invars, body.invars, given, strict=True)
+        ]
         found = self.run(body, inside, path, times * eqn.params["length"])
         return [Value(made_by=v.made_by, tags=v.tags, letters=v.letters) for v in found]
 

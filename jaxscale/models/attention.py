@@ -46,8 +46,10 @@ def attention(
         What each query gathers of the values: [B, T, N, H], in q's dtype, named `attended` for remat.
     """
     if axes := axes_of("sequence"):  # a device would attend to its own part alone
-        raise ValueError(f"attention needs whole sequences, and sharding.activations.sequence splits them over "
-                         f"{', '.join(axes)}; remove it")  # fmt: skip
+        raise ValueError(
+            f"attention needs whole sequences, and sharding.activations.sequence splits them over "
+            f"{', '.join(axes)}; remove it"
+        )
     run = {"xla": xla_attention, "cudnn": cudnn_attention, "splash": splash_attention}[choose(how, q_BTNH)]
     qs, ks = (spec("batch", "sequence", heads, None) for heads in ("heads", "kv_heads"))
     ss = spec("batch", "sequence")
@@ -199,14 +201,23 @@ def splash_attention(
     # forward and backward in large blocks: the fused backward writes one partial dq for each block of keys
     block, wide = (next(b for b in sizes if T % b == 0) for sizes in ((512, 256, 128), (2048, 1024, 512, 256, 128)))
     sizes = kernel.BlockSizes(
-        block_q=block, block_kv=wide, block_kv_compute=block, block_q_dkv=block, block_kv_dkv=wide,
-        block_kv_dkv_compute=block, use_fused_bwd_kernel=True,
-    )  # fmt: skip
+        block_q=block,
+        block_kv=wide,
+        block_kv_compute=block,
+        block_q_dkv=block,
+        block_kv_dkv=wide,
+        block_kv_dkv_compute=block,
+        use_fused_bwd_kernel=True,
+    )
     run = kernel.make_splash_mha(
-        masks.MultiHeadMask([mask] * N), block_sizes=sizes, head_shards=1, q_seq_shards=1,
-        attn_logits_soft_cap=how.softcap, interpret=interpret,
+        masks.MultiHeadMask([mask] * N),
+        block_sizes=sizes,
+        head_shards=1,
+        q_seq_shards=1,
+        attn_logits_soft_cap=how.softcap,
+        interpret=interpret,
         residual_checkpoint_name="attended",  # remat may keep it, and then the kernel does not run again
-    )  # fmt: skip
+    )
     q, k, v = (x.transpose(0, 2, 1, 3) for x in (q_BTNH * H**-0.5, k_BTKH, v_BTKH))
     if segments_BT is None:
         out = jax.vmap(run)(q, k, v)

@@ -190,9 +190,14 @@ def with_vectors(run: Callable[..., jax.Array], x: jax.Array, *vectors: jax.Arra
 
 
 def einsum(
-    formula: str, x: jax.Array, w: jax.Array, *, out: tuple[str | None, ...], dtype: jnp.dtype | None = None,
+    formula: str,
+    x: jax.Array,
+    w: jax.Array,
+    *,
+    out: tuple[str | None, ...],
+    dtype: jnp.dtype | None = None,
     name: str = "",
-) -> jax.Array:  # fmt: skip
+) -> jax.Array:
     """`jnp.einsum` of two operands on the mesh; `out` names the result's dims and so its layout.
 
     What is sent follows from the operands' types and `out`, by the scaling book's four cases, letter by letter:

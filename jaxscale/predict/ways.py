@@ -14,9 +14,13 @@ KEEP_QKV = {"q": "save", "k": "save", "v": "save", "attended": "save"}
 KEEP_MATMULS = KEEP_QKV | dict.fromkeys(("attention_out", "mlp_gate", "mlp_up"), "save")
 OFFLOAD = dict.fromkeys(("layer_in", "q", "k", "v", "attention_out"), "offload")
 REMATS: dict[str, str | Mapping[str, str]] = {
-    "none": "none", "dots": "dots", "matmuls, context": KEEP_MATMULS, "q, k, v, context": KEEP_QKV, "full": "full",
+    "none": "none",
+    "dots": "dots",
+    "matmuls, context": KEEP_MATMULS,
+    "q, k, v, context": KEEP_QKV,
+    "full": "full",
     "to the host": OFFLOAD,
-}  # fmt: skip
+}
 OWN_REMAT = "the config's own"
 CHUNK = 512  # loss.chunk where the config's own does not fit
 HELD = ("mesh", "step.microbatches", "step.remat", "loss.chunk")  # what is varied, unless it is given
@@ -25,8 +29,9 @@ HELD = ("mesh", "step.microbatches", "step.remat", "loss.chunk")  # what is vari
 def held_keys(overrides: Iterable[str]) -> tuple[str, ...]:
     """Of `section.key=value` overrides, those keys that a plan would vary."""
     keys = [override.partition("=")[0] for override in overrides]
-    return tuple(k for k in dict.fromkeys(keys) if any(f"{k}.".startswith(f"{h}.") or h.startswith(f"{k}.")
-                                                       for h in HELD))  # fmt: skip
+    return tuple(
+        k for k in dict.fromkeys(keys) if any(f"{k}.".startswith(f"{h}.") or h.startswith(f"{k}.") for h in HELD)
+    )
 
 
 def holds(held: Iterable[str], key: str) -> bool:

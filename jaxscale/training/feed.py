@@ -81,9 +81,16 @@ class Feed:
         self.names = make_objective(config).reads(documents=has_documents(config, source))
         self.wait_seconds = 0.0
         self.batches = batches(
-            source, seed=config.seed, batch_size=data.batch_size, start_step=start_step, stop_step=stop_step,
-            offset=offset, rows=self.rows, shuffle=shuffle, prefetch=data.prefetch,
-        )  # fmt: skip
+            source,
+            seed=config.seed,
+            batch_size=data.batch_size,
+            start_step=start_step,
+            stop_step=stop_step,
+            offset=offset,
+            rows=self.rows,
+            shuffle=shuffle,
+            prefetch=data.prefetch,
+        )
 
     def __iter__(self) -> Iterator[Batch]:
         return self

@@ -59,9 +59,16 @@ def make_optimizer(config: cfg.Optimizer, axes: PyTree, *, steps: int) -> optax.
     else:
         assert config.name == "muon", config.name
         main = muon(
-            rate, beta=config.b2, weight_decay=config.weight_decay, weight_decay_mask=mask, adam_b1=config.b1,
-            adam_b2=config.b2, adam_weight_decay=0.0, muon_weight_dimension_numbers=muon_dims(axes), consistent_rms=0.2,
-        )  # fmt: skip
+            rate,
+            beta=config.b2,
+            weight_decay=config.weight_decay,
+            weight_decay_mask=mask,
+            adam_b1=config.b1,
+            adam_b2=config.b2,
+            adam_weight_decay=0.0,
+            muon_weight_dimension_numbers=muon_dims(axes),
+            consistent_rms=0.2,
+        )
     if config.name in ("adafactor", "muon"):
         main = with_automatic_sharding(main)
     main = in_float32(main)
@@ -112,8 +119,10 @@ def decay_mask(axes: PyTree, no_decay: list[str]) -> PyTree:
     for name in set(no_decay) - set(cfg.NO_DECAY):
         if not any(is_named(part, name) for part in parts):
             endings = {part.rpartition("_")[2] for part in parts}
-            raise ValueError(f"optimizer.no_decay: no parameter is called {name}{cfg.nearest(name, parts | endings)}; "
-                             f"their paths are made of {', '.join(sorted(parts))}")  # fmt: skip
+            raise ValueError(
+                f"optimizer.no_decay: no parameter is called {name}{cfg.nearest(name, parts | endings)}; "
+                f"their paths are made of {', '.join(sorted(parts))}"
+            )
 
     def decays(path: tuple[Any, ...], _: Any) -> bool:
         return not any(is_named(part, name) for part in paths[path] for name in no_decay)

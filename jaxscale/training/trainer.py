@@ -203,9 +203,16 @@ class Run:
         if first == 0 and config.evaluation.every and validation_rows is not None:
             self.evaluate(state, 0, validation_rows)
         while True:
-            feed = Feed(rows, config, batch_sharding(self.mesh), start_step=first, stop_step=max(first, config.steps),
-                        offset=self.position.offset, microbatches=config.step.microbatches,
-                        shuffle=config.data.shuffle)  # fmt: skip
+            feed = Feed(
+                rows,
+                config,
+                batch_sharding(self.mesh),
+                start_step=first,
+                stop_step=max(first, config.steps),
+                offset=self.position.offset,
+                microbatches=config.step.microbatches,
+                shuffle=config.data.shuffle,
+            )
             try:
                 with contextlib.closing(feed):
                     return self.loop(state, first, feed, validation_rows)
