@@ -28,7 +28,7 @@ BELOW = {
     "blueprint": {"config"},
     "predict": {"hardware", "optimizers", "config", "blueprint"},
     "record": {"files", "config"},
-    "compiled": {"files", "hardware", "config", "predict", "record"},  # aot in a child process
+    "compiled": {"files", "hardware", "config", "blueprint", "predict", "record"},  # aot in a child process
     "parallel": {"hardware", "process", "config", "blueprint"},
     "models": {"config", "blueprint", "parallel"},
     "objectives": {"config", "columns", "parallel"},

@@ -60,8 +60,8 @@ def header(found: Explanation) -> list[str]:
     )
     if len(found.mesh) == 1 and devices == 1:
         sizes += " (BT: B and T as one dim)"
-    if model.kv_heads < found.mesh.get("tensor", 1):
-        sizes += f" (K repeated to {found.mesh['tensor']}, one for each shard)"
+    if model.kv_heads < found.kv_shards:
+        sizes += f" (K repeated to {found.kv_shards}, one for each shard)"
     speeds = f"speeds of {found.topology.name}" + (", as no --topology was given" if found.assumed else "")
     by = f"=, ≈, ≠: beside {found.compiled_by}" if found.compiled_by else f"nothing compiled ({found.why})"
     return [

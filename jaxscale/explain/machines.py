@@ -3,10 +3,12 @@
 The page knows no topologies: what a mesh axis rides is asked of `topology.links` here, for every chip and mesh.
 """
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Any
 
+from jaxscale.blueprint.rules import DEFAULT_RULES
 from jaxscale.config import READY_AXES
 from jaxscale.config.mesh_text import mesh_text, split_axes
 from jaxscale.hardware.chips import CHIPS, Chip
@@ -15,7 +17,8 @@ from jaxscale.predict.forecast import axis_links
 from jaxscale.predict.interval import interval
 from jaxscale.predict.timing import BLOCK, rates
 
-LARGEST = {"data": 512, "fsdp": 512, "tensor": 64}  # of the sliders, where the mesh that is explained has no more
+BATCH = DEFAULT_RULES.activations["batch"]  # the axes that split it
+LARGEST_OF_BATCH, LARGEST = 512, 64  # of a slider, where the mesh that is explained has no more
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ def read_topology(name: str) -> Topology:
 def machines(explained: Explained) -> dict[str, Any]:
     """Chips with their rates, the sizes of each axis, and a cell for each chip and mesh.
 
-    A cell is [topology, link of data, of fsdp, of tensor] as places in the lists beside it, or -1 - the place of the
+    A cell is [topology, link of each axis in turn] as places in the lists beside it, or -1 - the place of the
     reason why there is no such machine.
     """
     sizes = {axis: axis_sizes(axis, explained.mesh.get(axis, 1)) for axis in READY_AXES}
@@ -45,10 +48,8 @@ def machines(explained: Explained) -> dict[str, Any]:
     cells: dict[str, list[Any]] = {}
     for chip in CHIPS:
         cells[chip.name] = [
-            cell(chip, {"data": d, "fsdp": f, "tensor": t}, explained, pool, topologies, reasons)
-            for d in sizes["data"]
-            for f in sizes["fsdp"]
-            for t in sizes["tensor"]
+            cell(chip, dict(zip(READY_AXES, mesh, strict=True)), explained, pool, topologies, reasons)
+            for mesh in itertools.product(*sizes.values())
         ]
     return {
         "chips": {chip.name: chip_figures(chip) for chip in CHIPS},
@@ -61,7 +62,8 @@ def machines(explained: Explained) -> dict[str, Any]:
 
 
 def axis_sizes(axis: str, own: int) -> list[int]:
-    return sorted({*(2**i for i in range(max(LARGEST[axis], own).bit_length())), own})
+    largest = LARGEST_OF_BATCH if axis in BATCH else LARGEST
+    return sorted({*(2**i for i in range(max(largest, own).bit_length())), own})
 
 
 class Pool:

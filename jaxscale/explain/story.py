@@ -12,6 +12,7 @@ from typing import Any
 
 from jaxscale import config as cfg
 from jaxscale.blueprint.described import blueprint
+from jaxscale.blueprint.rules import count, make_rules
 from jaxscale.compiled.child import ask
 from jaxscale.compiled.collectives import collectives
 from jaxscale.compiled.examine import split_mesh
@@ -58,6 +59,11 @@ class Explanation:
     def differences(self) -> int:
         """Collectives of matmuls that the compiler wrote otherwise."""
         return sum(s.compiled == "different" for r in self.rows for s in r.sends)
+
+    @property
+    def kv_shards(self) -> int:
+        """Into how many parts the mesh cuts the kv heads."""
+        return count(make_rules(self.config.sharding).activations["kv_heads"], self.mesh)
 
     def phase(self, *names: str) -> list[Row]:
         return [r for r in self.rows if r.phase in names]
@@ -161,7 +167,7 @@ def with_mesh(config: cfg.Config, text: str, slices: int = 1) -> cfg.Config:
     nothing of them; axes that are not named have size 1."""
     sizes = read_mesh(text, cfg.READY_AXES)
     values = config.model_dump(mode="json")
-    over = config.mesh.over_slices or ({"data": slices} if slices > 1 else {})
+    over = config.mesh.over_slices or ({cfg.READY_AXES[0]: slices} if slices > 1 else {})
     for axis, n in over.items():
         if sizes.get(axis, 1) % n:
             raise ValueError(
@@ -169,7 +175,7 @@ def with_mesh(config: cfg.Config, text: str, slices: int = 1) -> cfg.Config:
                 f"multiple of {n}, or set mesh.dcn"
             )
         sizes[axis] = sizes.get(axis, 1) // n
-    values["mesh"] = {"data": 1} | sizes | ({"dcn": over} if over else {})
+    values["mesh"] = dict.fromkeys(cfg.READY_AXES, 1) | sizes | ({"dcn": over} if over else {})
     values["runtime"] |= {"simulated_devices": None}
     return cfg.validate(values, source="--mesh")
 
