@@ -28,7 +28,7 @@ BELOW = {
     "blueprint": {"config"},
     "predict": {"hardware", "optimizers", "config", "blueprint"},
     "record": {"files", "config"},
-    "compiled": {"files", "hardware", "config", "predict", "record"},  # aot in a child process
+    "compiled": {"files", "hardware", "config", "blueprint", "predict", "record"},  # aot in a child process
     "parallel": {"hardware", "process", "config", "blueprint"},
     "models": {"config", "blueprint", "parallel"},
     "objectives": {"config", "columns", "parallel"},
@@ -43,7 +43,7 @@ BELOW = {
         "files", "hardware", "optimizers", "columns", "data", "config", "blueprint", "predict", "compiled", "parallel",
         "private", "blame", "codes", "cluster", "checkpoint", "models", "objectives", "vocabulary", "index",
     },
-    "serving": {"files", "index", "data", "config", "parallel", "checkpoint", "training"},
+    "serving": {"files", "index", "data", "config", "blueprint", "parallel", "checkpoint", "training"},
     "aot": {"hardware", "config", "predict", "compiled", "parallel", "private", "training"},
     "sweep": {"files", "record", "compiled", "config"},
     "compare": {"record"},
@@ -80,6 +80,7 @@ OWN_ROOM = {
     "jaxscale.compiled.aot": "aot",
     "jaxscale.checkpoint.inventory": "inventory",
     "jaxscale.explain.trace": "trace",
+    "jaxscale.explain.walk": "trace",
     "jaxscale.explain.jaxpr": "trace",
     "jaxscale.explain.here": "trace",
     "jaxscale.bench.record": "record",
@@ -90,7 +91,7 @@ OWN_ROOM = {
 }
 WITH_JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "grain"}
 WITH_JAX_ALLOWED = (
-    "compiled/aot.py", "explain/trace.py", "explain/jaxpr.py", "explain/here.py", "puzzles/grader/",
+    "compiled/aot.py", "explain/trace.py", "explain/walk.py", "explain/jaxpr.py", "explain/here.py", "puzzles/grader/",
     "puzzles/exercises/", "console/train.py", "cli/app.py",
 )  # fmt: skip
 ROOMS_WITHOUT_JAX = (
@@ -186,7 +187,7 @@ def test_the_core_stays_short_enough_to_read():
     """Config, mesh, sharding, model, objective, step: what the step imports is part of it, and nothing else is."""
     lines = {f: len(FILES[f].read_text().splitlines()) for f in core()}
     assert {"config/sections.py", "parallel/sharding.py", "models/transformer.py", "blueprint/decoder.py"} <= set(lines)
-    assert sum(lines.values()) < 5100, lines
+    assert sum(lines.values()) < 5200, lines
 
 
 def test_one_place_makes_a_program_of_a_config():

@@ -103,8 +103,14 @@ def measure(cases: list[Case], device: jax.Device, peak: float | None, effort: E
     for case in cases:
         for kernel, problem in available(case, device.platform).items():
             labels: dict[str, Label] = {
-                      "kernel": kernel, "seq_len": case.seq_len, "batch": case.batch, "heads": case.heads,
-                      "kv_heads": case.kv_heads, "head_dim": case.head_dim, "dtype": case.dtype}  # fmt: skip
+                "kernel": kernel,
+                "seq_len": case.seq_len,
+                "batch": case.batch,
+                "heads": case.heads,
+                "kv_heads": case.kv_heads,
+                "head_dim": case.head_dim,
+                "dtype": case.dtype,
+            }
             if problem:
                 yield Row(labels=labels, error=problem)
                 continue

@@ -35,8 +35,15 @@ class Header:
     time: str = field(default_factory=rec.now)
     load: Load = field(default_factory=read_load)
 
-    def record(self, rows: list[rec.Row], *, clock: str = SOURCE, burn_in: int = 0, notes: list[str] | None = None,
-               convention: str | None = None) -> rec.BenchRecord:  # fmt: skip
+    def record(
+        self,
+        rows: list[rec.Row],
+        *,
+        clock: str = SOURCE,
+        burn_in: int = 0,
+        notes: list[str] | None = None,
+        convention: str | None = None,
+    ) -> rec.BenchRecord:
         runtime = self.config.runtime if self.config else cfg.Runtime()
         now, notes, where = read_load(), list(notes or []), topology_of(self.devices)
         if self.peak is None and self.kind in ("matmul", "attention", "step"):

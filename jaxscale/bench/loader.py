@@ -38,8 +38,10 @@ def load_rows(config: cfg.Config, devices: list[jax.Device], *, batches: int, bu
         "mean_tokens_per_second": Figure(value=tokens * len(seconds) / sum(seconds), unit="tokens/s"),
         "seconds": measured(seconds, "s"),
     }
-    yield Row(labels={"part": "loading", "batch_size": config.data.batch_size, "seq_len": config.data.seq_len},
-              figures=figures)  # fmt: skip
+    yield Row(
+        labels={"part": "loading", "batch_size": config.data.batch_size, "seq_len": config.data.seq_len},
+        figures=figures,
+    )
 
 
 def prepare_row(texts: list[str], tokenizer: str, *, repeats: int) -> Row:

@@ -22,8 +22,10 @@ def copies(sizes: list[int], device: jax.Device, effort: Effort) -> Iterator[Row
     """Device copy, host to device, device to host, for each size in bytes (multiples of 4)."""
     for size in sizes:
         for what, measure in {
-            "device copy": device_copy, "host to device": to_device, "device to host": to_host,
-        }.items():  # fmt: skip
+            "device copy": device_copy,
+            "host to device": to_device,
+            "device to host": to_host,
+        }.items():
             yield attempt({"what": what, "bytes": size}, functools.partial(measure, size, device, effort))
 
 

@@ -157,9 +157,12 @@ def profile_rows(events: list[Event], step_seconds: float) -> list[Row]:
     seconds = split_time(events)
     whole = sum(seconds[p] for p in PARTS)
     return [
-        Row(labels={"part": part}, figures={
-            "seconds": Figure(value=value / whole * step_seconds, unit="s"),
-            "share": Figure(value=value / whole, unit="share"),
-        })
+        Row(
+            labels={"part": part},
+            figures={
+                "seconds": Figure(value=value / whole * step_seconds, unit="s"),
+                "share": Figure(value=value / whole, unit="share"),
+            },
+        )
         for part, value in seconds.items()
-    ]  # fmt: skip
+    ]

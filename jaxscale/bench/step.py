@@ -28,7 +28,8 @@ from jaxscale.predict.costs import CONVENTIONS
 from jaxscale.predict.forecast import forecast
 from jaxscale.predict.memory import memory
 from jaxscale.training.peak import Peak, find_peak
-from jaxscale.training.trainer import Silent, train
+from jaxscale.training.trainer import train
+from jaxscale.training.watcher import Silent
 
 
 @dataclass(frozen=True)

@@ -239,12 +239,20 @@ def summary(grid: Grid, found: list[tuple[Row, BenchRecord | None]], command: li
     rows = [against(first, filled(row, record, keys), record) for row, record in found]
     simulated = first.device.platform == "cpu"
     notes = [f"ideal: {grid.ideal} scaling" + (", simulated devices share one machine's cores" if simulated else "")]
-    return first.model_copy(update={
-        "device": first.device.model_copy(update={"count": max(r.device.count for r in records)}),
-        "kind": "sweep", "name": grid.name, "command": command, "mesh": {}, "config": None, "time": records[0].time,
-        "rows": with_ideal(grid, rows, shared_cores=simulated), "notes": notes if grid.ideal != "none" else [],
-        "clock": busiest(records),
-    })  # fmt: skip
+    return first.model_copy(
+        update={
+            "device": first.device.model_copy(update={"count": max(r.device.count for r in records)}),
+            "kind": "sweep",
+            "name": grid.name,
+            "command": command,
+            "mesh": {},
+            "config": None,
+            "time": records[0].time,
+            "rows": with_ideal(grid, rows, shared_cores=simulated),
+            "notes": notes if grid.ideal != "none" else [],
+            "clock": busiest(records),
+        }
+    )
 
 
 def busiest(records: list[BenchRecord]) -> Clock:

@@ -124,8 +124,12 @@ def attention(
     peak = peak_of(device, dtype)
     header = Header("attention", f"{heads}x{head_dim}", [device], peak=peak)
     rate = peak.flops_per_second if peak else None
-    return finished(header, attentions.measure(cases, device, rate, effort), burn_in=effort.burn_in,
-                    convention=attentions.CONVENTION)  # fmt: skip
+    return finished(
+        header,
+        attentions.measure(cases, device, rate, effort),
+        burn_in=effort.burn_in,
+        convention=attentions.CONVENTION,
+    )
 
 
 def loader(name: str, overrides: list[str], *, batches: int, texts: list[str], tokenizer: str) -> BenchRecord:

@@ -57,8 +57,11 @@ def weights(model: cfg.Model) -> list[Weight]:
         Weight("embedding", "embedding", "VD", stacked=False),
         *when(model.position == "learned", Weight("position", "position_embedding", "PD", stacked=False)),
         *norm("attention_norm", "1", model.norm),
-        *(row for name, heads in (("q", "NH"), ("k", "KH"), ("v", "KH"))
-          for row in (Weight(name, "attention", f"D{heads}"), *bias(model.attention_bias, name, "attention", heads))),
+        *(
+            row
+            for name, heads in (("q", "NH"), ("k", "KH"), ("v", "KH"))
+            for row in (Weight(name, "attention", f"D{heads}"), *bias(model.attention_bias, name, "attention", heads))
+        ),
         Weight("out", "attention", "NHD", scale=small),
         *bias(model.attention_bias, "out", "attention", "1"),
         *when(model.qk_norm, *norm("q_norm", "H", "rmsnorm"), *norm("k_norm", "H", "rmsnorm")),
@@ -68,7 +71,7 @@ def weights(model: cfg.Model) -> list[Weight]:
         *bias(model.mlp_bias, "down", "mlp", "1"),
         *norm("final_norm", "1", model.norm, stacked=False),
         *when(not model.tie_embeddings, Weight("unembedding", "unembedding", "DV", stacked=False)),
-    ]  # fmt: skip
+    ]
 
 
 def wide(model: cfg.Model) -> tuple[str, ...]:
@@ -130,8 +133,8 @@ def kept(model: cfg.Model) -> tuple[Kept, ...]:
     return (
         Kept("layer_in", 4, float32=True),  # in each of two norms: its input (or that centred), and the same normalised
         Kept("layer_in", 2, at=SEQUENCE),  # what the matmuls read, gathered
-        Kept("q", 1), Kept("k", 1), Kept("v", 1),  # turned to their positions
+        *(Kept(name, 1) for name in ("q", "k", "v")),  # turned to their positions
         Kept("attended", 1),
         *in_norms,
         Kept("mlp_up", 6),
-    )  # fmt: skip
+    )

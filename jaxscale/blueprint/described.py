@@ -30,5 +30,6 @@ def described_by(model: Any) -> Iterator[None]:
 def blueprint(model: cfg.Model) -> Blueprint:
     """The rows of a config's model: the decoder's, or inside `described_by` those of a model of your own."""
     if (described := _described.get()) is not None:
-        return described.blueprint(model)
+        rows: Blueprint = described.blueprint(model)
+        return rows
     return decoder(model)

@@ -119,7 +119,7 @@ def passes_of(config: cfg.Config, sizes: Mapping[str, int]) -> "Passes":
 
 @functools.lru_cache(maxsize=4096)  # a plan asks thousands of times
 def _passes(
-    model: Blueprint, remat: str | tuple, overrides: Overrides, axes: Axes, few: frozenset[str]
+    model: Blueprint, remat: str | tuple[tuple[str, str], ...], overrides: Overrides, axes: Axes, few: frozenset[str]
 ) -> tuple[Pass, ...]:
     kept_names = kept(remat if isinstance(remat, str) else dict(remat), model)
     return tuple(Passes(model, rules_with(overrides), kept_names, axes, few))

@@ -2,9 +2,12 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from jaxscale.data.sources import Source
 
 PLACE = 10
 app = typer.Typer(
@@ -51,17 +54,7 @@ def prepare(
     from jaxscale.data import sources
     from jaxscale.data.prepare import prepare as run
 
-    given: list[Callable[[], sources.Source]] = []
-    if text:
-        given.append(lambda: sources.text_source(text))
-    if jsonl:
-        given.append(lambda: sources.jsonl_source(jsonl, field=field))
-    if parquet:
-        given.append(lambda: sources.parquet_source(parquet, column=column))
-    if stdlib:
-        given.append(sources.stdlib_source)
-    if len(given) != 1:
-        raise ValueError(f"{len(given)} sources given; give exactly one of --text, --jsonl, --parquet, --stdlib")
+    source = one_source(text, jsonl, field, parquet, column, stdlib=stdlib)
     if validation_text and validation_jsonl:
         raise ValueError("--validation-text and --validation-jsonl are both given; give one of them")
     validation: Any = None
@@ -70,7 +63,7 @@ def prepare(
     elif validation_jsonl:
         validation = sources.jsonl_source(validation_jsonl, field=field)
     summary = run(
-        given[0](),
+        source(),
         tokenizer,
         out,
         validation_fraction=validation_fraction,
@@ -82,6 +75,32 @@ def prepare(
         overwrite=overwrite,
     )
     console_data.show_summary(summary)
+
+
+def one_source(
+    text: list[str] | None,
+    jsonl: list[str] | None,
+    field: str,
+    parquet: list[str] | None,
+    column: str,
+    *,
+    stdlib: bool,
+) -> "Callable[[], Source]":
+    """What makes the one source that is given; a ValueError for none or several."""
+    from jaxscale.data import sources
+
+    given: list[Callable[[], Source]] = []
+    if text:
+        given.append(lambda: sources.text_source(text))
+    if jsonl:
+        given.append(lambda: sources.jsonl_source(jsonl, field=field))
+    if parquet:
+        given.append(lambda: sources.parquet_source(parquet, column=column))
+    if stdlib:
+        given.append(sources.stdlib_source)
+    if len(given) != 1:
+        raise ValueError(f"{len(given)} sources given; give exactly one of --text, --jsonl, --parquet, --stdlib")
+    return given[0]
 
 
 @app.command()

@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from jaxscale.cli.options import Network, Overrides, Slices
+
 PLACE = 9
 
 if TYPE_CHECKING:
+    from jaxscale.explain.story import Explanation
     from jaxscale.hardware.topology import Topology
 
 
@@ -19,16 +22,14 @@ def verb(
     config: Annotated[
         str, typer.Argument(help="A YAML file, or the name of a shipped one: quickstart, llama3.1-8b, ...")
     ],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="section.key=value ...", metavar="[section.key=value ...]")
-    ] = None,
+    overrides: Overrides = None,
     mesh: Annotated[
         str | None, typer.Option(help="e.g. data=2,fsdp=2,tensor=2, over all slices; by default the config's.")
     ] = None,
     topology: Annotated[
         str | None, typer.Option(help="Whose speeds, e.g. v5p:2x2x2 or h100:8; its compiler is asked where it is here.")
     ] = None,
-    slices: Annotated[int, typer.Option(min=1, help="TPU slices of that shape, joined by the slow network.")] = 1,
+    slices: Slices = 1,
     backward: Annotated[bool, typer.Option("--backward", help="The backward pass too.")] = False,
     tensor: Annotated[str | None, typer.Option(help="Follow one parameter (w_up) or activation (mlp_up).")] = None,
     compare: Annotated[
@@ -39,14 +40,12 @@ def verb(
         Path | None, typer.Option("-o", "--out", help="A page to look at and play with; opens offline.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Everything, for programs.")] = False,
-    network: Annotated[
-        str | None, typer.Option(help="Of a node (TPU: a host) to the others, e.g. 800Gb/s; or 400Gb/s/chip.")
-    ] = None,
+    network: Network = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Let the compilers speak.")] = False,
 ) -> None:
     """Every matmul of the training step: how it is cut, what is sent, what it costs, and what the compiler did."""
     from jaxscale.console import explain as console
-    from jaxscale.explain import follow, story
+    from jaxscale.explain import story
     from jaxscale.files.whole import require_file
     from jaxscale.hardware.stated import read_topology
 
@@ -75,10 +74,16 @@ def verb(
         else:
             console.show_compared(*pair)
         return
-    found = run(mesh)
-    if out is not None:
-        from jaxscale.explain.page import write_page
+    show(run(mesh), tensor, out, as_json=as_json, backward=backward)
 
+
+def show(found: "Explanation", tensor: str | None, out: Path | None, *, as_json: bool, backward: bool) -> None:
+    """The explanation as a page, as JSON, as one tensor's stops, or as tables."""
+    from jaxscale.console import explain as console
+    from jaxscale.explain import follow, story
+    from jaxscale.explain.page import write_page
+
+    if out is not None:
         write_page(story.as_json(found), out)
         print(f"{out}: {len(found.rows)} matmuls; open it in a browser")
     elif as_json:
@@ -118,6 +123,8 @@ def load(config: str, overrides: list[str] | None, mesh: str | None, where: "Top
                 f"mesh {mesh} is of {devices} devices, and {where.name} has {where.devices}; make them the same"
             )
     elif where is None and -1 in loaded.mesh.model_dump().values() and not loaded.runtime.simulated_devices:
-        raise ValueError(f"the mesh of {config} takes all devices there are (-1); say how many: --mesh data=2,fsdp=4, "
-                         "or --topology v5p:2x2x2")  # fmt: skip
+        raise ValueError(
+            f"the mesh of {config} takes all devices there are (-1); say how many: --mesh data=2,fsdp=4, "
+            "or --topology v5p:2x2x2"
+        )
     return (fit_mesh(loaded, where) if where else loaded), where

@@ -62,10 +62,14 @@ class Children:
         try:
             for process, added in enumerate(additions):
                 self.running[process] = subprocess.Popen(
-                    command, env=os.environ | added, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                    command,
+                    env=os.environ | added,
+                    stdin=subprocess.DEVNULL,
+                    stderr=subprocess.PIPE,
                     stdout=None if self.bar and process == 0 else subprocess.PIPE,
-                    start_new_session=True, preexec_fn=die_with(os.getpid()),
-                )  # fmt: skip
+                    start_new_session=True,
+                    preexec_fn=die_with(os.getpid()),
+                )
         except BaseException:
             self.__exit__(None, None, None)
             raise

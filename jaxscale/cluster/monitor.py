@@ -23,11 +23,10 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from jaxscale import config as cfg
+from jaxscale.cluster.beats import Beat, Missing, Store, here
 from jaxscale.cluster.codes import BROKEN, CORRUPT, HUNG, MENDABLE, VANISHED
-from jaxscale.cluster.start import client, new_run, prefix, tell
+from jaxscale.cluster.start import client, new_run, tell
 from jaxscale.files.redact import one_line
 
 INTERVAL = 1.0  # seconds between beats
@@ -35,28 +34,6 @@ SUSPECT_AFTER = 10.0  # silence that is enough once a collective has failed
 LEAVING = 5.0  # seconds in which all processes may fail alike, each saying so itself
 DEADLINES = {"devices": "start", "data": "start", "init": "start", "compile": "compile", "checkpoint": "save"}
 DEADLINES |= {"evaluation": "compile", "recompute": "compile", "rollback": "start"}  # the first of these compile
-Missing = jax.errors.JaxRuntimeError
-
-
-class Beat:
-    """What one process said last, and when this one heard it."""
-
-    def __init__(self, text: str):
-        self.heard = time.monotonic()
-        self.read(text)
-
-    def read(self, text: str) -> None:
-        self.text = text
-        count, step, self.doing, seconds, late, self.where = text.split(" ", 5)
-        self.count, self.step, self.seconds, self.late = int(count), int(step), float(seconds), late == "late"
-
-    def hear(self, text: str) -> None:
-        if text != self.text:
-            self.heard = time.monotonic()
-            self.read(text)
-
-    def __str__(self) -> str:
-        return f"at step {self.step}, {self.doing} for {self.seconds:.0f} s, in {self.where}"
 
 
 class Monitor:
@@ -328,27 +305,3 @@ class Monitor:
 def ending(code: int) -> int:
     """How the others end where one process has ended with this code: alike, where a restart does not help."""
     return code if code in (MENDABLE, CORRUPT) else VANISHED
-
-
-class Store:
-    """JAX's key-value store, below this run's prefix."""
-
-    def __init__(self, kv: Any):
-        self.kv = kv
-
-    def put(self, key: str, value: str) -> None:
-        self.kv.key_value_set(f"{prefix()}/{key}", value, allow_overwrite=True)
-
-    def all(self, folder: str) -> dict[str, str]:
-        """Name -> value below a folder."""
-        path = f"{prefix()}/{folder}/"
-        return {key.removeprefix(path): value for key, value in self.kv.key_value_dir_get(path)}
-
-
-def here() -> str:
-    """Where the main thread is, as `feed.py:88 __next__`: its innermost frame in this package, or the one it calls."""
-    frame = sys._current_frames().get(threading.main_thread().ident or 0)
-    package = f"{os.sep}jaxscale{os.sep}"
-    while frame is not None and package not in frame.f_code.co_filename:
-        frame = frame.f_back
-    return f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno} {frame.f_code.co_name}" if frame else "-"

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from jaxscale import config as cfg
+from jaxscale.cluster.beats import Missing
 from jaxscale.cluster.codes import BROKEN, INTERRUPTED, MENDABLE, PREEMPTED
-from jaxscale.cluster.monitor import Missing, Monitor
+from jaxscale.cluster.monitor import Monitor
 from jaxscale.cluster.start import Place
 
 PREEMPTING = (signal.SIGTERM, signal.SIGUSR1)

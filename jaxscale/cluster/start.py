@@ -241,8 +241,11 @@ def name_the_end(place: Place) -> None:
     def ended(number: int) -> None:
         if place.process_id == 0 or reachable(host.strip("[]"), int(port)):
             return  # for another reason, which stands above: abort goes on
-        tell(f"process {place.process_id}: the coordinator vanished (process 0 of {place.processes}, "
-             f"{place.coordinator})", VANISHED)  # fmt: skip
+        tell(
+            f"process {place.process_id}: the coordinator vanished (process 0 of {place.processes}, "
+            f"{place.coordinator})",
+            VANISHED,
+        )
 
     libc = ctypes.CDLL(None)
     libc.signal.argtypes, libc.signal.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p

@@ -103,9 +103,13 @@ def device_bytes(tree: Any) -> int:
 def read_memory(executable: Any) -> Memory:
     stats = executable.memory_analysis()
     return Memory(
-        stats.argument_size_in_bytes, stats.output_size_in_bytes, stats.alias_size_in_bytes, stats.temp_size_in_bytes,
-        stats.generated_code_size_in_bytes, stats.host_temp_size_in_bytes,
-    )  # fmt: skip
+        stats.argument_size_in_bytes,
+        stats.output_size_in_bytes,
+        stats.alias_size_in_bytes,
+        stats.temp_size_in_bytes,
+        stats.generated_code_size_in_bytes,
+        stats.host_temp_size_in_bytes,
+    )
 
 
 # --- compilers ------------------------------------------------------------------------------------------------
@@ -133,8 +137,9 @@ def tpu_topology(topology: Topology) -> Any:
     except ImportError as error:
         raise ValueError(f"compiling for {name} needs libtpu: pip install 'jaxscale[aot-tpu]'") from error
     except Exception as error:  # a file of it that is missing or damaged
-        raise ValueError(f"libtpu cannot be imported ({first_line(error)}); pip install --force-reinstall "
-                         "'jaxscale[aot-tpu]'") from error  # fmt: skip
+        raise ValueError(
+            f"libtpu cannot be imported ({first_line(error)}); pip install --force-reinstall 'jaxscale[aot-tpu]'"
+        ) from error
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=name, **more)
     except (RuntimeError, ValueError, NotImplementedError, AttributeError, OSError) as error:

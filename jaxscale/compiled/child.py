@@ -32,8 +32,12 @@ def compile_apart(config: cfg.Config, topology: Topology, *, save: Path | None, 
 
     Raises ValueError with the child's own words where it refuses, and with its last ones where it dies.
     """
-    request = {"config": config.model_dump(mode="json"), "topology": replace(topology, slices=1).name,
-               "slices": topology.slices, "save": save and str(save.absolute())}  # fmt: skip
+    request = {
+        "config": config.model_dump(mode="json"),
+        "topology": replace(topology, slices=1).name,
+        "slices": topology.slices,
+        "save": save and str(save.absolute()),
+    }
     return from_values(ask("jaxscale.compiled.aot", request, f"the compiler for {topology.name}", verbose=verbose))
 
 
@@ -56,9 +60,13 @@ def run(module: str, request: dict[str, Any], stderr: Any) -> int:
     """The child's exit code. stdin stays open until it ends, so that it ends with us."""
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     child = subprocess.Popen(
-        [sys.executable, "-P", "-m", module], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
-        stderr=stderr, text=True, env=os.environ | {"PYTHONPATH": path},
-    )  # fmt: skip
+        [sys.executable, "-P", "-m", module],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=stderr,
+        text=True,
+        env=os.environ | {"PYTHONPATH": path},
+    )
     assert child.stdin
     try:
         child.stdin.write(json.dumps(request) + "\n")

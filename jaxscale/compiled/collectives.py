@@ -76,8 +76,13 @@ def collectives(
     axes = GroupAxes({a: n // over.get(a, 1) for a, n in mesh.items() if n > over.get(a, 1)})
     spans = {computation.name: async_spans(worker, computation) for computation, _ in program.running()}
     found, chains, beside = [], set(), started_computations(program, spans)
-    fused = {c for computation in program.computations.values() for i in computation if i.opcode == "fusion"
-             for c in i.called}  # fmt: skip
+    fused = {
+        c
+        for computation in program.computations.values()
+        for i in computation
+        if i.opcode == "fusion"
+        for c in i.called
+    }
     for computation, times in program.running():
         own = spans[computation.name]
         for i in computation:

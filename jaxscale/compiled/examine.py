@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from jaxscale import config as cfg
+from jaxscale.blueprint.rules import DEFAULT_RULES
 from jaxscale.compiled.collectives import Collective, collectives
 from jaxscale.compiled.groups import SubAxis
 from jaxscale.compiled.hlo import parse
@@ -110,7 +111,7 @@ def examine(config: cfg.Config, topology: Topology, kept: Compiled) -> Report:
 def weight_bytes(sent: list[Sent]) -> float:
     """V of what fsdp gathers and scatters in a step: the program counts what matmuls read, not what a gather writes."""
     kinds = ("all-gather", "reduce-scatter", "all-reduce")
-    return sum(s.bytes * s.times for s in sent if s.kind in kinds and s.axes == ("fsdp",))
+    return sum(s.bytes * s.times for s in sent if s.kind in kinds and s.axes == DEFAULT_RULES.parameters["embed"])
 
 
 def seconds_of(speed: Rates, attention: costs.AttentionCost, attention_rate: float):

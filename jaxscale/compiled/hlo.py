@@ -37,8 +37,12 @@ class Program:
     @property
     def unknown_loops(self) -> list[str]:
         """Loops that run, and whose trip count could not be read."""
-        return [i.name for computation, _ in self.running() for i in computation
-                if i.opcode == "while" and self.trips[i.name] is None]  # fmt: skip
+        return [
+            i.name
+            for computation, _ in self.running()
+            for i in computation
+            if i.opcode == "while" and self.trips[i.name] is None
+        ]
 
     def runs(self, loop: Instruction) -> int:
         """Of a loop's body, each time that the loop is met; 1 where that could not be read."""

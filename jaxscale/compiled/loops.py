@@ -13,8 +13,15 @@ from jaxscale.compiled.instructions import Computation, Instruction
 
 INTEGERS = ("s8", "s16", "s32", "s64", "u8", "u16", "u32", "u64")
 SAME = (
-    "bitcast", "convert", "copy", "copy-done", "copy-start", "get-tuple-element", "optimization-barrier", "reshape",
-)  # fmt: skip
+    "bitcast",
+    "convert",
+    "copy",
+    "copy-done",
+    "copy-start",
+    "get-tuple-element",
+    "optimization-barrier",
+    "reshape",
+)
 FLIPPED = {"LT": "GT", "GT": "LT", "LE": "GE", "GE": "LE", "EQ": "EQ", "NE": "NE"}
 
 
@@ -184,9 +191,13 @@ def integer(literal: str) -> int | None:
 def trips(direction: str, start: int, step: int, bound: int) -> int | None:
     """Runs of `i = start; while i <direction> bound: i += step`; None for a loop that does not end so."""
     holds = {
-        "LT": start < bound, "LE": start <= bound, "GT": start > bound, "GE": start >= bound, "NE": start != bound,
+        "LT": start < bound,
+        "LE": start <= bound,
+        "GT": start > bound,
+        "GE": start >= bound,
+        "NE": start != bound,
         "EQ": start == bound,
-    }.get(direction)  # fmt: skip
+    }.get(direction)
     if not holds:
         return 0 if holds is False else None
     if direction == "EQ":

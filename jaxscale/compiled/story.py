@@ -44,10 +44,10 @@ class Answer:
 
 
 def fit_mesh(config: cfg.Config, topology: Topology) -> cfg.Config:
-    """`config` with the slices of `topology` on its data axis where it says nothing of them."""
+    """`config` with the slices of `topology` on its first axis (data) where it says nothing of them."""
     slices = topology.slices
     if slices > 1 and not config.mesh.over_slices:
-        return with_changes(config, {"mesh": {"dcn": {"data": slices}}}, source="--slices")
+        return with_changes(config, {"mesh": {"dcn": {cfg.READY_AXES[0]: slices}}}, source="--slices")
     return config
 
 
@@ -111,8 +111,12 @@ def answer(config: cfg.Config, topology: Topology, **options: Any) -> Answer:
     found = Answer(report, kept, cached, host=topology.on_host(kept.memory.host), host_bytes=topology.host_bytes)
     if report.fits:
         return found
-    return replace(found, needed=report.memory_needed, buffers=largest_buffers(kept.hlo),
-                   tried=try_changes(config, topology, options))  # fmt: skip
+    return replace(
+        found,
+        needed=report.memory_needed,
+        buffers=largest_buffers(kept.hlo),
+        tried=try_changes(config, topology, options),
+    )
 
 
 def bytes_needed(kept: Compiled) -> int | None:

@@ -13,8 +13,15 @@ import numpy as np
 from jaxscale.compiled.hlo import Program
 from jaxscale.compiled.instructions import Array, Computation, Instruction
 
-KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all",
-         "collective-broadcast")  # fmt: skip
+KINDS = (
+    "all-reduce",
+    "all-gather",
+    "reduce-scatter",
+    "all-to-all",
+    "collective-permute",
+    "ragged-all-to-all",
+    "collective-broadcast",
+)
 
 
 # --- matmuls --------------------------------------------------------------------------------------------------
@@ -47,8 +54,9 @@ def matmul_flops(computation: Computation, instruction: Instruction) -> float:
     if instruction.opcode == "convolution":
         left, right = (operand(computation, instruction, i) for i in (0, 1))
         return convolution_flops(instruction, left, right)
-    if instruction.opcode == "custom-call" and re.search(r"cublas\$(lt\$)?(gemm|matmul)|\$matmul|onednn\$matmul",
-                                                         instruction.target):  # fmt: skip
+    if instruction.opcode == "custom-call" and re.search(
+        r"cublas\$(lt\$)?(gemm|matmul)|\$matmul|onednn\$matmul", instruction.target
+    ):
         return gemm_flops(instruction, operand(computation, instruction, 0))
     return 0.0
 
@@ -94,9 +102,11 @@ def window_of(fields: dict[str, str], i: int) -> dict[str, int]:
         return fields[name].split("x")[i] if name in fields else default
 
     return {
-        "low": int(part("pad", "0_0").split("_")[0]), "stride": int(part("stride", "1")),
-        "left_dilation": int(part("lhs_dilate", "1")), "right_dilation": int(part("rhs_dilate", "1")),
-    }  # fmt: skip
+        "low": int(part("pad", "0_0").split("_")[0]),
+        "stride": int(part("stride", "1")),
+        "left_dilation": int(part("lhs_dilate", "1")),
+        "right_dilation": int(part("rhs_dilate", "1")),
+    }
 
 
 def valid_positions(left: int, right: int, out: int, window: dict[str, int]) -> int:

@@ -1,31 +1,25 @@
 """What a run is: `sections` says what a config can hold, `loading` reads one. Knows nothing of jax or of devices."""
 
+from jaxscale.config.data import Data
 from jaxscale.config.errors import describe, divisors
 from jaxscale.config.files import find_config, read_yaml, shipped_configs
 from jaxscale.config.loading import dump_config, load_config, validate
+from jaxscale.config.mesh import AXES, READY_AXES, AxisNames, Dcn, Mesh, Sharding
+from jaxscale.config.model import Model
 from jaxscale.config.sections import (
     ACTIVATIONS,
-    AXES,
     NO_DECAY,
-    READY_AXES,
-    AxisNames,
     Checkpoint,
     Config,
-    Data,
-    Dcn,
     Evaluation,
     Loss,
-    Mesh,
-    Model,
     Objective,
     Optimizer,
-    Positive,
     Runtime,
-    Section,
-    Sharding,
     Step,
     Watch,
 )
+from jaxscale.config.values import Positive, Section
 from jaxscale.files.spelling import nearest
 
 __all__ = [

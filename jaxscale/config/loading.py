@@ -38,10 +38,13 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         return config
     own = problems_of_file(values, beside=path.parent) if overrides else problems
     brought = [p for p in problems if p not in own]
-    raise ValueError("; ".join(
-        f"{where}: {in_one(found)}"
-        for where, found in ((WHERE, brought), (path, [p for p in problems if p in own])) if found
-    ))  # fmt: skip
+    raise ValueError(
+        "; ".join(
+            f"{where}: {in_one(found)}"
+            for where, found in ((WHERE, brought), (path, [p for p in problems if p in own]))
+            if found
+        )
+    )
 
 
 def problems_of_file(values: dict, *, beside: Path) -> list[str]:

@@ -33,7 +33,8 @@ def read_mesh(text: str, axes: Sequence[str], *, rest: bool = False) -> dict[str
             raise ValueError(f"mesh {text!r}: {part.strip()!r} is not axis=size; write e.g. data=2,fsdp=2,tensor=2")
         if axis not in axes or axis in sizes:
             what = "there are" if axis not in sizes else "each is given once:"
-            raise ValueError(f"mesh {text!r}: {'no axis' if axis not in sizes else 'twice'} {axis!r}; {what} "
-                             f"{', '.join(axes)}")  # fmt: skip
+            raise ValueError(
+                f"mesh {text!r}: {'no axis' if axis not in sizes else 'twice'} {axis!r}; {what} {', '.join(axes)}"
+            )
         sizes[axis] = int(size)
     return sizes

@@ -20,8 +20,16 @@ SCALES = {
     "count": ((1.0, ""),),
     "absolute": ((1.0, ""),),
 }
-SWEEP = ("step_seconds", "tokens_per_second", "mfu_causal", "compile_seconds", "peak_memory_bytes",
-         "compiled_memory_bytes", "predicted_step_seconds", "ideal_tokens_per_second")  # fmt: skip
+SWEEP = (
+    "step_seconds",
+    "tokens_per_second",
+    "mfu_causal",
+    "compile_seconds",
+    "peak_memory_bytes",
+    "compiled_memory_bytes",
+    "predicted_step_seconds",
+    "ideal_tokens_per_second",
+)
 NAMES = {"flops_per_second": "", "best_flops_per_second": "best", "bytes_per_second": "", "tokens_per_second": ""}
 WIDE = 160  # a cell cut short cannot be read: where the terminal is narrower, lines wrap
 
@@ -94,8 +102,15 @@ def show_ratios(a: str, b: str, ratios: list[Ratio], differ: list[str], *, all_r
     """Ratios b : a; those inside the noise are counted and left out unless `all_rows`."""
     console = wide_console()
     table = Table(title=escape(f"{b} : {a}"), title_justify="left")
-    for name, justify in (("row", "left"), ("figure", "left"), ("a", "right"), ("b", "right"), ("ratio", "right"),
-                          ("95 %", "right"), ("", "left")):  # fmt: skip
+    for name, justify in (
+        ("row", "left"),
+        ("figure", "left"),
+        ("a", "right"),
+        ("b", "right"),
+        ("ratio", "right"),
+        ("95 %", "right"),
+        ("", "left"),
+    ):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
     noise = 0
     for r in ratios:
@@ -104,8 +119,15 @@ def show_ratios(a: str, b: str, ratios: list[Ratio], differ: list[str], *, all_r
             continue
         where = " ".join(f"{k}={label_text(v)}" for k, v in r.labels.items())
         spread = "" if r.low is None or r.high is None else f"{r.low:.3f} to {r.high:.3f}"
-        table.add_row(escape(where), r.figure.replace("_", " "), figure_text(r.a), figure_text(r.b), f"{r.value:.3f}",
-                      spread, r.verdict)  # fmt: skip
+        table.add_row(
+            escape(where),
+            r.figure.replace("_", " "),
+            figure_text(r.a),
+            figure_text(r.b),
+            f"{r.value:.3f}",
+            spread,
+            r.verdict,
+        )
     if table.row_count:
         console.print(table)
     if differ:

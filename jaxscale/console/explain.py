@@ -54,12 +54,14 @@ def header(found: Explanation) -> list[str]:
     model, data, step = found.config.model, found.config.data, found.config.step
     devices = found.topology.devices
     rows = data.batch_size // step.microbatches
-    sizes = (f"B={rows} T={data.seq_len} D={model.embed_dim} F={model.mlp_dim} N={model.num_heads} K={model.kv_heads} "
-             f"H={model.head_size} V={model.padded_vocab_size} L={model.num_layers}")  # fmt: skip
+    sizes = (
+        f"B={rows} T={data.seq_len} D={model.embed_dim} F={model.mlp_dim} N={model.num_heads} K={model.kv_heads} "
+        f"H={model.head_size} V={model.padded_vocab_size} L={model.num_layers}"
+    )
     if len(found.mesh) == 1 and devices == 1:
         sizes += " (BT: B and T as one dim)"
-    if model.kv_heads < found.mesh.get("tensor", 1):
-        sizes += f" (K repeated to {found.mesh['tensor']}, one for each shard)"
+    if model.kv_heads < found.kv_shards:
+        sizes += f" (K repeated to {found.kv_shards}, one for each shard)"
     speeds = f"speeds of {found.topology.name}" + (", as no --topology was given" if found.assumed else "")
     by = f"=, ≈, ≠: beside {found.compiled_by}" if found.compiled_by else f"nothing compiled ({found.why})"
     return [
@@ -74,8 +76,11 @@ def matmul_lines(row: Row, served: list[str]) -> Iterator[tuple[str, str]]:
     """The lines of a matmul, each with its style: what it is, what it costs, what is sent for it here and elsewhere."""
     own = max(row.seconds["compute"], row.seconds["HBM"])
     yield f"{row.title} x{row.times}   {row.x} · {row.w} -> {row.out}", "bold"
-    yield (f"  on a device [{row.m:,}, {row.k:,}]·[{row.k:,}, {row.n:,g}]: {count(row.flops)}, {row.intensity:,.0f} "
-           f"FLOP/B, {micro(own)}; {cases(row)}; bound by {row.bound}"), ""  # fmt: skip
+    on_a_device = (
+        f"  on a device [{row.m:,}, {row.k:,}]·[{row.k:,}, {row.n:,g}]: {count(row.flops)}, {row.intensity:,.0f} "
+        f"FLOP/B, {micro(own)}; {cases(row)}; bound by {row.bound}"
+    )
+    yield on_a_device, ""
     if row.note:
         yield f"  {row.note}", ""
     for words in served:
@@ -102,20 +107,26 @@ def footer(found: Explanation, *, backward: bool) -> list[str]:
     used = sorted({case for row in found.rows for case in row.cases.values()} | {1})
     lines = [f"case {case}: {CASES[case]}" for case in used]
     for f in found.inserted:
-        lines.append(f"≠ inserted by the compiler: {f.kind} over {'+'.join(f.axes) or 'other groups'}, {size(f.bytes)} "
-                     f"x{f.times}, filed under {f.name} ({f.phase})")  # fmt: skip
+        lines.append(
+            f"≠ inserted by the compiler: {f.kind} over {'+'.join(f.axes) or 'other groups'}, {size(f.bytes)} "
+            f"x{f.times}, filed under {f.name} ({f.phase})"
+        )
     if found.compiled_by:
         sends = [s for r in found.rows for s in r.sends]
         counts = {kind: sum(s.compiled == kind for s in sends) for kind in ("same", "form", "different")}
-        lines.append(f"{len(sends)} collectives of matmuls, both passes: = {counts['same']} compiled as asked, "
-                     f"≈ {counts['form']} in another form, ≠ {counts['different']} otherwise")  # fmt: skip
+        lines.append(
+            f"{len(sends)} collectives of matmuls, both passes: = {counts['same']} compiled as asked, "
+            f"≈ {counts['form']} in another form, ≠ {counts['different']} otherwise"
+        )
         lines += [f"≈ {note}" for note in sorted({s.note for s in sends if s.compiled == "form"})]
     step = forecast(found.config, found.topology, found.mesh)
     words = {"compute": "matmuls and attention", "HBM": "other HBM traffic"}
     by_time = sorted(step.time.sums.items(), key=lambda part: -part[1])
     parts = ", ".join(f"{words.get(name, name)} {micro(seconds)}" for name, seconds in by_time)
-    lines.append(f"the whole step, predicted: {micro(step.time.best)} ({parts}, partly at the same time); "
-                 f"{words.get(step.time.binds, step.time.binds)} binds")  # fmt: skip
+    lines.append(
+        f"the whole step, predicted: {micro(step.time.best)} ({parts}, partly at the same time); "
+        f"{words.get(step.time.binds, step.time.binds)} binds"
+    )
     lines.append(f"the step's interval: {step.interval.words}")
     if step.left_out:
         lines.append(f"not counted in the step: {step.left_out}")
@@ -145,9 +156,13 @@ def show_compared(a: Explanation, b: Explanation) -> None:
         every = [s for r in one.rows for s in r.sends] + one.others
         shares = [wire_share(s.kind, math.prod(one.mesh[a] for a in s.axes)) for s in every]
         total = sum(s.bytes * s.times * share for s, share in zip(every, shares, strict=True))
-        console.print(f"{name}: {size(total)} sent by a device in a step; predicted {micro(step.time.best)} on "
-                      f"{one.topology.name} ({micro(step.interval.low)} to {micro(step.interval.high)}), "
-                      f"{step.time.binds} binds", markup=False, soft_wrap=True)  # fmt: skip
+        console.print(
+            f"{name}: {size(total)} sent by a device in a step; predicted {micro(step.time.best)} on "
+            f"{one.topology.name} ({micro(step.interval.low)} to {micro(step.interval.high)}), "
+            f"{step.time.binds} binds",
+            markup=False,
+            soft_wrap=True,
+        )
 
 
 def sent_words(row: Row | None) -> str:

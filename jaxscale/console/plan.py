@@ -17,17 +17,31 @@ from jaxscale.hardware.chips import CHIPS, GIB, Chip
 from jaxscale.predict.plan import Budget, Choice, Plan
 from jaxscale.predict.ways import remat_name
 
-FIGURES = ("bf16_flops", "hbm_bytes", "usable_hbm_bytes", "hbm_bandwidth", "link_bandwidth", "network_bandwidth",
-           "host_bandwidth", "host_bytes")  # fmt: skip
+FIGURES = (
+    "bf16_flops",
+    "hbm_bytes",
+    "usable_hbm_bytes",
+    "hbm_bandwidth",
+    "link_bandwidth",
+    "network_bandwidth",
+    "host_bandwidth",
+    "host_bytes",
+)
 
 
 # --- plan -----------------------------------------------------------------------------------------------------
 
 
 def show_plan(
-    config: cfg.Config, found: Plan, compiled: list[Answer], spent: Budget | None, *, rows: int, out: Path | None,
+    config: cfg.Config,
+    found: Plan,
+    compiled: list[Answer],
+    spent: Budget | None,
+    *,
+    rows: int,
+    out: Path | None,
     advice: list[str],
-) -> None:  # fmt: skip
+) -> None:
     console = make_console(NARROW)
     tell = lambda line: console.print(line, markup=False, soft_wrap=True)  # noqa: E731
     for line in plan_header(config, found):
@@ -64,24 +78,40 @@ def plan_table(config: cfg.Config, found: Plan, rows: int, *, narrow: bool) -> T
     columns = ["#", "<mesh", "micro-\nbatches", "<remat", "loss\nchunk", "HBM", "of\nusable", "s a step",
                "tokens/s\na chip", "MFU", "<binds (share of the step)"]  # fmt: skip
     left_out = {4, 5, 8} if narrow else set()
-    table = make_table("The fastest, predicted; 0 is the config as it is",
-                       *(c for i, c in enumerate(columns) if i not in left_out), narrow=narrow)  # fmt: skip
+    table = make_table(
+        "The fastest, predicted; 0 is the config as it is",
+        *(c for i, c in enumerate(columns) if i not in left_out),
+        narrow=narrow,
+    )
 
     def add(number: int, c: Choice, style: str | None = None) -> None:
         cells = [
-            str(number), mesh_text(c.mesh, c.config.mesh.over_slices), str(c.config.step.microbatches), c.remat,
-            str(c.config.loss.chunk or "none"), gib(c.memory.peak),
-            f"{c.memory.peak / found.topology.chip.usable_hbm_bytes:.0%}", f"{c.forecast.time.best:.4g}",
-            f"{c.forecast.tokens_per_second_per_chip:,.0f}", f"{c.forecast.mfu:.1%}",
+            str(number),
+            mesh_text(c.mesh, c.config.mesh.over_slices),
+            str(c.config.step.microbatches),
+            c.remat,
+            str(c.config.loss.chunk or "none"),
+            gib(c.memory.peak),
+            f"{c.memory.peak / found.topology.chip.usable_hbm_bytes:.0%}",
+            f"{c.forecast.time.best:.4g}",
+            f"{c.forecast.tokens_per_second_per_chip:,.0f}",
+            f"{c.forecast.mfu:.1%}",
             "DOES NOT FIT" if c.short else c.binds,
-        ]  # fmt: skip
+        ]
         table.add_row(*(cell for i, cell in enumerate(cells) if i not in left_out), style=style)
 
     if found.own:
         add(0, found.own, "red" if found.own.short else "bold")
     else:
-        cells = ["0", own_mesh(config), str(config.step.microbatches), remat_name(config.step.remat),
-                 str(config.loss.chunk or "none"), *[""] * 5, "cannot run"]  # fmt: skip
+        cells = [
+            "0",
+            own_mesh(config),
+            str(config.step.microbatches),
+            remat_name(config.step.remat),
+            str(config.loss.chunk or "none"),
+            *[""] * 5,
+            "cannot run",
+        ]
         table.add_row(*(cell for i, cell in enumerate(cells) if i not in left_out), style="red")
     for number, choice in enumerate(found.choices[:rows], 1):
         add(number, choice)
@@ -123,8 +153,10 @@ def plan_footer(config: cfg.Config, found: Plan, spent: Budget | None, out: Path
     chip = found.topology.chip
     yield f"MFU by convention {config.metrics.mfu}, of {chip.bf16_flops / 1e12:,.0f} TFLOP/s a chip ({chip.source})"
     if chip.dtype == "fp16":
-        yield (f"{chip.name} has neither bf16 nor a fused attention kernel: matmuls run in float32, and the scores "
-               "that attention then holds are not in this memory")  # fmt: skip
+        yield (
+            f"{chip.name} has neither bf16 nor a fused attention kernel: matmuls run in float32, and the scores "
+            "that attention then holds are not in this memory"
+        )
     offload = [c for c in found.choices if c.host_bytes]
     if offload:
         most, host = max(c.host_bytes for c in offload) / 1e9, found.topology.host_bytes / 1e9
@@ -138,8 +170,10 @@ def plan_footer(config: cfg.Config, found: Plan, spent: Budget | None, out: Path
         rode = (f"{axis} (over {known.sizes[axis]}, {' and '.join(known.networks[axis])})" for axis in known.pairs)
         yield f"links measured in {known.source}: {', '.join(rode)}; of other axes and networks the datasheet's"
     if spent:
-        yield (f"{spent.flops:.3g} FLOPs: {spent.tokens:,.3g} tokens, {spent.steps:,.0f} steps, {spent.days:,.1f} days "
-               f"on {spent.chips:,} chips, predicted")  # fmt: skip
+        yield (
+            f"{spent.flops:.3g} FLOPs: {spent.tokens:,.3g} tokens, {spent.steps:,.0f} steps, {spent.days:,.1f} days "
+            f"on {spent.chips:,} chips, predicted"
+        )
     if out:
         yield f"number 1 is in {out}: jaxscale train {out}"
 
@@ -151,13 +185,16 @@ def compiled_table(found: Plan, compiled: list[Answer]) -> Table:
         report = answer.report
         needed = report.memory_needed if report else answer.needed
         table.add_row(
-            mesh_text(choice.mesh, choice.config.mesh.over_slices), choice.remat, gib(choice.memory.peak),
+            mesh_text(choice.mesh, choice.config.mesh.over_slices),
+            choice.remat,
+            gib(choice.memory.peak),
             gib(needed) if needed else "?",
             f"{choice.forecast.flops / 1e12:,.1f}",
             f"{(report.matmul_flops + report.attention_flops) / 1e12:,.1f}" if report else "",
-            f"{choice.forecast.time.best:.4g}", f"{report.time.best:.4g}" if report else "",
+            f"{choice.forecast.time.best:.4g}",
+            f"{report.time.best:.4g}" if report else "",
             "yes" if answer.fits else "no",
-        )  # fmt: skip
+        )
     return table
 
 
@@ -214,10 +251,18 @@ def chips_table(chips: list[Chip], *, narrow: bool) -> Table:
     table = make_table(title, *columns[:shown], narrow=narrow)
     for c in chips:
         cells = (
-            c.name, f"{c.bf16_flops / 1e12:,.0f}{'*' if c.dtype == 'fp16' else ''}", f"{c.hbm_bytes / GIB:,.1f}",
-            f"{c.usable_hbm_bytes / GIB:,.2f}", f"{c.hbm_bandwidth / 1e9:,.0f}", f"{c.link_bandwidth / 1e9:,.0f}",
-            f"{c.network_bandwidth / 1e9:,.3g}", f"{c.torus_dims}D torus" if c.torus_dims else f"{c.link} of {c.node}",
-            str(c.devices), f"{c.host_bandwidth / 1e9:,.0f}", str(c.host), f"{c.host_bytes / 1e9:,.0f}",
-        )  # fmt: skip
+            c.name,
+            f"{c.bf16_flops / 1e12:,.0f}{'*' if c.dtype == 'fp16' else ''}",
+            f"{c.hbm_bytes / GIB:,.1f}",
+            f"{c.usable_hbm_bytes / GIB:,.2f}",
+            f"{c.hbm_bandwidth / 1e9:,.0f}",
+            f"{c.link_bandwidth / 1e9:,.0f}",
+            f"{c.network_bandwidth / 1e9:,.3g}",
+            f"{c.torus_dims}D torus" if c.torus_dims else f"{c.link} of {c.node}",
+            str(c.devices),
+            f"{c.host_bandwidth / 1e9:,.0f}",
+            str(c.host),
+            f"{c.host_bytes / 1e9:,.0f}",
+        )
         table.add_row(*cells[:shown])
     return table

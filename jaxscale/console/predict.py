@@ -31,8 +31,13 @@ def make_console(least: int = WIDE) -> Console:
 
 def make_table(title: str, *columns: str, narrow: bool = False) -> Table:
     """The first column is left-aligned; of the others those that begin with `<` are too, and may be folded."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE if narrow else box.HEAVY_HEAD,
-                  pad_edge=not narrow, padding=(0, 1) if not narrow else (0, 1, 0, 0))  # fmt: skip
+    table = Table(
+        title=title,
+        title_justify="left",
+        box=box.SIMPLE if narrow else box.HEAVY_HEAD,
+        pad_edge=not narrow,
+        padding=(0, 1) if not narrow else (0, 1, 0, 0),
+    )
     for i, name in enumerate(columns):
         left = i == 0 or name.startswith("<")
         table.add_column(name.removeprefix("<"), justify="left" if left else "right", no_wrap=not left)
@@ -95,9 +100,10 @@ def flops_table(report: Report) -> Table:
     table.add_row("matmuls", tera(report.matmul_flops), "compiled program, loops multiplied out")
     if forward:
         table.add_row(
-            "attention kernels", tera(report.attention_flops),
+            "attention kernels",
+            tera(report.attention_flops),
             f"{forward} forward and {backward} backward calls in the program, FLOPs by formula (causal)",
-        )  # fmt: skip
+        )
     table.add_row("the model's", tera(report.model_flops), f"formula, {report.convention}, no recompute")
     if report.model_flops:
         table.add_row("done : model's", f"{done / report.model_flops:.3f}", "more than 1: recompute, repeated kv heads")
@@ -107,15 +113,26 @@ def flops_table(report: Report) -> Table:
 def collectives_table(report: Report) -> Table:
     table = make_table(
         "Collectives of one device and step, compiled; seconds predicted",
-        "kind", "<mesh axes", "runs", "GB (V)", "ms", "hidden", "<how", "<network",
-    )  # fmt: skip
+        "kind",
+        "<mesh axes",
+        "runs",
+        "GB (V)",
+        "ms",
+        "hidden",
+        "<how",
+        "<network",
+    )
     for s in report.sent:
         table.add_row(
-            s.kind, "+".join(s.axes) or "other groups", f"{s.times:,}", f"{s.bytes / 1e9:,.3f}",
+            s.kind,
+            "+".join(s.axes) or "other groups",
+            f"{s.times:,}",
+            f"{s.bytes / 1e9:,.3f}",
             f"{s.seconds * 1e3:,.2f}",
-            f"{s.hidden / s.seconds:.0%}" if s.seconds else "", "asynchronous" if s.asynchronous else "synchronous",
+            f"{s.hidden / s.seconds:.0%}" if s.seconds else "",
+            "asynchronous" if s.asynchronous else "synchronous",
             s.network,
-        )  # fmt: skip
+        )
     if not report.sent:
         table.add_row("none", "", "", "", "", "", "", "")
     return table
@@ -137,12 +154,17 @@ def time_table(report: Report) -> Table:
 
 def verdict(report: Report) -> Iterable[str]:
     left = report.memory_usable - report.memory_needed
-    yield (f"fits, with {gib(left)} of {gib(report.memory_usable)} to spare" if report.fits else
-           f"DOES NOT FIT: {gib(-left)} too much for {gib(report.memory_usable)}")  # fmt: skip
+    yield (
+        f"fits, with {gib(left)} of {gib(report.memory_usable)} to spare"
+        if report.fits
+        else f"DOES NOT FIT: {gib(-left)} too much for {gib(report.memory_usable)}"
+    )
     yield f"{report.tokens_per_second_per_chip:,.0f} tokens/s a chip, predicted"
     yield f"a step takes {report.interval.words}"
-    yield (f"MFU {report.mfu:.1%}, predicted, of {report.peak / 1e12:,.0f} TFLOP/s ({report.peak_source}); convention "
-           f"{report.convention}: {CONVENTIONS[report.convention]}")  # fmt: skip
+    yield (
+        f"MFU {report.mfu:.1%}, predicted, of {report.peak / 1e12:,.0f} TFLOP/s ({report.peak_source}); convention "
+        f"{report.convention}: {CONVENTIONS[report.convention]}"
+    )
     if report.unknown_loops:
         yield f"counted once, as their trip count could not be read: loops {', '.join(report.unknown_loops)}"
 

@@ -22,10 +22,17 @@ def make_console() -> Console:
 
 def catalogue_values() -> list[dict[str, Any]]:
     return [
-        {"number": p.number, "name": p.name, "line": p.line, "idea": p.idea, "chapter": p.chapter,
-         "chapter_title": CHAPTERS[p.chapter], "hints": len(HINTS[p.name])}
+        {
+            "number": p.number,
+            "name": p.name,
+            "line": p.line,
+            "idea": p.idea,
+            "chapter": p.chapter,
+            "chapter_title": CHAPTERS[p.chapter],
+            "hints": len(HINTS[p.name]),
+        }
         for p in PUZZLES
-    ]  # fmt: skip
+    ]
 
 
 def show_list() -> None:

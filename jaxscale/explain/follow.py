@@ -38,8 +38,10 @@ def follow(found: Explanation, name: str) -> list[Stop]:
     if f"w_{name}" in parameters and name not in activations:
         return parameter(found, f"w_{name}")
     if name not in activations:
-        raise ValueError(f"--tensor {name}{cfg.nearest(name, [*parameters, *activations])}; there are the parameters "
-                         f"{', '.join(parameters)}, and the activations {', '.join(activations)}")  # fmt: skip
+        raise ValueError(
+            f"--tensor {name}{cfg.nearest(name, [*parameters, *activations])}; there are the parameters "
+            f"{', '.join(parameters)}, and the activations {', '.join(activations)}"
+        )
     return activation(found, name)
 
 
@@ -117,7 +119,8 @@ def keeping(config: cfg.Config, name: str) -> str:
     """What becomes of it between the forward and the backward pass, by `step.remat`."""
     kept, model, step = costs.kept(config), blueprint(config.model), config.step
     unread = [a.name for a in model.activations if not a.read]
-    if kept is None or name in ("logits", "unembedding"):
+    outside = {title for op in model.ops if not op.stacked for title in (op.saves, op.name)}  # of the layers
+    if kept is None or name in outside:
         return "kept for the backward pass" + (f" (step.remat={step.remat})" if kept is None else "")
     if name == model.stream and kept.get(name, "save") == "save":
         return "kept for the backward pass: what a layer is made again from"

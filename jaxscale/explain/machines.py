@@ -3,10 +3,12 @@
 The page knows no topologies: what an axis rides is asked of `hardware.topology.links` here, for every chip and mesh.
 """
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Any
 
+from jaxscale.blueprint.rules import DEFAULT_RULES
 from jaxscale.config import READY_AXES
 from jaxscale.config.mesh_text import mesh_text, split_axes
 from jaxscale.hardware.chips import CHIPS, Chip
@@ -15,7 +17,8 @@ from jaxscale.predict.forecast import axis_links
 from jaxscale.predict.interval import interval
 from jaxscale.predict.timing import BLOCK, rates
 
-LARGEST = {"data": 512, "fsdp": 512, "tensor": 64}  # of the sliders, where the mesh that is explained has no more
+BATCH = DEFAULT_RULES.activations["batch"]  # the axes that split it
+LARGEST_OF_BATCH, LARGEST = 512, 64  # of a slider, where the mesh that is explained has no more
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ def read_topology(name: str) -> Topology:
 def machines(explained: Explained) -> dict[str, Any]:
     """Chips with their rates, the sizes of each axis, and a cell for each chip and mesh.
 
-    A cell is [topology, link of data, of fsdp, of tensor] as places in the lists beside it, or -1 - the place of the
+    A cell is [topology, link of each axis in turn] as places in the lists beside it, or -1 - the place of the
     reason why there is no such machine.
     """
     sizes = {axis: axis_sizes(axis, explained.mesh.get(axis, 1)) for axis in READY_AXES}
@@ -45,17 +48,22 @@ def machines(explained: Explained) -> dict[str, Any]:
     cells: dict[str, list[Any]] = {}
     for chip in CHIPS:
         cells[chip.name] = [
-            cell(chip, {"data": d, "fsdp": f, "tensor": t}, explained, pool, topologies, reasons)
-            for d in sizes["data"] for f in sizes["fsdp"] for t in sizes["tensor"]
-        ]  # fmt: skip
+            cell(chip, dict(zip(READY_AXES, mesh, strict=True)), explained, pool, topologies, reasons)
+            for mesh in itertools.product(*sizes.values())
+        ]
     return {
-        "chips": {chip.name: chip_figures(chip) for chip in CHIPS}, "sizes": sizes, "cells": cells,
-        "links": pool.values, "topologies": topologies.values, "reasons": reasons.values,
-    }  # fmt: skip
+        "chips": {chip.name: chip_figures(chip) for chip in CHIPS},
+        "sizes": sizes,
+        "cells": cells,
+        "links": pool.values,
+        "topologies": topologies.values,
+        "reasons": reasons.values,
+    }
 
 
 def axis_sizes(axis: str, own: int) -> list[int]:
-    return sorted({*(2**i for i in range(max(LARGEST[axis], own).bit_length())), own})
+    largest = LARGEST_OF_BATCH if axis in BATCH else LARGEST
+    return sorted({*(2**i for i in range(max(largest, own).bit_length())), own})
 
 
 class Pool:
@@ -124,8 +132,9 @@ def shapes_of(chip: Chip, devices: int) -> list[tuple[int, ...]]:
             raise ValueError(f"{devices} {chip.name} are no whole nodes of {chip.node}; take a multiple of {chip.node}")
         return [(1, devices) if devices <= chip.node else (devices // chip.node, chip.node)]
     if devices % chip.devices:
-        raise ValueError(f"a {chip.name} chip is {chip.devices} devices, so {devices} are no whole chips; take an even "
-                         "number")  # fmt: skip
+        raise ValueError(
+            f"a {chip.name} chip is {chip.devices} devices, so {devices} are no whole chips; take an even number"
+        )
     count = devices // chip.devices
     valid = valid_shapes(chip)
     if shapes := [s for s in valid if math.prod(s) == count]:
@@ -143,8 +152,14 @@ def chip_figures(chip: Chip) -> dict[str, Any]:
     """Datasheet figures of a device, and what programs reach of them, for each dtype."""
     speeds = {dtype: rates(chip, dtype) for dtype in ("bfloat16", "float32")}
     return {
-        "flops": chip.bf16_flops, "device_flops": chip.device_flops, "device_bandwidth": chip.device_bandwidth,
-        "host_bandwidth": chip.host_bandwidth, "source": chip.source, "dtype": chip.dtype, "node": chip.node,
-        "softmax": chip.fractions.softmax if chip.node else None, "block": BLOCK[chip.platform],
+        "flops": chip.bf16_flops,
+        "device_flops": chip.device_flops,
+        "device_bandwidth": chip.device_bandwidth,
+        "host_bandwidth": chip.host_bandwidth,
+        "source": chip.source,
+        "dtype": chip.dtype,
+        "node": chip.node,
+        "softmax": chip.fractions.softmax if chip.node else None,
+        "block": BLOCK[chip.platform],
         "rates": {dtype: vars(speed) for dtype, speed in speeds.items()},
-    }  # fmt: skip
+    }

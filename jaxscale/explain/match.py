@@ -99,10 +99,14 @@ def match(
         if (row_id, k) not in answers:
             answers[row_id, k] = ("different", missing(need, found))
     told = [
-        replace(row, sends=tuple(replace(s, compiled=answers[row.id, k][0], note=answers[row.id, k][1])
-                                 for k, s in enumerate(row.sends)))
+        replace(
+            row,
+            sends=tuple(
+                replace(s, compiled=answers[row.id, k][0], note=answers[row.id, k][1]) for k, s in enumerate(row.sends)
+            ),
+        )
         for row in rows
-    ]  # fmt: skip
+    ]
     rest = [replace(o, compiled=answers[-1, k][0], note=answers[-1, k][1]) for k, o in enumerate(others)]
     return told, rest, [f for f in found if not f.used]
 

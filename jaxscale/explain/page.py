@@ -55,14 +55,18 @@ def needed(config: cfg.Config) -> dict[str, Any]:
     values = config.model_dump(mode="json")
     model, optimizer = blueprint(config.model), OPTIMIZERS[config.optimizer.name]
     return {
-        "name": config.name, "step": values["step"],
+        "name": config.name,
+        "step": values["step"],
         "optimizer": {
             "rules": {w.name: optimizer.rule(model.axes(w))._asdict() for w in model.weights},
             "left_out": optimizer.left_out,
         },
-        "data": {k: values["data"][k] for k in ("batch_size", "seq_len")}, "loss": {"chunk": config.loss.chunk},
-        "metrics": {"mfu": config.metrics.mfu}, "rules": vars(make_rules(config.sharding)), "table": table(config),
-    }  # fmt: skip
+        "data": {k: values["data"][k] for k in ("batch_size", "seq_len")},
+        "loss": {"chunk": config.loss.chunk},
+        "metrics": {"mfu": config.metrics.mfu},
+        "rules": vars(make_rules(config.sharding)),
+        "table": table(config),
+    }
 
 
 def table(config: cfg.Config) -> dict[str, Any]:
@@ -70,25 +74,36 @@ def table(config: cfg.Config) -> dict[str, Any]:
     model = blueprint(config.model)
     weights = [{"name": w.name, "letters": model.letters(w), "axes": model.axes(w)} for w in model.weights]
     return {
-        "dims": {letter: vars(dim) for letter, dim in model.dims.items()}, "layers": model.num_layers,
-        "weights": weights, "padding": model.padding, "multiplied": [op.weight_name for op in model.ops],
+        "dims": {letter: vars(dim) for letter, dim in model.dims.items()},
+        "layers": model.num_layers,
+        "weights": weights,
+        "padding": model.padding,
+        "multiplied": [op.weight_name for op in model.ops],
         "lookups": model.lookups,
-        "attention": vars(model.attention) if model.attention else None, "kept": costs.kept(config),
+        "attention": vars(model.attention) if model.attention else None,
+        "kept": costs.kept(config),
         "activations": {a.name: [a.letters, a.at] for a in model.activations},
-        "elementwise": model.elementwise, "logits": model.head.y if model.head else None,
-        "longest": model.longest, "layouts": layouts(config), "variants": variants(config),
-    }  # fmt: skip
+        "elementwise": model.elementwise,
+        "logits": model.head.y if model.head else None,
+        "longest": model.longest,
+        "layouts": layouts(config),
+        "variants": variants(config),
+    }
 
 
 def constants() -> dict[str, Any]:
     """What the arithmetic of `predict` is made with, so that no number stands twice."""
     return {
-        "bytes": costs.BYTES, "conventions": costs.CONVENTIONS, "host": forecast.HOST,
+        "bytes": costs.BYTES,
+        "conventions": costs.CONVENTIONS,
+        "host": forecast.HOST,
         "weight_passes": timing.WEIGHT_PASSES,
-        "slice_wait": timing.SLICE_WAIT, "lanes": timing.LANES,
+        "slice_wait": timing.SLICE_WAIT,
+        "lanes": timing.LANES,
         "kernels": {"layer": forecast.LAYER_KERNELS, "others": forecast.OTHER_KERNELS, "chunk": forecast.CHUNK_KERNELS},
-        "ready": cfg.READY_AXES, "cases": CASES,
-    }  # fmt: skip
+        "ready": cfg.READY_AXES,
+        "cases": CASES,
+    }
 
 
 def turned(out: dict[str, Any]) -> dict[str, Any]:

@@ -186,10 +186,14 @@ def from_values(values: dict[str, Any]) -> tuple[list[Row], list[Other]]:
         return Send(**v | {"axes": tuple(v["axes"]), "shared": tuple(v["shared"])})
 
     rows = [
-        Row(**v | {k: tensor(v[k]) for k in ("x", "w", "out")} | {"sends": tuple(map(send, v["sends"]))}
-            | {"tags": tuple(v["tags"])})
+        Row(
+            **v
+            | {k: tensor(v[k]) for k in ("x", "w", "out")}
+            | {"sends": tuple(map(send, v["sends"]))}
+            | {"tags": tuple(v["tags"])}
+        )
         for v in values["rows"]
-    ]  # fmt: skip
+    ]
     return rows, [Other(**v | {"axes": tuple(v["axes"])}) for v in values["others"]]
 
 

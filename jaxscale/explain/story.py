@@ -12,6 +12,7 @@ from typing import Any
 
 from jaxscale import config as cfg
 from jaxscale.blueprint.described import blueprint
+from jaxscale.blueprint.rules import count, make_rules
 from jaxscale.compiled.child import ask
 from jaxscale.compiled.collectives import collectives
 from jaxscale.compiled.examine import split_mesh
@@ -59,14 +60,23 @@ class Explanation:
         """Collectives of matmuls that the compiler wrote otherwise."""
         return sum(s.compiled == "different" for r in self.rows for s in r.sends)
 
+    @property
+    def kv_shards(self) -> int:
+        """Into how many parts the mesh cuts the kv heads."""
+        return count(make_rules(self.config.sharding).activations["kv_heads"], self.mesh)
+
     def phase(self, *names: str) -> list[Row]:
         return [r for r in self.rows if r.phase in names]
 
 
 def explain(
-    config: cfg.Config, topology: Topology | None = None, *, compiler: str = "auto", verbose: bool = False,
+    config: cfg.Config,
+    topology: Topology | None = None,
+    *,
+    compiler: str = "auto",
+    verbose: bool = False,
     tracer: Tracer | None = None,
-) -> Explanation:  # fmt: skip
+) -> Explanation:
     """Trace and compile the step of `config`.
 
     Args:
@@ -82,19 +92,16 @@ def explain(
     assumed = topology is None
     mesh = config.mesh.sizes(topology.devices if topology else config.runtime.simulated_devices)
     where = topology or assumed_topology(math.prod(mesh.values()))
-    if compiler == "chip" and where.chip.node:
-        target_config(where.chip)  # refuses one that no compiler knows
-    own = compiler == "chip" or (compiler == "auto" and not assumed and installed(where))
-    if own and not installed(where):
-        raise ValueError(f"--compiler chip: the compiler of {where.name} is not installed; pip install "
-                         f"'jaxscale[{'aot-gpu' if where.chip.node else 'aot-tpu'}]', or --compiler cpu")  # fmt: skip
-    if compiler == "chip" and assumed:
-        raise ValueError("--compiler chip needs --topology, e.g. --topology v5p:2x2x2")
+    own = uses_chip(compiler, where, assumed=assumed)
     shown = config if own else on_cpu(config)
     request = {
-        "config": shown.model_dump(mode="json"), "topology": replace(where, slices=1).name, "slices": where.slices,
-        "cpu": not own, "compile": compiler != "none", "devices": math.prod(mesh.values()),
-    }  # fmt: skip
+        "config": shown.model_dump(mode="json"),
+        "topology": replace(where, slices=1).name,
+        "slices": where.slices,
+        "cpu": not own,
+        "compile": compiler != "none",
+        "devices": math.prod(mesh.values()),
+    }
     found = (tracer or trace_in_a_child)(shown, request, verbose)
     rows, others = from_values(found)
     by: str | None
@@ -114,6 +121,21 @@ def explain(
     inserted = [f for f in inserted if f.bytes >= SMALL]
     by = by if hlo else None
     return Explanation(config, found["mesh"], where, assumed, by, why, found["jax"], rows, others, inserted)
+
+
+def uses_chip(compiler: str, where: Topology, *, assumed: bool) -> bool:
+    """Whether the topology's own compiler is asked. Raises ValueError where it is wanted and cannot be."""
+    if compiler == "chip" and where.chip.node:
+        target_config(where.chip)  # refuses one that no compiler knows
+    own = compiler == "chip" or (compiler == "auto" and not assumed and installed(where))
+    if own and not installed(where):
+        raise ValueError(
+            f"--compiler chip: the compiler of {where.name} is not installed; pip install "
+            f"'jaxscale[{'aot-gpu' if where.chip.node else 'aot-tpu'}]', or --compiler cpu"
+        )
+    if compiler == "chip" and assumed:
+        raise ValueError("--compiler chip needs --topology, e.g. --topology v5p:2x2x2")
+    return own
 
 
 def trace_in_a_child(config: cfg.Config, request: dict[str, Any], verbose: bool) -> dict[str, Any]:
@@ -145,13 +167,15 @@ def with_mesh(config: cfg.Config, text: str, slices: int = 1) -> cfg.Config:
     nothing of them; axes that are not named have size 1."""
     sizes = read_mesh(text, cfg.READY_AXES)
     values = config.model_dump(mode="json")
-    over = config.mesh.over_slices or ({"data": slices} if slices > 1 else {})
+    over = config.mesh.over_slices or ({cfg.READY_AXES[0]: slices} if slices > 1 else {})
     for axis, n in over.items():
         if sizes.get(axis, 1) % n:
-            raise ValueError(f"mesh {text}: {axis}={sizes.get(axis, 1)} is not divisible over {n} slices; make it a "
-                             f"multiple of {n}, or set mesh.dcn")  # fmt: skip
+            raise ValueError(
+                f"mesh {text}: {axis}={sizes.get(axis, 1)} is not divisible over {n} slices; make it a "
+                f"multiple of {n}, or set mesh.dcn"
+            )
         sizes[axis] = sizes.get(axis, 1) // n
-    values["mesh"] = {"data": 1} | sizes | ({"dcn": over} if over else {})
+    values["mesh"] = dict.fromkeys(cfg.READY_AXES, 1) | sizes | ({"dcn": over} if over else {})
     values["runtime"] |= {"simulated_devices": None}
     return cfg.validate(values, source="--mesh")
 
@@ -164,8 +188,10 @@ def assumed_topology(devices: int) -> Topology:
             return Topology(chip, shape)
     if devices <= 8:
         return find_topology(f"h100:{devices}")
-    raise ValueError(f"a mesh of {devices} devices: {ASSUMED} has no slice of so many chips; say which machine with "
-                     "--topology, e.g. h100:3x8")  # fmt: skip
+    raise ValueError(
+        f"a mesh of {devices} devices: {ASSUMED} has no slice of so many chips; say which machine with "
+        "--topology, e.g. h100:3x8"
+    )
 
 
 def timed_rows(rows: list[Row], config: cfg.Config, where: Topology, mesh: Mapping[str, int]) -> list[Row]:
@@ -199,15 +225,22 @@ def as_json(found: Explanation) -> dict[str, Any]:
     sizes |= {c: dim.size for c, dim in model.dims.items() if c in letters}
     step = forecast(found.config, found.topology, found.mesh)
     return {
-        "name": found.config.name, "config": found.config.model_dump(mode="json"), "mesh": found.mesh,
-        "topology": found.topology.name, "network": found.topology.network, "assumed": found.assumed,
+        "name": found.config.name,
+        "config": found.config.model_dump(mode="json"),
+        "mesh": found.mesh,
+        "topology": found.topology.name,
+        "network": found.topology.network,
+        "assumed": found.assumed,
         "chip": found.topology.chip.name,
         "step": {"basis": "predicted", "seconds": step.time.best, "interval": vars(step.interval)},
-        "compiled_by": found.compiled_by, "not_compiled": found.why, "jax": found.jax, "sizes": sizes,
+        "compiled_by": found.compiled_by,
+        "not_compiled": found.why,
+        "jax": found.jax,
+        "sizes": sizes,
         "rows": [row_values(row) for row in found.rows],
         "others": [vars(o) | {"axes": list(o.axes)} for o in found.others],
         "inserted": [{k: v for k, v in vars(f).items() if k != "used"} for f in found.inserted],
-    }  # fmt: skip
+    }
 
 
 def row_values(row: Row) -> dict[str, Any]:

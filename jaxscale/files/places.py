@@ -64,8 +64,10 @@ def open_store(url: os.PathLike | str) -> Any:
     except ImportError:
         raise ValueError(f"{scheme}:// needs an extra: pip install 'jaxscale[{EXTRAS[scheme]}]'") from None
     except Exception as error:  # a release that does not fit, no credentials: each client has its own kinds
-        raise ValueError(f"{scheme}:// cannot be opened ({told(error)}); check the credentials, or install "
-                         f"'jaxscale[{EXTRAS[scheme]}]' again") from None  # fmt: skip
+        raise ValueError(
+            f"{scheme}:// cannot be opened ({told(error)}); check the credentials, or install "
+            f"'jaxscale[{EXTRAS[scheme]}]' again"
+        ) from None
 
 
 def endpoint(store: Any) -> str | None:

@@ -15,10 +15,16 @@ DESK: dict[str, Any] = {"network_bandwidth": 1.25e9, "host": 8, "host_bytes": 51
 def card_sources(pcie: str, network: str = DESK_NETWORK, host: str = DESK_HOST, **others: str) -> dict[str, str]:
     """Of a card that only PCIe joins to others."""
     bus = f"PCIe {pcie} x16, one way, nominal"
-    return gpu_sources(host) | {
-        "bf16_flops": VENDOR_GPU, "link_bandwidth": f"{bus}; no NVLink counted", "host_bandwidth": bus,
-        "network_bandwidth": network,
-    } | others  # fmt: skip
+    return (
+        gpu_sources(host)
+        | {
+            "bf16_flops": VENDOR_GPU,
+            "link_bandwidth": f"{bus}; no NVLink counted",
+            "host_bandwidth": bus,
+            "network_bandwidth": network,
+        }
+        | others
+    )
 
 
 def graphics(

@@ -168,8 +168,12 @@ def gpu(name: str, *, reported: int, node: int = 8, preset: Preset = "nvidia", *
 
 def gpu_sources(host: str, **others: str) -> dict[str, str]:
     return {
-        "bf16_flops": f"{VENDOR_GPU}; {BOOK_GPU}", "hbm_bytes": VENDOR_GPU, "usable_hbm_bytes": DRIVER,
-        "hbm_bandwidth": VENDOR_GPU, "link_bandwidth": f"{BOOK_GPU}: NVLink, one way",
+        "bf16_flops": f"{VENDOR_GPU}; {BOOK_GPU}",
+        "hbm_bytes": VENDOR_GPU,
+        "usable_hbm_bytes": DRIVER,
+        "hbm_bandwidth": VENDOR_GPU,
+        "link_bandwidth": f"{BOOK_GPU}: NVLink, one way",
         "network_bandwidth": f"{BOOK_GPU}: 400 GB/s a node of 8, InfiniBand",
-        "host_bandwidth": "PCIe 5.0 x16 (A100: 4.0), one way, nominal", "host_bytes": host,
-    } | others  # fmt: skip
+        "host_bandwidth": "PCIe 5.0 x16 (A100: 4.0), one way, nominal",
+        "host_bytes": host,
+    } | others

@@ -12,11 +12,12 @@ def dgx(name: str) -> str:
 def rack_sources(network: str) -> dict[str, str]:
     """Of an NVL72: 72 GPUs on one NVLink, 4 a host."""
     return gpu_sources(
-        "2 Grace CPUs of 480 GB a tray of 4 GPUs, NVIDIA's datasheet", network_bandwidth=network,
+        "2 Grace CPUs of 480 GB a tray of 4 GPUs, NVIDIA's datasheet",
+        network_bandwidth=network,
         bf16_flops="NVIDIA's datasheet of the NVL72: 180 PFLOP/s dense for 72",
         link_bandwidth="NVLink 5: 1.8 TB/s both ways, NVIDIA's datasheet",
         host_bandwidth="NVLink-C2C: 900 GB/s both ways for a Grace and its 2 GPUs, NVIDIA's datasheet",
-    )  # fmt: skip
+    )
 
 
 def ampere(description: str, bandwidth: int) -> GpuTarget:
@@ -42,10 +43,12 @@ HOPPER = Fractions(0.64, 0.60, overlap=0.9, elementwise=1.8, eight_bit=1.75, fla
 BLACKWELL = Fractions(0.60, 0.55, overlap=0.9, elementwise=1.8, eight_bit=1.75, flash2=0.64, softmax=128)
 VOLTA = Fractions(0.80, 0.4, elementwise=1.8)
 V100 = gpu_sources(
-    dgx("DGX-1"), bf16_flops=EMULATED, link_bandwidth="NVLink 2: 300 GB/s both ways, NVIDIA's datasheet",
+    dgx("DGX-1"),
+    bf16_flops=EMULATED,
+    link_bandwidth="NVLink 2: 300 GB/s both ways, NVIDIA's datasheet",
     network_bandwidth="4 x 100 Gb/s a node of 8 (DGX-1), NVIDIA's datasheet",
     host_bandwidth="PCIe 3.0 x16, one way, nominal",
-)  # fmt: skip
+)
 A100_NETWORK = "8 x 200 Gb/s a node of 8 (DGX A100), NVIDIA's datasheet"
 GPUS = (
     gpu("a100", kinds=("NVIDIA A100", "A100-SXM4-80GB"), bf16_flops=312e12, hbm_bytes=80 * GB, reported=85_100_068_864,

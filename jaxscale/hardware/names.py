@@ -154,8 +154,10 @@ def gpu_shape(chip: Chip, shape: tuple[int, ...], name: str) -> Named:
         return Named(chip, shape, f"{text_of(chip, shape)}, {nodes:,} nodes of {chip.node}")
     shape = (1, *shape) if len(shape) == 1 else shape
     if len(shape) != 2 or shape[1] > chip.node:
-        raise ValueError(f"topology {name!r}: {chip.name} is nodes x GPUs, at most {chip.node} GPUs a node; "
-                         f"as {', '.join(examples(chip))}")  # fmt: skip
+        raise ValueError(
+            f"topology {name!r}: {chip.name} is nodes x GPUs, at most {chip.node} GPUs a node; "
+            f"as {', '.join(examples(chip))}"
+        )
     return Named(chip, shape)
 
 

@@ -36,8 +36,9 @@ def read_network(text: str, topology: Topology) -> float:
     """Bytes/s of a chip: `800Gb/s` a node (TPU: a host), `100GB/s/node`, `400Gb/s/gpu`. Gb are bits, GB bytes."""
     found, chip = BANDWIDTH.fullmatch(text.strip()), topology.chip
     if not found:
-        raise ValueError(f"--network {text!r}: give number and unit, as 800Gb/s (bits) or 100GB/s (bytes) a node, or "
-                         "400Gb/s/chip")  # fmt: skip
+        raise ValueError(
+            f"--network {text!r}: give number and unit, as 800Gb/s (bits) or 100GB/s (bytes) a node, or 400Gb/s/chip"
+        )
     value = float(found[1]) * PREFIX[found[2].lower()] / (8 if found[3] in ("b", "bit") else 1)
     value /= 1 if found[4] in ("chip", "gpu") else topology.host_chips
     fastest = f"its {chip.link}" if chip.node else "a link of its torus"

@@ -182,9 +182,16 @@ def combined(links: Mapping[str, Link], axes: tuple[str, ...]) -> Link:
     ici = [s for s in stages if s.kind == "ICI"]
     rest = sorted((s for s in stages if s.kind != "ICI"), key=lambda s: ORDER.index(s.kind))
     if ici:
-        one = Stage("ICI", math.prod(s.size for s in ici), sum(s.bandwidth for s in ici), sum(s.hops for s in ici),
-                    ICI_HOP, min(s.exchange for s in ici), sum(s.latency for s in ici),
-                    all(s.measured for s in ici))  # fmt: skip
+        one = Stage(
+            "ICI",
+            math.prod(s.size for s in ici),
+            sum(s.bandwidth for s in ici),
+            sum(s.hops for s in ici),
+            ICI_HOP,
+            min(s.exchange for s in ici),
+            sum(s.latency for s in ici),
+            all(s.measured for s in ici),
+        )
         return Link((one, *rest))
     return Link(tuple(rest))
 

@@ -5,21 +5,29 @@ from jaxscale.hardware.chip import BOOK_TPU, COMPILER, GB, GIB, VENDOR_TPU, Chip
 
 def tpu_sources(host: str, **others: str) -> dict[str, str]:
     return {
-        "bf16_flops": f"{VENDOR_TPU}; {BOOK_TPU}", "hbm_bytes": VENDOR_TPU, "usable_hbm_bytes": COMPILER,
-        "hbm_bandwidth": f"{VENDOR_TPU}; {BOOK_TPU}", "link_bandwidth": f"{BOOK_TPU} (older edition: 10 % more)",
-        "network_bandwidth": BOOK_TPU, "host_bandwidth": f"{BOOK_TPU}: PCIe, a chip's share",
+        "bf16_flops": f"{VENDOR_TPU}; {BOOK_TPU}",
+        "hbm_bytes": VENDOR_TPU,
+        "usable_hbm_bytes": COMPILER,
+        "hbm_bandwidth": f"{VENDOR_TPU}; {BOOK_TPU}",
+        "link_bandwidth": f"{BOOK_TPU} (older edition: 10 % more)",
+        "network_bandwidth": BOOK_TPU,
+        "host_bandwidth": f"{BOOK_TPU}: PCIe, a chip's share",
         "host_bytes": f"the cloud's machine type {host}",
-    } | others  # fmt: skip
+    } | others
 
 
 def old_tpu_sources(host: str, gigabits: int) -> dict[str, str]:
     """Of v2 and v3, which the book leaves out."""
     assumed = "assumed: half of v4's; none is published"
     return tpu_sources(
-        host, bf16_flops=VENDOR_TPU, hbm_bandwidth=VENDOR_TPU, network_bandwidth=assumed, host_bandwidth=assumed,
+        host,
+        bf16_flops=VENDOR_TPU,
+        hbm_bandwidth=VENDOR_TPU,
+        network_bandwidth=assumed,
+        host_bandwidth=assumed,
         link_bandwidth=f"{gigabits} Gb/s a link and way, Jouppi et al., CACM 63(7), 2020",
         usable_hbm_bytes=f"{COMPILER}, of one core",
-    )  # fmt: skip
+    )
 
 
 # v4, v5e and tpu7x share one attention. Gains of 8 bits below 2: cycles of compiled programs on v5p and v6e. v2 and v3:

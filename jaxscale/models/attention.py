@@ -46,15 +46,20 @@ def attention(
         What each query gathers of the values: [B, T, N, H], in q's dtype, named `attended` for remat.
     """
     if axes := axes_of("sequence"):  # a device would attend to its own part alone
-        raise ValueError(f"attention needs whole sequences, and sharding.activations.sequence splits them over "
-                         f"{', '.join(axes)}; remove it")  # fmt: skip
+        raise ValueError(
+            f"attention needs whole sequences, and sharding.activations.sequence splits them over "
+            f"{', '.join(axes)}; remove it"
+        )
     run = {"xla": xla_attention, "cudnn": cudnn_attention, "splash": splash_attention}[choose(how, q_BTNH)]
     qs, ks = (spec("batch", "sequence", heads, None) for heads in ("heads", "kv_heads"))
     ss = spec("batch", "sequence")
     # Every device has whole sequences of its own heads, so the body is local. shard_map, because the kernels are
     # custom calls without rules for explicit axes, and because splitting N into (K, N/K) would need one too.
     more = () if segments_BT is None else (segments_BT,)
-    local = lambda q, k, v, segments=None: run(q, k, v, segments, how=how)  # noqa: E731
+
+    def local(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array | None = None) -> jax.Array:
+        return run(q, k, v, segments, how=how)
+
     with jax.named_scope("attention"):  # by this name a profile tells its time from the other matmuls'
         body = jax.shard_map(local, in_specs=(qs, ks, ks, ss)[: 3 + len(more)], out_specs=qs, check_vma=False)
         attended = body(q_BTNH, k_BTKH, v_BTKH, *more)
@@ -196,17 +201,27 @@ def splash_attention(
     # forward and backward in large blocks: the fused backward writes one partial dq for each block of keys
     block, wide = (next(b for b in sizes if T % b == 0) for sizes in ((512, 256, 128), (2048, 1024, 512, 256, 128)))
     sizes = kernel.BlockSizes(
-        block_q=block, block_kv=wide, block_kv_compute=block, block_q_dkv=block, block_kv_dkv=wide,
-        block_kv_dkv_compute=block, use_fused_bwd_kernel=True,
-    )  # fmt: skip
+        block_q=block,
+        block_kv=wide,
+        block_kv_compute=block,
+        block_q_dkv=block,
+        block_kv_dkv=wide,
+        block_kv_dkv_compute=block,
+        use_fused_bwd_kernel=True,
+    )
     run = kernel.make_splash_mha(
-        masks.MultiHeadMask([mask] * N), block_sizes=sizes, head_shards=1, q_seq_shards=1,
-        attn_logits_soft_cap=how.softcap, interpret=interpret,
+        masks.MultiHeadMask([mask] * N),
+        block_sizes=sizes,
+        head_shards=1,
+        q_seq_shards=1,
+        attn_logits_soft_cap=how.softcap,
+        interpret=interpret,
         residual_checkpoint_name="attended",  # remat may keep it, and then the kernel does not run again
-    )  # fmt: skip
+    )
     q, k, v = (x.transpose(0, 2, 1, 3) for x in (q_BTNH * H**-0.5, k_BTKH, v_BTKH))
     if segments_BT is None:
         out = jax.vmap(run)(q, k, v)
     else:
         out = jax.vmap(lambda q, k, v, s: run(q, k, v, kernel.SegmentIds(s, s)))(q, k, v, segments_BT)
-    return out.transpose(0, 2, 1, 3).astype(q_BTNH.dtype)
+    attended: jax.Array = out.transpose(0, 2, 1, 3).astype(q_BTNH.dtype)
+    return attended

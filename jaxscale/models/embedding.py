@@ -1,5 +1,7 @@
 """Looking up rows of a table that is split over the mesh, without gathering the table."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -28,7 +30,7 @@ def lookup(table_VD: jax.Array, ids_BT: jax.Array, *, dtype: jnp.dtype) -> jax.A
     scatter = sequence if sequence == vocab else ()
     rest = tuple(a for a in (*batch, *axes_of("sequence")) if a not in (*vocab, *trade))
 
-    def local(table, ids):
+    def local(table: jax.Array, ids: jax.Array) -> Any:
         if rest:  # here, so that the gradient crosses these axes in the table's dtype
             table = jax.lax.pcast(table, rest, to="varying")
         if trade:
@@ -49,4 +51,5 @@ def lookup(table_VD: jax.Array, ids_BT: jax.Array, *, dtype: jnp.dtype) -> jax.A
     run = jax.shard_map(local, in_specs=(to_spec([vocab, trade]), spec("batch", "sequence")), out_specs=out)
     with jax.named_scope("lookup"):
         x_BTD = run(table_VD, jax.reshard(ids_BT, spec("batch", "sequence")))
-        return jax.reshard(x_BTD, spec("batch", "residual_sequence", "embed"))
+        moved: jax.Array = jax.reshard(x_BTD, spec("batch", "residual_sequence", "embed"))
+        return moved

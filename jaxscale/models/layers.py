@@ -18,7 +18,7 @@ class Maker:
     def __init__(self, model: cfg.Model, dtype: str, rngs: nnx.Rngs):
         self.model, self.dtype, self.rngs, self.table = model, dtype, rngs, decoder(model)
 
-    def __call__(self, name: str) -> nnx.Param:
+    def __call__(self, name: str) -> nnx.Param[jax.Array]:
         """The parameter of that row, of one layer: normal, ones, or zeros."""
         weight = self.table.weight(name)
         shape, axes = self.table.layer_shape(weight), self.table.layer_axes(weight)

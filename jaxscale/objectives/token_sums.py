@@ -17,10 +17,12 @@ from jaxscale.parallel.sharding import gather, gradient_first, platform, shard_c
 
 # (logits [B, T, V], columns [B, T], divisor) -> sums, `objective` among them
 OfLogits = Callable[[jax.Array, Batch, jax.Array | float], Sums]
+Multiply = Callable[[jax.Array, jax.Array], jax.Array]  # hidden states, head -> logits
+Saved = tuple[jax.Array, jax.Array, jax.Array]  # from the forward to the backward pass
 
 
 def token_sums(
-    model: nnx.Module,
+    model: Any,
     batch: Batch,
     of_logits: OfLogits,
     *,
@@ -48,7 +50,7 @@ def token_sums(
                 f"loss.chunk={chunk} needs a model with hidden(), head() and unembed(); {type(model).__name__} "
                 "has none; set loss.chunk=null"
             )
-        return of_logits(model(batch["tokens"], **arguments), columns, divisor)  # type: ignore[operator]
+        return of_logits(model(batch["tokens"], **arguments), columns, divisor)
     hidden_BTD, auxiliary = hidden_and_sums(model, batch["tokens"], arguments)
     return auxiliary | chunked_sums(model, hidden_BTD, columns, of_logits, chunk=chunk, divisor=divisor)
 
@@ -56,7 +58,8 @@ def token_sums(
 def hidden_and_sums(model: Any, tokens_BT: jax.Array, arguments: dict[str, Any]) -> tuple[jax.Array, Sums]:
     """Hidden states and the auxiliary sums of a model's layers; a model that has no such method has no sums."""
     if hasattr(model, "hidden_and_sums"):
-        return model.hidden_and_sums(tokens_BT, **arguments)
+        both: tuple[jax.Array, Sums] = model.hidden_and_sums(tokens_BT, **arguments)
+        return both
     return model.hidden(tokens_BT, **arguments), {}
 
 
@@ -85,7 +88,7 @@ def chunked_sums(
     x_BTD, head = with_head(model, hidden_BTD)
     multiply, finish = (model.multiply, model.finish) if splits(model) else (model.unembed, lambda logits: logits)
 
-    def sums(logits, columns, divisor):
+    def sums(logits: jax.Array, columns: Batch, divisor: jax.Array | float) -> Sums:
         with jax.named_scope("cross_entropy"):
             return of_logits(finish(logits), columns, divisor)
 
@@ -126,31 +129,32 @@ def part(i: jax.Array | int, chunk: int, arrays: Any) -> Any:
     return jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, i * chunk, chunk, 1), arrays)
 
 
-def forward_in_chunks(sums: OfLogits, multiply: Callable, chunk: int) -> Callable[..., Sums]:
+def forward_in_chunks(sums: OfLogits, multiply: Multiply, chunk: int) -> Callable[..., Sums]:
     """`sums` of the logits in chunks along the sequence, without a gradient."""
 
-    def run(x, head, columns, divisor):
-        def body(total, i):
+    def run(x: jax.Array, head: jax.Array, columns: Batch, divisor: jax.Array) -> Sums:
+        def body(total: Sums, i: jax.Array) -> tuple[Sums, None]:
             x_i, columns_i = part(i, chunk, (x, columns))
             return jax.tree.map(jnp.add, total, sums(multiply(x_i, head), columns_i, divisor)), None
 
         zeros = no_sums(sums, multiply, chunk, x, head, columns, divisor)
-        return jax.lax.scan(body, zeros, jnp.arange(x.shape[1] // chunk))[0]
+        total: Sums = jax.lax.scan(body, zeros, jnp.arange(x.shape[1] // chunk))[0]
+        return total
 
     return run
 
 
-def no_sums(sums: OfLogits, multiply: Callable, chunk: int, *arguments: Any) -> Sums:
+def no_sums(sums: OfLogits, multiply: Multiply, chunk: int, *arguments: Any) -> Sums:
     """Zeros by the names of the sums; nothing is computed for them."""
 
-    def first(x, head, columns, divisor):
+    def first(x: jax.Array, head: jax.Array, columns: Batch, divisor: jax.Array) -> Sums:
         x, columns = part(0, chunk, (x, columns))
         return sums(multiply(x, head), columns, divisor)
 
     return {name: jnp.zeros(()) for name in jax.eval_shape(first, *arguments)}
 
 
-def adding_gradients(sums: OfLogits, multiply: Callable, chunk: int, *, linear: bool) -> Callable[..., Sums]:
+def adding_gradients(sums: OfLogits, multiply: Multiply, chunk: int, *, linear: bool) -> Callable[..., Sums]:
     """`(x, head, columns, divisor)` to sums, in chunks, with the gradient made in the forward pass.
 
     A chunk's logits are there once: their gradient is taken at once, for a cotangent of 1, and scaled in the backward
@@ -164,15 +168,15 @@ def adding_gradients(sums: OfLogits, multiply: Callable, chunk: int, *, linear: 
     run = jax.custom_vjp(forward_in_chunks(sums, multiply, chunk))
     gradient = logits_gradient(sums)
 
-    def forward(x, head, columns, divisor):
-        def chunk_gradient(i):
+    def forward(x: jax.Array, head: jax.Array, columns: Batch, divisor: jax.Array) -> tuple[Sums, Saved]:
+        def chunk_gradient(i: jax.Array | int) -> tuple[tuple[jax.Array, jax.Array], Sums]:
             x_i, columns_i = part(i, chunk, (x, columns))
             logits, back = jax.vjp(multiply, x_i, head)
             dlogits, found = gradient(logits, columns_i, divisor)
             dx, dhead = back(dlogits)
             return (dx, head_gradient(multiply, x_i, head, dlogits) if linear else dhead.astype(jnp.float32)), found
 
-        def body(carry, i):
+        def body(carry: tuple[Sums, jax.Array], i: jax.Array) -> tuple[tuple[Sums, jax.Array], jax.Array]:
             total, dhead = carry
             (dx_i, dhead_i), found = chunk_gradient(i)
             return (jax.tree.map(jnp.add, total, found), dhead + dhead_i), dx_i
@@ -183,7 +187,7 @@ def adding_gradients(sums: OfLogits, multiply: Callable, chunk: int, *, linear: 
         (total, dhead), dx = jax.lax.scan(body, (total, dhead), jnp.arange(1, x.shape[1] // chunk))
         return total, (dx_0, dx, dhead.astype(head.dtype))
 
-    def backward(saved, cotangent):
+    def backward(saved: Saved, cotangent: Sums) -> tuple[jax.Array, jax.Array, None, None]:
         dx_0, dx, dhead = saved
         rest = [jax.lax.squeeze(jax.lax.slice_in_dim(dx, i, i + 1), (0,)) for i in range(dx.shape[0])]
         dx = jnp.concatenate([dx_0, *rest], axis=1)  # reshape knows no arrays that are unreduced
@@ -193,29 +197,33 @@ def adding_gradients(sums: OfLogits, multiply: Callable, chunk: int, *, linear: 
     return run
 
 
-def logits_gradient(sums: OfLogits) -> Callable:
+def logits_gradient(sums: OfLogits) -> Callable[..., tuple[jax.Array, Sums]]:
     """`(logits, columns, divisor)` to the objective's gradient by the logits, and all sums."""
 
-    def objective(logits, *rest):
+    def objective(logits: jax.Array, *rest: Any) -> tuple[jax.Array, Sums]:
         found = sums(logits, *rest)
         return found["objective"], found
 
-    return jax.grad(objective, has_aux=True)
+    gradient: Callable[..., tuple[jax.Array, Sums]] = jax.grad(objective, has_aux=True)
+    return gradient
 
 
-def head_gradient(multiply: Callable, x: jax.Array, head: jax.Array, dlogits: jax.Array) -> jax.Array:
+def head_gradient(multiply: Multiply, x: jax.Array, head: jax.Array, dlogits: jax.Array) -> jax.Array:
     """The head's gradient in float32, for a `multiply` that is linear in it."""
     wide = x.astype(jnp.float32)  # a gradient has its argument's type: the head as float32 is only a shape here
-    return jax.linear_transpose(lambda head: multiply(wide, head), head.astype(jnp.float32))(dlogits)[0]
+    transpose = jax.linear_transpose(lambda head: multiply(wide, head), head.astype(jnp.float32))
+    dhead: jax.Array = transpose(dlogits)[0]
+    return dhead
 
 
 def scaled(x: jax.Array, cotangent: Sums) -> jax.Array:
     """A gradient made for a cotangent of 1. A number that multiplies partial sums must be marked so."""
     marks = set(jax.typeof(x).sharding.spec.unreduced)
-    return jax.reshard(cotangent["objective"].astype(x.dtype), to_spec([], reduced=marks)) * x
+    factor: jax.Array = jax.reshard(cotangent["objective"].astype(x.dtype), to_spec([], reduced=marks))
+    return factor * x
 
 
-def keeping_gradient(sums: OfLogits, multiply: Callable, chunk: int) -> Callable[..., Sums]:
+def keeping_gradient(sums: OfLogits, multiply: Multiply, chunk: int) -> Callable[..., Sums]:
     """As `adding_gradients`, but the loop makes the logits' gradient alone, of all tokens; both matmuls follow it.
 
     `multiply` must be linear in each of its arguments.
@@ -223,8 +231,8 @@ def keeping_gradient(sums: OfLogits, multiply: Callable, chunk: int) -> Callable
     run = jax.custom_vjp(forward_in_chunks(sums, multiply, chunk))
     gradient = logits_gradient(sums)
 
-    def forward(x, head, columns, divisor):
-        def body(carry, i):
+    def forward(x: jax.Array, head: jax.Array, columns: Batch, divisor: jax.Array) -> tuple[Sums, Saved]:
+        def body(carry: tuple[Sums, jax.Array], i: jax.Array) -> tuple[tuple[Sums, jax.Array], None]:
             total, kept = carry
             x_i, columns_i = part(i, chunk, (x, columns))
             dlogits, found = gradient(multiply(x_i, head), columns_i, divisor)
@@ -237,7 +245,7 @@ def keeping_gradient(sums: OfLogits, multiply: Callable, chunk: int) -> Callable
         (total, kept), _ = jax.lax.scan(body, (zeros, kept), jnp.arange(x.shape[1] // chunk))
         return total, (x, head, kept)
 
-    def backward(saved, cotangent):
+    def backward(saved: Saved, cotangent: Sums) -> tuple[jax.Array, jax.Array, None, None]:
         x, head, kept = saved
         kept = kept.astype(jnp.float32)
         (dx,) = jax.vjp(lambda x: multiply(x, head), x)[1](kept * cotangent["objective"])

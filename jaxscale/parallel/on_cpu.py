@@ -35,4 +35,5 @@ def flat_matmul(
     matrix = w.reshape((size, -1) if first else (-1, size))
     dims = (((1,), (0 if first else 1,)), ((), ()))
     y = jax.lax.dot_general(x.reshape(-1, size), matrix, dims, preferred_element_type=dtype)
-    return jax.reshard(y.reshape(shape), layout)
+    result: jax.Array = jax.reshard(y.reshape(shape), layout)
+    return result

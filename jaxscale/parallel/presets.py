@@ -13,17 +13,19 @@ Preset = dict[str, tuple[str | bool | int, str]]
 
 SPARSE_CORE: Preset = {
     "xla_tpu_enable_sparse_core_collective_offload_all_gather": (
-        True, "the SparseCore gathers weights while the TensorCore multiplies: all-gathers become start/done pairs",
+        True,
+        "the SparseCore gathers weights while the TensorCore multiplies: all-gathers become start/done pairs",
     ),
     "xla_tpu_enable_sparse_core_collective_offload_2d_all_gather": (True, "also over two torus dims"),
     "xla_tpu_enable_sparse_core_collective_offload_3d_all_gather": (True, "also over three: fsdp over a whole slice"),
     "xla_tpu_enable_async_collective_fusion_fuse_all_gather": (False, "the other way to overlap: one or the other"),
     "xla_tpu_enable_sparse_core_collective_offload_reduce_scatter": (
-        True, "gradients are scattered beside the backward pass; without it all-reduced whole and sliced: twice "
+        True,
+        "gradients are scattered beside the backward pass; without it all-reduced whole and sliced: twice "
         "the bytes, and nothing runs meanwhile",
     ),
     "xla_tpu_enable_sparse_core_collective_offload_nd_reduce_scatter": (True, "also over two and three torus dims"),
-}  # fmt: skip
+}
 LAYOUT: Preset = {
     "xla_tpu_use_minor_sharding_for_major_trivial_input": (True, "layouts in which a reduce-scatter needs no copy"),
     "xla_tpu_relayout_group_size_threshold_for_reduce_scatter": (1, "as above, for groups of every size"),
@@ -31,14 +33,16 @@ LAYOUT: Preset = {
 }
 NVIDIA: Preset = {
     "xla_gpu_enable_latency_hiding_scheduler": (
-        True, "collectives start early and end late; on an A100 it is off by itself: 34 % of the all-gathers' time was "
+        True,
+        "collectives start early and end late; on an A100 it is off by itself: 34 % of the all-gathers' time was "
         "hidden with it, 2 % without (Llama-3.1-8B, fsdp=128); newer GPUs have it on",
     ),
     "xla_gpu_reduce_scatter_combine_threshold_bytes": (
-        1, "each gradient is scattered as soon as it is there; combined into one at a layer's end nothing hid them: "
+        1,
+        "each gradient is scattered as soon as it is there; combined into one at a layer's end nothing hid them: "
         "0 % of their time against 61 % on H100, 43 % on A100",
     ),
-}  # fmt: skip
+}
 PRESETS: dict[Family, Preset] = {  # which of them a chip has, its entry says
     "": {},
     "tpu": LAYOUT,

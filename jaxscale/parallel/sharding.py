@@ -78,7 +78,8 @@ def device() -> jax.Device:
 
 def platform() -> str:
     """The platform that is compiled for."""
-    return device().platform
+    name: str = device().platform
+    return name
 
 
 def mesh_here() -> Mesh | AbstractMesh:
@@ -141,7 +142,8 @@ def reduced_of(x: jax.Array) -> frozenset[str]:
 
 def shard(x: jax.Array, *names: str | None) -> jax.Array:
     """Move `x` to the layout of its dims' logical names. Already there: nothing is sent."""
-    return jax.reshard(x, spec(*names))
+    moved: jax.Array = jax.reshard(x, spec(*names))
+    return moved
 
 
 def gather(x: jax.Array, *names: str | None, over: str) -> jax.Array:
@@ -153,7 +155,8 @@ def gather(x: jax.Array, *names: str | None, over: str) -> jax.Array:
     added on the device first and sent once: one reduce-scatter instead of one all-reduce a matmul.
     """
     with jax.named_scope(f"gather_for_{over}"):
-        return jax.reshard(x, to_spec([axes_of(n) for n in names], reduced=set(axes_of(over))))
+        moved: jax.Array = jax.reshard(x, to_spec([axes_of(n) for n in names], reduced=set(axes_of(over))))
+        return moved
 
 
 @jax.custom_vjp
@@ -176,7 +179,10 @@ def with_vectors(run: Callable[..., jax.Array], x: jax.Array, *vectors: jax.Arra
     axes = tuple(a for dim in dims_of(x) for a in dim)
     if current_mesh().size == 1:
         return run(x, *(v.astype(x.dtype) for v in vectors))
-    local = lambda x, *vs: run(x, *(jax.lax.pcast(v, axes, to="varying").astype(x.dtype) for v in vs))  # noqa: E731
+
+    def local(x: jax.Array, *vectors: jax.Array) -> jax.Array:
+        return run(x, *(jax.lax.pcast(v, axes, to="varying").astype(x.dtype) for v in vectors))
+
     here, whole = to_spec(dims_of(x)), PartitionSpec()
     body = jax.shard_map(local, in_specs=(here, *[whole] * len(vectors)), out_specs=here)
     with jax.named_scope("norm"):
@@ -184,9 +190,14 @@ def with_vectors(run: Callable[..., jax.Array], x: jax.Array, *vectors: jax.Arra
 
 
 def einsum(
-    formula: str, x: jax.Array, w: jax.Array, *, out: tuple[str | None, ...], dtype: jnp.dtype | None = None,
+    formula: str,
+    x: jax.Array,
+    w: jax.Array,
+    *,
+    out: tuple[str | None, ...],
+    dtype: jnp.dtype | None = None,
     name: str = "",
-) -> jax.Array:  # fmt: skip
+) -> jax.Array:
     """`jnp.einsum` of two operands on the mesh; `out` names the result's dims and so its layout.
 
     What is sent follows from the operands' types and `out`, by the scaling book's four cases, letter by letter:
@@ -213,7 +224,8 @@ def einsum(
             return jnp.einsum(formula, x, w, out_sharding=to_spec(result), preferred_element_type=dtype)
         whole = to_spec([tuple(a for a in axes if a not in contracted) for axes in result], unreduced=contracted)
         partial = jnp.einsum(formula, x, w, out_sharding=whole, preferred_element_type=dtype)
-        return jax.reshard(partial, to_spec(result))
+        summed: jax.Array = jax.reshard(partial, to_spec(result))
+        return summed
 
 
 def align(

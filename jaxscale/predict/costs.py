@@ -99,9 +99,10 @@ def state_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> dict[str, int]:
     own = sum(shard(w, config, sizes) for w in blueprint(config.model).weights)
     scalars = OPTIMIZERS[config.optimizer.name].scalars + (SPIKES if config.guard.spike else 0)
     return {
-        "parameters": own * BYTES[config.step.param_dtype], "optimizer state": slot_bytes(config, sizes) + scalars,
+        "parameters": own * BYTES[config.step.param_dtype],
+        "optimizer state": slot_bytes(config, sizes) + scalars,
         "averaged parameters": 4 * own if config.optimizer.ema else 0,
-    }  # fmt: skip
+    }
 
 
 SPIKES = 3 * 4  # the losses' mean, variance and count (`training.spikes`), beside the optimizer's state

@@ -74,9 +74,16 @@ class Forecast:
 
 
 def forecast(
-    config: cfg.Config, topology: Topology, sizes: Mapping[str, int], over: Mapping[str, int] | None = None, *,
-    quantized: bool = False, power: float = 1.0, software: str = "xla", measured: Measured | None = None,
-) -> Forecast:  # fmt: skip
+    config: cfg.Config,
+    topology: Topology,
+    sizes: Mapping[str, int],
+    over: Mapping[str, int] | None = None,
+    *,
+    quantized: bool = False,
+    power: float = 1.0,
+    software: str = "xla",
+    measured: Measured | None = None,
+) -> Forecast:
     """Predict a step of `config` on a mesh.
 
     Args:
@@ -187,9 +194,10 @@ def eager_elementwise(model: cfg.Model) -> dict[str, float]:
     heads = EAGER_HEADS[model.position]
     described = blueprint(model)
     return {
-        described.stream: EAGER_SUMS + EAGER_NORMS[model.norm], described.widest: EAGER_MLP[model.mlp],
+        described.stream: EAGER_SUMS + EAGER_NORMS[model.norm],
+        described.widest: EAGER_MLP[model.mlp],
         **{a.name: heads for a in described.activations if a.name in described.elementwise and a.padded},
-    }  # fmt: skip
+    }
 
 
 def quantizing_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> float:

@@ -63,9 +63,13 @@ class Plan:
 
 
 def plan(
-    config: cfg.Config, topology: Topology, *, documents: bool = False, measured: Measured | None = None,
+    config: cfg.Config,
+    topology: Topology,
+    *,
+    documents: bool = False,
+    measured: Measured | None = None,
     held: tuple[str, ...] = (),
-) -> Plan:  # fmt: skip
+) -> Plan:
     """Cost every mesh x microbatches x remat for `config`'s batch on `topology`.
 
     Where the config's own `loss.chunk` does not fit, a smaller one is taken if that does: it costs no time that is
@@ -105,9 +109,13 @@ def plan(
 
 
 def judge(
-    config: cfg.Config, topology: Topology, sizes: dict[str, int], remat: str, needed: MemoryForecast,
+    config: cfg.Config,
+    topology: Topology,
+    sizes: dict[str, int],
+    remat: str,
+    needed: MemoryForecast,
     measured: Measured | None,
-) -> Choice:  # fmt: skip
+) -> Choice:
     found = forecast(config, topology, sizes, measured=measured)
     return Choice(config, sizes, remat, needed, found, topology.on_host(needed.host), short_of(needed, topology))
 

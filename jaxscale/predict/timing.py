@@ -152,9 +152,15 @@ def collective_seconds(
 
 # part of a step -> what it keeps busy
 WHOLE = {
-    "matmuls": "compute", "attention": "compute", "elementwise": "HBM", "optimizer": "HBM", "weights": "HBM",
-    "quantizing": "HBM", "kernel starts": "launches", "launches, not hidden": "launches",
-}  # fmt: skip
+    "matmuls": "compute",
+    "attention": "compute",
+    "elementwise": "HBM",
+    "optimizer": "HBM",
+    "weights": "HBM",
+    "quantizing": "HBM",
+    "kernel starts": "launches",
+    "launches, not hidden": "launches",
+}
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 
 from jaxscale import config as cfg
+from jaxscale.blueprint.rules import DEFAULT_RULES, count, present
 from jaxscale.config.mesh_text import mesh_text
 from jaxscale.hardware.topology import Topology
 from jaxscale.predict.memory import MemoryForecast, memory
@@ -14,10 +15,16 @@ KEEP_QKV = {"q": "save", "k": "save", "v": "save", "attended": "save"}
 KEEP_MATMULS = KEEP_QKV | dict.fromkeys(("attention_out", "mlp_gate", "mlp_up"), "save")
 OFFLOAD = dict.fromkeys(("layer_in", "q", "k", "v", "attention_out"), "offload")
 REMATS: dict[str, str | Mapping[str, str]] = {
-    "none": "none", "dots": "dots", "matmuls, context": KEEP_MATMULS, "q, k, v, context": KEEP_QKV, "full": "full",
+    "none": "none",
+    "dots": "dots",
+    "matmuls, context": KEEP_MATMULS,
+    "q, k, v, context": KEEP_QKV,
+    "full": "full",
     "to the host": OFFLOAD,
-}  # fmt: skip
+}
 OWN_REMAT = "the config's own"
+BATCH = present(DEFAULT_RULES.activations["batch"], cfg.READY_AXES)  # the axes that split it, and may cross slices
+HEADS = present(DEFAULT_RULES.activations["heads"], cfg.READY_AXES)
 CHUNK = 512  # loss.chunk where the config's own does not fit
 HELD = ("mesh", "step.microbatches", "step.remat", "loss.chunk")  # what is varied, unless it is given
 
@@ -25,8 +32,9 @@ HELD = ("mesh", "step.microbatches", "step.remat", "loss.chunk")  # what is vari
 def held_keys(overrides: Iterable[str]) -> tuple[str, ...]:
     """Of `section.key=value` overrides, those keys that a plan would vary."""
     keys = [override.partition("=")[0] for override in overrides]
-    return tuple(k for k in dict.fromkeys(keys) if any(f"{k}.".startswith(f"{h}.") or h.startswith(f"{k}.")
-                                                       for h in HELD))  # fmt: skip
+    return tuple(
+        k for k in dict.fromkeys(keys) if any(f"{k}.".startswith(f"{h}.") or h.startswith(f"{k}.") for h in HELD)
+    )
 
 
 def holds(held: Iterable[str], key: str) -> bool:
@@ -45,7 +53,7 @@ def ways(
 
 
 def meshes(config: cfg.Config, topology: Topology, held: tuple[str, ...] = ()) -> Iterator[cfg.Mesh]:
-    """Every split of the devices over data, fsdp and tensor, and of the slices over data and fsdp, around what is held.
+    """Every split of the devices over the mesh axes, and of the slices over those of the batch, around what is held.
 
     Raises ValueError when the held sizes do not fit the number of devices or slices.
     """
@@ -53,15 +61,22 @@ def meshes(config: cfg.Config, topology: Topology, held: tuple[str, ...] = ()) -
     groups = math.prod(over.values()) if over else topology.slices
     inside = topology.devices // groups
     fixed = held_sizes(config, topology, inside, held)
-    for tensor in [fixed["tensor"]] if "tensor" in fixed else cfg.divisors(inside):
-        if "tensor" not in fixed and config.model.num_heads % tensor:
+    free = tuple(axis for axis in HEADS if axis not in fixed)
+    for sizes in splits(inside, cfg.READY_AXES):
+        if any(sizes[axis] != size for axis, size in fixed.items()) or config.model.num_heads % count(free, sizes):
             continue
-        for fsdp in cfg.divisors(inside // tensor):
-            sizes = {"data": inside // tensor // fsdp, "fsdp": fsdp, "tensor": tensor}
-            if any(sizes[axis] != size for axis, size in fixed.items()):
-                continue
-            for split in [over] if over else [{"data": n, "fsdp": groups // n} for n in cfg.divisors(groups)]:
-                yield cfg.Mesh(**sizes, dcn=cfg.Dcn(**split))
+        for split in [over] if over else splits(groups, BATCH[::-1]):
+            yield cfg.Mesh(**sizes, dcn=cfg.Dcn(**split))
+
+
+def splits(devices: int, axes: tuple[str, ...]) -> Iterator[dict[str, int]]:
+    """Every axis -> size whose product is `devices`; the last axis changes slowest, the first takes the rest."""
+    if len(axes) == 1:
+        yield {axes[0]: devices}
+        return
+    for size in cfg.divisors(devices):
+        for sizes in splits(devices // size, axes[:-1]):
+            yield {**sizes, axes[-1]: size}
 
 
 def held_sizes(config: cfg.Config, topology: Topology, inside: int, held: tuple[str, ...]) -> dict[str, int]:
@@ -91,11 +106,11 @@ def held_over(config: cfg.Config, topology: Topology, held: tuple[str, ...]) -> 
     over = config.mesh.over_slices
     if not over or not (holds(held, "mesh.dcn") or any(h.startswith("mesh.dcn.") for h in held)):
         return {}
-    count, text = math.prod(over.values()), mesh_text({f"mesh.dcn.{axis}": n for axis, n in over.items()})
-    if topology.chip.node and topology.shape[0] % count:
+    parts, text = math.prod(over.values()), mesh_text({f"mesh.dcn.{axis}": n for axis, n in over.items()})
+    if topology.chip.node and topology.shape[0] % parts:
         raise ValueError(f"{text} does not divide the {topology.shape[0]} nodes of {topology.name}")
-    if not topology.chip.node and count != topology.slices:
-        raise ValueError(f"{text} is over {count} slices, and there are {topology.slices}; give --slices {count}")
+    if not topology.chip.node and parts != topology.slices:
+        raise ValueError(f"{text} is over {parts} slices, and there are {topology.slices}; give --slices {parts}")
     return over
 
 
@@ -104,7 +119,7 @@ def variants(
 ) -> Iterator[tuple[cfg.Config, str]]:
     """`config` on a mesh with each number of microbatches and each remat, around what is held."""
     rows = config.data.batch_size
-    shards = sizes.get("data", 1) * sizes.get("fsdp", 1)
+    shards = count(BATCH, sizes)
     parts = [
         n for n in sorted({1, 2, 4, 8, 16, 32, config.step.microbatches}) if rows % n == 0 and rows // n >= shards
     ] or [1]
@@ -112,8 +127,8 @@ def variants(
         parts = [config.step.microbatches]
     own: dict[str, str | Mapping[str, str]] = {remat_name(config.step.remat): config.step.remat}
     remats = own if any(h == "step" or h.startswith("step.remat") for h in held) else REMATS | own
-    for count, (name, remat) in itertools.product(parts, remats.items()):
-        step = config.step.model_copy(update={"microbatches": count, "remat": remat})
+    for number, (name, remat) in itertools.product(parts, remats.items()):
+        step = config.step.model_copy(update={"microbatches": number, "remat": remat})
         yield config.model_copy(update={"mesh": mesh, "step": step}), name
 
 

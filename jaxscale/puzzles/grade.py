@@ -55,9 +55,13 @@ class Child:
         own |= {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "1"}
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-u", "-m", "jaxscale.puzzles.grader.child", str(write), str(seconds)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, pass_fds=(write,), env=own,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            pass_fds=(write,),
+            env=own,
             start_new_session=True,
-        )  # fmt: skip
+        )
         os.close(write)
         streams = (self.process.stdout, self.process.stderr)
         self.pipes = {"events": events} | {k: s.fileno() for k, s in zip(("out", "err"), streams, strict=True) if s}

@@ -24,7 +24,7 @@ HINTS: dict[str, tuple[str, ...]] = {
         "Round one, step s: send chunk (me - s) % n, and add what arrives to chunk (me - s - 1) % n.",
         "After round one, device me has the whole sum of chunk (me + 1) % n. In round two it sends that first, and "
         "copies what arrives.",
-        "A Python loop over range(n - 1) will do: `chunks = chunks.at[into].add(lax.ppermute(chunks[out], \"data\", "
+        'A Python loop over range(n - 1) will do: `chunks = chunks.at[into].add(lax.ppermute(chunks[out], "data", '
         "ring))`.",
     ),
     "fsdp": (
@@ -65,4 +65,4 @@ HINTS: dict[str, tuple[str, ...]] = {
         "Then add this block: the sum of exp(scores - new) to `total`, and the same weights times v to `out`, which "
         "has one dim more ([:, None]).",
     ),
-}  # fmt: skip
+}

@@ -120,11 +120,13 @@ def collectives_section(items: list[Item]) -> Section:
             Table(
                 "Fitted: time = phases x latency + bytes on the wire / bandwidth",
                 ["record", "collective", "axis", *(readable(k) for k in keys)],
-                [[item[1], label(row, "collective"), label(row, "axis"), *(cell(row.figures.get(k)) for k in keys)]
-                 for item, row in fits],
+                [
+                    [item[1], label(row, "collective"), label(row, "axis"), *(cell(row.figures.get(k)) for k in keys)]
+                    for item, row in fits
+                ],
                 [item[0] for item, _ in fits],
             )
-        )  # fmt: skip
+        )
     return section
 
 

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxscale.parallel.sharding import Rules, count, spec
+from jaxscale.blueprint.rules import Rules, count
+from jaxscale.parallel.sharding import spec
 
 
 def decode_rules(rules: Rules, mesh_shape: dict[str, int], batch_size: int) -> Rules:

@@ -11,9 +11,9 @@ import jax
 from jax.sharding import AbstractMesh, Mesh
 
 from jaxscale import config as cfg
-from jaxscale.blueprint.rules import count, require_divides
+from jaxscale.blueprint.rules import Rules, count, require_divides
 from jaxscale.parallel.mesh import make_mesh
-from jaxscale.parallel.sharding import Rules, fit_rules, make_rules, on_mesh
+from jaxscale.parallel.sharding import fit_rules, make_rules, on_mesh
 from jaxscale.training.step import ModelFactory, Program, abstract_batch, batch_sharding, make_program
 
 

@@ -14,11 +14,24 @@ from jaxscale.training.position import Position
 
 # Keys, and sections, that no number, row or file of the run depends on, so that their changes are not said: where the
 # run is, when a run that stands still is ended, how data is read ahead and checked, where compiled programs are kept.
-SILENT = ("out", "watch", "checkpoint.directory", "checkpoint.resume", "data.prefetch", "data.verify",
-          "runtime.compilation_cache")  # fmt: skip
+SILENT = (
+    "out",
+    "watch",
+    "checkpoint.directory",
+    "checkpoint.resume",
+    "data.prefetch",
+    "data.verify",
+    "runtime.compilation_cache",
+)
 # what the learning rate of a step is made from
-SCHEDULE = ("steps", "optimizer.learning_rate", "optimizer.schedule", "optimizer.warmup_steps",
-            "optimizer.decay_steps", "optimizer.final_fraction")  # fmt: skip
+SCHEDULE = (
+    "steps",
+    "optimizer.learning_rate",
+    "optimizer.schedule",
+    "optimizer.warmup_steps",
+    "optimizer.decay_steps",
+    "optimizer.final_fraction",
+)
 # what decides which row stands where in the order; beside it the data itself
 ORDER = ("seed", "data.seq_len", "data.shuffle")
 

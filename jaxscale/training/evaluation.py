@@ -69,8 +69,14 @@ def mean_loss(
     """
     objective, size = make_objective(config), config.data.batch_size
     batches = min(config.evaluation.batches, -(-len(rows) // size))
-    feed = Feed(EachOnce(rows, batches * size), config, layout, stop_step=batches, shuffle=False,
-                microbatches=config.step.microbatches)  # fmt: skip
+    feed = Feed(
+        EachOnce(rows, batches * size),
+        config,
+        layout,
+        stop_step=batches,
+        shuffle=False,
+        microbatches=config.step.microbatches,
+    )
     sums: list[dict[str, jax.Array]] = []
     with contextlib.closing(feed):
         for batch in feed:

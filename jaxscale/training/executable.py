@@ -62,7 +62,9 @@ def load_executable(
         jax.tree.structure(jax.eval_shape(program.step, program.abstract, batch)),
     )
     try:
-        return serialize_executable.deserialize_and_load(payload, *trees, execution_devices=devices)
+        step: Callable[[Any, Any], Any]
+        step = serialize_executable.deserialize_and_load(payload, *trees, execution_devices=devices)
+        return step
     except Exception as error:  # the runtime's own errors come in many types
         raise ValueError(f"--executable {path} cannot be loaded here: {' '.join(str(error).split())[:300]}") from error
 

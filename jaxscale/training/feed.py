@@ -49,7 +49,9 @@ def has_documents(config: cfg.Config, source: RowSource) -> bool:
     return config.data.mask_documents and source.separator_id is not None
 
 
-def rows_needed(sharding: jax.sharding.Sharding, shape: tuple[int, int, int], devices: set | None = None) -> np.ndarray:
+def rows_needed(
+    sharding: jax.sharding.Sharding, shape: tuple[int, int, int], devices: set[jax.Device] | None = None
+) -> np.ndarray:
     """Rows of the global batch that these devices hold, sorted: [microbatches, B, T] laid out by `sharding`.
 
     Row r of the global batch is row r % B of microbatch r // B.
@@ -79,9 +81,16 @@ class Feed:
         self.names = make_objective(config).reads(documents=has_documents(config, source))
         self.wait_seconds = 0.0
         self.batches = batches(
-            source, seed=config.seed, batch_size=data.batch_size, start_step=start_step, stop_step=stop_step,
-            offset=offset, rows=self.rows, shuffle=shuffle, prefetch=data.prefetch,
-        )  # fmt: skip
+            source,
+            seed=config.seed,
+            batch_size=data.batch_size,
+            start_step=start_step,
+            stop_step=stop_step,
+            offset=offset,
+            rows=self.rows,
+            shuffle=shuffle,
+            prefetch=data.prefetch,
+        )
 
     def __iter__(self) -> Iterator[Batch]:
         return self

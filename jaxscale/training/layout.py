@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 
@@ -40,7 +41,7 @@ def parameter_layout(config: cfg.Config, num_devices: int | None = None) -> tupl
     return describe_mesh(mesh), [layout(path, x, n) for (path, x), n in zip(leaves, names, strict=True)]
 
 
-def layout(path, x: jax.ShapeDtypeStruct, axes: tuple[str, ...]) -> ParameterLayout:
+def layout(path: tuple[Any, ...], x: jax.ShapeDtypeStruct, axes: tuple[str, ...]) -> ParameterLayout:
     assert x.sharding is not None
     part = x.sharding.shard_shape(x.shape)
     size = x.dtype.itemsize

@@ -36,15 +36,16 @@ def renamed_meta(meta: dict[str, Any]) -> dict[str, Any]:
     return meta | {"config": renamed(meta["config"])}
 
 
-def as_saved(abstract: TrainState, meta: dict) -> TrainState | State2:
+def as_saved(abstract: TrainState, meta: dict[str, Any]) -> TrainState | State2:
     """The shapes of `abstract` in the tree, with the average or without, and in the dtypes that the checkpoint has."""
     form = form_of(abstract, meta)
     leaves, tree = jax.tree.flatten(form)
     wanted = [with_dtype(x, meta["state"].get(name, "")) for x, name in zip(leaves, shapes(form), strict=True)]
-    return jax.tree.unflatten(tree, wanted)
+    saved: TrainState | State2 = jax.tree.unflatten(tree, wanted)
+    return saved
 
 
-def form_of(abstract: TrainState, meta: dict) -> TrainState | State2:
+def form_of(abstract: TrainState, meta: dict[str, Any]) -> TrainState | State2:
     ema = {}
     if any(name.startswith("ema.") for name in meta["state"]):
         ema = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, jnp.float32, sharding=p.sharding), abstract.params)
@@ -54,7 +55,7 @@ def form_of(abstract: TrainState, meta: dict) -> TrainState | State2:
     return State2(abstract.step, abstract.params, opt_state, ema or None, abstract.rng)
 
 
-def has_losses(meta: dict) -> bool:
+def has_losses(meta: dict[str, Any]) -> bool:
     """Whether a checkpoint of formats 1 and 2 holds the losses' statistics."""
     return {f"opt_state.1.{field}" for field in LossStatistics._fields} <= set(meta["state"])
 
@@ -68,7 +69,7 @@ def with_dtype(x: jax.ShapeDtypeStruct, saved: str) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype), sharding=x.sharding)
 
 
-def as_now(state: TrainState | State2, abstract: TrainState, meta: dict) -> TrainState:
+def as_now(state: TrainState | State2, abstract: TrainState, meta: dict[str, Any]) -> TrainState:
     """A state that was read by `as_saved`, as today's step takes it; its average, if any, stays."""
     wanted = form_of(abstract, meta)
     state = jax.tree.map(lambda x, wanted: x if x.dtype == wanted.dtype else x.astype(wanted.dtype), state, wanted)
@@ -85,7 +86,7 @@ def placed(value: Any, like: jax.ShapeDtypeStruct) -> jax.Array:
     return jax.make_array_from_callback(array.shape, like.sharding, lambda index: array[index])
 
 
-def sum_of(ema: Any, meta: dict, step: int) -> Any:
+def sum_of(ema: Any, meta: dict[str, Any], step: int) -> Any:
     """The average of a checkpoint as a sum from zero: what lacks is the newest parameters' (see `training.average`)."""
     decay = meta["config"]["optimizer"]["ema"]
     if meta.get("format", 1) >= 2 or not decay:

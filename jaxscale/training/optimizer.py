@@ -59,9 +59,16 @@ def make_optimizer(config: cfg.Optimizer, axes: PyTree, *, steps: int) -> optax.
     else:
         assert config.name == "muon", config.name
         main = muon(
-            rate, beta=config.b2, weight_decay=config.weight_decay, weight_decay_mask=mask, adam_b1=config.b1,
-            adam_b2=config.b2, adam_weight_decay=0.0, muon_weight_dimension_numbers=muon_dims(axes), consistent_rms=0.2,
-        )  # fmt: skip
+            rate,
+            beta=config.b2,
+            weight_decay=config.weight_decay,
+            weight_decay_mask=mask,
+            adam_b1=config.b1,
+            adam_b2=config.b2,
+            adam_weight_decay=0.0,
+            muon_weight_dimension_numbers=muon_dims(axes),
+            consistent_rms=0.2,
+        )
     if config.name in ("adafactor", "muon"):
         main = with_automatic_sharding(main)
     main = in_float32(main)
@@ -78,8 +85,9 @@ def in_float32(inner: optax.GradientTransformation) -> optax.GradientTransformat
     def wide(tree: PyTree) -> PyTree:
         return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
 
-    def update(updates, state, params=None):
-        return inner.update(wide(updates), state, wide(params))
+    def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
+        new: tuple[PyTree, PyTree] = inner.update(wide(updates), state, wide(params))
+        return new
 
     return optax.GradientTransformation(lambda params: inner.init(wide(params)), update)
 
@@ -111,10 +119,12 @@ def decay_mask(axes: PyTree, no_decay: list[str]) -> PyTree:
     for name in set(no_decay) - set(cfg.NO_DECAY):
         if not any(is_named(part, name) for part in parts):
             endings = {part.rpartition("_")[2] for part in parts}
-            raise ValueError(f"optimizer.no_decay: no parameter is called {name}{cfg.nearest(name, parts | endings)}; "
-                             f"their paths are made of {', '.join(sorted(parts))}")  # fmt: skip
+            raise ValueError(
+                f"optimizer.no_decay: no parameter is called {name}{cfg.nearest(name, parts | endings)}; "
+                f"their paths are made of {', '.join(sorted(parts))}"
+            )
 
-    def decays(path, _):
+    def decays(path: tuple[Any, ...], _: Any) -> bool:
         return not any(is_named(part, name) for part in paths[path] for name in no_decay)
 
     return jax.tree_util.tree_map_with_path(decays, axes, is_leaf=is_axes)
@@ -142,13 +152,14 @@ def with_automatic_sharding(inner: optax.GradientTransformation) -> optax.Gradie
     small choices of layout that optax, written for one device, does not make. Elementwise optimizers need none.
     """
 
-    def update(updates, state, params=None):
-        def layout(x):
+    def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
+        def layout(x: jax.Array) -> Any:
             return jax.typeof(x).sharding
 
         out = (jax.tree.map(layout, updates), jax.tree.map(layout, state))
         run = jax.sharding.auto_axes(lambda u, s, p: inner.update(u, s, p), out_sharding=out)
-        return run(updates, state, params)
+        new: tuple[PyTree, PyTree] = run(updates, state, params)
+        return new
 
     return optax.GradientTransformation(inner.init, update)
 

@@ -54,8 +54,11 @@ def rows_read(data: dict[str, Any], step: int, batch_size: int) -> int:
         batch_size: the run's, where the checkpoint tells none.
     """
     if "rows_read" in data:
-        return data["rows_read"]
-    return (step + data.get("skipped", 0)) * data.get("batch_size", batch_size)
+        read: int = data["rows_read"]
+        return read
+    skipped: int = data.get("skipped", 0)
+    size: int = data.get("batch_size", batch_size)
+    return (step + skipped) * size
 
 
 def require_position(data: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ import platform
 import subprocess
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -41,7 +42,7 @@ def write_run_files(
         ) from error
 
 
-def environment(devices: list[jax.Device], peak: Peak | None) -> dict:
+def environment(devices: list[jax.Device], peak: Peak | None) -> dict[str, Any]:
     return {
         "command": command_line(),
         "git_commit": git_commit(),
@@ -58,8 +59,12 @@ def git_commit() -> str | None:
     try:
         out = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True,
-        )  # fmt: skip
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return out.stdout.strip() or None

@@ -56,4 +56,5 @@ def with_loss(losses: LossStatistics, loss: jax.Array, counts: jax.Array) -> Los
     above = loss - losses.mean  # the difference of squares would be lost in float32 (Welford, Technometrics 4, 1962)
     variance = (1 - weight) * (losses.variance + weight * above**2)
     new = LossStatistics(losses.steps + 1, losses.mean + weight * above, variance)
-    return jax.tree.map(lambda a, b: jnp.where(counts, a, b), new, losses)
+    chosen: LossStatistics = jax.tree.map(lambda a, b: jnp.where(counts, a, b), new, losses)
+    return chosen

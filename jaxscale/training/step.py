@@ -29,6 +29,8 @@ from jaxscale.training.spikes import LossStatistics, judge, no_losses
 
 PyTree = Any
 ModelFactory = Callable[[nnx.Rngs], nnx.Module]
+Merge = Callable[[PyTree], nnx.Module]  # a dict of parameters -> the module that holds them
+Metrics = dict[str, jax.Array]
 
 
 class TrainState(NamedTuple):
@@ -62,8 +64,8 @@ class Program:
     """
 
     init: Callable[[], TrainState]
-    step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
-    evaluate: Callable[[TrainState, Batch], dict[str, jax.Array]]
+    step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+    evaluate: Callable[[TrainState, Batch], Metrics]
     abstract: TrainState
     axes: PyTree
     merge: Callable[[PyTree], nnx.Module]
@@ -109,7 +111,7 @@ def decoder(config: cfg.Config) -> ModelFactory:
     return lambda rngs: Transformer(config.model, config.step, rngs=rngs)
 
 
-def abstract_model(factory: ModelFactory) -> tuple[PyTree, PyTree, Callable[[PyTree], nnx.Module]]:
+def abstract_model(factory: ModelFactory) -> tuple[PyTree, PyTree, Merge]:
     """Shapes and shardings of the parameters, their logical axes, and how to make a module of a dict of them."""
     module = nnx.eval_shape(lambda: factory(nnx.Rngs(params=0)))
     graph, state, rest = nnx.split(module, nnx.Param, ...)  # type: ignore[misc]
@@ -127,20 +129,23 @@ def abstract_model(factory: ModelFactory) -> tuple[PyTree, PyTree, Callable[[PyT
     def merge(params: PyTree) -> nnx.Module:
         filled = jax.tree.map(lambda x: x, state)
         nnx.replace_by_pure_dict(filled, params)
-        return nnx.merge(graph, filled, rest)
+        module: nnx.Module = nnx.merge(graph, filled, rest)
+        return module
 
     return params, axes, merge
 
 
-def logical_axes(variable: nnx.Variable) -> tuple[str, ...] | None:
+def logical_axes(variable: nnx.Variable[Any]) -> tuple[str, ...] | None:
     names = variable.get_metadata().get("out_sharding")
     return None if names is None else tuple(names)
 
 
-def make_step(config: cfg.Config, optimizer: optax.GradientTransformation, merge: Callable) -> Callable:
+def make_step(
+    config: cfg.Config, optimizer: optax.GradientTransformation, merge: Merge
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     schedule = make_schedule(config.optimizer, steps=config.steps)
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         rng = jax.random.fold_in(state.rng, state.step)
         grads, metrics = gradients(config, lambda p: merge(whole(p, state.frozen)), state.params, batch, rng)
         old_opt_state = count_from(state.opt_state, state.step)
@@ -160,7 +165,7 @@ def make_step(config: cfg.Config, optimizer: optax.GradientTransformation, merge
     return train_step
 
 
-def gradients(config: cfg.Config, merge: Callable, params: PyTree, batch: Batch, rng: jax.Array) -> tuple[PyTree, dict]:
+def gradients(config: cfg.Config, merge: Merge, params: PyTree, batch: Batch, rng: jax.Array) -> tuple[PyTree, Metrics]:
     """Gradient and metrics of an objective over the global batch, whose arrays are [microbatches, B, T].
 
     Microbatches come one after another; each divides by the count of the whole batch, so that their sum is the
@@ -170,7 +175,7 @@ def gradients(config: cfg.Config, merge: Callable, params: PyTree, batch: Batch,
     count = objective.count(batch)
     divisor = jnp.maximum(count, 1)
 
-    def loss(params, part, rng):
+    def loss(params: PyTree, part: Batch, rng: jax.Array) -> tuple[jax.Array, Metrics]:
         sums = objective.sums(merge(params), part, divisor=divisor, rng=rng)
         return sums["objective"], {name: sums[of] / divisor for name, of in objective.means.items()}
 
@@ -179,7 +184,7 @@ def gradients(config: cfg.Config, merge: Callable, params: PyTree, batch: Batch,
         grads, metrics = grad(params, jax.tree.map(lambda x: x[0], batch), rng)
     else:
 
-        def add(total, inputs):
+        def add(total: PyTree, inputs: tuple[Batch, jax.Array]) -> tuple[PyTree, None]:
             part, i = inputs
             return jax.tree.map(jnp.add, total, grad(params, part, jax.random.fold_in(rng, i))), None
 
@@ -199,10 +204,10 @@ def used_parameters(config: cfg.Config, state: TrainState) -> PyTree:
     return whole(params, state.frozen)
 
 
-def make_evaluate(config: cfg.Config, merge: Callable) -> Callable:
+def make_evaluate(config: cfg.Config, merge: Merge) -> Callable[[TrainState, Batch], Metrics]:
     objective, most = make_objective(config), config.data.batch_size // config.step.microbatches
 
-    def evaluate(state: TrainState, batch: Batch) -> dict[str, jax.Array]:
+    def evaluate(state: TrainState, batch: Batch) -> Metrics:
         """The objective's sums and count over a batch [parts, B, T], with averaged parameters where there are any.
 
         However the batch is cut, at most a microbatch's rows are computed at one time: so an evaluation fits where the
@@ -211,7 +216,7 @@ def make_evaluate(config: cfg.Config, merge: Callable) -> Callable:
         model = merge(used_parameters(config, state))
         model.eval()
 
-        def sums(part: Batch) -> dict[str, jax.Array]:
+        def sums(part: Batch) -> Metrics:
             every = objective.sums(model, part)
             wanted = (objective.means[name] for name in objective.validated)
             return {name: every[name] for name in wanted} | {objective.unit: objective.count(part)}
@@ -220,7 +225,8 @@ def make_evaluate(config: cfg.Config, merge: Callable) -> Callable:
         if len(parts["tokens"]) == 1:
             return sums(jax.tree.map(lambda x: x[0], parts))
         _, found = jax.lax.scan(lambda _, part: (None, sums(part)), None, parts)
-        return jax.tree.map(jnp.sum, found)
+        totals: Metrics = jax.tree.map(jnp.sum, found)
+        return totals
 
     return evaluate
 

@@ -12,6 +12,7 @@ import jax
 from jax.sharding import Mesh
 
 from jaxscale import config as cfg
+from jaxscale.blueprint.rules import Rules
 from jaxscale.checkpoint.checkpointer import Checkpointer
 from jaxscale.cluster.monitor import Monitor
 from jaxscale.cluster.signals import Stopped, watched
@@ -20,7 +21,7 @@ from jaxscale.compiled.libtpu import older_libtpu
 from jaxscale.files.places import open_place
 from jaxscale.models.attention import require_attention
 from jaxscale.parallel.mesh import describe_mesh, start_devices
-from jaxscale.parallel.sharding import Rules, on_mesh
+from jaxscale.parallel.sharding import on_mesh
 from jaxscale.training.build import build_on, mesh_and_rules
 from jaxscale.training.changes import told_of_changes
 from jaxscale.training.evaluation import mean_loss
@@ -146,11 +147,18 @@ class Run:
     writer: MetricsWriter
     guard: Guard
 
-    def __init__(self, config, program, checkpointer, about_data, watcher, monitor, mesh, events):
-        self.config: cfg.Config = config
-        self.program: Program = program
-        self.checkpointer: Checkpointer = checkpointer
-        self.monitor: Monitor = monitor
+    def __init__(
+        self,
+        config: cfg.Config,
+        program: Program,
+        checkpointer: Checkpointer,
+        about_data: dict[str, Any],
+        watcher: Watcher,
+        monitor: Monitor,
+        mesh: Mesh,
+        events: Events,
+    ):
+        self.config, self.program, self.checkpointer, self.monitor = config, program, checkpointer, monitor
         self.about_data, self.watcher, self.mesh, self.events = about_data, watcher, mesh, events
         self.losses: dict[int, float] = {}
         self.validation_loss: float | None = None
@@ -159,7 +167,7 @@ class Run:
         self.peaks_left = 3  # how often a CPU's peak may be measured again
         self.warm = False  # the first step of an attempt also loads its program: it is no measure of speed
 
-    def restore(self) -> tuple[TrainState, dict] | None:
+    def restore(self) -> tuple[TrainState, dict[str, Any]] | None:
         found = self.checkpointer.restore_latest(self.program.abstract, self.config, say=self.watcher.say)
         if found is None:
             return None
@@ -195,9 +203,16 @@ class Run:
         if first == 0 and config.evaluation.every and validation_rows is not None:
             self.evaluate(state, 0, validation_rows)
         while True:
-            feed = Feed(rows, config, batch_sharding(self.mesh), start_step=first, stop_step=max(first, config.steps),
-                        offset=self.position.offset, microbatches=config.step.microbatches,
-                        shuffle=config.data.shuffle)  # fmt: skip
+            feed = Feed(
+                rows,
+                config,
+                batch_sharding(self.mesh),
+                start_step=first,
+                stop_step=max(first, config.steps),
+                offset=self.position.offset,
+                microbatches=config.step.microbatches,
+                shuffle=config.data.shuffle,
+            )
             try:
                 with contextlib.closing(feed):
                     return self.loop(state, first, feed, validation_rows)

@@ -71,8 +71,9 @@ class WandbRun:
             )
             (out / ID_NAME).write_text(json.dumps({"id": self.run.id}) + "\n")
         except Exception as error:
-            raise ValueError(f"metrics.wandb=true: no W&B run was begun ({in_short(error)}); set WANDB_MODE=offline, "
-                             f"{ELSE}") from error  # fmt: skip
+            raise ValueError(
+                f"metrics.wandb=true: no W&B run was begun ({in_short(error)}); set WANDB_MODE=offline, {ELSE}"
+            ) from error
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         self.attempt(lambda run: run.log(dict(values), step=step))

@@ -77,8 +77,10 @@ def import_tensorboard() -> Any:
         from tensorboardX import SummaryWriter
     except Exception as error:  # it is absent, or what it stands on (protobuf, numpy) does not fit it
         cause = " ".join(str(error).split())
-        raise ValueError(f"metrics.tensorboard=true: tensorboardX cannot be imported ({cause}); pip install "
-                         "'tensorboardX>=2.6.2,<2.7', or set metrics.tensorboard=false") from error  # fmt: skip
+        raise ValueError(
+            f"metrics.tensorboard=true: tensorboardX cannot be imported ({cause}); pip install "
+            "'tensorboardX>=2.6.2,<2.7', or set metrics.tensorboard=false"
+        ) from error
     return SummaryWriter
 
 

@@ -1,0 +1,98 @@
+"""The sections `mesh` and `sharding`: the axes, their sizes, and what is split over them."""
+
+import math
+
+from pydantic import model_validator
+
+from jaxscale.config.errors import divisors
+from jaxscale.config.mesh_text import mesh_text, split_axes
+from jaxscale.config.values import Positive, Section
+
+AXES = ("pipeline", "data", "fsdp", "expert", "context", "tensor")  # slowest link first
+READY_AXES = ("data", "fsdp", "tensor")
+
+
+class Dcn(Section):
+    """How many slices (GPU: groups of nodes) each axis runs over, on the slow network between them."""
+
+    pipeline: Positive = 1
+    data: Positive = 1
+    fsdp: Positive = 1
+    expert: Positive = 1
+    context: Positive = 1
+    tensor: Positive = 1
+
+
+class Mesh(Section):
+    """Sizes of the mesh axes within a slice. One may be -1: the devices that the others leave.
+
+    An axis's whole size is its size here times its size in `dcn`.
+    """
+
+    pipeline: int = 1
+    data: int = -1
+    fsdp: int = 1
+    expert: int = 1
+    context: int = 1
+    tensor: int = 1
+    dcn: Dcn = Dcn()
+
+    @model_validator(mode="after")
+    def _check(self) -> "Mesh":
+        wild = [a for a in AXES if getattr(self, a) == -1]
+        if len(wild) > 1 and "data" in wild and "data" not in self.model_fields_set:
+            object.__setattr__(self, "data", 1)  # the default gives way to an axis that asks for the rest
+            wild.remove("data")
+        if len(wild) > 1:
+            raise ValueError(f"{' and '.join(wild)} are both -1; only one axis can take the remaining devices")
+        for axis in AXES:
+            size = getattr(self, axis)
+            if size != -1 and size < 1:
+                raise ValueError(f"{axis}={size} must be a positive size, or -1 for the remaining devices")
+            if axis not in READY_AXES and (size != 1 or self.over_slices.get(axis)):
+                size = size if size != 1 else f"1, dcn.{axis}={self.over_slices[axis]}"
+                raise ValueError(f"{axis}={size}: the {axis} axis is reserved and not yet supported; set it to 1")
+        return self
+
+    @property
+    def over_slices(self) -> dict[str, int]:
+        """Axis -> size over the slow network, of those that cross it."""
+        return {a: n for a in AXES if (n := getattr(self.dcn, a)) > 1}
+
+    def sizes(self, num_devices: int | None) -> dict[str, int]:
+        """Resolve -1 and check against the number of devices (None: any number that the sizes multiply to).
+
+        Returns axis name -> size, in the mesh's order, without axes of size 1 (one `data` axis of size 1 when
+        nothing is left, as JAX has no sharding on a mesh without axes).
+        """
+        sizes = {a: getattr(self, a) for a in AXES}
+        slices = math.prod(self.over_slices.values())
+        fixed = math.prod(s for s in sizes.values() if s != -1) * slices
+        wild = [a for a, s in sizes.items() if s == -1]
+        text = mesh_text(split_axes(sizes) | {f"dcn.{a}": n for a, n in self.over_slices.items()})
+        if num_devices is None:
+            num_devices = fixed
+        if wild:
+            if num_devices % fixed:
+                raise ValueError(
+                    f"mesh {text}: {fixed} does not divide {num_devices} devices; make the product of the fixed axes "
+                    f"one of {divisors(num_devices)}"
+                )
+            sizes[wild[0]] = num_devices // fixed
+        elif fixed != num_devices:
+            raise ValueError(
+                f"mesh {text or 'of one device'} needs {fixed} devices and there are {num_devices}; set an axis to -1, "
+                f"or on CPU runtime.simulated_devices={fixed}"
+            )
+        sizes = {a: s * getattr(self.dcn, a) for a, s in sizes.items()}
+        return {a: s for a, s in sizes.items() if s > 1} or {"data": 1}
+
+
+AxisNames = str | list[str] | None
+
+
+class Sharding(Section):
+    """Overrides of the logical rules: logical axis -> mesh axis, several, or null for not split."""
+
+    parameters: dict[str, AxisNames] = {}
+    activations: dict[str, AxisNames] = {}

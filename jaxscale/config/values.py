@@ -1,0 +1,36 @@
+"""What all sections of a config share: their base class and the kinds of values that they hold."""
+
+from typing import Annotated, Any, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+
+from jaxscale.files.redact import redact
+from jaxscale.files.typed import convert
+
+INT32 = 2**31  # sizes and steps are int32 on the devices
+Positive = Annotated[int, Field(gt=0, lt=INT32)]
+NonNegative = Annotated[int, Field(ge=0, lt=INT32)]
+Above0 = Annotated[float, Field(gt=0)]
+AtLeast0 = Annotated[float, Field(ge=0)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Text = Annotated[str, Field(min_length=1)]
+
+
+class Section(BaseModel):
+    """A frozen part of the config in which an unknown key, a NaN, credentials and a `true` for a number are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _plain(cls, value: Any, info: ValidationInfo) -> Any:
+        assert info.field_name
+        annotation = cls.model_fields[info.field_name].annotation
+        value = convert(value, annotation)
+        whole = isinstance(value, str | list) or "dict" in str(annotation)  # not a section, whose fields are asked
+        if whole and redact(text := str(value)) != text:
+            raise ValueError("it holds credentials, which would be kept with the run; give them in the environment")
+        if isinstance(value, bool) and bool not in (annotation, *get_args(annotation)):
+            raise ValueError(f"{str(value).lower()} is not a value that it takes; give a number or a name")
+        return value

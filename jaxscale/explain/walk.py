@@ -1,0 +1,285 @@
+"""The matmuls of the step, read from its traced program: which operands, how split, and what is sent for each.
+
+Explicit mesh axes put shardings into types, so the program (a jaxpr) says all of it. A walk along its equations follows
+every value: a `reshard` whose types differ is a collective, and belongs to the matmul that its result goes into; one
+whose operand holds partial sums belongs to the matmul that made them. Knows jax, and nothing of printing.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from jaxscale import config as cfg
+from jaxscale.explain.jaxpr import (
+    NOTHING,
+    Formula,
+    Letters,
+    Move,
+    Value,
+    called,
+    in_order,
+    layout,
+    living,
+    local_equations,
+    passed_on,
+    place,
+    plain,
+    read_formula,
+    reduced,
+    sends,
+    sizes_of,
+    tensor,
+    tensor_names,
+    unreduced,
+)
+from jaxscale.explain.paths import FORMULA, clean, join, name_of, phase, what
+from jaxscale.explain.rows import Axes, Other, Row, Send, Tensor
+from jaxscale.predict import costs
+
+# one operand, the same elements: what was sent for it was sent for the result
+PASSED_ON = ("convert_element_type", "copy", "name", "transpose", "squeeze", "reshape",
+             "broadcast_in_dim", "sharding_constraint", "layout_constraint", "slice", "dynamic_slice",
+             "reduce_precision")  # fmt: skip
+REDUCTIONS = ("reduce_sum", "reduce_max", "reduce_min", "reduce_and", "reduce_or", "argmax", "argmin")
+KERNELS = ("dot_general", "pallas_call", "dot_product_attention_fwd_wrapper", "dot_product_attention_bwd_wrapper")
+COLLECTIVES = {
+    "psum": "all-reduce",
+    "psum_invariant": "all-reduce",
+    "pmax": "all-reduce",
+    "pmin": "all-reduce",
+    "all_gather": "all-gather",
+    "all_gather_invariant": "all-gather",
+    "reduce_scatter": "reduce-scatter",
+    "all_to_all": "all-to-all",
+    "ppermute": "collective-permute",
+}
+
+
+class Walk:
+    """One walk along a traced step; `rows` and `others` are what it found, in the order of the program."""
+
+    def __init__(self, config: cfg.Config, mesh: dict[str, int]):
+        self.config, self.mesh = config, mesh
+        self.rows: list[Row] = []
+        self.moves: list[tuple[Move, str]] = []  # each with the operand that it serves
+        self.others: list[Other] = []
+        self.q = self.k = Tensor("", (), (), (), (), "")
+
+    def run(self, jaxpr: Any, given: list[Value], path: str, times: int) -> list[Value]:
+        """Walk one (sub)program; the values of its results."""
+        env = dict(zip(jaxpr.invars, given, strict=True))
+        value = lambda v: NOTHING if hasattr(v, "val") else env.get(v, NOTHING)  # noqa: E731  literals are not hashable
+        for eqn in living(jaxpr):
+            here = join(path, str(eqn.source_info.name_stack))
+            results = self.equation(eqn, [value(v) for v in eqn.invars], here, times)
+            env.update(zip(eqn.outvars, results, strict=True))
+        return [value(v) for v in jaxpr.outvars]
+
+    def equation(self, eqn: Any, given: list[Value], path: str, times: int) -> list[Value]:
+        """The values of one equation's results; `path` is its place among name scopes, `times` its runs a step."""
+        name = eqn.primitive.name
+        if name == "reshard":
+            return [self.reshard(eqn, given[0], path, times)]
+        if name == "dot_general":
+            return [self.matmul(eqn, given, path, times)]
+        if name == "shard_map":
+            return self.shard_map(eqn, given, path, times)
+        if name == "scan":
+            return self.scan(eqn, given, path, times)
+        if name == "while":
+            body = plain(eqn.params["body_jaxpr"])
+            self.run(body, [NOTHING] * len(body.invars), path, times)
+        elif name == "cond":
+            for branch in eqn.params["branches"]:
+                self.run(plain(branch), given[1:], path, times)
+        elif inner := called(eqn, len(given)):
+            return self.run(inner, given, path, times)
+        if name == "optimization_barrier":  # of several arrays, each as it was
+            return list(given)
+        if name in PASSED_ON:
+            return [passed_on(eqn, given[0])] + [NOTHING] * (len(eqn.outvars) - 1)
+        if name in REDUCTIONS:
+            self.reduction(eqn, path, times)
+        tags = frozenset().union(*(v.tags for v in given)) if given else frozenset()
+        made_by = frozenset().union(*(v.made_by for v in given)) if given else frozenset()
+        letters = next((v.letters for v in given if len(v.letters) == eqn.outvars[0].aval.ndim), ())
+        return [
+            Value(tags=tags, made_by=made_by, letters=letters) if unreduced(v.aval) else Value(tags=tags)
+            for v in eqn.outvars
+        ]
+
+    def scan(self, eqn: Any, given: list[Value], path: str, times: int) -> list[Value]:
+        """A loop's body once, with what is stacked over its runs taken apart."""
+        body = plain(eqn.params["jaxpr"])
+        inside = [
+            value if outer.aval.shape == inner.aval.shape else Value(tags=value.tags)
+            for outer, inner, value in zip(eqn.invars, body.invars, given, strict=True)
+        ]
+        found = self.run(body, inside, path, times * eqn.params["length"])
+        return [Value(made_by=v.made_by, tags=v.tags, letters=v.letters) for v in found]
+
+    # --- what is sent ---
+
+    def reshard(self, eqn: Any, value: Value, path: str, times: int) -> Value:
+        """To a matmul that reads the result belongs what gathers it; to those that made partial sums, their sum."""
+        before, after = eqn.invars[0].aval, eqn.outvars[0].aval
+        of = max(value.made_by, default=value.of)
+        moves = [Move(kind, axes, size, times, path, of=of) for kind, axes, size in sends(before, after, self.mesh)]
+        gone = unreduced(before) - unreduced(after)
+        stored = value.stored or layout(before)
+        if not gone:
+            self.moves += [(m, "in") for m in moves]
+            return replace(value, stored=stored, moves=(*value.moves, *moves), of=of)
+        for move in moves:
+            move.rows += [(k, "out") for k in sorted(value.made_by)]
+            self.moves.append((move, "out"))
+        if unreduced(after):
+            return value
+        for k in value.made_by:
+            self.rows[k] = replace(self.rows[k], out=reduced(self.rows[k].out, value.letters, after))
+        return Value(tags=value.tags, of=of)
+
+    def reduction(self, eqn: Any, path: str, times: int) -> None:
+        """A sum or a maximum along a dim that is split: each device's own, then an all-reduce of the result."""
+        aval, dims = eqn.invars[0].aval, eqn.params.get("axes", ())
+        axes = self.ordered([a for i in dims for a in layout(aval)[i]])
+        if axes:
+            out = eqn.outvars[0].aval
+            size = math.prod(out.shape) * out.dtype.itemsize // self.parts([a for dim in layout(out) for a in dim])
+            self.others.append(Other(what(path), "all-reduce", axes, size, times, phase(path)))
+
+    def shard_map(self, eqn: Any, given: list[Value], path: str, times: int) -> list[Value]:
+        attends = clean(path)[-1:] == ["attention"]
+        if attends and any(e.primitive.name in KERNELS for e, _, _ in local_equations(eqn.params["jaxpr"], 1, "")):
+            self.attention(eqn, path, times)
+        for inner, inner_times, inner_path in local_equations(eqn.params["jaxpr"], times, path):
+            kind = COLLECTIVES.get(inner.primitive.name)
+            axes = self.ordered(inner.params.get("axis_name", inner.params.get("axes", ()))) if kind else ()
+            if kind and axes:
+                ends = inner.outvars if kind == "all-gather" else inner.invars
+                size = sum(math.prod(v.aval.shape) * v.aval.dtype.itemsize for v in ends)
+                self.others.append(Other(what(inner_path), kind, axes, size, inner_times, phase(inner_path)))
+        tags = frozenset().union(*(v.tags for v in given)) if given and not attends else frozenset()
+        return [Value(tags=tags) for _ in eqn.outvars]
+
+    def ordered(self, axes: Any) -> Axes:
+        axes = (axes,) if isinstance(axes, str) else tuple(axes)
+        return tuple(a for a, n in self.mesh.items() if a in axes and n > 1)
+
+    # --- matmuls ---
+
+    def matmul(self, eqn: Any, given: list[Value], path: str, times: int) -> Value:
+        """A row, where the equation is one of `sharding.einsum`'s (or any einsum of two operands on the mesh)."""
+        found = FORMULA.findall(path)
+        if not found:
+            return NOTHING
+        contracted, batch = eqn.params["dimension_numbers"]
+        assert not any(batch), f"a batched matmul outside attention: {path}"
+        own, avals = name_of(path), [v.aval for v in eqn.invars]
+        formula = read_formula(found[-1], merged=math.prod(self.mesh.values()) == 1 and all(a.ndim == 2 for a in avals))
+        letters = self.operand_letters(own, formula, avals, contracted, backward=phase(path) == "backward")
+        if letters is None:
+            raise ValueError(f"explain cannot read the matmul {'/'.join(clean(path))} of {avals[0]} and {avals[1]}")
+        left, right, gradient = letters
+        names = tensor_names(own, gradient)
+        operands = sorted(zip((left, right), avals, given, strict=True), key=lambda o: place(o[0], formula, gradient))
+        x, w = (tensor(n, c, aval, v.stored) for n, (c, aval, v) in zip(names[:2], operands, strict=True))
+        out_letters = tuple(c for c in left + right if not (c in left and c in right))
+        out = tensor(names[2], out_letters, eqn.outvars[0].aval, None)
+        if gradient:  # in the order of what it is the gradient of
+            out = in_order(out, formula[0] if gradient == "gradient of x" else formula[1])
+        words = f"{found[-1][0]},{found[-1][1]}->{found[-1][2]}"
+        row = Row(
+            len(self.rows), own, phase(path), gradient, times, words, x, w, out, *sizes_of(x, w, self.mesh), 0.0, 0.0,
+            tags=tuple(sorted(operands[0][2].tags)),
+        )  # fmt: skip
+        moved = sum(t.local_bytes(self.mesh) for t in (x, w, out))
+        self.rows.append(replace(row, flops=2.0 * row.m * row.k * row.n, hbm_bytes=float(moved)))
+        for side, (_, _, value) in zip("xw", operands, strict=True):
+            for move in value.moves:
+                move.rows.append((row.id, side))
+        return Value(made_by=frozenset([row.id]), letters=out_letters)
+
+    def operand_letters(
+        self, own: str, formula: Formula, avals: list[Any], contracted: tuple[Any, Any], *, backward: bool
+    ) -> tuple[Letters, Letters, str] | None:
+        """The letters of a dot's two operands, and which gradient it is: of the orders in which an einsum and its
+        transposes put them, the one that contracts these dims, and whose layouts are the forward matmul's."""
+        x, w, out = formula
+        tries = [(out, w, "gradient of x"), (x, out, "gradient of w")] if backward else [(x, w, "")]
+        forward = next((r for r in self.rows if r.name == own and not r.what), None)
+        known = {x: forward.x, w: forward.w, out: forward.out} if forward else {}
+        fits = []
+        for left, right, gradient in [t for a, b, g in tries for t in ((a, b, g), (b, a, g))]:
+            pairs = list(zip(*contracted, strict=True))
+            if (len(left), len(right)) != (avals[0].ndim, avals[1].ndim):
+                continue
+            if {(left[i], right[j]) for i, j in pairs} != {(c, c) for c in set(left) & set(right)}:
+                continue
+            both = list(zip((left, right), avals, strict=True))
+            if forward and any(a.shape != known[c].sizes for c, a in both):
+                continue
+            fits.append((sum(layout(a) == known[c].used for c, a in both) if forward else 0, left, right, gradient))
+        return max(fits)[1:] if fits else None
+
+    def attention(self, eqn: Any, path: str, times: int) -> None:
+        """Two rows forward; one backward, as `costs.attention` counts a kernel that makes the scores again."""
+        kind, cost, T = phase(path), costs.attention(self.config, self.mesh), self.config.data.seq_len
+        keys, H = costs.visible_keys(self.config.model, T), self.config.model.head_size
+        if kind == "forward":
+            heads = [v.aval for v in eqn.invars if v.aval.ndim == 4 and v.aval.shape[1::2] == (T, H)][:3]
+            self.q, self.k = tensor("q", "btnh", heads[0], None), tensor("k", "bskh", heads[1], None)
+        q, k = self.q, self.k
+        layout_BNTS = (q.used[0], q.used[2], q.used[1], ())
+        scores = Tensor("scores", tuple("BNTS"), (q.sizes[0], q.sizes[2], T, T), layout_BNTS, layout_BNTS, q.dtype)
+        m, half = math.prod(q.local(self.mesh)[:3]), cost.forward_flops / 2
+        moved = float(q.local_bytes(self.mesh) + k.local_bytes(self.mesh))  # a kernel keeps the scores on the chip
+        first, second = "btnh,bskh->bnts", "bnts,bskh->btnh"
+        found: list[tuple] = [
+            ("scores", "", first, q, k, scores, m, H, keys, half, moved),
+            ("context", "", second, scores, replace(k, name="v"), replace(q, name="context"), m, round(keys), H, half,
+             moved),
+        ]  # fmt: skip
+        if kind == "backward":
+            own = (replace(q, name="d_context"), replace(k, name="k and v"), replace(q, name="d_q, d_k, d_v"))
+            found = [("attention", "its 5 matmuls", first, *own, m, H, 5 * keys, cost.backward_flops, 3 * moved)]
+        note = f"FLOPs by formula: a query sees {keys:,.0f} of {T:,} keys on average; a kernel keeps scores on the chip"
+        for one in found:
+            name, gradient, *more = one
+            self.rows.append(replace(Row(len(self.rows), name, kind, gradient, times, *more), note=note))
+
+    def parts(self, axes: Iterable[str]) -> int:
+        return math.prod(self.mesh[a] for a in axes)
+
+    # --- the end ---
+
+    def finish(self) -> tuple[list[Row], list[Other]]:
+        """Rows with what is sent for them; a collective of several rows is told with the first of them."""
+        for move, side in self.moves:
+            if not move.rows and move.of is not None:
+                move.rows.append((move.of, "out"))
+            if not move.rows:
+                self.others.append(
+                    Other(what(move.path), move.kind, move.axes, move.bytes, move.times, phase(move.path))
+                )
+                continue
+            first, operand = move.rows[-1] if side == "out" else move.rows[0]  # partial sums are added, then sent
+            shared = tuple(
+                dict.fromkeys(self.rows[k].title for k, _ in move.rows if self.rows[k].title != self.rows[first].title)
+            )
+            send = Send(operand, move.kind, move.axes, move.bytes, move.times, move.path, shared)
+            self.rows[first] = replace(self.rows[first], sends=(*self.rows[first].sends, send))
+        return merged(self.rows), self.others
+
+
+def merged(rows: list[Row]) -> list[Row]:
+    """One row of a matmul that stands in several places, such as a chunk of the loss and the loop of the others."""
+    found: dict[tuple, Row] = {}
+    for row in rows:
+        key = (row.title, row.phase, str(row), row.m, row.k, row.n)
+        old = found.get(key)
+        if old:
+            row = replace(old, times=old.times + row.times, sends=(*old.sends, *row.sends))
+        found[key] = row
+    return [replace(row, id=i) for i, row in enumerate(found.values())]
