@@ -65,9 +65,10 @@ def compile_on(config: cfg.Config, devices: list[jax.Device], *, documents: bool
     with setup.context():
         program, batch = setup.program, setup.abstract_batch(documents=documents)
         parts = {
-            "parameters": device_bytes(program.abstract.params),
+            "parameters": device_bytes((program.abstract.params, program.abstract.frozen)),
             "optimizer state": device_bytes(program.abstract.opt_state),
             "averaged parameters": device_bytes(program.abstract.ema),
+            "losses' statistics": device_bytes(program.abstract.losses),
             "batch": device_bytes(batch),
         }
         sizes, jitted = dict(setup.mesh.shape), cast(Any, program.step)

@@ -97,15 +97,15 @@ def state_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> dict[str, int]:
     What the optimizer keeps and the average are float32, whatever `param_dtype` is.
     """
     own = sum(shard(w, config, sizes) for w in blueprint(config.model).weights)
-    scalars = OPTIMIZERS[config.optimizer.name].scalars + (SPIKES if config.guard.spike else 0)
+    scalars = OPTIMIZERS[config.optimizer.name].scalars
     return {
         "parameters": own * BYTES[config.step.param_dtype],
         "optimizer state": slot_bytes(config, sizes) + scalars,
-        "averaged parameters": 4 * own if config.optimizer.ema else 0,
+        "averaged parameters": 4 * own if config.optimizer.ema else 0, "losses' statistics": LOSSES,
     }
 
 
-SPIKES = 3 * 4  # the losses' mean, variance and count (`training.spikes`), beside the optimizer's state
+LOSSES = 3 * 4  # mean, variance and count (`training.spikes`)
 
 
 def slots(config: cfg.Config) -> list[Slot]:

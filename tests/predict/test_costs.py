@@ -35,6 +35,7 @@ def test_state_and_batch_bytes_are_the_abstract_tree_s(mesh, model, optimizer):
     assert found["parameters"] == device_bytes(state.params)
     assert found["optimizer state"] == device_bytes(state.opt_state)
     assert found["averaged parameters"] == device_bytes(state.ema)
+    assert found["losses' statistics"] == device_bytes(state.losses)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), setup.batch)
     assert costs.batch_bytes(config, sizes, documents=True) == device_bytes(shapes)
 
