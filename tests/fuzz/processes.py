@@ -5,13 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import yaml
 from hypothesis import strategies as st
 
 from fuzz import checkpoints
 from fuzz.reports import measured_cases, record_cases, records, run_cases
 from fuzz.targets import REPOSITORY, RUN, Case, Target, config_cases, override_cases
 from fuzz.tokens import index_cases, tokenizer_cases
-from jaxscale import config as cfg
 
 SECONDS = 120  # of one process, to find hangs: some import jax and compile
 TEXT = b"def one():\n    return 1\n" * 50
@@ -24,7 +24,7 @@ TINY = {
 
 def cases(folder: Path) -> st.SearchStrategy[Case]:
     """A case of another target, and the words of a verb that reads its files."""
-    run, tiny = (cfg.yaml.safe_dump(values).encode() for values in (RUN, TINY))
+    run, tiny = (yaml.safe_dump(values).encode() for values in (RUN, TINY))
     whole = checkpoints.run_files(folder / "made")
     sources = [
         (config_cases(folder), {}, ["show", "run.yaml", "--devices", "4"]),

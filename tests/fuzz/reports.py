@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hypothesis import strategies as st
 
 from fuzz import mutations as mu
 from fuzz.targets import RUN, Case, Files, Target
-from jaxscale import config as cfg
 from jaxscale.bench import compare, record
 from jaxscale.hardware.topology import find_topology, links
 from jaxscale.predict import measured
@@ -95,7 +95,7 @@ def run_cases(draw) -> Case:
     metrics, events = run_rows()
     files: Files = {"run/metrics.jsonl": lines_of(metrics), "run/events.jsonl": lines_of(events)}
     files |= {
-        "run/config.yaml": cfg.yaml.safe_dump(RUN).encode(),
+        "run/config.yaml": yaml.safe_dump(RUN).encode(),
         "run/environment.json": json.dumps(ENVIRONMENT).encode(),
     }
     for name in draw(st.sets(st.sampled_from(sorted(files)), min_size=1, max_size=3)):

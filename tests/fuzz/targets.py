@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hypothesis import strategies as st
 
 from fuzz import mutations as mu
@@ -88,7 +89,7 @@ def shipped() -> list[dict]:
 
 
 def config_cases(folder: Path) -> st.SearchStrategy[Case]:
-    model = cfg.yaml.safe_dump(RUN["model"]).encode()
+    model = yaml.safe_dump(RUN["model"]).encode()
     run_files = st.sampled_from([RUN, RUN, *shipped()]).flatmap(mu.yaml_text)
     named = mu.yaml_text(RUN | {"model": {"file": "own", "num_layers": 3}})
     models = mu.yaml_text(RUN["model"])
@@ -114,7 +115,7 @@ def overrides(draw) -> str:
 
 
 def override_cases(folder: Path) -> st.SearchStrategy[Case]:
-    run, model = (cfg.yaml.safe_dump(v).encode() for v in (RUN, RUN["model"]))
+    run, model = (yaml.safe_dump(v).encode() for v in (RUN, RUN["model"]))
     base = {"run.yaml": run, "own.yaml": model}
     return st.lists(overrides(), min_size=1, max_size=3).map(lambda found: Case(base, tuple(found)))
 
@@ -126,7 +127,7 @@ def read_grid(directory: Path) -> None:
 
 
 def grid_cases(folder: Path) -> st.SearchStrategy[Case]:
-    run = cfg.yaml.safe_dump(RUN).encode()
+    run = yaml.safe_dump(RUN).encode()
     one_by_one = {k: v for k, v in GRID.items() if k != "vary"} | {"runs": [{"mesh.data": 2, "what": "two"}]}
     texts = st.sampled_from([GRID, one_by_one]).flatmap(mu.yaml_text)
     return texts.map(lambda raw: Case({"run.yaml": run, "grid.yaml": raw}))
