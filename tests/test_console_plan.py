@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from jaxscale.cli import app
+from jaxscale.cli.app import app
 from jaxscale.hardware.chips import CHIPS
 
 RUN = ["plan", "llama3.1-8b", "data.kind=synthetic", "data.path=null"]

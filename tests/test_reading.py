@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 import jaxscale
 from jaxscale.config import divisors, load_config, read_yaml
@@ -155,3 +156,9 @@ def test_no_module_reads_data_as_code(file):
             assert called not in ("eval", "exec", "compile", "__import__", "os.system", "os.popen"), called
             assert not called.startswith("yaml.") or "dump" in called or file.stem == "reading", called
             assert not {k.arg for k in node.keywords} & {"allow_pickle", "shell"}, called
+
+
+def test_scalars_inside_every_kind_of_collection_are_plain_values():
+    values = parse_yaml("a: !!set {x, y}\nb: !!pairs [p: 1]\nc: !!omap [q: z]\nd: [[w]]\n")
+    assert values == {"a": {"x", "y"}, "b": [("p", 1)], "c": [("q", "z")], "d": [["w"]]}
+    yaml.safe_dump(values)  # which refuses subclasses of str

@@ -108,8 +108,8 @@ def core(text: str) -> Any:
 
 def resolve(value: Any) -> Any:
     """`value` with every unquoted scalar in it by the core schema."""
-    if isinstance(value, list):
-        return [resolve(v) for v in value]
+    if isinstance(value, list | tuple | set):  # tuples and sets come of the tags !!pairs, !!omap and !!set
+        return type(value)(resolve(v) for v in value)
     if isinstance(value, dict):
         return {key and str(key): resolve(v) for key, v in value.items()}
     return core(value) if isinstance(value, Plain) else value
