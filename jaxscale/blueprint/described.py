@@ -32,4 +32,14 @@ def blueprint(model: cfg.Model) -> Blueprint:
     if (described := _described.get()) is not None:
         rows: Blueprint = described.blueprint(model)
         return rows
-    return decoder(model)
+    known = _decoders.get(id(model))
+    if known is None or known[0] is not model:
+        if len(_decoders) >= MOST_DECODERS:
+            _decoders.clear()
+        known = _decoders[id(model)] = (model, decoder(model))
+    return known[1]
+
+
+# By identity: a plan asks hundreds of thousands of times, and pydantic hashes every field each time.
+MOST_DECODERS = 64
+_decoders: dict[int, tuple[cfg.Model, Blueprint]] = {}

@@ -72,7 +72,13 @@ def merged(table: Mapping[str, Axes], changes: Mapping[str, Axes]) -> dict[str, 
 Overrides = tuple[tuple[tuple[str, Axes], ...], ...]  # a config's, as a key: of parameters, of activations
 
 
+NO_OVERRIDES: Overrides = ((), ())
+Sizes = tuple[tuple[str, int], ...]  # of a mesh, as a key
+
+
 def overrides_of(sharding: cfg.Sharding) -> Overrides:
+    if not sharding.parameters and not sharding.activations:
+        return NO_OVERRIDES
     return tuple(
         tuple((name, (axes,) if isinstance(axes, str) else tuple(axes or ())) for name, axes in table.items())
         for table in (sharding.parameters, sharding.activations)
@@ -96,11 +102,16 @@ def rules_of(config: cfg.Config, sizes: Mapping[str, int]) -> Rules:
     Args:
         sizes: mesh axis -> size.
     """
-    return _rules_of(blueprint(config.model), overrides_of(config.sharding), tuple(sizes.items()))
+    return rules_by_key(*key_of(config, sizes))
+
+
+def key_of(config: cfg.Config, sizes: Mapping[str, int]) -> tuple[Blueprint, Overrides, Sizes]:
+    """What layouts depend on, to keep what follows from it: a plan asks thousands of times."""
+    return blueprint(config.model), overrides_of(config.sharding), tuple(sizes.items())
 
 
 @functools.lru_cache(maxsize=4096)
-def _rules_of(model: Blueprint, overrides: Overrides, sizes: tuple[tuple[str, int], ...]) -> Rules:
+def rules_by_key(model: Blueprint, overrides: Overrides, sizes: Sizes) -> Rules:
     return few_kept_whole(rules_with(overrides), dict(sizes), model)
 
 

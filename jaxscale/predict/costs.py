@@ -4,6 +4,7 @@ Figures "of a device" are of one JAX device and one step. Dims: B batch, T seque
 H head dim, F mlp, V vocab (padded), L layers.
 """
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,8 +14,8 @@ from jaxscale.blueprint import passes as rows
 from jaxscale.blueprint.cases import Axes
 from jaxscale.blueprint.described import blueprint
 from jaxscale.blueprint.passes import Pass, Tensor
-from jaxscale.blueprint.rules import count, few_axes, make_rules, rules_of
-from jaxscale.blueprint.table import Weight
+from jaxscale.blueprint.rules import Overrides, Sizes, count, few_axes, key_of, make_rules, rules_by_key, rules_of
+from jaxscale.blueprint.table import Blueprint, Weight
 from jaxscale.optimizers import OPTIMIZERS, Slot
 
 CONVENTIONS = {
@@ -27,12 +28,26 @@ BYTES = {"bfloat16": 2, "float32": 4}
 # --- sizes ----------------------------------------------------------------------------------------------------
 
 
-def letter_sizes(config: cfg.Config, sizes: Mapping[str, int]) -> dict[str, int]:
+Key = tuple[Blueprint, Overrides, Sizes]  # see `rules.key_of`
+KEPT = 16384  # answers, each of some numbers
+
+
+def letter_sizes(config: cfg.Config, sizes: Mapping[str, int]) -> Mapping[str, int]:
     """Global size of each dim of a microbatch, as matmuls see it: few kv heads are repeated up to their shards."""
-    rules = rules_of(config, sizes)
-    found = {"B": config.data.batch_size // config.step.microbatches, "T": config.data.seq_len}
-    for letter, dim in blueprint(config.model).dims.items():
-        found[letter] = max(dim.size, count(rules.activations[dim.axis], sizes)) if dim.repeats else dim.size
+    return _letter_sizes(key_of(config, sizes), *batch_shape(config))
+
+
+def batch_shape(config: cfg.Config) -> tuple[int, int]:
+    """Rows of a microbatch and their tokens, global."""
+    return config.data.batch_size // config.step.microbatches, config.data.seq_len
+
+
+@functools.lru_cache(maxsize=KEPT)
+def _letter_sizes(key: Key, rows: int, tokens: int) -> Mapping[str, int]:
+    split, sizes = rules_by_key(*key).activations, dict(key[2])
+    found = {"B": rows, "T": tokens}
+    for letter, dim in key[0].dims.items():
+        found[letter] = max(dim.size, count(split[dim.axis], sizes)) if dim.repeats else dim.size
     return found
 
 
@@ -63,14 +78,25 @@ def few_dims(config: cfg.Config, sizes: Mapping[str, int]) -> frozenset[str]:
 
 def shard(weight: Weight, config: cfg.Config, sizes: Mapping[str, int]) -> int:
     """Elements of a parameter, all layers, that one device holds between steps."""
-    model = blueprint(config.model)
-    return shard_of(model.shape(weight), model.axes(weight), config, sizes)
+    return _shard(key_of(config, sizes), weight.name)
 
 
-def shard_of(dims: tuple[int, ...], axes: tuple[str, ...], config: cfg.Config, sizes: Mapping[str, int]) -> int:
+@functools.lru_cache(maxsize=KEPT)
+def _shard(key: Key, name: str) -> int:
+    model = key[0]
+    return shard_of(model.shape(model.weight(name)), model.axes(model.weight(name)), key)
+
+
+def shard_of(dims: tuple[int, ...], axes: tuple[str, ...], key: Key) -> int:
     """Elements that one device holds of an array with these logical axes, laid out as parameters are."""
-    split = rules_of(config, sizes).parameters
+    split, sizes = rules_by_key(*key).parameters, dict(key[2])
     return math.prod(n // count(split[axis], sizes) for n, axis in zip(dims, axes, strict=True))
+
+
+@functools.lru_cache(maxsize=KEPT)
+def parameter_elements(key: Key) -> int:
+    """Elements of all parameters that one device holds."""
+    return sum(_shard(key, weight.name) for weight in key[0].weights)
 
 
 # --- parameters -----------------------------------------------------------------------------------------------
@@ -96,27 +122,33 @@ def state_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> dict[str, int]:
 
     What the optimizer keeps and the average are float32, whatever `param_dtype` is.
     """
-    own = sum(shard(w, config, sizes) for w in blueprint(config.model).weights)
+    own = parameter_elements(key_of(config, sizes))
     scalars = OPTIMIZERS[config.optimizer.name].scalars
     return {
         "parameters": own * BYTES[config.step.param_dtype],
         "optimizer state": slot_bytes(config, sizes) + scalars,
-        "averaged parameters": 4 * own if config.optimizer.ema else 0, "losses' statistics": LOSSES,
+        "averaged parameters": 4 * own if config.optimizer.ema else 0,
+        "losses' statistics": LOSSES,
     }
 
 
 LOSSES = 3 * 4  # mean, variance and count (`training.spikes`)
 
 
-def slots(config: cfg.Config) -> list[Slot]:
-    """Every array that the optimizer keeps for a weight."""
-    optimizer, model = OPTIMIZERS[config.optimizer.name], blueprint(config.model)
-    return [slot for w in model.weights for slot in optimizer.kept(model.shape(w), model.axes(w)).slots]
+def slots(optimizer: str, model: Blueprint) -> list[Slot]:
+    """Every array that an optimizer keeps for the weights of a model."""
+    kept = OPTIMIZERS[optimizer].kept  # type: ignore[index]  # the config has checked its name
+    return [slot for w in model.weights for slot in kept(model.shape(w), model.axes(w)).slots]
 
 
 def slot_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> int:
     """Bytes of a device's shards of `slots`."""
-    return 4 * sum(shard_of(slot.dims, slot.axes, config, sizes) for slot in slots(config))
+    return _slot_bytes(key_of(config, sizes), config.optimizer.name)
+
+
+@functools.lru_cache(maxsize=KEPT)
+def _slot_bytes(key: Key, optimizer: str) -> int:
+    return 4 * sum(shard_of(slot.dims, slot.axes, key) for slot in slots(optimizer, key[0]))
 
 
 def batch_bytes(config: cfg.Config, sizes: Mapping[str, int], *, documents: bool) -> int:
@@ -262,11 +294,15 @@ def attention(config: cfg.Config, sizes: Mapping[str, int]) -> AttentionCost:
 
 def activation_elements(config: cfg.Config, sizes: Mapping[str, int], letters: str, at: str = "sequence") -> float:
     """Elements of an activation of one layer and microbatch on a device; `at`: the sequence's logical axis there."""
-    rules, whole, dims = rules_of(config, sizes), letter_sizes(config, sizes), blueprint(config.model).dims
-    found = 1.0
+    return _activation_elements(key_of(config, sizes), *batch_shape(config), letters, at)
+
+
+@functools.lru_cache(maxsize=KEPT)
+def _activation_elements(key: Key, rows: int, tokens: int, letters: str, at: str) -> float:
+    split, sizes, whole, found = rules_by_key(*key).activations, dict(key[2]), _letter_sizes(key, rows, tokens), 1.0
     for c in letters:
-        axis = {"B": "batch", "T": at}.get(c) or dims[c].axis
-        shards = count(rules.activations[axis], sizes)
+        axis = {"B": "batch", "T": at}.get(c) or key[0].dims[c].axis
+        shards = count(split[axis], sizes)
         found *= whole[c] // shards if c == "B" else whole[c] / shards
     return found
 

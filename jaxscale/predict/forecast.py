@@ -1,10 +1,11 @@
 """The time of a step predicted from its config alone: `costs` says what is done and sent, `timing` how fast. No jax."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from jaxscale import config as cfg
 from jaxscale.blueprint.described import blueprint
+from jaxscale.blueprint.rules import key_of
 from jaxscale.hardware.topology import Link, Topology, links
 from jaxscale.optimizers import OPTIMIZERS
 from jaxscale.predict import costs
@@ -94,9 +95,10 @@ def forecast(
         measured: links as a clock found them, in place of the datasheet's.
     """
     speed = rates(topology.chip, config.step.compute_dtype, quantized=quantized, power=power, software=software)
-    compute = compute_seconds(config, topology, sizes, speed)
+    needs = traffic(config, sizes)
+    compute = compute_seconds(config, topology, sizes, speed, needs)
     own = axis_links(topology, sizes, config.mesh.over_slices if over is None else over, measured)
-    sent = [timed(t, own, speed, topology) for t in traffic(config, sizes)]
+    sent = [timed(t, own, speed, topology) for t in needs]
     sent = hide(sent, sum(compute.values()), speed)
     compute = with_launches(compute, sent, kernels(config, topology.chip.platform, software), speed)
     attention = costs.attention(config, sizes)
@@ -116,8 +118,14 @@ def axis_links(
     return measured.apply(found) if measured else found
 
 
-def compute_seconds(config: cfg.Config, topology: Topology, sizes: Mapping[str, int], speed: Rates) -> dict[str, float]:
-    """Seconds of a device by part, one after another; host transfers only where they take longer than all else."""
+def compute_seconds(
+    config: cfg.Config, topology: Topology, sizes: Mapping[str, int], speed: Rates, needs: Iterable[Traffic]
+) -> dict[str, float]:
+    """Seconds of a device by part, one after another; host transfers only where they take longer than all else.
+
+    Args:
+        needs: what the step sends, as gathered weights pass through HBM too.
+    """
     width = costs.BYTES[config.step.compute_dtype]
     matmul = 0.0
     for m in costs.matmuls(config, sizes):
@@ -129,7 +137,7 @@ def compute_seconds(config: cfg.Config, topology: Topology, sizes: Mapping[str, 
         "attention": costs.attention(config, sizes).step_flops / attention_flops(config, topology, speed),
         "elementwise": elementwise_bytes(config, sizes, speed.elementwise, eager=speed.eager) / speed.memory,
         "optimizer": optimizer_bytes(config, sizes) / speed.memory,
-        "weights": WEIGHT_PASSES * weight_bytes(config, sizes) / speed.memory,
+        "weights": WEIGHT_PASSES * weight_bytes(needs) / speed.memory,
     }
     if speed.eight_bit > 1:
         parts["quantizing"] = quantizing_bytes(config, sizes) / speed.memory
@@ -165,9 +173,9 @@ def attention_flops(config: cfg.Config, topology: Topology, speed: Rates) -> flo
     return speed.attention_flops * attention_share(topology.chip, config.model.head_size, keys, seq_len)
 
 
-def weight_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> float:
+def weight_bytes(needs: Iterable[Traffic]) -> float:
     """V of the weights that are gathered in a step, and of their gradients that are scattered."""
-    return sum(t.step_bytes for t in traffic(config, sizes) if t.weight and t.kind != "all-reduce")
+    return sum(t.step_bytes for t in needs if t.weight and t.kind != "all-reduce")
 
 
 def elementwise_bytes(
@@ -215,7 +223,7 @@ def quantizing_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> float:
 
 def optimizer_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> float:
     """Gradients written and read, parameters and what the optimizer keeps read and written."""
-    own = sum(costs.shard(w, config, sizes) for w in blueprint(config.model).weights)
+    own = costs.parameter_elements(key_of(config, sizes))
     passes = 2 * config.step.microbatches + 2
     return own * costs.BYTES[config.step.param_dtype] * passes + 2 * costs.slot_bytes(config, sizes)
 

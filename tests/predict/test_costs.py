@@ -7,6 +7,7 @@ import pytest
 from support import Setup, make_config
 
 from jaxscale import config as cfg
+from jaxscale.blueprint.described import blueprint
 from jaxscale.compiled.aot import device_bytes
 from jaxscale.compiled.collectives import collectives
 from jaxscale.compiled.hlo import parse
@@ -57,7 +58,7 @@ def test_what_an_optimizer_keeps_is_what_its_table_says(optimizer, model):
     setup = Setup(config)
     kept = jax.tree.leaves(setup.program.abstract.opt_state)
     arrays = Counter(x.shape for x in kept if x.size > 1 and x.shape != (3,))  # 3: Muon's coefficients
-    slots = costs.slots(config)
+    slots = costs.slots(config.optimizer.name, blueprint(config.model))
     assert Counter(s.dims for s in slots if s.dims) == arrays
     assert {str(x.dtype) for x in kept} <= {"float32", "int32"}
     loose = sum(x.size * x.dtype.itemsize for x in kept if x.size == 1 or x.shape == (3,))
