@@ -1,7 +1,9 @@
 """What a person sees in the terminal: the bar of a run, its closing table, and what `show` prints."""
 
 import contextlib
+import os
 import shutil
+import sys
 
 from rich.console import Console
 from rich.markup import escape
@@ -111,8 +113,10 @@ def summarise(config: cfg.Config, result, *, sample: str | None) -> None:
 
 
 def program() -> str:
-    """How to call jaxscale from here: its name where the shell finds it, else as a module."""
-    return "jaxscale" if shutil.which("jaxscale") else "python -m jaxscale.cli"
+    """How to call jaxscale from here: its name where the shell finds it, else as it was called."""
+    if shutil.which("jaxscale"):
+        return "jaxscale"
+    return "python -m jaxscale.cli" if sys.argv[0].endswith("__main__.py") else os.path.relpath(sys.argv[0])
 
 
 def summary_rows(config: cfg.Config, result, records: list[dict]) -> list[tuple[str, str]]:
