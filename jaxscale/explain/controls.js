@@ -62,7 +62,7 @@ class Controls {
     this.sliders.batch = new Slider("batch", "batch", values.batch, config.data.batch_size, change);
     this.sliders.length = new Slider("length", "sequence", values.length, config.data.seq_len, change);
     this.sliders.width = new Slider("width", "width", values.width, 1, change);
-    const [letter, dim] = Object.entries(config.table.dims).find(([, dim]) => dim.wide);
+    const [letter, dim] = Object.entries(config.table.dims).find(([, dim]) => dim.wide && dim.label);
     this.sliders.width.words = (f) => `${letter} ${grouped(dim.size * f)}`;
     this.sliders.width.tell();
     this.chip = make(
