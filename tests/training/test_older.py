@@ -13,7 +13,10 @@ import pytest
 from support import Listener
 
 from jaxscale import config as cfg
+from jaxscale.bench.compare import compare
+from jaxscale.bench.record import read_record
 from jaxscale.checkpoint.checkpointer import Checkpointer
+from jaxscale.data.store import open_tokenizer, open_tokens
 from jaxscale.parallel.mesh import start_devices
 from jaxscale.serving.serve import restore_params
 from jaxscale.training.build import build
@@ -91,3 +94,16 @@ def test_the_name_of_an_activation_is_of_today(case):
         copy.write_text((run / "config.yaml").read_text())
         with pytest.raises(ValueError, match=r"step\.remat\.attention_context is called step\.remat\.attended now"):
             cfg.load_config(copy)
+
+
+def test_a_dataset_and_a_record_of_an_earlier_version_are_read(tmp_path):
+    """Made when run directories had their first format: the tokens decode to the text, the record is compared."""
+    with tarfile.open(Path(__file__).parent / "older" / "inputs-1.tar.xz") as file:
+        file.extractall(tmp_path, filter="data")
+    tokens = open_tokens(tmp_path / "bytes")
+    text = open_tokenizer(tmp_path / "bytes").decode([int(t) for t in tokens.read(0, tokens.num_tokens)])
+    assert "one document of a few words" in text
+    assert "another one, with more words than the first" in text
+    record = read_record(tmp_path / "record.json")
+    assert (record.kind, record.command[1]) == ("matmul", "bench")
+    assert all(ratio.verdict for ratio in compare(record, record))
