@@ -90,6 +90,24 @@ class Cut:
         return without(self.summed, axes_in(self.y_at_rest))
 
     @property
+    def scatters_dx(self) -> Axes:
+        """Of these partial sums, axes that x was gathered over: a reduce-scatter."""
+        return both(self.sums_of_dx, self.gathers_x)
+
+    @property
+    def reduces_dx(self) -> Axes:
+        """The other ones: an all-reduce."""
+        return without(self.sums_of_dx, axes_in(self.x_at_rest))
+
+    @property
+    def scatters_dw(self) -> Axes:
+        return both(self.sums_of_dw, self.gathers_w)
+
+    @property
+    def reduces_dw(self) -> Axes:
+        return without(self.sums_of_dw, axes_in(self.w_at_rest))
+
+    @property
     def sums_of_dx(self) -> Axes:
         """Axes over which the gradient of x comes as partial sums."""
         return partial_over(self.w, self.x)

@@ -34,7 +34,7 @@ def layout_problem(config: cfg.Config, sizes: Mapping[str, int]) -> str | None:
         for letter, axes in at.y.items():
             given = at.x.get(letter, at.w.get(letter, ()))
             if given != axes:
-                dim = every.axis(letter)
+                dim = every.model.axis(letter)
                 return f"{op.name}: {'+'.join(axes)} splits {dim} in the result, and no operand is split so"
     return None
 

@@ -9,9 +9,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from jaxscale import config as cfg
-from jaxscale.blueprint.cases import Axes, Cut, Spec, axes_in, both, cut, without
+from jaxscale.blueprint.cases import Axes, Cut, Spec, both, cut
 from jaxscale.blueprint.described import blueprint
-from jaxscale.blueprint.rules import Overrides, Rules, few_axes, make_rules, overrides_of, present, rules_with
+from jaxscale.blueprint.rules import Overrides, Rules, few_axes, make_rules, overrides_of, present, rules_with, split_by
 from jaxscale.blueprint.table import Blueprint, Op
 
 X, W, AGAIN = ", gradient of x", ", gradient of w", " (recomputed)"
@@ -113,7 +113,7 @@ def passes(config: cfg.Config, axes: Axes, few: frozenset[str] = frozenset()) ->
 def passes_of(config: cfg.Config, sizes: Mapping[str, int]) -> "Passes":
     """The passes of a config on a mesh of these sizes."""
     model, rules = blueprint(config.model), make_rules(config.sharding)
-    axes = tuple(a for a in cfg.AXES if sizes.get(a, 1) > 1)
+    axes = split_by(cfg.AXES, sizes)
     return Passes(model, rules, kept(config.step.remat, model), axes, few_axes(rules, sizes, model))
 
 
@@ -154,15 +154,12 @@ class Passes:
     # --- layouts ---
 
     def activation(self, letters: str, at: str) -> dict[str, Axes]:
-        return {c: self.of(self.rules.activations, self.axis(c, at)) for c in letters}
+        return {c: self.of(self.rules.activations, self.model.axis(c, at)) for c in letters}
 
     def parameter(self, letters: str) -> dict[str, Axes]:
         """As the matmul's weight lies; few kv heads as they are repeated."""
         own, used = self.rules.parameters, self.rules.activations
-        return {c: self.of(used if (a := self.axis(c)) in self.few else own, a) for c in letters}
-
-    def axis(self, letter: str, at: str = "") -> str:
-        return {"B": "batch", "T": at or "sequence"}.get(letter) or self.model.dims[letter].axis
+        return {c: self.of(used if (a := self.model.axis(c)) in self.few else own, a) for c in letters}
 
     def of(self, table: Mapping[str, Axes], name: str) -> Axes:
         return present(table[name], self.axes)
@@ -180,26 +177,27 @@ class Passes:
 
     def forward(self, op: Op) -> Pass:
         """A gather is listed with the first matmul that it serves, a sum with the last, in the order of the step."""
-        group, sends = [o.name for o in self.group(op)], []
+        at, group, sends = self.cut(op), [o.name for o in self.group(op)], []
         if op.name == group[0]:
             served = titles(group, W) if op.once else tuple(group[1:])
-            sends += self.sends("x", self.cut(op).gathers_x, served, FORWARD not in op.exposed)
+            sends += self.sends("x", at.gathers_x, served, FORWARD not in op.exposed)
         served = titles([op.name], X) if op.once else ()
-        sends += self.sends("w", self.cut(op).gathers_w, served, not op.once)
-        return self.product(op, FORWARD, sends)
+        sends += self.sends("w", at.gathers_w, served, not op.once)
+        return self.product(op, at, FORWARD, sends)
 
     def recomputed(self, op: Op, again: list[str]) -> Pass:
         """`again`: of the matmuls that read the same x, those that are recomputed."""
-        sends = []
+        at, sends = self.cut(op), []
         if op.name == again[0]:
             served = titles(again[1:], AGAIN) + titles([o.name for o in self.group(op)][::-1], W)
-            sends += self.sends("x", self.cut(op).gathers_x, served, RECOMPUTED not in op.exposed)
-        return self.product(op, RECOMPUTED, [*sends, *self.sends("w", self.cut(op).gathers_w, titles([op.name], X))])
+            sends += self.sends("x", at.gathers_x, served, RECOMPUTED not in op.exposed)
+        return self.product(op, at, RECOMPUTED, [*sends, *self.sends("w", at.gathers_w, titles([op.name], X))])
 
-    def product(self, op: Op, phase: str, sends: list[Send]) -> Pass:
-        at = self.cut(op)
+    def product(self, op: Op, at: Cut, phase: str, sends: list[Send]) -> Pass:
         out = tensor(op.y, at.y, at.y_at_rest, self.ordered(at.summed))
-        return self.one(op, phase, "", self.x(op, at), self.w(op, at), out, [*sends, *self.sums("out", at)])
+        return self.one(
+            op, phase, "", self.x(op, at), self.w(op, at), out, [*sends, *self.sums(at.scatters_y, at.reduces_y)]
+        )
 
     def gradient_of_x(self, op: Op, *, gathers: bool) -> Pass:
         """dy · w -> dx. `gathers`: w, as no matmul before it has."""
@@ -209,9 +207,7 @@ class Passes:
         out = tensor(op.x, at.x, after, self.ordered(at.sums_of_dx))
         if first:
             others = titles([o.name for o in self.group(op)][:0:-1], X)
-            sends += self.sums_of(
-                both(at.sums_of_dx, at.gathers_x), without(at.sums_of_dx, axes_in(at.x_at_rest)), others
-            )
+            sends += self.sums(at.scatters_dx, at.reduces_dx, others)
         return self.one(op, BACKWARD, "gradient of x", self.dy(op, at), self.w(op, at), out, sends)
 
     def gradient_of_w(self, op: Op, *, gathered: bool, gathers: bool) -> Pass:
@@ -226,7 +222,7 @@ class Passes:
             )
         sends += self.sends("w", at.scatters_y, titles([op.name], X), BACKWARD not in op.exposed)
         out = tensor(self.letters(op), at.w, at.w_at_rest, self.ordered(at.sums_of_dw))
-        sends += self.sums_of(both(at.sums_of_dw, at.gathers_w), without(at.sums_of_dw, axes_in(at.w_at_rest)))
+        sends += self.sums(at.scatters_dw, at.reduces_dw)
         return self.one(op, BACKWARD, "gradient of w", x, self.dy(op, at), out, sends)
 
     # --- tensors and collectives ---
@@ -247,12 +243,10 @@ class Passes:
     def sends(self, operand: str, axes: Axes, shared: tuple[str, ...] = (), overlaps: bool = True) -> list[Send]:
         return [Send(operand, "all-gather", self.ordered(axes), shared, overlaps)] if axes else []
 
-    def sums(self, operand: str, at: Cut) -> list[Send]:
-        return self.sums_of(at.scatters_y, at.reduces_y, (), operand)
-
-    def sums_of(self, scattered: Axes, reduced: Axes, shared: tuple[str, ...] = (), operand: str = "out") -> list[Send]:
+    def sums(self, scattered: Axes, reduced: Axes, shared: tuple[str, ...] = ()) -> list[Send]:
+        """What adds up the partial sums of a result."""
         kinds = (("reduce-scatter", scattered), ("all-reduce", reduced))
-        return [Send(operand, kind, self.ordered(axes), shared) for kind, axes in kinds if axes]
+        return [Send("out", kind, self.ordered(axes), shared) for kind, axes in kinds if axes]
 
     def one(self, op: Op, phase: str, what: str, x: Tensor, w: Tensor, out: Tensor, sends: list[Send]) -> Pass:
         formula = f"{x.letters},{w.letters}->{out.letters}".lower()

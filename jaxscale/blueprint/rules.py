@@ -132,6 +132,11 @@ def present(axes: Axes, names: Iterable[str]) -> Axes:
     return tuple(a for a in axes if a in names)
 
 
+def split_by(axes: Iterable[str], sizes: Mapping[str, int]) -> Axes:
+    """Those of the axes that split something."""
+    return tuple(a for a in axes if sizes.get(a, 1) > 1)
+
+
 def count(axes: Axes, sizes: Mapping[str, int]) -> int:
     """Into how many parts these mesh axes cut a dim; absent axes do not split."""
     shards = 1
@@ -185,7 +190,7 @@ def check_attention(activations: Mapping[str, Axes], sizes: Mapping[str, int]) -
             f"sharding.activations.sequence: {axes_text(activations['sequence'], sizes)} splits the sequences, and "
             "attention needs them whole; remove it (residual_sequence is split between the matmuls)"
         )
-    heads, kv_heads = (tuple(a for a in activations[name] if sizes.get(a, 1) > 1) for name in ("heads", "kv_heads"))
+    heads, kv_heads = (split_by(activations[name], sizes) for name in ("heads", "kv_heads"))
     if heads != kv_heads:
         raise ValueError(
             f"sharding.activations.heads ({axes_text(heads, sizes)}) and kv_heads ({axes_text(kv_heads, sizes)}) must "

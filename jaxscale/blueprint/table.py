@@ -180,6 +180,10 @@ class Blueprint:
         """Global dims of a weight, of one layer."""
         return tuple(self.dims[c].size for c in weight.letters)
 
+    def axis(self, letter: str, at: str = SEQUENCE) -> str:
+        """The logical axis of an activation's dim; `at`: where its sequence lies."""
+        return {"B": "batch", "T": at}.get(letter) or self.dims[letter].axis
+
     def layer_axes(self, weight: Weight) -> tuple[str, ...]:
         """Logical axes of these dims."""
         return tuple(self.dims[c].axis for c in weight.letters)

@@ -36,6 +36,9 @@ function letterSizes(config, sizes) {
 const shapeOf = (weight, { dims, layers }, padding = {}) =>
   [...weight.letters].map((c) => (c === "L" ? layers : dims[c].size - (padding[c] || 0)));
 
+/** Pairs of letters: heads of queries, and of the keys that they read. */
+const headPairs = ({ attention }) => (attention ? [...attention.q].map((c, i) => [c, attention.k[i]]).filter(([q, k]) => q !== k) : []);
+
 /** Elements of an array that one device holds. */
 const elements = (letters, layout, whole, sizes) => product([...letters].map((c, i) => Math.floor(whole[c] / count(layout[i], sizes))));
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from jaxscale import config as cfg
 from jaxscale.blueprint.described import blueprint
-from jaxscale.blueprint.rules import make_rules
+from jaxscale.blueprint.rules import make_rules, split_by
 from jaxscale.explain.rows import Row, Tensor, notation
 from jaxscale.explain.story import Explanation
 from jaxscale.optimizers import OPTIMIZERS
@@ -64,7 +64,7 @@ def parameter(found: Explanation, name: str) -> list[Stop]:
         first = replace(first, stored=tuple(at_rest_layout[c] for c in first.letters))
         rules = make_rules(config.sharding).activations
         for c in few:
-            axes = "+".join(costs.split_by(rules[model.dims[c].axis], mesh))
+            axes = "+".join(split_by(rules[model.dims[c].axis], mesh))
             heads = f"{model.dims[c].size} heads, whole over {axes}"
             words.append(f"{heads}: each device uses the one that its queries read")
     stops = [Stop("between steps", str(first), at_rest, "; ".join(words))]

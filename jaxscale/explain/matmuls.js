@@ -6,9 +6,8 @@ const sameRow = (row) => (layout) => layout.name === row.name && layout.phase ==
 /** Sizes of dims by letter, also those that attention's rows alone have: keys, and queries of a key's head. */
 function rowSizes(config, sizes) {
   const whole = letterSizes(config, sizes),
-    { attention, dims } = config.table,
-    groups = attention ? [...attention.q].map((c, i) => [c, attention.k[i]]).filter(([q, k]) => q !== k) : [];
-  const shared = groups.map(([q, k]) => Math.floor(dims[q].size / dims[k].size));
+    { dims } = config.table,
+    shared = headPairs(config.table).map(([q, k]) => Math.floor(dims[q].size / dims[k].size));
   return { ...whole, G: product(shared) };
 }
 
@@ -30,7 +29,7 @@ function predictedRow(row, config, chip, sizes, machine) {
 
 function tensorOn(named, layout, letters, sizes) {
   const names = [...layout.letters],
-    there = (axes) => axes.filter((a) => size(sizes, a) > 1);
+    there = (axes) => live(axes, sizes);
   return {
     name: named.name,
     dtype: named.dtype,
@@ -57,11 +56,7 @@ const lettersOf = (row) => {
 };
 
 /** Are these the heads of queries and of the keys that they read? Each device has both. */
-function readBeside(a, b) {
-  const { attention } = PAGE.config.table,
-    pairs = attention ? [...attention.q].map((c, i) => [c, attention.k[i]]) : [];
-  return pairs.some(([q, k]) => q !== k && ((a === q && b === k) || (a === k && b === q)));
-}
+const readBeside = (a, b) => headPairs(PAGE.config.table).some(([q, k]) => (a === q && b === k) || (a === k && b === q));
 
 /** Mesh axis -> which of the scaling book's four cases it is, from where the operands are stored. */
 function casesOf(row) {
@@ -94,7 +89,7 @@ function rowFigures(row, config, chip, sizes, templates, machine) {
     moved = held(row.x, row.x.used) + held(row.w, row.w.used) + held(row.out, row.out.stored);
   if (ATTENTION.includes(row.name)) return attentionFigures(row, config, chip, sizes, rates);
   const sends = templates
-    .map((s) => ({ ...s, axes: s.axes.filter((a) => size(sizes, a) > 1), compiled: "", note: "" }))
+    .map((s) => ({ ...s, axes: live(s.axes, sizes), compiled: "", note: "" }))
     .filter((s) => s.axes.length);
   const seconds = { compute: flops / rates.matmul_flops, HBM: moved / rates.memory };
   for (const s of sends) {
@@ -129,8 +124,7 @@ function attentionFigures(row, config, chip, sizes, rates) {
 /** Elements that a collective counts: the gathered operand; the whole partial sum; the shard that is left to be summed. */
 function sendBytes(row, send, sizes) {
   const tensor = row[send.operand];
-  const layout = send.operand !== "out" ? tensor.used : send.kind === "all-reduce" ? tensor.used : tensor.stored;
-  return product(localSizes(tensor, layout, sizes));
+  return product(localSizes(tensor, sentLayout(tensor, send), sizes));
 }
 
 /** A traced row as the list wants it. */

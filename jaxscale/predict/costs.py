@@ -14,7 +14,17 @@ from jaxscale.blueprint import passes as rows
 from jaxscale.blueprint.cases import Axes
 from jaxscale.blueprint.described import blueprint
 from jaxscale.blueprint.passes import Pass, Tensor
-from jaxscale.blueprint.rules import Overrides, Sizes, count, few_axes, key_of, make_rules, rules_by_key, rules_of
+from jaxscale.blueprint.rules import (
+    Overrides,
+    Sizes,
+    count,
+    few_axes,
+    key_of,
+    make_rules,
+    rules_by_key,
+    rules_of,
+    split_by,
+)
 from jaxscale.blueprint.table import Blueprint, Weight
 from jaxscale.optimizers import OPTIMIZERS, Slot
 
@@ -58,17 +68,11 @@ def elements(letters: str, layout: tuple[Axes, ...], whole: Mapping[str, int], s
 
 def passes(config: cfg.Config, sizes: Mapping[str, int]) -> tuple[Pass, ...]:
     """The matmuls of a step on a mesh of these sizes."""
-    return rows.passes(config, live(sizes), few_dims(config, sizes))
+    return rows.passes(config, split_by(cfg.AXES, sizes), few_dims(config, sizes))
 
 
-def live(sizes: Mapping[str, int]) -> Axes:
-    """The axes that split something, in the mesh's order."""
-    return tuple(a for a in cfg.AXES if sizes.get(a, 1) > 1)
-
-
-def split_by(axes: Axes, sizes: Mapping[str, int]) -> Axes:
-    """Those of the axes that split something."""
-    return tuple(a for a in axes if sizes.get(a, 1) > 1)
+def forward_passes(config: cfg.Config, sizes: Mapping[str, int]) -> list[Pass]:
+    return [one for one in passes(config, sizes) if one.phase == rows.FORWARD]
 
 
 def few_dims(config: cfg.Config, sizes: Mapping[str, int]) -> frozenset[str]:
@@ -164,7 +168,7 @@ def rows_and_tokens(config: cfg.Config, sizes: Mapping[str, int], rows: int) -> 
 
 def microbatch_tokens(config: cfg.Config, sizes: Mapping[str, int]) -> int:
     """Tokens of a device and microbatch."""
-    rows, length = rows_and_tokens(config, sizes, config.data.batch_size // config.step.microbatches)
+    rows, length = rows_and_tokens(config, sizes, batch_shape(config)[0])
     return rows * length
 
 
@@ -238,7 +242,7 @@ def matmuls(config: cfg.Config, sizes: Mapping[str, int]) -> list[Matmul]:
     """Every matmul of a device and step, attention apart."""
     again, whole = recomputed_matmuls(config), letter_sizes(config, sizes)
     found = []
-    for one in (p for p in passes(config, sizes) if p.phase == "forward"):
+    for one in forward_passes(config, sizes):
         here = local_sizes(one.w, whole, sizes) | local_sizes(one.x, whole, sizes)
         x, w, out = one.x.letters, one.w.letters, one.out.letters
         groups = [c for c in x if c in out], [c for c in x if c not in out], [c for c in w if c not in x]
@@ -301,8 +305,7 @@ def activation_elements(config: cfg.Config, sizes: Mapping[str, int], letters: s
 def _activation_elements(key: Key, rows: int, tokens: int, letters: str, at: str) -> float:
     split, sizes, whole, found = rules_by_key(*key).activations, dict(key[2]), _letter_sizes(key, rows, tokens), 1.0
     for c in letters:
-        axis = {"B": "batch", "T": at}.get(c) or key[0].dims[c].axis
-        shards = count(split[axis], sizes)
+        shards = count(split[key[0].axis(c, at)], sizes)
         found *= whole[c] // shards if c == "B" else whole[c] / shards
     return found
 

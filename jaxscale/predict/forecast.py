@@ -211,10 +211,8 @@ def eager_elementwise(model: cfg.Model) -> dict[str, float]:
 def quantizing_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> float:
     """Of the layers' matmuls: each input, and the gradient of each output, before tensor gathers them."""
     whole, found = costs.letter_sizes(config, sizes), 0.0
-    matmuls = {m.name: m for m in costs.matmuls(config, sizes) if m.stacked}
-    for one in costs.passes(config, sizes):
-        if one.phase == "forward" and one.stacked:
-            m = matmuls[one.name]
+    for one, m in zip(costs.forward_passes(config, sizes), costs.matmuls(config, sizes), strict=True):
+        if one.stacked:
             x = costs.elements(one.x.letters, one.x.stored, whole, sizes)
             y = costs.elements(one.out.letters, one.out.used, whole, sizes)
             found += x * (m.forward + m.recomputed) + y * m.forward

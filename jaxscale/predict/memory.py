@@ -161,7 +161,7 @@ def gathers_last(one: Pass) -> bool:
 
 
 def rows_of(config: cfg.Config, sizes: Mapping[str, int]) -> int:
-    return costs.rows_and_tokens(config, sizes, config.data.batch_size // config.step.microbatches)[0]
+    return costs.rows_and_tokens(config, sizes, costs.batch_shape(config)[0])[0]
 
 
 def gpu_head(config: cfg.Config, sizes: Mapping[str, int], output: float) -> tuple[Parts, Parts]:
@@ -187,7 +187,7 @@ def chunked(config: cfg.Config) -> bool:
 
 def head_pass(config: cfg.Config, sizes: Mapping[str, int]) -> Pass | None:
     """The matmul that makes the logits."""
-    return next((p for p in costs.passes(config, sizes) if p.phase == "forward" and not p.stacked), None)
+    return next((p for p in costs.forward_passes(config, sizes) if not p.stacked), None)
 
 
 def head_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> float:
@@ -197,8 +197,8 @@ def head_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> float:
 
 
 def gathered_weights(config: cfg.Config, sizes: Mapping[str, int]) -> bool:
-    """Are weights split over axes that split the rows too, and so gathered before they are used?"""
-    return any(p.w.stored != p.w.used for p in costs.passes(config, sizes) if p.phase == "forward")
+    """Are weights gathered before they are used?"""
+    return any(p.w.stored != p.w.used for p in costs.forward_passes(config, sizes))
 
 
 def logits_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> float:
@@ -209,7 +209,7 @@ def logits_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> float:
 
 def layer_passes(config: cfg.Config, sizes: Mapping[str, int]) -> list[Pass]:
     """The forward matmuls of a layer."""
-    return [p for p in costs.passes(config, sizes) if p.phase == "forward" and p.stacked]
+    return [p for p in costs.forward_passes(config, sizes) if p.stacked]
 
 
 def own_bytes(config: cfg.Config, sizes: Mapping[str, int], name: str) -> float:

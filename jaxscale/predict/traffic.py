@@ -11,7 +11,7 @@ from jaxscale import config as cfg
 from jaxscale.blueprint.cases import both, without
 from jaxscale.blueprint.described import blueprint
 from jaxscale.blueprint.passes import Pass, Send
-from jaxscale.blueprint.rules import count, rules_of
+from jaxscale.blueprint.rules import count, rules_of, split_by
 from jaxscale.predict import costs
 from jaxscale.predict.costs import BYTES, elements, letter_sizes
 
@@ -75,7 +75,7 @@ def repeated_heads(config: cfg.Config, sizes: Mapping[str, int]) -> Iterator[Tra
     few = costs.few_dims(config, sizes)
     for one in (p for p in costs.passes(config, sizes) if p.what == "gradient of w"):
         for letter in (c for c in one.out.letters if model.dims[c].axis in few):
-            axes = costs.split_by(rules.activations[model.dims[letter].axis], sizes)
+            axes = split_by(rules.activations[model.dims[letter].axis], sizes)
             layout = tuple(() if c == letter else at for c, at in zip(one.out.letters, one.out.used, strict=True))
             size = elements(one.out.letters, layout, whole, sizes) * BYTES[config.step.compute_dtype]
             yield Traffic(
@@ -87,16 +87,16 @@ def lookups(config: cfg.Config, sizes: Mapping[str, int]) -> Iterator[Traffic]:
     """A table's rows by token: see `models.embedding.lookup`. Its gradient is added up in float32 where it lives."""
     model, parts, width = blueprint(config.model), config.step.microbatches, BYTES[config.step.compute_dtype]
     rules, tokens = rules_of(config, sizes), costs.microbatch_tokens(config, sizes)
-    batch, residual = (costs.split_by(rules.activations[name], sizes) for name in ("batch", "residual_sequence"))
+    lies = ("batch", "sequence", "residual_sequence")
+    batch, sequence, residual = (split_by(rules.activations[name], sizes) for name in lies)
     for name in model.lookups:
         table = model.weight(name)
-        vocab, embed = (costs.split_by(rules.parameters[axis], sizes) for axis in model.axes(table))
-        vocab, trade = without(vocab, batch), both(embed, batch)
+        ids_split, embed = (split_by(rules.parameters[axis], sizes) for axis in model.axes(table))
+        vocab, trade = without(ids_split, batch), both(embed, batch)
         scatter = residual if residual == vocab else ()
         rows = float(tokens * model.shape(table)[1] * width)
         layout, whole = (vocab, trade), {c: model.dims[c].size for c in table.letters}
-        at_rest = tuple(costs.split_by(rules.parameters[axis], sizes) for axis in model.axes(table))
-        if gathered := without((*at_rest[0], *at_rest[1]), (*vocab, *trade)):
+        if gathered := without((*ids_split, *embed), (*vocab, *trade)):
             size = elements(table.letters, layout, whole, sizes) * BYTES[config.step.param_dtype]
             yield Traffic(f"{name} weight", "all-gather", gathered, size, parts, "forward", False, weight=True)
         if trade:
@@ -109,10 +109,9 @@ def lookups(config: cfg.Config, sizes: Mapping[str, int]) -> Iterator[Traffic]:
             yield Traffic("rows' gradients", "all-gather", scatter, rows, parts, "backward", False)
         elif vocab:
             yield Traffic("looked-up rows", "all-reduce", vocab, rows, parts, "forward", False)
-        if sliced := without(residual, (*costs.split_by(rules.activations["sequence"], sizes), *scatter)):
+        if sliced := without(residual, (*sequence, *scatter)):
             yield Traffic("rows' gradients", "all-gather", sliced, rows, parts, "backward", False)
-        tokens_over = without((*batch, *costs.split_by(rules.activations["sequence"], sizes)), (*vocab, *trade))
-        if tokens_over:
+        if tokens_over := without((*batch, *sequence), (*vocab, *trade)):
             size = elements(table.letters, layout, whole, sizes) * 4
             yield Traffic(f"{name} gradient", "all-reduce", tokens_over, size, parts, "backward", True, weight=True)
 
@@ -120,7 +119,7 @@ def lookups(config: cfg.Config, sizes: Mapping[str, int]) -> Iterator[Traffic]:
 def whole_sequences(config: cfg.Config, sizes: Mapping[str, int]) -> Iterator[Traffic]:
     """Keys and values of the whole sequence are gathered where it is split, and their gradients scattered."""
     model, rules = blueprint(config.model), rules_of(config, sizes)
-    axes = costs.split_by(rules.activations["sequence"], sizes)
+    axes = split_by(rules.activations["sequence"], sizes)
     if model.attention is None or not axes:
         return
     both_of_them = 2 * costs.activation_elements(config, sizes, model.attention.k) * count(axes, sizes)
@@ -138,7 +137,7 @@ def idle_axes(config: cfg.Config, sizes: Mapping[str, int]) -> Iterator[Traffic]
     if model.attention is None:
         return
     used = [a for axis in ("batch", "sequence", model.dims[model.attention.q[2]].axis) for a in rules.activations[axis]]
-    axes = without(costs.live(sizes), used)
+    axes = without(split_by(cfg.AXES, sizes), used)
     for letters in (model.attention.q, model.attention.k, model.attention.k) if axes else ():
         size = costs.activation_elements(config, sizes, letters) * BYTES[config.step.compute_dtype]
         runs = config.step.microbatches * model.num_layers
@@ -147,7 +146,7 @@ def idle_axes(config: cfg.Config, sizes: Mapping[str, int]) -> Iterator[Traffic]
 
 def losses(config: cfg.Config, sizes: Mapping[str, int]) -> Iterator[Traffic]:
     """Three numbers a token over the shards of the vocabulary: see `objectives.next_token.cross_entropy_sums`."""
-    axes = costs.split_by(rules_of(config, sizes).activations["vocab"], sizes)
+    axes = split_by(rules_of(config, sizes).activations["vocab"], sizes)
     if blueprint(config.model).head and axes:
         size = costs.microbatch_tokens(config, sizes) * 4.0
         yield Traffic("losses", "all-reduce", axes, size, 3 * config.step.microbatches, "forward", False)
