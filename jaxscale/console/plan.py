@@ -107,7 +107,7 @@ def plan_table(config: cfg.Config, found: Plan, rows: int, *, narrow: bool) -> T
             "0",
             own_mesh(config),
             str(config.step.microbatches),
-            remat_name(config.step.remat),
+            remat_name(config),
             str(config.loss.chunk or "none"),
             *[""] * 5,
             "cannot run",

@@ -142,7 +142,7 @@ def as_it_is(
     except ValueError as error:
         return None, str(error)
     needed = memory(config, sizes, documents=documents, platform=topology.chip.platform)
-    return judge(config, topology, sizes, remat_name(config.step.remat), needed, measured), ""
+    return judge(config, topology, sizes, remat_name(config), needed, measured), ""
 
 
 def reason_of(error: ValueError) -> str:

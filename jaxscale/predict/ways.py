@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 
 from jaxscale import config as cfg
+from jaxscale.blueprint.described import blueprint
 from jaxscale.blueprint.rules import DEFAULT_RULES, count, present
 from jaxscale.config.mesh_text import mesh_text
 from jaxscale.hardware.topology import Topology
@@ -125,15 +126,25 @@ def variants(
     ] or [1]
     if holds(held, "step.microbatches"):
         parts = [config.step.microbatches]
-    own: dict[str, str | Mapping[str, str]] = {remat_name(config.step.remat): config.step.remat}
-    remats = own if any(h == "step" or h.startswith("step.remat") for h in held) else REMATS | own
+    own: dict[str, str | Mapping[str, str]] = {remat_name(config): config.step.remat}
+    remats = own if any(h == "step" or h.startswith("step.remat") for h in held) else remats_of(config) | own
     for number, (name, remat) in itertools.product(parts, remats.items()):
         step = config.step.model_copy(update={"microbatches": number, "remat": remat})
         yield config.model_copy(update={"mesh": mesh, "step": step}), name
 
 
-def remat_name(remat: str | Mapping[str, str]) -> str:
-    return next((name for name, own in REMATS.items() if own == remat), OWN_REMAT)
+def remats_of(config: cfg.Config) -> dict[str, str | Mapping[str, str]]:
+    """`REMATS`, each by name with only the activations that the model has."""
+    there = {a.name for a in blueprint(config.model).activations}
+
+    def of_model(remat: str | Mapping[str, str]) -> str | Mapping[str, str]:
+        return remat if isinstance(remat, str) else {name: action for name, action in remat.items() if name in there}
+
+    return {name: of_model(remat) for name, remat in REMATS.items()}
+
+
+def remat_name(config: cfg.Config) -> str:
+    return next((name for name, remat in remats_of(config).items() if remat == config.step.remat), OWN_REMAT)
 
 
 def with_chunk(

@@ -97,6 +97,15 @@ def test_a_layout_that_cannot_be_leaves_out_the_ways_that_ask_for_it():
     assert any("not a layout that is supported" in reason for reason, _ in found.left_out)
 
 
+def test_the_ways_of_a_model_without_a_gate_are_configs_that_are_taken():
+    """Every remat that a plan tries names activations of this model: what `-o` writes is read again."""
+    config = shipped("gpt2-124m", "data.kind=synthetic", "data.path=null", "data.validation_path=null")
+    found = plan(config, find_topology("v5e:2x4"))
+    assert {"matmuls, context", "to the host"} & {c.remat for c in found.choices}
+    for choice in found.choices:
+        assert cfg.validate(choice.config.model_dump(mode="json"), source="test") == choice.config
+
+
 # --- the config itself, what is held, and what would do -------------------------------------------------------
 
 
