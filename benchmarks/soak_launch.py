@@ -13,6 +13,7 @@ from faults.processes import CHEAP, ROOT, being_saved, committed
 from soak import Soak
 
 from jaxscale.cluster.codes import PREEMPTED
+from jaxscale.cluster.launch import Progress, progress
 
 VERB = "import sys; sys.argv[0] = 'jaxscale'; from jaxscale.cli import main; main()"
 KINDS = ("kill", "kill during a save", "kill while starting", "kill twice", "terminate")
@@ -71,6 +72,8 @@ class Launched:
 class LaunchSoak(Soak):
     """Faults that launch must survive by itself; it is started again only where it was told to stop."""
 
+    furthest = Progress(0, 0)
+
     def kinds(self, count: int) -> list[str]:
         found = [KINDS[i % len(KINDS)] for i in range(count)]
         self.random.shuffle(found)
@@ -87,6 +90,7 @@ class LaunchSoak(Soak):
         group = self.start(kind, entry)
         if kind != "kill while starting" or not self.entries:
             self.first_step(group)
+            self.gain(group)
         if kind == "terminate":
             self.wander(group)
             self.now(entry)
@@ -108,6 +112,14 @@ class LaunchSoak(Soak):
             del entry["survived"]
             self.strike(group, entry)
 
+    def gain(self, group: Launched) -> None:
+        """Wait until the run is further than ever: launch ends a run whose restarts gain nothing, as it should."""
+        group.until(lambda: self.progress().beyond(self.furthest))
+
+    def progress(self) -> Progress:
+        """As launch reads it."""
+        return progress(self.out, str(self.out / "checkpoints"))
+
     def strike(self, group: Launched, entry: dict[str, Any]) -> None:
         """Kill one child; launch says that it starts them again. Until then nothing is written."""
         before = group.restarts()
@@ -117,7 +129,7 @@ class LaunchSoak(Soak):
         entry["half_written"] = bool(being_saved(self.out))
         self.now(entry)
         group.until(lambda: group.restarts() > before)
-        self.started = time.time()
+        self.started, self.furthest = time.time(), self.furthest.furthest(self.progress())
         there = committed(self.out)
         entry["lost"] = [s for s in entry["committed"] if s not in there and not there[-1:] > [s]]
         entry |= {"resumes": max(there, default=0), "steps_lost": max(0, entry["step"] - max(there, default=0))}
