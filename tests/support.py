@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from jaxscale import config as cfg
+from jaxscale.blueprint.sequence import in_zigzag, order
 from jaxscale.compiled.groups import GroupAxes
 from jaxscale.compiled.instructions import parse_instruction
 from jaxscale.training.build import build
@@ -82,8 +83,14 @@ def assert_gradients_equal(got, wanted, *, rtol: float = 1e-5) -> None:
         assert error < rtol, f"gradient of {jax.tree_util.keystr(path)} differs by {error:.1e}"
 
 
-def place(batch: dict[str, np.ndarray], sharding, microbatches: int = 1) -> dict[str, jax.Array]:
-    return {k: jax.device_put(v.reshape(microbatches, -1, v.shape[1]), sharding) for k, v in batch.items()}
+def place(
+    batch: dict[str, np.ndarray], sharding, microbatches: int = 1, *, zigzag: bool = True
+) -> dict[str, jax.Array]:
+    """As `training.feed` places it: tokens of a split sequence in the mesh's order."""
+    shape = (microbatches, -1, batch["tokens"].shape[1])
+    length = sharding.shard_shape((microbatches, len(batch["tokens"]) // microbatches, shape[2]))[2]
+    places = order(shape[2], shape[2] // length, zigzag=zigzag)
+    return {k: jax.device_put(v[:, places].reshape(shape), sharding) for k, v in batch.items()}
 
 
 class Setup:
@@ -96,7 +103,8 @@ class Setup:
         self.mesh, self.rules, self.program, self.context = built.mesh, built.rules, built.program, built.context
         self.batch_sharding = built.batch_sharding
         host = make_batch(config) if batch is None else batch
-        self.batch = place(host, built.batch_sharding, config.step.microbatches)
+        zigzag = in_zigzag(config)
+        self.batch = place(host, built.batch_sharding, config.step.microbatches, zigzag=zigzag)
 
     def steps(self, count: int):
         """(losses, gradient norms, final state) of some steps on the same batch."""

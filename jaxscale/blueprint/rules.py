@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from jaxscale import config as cfg
 from jaxscale.blueprint.cases import Axes
 from jaxscale.blueprint.described import blueprint
+from jaxscale.blueprint.sequence import in_zigzag, require_chunks
 from jaxscale.blueprint.table import Blueprint
 from jaxscale.config.mesh_text import mesh_text
 
@@ -14,7 +15,7 @@ from jaxscale.config.mesh_text import mesh_text
 PARAMETERS: dict[str, Axes] = {
     "layers": (),
     "vocab": ("tensor",),
-    "embed": ("fsdp",),
+    "embed": ("fsdp", "context"),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "head_dim": (),
@@ -37,10 +38,15 @@ ACTIVATIONS: dict[str, Axes] = {
 
 @dataclass(frozen=True)
 class Rules:
-    """Logical axis -> mesh axes, for parameters and for activations. An absent mesh axis means "not split"."""
+    """Logical axis -> mesh axes, for parameters and for activations. An absent mesh axis means "not split".
+
+    Attributes:
+        zigzag: how tokens of a split sequence lie (`blueprint.sequence`); False: in reading order.
+    """
 
     parameters: Mapping[str, Axes]
     activations: Mapping[str, Axes]
+    zigzag: bool = True
 
     def with_activations(self, **changes: Axes) -> "Rules":
         return replace(self, activations={**self.activations, **changes})
@@ -49,6 +55,7 @@ class Rules:
         return replace(self, parameters={**self.parameters, **changes})
 
 
+SEQUENCE_AXES = ACTIVATIONS["sequence"]
 DEFAULT_RULES = Rules(PARAMETERS, ACTIVATIONS)
 
 
@@ -169,6 +176,7 @@ def check_divides(rules: Rules, sizes: Mapping[str, int], config: cfg.Config) ->
             if name in sizes_of:
                 where = f"{axes_text(axes, sizes)}, sharding.{kind}.{name}"
                 require_divides(*sizes_of[name], count(axes, sizes), where)
+    require_chunks(config.data.seq_len, count(rules.activations["sequence"], sizes), zigzag=in_zigzag(config))
     if model.attention:
         check_attention(rules.activations, sizes)
 
@@ -184,11 +192,17 @@ def check_repeats(kv_heads: int, axes: Axes, sizes: Mapping[str, int], config: c
 
 
 def check_attention(activations: Mapping[str, Axes], sizes: Mapping[str, int]) -> None:
-    """Attention runs on each device by itself: whole sequences, and each query head beside its own kv head."""
-    if count(activations["sequence"], sizes) > 1:
+    """Attention splits sequences over context alone, and each query head is computed beside its own kv head."""
+    sequence = split_by(activations["sequence"], sizes)
+    if sequence not in ((), SEQUENCE_AXES):
         raise ValueError(
-            f"sharding.activations.sequence: {axes_text(activations['sequence'], sizes)} splits the sequences, and "
-            "attention needs them whole; remove it (residual_sequence is split between the matmuls)"
+            f"sharding.activations.sequence: {axes_text(sequence, sizes)} splits the sequences, and attention takes "
+            f"them whole or split over {' and '.join(SEQUENCE_AXES)}; remove it"
+        )
+    if sequence and not split_by(activations["residual_sequence"], sizes)[: len(sequence)] == sequence:
+        raise ValueError(
+            f"sharding.activations.residual_sequence: it must begin with {' and '.join(sequence)}, which "
+            "split the sequences in attention; remove it"
         )
     heads, kv_heads = (split_by(activations[name], sizes) for name in ("heads", "kv_heads"))
     if heads != kv_heads:

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from jaxscale import config as cfg
-from jaxscale.blueprint.rules import DEFAULT_RULES
+from jaxscale.blueprint.rules import DEFAULT_RULES, split_by
 from jaxscale.compiled.collectives import Collective, collectives
 from jaxscale.compiled.groups import SubAxis
 from jaxscale.compiled.hlo import parse
@@ -91,7 +91,7 @@ def examine(config: cfg.Config, topology: Topology, kept: Compiled) -> Report:
     found = collectives(program, kept.mesh, worker, over if topology.slices > 1 else None)
     sent = [timed(c, topology, inside, over, speed) for c in found]
     by_kernel = attention.forward_flops * work.forward_kernels + attention.backward_flops * work.backward_kernels
-    passes = WEIGHT_PASSES * weight_bytes(sent) / speed.memory
+    passes = WEIGHT_PASSES * weight_bytes(sent, kept.mesh) / speed.memory
     compute = with_launches({"compute and HBM": work.seconds + passes}, sent, kernels(program), speed)
     time = step_time(compute, sent, topology.slices)
     tokens = config.data.batch_size * config.data.seq_len
@@ -108,10 +108,10 @@ def examine(config: cfg.Config, topology: Topology, kept: Compiled) -> Report:
     )  # fmt: skip
 
 
-def weight_bytes(sent: list[Sent]) -> float:
+def weight_bytes(sent: list[Sent], mesh: Mapping[str, int]) -> float:
     """V of what fsdp gathers and scatters in a step: the program counts what matmuls read, not what a gather writes."""
-    kinds = ("all-gather", "reduce-scatter", "all-reduce")
-    return sum(s.bytes * s.times for s in sent if s.kind in kinds and s.axes == DEFAULT_RULES.parameters["embed"])
+    kinds, axes = ("all-gather", "reduce-scatter", "all-reduce"), split_by(DEFAULT_RULES.parameters["embed"], mesh)
+    return sum(s.bytes * s.times for s in sent if s.kind in kinds and s.axes == axes)
 
 
 def seconds_of(speed: Rates, attention: costs.AttentionCost, attention_rate: float):

@@ -44,6 +44,7 @@ class Step(Section):
     compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     param_dtype: Literal["bfloat16", "float32"] = "float32"  # bfloat16: an update below 1/256 of a weight is lost
     attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
+    context_attention: Literal["auto", "gather", "ring"] = "auto"  # where mesh.context splits the sequence
     unroll_layers: bool | None = None  # None: on CPU, where a loop costs more than the compile it saves
 
     @model_validator(mode="after")

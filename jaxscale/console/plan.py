@@ -58,6 +58,8 @@ def show_plan(
         for reason, count in found.left_out:
             table.add_row(escape(reason), f"{count:,}")
         console.print(table)
+    for axis, why in found.not_tried.items():
+        tell(f"{axis} was not tried: {why}; mesh.{axis}=2 tries it")
     if not found.choices:
         return
     for line in plan_footer(config, found, spent, out):
@@ -207,6 +209,7 @@ def print_plan_json(found: Plan, compiled: list[Answer], spent: Budget | None, r
         "choices": [choice_values(c) for c in found.choices[:rows]],
         "measured_links": found.measured.source if found.measured else None,
         "left_out": [{"why": why, "ways": n} for why, n in found.left_out], "what_would_do": advice,
+        "not_tried": found.not_tried,
         "compiled": [a.report.as_json() if a.report else {"basis": "compiled", "needed": a.needed} for a in compiled],
         "budget": {"basis": "predicted"} | asdict(spent) if spent else None,
     }, indent=1))  # fmt: skip

@@ -5,6 +5,7 @@ knows of modules; the mesh is met once, in `attention`.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,8 +14,12 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxscale import config as cfg
-from jaxscale.parallel.sharding import axes_of, device, platform, spec
+from jaxscale.blueprint.sequence import way
+from jaxscale.models.context import Kernel, Split, gather_attention, halo_attention, ring_attention
+from jaxscale.models.kernels import Plain
+from jaxscale.parallel.sharding import axes_of, device, in_zigzag_here, platform, shard_count, spec
 
+KERNELS = {"xla": Plain}
 NEGATIVE = -1e30  # finite, so that a row with nothing to see gives no NaN
 
 
@@ -26,17 +31,19 @@ class Attention:
         sliding_window: a token sees itself and the window - 1 tokens before it; None: all before it.
         softcap: scores become cap * tanh(scores / cap).
         implementation: `xla`, `cudnn`, `splash`, or `auto` (the fastest that computes this on the platform).
+        split: how a sequence that is split over the mesh attends, as `blueprint.sequence.way` takes it.
     """
 
     sliding_window: int | None = None
     softcap: float | None = None
     implementation: str = "auto"
+    split: str = "auto"
 
 
 def attention(
     q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, segments_BT: jax.Array | None, how: Attention
 ) -> jax.Array:
-    """Causal attention within documents; heads split over the mesh, nothing sent.
+    """Causal attention within documents; heads split over the mesh. Where sequences are split, keys are sent.
 
     Args:
         q_BTNH: queries; N is a multiple of K, query head n reads kv head n // (N / K).
@@ -45,15 +52,16 @@ def attention(
     Returns:
         What each query gathers of the values: [B, T, N, H], in q's dtype, named `attended` for remat.
     """
-    if axes := axes_of("sequence"):  # a device would attend to its own part alone
-        raise ValueError(
-            f"attention needs whole sequences, and sharding.activations.sequence splits them over "
-            f"{', '.join(axes)}; remove it"
-        )
-    run = {"xla": xla_attention, "cudnn": cudnn_attention, "splash": splash_attention}[choose(how, q_BTNH)]
+    chosen = choose(how, q_BTNH)
+    shards = shard_count("sequence")
+    if shards > 1:
+        split = Split(axes_of("sequence"), shards, q_BTNH.shape[1] // shards, in_zigzag_here())
+        run: Any = partial(split_attention, split=split, kernel=KERNELS[chosen](how.sliding_window, how.softcap))
+    else:
+        run = {"xla": xla_attention, "cudnn": cudnn_attention, "splash": splash_attention}[chosen]
     qs, ks = (spec("batch", "sequence", heads, None) for heads in ("heads", "kv_heads"))
     ss = spec("batch", "sequence")
-    # Every device has whole sequences of its own heads, so the body is local. shard_map, because the kernels are
+    # Every device has its own heads, so the body is local, but for split sequences. shard_map, because the kernels are
     # custom calls without rules for explicit axes, and because splitting N into (K, N/K) would need one too.
     more = () if segments_BT is None else (segments_BT,)
 
@@ -63,8 +71,29 @@ def attention(
     with jax.named_scope("attention"):  # by this name a profile tells its time from the other matmuls'
         body = jax.shard_map(local, in_specs=(qs, ks, ks, ss)[: 3 + len(more)], out_specs=qs, check_vma=False)
         attended = body(q_BTNH, k_BTKH, v_BTKH, *more)
-    # splash names its own output, in the kernel's order of dims: named here too, remat would keep it twice
-    return attended if run is splash_attention else checkpoint_name(attended, "attended")
+    # splash and split attention name their own output: named here too, remat would keep it twice
+    return attended if shards > 1 or chosen == "splash" else checkpoint_name(attended, "attended")
+
+
+def split_attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    documents: jax.Array | None,
+    *,
+    how: Attention,
+    split: Split,
+    kernel: Kernel,
+) -> jax.Array:
+    """Attention of one device's tokens to those of all devices."""
+    T = split.tokens * split.shards
+    chosen = way(how.split, how.sliding_window, T, zigzag=split.zigzag, kernel=kernel.name)
+    if chosen == "halo":
+        assert how.sliding_window
+        return halo_attention(q, k, v, documents, kernel, split, how.sliding_window)
+    run = ring_attention if chosen == "ring" else gather_attention
+    attended: jax.Array = run(q, k, v, documents, kernel, split)
+    return attended
 
 
 def choose(how: Attention, q: jax.Array | jax.ShapeDtypeStruct) -> str:

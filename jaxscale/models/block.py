@@ -38,7 +38,7 @@ class SelfAttention(nnx.Module):
 
     def __init__(self, model: cfg.Model, step: cfg.Step, rngs: nnx.Rngs):
         self.model, self.step, self.dtype = model, step, jnp.dtype(step.compute_dtype)
-        self.how = Attention(model.sliding_window, model.attention_softcap, step.attention)
+        self.how = Attention(model.sliding_window, model.attention_softcap, step.attention, step.context_attention)
         make = Maker(model, step.param_dtype, rngs)
         self.q, self.k, self.v, self.out = make("q"), make("k"), make("v"), make("out")
         if model.attention_bias:

@@ -18,7 +18,18 @@ from jaxscale.models.block import Auxiliary, Block, Cache
 from jaxscale.models.embedding import lookup
 from jaxscale.models.layers import Maker, Norm
 from jaxscale.models.rotary import rotations
-from jaxscale.parallel.sharding import align, axes_of, dims_of, einsum, gather, platform, shard, shard_count, spec
+from jaxscale.parallel.sharding import (
+    align,
+    axes_of,
+    dims_of,
+    einsum,
+    gather,
+    platform,
+    reading_order,
+    shard,
+    shard_count,
+    spec,
+)
 
 
 def all_but_gathered_parameters(primitive: Any, *_: Any, **parameters: Any) -> bool:
@@ -74,7 +85,7 @@ class Transformer(nnx.Module):
         What they mean is between the block that makes them and the objective that reads them.
         """
         if positions is None:
-            positions = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
+            positions = jnp.broadcast_to(reading_order(tokens_BT.shape[1]), tokens_BT.shape)
         positions = shard(positions, "batch", "sequence")
         segments = None if segments is None else shard(segments, "batch", "sequence")
         x_BTD = self.embed(tokens_BT, positions)

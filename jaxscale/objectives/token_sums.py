@@ -12,8 +12,18 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxscale.objectives.chunks import joined, part, with_part
 from jaxscale.objectives.objective import Batch, Sums
-from jaxscale.parallel.sharding import gather, gradient_first, platform, shard_count, spec, to_spec
+from jaxscale.parallel.sharding import (
+    axes_of,
+    gather,
+    gradient_first,
+    platform,
+    reading_order,
+    shard_count,
+    spec,
+    to_spec,
+)
 
 # (logits [B, T, V], columns [B, T], divisor) -> sums, `objective` among them
 OfLogits = Callable[[jax.Array, Batch, jax.Array | float], Sums]
@@ -64,8 +74,19 @@ def hidden_and_sums(model: Any, tokens_BT: jax.Array, arguments: dict[str, Any])
 
 
 def model_arguments(model: nnx.Module, batch: Batch, rng: jax.Array | None) -> dict[str, Any]:
-    """What this model's call takes beside tokens, of positions, segments and rngs (for dropout)."""
+    """What this model's call takes beside tokens, of positions, segments and rngs (for dropout).
+
+    Raises ValueError where sequences are split and the model takes no positions: it would read them in a wrong order.
+    """
     accepted = inspect.signature(type(model).__call__).parameters
+    if shard_count("sequence") > 1:
+        if "positions" not in accepted:
+            raise ValueError(
+                f"{' * '.join(axes_of('sequence'))} splits the sequences, and {type(model).__name__} takes no "
+                "positions: it cannot know which tokens it sees; let its __call__ take positions, or set mesh.context=1"
+            )
+        tokens = batch["tokens"]
+        batch = {"positions": jnp.broadcast_to(reading_order(tokens.shape[1]), tokens.shape)} | batch
     arguments: dict[str, Any] = {k: batch[k] for k in ("positions", "segments") if k in batch and k in accepted}
     if "rngs" in accepted and rng is not None:
         arguments["rngs"] = nnx.Rngs(dropout=rng)
@@ -123,10 +144,6 @@ def keeps_gradient(x_BTD: jax.Array, head: jax.Array) -> bool:
     """
     tokens = math.prod(x_BTD.shape[:2]) // shard_count("batch") // shard_count("sequence")
     return platform() == "tpu" and tokens * head.dtype.itemsize <= x_BTD.shape[2] * 4
-
-
-def part(i: jax.Array | int, chunk: int, arrays: Any) -> Any:
-    return jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, i * chunk, chunk, 1), arrays)
 
 
 def forward_in_chunks(sums: OfLogits, multiply: Multiply, chunk: int) -> Callable[..., Sums]:
@@ -190,7 +207,7 @@ def adding_gradients(sums: OfLogits, multiply: Multiply, chunk: int, *, linear: 
     def backward(saved: Saved, cotangent: Sums) -> tuple[jax.Array, jax.Array, None, None]:
         dx_0, dx, dhead = saved
         rest = [jax.lax.squeeze(jax.lax.slice_in_dim(dx, i, i + 1), (0,)) for i in range(dx.shape[0])]
-        dx = jnp.concatenate([dx_0, *rest], axis=1)  # reshape knows no arrays that are unreduced
+        dx = joined([dx_0, *rest])  # reshape knows no arrays that are unreduced
         return scaled(dx, cotangent), scaled(dhead, cotangent), None, None
 
     run.defvjp(forward, backward)
@@ -236,7 +253,7 @@ def keeping_gradient(sums: OfLogits, multiply: Multiply, chunk: int) -> Callable
             total, kept = carry
             x_i, columns_i = part(i, chunk, (x, columns))
             dlogits, found = gradient(multiply(x_i, head), columns_i, divisor)
-            kept = jax.lax.dynamic_update_slice_in_dim(kept, dlogits.astype(kept.dtype), i * chunk, 1)
+            kept = with_part(kept, i, dlogits.astype(kept.dtype))
             return (jax.tree.map(jnp.add, total, found), kept), None
 
         zeros = no_sums(sums, multiply, chunk, x, head, columns, divisor)

@@ -10,6 +10,7 @@ Notation in comments is the scaling book's: `w[D_fsdp, F_tensor]` is split over 
 import contextlib
 import contextvars
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import flax.core.spmd
@@ -29,6 +30,7 @@ from jaxscale.blueprint.rules import (
     present,
 )
 from jaxscale.blueprint.rules import make_rules as make_rules
+from jaxscale.blueprint.sequence import in_zigzag, order
 from jaxscale.parallel.on_cpu import flat_matmul, is_matmul
 
 PyTree = Any
@@ -44,7 +46,7 @@ def fit_rules(rules: Rules, sizes: Mapping[str, int], config: cfg.Config) -> Rul
     Raises ValueError with the numbers that do not fit.
     """
     check_divides(rules, sizes, config)
-    return few_kept_whole(rules, sizes, blueprint(config.model))
+    return replace(few_kept_whole(rules, sizes, blueprint(config.model)), zigzag=in_zigzag(config))
 
 
 # --- the context: which mesh, which rules ---------------------------------------------------------------------
@@ -110,6 +112,17 @@ def axes_of(name: str | None) -> Axes:
 def shard_count(name: str) -> int:
     """Into how many parts the mesh cuts an activation's logical axis."""
     return count(axes_of(name), current_mesh().shape)
+
+
+def reading_order(tokens: int) -> jax.Array:
+    """Which token, in reading order, stands at each place of a row of this mesh's batches: [tokens], int32."""
+    shards = shard_count("sequence")
+    return jnp.arange(tokens) if shards == 1 else jnp.asarray(order(tokens, shards, zigzag=in_zigzag_here()))
+
+
+def in_zigzag_here() -> bool:
+    """Do tokens of a split sequence lie in zigzag order under the rules in context?"""
+    return _current_rules.get().zigzag
 
 
 def spec(*names: str | None) -> PartitionSpec:

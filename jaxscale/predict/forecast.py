@@ -95,7 +95,7 @@ def forecast(
         measured: links as a clock found them, in place of the datasheet's.
     """
     speed = rates(topology.chip, config.step.compute_dtype, quantized=quantized, power=power, software=software)
-    needs = traffic(config, sizes)
+    needs = traffic(config, sizes, platform=topology.chip.platform)
     compute = compute_seconds(config, topology, sizes, speed, needs)
     own = axis_links(topology, sizes, config.mesh.over_slices if over is None else over, measured)
     sent = [timed(t, own, speed, topology) for t in needs]

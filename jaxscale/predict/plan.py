@@ -2,7 +2,8 @@
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from jaxscale import config as cfg
 from jaxscale.blueprint.legal import require_legal
@@ -12,7 +13,7 @@ from jaxscale.hardware.topology import Topology
 from jaxscale.predict.forecast import Forecast, forecast
 from jaxscale.predict.measured import Measured
 from jaxscale.predict.memory import MemoryForecast, memory
-from jaxscale.predict.ways import remat_name, ways, with_chunk
+from jaxscale.predict.ways import not_tried, remat_name, ways, with_chunk
 
 MOL = 6.02214076e23  # Avogadro's number, as a budget of FLOPs
 
@@ -48,6 +49,7 @@ class Plan:
     Attributes:
         own: the config as it is; None where its mesh does not fit the topology, which `own_problem` explains.
         held: keys that were given, and so were not varied.
+        not_tried: axes that were not varied by themselves, and why.
         legal: how many ways break no rule, whether they fit or not.
     """
 
@@ -60,6 +62,7 @@ class Plan:
     own_problem: str
     held: tuple[str, ...] = ()
     measured: Measured | None = None
+    not_tried: Mapping[str, str] = field(default_factory=dict)
 
 
 def plan(
@@ -105,7 +108,9 @@ def plan(
         reasons[f"{what} is short by {size / GIB:,.1f} GiB or more (nearest: {where})"] = reasons.pop(what)
     choices.sort(key=lambda c: (c.forecast.time.best, c.memory.peak))
     own, problem = as_it_is(config, topology, documents=documents, measured=measured)
-    return Plan(topology, choices, reasons.most_common(), considered, legal, own, problem, held, measured)
+    return Plan(
+        topology, choices, reasons.most_common(), considered, legal, own, problem, held, measured, not_tried(config)
+    )
 
 
 def judge(

@@ -6,12 +6,14 @@ for what no matmul sends, the functions here.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from jaxscale import config as cfg
 from jaxscale.blueprint.cases import both, without
 from jaxscale.blueprint.described import blueprint
 from jaxscale.blueprint.passes import Pass, Send
 from jaxscale.blueprint.rules import count, rules_of, split_by
+from jaxscale.blueprint.sequence import halo, in_zigzag, way
 from jaxscale.predict import costs
 from jaxscale.predict.costs import BYTES, elements, letter_sizes
 
@@ -39,12 +41,15 @@ class Traffic:
         return self.bytes * self.times
 
 
-def traffic(config: cfg.Config, sizes: Mapping[str, int]) -> list[Traffic]:
+def traffic(config: cfg.Config, sizes: Mapping[str, int], *, platform: str = "tpu") -> list[Traffic]:
     """What the rules send (scaling book, sharding.md and training.md): see `docs/architecture.md`, Sharding.
 
     Scalars and vectors (norms' gradients, losses) are left out.
+
+    Args:
+        platform: `tpu`, `gpu` or `cpu`; it has a say in how split sequences attend.
     """
-    rest = (repeated_heads, lookups, whole_sequences, idle_axes, losses)
+    rest = (repeated_heads, lookups, partial(split_sequences, platform=platform), idle_axes, losses)
     found = [*matmul_traffic(config, sizes), *(t for part in rest for t in part(config, sizes))]
     return [t for t in found if t.times and t.bytes]
 
@@ -92,18 +97,21 @@ def lookups(config: cfg.Config, sizes: Mapping[str, int]) -> Iterator[Traffic]:
     for name in model.lookups:
         table = model.weight(name)
         ids_split, embed = (split_by(rules.parameters[axis], sizes) for axis in model.axes(table))
-        vocab, trade = without(ids_split, batch), both(embed, batch)
-        scatter = residual if residual == vocab else ()
+        vocab, trades = without(ids_split, (*batch, *sequence)), (both(embed, batch), both(embed, sequence))
+        trade = (*trades[0], *trades[1])
+        scatter = vocab if residual == (*sequence, *vocab) else ()
         rows = float(tokens * model.shape(table)[1] * width)
         layout, whole = (vocab, trade), {c: model.dims[c].size for c in table.letters}
         if gathered := without((*ids_split, *embed), (*vocab, *trade)):
             size = elements(table.letters, layout, whole, sizes) * BYTES[config.step.param_dtype]
             yield Traffic(f"{name} weight", "all-gather", gathered, size, parts, "forward", False, weight=True)
-        if trade:
-            ids = tokens * count(trade, sizes) * 4
-            yield Traffic("token ids", "all-gather", trade, ids, parts, "forward", False)
-            traded = rows / count(scatter, sizes)
-            yield Traffic("looked-up rows", "all-to-all", trade, traded, 2 * parts, "forward", False)
+        ids = tokens * 4.0
+        for axes in trades:  # of rows, then of their tokens
+            if axes:
+                ids *= count(axes, sizes)
+                yield Traffic("token ids", "all-gather", axes, ids, parts, "forward", False)
+                traded = rows / count(scatter, sizes)
+                yield Traffic("looked-up rows", "all-to-all", axes, traded, 2 * parts, "forward", False)
         if scatter:
             yield Traffic("looked-up rows", "reduce-scatter", scatter, rows, parts, "forward", False)
             yield Traffic("rows' gradients", "all-gather", scatter, rows, parts, "backward", False)
@@ -116,18 +124,43 @@ def lookups(config: cfg.Config, sizes: Mapping[str, int]) -> Iterator[Traffic]:
             yield Traffic(f"{name} gradient", "all-reduce", tokens_over, size, parts, "backward", True, weight=True)
 
 
-def whole_sequences(config: cfg.Config, sizes: Mapping[str, int]) -> Iterator[Traffic]:
-    """Keys and values of the whole sequence are gathered where it is split, and their gradients scattered."""
+def split_sequences(config: cfg.Config, sizes: Mapping[str, int], *, platform: str) -> Iterator[Traffic]:
+    """Keys and values where sequences are split, and their gradients: see `models.context`.
+
+    V of a gather is all keys and values of the rows: 2 B S K H. A ring sends a C-th of it in each of its turns; a
+    halo sends what the window shows of the tokens before. Gradients go round in float32.
+    """
     model, rules = blueprint(config.model), rules_of(config, sizes)
     axes = split_by(rules.activations["sequence"], sizes)
     if model.attention is None or not axes:
         return
-    both_of_them = 2 * costs.activation_elements(config, sizes, model.attention.k) * count(axes, sizes)
-    size, runs = both_of_them * BYTES[config.step.compute_dtype], config.step.microbatches * model.num_layers
-    names = costs.kept(config)
-    again = 0 if names is None or model.attention.result in names else 1
-    yield Traffic("keys and values", "all-gather", axes, size, (2 + again) * runs, "forward", True)
-    yield Traffic("their gradients", "reduce-scatter", axes, size, runs, "backward", True)
+    shards, width = count(axes, sizes), BYTES[config.step.compute_dtype]
+    own = 2 * costs.activation_elements(config, sizes, model.attention.k)  # elements of a device's keys and values
+    runs, names = config.step.microbatches * model.num_layers, costs.kept(config)
+    again = names is not None and model.attention.result not in names
+    chosen = way(
+        config.step.context_attention, model.attention.window, config.data.seq_len, zigzag=in_zigzag(config),
+        kernel=kernel_of(config, platform),
+    )  # fmt: skip
+    keys, gradients = "keys and values", "gradients of keys and values"
+    if chosen == "gather":  # of the recomputed and of the backward pass one gather is left: they have one operand
+        yield Traffic(keys, "all-gather", axes, own * shards * width, 2 * runs, "forward", True)
+        yield Traffic(gradients, "reduce-scatter", axes, own * shards * width, runs, "backward", True)
+    elif chosen == "ring":
+        turns = (shards - 1) * (3 if again else 2)
+        yield Traffic(keys, "collective-permute", axes, own * width, turns * runs, "forward", True)
+        yield Traffic(gradients, "collective-permute", axes, own * 4, shards * runs, "backward", True)
+    else:
+        for tokens in halo(config.data.seq_len // shards, shards, model.attention.window or 0):
+            size = own / (config.data.seq_len // shards) * tokens * width
+            yield Traffic(keys, "collective-permute", axes, size, (2 if again else 1) * runs, "forward", False)
+            yield Traffic(gradients, "collective-permute", axes, size, runs, "backward", False)
+
+
+def kernel_of(config: cfg.Config, platform: str) -> str:
+    """The attention that a step runs on a platform, where nothing speaks against the fastest."""
+    fastest = {"tpu": "splash", "gpu": "cudnn", "cpu": "xla"}[platform]
+    return fastest if config.step.attention == "auto" else config.step.attention
 
 
 def idle_axes(config: cfg.Config, sizes: Mapping[str, int]) -> Iterator[Traffic]:

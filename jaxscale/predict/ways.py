@@ -26,6 +26,9 @@ REMATS: dict[str, str | Mapping[str, str]] = {
 OWN_REMAT = "the config's own"
 BATCH = present(DEFAULT_RULES.activations["batch"], cfg.READY_AXES)  # the axes that split it, and may cross slices
 HEADS = present(DEFAULT_RULES.activations["heads"], cfg.READY_AXES)
+SEQUENCE = present(DEFAULT_RULES.activations["sequence"], cfg.READY_AXES)  # the axes that split it
+LONG = 32768  # tokens of a row from which its split over the mesh is tried
+FEWEST = 2048  # tokens of a row that a device keeps
 CHUNK = 512  # loss.chunk where the config's own does not fit
 HELD = ("mesh", "step.microbatches", "step.remat", "loss.chunk")  # what is varied, unless it is given
 
@@ -66,6 +69,8 @@ def meshes(config: cfg.Config, topology: Topology, held: tuple[str, ...] = ()) -
     for sizes in splits(inside, cfg.READY_AXES):
         if any(sizes[axis] != size for axis, size in fixed.items()) or config.model.num_heads % count(free, sizes):
             continue
+        if config.data.seq_len // count(SEQUENCE, sizes) < (FEWEST if not fixed.keys() & set(SEQUENCE) else 1):
+            continue
         for split in [over] if over else splits(groups, BATCH[::-1]):
             yield cfg.Mesh(**sizes, dcn=cfg.Dcn(**split))
 
@@ -83,7 +88,7 @@ def splits(devices: int, axes: tuple[str, ...]) -> Iterator[dict[str, int]]:
 def held_sizes(config: cfg.Config, topology: Topology, inside: int, held: tuple[str, ...]) -> dict[str, int]:
     """Axis -> size within a slice that is given. Where one is given as -1, it takes what the config's others leave."""
     given = [axis for axis in cfg.READY_AXES if holds(held, f"mesh.{axis}")]
-    sizes = {axis: getattr(config.mesh, axis) for axis in given}
+    sizes = {axis: getattr(config.mesh, axis) for axis in (*given, *not_tried(config))}
     if -1 in sizes.values():
         sizes = {axis: getattr(config.mesh, axis) for axis in cfg.READY_AXES}
     known = {axis: n for axis, n in sizes.items() if n != -1}
@@ -96,10 +101,18 @@ def held_sizes(config: cfg.Config, topology: Topology, inside: int, held: tuple[
         if whole:
             raise ValueError(f"{text} takes {product} devices, not the {where}; leave an axis out, or set it to -1")
         raise ValueError(
-            f"{text} does not divide the {where}; make {'it' if len(known) == 1 else 'the product'} "
+            f"{text} does not divide the {where}; make {'it' if len(given) == 1 else 'the product'} "
             f"{' or '.join(map(str, near))}"
         )
     return {axis: sizes[axis] if sizes[axis] != -1 else inside // product for axis in sizes}
+
+
+def not_tried(config: cfg.Config) -> dict[str, str]:
+    """Axes that stay as the config has them though they are not given, and why."""
+    if config.data.seq_len >= LONG or any(getattr(config.mesh, axis) != 1 for axis in SEQUENCE):
+        return {}
+    why = f"rows of {config.data.seq_len:,} tokens are short (it is from {LONG:,} on)"
+    return dict.fromkeys(SEQUENCE, why)
 
 
 def held_over(config: cfg.Config, topology: Topology, held: tuple[str, ...]) -> dict[str, int]:

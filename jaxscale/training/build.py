@@ -5,13 +5,14 @@ a device and knows no files.
 """
 
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 from jax.sharding import AbstractMesh, Mesh
 
 from jaxscale import config as cfg
 from jaxscale.blueprint.rules import Rules, count, require_divides
+from jaxscale.blueprint.sequence import in_zigzag, require_chunks
 from jaxscale.parallel.mesh import make_mesh
 from jaxscale.parallel.sharding import fit_rules, make_rules, on_mesh
 from jaxscale.training.step import ModelFactory, Program, abstract_batch, batch_sharding, make_program
@@ -76,6 +77,8 @@ def rules_for(config: cfg.Config, mesh: Mesh | AbstractMesh, *, decoder: bool = 
     rules = make_rules(config.sharding)
     if decoder:
         return fit_rules(rules, mesh.shape, config)
+    shards = count(rules.activations["sequence"], mesh.shape)
+    require_chunks(config.data.seq_len, shards, zigzag=in_zigzag(config))
     rows = config.data.batch_size // config.step.microbatches
     require_divides("rows of a microbatch", rows, count(rules.activations["batch"], mesh.shape), "the batch axes")
-    return rules
+    return replace(rules, zigzag=in_zigzag(config))

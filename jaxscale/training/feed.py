@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from jaxscale import config as cfg
+from jaxscale.blueprint.sequence import in_zigzag, order
 from jaxscale.data.opening import open_rows
 from jaxscale.data.tokenizer import Tokenizer
 from jaxscale.data.tokens import RowSource, batches, open_tokenizer
@@ -77,6 +78,8 @@ class Feed:
         self.sharding = sharding
         self.shape = (microbatches, data.batch_size // microbatches, data.seq_len)
         self.rows = rows_needed(sharding, self.shape)
+        shards = data.seq_len // sharding.shard_shape(self.shape)[2]
+        self.order = order(data.seq_len, shards, zigzag=in_zigzag(config)) if shards > 1 else None
         # one document a row: no mask to build, and plain causal attention is all that is compiled
         self.names = make_objective(config).reads(documents=has_documents(config, source))
         self.wait_seconds = 0.0
@@ -102,7 +105,9 @@ class Feed:
         return {name: self.place(array) for name, array in loaded.items() if name in self.names}
 
     def place(self, local: np.ndarray) -> jax.Array:
-        """This process's rows [R, T] as its part of the global array."""
+        """This process's rows [R, T], in reading order, as its part of the global array."""
+        if self.order is not None:
+            local = local[:, self.order]
 
         def block(index: tuple[slice, ...] | None) -> np.ndarray:
             assert index is not None

@@ -77,6 +77,22 @@ def test_flops_and_bytes_are_the_compiled_program_s(mesh, remat):
     compare(make_config(mesh, model={"num_kv_heads": 8}, step={"remat": remat}))
 
 
+CONTEXT = [{"context": 8}, {"context": 4, "tensor": 2}, {"fsdp": 2, "context": 4}, {"data": 2, "fsdp": 2, "context": 2}]
+
+
+@pytest.mark.parametrize("mesh", CONTEXT, ids=str)
+@pytest.mark.parametrize("step", [{"remat": "none"}, {"remat": "full"}, {"remat": KEEP},
+                                  {"remat": "full", "context_attention": "ring"}], ids=str)  # fmt: skip
+def test_split_sequences_send_what_the_compiled_program_sends(mesh, step):
+    compare(make_config(mesh, model={"num_kv_heads": 8}, step=step))
+
+
+@pytest.mark.parametrize("window", [3, 17])
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_a_window_sends_its_halo(window, remat):
+    compare(make_config({"context": 4, "tensor": 2}, model={"sliding_window": window}, step={"remat": remat}))
+
+
 def test_with_chunks_microbatches_and_few_kv_heads():
     """The gradient of a chunk's logits is made with them: no matmul runs twice for `loss.chunk`."""
     compare(make_config({"fsdp": 4, "tensor": 2}, model={"num_kv_heads": 2}, loss={"chunk": 8}))
@@ -96,7 +112,7 @@ def compare(config: cfg.Config) -> None:
         if c.bytes >= 1024:
             sent[c.axes] = sent.get(c.axes, 0) + c.bytes * c.times
     predicted: dict[tuple[str, ...], float] = {}
-    for t in traffic(config, sizes):
+    for t in traffic(config, sizes, platform="cpu"):
         if t.bytes >= 1024:
             predicted[t.axes] = predicted.get(t.axes, 0) + t.step_bytes
     assert predicted == {axes: pytest.approx(sent.get(axes, 0), rel=0.1) for axes in predicted}
@@ -105,7 +121,7 @@ def compare(config: cfg.Config) -> None:
 
 def is_attention(source: str) -> bool:
     """Scores and contexts: XLA's reference attention does them as dots, kernels on TPU and GPU do not."""
-    return "gth,gsh" in source or "gts,gsh" in source
+    return any(part in source for part in ("gth,gsh", "gts,gsh", "bkgts"))
 
 
 def test_flops_of_published_models():

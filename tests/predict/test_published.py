@@ -151,7 +151,7 @@ def test_gathered_weights_pass_through_hbm_in_each_microbatch():
             ("all-gather", ("fsdp",), 3.0, 2), ("all-to-all", ("fsdp",), 5.0, 1), ("all-gather", ("tensor",), 7.0, 1),
         )
     ]  # fmt: skip
-    assert weight_bytes(sent) == 6.0
+    assert weight_bytes(sent, {"data": 4, "fsdp": 16}) == 6.0
 
 
 def small(*overrides: str, where: str = "h100:1", software: str = "xla"):

@@ -1,0 +1,71 @@
+"""Parts of a batch's tokens, cut and joined on each device, so that a sequence that is split stays where it lies.
+
+Arrays are [B, T, ...]. A part of `chunk` tokens of each row holds as many of each device's; a slice of the global
+dim would be moved to all devices.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from jaxscale.parallel.sharding import current_mesh, dims_of
+
+
+def tokens_of(chunk: int, x: jax.Array) -> int:
+    """Of a part of `chunk` tokens of each row, those of one device."""
+    shards = math.prod(current_mesh().shape[a] for a in dims_of(x)[1])
+    if chunk % shards:
+        raise ValueError(
+            f"loss.chunk {chunk} is not divisible by the {shards} parts of a sequence; try {chunk * shards}"
+        )
+    return chunk // shards
+
+
+def part(i: jax.Array | int, chunk: int, arrays: Any) -> Any:
+    """The i-th part of each array."""
+
+    def of_one(x: jax.Array) -> jax.Array:
+        tokens = tokens_of(chunk, x)
+        if tokens == chunk:
+            return jax.lax.dynamic_slice_in_dim(x, i * chunk, chunk, 1)
+        here = layout(x)
+        cut = jax.shard_map(
+            lambda x, i: jax.lax.dynamic_slice_in_dim(x, i * tokens, tokens, 1),
+            in_specs=(here, PartitionSpec()),
+            out_specs=here,
+        )
+        return cut(x, jnp.asarray(i))
+
+    return jax.tree.map(of_one, arrays)
+
+
+def with_part(x: jax.Array, i: jax.Array | int, part: jax.Array) -> jax.Array:
+    """x with its i-th part replaced."""
+    chunk, tokens = part.shape[1], tokens_of(part.shape[1], x)
+    if tokens == chunk:
+        return jax.lax.dynamic_update_slice_in_dim(x, part, i * chunk, 1)
+    here = layout(x)
+    put = jax.shard_map(
+        lambda x, i, part: jax.lax.dynamic_update_slice_in_dim(x, part, i * tokens, 1),
+        in_specs=(here, PartitionSpec(), here),
+        out_specs=here,
+    )
+    return put(x, jnp.asarray(i), part)
+
+
+def joined(parts: list[jax.Array]) -> jax.Array:
+    """All parts in their order, as one array."""
+    here = layout(parts[0])
+    if not dims_of(parts[0])[1]:
+        return jnp.concatenate(parts, axis=1)
+    join = jax.shard_map(lambda *parts: jnp.concatenate(parts, axis=1), in_specs=(here,) * len(parts), out_specs=here)
+    return join(*parts)
+
+
+def layout(x: jax.Array) -> PartitionSpec:
+    """With its marks, reduced and unreduced."""
+    spec: PartitionSpec = jax.typeof(x).sharding.spec
+    return spec
