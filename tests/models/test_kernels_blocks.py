@@ -13,7 +13,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 
 from jaxscale import private
 from jaxscale.models import cudnn, plain, splash, splash_mask
-from jaxscale.models.attention import attend
+from jaxscale.models.attention import Attention, attend, splash_attention, xla_attention
 from jaxscale.models.plain import NEGATIVE, merge, visible
 
 RNG = np.random.default_rng(0)
@@ -195,17 +195,33 @@ BLOCKS = [
 
 
 @pytest.fixture(params=[True, False], ids=["fused", "unfused"])
-def fused(request, monkeypatch):
+def small_blocks(request, monkeypatch):
+    """Blocks of 128, so that a short sequence has several, some of which no query sees."""
     monkeypatch.setattr(splash, "FUSED_COPIES", 8 if request.param else 0)
-    return request.param
+    monkeypatch.setattr(splash, "largest", lambda sizes, length: 128)
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("with_documents", [False, True])
+@pytest.mark.parametrize(("window", "softcap"), [(None, None), (200, 2.0)], ids=["causal", "window, softcap"])
+@pytest.mark.usefixtures("small_blocks")
+def test_splash_and_its_gradient_equal_the_reference(window, softcap, with_documents):
+    T = 512
+    q, k, v, dout = numbers(2, T, T, 4, 2, 128)
+    segments = documents(2, T) if with_documents else None
+    how = Attention(window, softcap)
+    run = functools.partial(splash_attention, segments_BT=segments, how=how, interpret=True)
+    out, pull = jax.vjp(run, q, k, v)
+    wanted, gradients = jax.vjp(functools.partial(xla_attention, segments_BT=segments, how=how), q, k, v)
+    assert_close((out, pull(dout)), (wanted, gradients(dout)), 1e-4)
+
+
 @pytest.mark.parametrize("with_documents", [False, True])
 @pytest.mark.parametrize(("N", "K", "window", "softcap"), BLOCKS)
-def test_splash_of_a_rank_equals_the_reference(N, K, window, softcap, with_documents, fused):
+@pytest.mark.parametrize("C", [2, 4])
+@pytest.mark.usefixtures("small_blocks")
+def test_splash_of_a_rank_equals_the_reference(C, N, K, window, softcap, with_documents):
     """Every rank's zigzag queries against the whole sequence of keys, by a rank that is traced; float32."""
-    T, C = 512, 2
+    T = 256 * C
     q, k, v, dout = numbers(2, T, T, N, K, 128)
     segments, positions = documents(2, T) if with_documents else None, zigzag(T, C)
     mask = visible(np.arange(T)[:, None], np.arange(T)[None], window)[None]
@@ -230,8 +246,8 @@ def test_splash_of_a_rank_equals_the_reference(N, K, window, softcap, with_docum
     assert_close([sum(x) for x in zip(*totals, strict=True)], gradients[1:], 1e-4)
 
 
-@pytest.mark.slow
-def test_splash_of_parts_of_the_keys_merges_to_the_whole(fused):
+@pytest.mark.usefixtures("small_blocks")
+def test_splash_of_parts_of_the_keys_merges_to_the_whole():
     """Keys cut in two: the first half of the queries sees nothing of the second half of the keys."""
     T, half = 512, 256
     q, k, v, dout = numbers(1, T, T, 2, 1, 128)
@@ -249,8 +265,8 @@ def test_splash_of_parts_of_the_keys_merges_to_the_whole(fused):
     assert_close((sum(dq), jnp.concatenate(dk, 1), jnp.concatenate(dv, 1)), gradients, 1e-4)
 
 
-@pytest.mark.slow
-def test_splash_beside_no_key_of_its_document(fused):
+@pytest.mark.usefixtures("small_blocks")
+def test_splash_beside_no_key_of_its_document():
     """A query whose document has no key here: out 0, lse NEGATIVE, and no gradient, even as the whole row."""
     q, k, v, dout = numbers(1, 256, 256, 2, 1, 128)
     queries = jnp.where(jnp.arange(256) % 5 == 0, 7, 1)[None].astype(jnp.int32)
