@@ -26,6 +26,10 @@ class Name:
     lost: str
 
 
+BLOCKS = (
+    "cannot compute attention over a part of the keys; set step.attention=xla, or install a jax that jaxscale was "
+    "tested with (>=0.10.2,<0.13)"
+)
 NAMES = {
     # asked before `initialize`, so that the coordinator need not listen on every address of its machine
     "detect_cluster": Name(
@@ -42,6 +46,23 @@ NAMES = {
     "cudnn_version": Name(
         "jax", "jax._src.cudnn", "fused_attention_stablehlo.check_cudnn_version",
         "attention cannot be compiled for a GPU without cuDNN; pip install nvidia-cudnn-cu13",
+    ),
+    # attention over a part of the keys needs its float32 log of sums, and a backward that takes the whole row's
+    "cudnn_attention": Name(
+        "jax", "jax._src.cudnn", "fused_attention_stablehlo.dot_product_attention", f"cuDNN {BLOCKS}",
+    ),
+    "cudnn_backward": Name(
+        "jax", "jax._src.cudnn", "fused_attention_stablehlo._dot_product_attention_bwd_p_wrapper", f"cuDNN {BLOCKS}",
+    ),
+    "cudnn_mask_type": Name(
+        "jax", "jax._src.cudnn", "fused_attention_stablehlo.MaskType", f"cuDNN {BLOCKS}",
+    ),
+    "cudnn_layout": Name(
+        "jax", "jax._src.cudnn", "fused_attention_stablehlo.AttentionLayout", f"cuDNN {BLOCKS}",
+    ),
+    "splash_backward": Name(
+        "jax", "jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_kernel", "_splash_attention_bwd",
+        f"splash {BLOCKS}",
     ),
     # where orbax tells tensorstore of a place: s3:// is added to what it knows; and reading one array at a time
     "kvstore_spec": Name(

@@ -30,9 +30,9 @@ BELOW = {
     "record": {"files", "config"},
     "compiled": {"files", "hardware", "config", "blueprint", "predict", "record"},  # aot in a child process
     "parallel": {"hardware", "process", "config", "blueprint"},
-    "models": {"config", "blueprint", "parallel"},
-    "objectives": {"config", "columns", "parallel"},
     "private": set(),
+    "models": {"config", "blueprint", "parallel", "private"},
+    "objectives": {"config", "columns", "parallel"},
     "blame": set(),
     "codes": set(),
     "cluster": {"files", "private", "codes", "config"},

@@ -176,7 +176,11 @@ def check_divides(rules: Rules, sizes: Mapping[str, int], config: cfg.Config) ->
             if name in sizes_of:
                 where = f"{axes_text(axes, sizes)}, sharding.{kind}.{name}"
                 require_divides(*sizes_of[name], count(axes, sizes), where)
-    require_chunks(config.data.seq_len, count(rules.activations["sequence"], sizes), zigzag=in_zigzag(config))
+    parts = count(rules.activations["sequence"], sizes)
+    require_chunks(config.data.seq_len, parts, zigzag=in_zigzag(config))
+    if config.loss.chunk:
+        where = f"{axes_text(rules.activations['sequence'], sizes)}, sharding.activations.sequence"
+        require_divides("loss.chunk", config.loss.chunk, parts, where)
     if model.attention:
         check_attention(rules.activations, sizes)
 

@@ -15,12 +15,11 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxscale import config as cfg
 from jaxscale.blueprint.sequence import way
+from jaxscale.models import cudnn, splash
 from jaxscale.models.context import Kernel, Split, gather_attention, halo_attention, ring_attention
-from jaxscale.models.kernels import Plain
+from jaxscale.models.kernels import KERNELS
+from jaxscale.models.plain import NEGATIVE, block_of, visible
 from jaxscale.parallel.sharding import axes_of, device, in_zigzag_here, platform, shard_count, spec
-
-KERNELS = {"xla": Plain}
-NEGATIVE = -1e30  # finite, so that a row with nothing to see gives no NaN
 
 
 @dataclass(frozen=True)
@@ -156,7 +155,7 @@ def xla_attention(
     about 1.4 times as fast, forward and backward. At most 16 blocks, as each is its own piece of the program.
     """
     T = q_BTNH.shape[1]
-    block = max(64, -(-T // 16))
+    block = block_of(T)
     out = []
     for start in range(0, T, block):
         stop = min(start + block, T)
@@ -168,12 +167,6 @@ def xla_attention(
             attend(q_BTNH[:, start:stop], k_BTKH[:, first:stop], v_BTKH[:, first:stop], mask, softcap=how.softcap)
         )
     return jnp.concatenate(out, axis=1)
-
-
-def visible(query: Any, key: Any, sliding_window: int | None) -> Any:
-    """True where a query at index `query` may see a key at index `key`."""
-    mask = key <= query
-    return mask if sliding_window is None else mask & (query - key < sliding_window)
 
 
 def attend(
@@ -203,12 +196,7 @@ def attend(
 def cudnn_attention(
     q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, segments_BT: jax.Array | None, *, how: Attention
 ) -> jax.Array:
-    """cuDNN's fused attention. Documents become a [B, 1, T, T] mask; rows without any cost nothing extra."""
-    mask = None if segments_BT is None else (segments_BT[:, None, :, None] == segments_BT[:, None, None, :])
-    window = None if how.sliding_window is None else (how.sliding_window - 1, 0)
-    return jax.nn.dot_product_attention(
-        q_BTNH, k_BTKH, v_BTKH, mask=mask, is_causal=True, local_window_size=window, implementation="cudnn"
-    )
+    return cudnn.attention(q_BTNH, k_BTKH, v_BTKH, segments_BT, window=how.sliding_window)
 
 
 def splash_attention(
@@ -220,37 +208,5 @@ def splash_attention(
     how: Attention,
     interpret: bool = False,
 ) -> jax.Array:
-    """JAX's splash attention (Pallas, TPU): blocks above the diagonal and outside the window are never computed."""
-    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
-    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
-
-    T, N, H = q_BTNH.shape[1:]
-    window = how.sliding_window
-    mask = masks.CausalMask((T, T)) if window is None else masks.LocalMask((T, T), (window - 1, 0), offset=0)
-    # forward and backward in large blocks: the fused backward writes one partial dq for each block of keys
-    block, wide = (next(b for b in sizes if T % b == 0) for sizes in ((512, 256, 128), (2048, 1024, 512, 256, 128)))
-    sizes = kernel.BlockSizes(
-        block_q=block,
-        block_kv=wide,
-        block_kv_compute=block,
-        block_q_dkv=block,
-        block_kv_dkv=wide,
-        block_kv_dkv_compute=block,
-        use_fused_bwd_kernel=True,
-    )
-    run = kernel.make_splash_mha(
-        masks.MultiHeadMask([mask] * N),
-        block_sizes=sizes,
-        head_shards=1,
-        q_seq_shards=1,
-        attn_logits_soft_cap=how.softcap,
-        interpret=interpret,
-        residual_checkpoint_name="attended",  # remat may keep it, and then the kernel does not run again
-    )
-    q, k, v = (x.transpose(0, 2, 1, 3) for x in (q_BTNH * H**-0.5, k_BTKH, v_BTKH))
-    if segments_BT is None:
-        out = jax.vmap(run)(q, k, v)
-    else:
-        out = jax.vmap(lambda q, k, v, s: run(q, k, v, kernel.SegmentIds(s, s)))(q, k, v, segments_BT)
-    attended: jax.Array = out.transpose(0, 2, 1, 3).astype(q_BTNH.dtype)
-    return attended
+    window, softcap = how.sliding_window, how.softcap
+    return splash.attention(q_BTNH, k_BTKH, v_BTKH, segments_BT, window=window, softcap=softcap, interpret=interpret)

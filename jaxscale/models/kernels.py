@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxscale.models import plain
+from jaxscale.models import cudnn, plain, splash
 from jaxscale.models.context import Documents, Seen
 
+Pair = tuple[jax.Array, jax.Array]
+Gradients = tuple[jax.Array, jax.Array, jax.Array]
 Block = tuple[int, int, int, int]  # queries from, to; keys from, to
 
 
@@ -17,50 +19,47 @@ Block = tuple[int, int, int, int]  # queries from, to; keys from, to
 class Plain:
     """Plain XLA, in blocks of queries, each with the keys that any rank's queries of that block see."""
 
-    sliding_window: int | None
+    window: int | None
     softcap: float | None
     name: ClassVar[str] = "xla"
 
     def forward(
         self, q: jax.Array, k: jax.Array, v: jax.Array, own: Documents, other: Documents, seen: Seen | None
-    ) -> tuple[jax.Array, jax.Array]:
+    ) -> Pair:
         parts = []
         for block in self.blocks(q, k, seen):
             first, last, start, stop = block
-            keys = k[:, start:stop], v[:, start:stop]
-            parts.append(
-                plain.forward(q[:, first:last], *keys, self.mask(block, own, other, seen), softcap=self.softcap)
-            )
+            mask = self.mask(block, own, other, seen)
+            parts.append(plain.block_forward(q[:, first:last], k[:, start:stop], v[:, start:stop], mask, self.softcap))
         out, lse = (jnp.concatenate(x, axis=1) for x in zip(*parts, strict=True))
         return out, lse
 
     def backward(
         self, q: jax.Array, k: jax.Array, v: jax.Array, own: Documents, other: Documents, seen: Seen | None,
         out: jax.Array, lse: jax.Array, dout: jax.Array,
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:  # fmt: skip
+    ) -> Gradients:  # fmt: skip
         dqs = []
         dk, dv = (jnp.zeros(x.shape, jnp.float32) for x in (k, v))
+        lse, delta = plain.row_sums(out, lse, dout)
         for block in self.blocks(q, k, seen):
             first, last, start, stop = block
+            rows = (x[:, first:last] for x in (lse, delta, dout))
             keys, mask = (k[:, start:stop], v[:, start:stop]), self.mask(block, own, other, seen)
-            row = out[:, first:last], lse[:, first:last], dout[:, first:last]
-            dq, dk_block, dv_block = plain.backward(q[:, first:last], *keys, mask, *row, softcap=self.softcap)
+            dq, dk_block, dv_block = plain.block_backward(q[:, first:last], *keys, mask, *rows, self.softcap)
             dqs.append(dq)
             dk, dv = dk.at[:, start:stop].add(dk_block), dv.at[:, start:stop].add(dv_block)
         return jnp.concatenate(dqs, axis=1), dk, dv
 
     def blocks(self, q: jax.Array, k: jax.Array, seen: Seen | None) -> list[Block]:
-        """At most 16, as each is its own piece of the program."""
+        """Each is its own piece of the program."""
         T, S = q.shape[1], k.shape[1]
-        size = max(64, -(-T // 16))
-        found = []
+        size, found = plain.block_of(T), []
         for first in range(0, T, size):
-            last = min(first + size, T)
-            start, stop = 0, S
+            last, start, stop = min(first + size, T), 0, S
             if seen is not None:
                 here = seen.places[:, first:last]
                 stop = int(here.max()) + 1
-                start = max(0, int(here.min()) - self.sliding_window + 1) if self.sliding_window else 0
+                start = max(0, int(here.min()) - self.window + 1) if self.window else 0
             found.append((first, last, start, stop))
         return found
 
@@ -70,14 +69,81 @@ class Plain:
         mask = None
         if seen is not None:
             places = jnp.asarray(seen.places[:, first:last])[seen.rank]
-            mask = visible(places[:, None], np.arange(start, stop)[None, :], self.sliding_window)[None]
+            mask = plain.visible(places[:, None], np.arange(start, stop)[None, :], self.window)[None]
         if own is not None and other is not None:
             same = own[:, first:last, None] == other[:, None, start:stop]
             mask = same if mask is None else mask & same
         return mask
 
 
-def visible(query: jax.Array, key: np.ndarray, sliding_window: int | None) -> jax.Array:
-    """True where a query at index `query` may see a key at index `key`."""
-    mask = key <= query
-    return mask if sliding_window is None else mask & (query - key < sliding_window)
+@dataclass(frozen=True)
+class Splash:
+    """Splash on TPU: a query's place among the keys is part of the mask, for each rank another one."""
+
+    window: int | None
+    softcap: float | None
+    interpret: bool = False
+    name: ClassVar[str] = "splash"
+
+    def forward(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, own: Documents, other: Documents, seen: Seen | None
+    ) -> Pair:
+        places, rank = self.places(q, k, seen)
+        return splash.forward(
+            q, k, v, own, other, positions=places, rank=rank, window=self.window, softcap=self.softcap,
+            interpret=self.interpret,
+        )  # fmt: skip
+
+    def backward(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, own: Documents, other: Documents, seen: Seen | None,
+        out: jax.Array, lse: jax.Array, dout: jax.Array,
+    ) -> Gradients:  # fmt: skip
+        places, rank = self.places(q, k, seen)
+        return splash.backward(
+            q, k, v, own, other, out, lse, dout, positions=places, rank=rank, window=self.window,
+            softcap=self.softcap, interpret=self.interpret,
+        )  # fmt: skip
+
+    def places(self, q: jax.Array, k: jax.Array, seen: Seen | None) -> tuple[np.ndarray, jax.Array | None]:
+        if seen is None:
+            return np.full(q.shape[1], k.shape[1] - 1, np.int32), None
+        if isinstance(seen.rank, int):
+            return seen.places[seen.rank], None
+        return seen.places, seen.rank
+
+
+@dataclass(frozen=True)
+class Cudnn:
+    """cuDNN on NVIDIA: it knows blocks that are causal or whole, and masks of documents, but no other places."""
+
+    window: int | None
+    softcap: float | None
+    name: ClassVar[str] = "cudnn"
+
+    def forward(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, own: Documents, other: Documents, seen: Seen | None
+    ) -> Pair:
+        mask, causal = self.mask(q, k, own, other, seen)
+        return cudnn.forward(q, k, v, mask, causal=causal)
+
+    def backward(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, own: Documents, other: Documents, seen: Seen | None,
+        out: jax.Array, lse: jax.Array, dout: jax.Array,
+    ) -> Gradients:  # fmt: skip
+        mask, causal = self.mask(q, k, own, other, seen)
+        return cudnn.backward(q, k, v, mask, out, lse, dout, causal=causal)
+
+    def mask(
+        self, q: jax.Array, k: jax.Array, own: Documents, other: Documents, seen: Seen | None
+    ) -> tuple[jax.Array | None, bool]:
+        """[B or 1, T, S] and whether the block is causal. Other places than a causal block's are written out."""
+        same = None if own is None or other is None else own[:, :, None] == other[:, None, :]
+        causal = seen is not None and q.shape[1] == k.shape[1] and not self.window
+        if seen is None or causal:
+            return same, causal
+        places = jnp.asarray(seen.places)[seen.rank]
+        mask = plain.visible(places[:, None], np.arange(k.shape[1])[None, :], self.window)[None]
+        return (mask if same is None else mask & same), False
+
+
+KERNELS = {"xla": Plain, "splash": Splash, "cudnn": Cudnn}
