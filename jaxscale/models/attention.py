@@ -19,6 +19,7 @@ from jaxscale.models import cudnn, splash
 from jaxscale.models.context import Kernel, Split, gather_attention, halo_attention, ring_attention
 from jaxscale.models.kernels import KERNELS
 from jaxscale.models.plain import NEGATIVE, block_of, visible
+from jaxscale.parallel.local import on_each_device
 from jaxscale.parallel.sharding import axes_of, device, in_zigzag_here, platform, shard_count, spec
 
 
@@ -68,7 +69,7 @@ def attention(
         return run(q, k, v, segments, how=how)
 
     with jax.named_scope("attention"):  # by this name a profile tells its time from the other matmuls'
-        body = jax.shard_map(local, in_specs=(qs, ks, ks, ss)[: 3 + len(more)], out_specs=qs, check_vma=False)
+        body = on_each_device(local, (qs, ks, ks, ss)[: 3 + len(more)], qs, check_vma=False)
         attended = body(q_BTNH, k_BTKH, v_BTKH, *more)
     # splash and split attention name their own output: named here too, remat would keep it twice
     return attended if shards > 1 or chosen == "splash" else checkpoint_name(attended, "attended")

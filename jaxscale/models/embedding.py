@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxscale.models.sums import take
+from jaxscale.parallel.local import on_each_device
 from jaxscale.parallel.sharding import axes_of, dims_of, spec, to_spec
 
 
@@ -54,7 +55,7 @@ def lookup(table_VD: jax.Array, ids_BT: jax.Array, *, dtype: jnp.dtype) -> jax.A
 
     out = spec("batch", "residual_sequence" if scatter else "sequence", None)
     layouts = (to_spec([vocab, (*rows, *tokens)]), spec("batch", "sequence"))
-    run = jax.shard_map(local, in_specs=layouts, out_specs=out)
+    run = on_each_device(local, layouts, out)
     with jax.named_scope("lookup"):
         x_BTD = run(table_VD, jax.reshard(ids_BT, spec("batch", "sequence")))
         moved: jax.Array = jax.reshard(x_BTD, spec("batch", "residual_sequence", "embed"))

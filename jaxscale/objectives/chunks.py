@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from jaxscale.parallel.local import on_each_device
 from jaxscale.parallel.sharding import current_mesh, dims_of
 
 
@@ -32,10 +33,8 @@ def part(i: jax.Array | int, chunk: int, arrays: Any) -> Any:
         if tokens == chunk:
             return jax.lax.dynamic_slice_in_dim(x, i * chunk, chunk, 1)
         here = layout(x)
-        cut = jax.shard_map(
-            lambda x, i: jax.lax.dynamic_slice_in_dim(x, i * tokens, tokens, 1),
-            in_specs=(here, PartitionSpec()),
-            out_specs=here,
+        cut = on_each_device(
+            lambda x, i: jax.lax.dynamic_slice_in_dim(x, i * tokens, tokens, 1), (here, PartitionSpec()), here
         )
         return cut(x, jnp.asarray(i))
 
@@ -48,10 +47,10 @@ def with_part(x: jax.Array, i: jax.Array | int, part: jax.Array) -> jax.Array:
     if tokens == chunk:
         return jax.lax.dynamic_update_slice_in_dim(x, part, i * chunk, 1)
     here = layout(x)
-    put = jax.shard_map(
+    put = on_each_device(
         lambda x, i, part: jax.lax.dynamic_update_slice_in_dim(x, part, i * tokens, 1),
-        in_specs=(here, PartitionSpec(), here),
-        out_specs=here,
+        (here, PartitionSpec(), here),
+        here,
     )
     return put(x, jnp.asarray(i), part)
 
@@ -61,7 +60,7 @@ def joined(parts: list[jax.Array]) -> jax.Array:
     here = layout(parts[0])
     if not dims_of(parts[0])[1]:
         return jnp.concatenate(parts, axis=1)
-    join = jax.shard_map(lambda *parts: jnp.concatenate(parts, axis=1), in_specs=(here,) * len(parts), out_specs=here)
+    join = on_each_device(lambda *parts: jnp.concatenate(parts, axis=1), (here,) * len(parts), here)
     return join(*parts)
 
 
