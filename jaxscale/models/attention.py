@@ -66,13 +66,16 @@ def attention(
     more = () if segments_BT is None else (segments_BT,)
 
     def local(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array | None = None) -> jax.Array:
-        return run(q, k, v, segments, how=how)
+        found: jax.Array = run(q, k, v, segments, how=how)
+        return found
 
     with jax.named_scope("attention"):  # by this name a profile tells its time from the other matmuls'
         body = on_each_device(local, (qs, ks, ks, ss)[: 3 + len(more)], qs, check_vma=False)
-        attended = body(q_BTNH, k_BTKH, v_BTKH, *more)
+        attended: jax.Array = body(q_BTNH, k_BTKH, v_BTKH, *more)
     # splash and split attention name their own output: named here too, remat would keep it twice
-    return attended if shards > 1 or chosen == "splash" else checkpoint_name(attended, "attended")
+    if not (shards > 1 or chosen == "splash"):
+        attended = checkpoint_name(attended, "attended")
+    return attended
 
 
 def split_attention(

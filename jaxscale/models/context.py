@@ -100,7 +100,8 @@ class Split:
         if self.zigzag:
             halves = x.reshape(x.shape[0], 2, self.shards, -1, *x.shape[2:])
             x = jnp.stack([halves[:, 0], halves[:, 1, ::-1]], axis=2).reshape(x.shape)
-        return jax.lax.psum_scatter(x, self.axes, scatter_dimension=1, tiled=True)
+        summed: jax.Array = jax.lax.psum_scatter(x, self.axes, scatter_dimension=1, tiled=True)
+        return summed
 
     def turned(self, x: Any) -> Any:
         """Every device hands its arrays to the next one of the ring."""
@@ -246,7 +247,8 @@ class Ring:
 
         def meet(so_far: Arrays, queries: Any, keys: Any) -> Arrays:
             (q, own), (k, v, other) = queries, keys
-            return merge(*so_far, *self.kernel.forward(q, k, v, own, other, None))
+            out, lse = self.kernel.forward(q, k, v, own, other, None)
+            return merge(so_far[0], so_far[1], out, lse)
 
         def step(carry: tuple[Arrays, Arrays], keys: Any, j: jax.Array | int) -> tuple[Arrays, Arrays]:
             (of_early, of_late), (first, second), lower = carry, chunks(keys), self.lower(j)

@@ -43,9 +43,11 @@ class Plain:
         lse, delta = plain.row_sums(out, lse, dout)
         for block in self.blocks(q, k, seen):
             first, last, start, stop = block
-            rows = (x[:, first:last] for x in (lse, delta, dout))
+            q_block, lse_block, delta_block, dout_block = (x[:, first:last] for x in (q, lse, delta, dout))
             keys, mask = (k[:, start:stop], v[:, start:stop]), self.mask(block, own, other, seen)
-            dq, dk_block, dv_block = plain.block_backward(q[:, first:last], *keys, mask, *rows, self.softcap)
+            dq, dk_block, dv_block = plain.block_backward(
+                q_block, *keys, mask, lse_block, delta_block, dout_block, self.softcap
+            )
             dqs.append(dq)
             dk, dv = dk.at[:, start:stop].add(dk_block), dv.at[:, start:stop].add(dv_block)
         return jnp.concatenate(dqs, axis=1), dk, dv

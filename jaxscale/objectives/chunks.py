@@ -17,7 +17,7 @@ from jaxscale.parallel.sharding import current_mesh, dims_of
 
 def tokens_of(chunk: int, x: jax.Array) -> int:
     """Of a part of `chunk` tokens of each row, those of one device."""
-    shards = math.prod(current_mesh().shape[a] for a in dims_of(x)[1])
+    shards: int = math.prod(current_mesh().shape[a] for a in dims_of(x)[1])
     if chunk % shards:
         raise ValueError(
             f"loss.chunk {chunk} is not divisible by the {shards} parts of a sequence; try {chunk * shards}"
@@ -36,7 +36,8 @@ def part(i: jax.Array | int, chunk: int, arrays: Any) -> Any:
         cut = on_each_device(
             lambda x, i: jax.lax.dynamic_slice_in_dim(x, i * tokens, tokens, 1), (here, PartitionSpec()), here
         )
-        return cut(x, jnp.asarray(i))
+        found: jax.Array = cut(x, jnp.asarray(i))
+        return found
 
     return jax.tree.map(of_one, arrays)
 
@@ -52,7 +53,8 @@ def with_part(x: jax.Array, i: jax.Array | int, part: jax.Array) -> jax.Array:
         (here, PartitionSpec(), here),
         here,
     )
-    return put(x, jnp.asarray(i), part)
+    whole: jax.Array = put(x, jnp.asarray(i), part)
+    return whole
 
 
 def joined(parts: list[jax.Array]) -> jax.Array:
@@ -61,7 +63,8 @@ def joined(parts: list[jax.Array]) -> jax.Array:
     if not dims_of(parts[0])[1]:
         return jnp.concatenate(parts, axis=1)
     join = on_each_device(lambda *parts: jnp.concatenate(parts, axis=1), (here,) * len(parts), here)
-    return join(*parts)
+    whole: jax.Array = join(*parts)
+    return whole
 
 
 def layout(x: jax.Array) -> PartitionSpec:

@@ -200,7 +200,8 @@ def with_vectors(run: Callable[..., jax.Array], x: jax.Array, *vectors: jax.Arra
     here, whole = to_spec(dims_of(x)), PartitionSpec()
     body = on_each_device(local, (here, *[whole] * len(vectors)), here)
     with jax.named_scope("norm"):
-        return body(x, *(jax.reshard(v, whole) for v in vectors))
+        result: jax.Array = body(x, *(jax.reshard(v, whole) for v in vectors))
+        return result
 
 
 def einsum(

@@ -1,6 +1,7 @@
 """The central test: every mesh gives the losses and the gradients of one device."""
 
 import functools
+from itertools import product
 
 import jax
 import numpy as np
@@ -9,9 +10,12 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from support import Setup, assert_gradients_equal, make_batch, make_config, random_params
 
+from jaxscale.blueprint.sequence import order
 from jaxscale.training.step import gradients
 
-FACTORISATIONS = [(d, f, 8 // d // f) for d in (1, 2, 4, 8) for f in (1, 2, 4, 8) if 8 % (d * f) == 0]
+SIZES = (1, 2, 4, 8)
+FACTORISATIONS = [(d, f, 1, 8 // d // f) for d, f in product(SIZES, SIZES) if 8 % (d * f) == 0]
+SPLIT = [(d, f, c, 8 // d // f // c) for d, f, c in product(SIZES, SIZES, SIZES[1:]) if 8 % (d * f * c) == 0]
 # batch 16, so that two microbatches still fill data * fsdp = 8
 PLAIN = {}
 ALL_AT_ONCE = {
@@ -60,9 +64,25 @@ def check(mesh, sections):
 
 
 @pytest.mark.parametrize("sections", [PLAIN, ALL_AT_ONCE], ids=["plain", "accumulation, remat, chunked loss"])
-@pytest.mark.parametrize(("data", "fsdp", "tensor"), FACTORISATIONS)
-def test_every_factorisation_equals_one_device(data, fsdp, tensor, sections):
-    check({"data": data, "fsdp": fsdp, "tensor": tensor}, sections)
+@pytest.mark.parametrize(("data", "fsdp", "context", "tensor"), FACTORISATIONS + SPLIT)
+def test_every_factorisation_equals_one_device(data, fsdp, context, tensor, sections):
+    check({"data": data, "fsdp": fsdp, "context": context, "tensor": tensor}, sections)
+
+
+@pytest.mark.parametrize("mesh", [{"context": 8}, {"fsdp": 2, "context": 2, "tensor": 2}], ids=str)
+def test_a_ring_equals_one_device(mesh):
+    check(mesh, {"step": {"context_attention": "ring", "remat": "full"}, "loss": {"chunk": 16}})
+
+
+@pytest.mark.parametrize("sections", [PLAIN, ALL_AT_ONCE], ids=["plain", "accumulation, remat, chunked loss"])
+def test_a_device_whose_tokens_all_weigh_nothing_adds_nothing(sections):
+    """All tokens of device 0 along context are padding, and half of those of device 1: `order` says which."""
+    config = make_config({"context": 4, "tensor": 2}, data={"batch_size": 16}, **sections)
+    batch = make_batch(config)
+    batch["weights"][:, order(config.data.seq_len, 4)[: config.data.seq_len * 3 // 8]] = 0
+    alone = make_config(data={"batch_size": 16}, loss={"z_loss": config.loss.z_loss})
+    params = random_params(alone)
+    assert_same(loss_and_gradients(config, params, batch), loss_and_gradients(alone, params, batch))
 
 
 @pytest.mark.parametrize("mesh", [{"data": 1}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=["one device", "2x2x2"])
@@ -81,7 +101,7 @@ def test_training_on_a_mesh_follows_one_device():
 @st.composite
 def runs(draw):
     """A model, a mesh that it fits, and a way to compute the step."""
-    data, fsdp, tensor = draw(st.sampled_from(FACTORISATIONS))
+    data, fsdp, context, tensor = draw(st.sampled_from(FACTORISATIONS + SPLIT))
     tensor_multiple = st.integers(1, 2).map(lambda n: n * tensor)
     kv_heads = draw(st.sampled_from([k for k in (1, 2, 3, 4, 8) if tensor % k == 0 or k % tensor == 0]))
     heads = max(tensor, kv_heads) * draw(st.integers(1, 2))
@@ -100,8 +120,13 @@ def runs(draw):
     step = {"microbatches": microbatches, "remat": draw(st.sampled_from(["none", "full", "dots"])),
             "unroll_layers": draw(st.booleans())}  # fmt: skip
     shape = {"batch_size": data * fsdp * microbatches * draw(st.integers(1, 2)), "seq_len": T}
-    loss = {"chunk": draw(st.sampled_from([None, 4])), "z_loss": draw(st.sampled_from([0.0, 1e-2]))}
-    return {"data": data, "fsdp": fsdp, "tensor": tensor}, {"model": model, "step": step, "data": shape, "loss": loss}
+    loss = {"chunk": draw(st.sampled_from([None, 8])), "z_loss": draw(st.sampled_from([0.0, 1e-2]))}
+    return {"data": data, "fsdp": fsdp, "context": context, "tensor": tensor}, {
+        "model": model,
+        "step": step,
+        "data": shape,
+        "loss": loss,
+    }
 
 
 @pytest.mark.slow
