@@ -15,7 +15,7 @@ import contextvars
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from jax.custom_batching import custom_vmap
 from jax.sharding import PartitionSpec
 
 Axes = tuple[str, ...]
+R = TypeVar("R")
 
 _over: contextvars.ContextVar[Axes] = contextvars.ContextVar("over", default=())  # vmapped mesh axes, outermost first
 
@@ -30,8 +31,8 @@ _over: contextvars.ContextVar[Axes] = contextvars.ContextVar("over", default=())
 def over_axis(run: Callable[..., Any], axis: str, in_axes: Any = 0) -> Callable[..., Any]:
     """`jax.vmap(run, in_axes)` over a dim that mesh axis `axis` splits, one slice a device along it.
 
-    `run` may take gradients, rematerialise and contain another `over_axis`. A gradient of the whole is not supported,
-    and neither is forward mode.
+    `run` may take gradients, rematerialise and contain another `over_axis`, and all of it may have a gradient. Forward
+    mode is not supported.
     """
     # by the name a function traced in here differs, for jax's caches, from the same one elsewhere
     mapped = jax.vmap(run, in_axes=in_axes, axis_name=_name(axis))
@@ -47,8 +48,8 @@ def over_axis(run: Callable[..., Any], axis: str, in_axes: Any = 0) -> Callable[
 
 
 def on_each_device(
-    run: Callable[..., Any], in_specs: Sequence[PartitionSpec], out_specs: Any, *, check_vma: bool = True
-) -> Callable[..., Any]:
+    run: Callable[..., R], in_specs: Sequence[PartitionSpec], out_specs: Any, *, check_vma: bool = True
+) -> Callable[..., R]:
     """`jax.shard_map` of `run` on the mesh in context, which may stand inside `over_axis`.
 
     Args:
@@ -58,15 +59,19 @@ def on_each_device(
         check_vma: as in `jax.shard_map`; False for kernels whose results have no types.
     """
     if _over.get():
-        return _Differentiable(run, in_specs, out_specs, check_vma)
+        return _InSlices(run, in_specs, out_specs, check_vma)
     return jax.shard_map(run, in_specs=tuple(in_specs), out_specs=out_specs, check_vma=check_vma)
 
 
 # --- under a vmap ---------------------------------------------------------------------------------------------
 
 
-class _Differentiable:
-    """Both passes of a shard_map inside `over_axis`, as functions that `over_axis` may batch."""
+class _InSlices:
+    """A shard_map inside `over_axis`: `first_pass` and `second_pass` are its forward and backward pass.
+
+    The backward function of `run` is a tree whose leaves cross from one to the other: arguments as they are, and
+    `kept`, each device's own. jax traces `forward` twice, for types and for the program; both times it notes the tree.
+    """
 
     def __init__(self, run: Callable[..., Any], in_specs: Sequence[PartitionSpec], out_specs: Any, check_vma: bool):
         self.run, self.check_vma, self.over = run, check_vma, _over.get()
@@ -80,7 +85,7 @@ class _Differentiable:
         self.tree: Any = None  # of it all
 
     def __call__(self, *args: jax.Array) -> Any:
-        # An index along the vmapped axes, which jax therefore batches everywhere: also where no other argument is.
+        # an index along the vmapped axes, so that jax batches both passes even where no other argument is batched
         index = jax.reshard(sum(jax.lax.axis_index(_name(a)) for a in self.over), PartitionSpec())
         self.floats = {i: jax.ShapeDtypeStruct(x.shape, x.dtype) for i, x in enumerate(args) if _is_float(x)}
         both = jax.custom_vjp(self.without_gradients)
@@ -132,8 +137,7 @@ class _Differentiable:
     # --- on the arrays of one device ---
 
     def results(self, *args: jax.Array) -> list[jax.Array]:
-        results: list[jax.Array] = self.out_tree.flatten_up_to(self.run(*args[:-1]))
-        return results
+        return jax.tree.leaves(self.run(*args[:-1]))
 
     def forward(self, *args: jax.Array) -> tuple[list[jax.Array], list[jax.Array]]:
         """The results, and what the backward function needs that is no argument as it is."""
@@ -159,7 +163,7 @@ class _Differentiable:
         if self.check_vma:
             (found,) = pull(list(gradients))
             return list(found.values())
-        # No types say what is the same on several devices. As in jax, each takes its share, and the shares are added.
+        # No types say what is the same on several devices. As in jax, each takes a share, and what comes back is added.
         shares = [g / math.prod(self.sizes[a] for a in self.unsplit(s)) for g, s in zip(gradients, sent, strict=True)]
         (found,) = pull(shares)
         return [jax.lax.psum(x, self.unsplit(self.in_specs[i])) for i, x in found.items()]
@@ -181,7 +185,7 @@ def _batched(
 ) -> Callable[..., Any]:
     """shard_map of `body` once `over_axis` has batched it over all of `over`, innermost first; its results by `types`.
 
-    Until then it has types only. No program with an axis left out is made, which jax could refuse (marks, psum_scatter).
+    Until then it has types only: of a program that leaves axes out, jax refuses marks (`reduced`) and psum_scatter.
     """
     if not over:
         return jax.shard_map(body, in_specs=tuple(in_specs), out_specs=out_specs, check_vma=check_vma)
@@ -195,7 +199,7 @@ def _batched(
                 _check_slices(x, axis)
 
         def sliced(*args: jax.Array) -> Any:
-            # the same for all slices: each has its own gradient all the same
+            # what all slices share is marked as differing, so that each slice has a gradient of its own
             own = [x[0] if b else jax.lax.pcast(x, axis, to="varying") for x, b in zip(args, batched, strict=True)]
             return jax.tree.map(lambda x: x[None], body(*own))
 
@@ -210,8 +214,10 @@ def _batched(
 
 def _never_computed(kind: jax.ShapeDtypeStruct, spec: PartitionSpec) -> jax.Array:
     """NaN or -1 of this type, to be noticed."""
-    blank = jnp.full(kind.shape, jnp.nan if _is_float(kind) else -1, kind.dtype, out_sharding=PartitionSpec(*spec.partitions))
-    return jax.reshard(blank, spec)
+    value = jnp.nan if _is_float(kind) else -1
+    blank: jax.Array = jnp.full(kind.shape, value, kind.dtype, out_sharding=PartitionSpec(*spec.partitions))
+    marked: jax.Array = jax.reshard(blank, spec)
+    return marked
 
 
 def _check_slices(x: jax.Array, axis: str) -> None:

@@ -19,7 +19,6 @@ from jaxscale.training.step import gradients
 P = jax.P
 RNG = np.random.default_rng(0)
 N = 2  # slices
-FLOATS = dict(rtol=1e-6, atol=1e-6)
 PACKAGE = Path(jaxscale.__file__).parent
 
 
@@ -174,6 +173,23 @@ def test_inside_a_loop_and_a_jitted_function_that_was_called_before(wide):
     assert "pipeline" not in str(kinds(compiled(over_axis(f, "pipeline"), *args), wide))
     inner(*(one(x, 0) for x in args))
     assert_trees_equal(slices(on_slices, *args), wanted)
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_a_gradient_of_the_whole(wide, check_vma):
+    """Of what all slices share it is the sum over them."""
+    x, w, v, segments = arguments()
+    w, v = one(w, 0), one(v, 0)
+
+    def f(*args):
+        return every_collective(check_vma)(*args)[0]
+
+    def total(*args):
+        return over_axis(f, "pipeline", in_axes=(0, None, None, 0))(*args).sum()
+
+    got = jax.jit(jax.grad(jax.checkpoint(total), argnums=(0, 1, 2)))(x, w, v, segments)
+    dx, dw, dv = slices(jax.grad(f, argnums=(0, 1, 2)), x, w, v, segments, shared=(1, 2))
+    assert_trees_equal(got, (dx, dw.sum(0), dv.sum(0)))
 
 
 def test_one_axis_inside_another():
