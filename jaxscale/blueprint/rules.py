@@ -8,13 +8,14 @@ from jaxscale import config as cfg
 from jaxscale.blueprint.cases import Axes
 from jaxscale.blueprint.described import blueprint
 from jaxscale.blueprint.sequence import in_zigzag, require_chunks
+from jaxscale.blueprint.stages import Schedule, check_schedule
 from jaxscale.blueprint.table import Blueprint
 from jaxscale.config.mesh_text import mesh_text
 
 # The whole of FSDP is "embed -> fsdp" here and "batch -> fsdp" below; the whole of tensor parallelism, the rest.
 PARAMETERS: dict[str, Axes] = {
-    "layers": (),
-    "vocab": ("tensor",),
+    "layers": ("pipeline",),
+    "vocab": ("tensor", "pipeline"),
     "embed": ("fsdp", "context"),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
@@ -32,7 +33,7 @@ ACTIVATIONS: dict[str, Axes] = {
     "kv_heads": ("tensor",),
     "head_dim": (),
     "mlp": ("tensor",),
-    "vocab": ("tensor",),
+    "vocab": ("tensor", "pipeline"),  # each stage of a pipeline computes its share of the logits
 }
 
 
@@ -56,6 +57,7 @@ class Rules:
 
 
 SEQUENCE_AXES = ACTIVATIONS["sequence"]
+STAGE_AXES = PARAMETERS["layers"]
 DEFAULT_RULES = Rules(PARAMETERS, ACTIVATIONS)
 
 
@@ -169,6 +171,7 @@ def check_divides(rules: Rules, sizes: Mapping[str, int], config: cfg.Config) ->
         "batch": ("rows of a microbatch (data.batch_size / step.microbatches)", rows),
         "sequence": ("data.seq_len", config.data.seq_len),
         "residual_sequence": ("data.seq_len", config.data.seq_len),
+        "layers": ("num_layers", model.num_layers),
     }
     rules = few_kept_whole(rules, sizes, model)
     for kind, table in (("parameters", rules.parameters), ("activations", rules.activations)):
@@ -181,6 +184,7 @@ def check_divides(rules: Rules, sizes: Mapping[str, int], config: cfg.Config) ->
     if config.loss.chunk:
         where = f"{axes_text(rules.activations['sequence'], sizes)}, sharding.activations.sequence"
         require_divides("loss.chunk", config.loss.chunk, parts, where)
+    check_stages(rules, sizes, config)
     if model.attention:
         check_attention(rules.activations, sizes)
 
@@ -193,6 +197,31 @@ def check_repeats(kv_heads: int, axes: Axes, sizes: Mapping[str, int], config: c
             f"make {names} one of {cfg.divisors(kv_heads)} or a multiple of {kv_heads} that divides "
             f"{config.model.num_heads}"
         )
+
+
+def check_stages(rules: Rules, sizes: Mapping[str, int], config: cfg.Config) -> None:
+    """Layers are whole or split over pipeline, which then splits nothing but them and the vocabulary."""
+    axes = split_by(rules.parameters["layers"], sizes)
+    if axes not in ((), STAGE_AXES):
+        raise ValueError(
+            f"sharding.parameters.layers: {axes_text(axes, sizes)} splits the layers, and they are whole or split "
+            f"over {' and '.join(STAGE_AXES)}; remove it"
+        )
+    if not axes:
+        return
+    for kind, table in (("parameters", rules.parameters), ("activations", rules.activations)):
+        for name, own in table.items():
+            if name not in ("layers", "vocab") and set(own) & set(axes):
+                raise ValueError(
+                    f"sharding.{kind}.{name}: {' and '.join(axes)} splits the layers into stages, and only the "
+                    "vocabulary beside them; remove it"
+                )
+    check_schedule(config, axes_text(axes, sizes))
+
+
+def schedule(config: cfg.Config, sizes: Mapping[str, int]) -> Schedule:
+    """How a step's microbatches pass the stages of a mesh of these sizes."""
+    return Schedule(count(rules_of(config, sizes).parameters["layers"], sizes), config.step.microbatches)
 
 
 def check_attention(activations: Mapping[str, Axes], sizes: Mapping[str, int]) -> None:

@@ -9,7 +9,7 @@ from jaxscale.config.mesh_text import mesh_text, split_axes
 from jaxscale.config.values import Positive, Section
 
 AXES = ("pipeline", "data", "fsdp", "expert", "context", "tensor")  # slowest link first
-READY_AXES = ("data", "fsdp", "context", "tensor")
+READY_AXES = ("pipeline", "data", "fsdp", "context", "tensor")
 
 
 class Dcn(Section):

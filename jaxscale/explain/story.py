@@ -12,13 +12,14 @@ from typing import Any
 
 from jaxscale import config as cfg
 from jaxscale.blueprint.described import blueprint
-from jaxscale.blueprint.rules import count, make_rules
+from jaxscale.blueprint.rules import STAGE_AXES, count, make_rules, split_by
 from jaxscale.compiled.child import ask
 from jaxscale.compiled.collectives import collectives
 from jaxscale.compiled.examine import split_mesh
 from jaxscale.compiled.hlo import parse
 from jaxscale.compiled.story import compile_one, with_changes
-from jaxscale.config.mesh_text import read_mesh
+from jaxscale.config.mesh_text import mesh_text, read_mesh
+from jaxscale.explain.layouts import AXES
 from jaxscale.explain.match import SMALL, Found, match
 from jaxscale.explain.rows import Other, Row, from_values
 from jaxscale.hardware.chips import CHIPS
@@ -91,6 +92,9 @@ def explain(
         raise ValueError(f"--compiler {compiler}: it is one of {', '.join(COMPILERS)}")
     assumed = topology is None
     mesh = config.mesh.sizes(topology.devices if topology else config.runtime.simulated_devices)
+    if stages := split_by(STAGE_AXES, mesh):
+        text = mesh_text({a: mesh[a] for a in stages})
+        raise ValueError(f"{text}: explain shows no pipeline yet; set mesh.{stages[0]}=1, or use plan and compile")
     where = topology or assumed_topology(math.prod(mesh.values()))
     own = uses_chip(compiler, where, assumed=assumed)
     shown = config if own else on_cpu(config)
@@ -165,9 +169,9 @@ def on_cpu(config: cfg.Config) -> cfg.Config:
 def with_mesh(config: cfg.Config, text: str, slices: int = 1) -> cfg.Config:
     """`config` on a mesh given as `data=2,fsdp=2,tensor=2`: of all slices, with data over these where the config says
     nothing of them; axes that are not named have size 1."""
-    sizes = read_mesh(text, cfg.READY_AXES)
+    sizes = read_mesh(text, AXES)
     values = config.model_dump(mode="json")
-    over = config.mesh.over_slices or ({cfg.READY_AXES[0]: slices} if slices > 1 else {})
+    over = config.mesh.over_slices or ({AXES[0]: slices} if slices > 1 else {})
     for axis, n in over.items():
         if sizes.get(axis, 1) % n:
             raise ValueError(
@@ -175,7 +179,7 @@ def with_mesh(config: cfg.Config, text: str, slices: int = 1) -> cfg.Config:
                 f"multiple of {n}, or set mesh.dcn"
             )
         sizes[axis] = sizes.get(axis, 1) // n
-    values["mesh"] = dict.fromkeys(cfg.READY_AXES, 1) | sizes | ({"dcn": over} if over else {})
+    values["mesh"] = dict.fromkeys(AXES, 1) | sizes | ({"dcn": over} if over else {})
     values["runtime"] |= {"simulated_devices": None}
     return cfg.validate(values, source="--mesh")
 

@@ -13,11 +13,11 @@ from jaxscale.parallel.sharding import axes_of, dims_of, spec, to_spec
 def lookup(table_VD: jax.Array, ids_BT: jax.Array, *, dtype: jnp.dtype) -> jax.Array:
     """Rows of the table for each id, as [B, T, D] in the layout of the residual stream.
 
-    # table[V_tensor, D_{fsdp,context}], ids[B_{data,fsdp}, T_context] -> x[B_{data,fsdp}, T_{context,tensor}, D]
+    # table[V_{tensor,pipeline}, D_{fsdp,context}], ids[B_{data,fsdp}, T_context] -> x[B_{data,fsdp}, T_{context,tensor}, D]
 
     Three steps, none of which moves the table: every device looks up the ids of all rows along fsdp, and of their
     tokens along context, in its own block (rows of other vocab shards give zeros); the blocks' sums are
-    reduce-scattered over tensor; all-to-alls over fsdp and context trade columns for rows and for tokens. Bytes sent go
+    reduce-scattered over tensor and all-reduced over pipeline; all-to-alls over fsdp and context trade columns for rows and for tokens. Bytes sent go
     with the tokens of a device, not with the vocabulary, and backward is the same in reverse, with the table's gradient
     added where its block lives.
 
@@ -30,7 +30,11 @@ def lookup(table_VD: jax.Array, ids_BT: jax.Array, *, dtype: jnp.dtype) -> jax.A
     rows = tuple(a for a in embed if a in batch)  # splits otherwise is gathered first
     tokens = tuple(a for a in embed if a in sequence)
     table_VD = jax.reshard(table_VD, to_spec([vocab, (*rows, *tokens)]))
-    scatter = vocab if axes_of("residual_sequence") == (*sequence, *vocab) else ()
+    residual = axes_of("residual_sequence")
+    scatter = residual[len(sequence) :]  # the blocks' sums lie where the stream's tokens do, where they can at once
+    if residual[: len(sequence)] != sequence or not set(scatter) <= set(vocab):
+        scatter = ()
+    summed = tuple(a for a in vocab if a not in scatter)
     rest = tuple(a for a in (*batch, *sequence) if a not in (*vocab, *rows, *tokens))
 
     def local(table: jax.Array, ids: jax.Array) -> Any:
@@ -45,8 +49,8 @@ def lookup(table_VD: jax.Array, ids_BT: jax.Array, *, dtype: jnp.dtype) -> jax.A
         found = found.reshape(found.shape[0], shards, -1, found.shape[-1])  # the tokens of each device along context
         if scatter:
             found = jax.lax.psum_scatter(found, scatter, scatter_dimension=2, tiled=True)
-        elif vocab:
-            found = jax.lax.psum(found, vocab)
+        if summed:
+            found = jax.lax.psum(found, summed)
         if tokens:
             found = jax.lax.all_to_all(found, tokens, split_axis=1, concat_axis=3, tiled=True)
         if rows:

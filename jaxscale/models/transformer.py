@@ -29,6 +29,8 @@ from jaxscale.parallel.sharding import (
     shard,
     shard_count,
     spec,
+    stage_axes,
+    to_spec,
 )
 
 
@@ -40,6 +42,23 @@ def all_but_gathered_parameters(primitive: Any, *_: Any, **parameters: Any) -> b
     if primitive.name != "reshard":
         return True
     return not set(parameters["dst_sharding"].spec.reduced) & set(axes_of("batch"))
+
+
+def in_stages(layers: Block) -> Block:
+    """Stacked layers split as the rules say: nnx.vmap knows no rule for the dim that it adds."""
+    if not stage_axes():
+        return layers
+    graph, state = nnx.split(layers)
+    state = jax.tree.map(lambda x: jax.reshard(x, to_spec([stage_axes(), *dims_of(x)[1:]])), state)
+    split: Block = nnx.merge(graph, state)
+    return split
+
+
+def in_layout(positions: jax.Array | None, shape: tuple[int, ...]) -> jax.Array:
+    """Positions [B, T] where the tokens lie; None: one document a row."""
+    if positions is None:
+        positions = jnp.broadcast_to(reading_order(shape[1]), shape)
+    return shard(positions, "batch", "sequence")
 
 
 class Transformer(nnx.Module):
@@ -57,7 +76,7 @@ class Transformer(nnx.Module):
             return Block(model, step, rngs)
 
         stack = nnx.vmap(block, transform_metadata={nnx.PARTITION_NAME: "layers"})
-        self.layers = stack(rngs.split(model.num_layers))
+        self.layers = in_stages(stack(rngs.split(model.num_layers)))
         self.final_norm = Norm("final_norm", make)
         if not model.tie_embeddings:
             self.unembedding = make("unembedding")
@@ -84,22 +103,32 @@ class Transformer(nnx.Module):
 
         What they mean is between the block that makes them and the objective that reads them.
         """
-        if positions is None:
-            positions = jnp.broadcast_to(reading_order(tokens_BT.shape[1]), tokens_BT.shape)
-        positions = shard(positions, "batch", "sequence")
-        segments = None if segments is None else shard(segments, "batch", "sequence")
         x_BTD = self.embed(tokens_BT, positions)
-        graph, blocks = nnx.split(self.layers)
-        rope = rotations(positions, self.model)
-        layer = self.remat(lambda x, block: nnx.merge(graph, block)(x, rope, segments))
-        x_BTD, sums = jax.lax.scan(layer, x_BTD, blocks, unroll=self.unroll)
+        layer = self.remat(self.layer(tokens_BT.shape, positions, segments))
+        x_BTD, sums = jax.lax.scan(layer, x_BTD, nnx.split(self.layers)[1], unroll=self.unroll)
         return self.final_norm(x_BTD), sums
 
-    def embed(self, tokens_BT: jax.Array, positions: jax.Array) -> jax.Array:
+    def embed(self, tokens_BT: jax.Array, positions: jax.Array | None) -> jax.Array:
+        """What the first layer reads: [B, T_tensor, D]."""
         x_BTD = lookup(self.embedding[...], tokens_BT, dtype=self.dtype)
         if self.model.position == "learned":
+            positions = in_layout(positions, tokens_BT.shape)
             x_BTD = x_BTD + lookup(self.position_embedding[...], positions, dtype=self.dtype)
         return x_BTD
+
+    def layer(
+        self, shape: tuple[int, ...], positions: jax.Array | None, segments: jax.Array | None
+    ) -> Callable[[jax.Array, Any], tuple[jax.Array, Auxiliary]]:
+        """One layer, for tokens of this shape [B, T]: x and the layer's own parameters to its output and its sums."""
+        graph, _ = nnx.split(self.layers)
+        rope = rotations(in_layout(positions, shape), self.model)
+        segments = None if segments is None else shard(segments, "batch", "sequence")
+
+        def run(x_BTD: jax.Array, block: Any) -> tuple[jax.Array, Auxiliary]:
+            both: tuple[jax.Array, Auxiliary] = nnx.merge(graph, block)(x_BTD, rope, segments)
+            return both
+
+        return run
 
     @property
     def unroll(self) -> bool:

@@ -110,6 +110,11 @@ def axes_of(name: str | None) -> Axes:
     return present(_current_rules.get().activations[name], current_mesh().axis_names)
 
 
+def stage_axes() -> Axes:
+    """The mesh axes, present here, that split the layers into a pipeline's stages."""
+    return present(_current_rules.get().parameters["layers"], current_mesh().axis_names)
+
+
 def shard_count(name: str) -> int:
     """Into how many parts the mesh cuts an activation's logical axis."""
     return count(axes_of(name), current_mesh().shape)
@@ -169,8 +174,7 @@ def gather(x: jax.Array, *names: str | None, over: str) -> jax.Array:
     added on the device first and sent once: one reduce-scatter instead of one all-reduce a matmul.
     """
     with jax.named_scope(f"gather_for_{over}"):
-        moved: jax.Array = jax.reshard(x, to_spec([axes_of(n) for n in names], reduced=set(axes_of(over))))
-        return moved
+        return move(x, [axes_of(n) for n in names], set(axes_of(over)))
 
 
 @jax.custom_vjp

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from jaxscale import config as cfg
 from jaxscale.blueprint.described import blueprint
-from jaxscale.blueprint.rules import DEFAULT_RULES, count, present
+from jaxscale.blueprint.rules import DEFAULT_RULES, STAGE_AXES, count, present
 from jaxscale.config.mesh_text import mesh_text
 from jaxscale.hardware.topology import Topology
 from jaxscale.predict.memory import MemoryForecast, memory
@@ -109,10 +109,10 @@ def held_sizes(config: cfg.Config, topology: Topology, inside: int, held: tuple[
 
 def not_tried(config: cfg.Config) -> dict[str, str]:
     """Axes that stay as the config has them though they are not given, and why."""
-    if config.data.seq_len >= LONG or any(getattr(config.mesh, axis) != 1 for axis in SEQUENCE):
-        return {}
-    why = f"rows of {config.data.seq_len:,} tokens are short (it is from {LONG:,} on)"
-    return dict.fromkeys(SEQUENCE, why)
+    found = dict.fromkeys(STAGE_AXES, "it gathers the weights once a microbatch")
+    if config.data.seq_len < LONG:
+        found |= dict.fromkeys(SEQUENCE, f"rows of {config.data.seq_len:,} tokens are short (it is from {LONG:,} on)")
+    return {axis: why for axis, why in found.items() if getattr(config.mesh, axis) == 1}
 
 
 def held_over(config: cfg.Config, topology: Topology, held: tuple[str, ...]) -> dict[str, int]:

@@ -21,6 +21,7 @@ from jaxscale.objectives import make_objective
 from jaxscale.objectives.objective import Batch
 from jaxscale.parallel.presets import compiler_options
 from jaxscale.parallel.sharding import device, mesh_here, on_devices, spec
+from jaxscale.training import pipeline
 from jaxscale.training.average import add_to_sum, average, empty_sum
 from jaxscale.training.cut import in_parts
 from jaxscale.training.frozen import split, whole
@@ -76,8 +77,11 @@ def make_program(config: cfg.Config, model: ModelFactory | None = None) -> Progr
     factory = model or decoder(config)
     layouts = config.sharding.model_dump()
     with blaming_layouts(layouts):
-        _params, axes, merge = abstract_model(factory)
-    names = make_objective(config).frozen
+        params, axes, merge = abstract_model(factory)
+    objective = make_objective(config)
+    if pipeline.has_stages():
+        pipeline.require_pieces(merge(params), objective)
+    names = objective.frozen
     axes, _ = split(axes, names)
     optimizer = make_optimizer(config.optimizer, axes, steps=config.steps)
 
@@ -169,8 +173,11 @@ def gradients(config: cfg.Config, merge: Merge, params: PyTree, batch: Batch, rn
     """Gradient and metrics of an objective over the global batch, whose arrays are [microbatches, B, T].
 
     Microbatches come one after another; each divides by the count of the whole batch, so that their sum is the
-    gradient of one large batch, however padding falls. The sum is in float32, whatever the parameters' dtype.
+    gradient of one large batch, however padding falls. The sum is in float32, whatever the parameters' dtype. Where the
+    mesh splits the layers, microbatches are in several stages at one time: see `training.pipeline`.
     """
+    if pipeline.has_stages():
+        return pipeline.gradients(config, merge, params, batch, rng)
     objective = make_objective(config)
     count = objective.count(batch)
     divisor = jnp.maximum(count, 1)
@@ -213,18 +220,21 @@ def make_evaluate(config: cfg.Config, merge: Merge) -> Callable[[TrainState, Bat
         However the batch is cut, at most a microbatch's rows are computed at one time: so an evaluation fits where the
         step does.
         """
-        model = merge(used_parameters(config, state))
+        params = used_parameters(config, state)
+        model = merge(params)
         model.eval()
 
-        def sums(part: Batch) -> Metrics:
+        def sums_of(model: nnx.Module, part: Batch) -> Metrics:
             every = objective.sums(model, part)
             wanted = (objective.means[name] for name in objective.validated)
             return {name: every[name] for name in wanted} | {objective.unit: objective.count(part)}
 
         parts = jax.tree.map(lambda x: in_parts(x, most), batch)
+        if pipeline.has_stages():
+            return pipeline.evaluated(config, merge, params, parts, sums_of)
         if len(parts["tokens"]) == 1:
-            return sums(jax.tree.map(lambda x: x[0], parts))
-        _, found = jax.lax.scan(lambda _, part: (None, sums(part)), None, parts)
+            return sums_of(model, jax.tree.map(lambda x: x[0], parts))
+        _, found = jax.lax.scan(lambda _, part: (None, sums_of(model, part)), None, parts)
         totals: Metrics = jax.tree.map(jnp.sum, found)
         return totals
 
