@@ -13,8 +13,10 @@ from jaxscale.parallel.sharding import spec
 
 
 def decode_rules(rules: Rules, mesh_shape: dict[str, int], batch_size: int) -> Rules:
-    """The rules for decoding: one token has no sequence to split, and few prompts may not fill the batch axes."""
-    rules = rules.with_activations(sequence=(), residual_sequence=())
+    """The rules for decoding: one token has no sequence to split, few prompts may not fill the batch axes, and a token
+    passes all layers before the next one is known, so that stages would wait for each other.
+    """
+    rules = rules.with_activations(sequence=(), residual_sequence=()).with_parameters(layers=())
     return (
         rules if batch_size % count(rules.activations["batch"], mesh_shape) == 0 else rules.with_activations(batch=())
     )

@@ -1,12 +1,15 @@
 """From a run's directory to text: its config, tokenizer and checkpoint, on any mesh."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
 from jaxscale import config as cfg
+from jaxscale.blueprint.rules import schedule
 from jaxscale.checkpoint.checkpointer import Checkpointer, Say
 from jaxscale.checkpoint.identity import config_differences
 from jaxscale.checkpoint.noise import Damaged, reading, reason
@@ -52,10 +55,19 @@ def continue_texts(
     mesh = make_mesh(config.mesh, start_devices(config.runtime))
     rules = decode_rules(make_rules(config.sharding), mesh.shape, len(prompts))
     rules = fit_rules(rules, mesh.shape, without_batch(config, len(prompts)))
+    if note := whole_layers_note(config, mesh.shape):
+        say(note)
     with on_mesh(mesh, rules):
         program = build_on(config, mesh, rules).program
         params = restore_params(run, program, config, step, say)
         return complete(program, params, codec, prompts, config, **sampling)
+
+
+def whole_layers_note(config: cfg.Config, sizes: Mapping[str, int]) -> str | None:
+    """What decoding does with a pipeline."""
+    if (stages := schedule(config, sizes).stages) == 1:
+        return None
+    return f"decoding has no pipeline: each device holds the layers of all {stages} stages, and all compute them"
 
 
 def without_batch(config: cfg.Config, prompts: int) -> cfg.Config:
@@ -98,7 +110,9 @@ def sample_after(result: Result, config: cfg.Config, prompt: str, *, max_new_tok
     rules = decode_rules(result.rules, result.mesh.shape, 1)
     with on_mesh(result.mesh, rules):
         program = build_on(config, result.mesh, rules).program
-        params = used_parameters(config, result.state)
+        params = jax.device_put(
+            used_parameters(config, result.state), jax.tree.map(lambda x: x.sharding, program.abstract.params)
+        )
         codec = run_tokenizer(result.out, None)
         return complete(
             program, params, codec, [prompt], config, max_new_tokens=max_new_tokens, temperature=0.8, top_p=0.95

@@ -11,6 +11,7 @@ from jaxscale import config as cfg
 from jaxscale.checkpoint.fingerprint import device_sums, named_leaves, same_blocks
 from jaxscale.cluster.codes import CORRUPT
 from jaxscale.objectives.token_sums import model_arguments
+from jaxscale.training import pipeline
 from jaxscale.training.frozen import whole
 from jaxscale.training.step import Program
 from jaxscale.training.writer import MetricsWriter
@@ -77,11 +78,7 @@ class Guard:
         assert hasattr(self.program.step, "lower"), "one from a file is refused where it is loaded"
 
         def sums(state: Any, batch: Any) -> dict[str, jax.Array]:
-            model = self.program.merge(whole(state.params, state.frozen))
-            model.eval()
-            part = jax.tree.map(lambda x: x[0], batch)
-            run = getattr(model, "hidden", model)
-            activations = run(part["tokens"], **model_arguments(model, part, None))
+            activations = self.activations(whole(state.params, state.frozen), batch)
             after, metrics = self.program.step(state, batch)
             return {
                 "state before": device_sums(state, self.mesh),
@@ -90,6 +87,16 @@ class Guard:
             }
 
         return jax.jit(sums)
+
+    def activations(self, params: Any, batch: Any) -> jax.Array:
+        """What the last matmul reads, of the first microbatch; of a pipeline what each stage gives."""
+        if pipeline.has_stages():
+            return pipeline.outputs(self.config, self.program.merge, params, batch)
+        model = self.program.merge(params)
+        model.eval()
+        part = jax.tree.map(lambda x: x[0], batch)
+        found: jax.Array = getattr(model, "hidden", model)(part["tokens"], **model_arguments(model, part, None))
+        return found
 
     def recompute(self, step: int, state: Any, batch: Any) -> None:
         """Compute the next step twice, and compare bit by bit, on each device.

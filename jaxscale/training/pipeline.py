@@ -110,6 +110,13 @@ def evaluated(config: cfg.Config, merge: Merge, params: PyTree, parts: Batch, su
     return totals
 
 
+def outputs(config: cfg.Config, merge: Merge, params: PyTree, batch: Batch) -> jax.Array:
+    """What the stages give when the first microbatch has passed the last of them: [S, B, T, D], each its own."""
+    stages = _Stages(config, merge, params)
+    y, _ = jax.lax.scan(lambda y, t: (stages.forward(y, batch, t)[0], None), stages.stream(), jnp.arange(stages.count))
+    return y
+
+
 def add(a: PyTree, b: PyTree) -> PyTree:
     return jax.tree.map(jnp.add, a, b)
 

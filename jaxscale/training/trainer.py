@@ -12,7 +12,8 @@ import jax
 from jax.sharding import Mesh
 
 from jaxscale import config as cfg
-from jaxscale.blueprint.rules import Rules
+from jaxscale.blueprint.rules import Rules, schedule
+from jaxscale.blueprint.stages import bubble_note
 from jaxscale.checkpoint.checkpointer import Checkpointer
 from jaxscale.cluster.monitor import Monitor
 from jaxscale.cluster.signals import Stopped, watched
@@ -97,6 +98,8 @@ def train(
         kind, length = devices[0].device_kind, config.data.seq_len
         watcher.say(f"mesh {describe_mesh(mesh)} of {kind}; {len(rows):,} rows of {length} tokens")
         if devices[0].platform == "tpu" and (note := older_libtpu()):
+            watcher.say(note)
+        if note := bubble_note(schedule(config, mesh.shape)):
             watcher.say(note)
         events.write("init", "start")
         with on_mesh(mesh, rules):
