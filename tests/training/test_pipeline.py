@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 from collections import Counter
 from itertools import product
 
@@ -17,6 +18,7 @@ from jaxscale.compiled.hlo import parse
 from jaxscale.config.mesh_text import mesh_text
 from jaxscale.parallel.sharding import on_mesh
 from jaxscale.serving.generate import decode_rules, generate
+from jaxscale.training.build import build_on
 from jaxscale.training.step import gradients
 from jaxscale.training.trainer import train
 
@@ -72,7 +74,8 @@ def assert_same(got, wanted):
 def check(mesh, microbatches, model, sections=PLAIN):
     rows = 24 if microbatches == 3 else 16
     params, batch, wanted = reference(model, rows, json.dumps(sections))
-    config = config_of(model, rows, mesh, step={"microbatches": microbatches, "remat": "full"}, **sections)
+    step = {"microbatches": microbatches, "remat": "full"} | sections.get("step", {})
+    config = config_of(model, rows, mesh, **(sections | {"step": step}))
     assert_same(loss_and_gradients(config, params, batch), wanted)
 
 
@@ -133,43 +136,46 @@ def test_a_ring_turns_inside_a_stage():
 # --- what is sent, kept and computed ----------------------------------------------------------------------------
 
 
-def compiled(mesh, microbatches, model="llama", rows=B, **sections):
-    """A step of microbatches of `rows` rows."""
-    sections = {"model": MODELS[model] | {"num_kv_heads": 8}, "optimizer": {"clip_norm": None}} | sections
+def compiled(mesh, microbatches, model):
+    """A step of microbatches of B rows."""
     step = {"microbatches": microbatches, "remat": "full"}
-    config = make_config(mesh, data={"batch_size": rows * microbatches}, step=step, **sections)
+    config = make_config(
+        mesh, data={"batch_size": B * microbatches}, step=step, model=model, optimizer={"clip_norm": None}
+    )
     setup = Setup(config)
     with setup.context():
         program = setup.program.step.lower(setup.program.abstract, setup.batch).compile()
     return program, dict(setup.mesh.shape)
 
 
-SEVEN, OUTSIDE = 7, 2  # matrices of a layer; lookup and head
+SEVEN = 7  # matrices of a layer
+LAYERS = 8  # two and more a stage, as a loop of one layer is none: its weights would be gathered before the ticks
 
 
-@pytest.mark.parametrize("microbatches", [1, 4])
+@pytest.mark.parametrize("microbatches", [2, 4])
 @pytest.mark.parametrize("mesh", [{"pipeline": 4}, {"pipeline": 4, "fsdp": 2}, {"pipeline": 2, "data": 2, "tensor": 2}],
                          ids=mesh_text)  # fmt: skip
 def test_stages_send_what_the_schedule_asks_for(mesh, microbatches):
-    """By kind, axes and count; vectors of a layer and numbers apart. XLA's CPU compiler scatters by all-reduces."""
-    program, sizes = compiled(mesh, microbatches)
+    """By kind, axes and count of arrays; vectors and losses apart. XLA's CPU compiler scatters by an all-reduce and a
+    slice, and so does what happens to be sliced after a sum.
+    """
+    program, sizes = compiled(mesh, microbatches, {"num_layers": LAYERS, "num_kv_heads": 8})
     found: Counter = Counter()
     for c in collectives(parse(program.as_text()), sizes):
-        if c.bytes >= 2048:
-            kind = "reduce-scatter" if c.kind == "all-reduce" and c.sliced else c.kind
-            found[kind, c.axes] += c.times * c.arrays
+        kind = "sum" if c.kind in ("all-reduce", "reduce-scatter") else c.kind
+        found[kind, c.axes] += c.times * sum(size >= 2048 for size in c.sizes)
     stages, M = mesh["pipeline"], microbatches
     ticks = M + stages - 1
-    passed = {("collective-permute", ("pipeline",)): 2 * ticks, ("all-reduce", ("pipeline",)): 2 * M + 2 * ticks}
-    assert {key: n for key, n in found.items() if "pipeline" in key[1]} == passed
+    passed = {("collective-permute", ("pipeline",)): 2 * ticks, ("sum", ("pipeline",)): 2 * M + 2 * ticks}
+    assert {key: n for key, n in found.items() if "pipeline" in key[1] and n} == passed
     if "fsdp" in mesh:
-        layers = SEVEN * 4 // stages
+        layers = SEVEN * LAYERS // stages
         assert found["all-gather", ("fsdp",)] == 2 * ticks * layers + M
-        assert found["reduce-scatter", ("fsdp",)] + found["all-reduce", ("fsdp",)] == ticks * layers + M
+        assert found["sum", ("fsdp",)] == ticks * layers + M
 
 
 def test_memory_does_not_grow_with_the_number_of_microbatches():
-    few, many = (compiled({"pipeline": 4}, m)[0].memory_analysis().temp_size_in_bytes for m in (4, 16))
+    few, many = (compiled({"pipeline": 4}, m, MODELS["llama"])[0].memory_analysis().temp_size_in_bytes for m in (4, 16))
     assert few == pytest.approx(many, rel=0.001)
 
 
@@ -194,9 +200,9 @@ def test_evaluation_needs_no_more_memory_than_the_step_and_gives_one_number():
 
 
 def run_config(out, mesh, steps, **sections):
-    devices = {"simulated_devices": 8, "platform": "cpu", "compilation_cache": None}
-    step = {"microbatches": 2, "remat": "full"}
-    return make_config(mesh, steps=steps, out=str(out), model=MODELS["llama"], step=step, runtime=devices, **sections)
+    devices = {"simulated_devices": math.prod(mesh.values()), "platform": "cpu", "compilation_cache": None}
+    sections = {"step": {"microbatches": 2, "remat": "full"}} | sections
+    return make_config(mesh, steps=steps, out=str(out), model=MODELS["llama"], runtime=devices, **sections)
 
 
 def leaves(state):
@@ -205,14 +211,15 @@ def leaves(state):
 
 
 def test_a_run_resumes_bit_by_bit_and_restores_onto_any_mesh(tmp_path):
-    mesh, save = {"pipeline": 4, "fsdp": 2}, {"checkpoint": {"every": 3}, "guard": {"recompute_every": 2}}
+    mesh, save = {"pipeline": 4, "fsdp": 2}, {"checkpoint": {"every": 3}, "guard": {"recompute_every": 2},
+                                                 "optimizer": {"schedule": "constant"}}  # fmt: skip
     straight = train(run_config(tmp_path / "a", mesh, 6, **save))
     train(run_config(tmp_path / "b", mesh, 3, **save))
     listener = Listener()
     resumed = train(run_config(tmp_path / "b", mesh, 6, **save), watcher=listener)
     assert any("resuming from step 3" in line for line in listener.lines)
     assert all(np.array_equal(a, b) for a, b in zip(leaves(resumed.state), leaves(straight.state), strict=True))
-    other = train(run_config(tmp_path / "b", {"fsdp": 8}, 6))  # nothing is left to do: what was restored
+    other = train(run_config(tmp_path / "b", {"fsdp": 8}, 6, step={"microbatches": 1}, **save))  # nothing is left to do: what was restored
     assert all(np.array_equal(a, b) for a, b in zip(leaves(other.state), leaves(straight.state), strict=True))
     assert not any(x.sharding.spec[0] for x in jax.tree.leaves(other.state.params["layers"]))
 
@@ -220,7 +227,7 @@ def test_a_run_resumes_bit_by_bit_and_restores_onto_any_mesh(tmp_path):
 def test_a_pipeline_trains_as_one_device_and_says_how_long_it_waits(tmp_path):
     listener = Listener()
     many = train(run_config(tmp_path / "many", {"pipeline": 4, "tensor": 2}, 3), watcher=listener)
-    one = train(run_config(tmp_path / "one", {"data": 1}, 3).model_copy())
+    one = train(run_config(tmp_path / "one", {"data": 1}, 3))
     np.testing.assert_allclose(list(many.losses.values()), list(one.losses.values()), rtol=1e-5)
     assert many.validation_loss is None or many.validation_loss == pytest.approx(one.validation_loss, rel=1e-5)
     assert any("step.microbatches=2 are fewer than the 4 stages" in line for line in listener.lines)
@@ -228,13 +235,11 @@ def test_a_pipeline_trains_as_one_device_and_says_how_long_it_waits(tmp_path):
 
 def test_decoding_takes_whole_layers():
     def decode(mesh):
-        config = make_config(mesh, model=MODELS["llama"])
+        config = make_config(mesh, model=MODELS["llama"], step={"remat": "full"})
         setup = Setup(config)
-        with on_mesh(setup.mesh, decode_rules(setup.rules, setup.mesh.shape, 2)):
-            whole = Setup.__new__(Setup)
-            from jaxscale.training.build import build_on
-
-            program = build_on(config, setup.mesh, decode_rules(setup.rules, setup.mesh.shape, 2)).program
+        rules = decode_rules(setup.rules, setup.mesh.shape, 2)
+        with on_mesh(setup.mesh, rules):
+            program = build_on(config, setup.mesh, rules).program
             params = jax.device_put(
                 random_params(config, std=0.3), jax.tree.map(lambda x: x.sharding, program.abstract.params)
             )
@@ -249,8 +254,8 @@ def test_decoding_takes_whole_layers():
 
 REFUSED = [
     ({"pipeline": 4}, {"model": {"num_layers": 6}}, r"num_layers 6 is not divisible by 4 \(pipeline=4.*try 4 or 8"),
-    ({"pipeline": 2, "tensor": 8}, {"model": {"num_layers": 2, "vocab_multiple": 8}},
-     r"padded vocab_size .* is not divisible by 16 \(tensor=8\*pipeline=2"),
+    ({"pipeline": 2, "tensor": 4}, {"model": {"vocab_size": 20, "vocab_multiple": 4}},
+     r"padded vocab_size .* 20 is not divisible by 8 \(tensor=4\*pipeline=2"),
     ({"pipeline": 2}, {"step": {"remat": "none"}}, r"step.remat=none: a pipeline \(pipeline=2\).*set step.remat=full"),
     ({"pipeline": 2}, {"step": {"remat": {"q": "save"}}}, r"step.remat=by activation: a pipeline.*step.remat=full"),
     ({"pipeline": 2, "data": 2}, {"sharding": {"parameters": {"layers": "data"}}},
