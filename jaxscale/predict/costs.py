@@ -23,6 +23,7 @@ from jaxscale.blueprint.rules import (
     make_rules,
     rules_by_key,
     rules_of,
+    schedule,
     split_by,
 )
 from jaxscale.blueprint.table import Blueprint, Weight
@@ -247,7 +248,7 @@ def matmuls(config: cfg.Config, sizes: Mapping[str, int]) -> list[Matmul]:
         x, w, out = one.x.letters, one.w.letters, one.out.letters
         groups = [c for c in x if c in out], [c for c in x if c not in out], [c for c in w if c not in x]
         m, k, n = (math.prod(here[c] for c in letters) for letters in groups)
-        runs = runs_of(one, config)
+        runs = runs_of(one, config, sizes)
         found.append(Matmul(one.name, m, k, n, runs, 2 * runs, runs * (one.name in again), one.stacked))
     return found
 
@@ -257,9 +258,22 @@ def local_sizes(operand: Tensor, whole: Mapping[str, int], sizes: Mapping[str, i
     return {c: whole[c] // count(axes, sizes) for c, axes in zip(operand.letters, operand.used, strict=True)}
 
 
-def runs_of(one: Pass, config: cfg.Config) -> int:
-    """How often a step runs it."""
-    return config.step.microbatches * (blueprint(config.model).num_layers if one.stacked else 1)
+def runs_of(one: Pass, config: cfg.Config, sizes: Mapping[str, int]) -> int:
+    """How often a device runs it in a step."""
+    return layer_runs(config, sizes) if one.stacked else config.step.microbatches
+
+
+def layer_runs(config: cfg.Config, sizes: Mapping[str, int]) -> int:
+    """How often a device runs a layer forward in a step, recompute apart: all its layers in each tick.
+
+    (M + S - 1) L/S with S stages of a pipeline, M L without one.
+    """
+    return schedule(config, sizes).ticks * layers_here(config, sizes)
+
+
+def layers_here(config: cfg.Config, sizes: Mapping[str, int]) -> int:
+    """Layers that a device computes: all, or those of its stage of a pipeline."""
+    return blueprint(config.model).num_layers // schedule(config, sizes).stages
 
 
 @dataclass(frozen=True)
@@ -292,7 +306,7 @@ def attention(config: cfg.Config, sizes: Mapping[str, int]) -> AttentionCost:
     forward = 4.0 * activation_elements(config, sizes, model.attention.q) * keys
     names = kept(config)
     again = names is not None and model.attention.result not in names
-    runs = model.num_layers * config.step.microbatches
+    runs = layer_runs(config, sizes)
     return AttentionCost(forward, 2.5 * forward, runs * (2 if again else 1), runs)
 
 
@@ -311,8 +325,8 @@ def _activation_elements(key: Key, rows: int, tokens: int, letters: str, at: str
 
 
 def activation_bytes(config: cfg.Config, sizes: Mapping[str, int], name: str) -> float:
-    """Bytes of a named activation of all layers and one microbatch, on a device."""
+    """Bytes of a named activation of all its layers and one microbatch, on a device."""
     model = blueprint(config.model)
     one = model.activation(name)
     width = BYTES[config.step.compute_dtype]
-    return model.num_layers * activation_elements(config, sizes, one.letters, one.at) * width
+    return layers_here(config, sizes) * activation_elements(config, sizes, one.letters, one.at) * width

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from jaxscale import config as cfg
 from jaxscale.blueprint.described import blueprint
-from jaxscale.blueprint.rules import key_of
+from jaxscale.blueprint.rules import key_of, schedule
 from jaxscale.hardware.topology import Link, Topology, links
 from jaxscale.optimizers import OPTIMIZERS
 from jaxscale.predict import costs
@@ -100,7 +100,7 @@ def forecast(
     own = axis_links(topology, sizes, config.mesh.over_slices if over is None else over, measured)
     sent = [timed(t, own, speed, topology) for t in needs]
     sent = hide(sent, sum(compute.values()), speed)
-    compute = with_launches(compute, sent, kernels(config, topology.chip.platform, software), speed)
+    compute = with_launches(compute, sent, kernels(config, sizes, topology.chip.platform, software), speed)
     attention = costs.attention(config, sizes)
     tokens = config.data.batch_size * config.data.seq_len
     per_token = costs.train_flops_per_token(config.model, config.data.seq_len, convention=config.metrics.mfu)
@@ -126,21 +126,20 @@ def compute_seconds(
     Args:
         needs: what the step sends, as gathered weights pass through HBM too.
     """
-    width = costs.BYTES[config.step.compute_dtype]
-    matmul = 0.0
-    for m in costs.matmuls(config, sizes):
-        moved = float((m.m * m.k + m.k * m.n + m.m * m.n) * width)
-        faster = speed.eight_bit if m.stacked else 1.0
-        matmul += speed.seconds(m.flops / faster, moved) * (m.forward + m.backward + m.recomputed)
+    layers = layer_seconds(config, topology, sizes, speed)  # in every tick of a pipeline, whether somebody reads it
+    idle = schedule(config, sizes).bubble
+    head = sum(matmul_seconds(m, config, speed) for m in costs.matmuls(config, sizes) if not m.stacked)
     parts = {
-        "matmuls": matmul,
-        "attention": costs.attention(config, sizes).step_flops / attention_flops(config, topology, speed),
-        "elementwise": elementwise_bytes(config, sizes, speed.elementwise, eager=speed.eager) / speed.memory,
+        "matmuls": layers["matmuls"] * (1 - idle) + head,
+        "attention": layers["attention"] * (1 - idle),
+        "elementwise": layers["elementwise"] * (1 - idle) + logits_traffic(config, sizes) / speed.memory,
         "optimizer": optimizer_bytes(config, sizes) / speed.memory,
         "weights": WEIGHT_PASSES * weight_bytes(needs) / speed.memory,
     }
-    if speed.eight_bit > 1:
-        parts["quantizing"] = quantizing_bytes(config, sizes) / speed.memory
+    if "quantizing" in layers:
+        parts["quantizing"] = layers["quantizing"] * (1 - idle)
+    if idle:
+        parts["bubble"] = sum(layers.values()) * idle
     offloaded = offloaded_bytes(config, sizes)
     if offloaded:  # out and in again, both ways at the same time, beside the compute
         seconds = offloaded / (topology.chip.host_bandwidth * HOST)
@@ -148,8 +147,29 @@ def compute_seconds(
     return parts
 
 
-def kernels(config: cfg.Config, platform: str, software: str = "xla") -> int:
-    """Kernels that a device runs in a step, collectives apart. Splitting the model changes their sizes only.
+def layer_seconds(
+    config: cfg.Config, topology: Topology, sizes: Mapping[str, int], speed: Rates
+) -> dict[str, float]:
+    """Of a device's layers by part, a whole step."""
+    parts = {
+        "matmuls": sum(matmul_seconds(m, config, speed) for m in costs.matmuls(config, sizes) if m.stacked),
+        "attention": costs.attention(config, sizes).step_flops / attention_flops(config, topology, speed),
+        "elementwise": elementwise_bytes(config, sizes, speed.elementwise, eager=speed.eager) / speed.memory,
+    }
+    if speed.eight_bit > 1:
+        parts["quantizing"] = quantizing_bytes(config, sizes) / speed.memory
+    return parts
+
+
+def matmul_seconds(m: costs.Matmul, config: cfg.Config, speed: Rates) -> float:
+    """Of all its runs in a step."""
+    moved = float((m.m * m.k + m.k * m.n + m.m * m.n) * costs.BYTES[config.step.compute_dtype])
+    faster = speed.eight_bit if m.stacked else 1.0
+    return speed.seconds(m.flops / faster, moved) * (m.forward + m.backward + m.recomputed)
+
+
+def kernels(config: cfg.Config, sizes: Mapping[str, int], platform: str, software: str = "xla") -> int:
+    """Kernels that a device runs in a step, collectives apart. Splitting a layer changes their sizes only.
 
     Args:
         platform: `tpu` or `gpu`; `software`: a key of `timing.SOFTWARE`.
@@ -162,8 +182,8 @@ def kernels(config: cfg.Config, platform: str, software: str = "xla") -> int:
         forward, backward = EAGER_KERNELS[config.model.norm] if eager else COMPILED_TORCH_KERNELS
         layer = forward * (1 + recomputed) + backward
     chunks = config.data.seq_len // config.loss.chunk if config.loss.chunk else 1
-    of_microbatch = blueprint(config.model).num_layers * layer + OTHER_KERNELS + (chunks - 1) * CHUNK_KERNELS[platform]
-    return config.step.microbatches * of_microbatch
+    of_microbatch = OTHER_KERNELS + (chunks - 1) * CHUNK_KERNELS[platform]
+    return costs.layer_runs(config, sizes) * layer + config.step.microbatches * of_microbatch
 
 
 def attention_flops(config: cfg.Config, topology: Topology, speed: Rates) -> float:
@@ -181,7 +201,7 @@ def weight_bytes(needs: Iterable[Traffic]) -> float:
 def elementwise_bytes(
     config: cfg.Config, sizes: Mapping[str, int], factor: float = 1.0, *, eager: bool = False
 ) -> float:
-    """HBM bytes of what is no matmul: forward once, backward twice, and once again where the layer is recomputed.
+    """HBM bytes of what is no matmul in the layers: forward once, backward twice, and once again where recomputed.
 
     Args:
         factor: of the layers' traffic over what is counted here.
@@ -192,9 +212,13 @@ def elementwise_bytes(
     counts = eager_elementwise(config.model) if eager else model.elementwise
     ones = [(number, model.activation(name)) for name, number in counts.items()]
     elements = sum(number * costs.activation_elements(config, sizes, one.letters, one.at) for number, one in ones)
-    layers = elements * config.step.microbatches * model.num_layers * passes
-    logits = 4 * whole_logits(config, sizes) * config.step.microbatches  # float32: made, normalised, derived
-    return layers * factor * costs.BYTES[config.step.compute_dtype] + logits * 4
+    layers = elements * costs.layer_runs(config, sizes) * passes
+    return layers * factor * costs.BYTES[config.step.compute_dtype]
+
+
+def logits_traffic(config: cfg.Config, sizes: Mapping[str, int]) -> float:
+    """HBM bytes of the logits, float32: made, normalised, derived."""
+    return 4 * whole_logits(config, sizes) * config.step.microbatches * 4
 
 
 def eager_elementwise(model: cfg.Model) -> dict[str, float]:
@@ -222,7 +246,7 @@ def quantizing_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> float:
 def optimizer_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> float:
     """Gradients written and read, parameters and what the optimizer keeps read and written."""
     own = costs.parameter_elements(key_of(config, sizes))
-    passes = 2 * config.step.microbatches + 2
+    passes = 2 * schedule(config, sizes).ticks + 2
     return own * costs.BYTES[config.step.param_dtype] * passes + 2 * costs.slot_bytes(config, sizes)
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from jaxscale import config as cfg
 from jaxscale.blueprint.described import blueprint
 from jaxscale.blueprint.passes import Pass
-from jaxscale.blueprint.rules import rules_of
+from jaxscale.blueprint.rules import rules_of, schedule
 from jaxscale.blueprint.table import SEQUENCE, Kept
 from jaxscale.predict import costs
 from jaxscale.predict.costs import BYTES
@@ -55,7 +55,8 @@ def memory(
     host = sum(costs.activation_bytes(config, sizes, name) for name in offloaded)
     always = {
         "kept activations": kept_bytes(config, sizes, lanes=1 if platform == "gpu" else LANES),
-        "on the way to the host": host / blueprint(config.model).num_layers,
+        "between stages": stage_bytes(config, sizes),
+        "on the way to the host": host / costs.layers_here(config, sizes),
         "document mask": 2.0 * 2 * costs.microbatch_tokens(config, sizes) * config.data.seq_len
         if documents and platform == "gpu"
         else 0.0,
@@ -137,8 +138,8 @@ def gpu_moments(config: cfg.Config, sizes: Mapping[str, int], own: float) -> tup
     backward = {
         "a layer's weights": sum(whole_bytes(config, sizes, p) for p in layer if model.op(p.name).whole),
         "a layer's activations": working_bytes(config, sizes, widest=3 + again, stream=5, whole=7)
-        + heads / model.num_layers,
-        "inputs, turned": output * model.num_layers if arrived else 0.0,
+        + heads / costs.layers_here(config, sizes),
+        "inputs, turned": output * costs.layers_here(config, sizes) if arrived else 0.0,
     }
     return always | loss, always | waiting | backward
 
@@ -238,7 +239,10 @@ def stream_width(config: cfg.Config) -> int:
 
 
 def kept_bytes(config: cfg.Config, sizes: Mapping[str, int], *, lanes: int = 1) -> float:
-    """Activations that wait in HBM for the backward pass, all layers, one microbatch; head_dim padded to `lanes`."""
+    """Activations that wait in HBM for the backward pass, all its layers; head_dim padded to `lanes`.
+
+    Of one microbatch, or of those that a stage of a pipeline has in flight.
+    """
     names, model = costs.kept(config), blueprint(config.model)
 
     def size(name: str) -> float:
@@ -252,7 +256,15 @@ def kept_bytes(config: cfg.Config, sizes: Mapping[str, int], *, lanes: int = 1) 
     saved = {name for name, action in names.items() if action == "save"} | {model.stream} - set(names)
     known = [a.name for a in model.activations if a.name in saved and a.read]
     with_sums = model.attention is not None and model.attention.result in saved
-    return sum(map(size, known)) + (softmax_sums(config, sizes) if with_sums else 0)
+    of_one = sum(map(size, known)) + (softmax_sums(config, sizes) if with_sums else 0)
+    return of_one * schedule(config, sizes).in_flight
+
+
+def stage_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> float:
+    """Of a pipeline: the inputs of a stage's layers, taken from those in flight; and what comes and goes, both ways."""
+    if schedule(config, sizes).stages == 1:
+        return 0.0
+    return (costs.layers_here(config, sizes) + 4) * stream_bytes(config, sizes)
 
 
 def softmax_sums(config: cfg.Config, sizes: Mapping[str, int]) -> float:
@@ -260,7 +272,7 @@ def softmax_sums(config: cfg.Config, sizes: Mapping[str, int]) -> float:
     model = blueprint(config.model)
     if model.attention is None:
         return 0.0
-    return model.num_layers * costs.activation_elements(config, sizes, model.attention.q[:-1]) * 4
+    return costs.layers_here(config, sizes) * costs.activation_elements(config, sizes, model.attention.q[:-1]) * 4
 
 
 def kept_size(config: cfg.Config, sizes: Mapping[str, int], row: Kept, size: Callable[[str], float]) -> float:
@@ -288,6 +300,6 @@ def working_bytes(config: cfg.Config, sizes: Mapping[str, int], *, widest: float
     """Alive at one time in a layer's backward pass: arrays of the mlp's width, arrays of [tokens, D] as they are split
     between matmuls, and where they are split, whole ones: inputs gathered, gradients not yet summed."""
     model = blueprint(config.model)
-    wide = costs.activation_bytes(config, sizes, model.widest) / model.num_layers if model.widest else 0.0
+    wide = costs.activation_bytes(config, sizes, model.widest) / costs.layers_here(config, sizes) if model.widest else 0.0
     here, gathered = stream_bytes(config, sizes), stream_bytes(config, sizes, SEQUENCE)
     return widest * wide + stream * here + (whole * gathered if gathered > here else 0.0)

@@ -158,6 +158,7 @@ WHOLE = {
     "optimizer": "HBM",
     "weights": "HBM",
     "quantizing": "HBM",
+    "bubble": "compute",
     "kernel starts": "launches",
     "launches, not hidden": "launches",
 }

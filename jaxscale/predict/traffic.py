@@ -12,7 +12,7 @@ from jaxscale import config as cfg
 from jaxscale.blueprint.cases import both, without
 from jaxscale.blueprint.described import blueprint
 from jaxscale.blueprint.passes import Pass, Send
-from jaxscale.blueprint.rules import count, rules_of, split_by
+from jaxscale.blueprint.rules import count, rules_of, schedule, split_by
 from jaxscale.blueprint.sequence import halo, in_zigzag, way
 from jaxscale.predict import costs
 from jaxscale.predict.costs import BYTES, elements, letter_sizes
@@ -49,7 +49,7 @@ def traffic(config: cfg.Config, sizes: Mapping[str, int], *, platform: str = "tp
     Args:
         platform: `tpu`, `gpu` or `cpu`; it has a say in how split sequences attend.
     """
-    rest = (repeated_heads, lookups, partial(split_sequences, platform=platform), idle_axes, losses)
+    rest = (repeated_heads, lookups, partial(split_sequences, platform=platform), idle_axes, losses, stages)
     found = [*matmul_traffic(config, sizes), *(t for part in rest for t in part(config, sizes))]
     return [t for t in found if t.times and t.bytes]
 
@@ -70,7 +70,7 @@ def sent(one: Pass, send: Send, config: cfg.Config, whole: Mapping[str, int], si
     of_gradient = one.what == "gradient of w"
     weight = send.operand == ("out" if of_gradient else "w")
     name = f"{one.name} {('gradient' if of_gradient else 'weight') if weight else 'rows'}"
-    return Traffic(name, send.kind, send.axes, size, costs.runs_of(one, config), one.phase, send.overlaps, weight)
+    return Traffic(name, send.kind, send.axes, size, costs.runs_of(one, config, sizes), one.phase, send.overlaps, weight)
 
 
 def repeated_heads(config: cfg.Config, sizes: Mapping[str, int]) -> Iterator[Traffic]:
@@ -84,13 +84,13 @@ def repeated_heads(config: cfg.Config, sizes: Mapping[str, int]) -> Iterator[Tra
             layout = tuple(() if c == letter else at for c, at in zip(one.out.letters, one.out.used, strict=True))
             size = elements(one.out.letters, layout, whole, sizes) * BYTES[config.step.compute_dtype]
             yield Traffic(
-                f"{one.name} gradient", "all-gather", axes, size, costs.runs_of(one, config), "backward", True
+                f"{one.name} gradient", "all-gather", axes, size, costs.runs_of(one, config, sizes), "backward", True
             )
 
 
 def lookups(config: cfg.Config, sizes: Mapping[str, int]) -> Iterator[Traffic]:
     """A table's rows by token: see `models.embedding.lookup`. Its gradient is added up in float32 where it lives."""
-    model, parts, width = blueprint(config.model), config.step.microbatches, BYTES[config.step.compute_dtype]
+    model, parts, width = blueprint(config.model), schedule(config, sizes).ticks, BYTES[config.step.compute_dtype]
     rules, tokens = rules_of(config, sizes), costs.microbatch_tokens(config, sizes)
     lies = ("batch", "sequence", "residual_sequence")
     batch, sequence, residual = (split_by(rules.activations[name], sizes) for name in lies)
@@ -99,7 +99,9 @@ def lookups(config: cfg.Config, sizes: Mapping[str, int]) -> Iterator[Traffic]:
         ids_split, embed = (split_by(rules.parameters[axis], sizes) for axis in model.axes(table))
         vocab, trades = without(ids_split, (*batch, *sequence)), (both(embed, batch), both(embed, sequence))
         trade = (*trades[0], *trades[1])
-        scatter = vocab if residual == (*sequence, *vocab) else ()
+        scatter = residual[len(sequence) :]
+        if residual[: len(sequence)] != sequence or without(scatter, vocab):
+            scatter = ()
         rows = float(tokens * model.shape(table)[1] * width)
         layout, whole = (vocab, trade), {c: model.dims[c].size for c in table.letters}
         if gathered := without((*ids_split, *embed), (*vocab, *trade)):
@@ -115,8 +117,9 @@ def lookups(config: cfg.Config, sizes: Mapping[str, int]) -> Iterator[Traffic]:
         if scatter:
             yield Traffic("looked-up rows", "reduce-scatter", scatter, rows, parts, "forward", False)
             yield Traffic("rows' gradients", "all-gather", scatter, rows, parts, "backward", False)
-        elif vocab:
-            yield Traffic("looked-up rows", "all-reduce", vocab, rows, parts, "forward", False)
+        if summed := without(vocab, scatter):
+            size = rows / count(scatter, sizes)
+            yield Traffic("looked-up rows", "all-reduce", summed, size, parts, "forward", False)
         if sliced := without(residual, (*sequence, *scatter)):
             yield Traffic("rows' gradients", "all-gather", sliced, rows, parts, "backward", False)
         if tokens_over := without((*batch, *sequence), (*vocab, *trade)):
@@ -136,7 +139,7 @@ def split_sequences(config: cfg.Config, sizes: Mapping[str, int], *, platform: s
         return
     shards, width = count(axes, sizes), BYTES[config.step.compute_dtype]
     own = 2 * costs.activation_elements(config, sizes, model.attention.k)  # elements of a device's keys and values
-    runs, names = config.step.microbatches * model.num_layers, costs.kept(config)
+    runs, names = costs.layer_runs(config, sizes), costs.kept(config)
     again = names is not None and model.attention.result not in names
     chosen = way(
         config.step.context_attention, model.attention.window, config.data.seq_len, zigzag=in_zigzag(config),
@@ -170,10 +173,10 @@ def idle_axes(config: cfg.Config, sizes: Mapping[str, int]) -> Iterator[Traffic]
     if model.attention is None:
         return
     used = [a for axis in ("batch", "sequence", model.dims[model.attention.q[2]].axis) for a in rules.activations[axis]]
-    axes = without(split_by(cfg.AXES, sizes), used)
+    axes = without(split_by(cfg.AXES, sizes), (*used, *rules.parameters["layers"]))
     for letters in (model.attention.q, model.attention.k, model.attention.k) if axes else ():
         size = costs.activation_elements(config, sizes, letters) * BYTES[config.step.compute_dtype]
-        runs = config.step.microbatches * model.num_layers
+        runs = costs.layer_runs(config, sizes)
         yield Traffic("attention's gradients", "all-reduce", axes, size, runs, "backward", True)
 
 
@@ -183,3 +186,18 @@ def losses(config: cfg.Config, sizes: Mapping[str, int]) -> Iterator[Traffic]:
     if blueprint(config.model).head and axes:
         size = costs.microbatch_tokens(config, sizes) * 4.0
         yield Traffic("losses", "all-reduce", axes, size, 3 * config.step.microbatches, "forward", False)
+
+
+def stages(config: cfg.Config, sizes: Mapping[str, int]) -> Iterator[Traffic]:
+    """From stage to stage of a pipeline, and to all of them what the head reads and the lookup's gradient: see
+    `training.pipeline`."""
+    model, ticks = blueprint(config.model), schedule(config, sizes)
+    axes = split_by(rules_of(config, sizes).parameters["layers"], sizes)
+    if not axes:
+        return
+    stream = model.activation(model.stream)
+    size = costs.activation_elements(config, sizes, stream.letters, stream.at) * BYTES[config.step.compute_dtype]
+    yield Traffic("stage's output", "collective-permute", axes, size, ticks.ticks, "forward", True)
+    yield Traffic("stage's gradient", "collective-permute", axes, size, ticks.ticks, "backward", True)
+    yield Traffic("last stage's output", "all-reduce", axes, size, ticks.microbatches, "forward", False)
+    yield Traffic("first stage's gradient", "all-reduce", axes, size, ticks.ticks, "backward", False)

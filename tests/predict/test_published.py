@@ -168,7 +168,7 @@ def test_a_small_step_waits_for_its_launches_and_a_large_one_does_not():
         few, many = small(*short, software=software).time, small("data.batch_size=64", software=software).time
         assert few.binds == "launches"
         assert few.best == pytest.approx(
-            kernels(cfg.load_config("gpt2-124m", ["step.microbatches=1"]), "gpu", software) * SOFTWARE[software].launch,
+            kernels(cfg.load_config("gpt2-124m", ["step.microbatches=1"]), {}, "gpu", software) * SOFTWARE[software].launch,
             rel=0.05,
         )
         assert "launches, not hidden" not in many.parts
