@@ -90,7 +90,8 @@ def repeated_heads(config: cfg.Config, sizes: Mapping[str, int]) -> Iterator[Tra
 
 def lookups(config: cfg.Config, sizes: Mapping[str, int]) -> Iterator[Traffic]:
     """A table's rows by token: see `models.embedding.lookup`. Its gradient is added up in float32 where it lives."""
-    model, parts, width = blueprint(config.model), schedule(config, sizes).ticks, BYTES[config.step.compute_dtype]
+    model, ticks, width = blueprint(config.model), schedule(config, sizes), BYTES[config.step.compute_dtype]
+    parts, again = ticks.ticks, 1 if ticks.stages == 1 else 2  # backward comes in a later tick, and reads ids again
     rules, tokens = rules_of(config, sizes), costs.microbatch_tokens(config, sizes)
     lies = ("batch", "sequence", "residual_sequence")
     batch, sequence, residual = (split_by(rules.activations[name], sizes) for name in lies)
@@ -111,7 +112,7 @@ def lookups(config: cfg.Config, sizes: Mapping[str, int]) -> Iterator[Traffic]:
         for axes in trades:  # of rows, then of their tokens
             if axes:
                 ids *= count(axes, sizes)
-                yield Traffic("token ids", "all-gather", axes, ids, parts, "forward", False)
+                yield Traffic("token ids", "all-gather", axes, ids, again * parts, "forward", False)
                 traded = rows / count(scatter, sizes)
                 yield Traffic("looked-up rows", "all-to-all", axes, traded, 2 * parts, "forward", False)
         if scatter:

@@ -17,19 +17,20 @@ from jaxscale.predict.forecast import forecast
 from jaxscale.predict.memory import memory
 from jaxscale.predict.traffic import traffic
 
+SMALL = 512  # bytes
 LAYERS, ROWS = 8, 8  # two layers a stage and more, as a loop of one layer is none; rows of a microbatch
 MESHES = [
     ({"pipeline": 4}, {}),
     ({"pipeline": 2, "data": 2, "fsdp": 2}, {"tie_embeddings": True}),
     ({"pipeline": 2, "fsdp": 2, "tensor": 2}, {}),
     ({"pipeline": 2, "context": 2, "tensor": 2}, {}),
-    ({"pipeline": 2, "fsdp": 2}, {"position": "learned", "norm": "layernorm", "mlp": "gelu", "max_seq_len": 32}),
+    ({"pipeline": 2, "fsdp": 2}, {"qk_norm": True, "norm": "layernorm", "mlp": "gelu"}),
 ]
 
 
 @pytest.mark.parametrize(("mesh", "model"), MESHES, ids=[mesh_text(mesh) for mesh, _ in MESHES])
 def test_flops_and_bytes_are_the_compiled_program_s(mesh, model):
-    """Exactly, by axis; numbers and vectors apart. XLA gathers a head that no loop cuts once, before all ticks."""
+    """Within 1 %, by axis; numbers and vectors apart. XLA gathers a head that no loop cuts once, before all ticks."""
     config = make_config(
         mesh, model={"num_layers": LAYERS, "num_kv_heads": 8} | model,
         step={"microbatches": 4, "remat": "full"}, data={"batch_size": 4 * ROWS}, optimizer={"clip_norm": None},
@@ -40,16 +41,16 @@ def test_flops_and_bytes_are_the_compiled_program_s(mesh, model):
     assert sum(m.step_flops for m in costs.matmuls(config, sizes)) == pytest.approx(compiled, rel=0.01)
     sent: Counter = Counter()
     for c in collectives(program, sizes):
-        sent[c.axes] += sum(size for size in c.sizes if size >= 512) * c.times
+        sent[tuple(sorted(c.axes))] += sum(size for size in c.sizes if size >= SMALL) * c.times
     predicted: Counter = Counter()
     for t in traffic(config, sizes, platform="cpu"):
         times = 1 if (t.kind, t.what) == ("all-gather", "unembedding weight") else t.times
-        predicted[t.axes] += t.bytes * times
+        predicted[tuple(sorted(t.axes))] += t.bytes * times if t.bytes >= SMALL else 0
     assert {axes: pytest.approx(n, rel=0.01) for axes, n in predicted.items()} == {a: n for a, n in sent.items() if n}
 
 
 def is_attention(source: str) -> bool:
-    return any(part in source for part in ("gth,gsh", "gts,gsh", "bkgts"))
+    return any(part in source for part in ("gth,gsh", "gts,gsh", "gts,gth", "bkgts"))
 
 
 EIGHT_B = ["data.kind=synthetic", "data.path=null", "data.batch_size=256", "data.seq_len=8192", "step.remat=full"]
