@@ -39,7 +39,7 @@ class Schedule:
 
     @property
     def in_flight(self) -> int:
-        """Ticks whose forward pass a device remembers: those of the first stage wait so long for their backward pass."""
+        """Ticks whose forward passes a device remembers: the first stage's wait so long for their backward pass."""
         return 2 * self.stages - 1
 
     @property

@@ -48,7 +48,9 @@ def fit_mesh(config: cfg.Config, topology: Topology) -> cfg.Config:
     """`config` with the slices of `topology` on the batch's first axis (data) where it says nothing of them."""
     slices = topology.slices
     if slices > 1 and not config.mesh.over_slices:
-        return with_changes(config, {"mesh": {"dcn": {DEFAULT_RULES.activations["batch"][0]: slices}}}, source="--slices")
+        return with_changes(
+            config, {"mesh": {"dcn": {DEFAULT_RULES.activations["batch"][0]: slices}}}, source="--slices"
+        )
     return config
 
 

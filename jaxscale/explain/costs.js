@@ -192,7 +192,10 @@ function lookups(config, sizes) {
     const [rows, columns] = table.axes.map((axis) => live(parameters[axis], sizes)),
       vocab = rows.filter((a) => !batch.includes(a)),
       trade = columns.filter((a) => batch.includes(a)),
-      scatter = residual.join() === vocab.join() ? residual : [],
+      extra = residual.filter((a) => !sequence.includes(a)),
+      fits = residual.join() === [...sequence, ...extra].join() && extra.every((a) => vocab.includes(a)),
+      scatter = fits ? extra : [],
+      summed = vocab.filter((a) => !scatter.includes(a)),
       bytes = tokens * shapeOf(table, config.table)[1] * widthOf(config),
       here = [vocab, trade],
       whole = Object.fromEntries([...table.letters].map((c) => [c, config.table.dims[c].size])),
@@ -213,7 +216,7 @@ function lookups(config, sizes) {
         sent("looked-up rows", "reduce-scatter", scatter, bytes, parts, "forward", false),
         sent("rows' gradients", "all-gather", scatter, bytes, parts, "backward", false),
       );
-    else if (vocab.length) found.push(sent("looked-up rows", "all-reduce", vocab, bytes, parts, "forward", false));
+    if (summed.length) found.push(sent("looked-up rows", "all-reduce", summed, bytes / count(scatter, sizes), parts, "forward", false));
     const sliced = residual.filter((a) => !sequence.includes(a) && !scatter.includes(a));
     if (sliced.length) found.push(sent("rows' gradients", "all-gather", sliced, bytes, parts, "backward", false));
     if (over.length) found.push(sent(`${table.name} gradient`, "all-reduce", over, held * 4, parts, "backward", true, true));

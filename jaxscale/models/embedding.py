@@ -13,13 +13,14 @@ from jaxscale.parallel.sharding import axes_of, dims_of, spec, to_spec
 def lookup(table_VD: jax.Array, ids_BT: jax.Array, *, dtype: jnp.dtype) -> jax.Array:
     """Rows of the table for each id, as [B, T, D] in the layout of the residual stream.
 
-    # table[V_{tensor,pipeline}, D_{fsdp,context}], ids[B_{data,fsdp}, T_context] -> x[B_{data,fsdp}, T_{context,tensor}, D]
+    # table[V_{tensor,pipeline}, D_{fsdp,context}], ids[B_{data,fsdp}, T_context]
+    #     -> x[B_{data,fsdp}, T_{context,tensor}, D]
 
     Three steps, none of which moves the table: every device looks up the ids of all rows along fsdp, and of their
     tokens along context, in its own block (rows of other vocab shards give zeros); the blocks' sums are
-    reduce-scattered over tensor and all-reduced over pipeline; all-to-alls over fsdp and context trade columns for rows and for tokens. Bytes sent go
-    with the tokens of a device, not with the vocabulary, and backward is the same in reverse, with the table's gradient
-    added where its block lives.
+    reduce-scattered over tensor, and all-reduced over pipeline; all-to-alls over fsdp and context trade columns for
+    rows and for tokens. Bytes sent go with the tokens of a device, not with the vocabulary, and backward is the same
+    in reverse, with the table's gradient added where its block lives.
 
     shard_map, because a lookup in a split table makes the partitioner replicate it ("Involuntary full
     rematerialization").

@@ -147,9 +147,7 @@ def compute_seconds(
     return parts
 
 
-def layer_seconds(
-    config: cfg.Config, topology: Topology, sizes: Mapping[str, int], speed: Rates
-) -> dict[str, float]:
+def layer_seconds(config: cfg.Config, topology: Topology, sizes: Mapping[str, int], speed: Rates) -> dict[str, float]:
     """Of a device's layers by part, a whole step."""
     parts = {
         "matmuls": sum(matmul_seconds(m, config, speed) for m in costs.matmuls(config, sizes) if m.stacked),

@@ -300,6 +300,8 @@ def working_bytes(config: cfg.Config, sizes: Mapping[str, int], *, widest: float
     """Alive at one time in a layer's backward pass: arrays of the mlp's width, arrays of [tokens, D] as they are split
     between matmuls, and where they are split, whole ones: inputs gathered, gradients not yet summed."""
     model = blueprint(config.model)
-    wide = costs.activation_bytes(config, sizes, model.widest) / costs.layers_here(config, sizes) if model.widest else 0.0
+    wide = (
+        costs.activation_bytes(config, sizes, model.widest) / costs.layers_here(config, sizes) if model.widest else 0.0
+    )
     here, gathered = stream_bytes(config, sizes), stream_bytes(config, sizes, SEQUENCE)
     return widest * wide + stream * here + (whole * gathered if gathered > here else 0.0)

@@ -70,7 +70,9 @@ def sent(one: Pass, send: Send, config: cfg.Config, whole: Mapping[str, int], si
     of_gradient = one.what == "gradient of w"
     weight = send.operand == ("out" if of_gradient else "w")
     name = f"{one.name} {('gradient' if of_gradient else 'weight') if weight else 'rows'}"
-    return Traffic(name, send.kind, send.axes, size, costs.runs_of(one, config, sizes), one.phase, send.overlaps, weight)
+    return Traffic(
+        name, send.kind, send.axes, size, costs.runs_of(one, config, sizes), one.phase, send.overlaps, weight
+    )
 
 
 def repeated_heads(config: cfg.Config, sizes: Mapping[str, int]) -> Iterator[Traffic]:
@@ -119,8 +121,7 @@ def lookups(config: cfg.Config, sizes: Mapping[str, int]) -> Iterator[Traffic]:
             yield Traffic("looked-up rows", "reduce-scatter", scatter, rows, parts, "forward", False)
             yield Traffic("rows' gradients", "all-gather", scatter, rows, parts, "backward", False)
         if summed := without(vocab, scatter):
-            size = rows / count(scatter, sizes)
-            yield Traffic("looked-up rows", "all-reduce", summed, size, parts, "forward", False)
+            yield Traffic("looked-up rows", "all-reduce", summed, rows / count(scatter, sizes), parts, "forward", False)
         if sliced := without(residual, (*sequence, *scatter)):
             yield Traffic("rows' gradients", "all-gather", sliced, rows, parts, "backward", False)
         if tokens_over := without((*batch, *sequence), (*vocab, *trade)):

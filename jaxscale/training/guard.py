@@ -13,6 +13,7 @@ from jaxscale.cluster.codes import CORRUPT
 from jaxscale.objectives.token_sums import model_arguments
 from jaxscale.training import pipeline
 from jaxscale.training.frozen import whole
+from jaxscale.training.stages import has_stages
 from jaxscale.training.step import Program
 from jaxscale.training.writer import MetricsWriter
 
@@ -90,7 +91,7 @@ class Guard:
 
     def activations(self, params: Any, batch: Any) -> jax.Array:
         """What the last matmul reads, of the first microbatch; of a pipeline what each stage gives."""
-        if pipeline.has_stages():
+        if has_stages():
             return pipeline.outputs(self.config, self.program.merge, params, batch)
         model = self.program.merge(params)
         model.eval()

@@ -27,6 +27,7 @@ from jaxscale.training.cut import in_parts
 from jaxscale.training.frozen import split, whole
 from jaxscale.training.optimizer import count_from, global_norm, make_optimizer, make_schedule
 from jaxscale.training.spikes import LossStatistics, judge, no_losses
+from jaxscale.training.stages import has_stages
 
 PyTree = Any
 ModelFactory = Callable[[nnx.Rngs], nnx.Module]
@@ -79,7 +80,7 @@ def make_program(config: cfg.Config, model: ModelFactory | None = None) -> Progr
     with blaming_layouts(layouts):
         params, axes, merge = abstract_model(factory)
     objective = make_objective(config)
-    if pipeline.has_stages():
+    if has_stages():
         pipeline.require_pieces(merge(params), objective)
     names = objective.frozen
     axes, _ = split(axes, names)
@@ -176,7 +177,7 @@ def gradients(config: cfg.Config, merge: Merge, params: PyTree, batch: Batch, rn
     gradient of one large batch, however padding falls. The sum is in float32, whatever the parameters' dtype. Where the
     mesh splits the layers, microbatches are in several stages at one time: see `training.pipeline`.
     """
-    if pipeline.has_stages():
+    if has_stages():
         return pipeline.gradients(config, merge, params, batch, rng)
     objective = make_objective(config)
     count = objective.count(batch)
@@ -230,7 +231,7 @@ def make_evaluate(config: cfg.Config, merge: Merge) -> Callable[[TrainState, Bat
             return {name: every[name] for name in wanted} | {objective.unit: objective.count(part)}
 
         parts = jax.tree.map(lambda x: in_parts(x, most), batch)
-        if pipeline.has_stages():
+        if has_stages():
             return pipeline.evaluated(config, merge, params, parts, sums_of)
         if len(parts["tokens"]) == 1:
             return sums_of(model, jax.tree.map(lambda x: x[0], parts))

@@ -11,6 +11,7 @@ from browser import in_browser
 
 from jaxscale import config as cfg
 from jaxscale.blueprint.rules import check_divides, make_rules
+from jaxscale.explain.layouts import AXES
 from jaxscale.explain.machines import Explained, machine, machines, read_topology
 from jaxscale.explain.page import finite, needed, write_page
 from jaxscale.explain.story import as_json, explain, with_mesh
@@ -73,9 +74,7 @@ def explained_of(config: cfg.Config) -> Explained:
 
 def by_python(config: cfg.Config, sizes: dict[str, int], chip_name: str) -> dict:
     chip = next(c for c in CHIPS if c.name == chip_name)
-    topology, over = machine(
-        chip, {a: sizes.get(a, 1) for a in cfg.READY_AXES}, explained_of(cfg.load_config("quickstart"))
-    )
+    topology, over = machine(chip, {a: sizes.get(a, 1) for a in AXES}, explained_of(cfg.load_config("quickstart")))
     found, attention = forecast(config, topology, sizes, over), costs.attention(config, sizes)
     try:
         check_divides(make_rules(config.sharding), sizes, config)
@@ -173,7 +172,7 @@ def test_the_explained_machine_is_its_own_and_others_are_the_most_even():
 
     def at(chip, **sizes):
         place = 0
-        for axis in cfg.READY_AXES:
+        for axis in AXES:
             place = place * len(found["sizes"][axis]) + found["sizes"][axis].index(sizes.get(axis, 1))
         where = found["cells"][chip][place]
         return found["reasons"][-1 - where] if isinstance(where, int) else [

@@ -70,7 +70,9 @@ def test_a_published_model_as_libtpu_compiled_it():
         ("collective-permute", ("pipeline",)): 2.550,
         ("all-to-all", ("fsdp",)): 2.550,
     }
-    assert {key: n for key, n in sent.items() if n > 0.01} == {k: pytest.approx(n, rel=1e-3) for k, n in compiled.items()}
+    assert {key: n for key, n in sent.items() if n > 0.01} == {
+        k: pytest.approx(n, rel=1e-3) for k, n in compiled.items()
+    }
     done = sum(m.step_flops for m in costs.matmuls(config, SIZES)) + costs.attention(config, SIZES).step_flops
     assert done / 1e12 == pytest.approx(2129.685 + 376.033, rel=1e-5)
     needed = memory(config, SIZES)

@@ -164,11 +164,12 @@ def small(*overrides: str, where: str = "h100:1", software: str = "xla"):
 def test_a_small_step_waits_for_its_launches_and_a_large_one_does_not():
     """The host launches kernels beside the device's work, so that launches are a lower bound and no addition."""
     short = ["data.batch_size=1", "data.seq_len=128"]
+    one = cfg.load_config("gpt2-124m", ["step.microbatches=1"])
     for software in SOFTWARE:
         few, many = small(*short, software=software).time, small("data.batch_size=64", software=software).time
         assert few.binds == "launches"
         assert few.best == pytest.approx(
-            kernels(cfg.load_config("gpt2-124m", ["step.microbatches=1"]), {}, "gpu", software) * SOFTWARE[software].launch,
+            kernels(one, {}, "gpu", software) * SOFTWARE[software].launch,
             rel=0.05,
         )
         assert "launches, not hidden" not in many.parts

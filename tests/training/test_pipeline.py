@@ -1,4 +1,4 @@
-"""A pipeline gives the losses and the gradients of one device, in the ticks, the messages and the memory of its schedule."""
+"""A pipeline gives the losses and gradients of one device, in the ticks, messages and memory of its schedule."""
 
 import functools
 import json
@@ -219,7 +219,9 @@ def test_a_run_resumes_bit_by_bit_and_restores_onto_any_mesh(tmp_path):
     resumed = train(run_config(tmp_path / "b", mesh, 6, **save), watcher=listener)
     assert any("resuming from step 3" in line for line in listener.lines)
     assert all(np.array_equal(a, b) for a, b in zip(leaves(resumed.state), leaves(straight.state), strict=True))
-    other = train(run_config(tmp_path / "b", {"fsdp": 8}, 6, step={"microbatches": 1}, **save))  # nothing is left to do: what was restored
+    other = train(
+        run_config(tmp_path / "b", {"fsdp": 8}, 6, step={"microbatches": 1}, **save)
+    )  # nothing is left to do: what was restored
     assert all(np.array_equal(a, b) for a, b in zip(leaves(other.state), leaves(straight.state), strict=True))
     assert not any(x.sharding.spec[0] for x in jax.tree.leaves(other.state.params["layers"]))
 

@@ -1,0 +1,227 @@
+"""A model whose layers lie in stages along a mesh axis.
+
+All stages do the same at the same time: what they hold has a leading dim of stages, split over the axis, and
+`over_axis` maps over it. So nothing of the model changes, and every other axis works inside a stage.
+
+Not staged are the embedding and the head. Their vocabulary is split over the stages, so each computes its share for the
+first stage and of the last stage's logits: no stage waits for another's head, and a tied table lies as any other.
+
+Dims: S stages, L layers, M microbatches, R places of the ring, B, T, D as everywhere.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxscale import config as cfg
+from jaxscale.data.columns import DOCUMENTS
+from jaxscale.objectives.objective import Batch, Sums
+from jaxscale.parallel.local import on_each_device, over_axis
+from jaxscale.parallel.sharding import axes_of, current_mesh, dims_of, spec, stage_axes, to_spec
+
+PyTree = Any
+Merge = Callable[[PyTree], Any]  # parameters -> the module that holds them
+OfStage = Callable[[Any, Any], Any]  # (stage, tick) -> a place
+
+LAYERS = "layers"  # the model's field that is cut into stages
+PIECES = ("embed", LAYERS, "layer", "final_norm", "head", "unembed")  # of a model, as `models.transformer` has them
+STREAM = ("batch", "residual_sequence", "embed")  # what goes from stage to stage: [B, T, D]
+
+
+def has_stages() -> bool:
+    """Does the mesh in context split the layers?"""
+    return bool(stage_axes())
+
+
+def add(a: PyTree, b: PyTree) -> PyTree:
+    return jax.tree.map(jnp.add, a, b)
+
+
+def taken(batch: Batch, i: jax.Array) -> Batch:
+    """Microbatch i: [B, T] each. Beyond the last one, the last."""
+    found: Batch = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, 0, keepdims=False), batch)
+    return found
+
+
+class Stages:
+    """A model in stages, on the mesh in context: its pieces, and what goes between them.
+
+    Attributes:
+        axis: the mesh axis along which they lie; `count`: S.
+        outer: parameters that are in no stage.
+        blocks: those of the layers, [S, L/S, ...].
+    """
+
+    def __init__(self, config: cfg.Config, merge: Merge, params: PyTree):
+        (self.axis,) = stage_axes()
+        self.count = current_mesh().shape[self.axis]
+        self.config, self.merge = config, merge
+        self.outer = {name: values for name, values in params.items() if name != LAYERS}
+        self.layers = params[LAYERS]
+        self.model: Any = merge(params)
+        self.blocks: PyTree = jax.tree.map(self.staged, nnx.split(self.model.layers)[1])
+        self.spec = to_spec([(self.axis,), *map(axes_of, STREAM)])  # of an array [S, B, T, D]
+        self.ring_spec = to_spec([(), (self.axis,), (), *map(axes_of, STREAM)])
+
+    def staged(self, x: jax.Array) -> jax.Array:
+        """[L, ...] as [S, L/S, ...]: nothing is sent."""
+        layers, *rest = dims_of(x)
+        return x.reshape((self.count, -1, *x.shape[1:]), out_sharding=to_spec([layers, (), *rest]))
+
+    def joined(self, of_outer: PyTree, of_blocks: PyTree) -> PyTree:
+        """Gradients in the shape of the parameters."""
+
+        def whole(x: jax.Array) -> jax.Array:
+            stages, _, *rest = dims_of(x)
+            return x.reshape((-1, *x.shape[2:]), out_sharding=to_spec([stages, *rest]))
+
+        return {**of_outer, LAYERS: nnx.to_pure_dict(jax.tree.map(whole, of_blocks))}
+
+    # --- zeros to begin with
+
+    def stream(self, rows: int | None = None) -> jax.Array:
+        """What stages hand on: [S, B, T, D]."""
+        rows = rows or self.config.data.batch_size // self.config.step.microbatches
+        shape = (self.count, rows, self.config.data.seq_len, self.config.model.embed_dim)
+        return jnp.zeros(shape, self.model.dtype, out_sharding=self.spec)
+
+    def ring(self, places: int) -> jax.Array:
+        """Inputs of all layers: [R, S, L/S, B, T, D]."""
+        stages, *rest = self.stream().shape
+        layers = self.config.model.num_layers // stages
+        return jnp.zeros((places, stages, layers, *rest), self.model.dtype, out_sharding=self.ring_spec)
+
+    def zeros(self) -> tuple[PyTree, PyTree]:
+        """Gradients, float32."""
+        outer, blocks = jax.tree.map(lambda p: jnp.zeros_like(p, jnp.float32), (self.outer, self.blocks))
+        return outer, blocks
+
+    # --- the model's pieces
+
+    def embedded(self, outer: PyTree, part: Batch) -> jax.Array:
+        """What the first stage reads; on all of them."""
+        model: Any = self.merge({**outer, LAYERS: self.layers})
+        x: jax.Array = model.embed(part["tokens"], part.get("positions"))
+        return x
+
+    def finished(self, outer: PyTree, x: jax.Array) -> Any:
+        """The model as an objective takes it, its layers done."""
+        return Finished(self.merge({**outer, LAYERS: self.layers}), x)
+
+    def forward(self, y: jax.Array, batch: Batch, t: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The forward pass of tick t: outputs [S, B, T, D], and inputs of the layers [S, L/S, B, T, D]."""
+        x = self.moved(y, self.embedded(self.outer, taken(batch, t)))
+        documents = self.microbatch(batch, lambda s, t: t - s, t)
+        both: tuple[jax.Array, jax.Array] = over_axis(self.run, self.axis)(self.blocks, x, documents)
+        return both
+
+    def run(self, blocks: PyTree, x: jax.Array, documents: Batch) -> tuple[jax.Array, jax.Array]:
+        """One stage forward: its output, and the inputs of its layers [L/S, B, T, D]."""
+        layer = self.layer(x.shape, documents)
+        y, inputs = jax.lax.scan(lambda x, block: (layer(block, x), x), x, blocks, unroll=self.model.unroll)
+        return y, inputs
+
+    def pull(
+        self, blocks: PyTree, inputs: jax.Array, dy: jax.Array, documents: Batch, total: PyTree
+    ) -> tuple[jax.Array, PyTree]:
+        """One stage backward: the gradient of its input, and its parameters' gradients added to `total`."""
+        layer = self.layer(dy.shape, documents)
+
+        def back(dy: jax.Array, at: tuple[PyTree, jax.Array, PyTree]) -> tuple[jax.Array, PyTree]:
+            block, x, total = at
+            d_block, dx = jax.vjp(layer, block, x)[1](dy)
+            return dx, add(total, d_block)
+
+        return jax.lax.scan(back, dy, (blocks, inputs, total), reverse=True, unroll=self.model.unroll)
+
+    def layer(self, shape: tuple[int, ...], documents: Batch) -> Callable[[PyTree, jax.Array], jax.Array]:
+        run = self.model.layer(shape[:2], *(documents.get(name) for name in DOCUMENTS))
+
+        def without_sums(block: PyTree, x: jax.Array) -> jax.Array:
+            y, sums = run(x, block)
+            if sums:
+                raise ValueError(
+                    f"layers with sums of their own ({', '.join(sums)}) have no place in a pipeline yet; "
+                    f"set mesh.{self.axis}=1"
+                )
+            found: jax.Array = y
+            return found
+
+        return without_sums
+
+    # --- between stages
+
+    def moved(self, y: jax.Array, end: jax.Array | None, *, back: bool = False) -> jax.Array:
+        """Each stage's array to the next stage, or `back` to the one before. The stage at the end takes `end`."""
+        count, axis = self.count, self.axis
+        pairs = [(i + 1, i) if back else (i, i + 1) for i in range(count - 1)]
+        takes = count - 1 if back else 0
+
+        def local(y: jax.Array, *end: jax.Array) -> jax.Array:
+            found = jax.lax.ppermute(y, axis, pairs)
+            return jnp.where(jax.lax.axis_index(axis) == takes, end[0][None], found) if end else found
+
+        given = (y,) if end is None else (y, end)
+        with jax.named_scope("stages"):
+            return on_each_device(local, (self.spec, spec(*STREAM))[: len(given)], self.spec)(*given)
+
+    def of_first(self, x: jax.Array) -> jax.Array:
+        return self.of_stage(x, 0)
+
+    def of_last(self, x: jax.Array) -> jax.Array:
+        return self.of_stage(x, self.count - 1)
+
+    def of_stage(self, x: jax.Array, stage: int) -> jax.Array:
+        """One stage's array, to all of them: [S, B, T, D] -> [B, T, D]."""
+
+        def local(x: jax.Array) -> jax.Array:
+            own = jnp.where(jax.lax.axis_index(self.axis) == stage, x[0], 0)
+            found: jax.Array = jax.lax.psum(own, self.axis)
+            return found
+
+        with jax.named_scope("stages"):
+            return on_each_device(local, (self.spec,), spec(*STREAM))(x)
+
+    # --- each stage its own
+
+    def microbatch(self, batch: Batch, which: OfStage, t: jax.Array) -> Batch:
+        """Documents of the microbatch which(stage, t), each stage its own: [M, B, T] -> [S, B, T]."""
+        columns = {name: batch[name] for name in DOCUMENTS if name in batch}
+        here, there = spec(None, "batch", "sequence"), to_spec([(self.axis,), axes_of("batch"), axes_of("sequence")])
+        return {name: self.picked(x, t, which=which, layouts=(here, there)) for name, x in columns.items()}
+
+    def of_ring(self, ring: jax.Array, which: OfStage, t: jax.Array) -> jax.Array:
+        """The ring's place which(stage, t), each stage its own: [R, S, L/S, B, T, D] -> [S, L/S, B, T, D]."""
+        there = to_spec([(self.axis,), (), *map(axes_of, STREAM)])
+        return self.picked(ring, t, which=which, layouts=(self.ring_spec, there))
+
+    def picked(self, x: jax.Array, t: jax.Array, *, which: OfStage, layouts: Any) -> jax.Array:
+        def local(x: jax.Array, t: jax.Array) -> jax.Array:
+            place = which(jax.lax.axis_index(self.axis), t)
+            found: jax.Array = jax.lax.dynamic_index_in_dim(x, place, 0, keepdims=x.ndim == 3)
+            return found
+
+        return on_each_device(local, (layouts[0], jax.P()), layouts[1])(x, t)
+
+
+class Finished:
+    """A model whose layers are done: an objective reads its hidden states, head and matmul."""
+
+    def __init__(self, model: Any, x_BTD: jax.Array):
+        self._model, self._x_BTD = model, x_BTD
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def __call__(
+        self, tokens_BT: jax.Array, *, positions: jax.Array | None = None, segments: jax.Array | None = None
+    ) -> jax.Array:
+        """Hidden states, whatever is asked: the tokens have been read."""
+        return self.hidden_and_sums(tokens_BT)[0]
+
+    def hidden_and_sums(self, tokens_BT: jax.Array, **_: Any) -> tuple[jax.Array, Sums]:
+        hidden: jax.Array = self._model.final_norm(self._x_BTD)
+        return hidden, {}
