@@ -155,6 +155,7 @@ class Link:
 
 ICI_HOP, NETWORK_HOP = 1e-6, 1e-5  # about 1 us a hop on ICI (scaling book, sharding.md); 10 us through a data centre's
 ORDER = ("NVLink", "xGMI", "PCIe", "network", "DCN")  # as a collective passes them, the fastest first
+BETWEEN = ("network", "DCN")  # nodes or slices
 # Between the two devices of a chip, this many ICI links (TPU7x: the vendor's page, "6 times faster"; v2, v3: the same)
 CORE_LINK = 6.0
 

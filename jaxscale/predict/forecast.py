@@ -260,7 +260,7 @@ def timed(t: Traffic, own: Mapping, speed: Rates, topology: Topology) -> Sent:
     them."""
     once, network = collective_seconds(t.kind, t.axes, t.bytes, own, speed.network)
     overlaps = t.overlaps and not (topology.chip.node and not t.weight)
-    return Sent(t.kind, t.axes, t.bytes * t.times, t.times, once * t.times, network, 0.0, overlaps, t.what)
+    return Sent(t.kind, t.axes, t.bytes * t.times, t.times, once * t.times, network, 0.0, overlaps, t.what, t.weight)
 
 
 def hide(sent: list[Sent], compute: float, speed: Rates) -> list[Sent]:

@@ -2,19 +2,21 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from jaxscale import config as cfg
 from jaxscale.blueprint.legal import require_legal
+from jaxscale.blueprint.rules import STAGE_AXES
 from jaxscale.config.mesh_text import mesh_text
 from jaxscale.hardware.chips import GIB
-from jaxscale.hardware.topology import Topology
+from jaxscale.hardware.topology import BETWEEN, Topology
 from jaxscale.predict.forecast import Forecast, forecast
 from jaxscale.predict.measured import Measured
 from jaxscale.predict.memory import MemoryForecast, memory
 from jaxscale.predict.ways import not_tried, remat_name, ways, with_chunk
 
+WAITS = 0.05  # of a step, from which waiting for weights from other nodes or slices is worth a pipeline's trial
 MOL = 6.02214076e23  # Avogadro's number, as a budget of FLOPs
 
 
@@ -84,33 +86,65 @@ def plan(
     A plan without choices is an answer too. Raises ValueError when the config holds a mesh that the topology has no
     devices for.
     """
-    choices: list[Choice] = []
-    reasons: Counter[str] = Counter()
-    nearest: dict[str, tuple[float, str]] = {}
-    considered = 0
-    for candidate, sizes, name in ways(config, topology, held):
-        considered += 1
-        try:
-            require_legal(candidate, sizes)
-        except ValueError as error:
-            reasons[reason_of(error)] += 1
-            continue
-        candidate, needed = with_chunk(candidate, sizes, topology, documents=documents, held=held)
-        short = short_of(needed, topology)
-        if short:
-            what, size = next(iter(short.items()))
-            reasons[what] += 1
-            nearest[what] = min(nearest.get(what, (math.inf, "")), (size, describe(sizes, candidate, name)))
-            continue
-        choices.append(judge(candidate, topology, sizes, name, needed, measured))
-    legal = len(choices) + sum(reasons[what] for what in nearest)
-    for what, (size, where) in nearest.items():
-        reasons[f"{what} is short by {size / GIB:,.1f} GiB or more (nearest: {where})"] = reasons.pop(what)
-    choices.sort(key=lambda c: (c.forecast.time.best, c.memory.peak))
+    found = Search(topology, held, documents, measured)
+    found.among(ways(config, topology, held))
+    skipped = not_tried(config, held)
+    if found.wants_stages():
+        found.among(ways(config, topology, held, in_stages=True))
+        skipped = {axis: why for axis, why in skipped.items() if axis not in STAGE_AXES}
     own, problem = as_it_is(config, topology, documents=documents, measured=measured)
-    return Plan(
-        topology, choices, reasons.most_common(), considered, legal, own, problem, held, measured, not_tried(config)
-    )
+    left_out, legal = found.left_out(), len(found.choices) + sum(found.reasons[what] for what in found.nearest)
+    return Plan(topology, found.choices, left_out, found.considered, legal, own, problem, held, measured, skipped)
+
+
+@dataclass
+class Search:
+    """The ways that were weighed so far. `nearest`: of each memory that is short, the least that lacks, and where."""
+
+    topology: Topology
+    held: tuple[str, ...]
+    documents: bool
+    measured: Measured | None
+    choices: list[Choice] = field(default_factory=list)
+    reasons: Counter[str] = field(default_factory=Counter)
+    nearest: dict[str, tuple[float, str]] = field(default_factory=dict)
+    considered: int = 0
+
+    def among(self, candidates: Iterable[tuple[cfg.Config, dict[str, int], str]]) -> None:
+        """Weigh each; the choices stay sorted, the fastest first."""
+        for candidate, sizes, name in candidates:
+            self.considered += 1
+            try:
+                require_legal(candidate, sizes)
+            except ValueError as error:
+                self.reasons[reason_of(error)] += 1
+                continue
+            self.weigh(candidate, sizes, name)
+        self.choices.sort(key=lambda c: (c.forecast.time.best, c.memory.peak))
+
+    def weigh(self, candidate: cfg.Config, sizes: dict[str, int], name: str) -> None:
+        candidate, needed = with_chunk(candidate, sizes, self.topology, documents=self.documents, held=self.held)
+        if short := short_of(needed, self.topology):
+            what, size = next(iter(short.items()))
+            self.reasons[what] += 1
+            here = (size, describe(sizes, candidate, name))
+            self.nearest[what] = min(self.nearest.get(what, (math.inf, "")), here)
+        else:
+            self.choices.append(judge(candidate, self.topology, sizes, name, needed, self.measured))
+
+    def wants_stages(self) -> bool:
+        """Is a pipeline worth trying? Where memory is short, or the fastest way waits for weights from other nodes."""
+        if not self.choices:
+            return bool(self.nearest)
+        best = self.choices[0].forecast
+        waits = sum(s.exposed for s in best.sent if s.weight and s.network in BETWEEN)
+        return waits > WAITS * best.time.best
+
+    def left_out(self) -> list[tuple[str, int]]:
+        """Why ways were left out, and how many."""
+        said = {what: f"{what} is short by {size / GIB:,.1f} GiB or more (nearest: {where})"
+                for what, (size, where) in self.nearest.items()}  # fmt: skip
+        return Counter({said.get(what, what): n for what, n in self.reasons.items()}).most_common()
 
 
 def judge(

@@ -124,7 +124,10 @@ def attention_share(chip: Chip, head: int, keys: float, seq_len: int) -> float:
 
 @dataclass(frozen=True)
 class Sent:
-    """A collective with its time: `seconds` of one step on each network it uses, and how much work can hide it."""
+    """A collective with its time: `seconds` of one step on each network it uses, and how much work can hide it.
+
+    `weight`: it gathers a weight or scatters its gradient.
+    """
 
     kind: str
     axes: tuple[str, ...]
@@ -135,6 +138,7 @@ class Sent:
     hidden: float
     asynchronous: bool
     what: str = ""
+    weight: bool = False
 
     @property
     def exposed(self) -> float:

@@ -27,6 +27,7 @@ OWN_REMAT = "the config's own"
 BATCH = present(DEFAULT_RULES.activations["batch"], cfg.READY_AXES)  # the axes that split it, and may cross slices
 HEADS = present(DEFAULT_RULES.activations["heads"], cfg.READY_AXES)
 SEQUENCE = present(DEFAULT_RULES.activations["sequence"], cfg.READY_AXES)  # the axes that split it
+STAGES_LAST = "others fit, and a pipeline gathers the weights about M/S times as often (M microbatches, S stages)"
 LONG = 32768  # tokens of a row from which its split over the mesh is tried
 FEWEST = 2048  # tokens of a row that a device keeps
 CHUNK = 512  # loss.chunk where the config's own does not fit
@@ -47,32 +48,44 @@ def holds(held: Iterable[str], key: str) -> bool:
 
 
 def ways(
-    config: cfg.Config, topology: Topology, held: tuple[str, ...] = ()
+    config: cfg.Config, topology: Topology, held: tuple[str, ...] = (), *, in_stages: bool = False
 ) -> Iterator[tuple[cfg.Config, dict[str, int], str]]:
-    """Every (config, mesh axis -> whole size, name of its remat) that is considered."""
-    for mesh in meshes(config, topology, held):
+    """Every (config, mesh axis -> whole size, name of its remat) that is considered.
+
+    Args:
+        in_stages: those with a pipeline, which are not considered otherwise unless it is given.
+    """
+    for mesh in meshes(config, topology, held, in_stages=in_stages):
         sizes = mesh.sizes(topology.devices)
         for candidate, name in variants(config, mesh, sizes, held):
             yield candidate, sizes, name
 
 
-def meshes(config: cfg.Config, topology: Topology, held: tuple[str, ...] = ()) -> Iterator[cfg.Mesh]:
+def meshes(
+    config: cfg.Config, topology: Topology, held: tuple[str, ...] = (), *, in_stages: bool = False
+) -> Iterator[cfg.Mesh]:
     """Every split of the devices over the mesh axes, and of the slices over those of the batch, around what is held.
 
-    Raises ValueError when the held sizes do not fit the number of devices or slices.
+    With `in_stages` those with a pipeline, and of the slices over it too. Raises ValueError when the held sizes do not fit the number of devices or slices.
     """
-    over = held_over(config, topology, held)
+    over, skipped = held_over(config, topology, held), not_tried(config, held)
+    if in_stages and not skipped.keys() & set(STAGE_AXES):
+        return
+    axes = (*BATCH[::-1], *STAGE_AXES) if in_stages else BATCH[::-1]
+    skipped = {axis: why for axis, why in skipped.items() if not (in_stages and axis in STAGE_AXES)}
     groups = math.prod(over.values()) if over else topology.slices
     inside = topology.devices // groups
-    fixed = held_sizes(config, topology, inside, held)
+    fixed = held_sizes(config, topology, inside, held, skipped)
     free = tuple(axis for axis in HEADS if axis not in fixed)
     for sizes in splits(inside, cfg.READY_AXES):
         if any(sizes[axis] != size for axis, size in fixed.items()) or config.model.num_heads % count(free, sizes):
             continue
         if config.data.seq_len // count(SEQUENCE, sizes) < (FEWEST if not fixed.keys() & set(SEQUENCE) else 1):
             continue
-        for split in [over] if over else splits(groups, BATCH[::-1]):
-            yield cfg.Mesh(**sizes, dcn=cfg.Dcn(**split))
+        for split in [over] if over else splits(groups, axes):
+            mesh = cfg.Mesh(**sizes, dcn=cfg.Dcn(**split))
+            if not in_stages or count(STAGE_AXES, mesh.sizes(topology.devices)) > 1:
+                yield mesh
 
 
 def splits(devices: int, axes: tuple[str, ...]) -> Iterator[dict[str, int]]:
@@ -85,10 +98,13 @@ def splits(devices: int, axes: tuple[str, ...]) -> Iterator[dict[str, int]]:
             yield {**sizes, axes[-1]: size}
 
 
-def held_sizes(config: cfg.Config, topology: Topology, inside: int, held: tuple[str, ...]) -> dict[str, int]:
-    """Axis -> size within a slice that is given. Where one is given as -1, it takes what the config's others leave."""
+def held_sizes(
+    config: cfg.Config, topology: Topology, inside: int, held: tuple[str, ...], skipped: Iterable[str]
+) -> dict[str, int]:
+    """Axis -> size within a slice that is given, or not varied. One that is given as -1 takes what the config's others
+    leave."""
     given = [axis for axis in cfg.READY_AXES if holds(held, f"mesh.{axis}")]
-    sizes = {axis: getattr(config.mesh, axis) for axis in (*given, *not_tried(config))}
+    sizes = {axis: getattr(config.mesh, axis) for axis in (*given, *skipped)}
     if -1 in sizes.values():
         sizes = {axis: getattr(config.mesh, axis) for axis in cfg.READY_AXES}
     known = {axis: n for axis, n in sizes.items() if n != -1}
@@ -107,12 +123,13 @@ def held_sizes(config: cfg.Config, topology: Topology, inside: int, held: tuple[
     return {axis: sizes[axis] if sizes[axis] != -1 else inside // product for axis in sizes}
 
 
-def not_tried(config: cfg.Config) -> dict[str, str]:
+def not_tried(config: cfg.Config, held: tuple[str, ...] = ()) -> dict[str, str]:
     """Axes that stay as the config has them though they are not given, and why."""
-    found = dict.fromkeys(STAGE_AXES, "it gathers the weights once a microbatch")
+    found = dict.fromkeys(STAGE_AXES, STAGES_LAST)
     if config.data.seq_len < LONG:
         found |= dict.fromkeys(SEQUENCE, f"rows of {config.data.seq_len:,} tokens are short (it is from {LONG:,} on)")
-    return {axis: why for axis, why in found.items() if getattr(config.mesh, axis) == 1}
+    same = {axis: why for axis, why in found.items() if getattr(config.mesh, axis) == 1}
+    return {axis: why for axis, why in same.items() if not holds(held, f"mesh.{axis}")}
 
 
 def held_over(config: cfg.Config, topology: Topology, held: tuple[str, ...]) -> dict[str, int]:
@@ -137,10 +154,15 @@ def variants(
     parts = [
         n for n in sorted({1, 2, 4, 8, 16, 32, config.step.microbatches}) if rows % n == 0 and rows // n >= shards
     ] or [1]
+    stages = count(STAGE_AXES, sizes)
+    parts = [n for n in parts if n >= stages] or parts
     if holds(held, "step.microbatches"):
         parts = [config.step.microbatches]
     own: dict[str, str | Mapping[str, str]] = {remat_name(config): config.step.remat}
-    remats = own if any(h == "step" or h.startswith("step.remat") for h in held) else remats_of(config) | own
+    if any(h == "step" or h.startswith("step.remat") for h in held):
+        remats = own
+    else:
+        remats = {"full": "full"} if stages > 1 else remats_of(config) | own
     for number, (name, remat) in itertools.product(parts, remats.items()):
         step = config.step.model_copy(update={"microbatches": number, "remat": remat})
         yield config.model_copy(update={"mesh": mesh, "step": step}), name

@@ -170,7 +170,8 @@ def test_stages_send_what_the_schedule_asks_for(mesh, microbatches):
     assert {key: n for key, n in found.items() if "pipeline" in key[1] and n} == passed
     if "fsdp" in mesh:
         layers = SEVEN * LAYERS // stages
-        assert found["all-gather", ("fsdp",)] == 2 * ticks * layers + M
+        # the head's matrix once a microbatch, but XLA gathers one that no loop cuts before all ticks
+        assert found["all-gather", ("fsdp",)] == 2 * ticks * layers + 1
         assert found["sum", ("fsdp",)] == ticks * layers + M
 
 
