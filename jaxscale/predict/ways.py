@@ -150,11 +150,9 @@ def variants(
 ) -> Iterator[tuple[cfg.Config, str]]:
     """`config` on a mesh with each number of microbatches and each remat, around what is held."""
     rows = config.data.batch_size
-    shards = count(BATCH, sizes)
-    parts = [
-        n for n in sorted({1, 2, 4, 8, 16, 32, config.step.microbatches}) if rows % n == 0 and rows // n >= shards
-    ] or [1]
-    stages = count(STAGE_AXES, sizes)
+    shards, stages = count(BATCH, sizes), count(STAGE_AXES, sizes)
+    numbers = {1, 2, 4, 8, 16, 32, config.step.microbatches} | ({64, 128, 256} if stages > 1 else set())
+    parts = [n for n in sorted(numbers) if rows % n == 0 and rows // n >= shards] or [1]
     parts = [n for n in parts if n >= stages] or parts
     if holds(held, "step.microbatches"):
         parts = [config.step.microbatches]

@@ -11,11 +11,14 @@ from jaxscale.compiled.hlo import parse
 from jaxscale.compiled.work import matmuls
 from jaxscale.config.mesh_text import mesh_text
 from jaxscale.hardware.chips import GIB
+from jaxscale.hardware.stated import with_stated
 from jaxscale.hardware.topology import find_topology
 from jaxscale.predict import costs
 from jaxscale.predict.forecast import forecast
 from jaxscale.predict.memory import memory
+from jaxscale.predict.plan import plan
 from jaxscale.predict.traffic import traffic
+from jaxscale.predict.ways import held_keys, meshes
 
 SMALL = 512  # bytes
 LAYERS, ROWS = 8, 8  # two layers a stage and more, as a loop of one layer is none; rows of a microbatch
@@ -103,3 +106,35 @@ def test_what_is_kept_does_not_grow_with_the_number_of_microbatches():
         for m in (4, 16)
     )
     assert few.temporaries == many.temporaries
+
+
+# --- plans ------------------------------------------------------------------------------------------------------
+
+
+def test_a_plan_tries_a_pipeline_only_where_it_may_be_needed():
+    """Weights over a slow network between nodes are waited for; within a slice they are not."""
+    near = plan(cfg.load_config("llama3.1-8b", EIGHT_B), find_topology("v5p:4x4x4"))
+    assert "M/S times as often" in near.not_tried["pipeline"]
+    assert not any(c.mesh.get("pipeline") for c in near.choices)
+    config = cfg.load_config("llama3.1-70b", ["data.kind=synthetic", "data.path=null", "data.batch_size=512"])
+    far = plan(config, with_stated(find_topology("h100:16x8"), "25Gb/s", None))
+    assert "pipeline" not in far.not_tried
+    staged = [c for c in far.choices if c.mesh.get("pipeline")]
+    assert staged
+    assert all(c.remat == "full" and c.config.step.microbatches >= c.mesh["pipeline"] for c in staged)
+    assert far.considered == len(far.choices) + sum(n for _, n in far.left_out)
+
+
+def test_a_pipeline_that_is_given_is_planned_around():
+    overrides = ["mesh.pipeline=4", "step.microbatches=16"]
+    config = cfg.load_config("llama3.1-8b", [*EIGHT_B, *overrides])
+    found = plan(config, find_topology("v5p:4x4x4"), held=held_keys(overrides))
+    assert found.choices
+    assert {c.mesh["pipeline"] for c in found.choices} == {4}
+    assert "pipeline" not in found.not_tried
+
+
+def test_slices_may_be_stages():
+    config = cfg.load_config("llama3.1-8b", EIGHT_B)
+    over = {tuple(m.over_slices.items()) for m in meshes(config, find_topology("v5p:4x4x4", 2), in_stages=True)}
+    assert over == {(("pipeline", 2),), (("data", 2),), (("fsdp", 2),)}
