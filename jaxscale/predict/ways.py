@@ -66,7 +66,9 @@ def meshes(
 ) -> Iterator[cfg.Mesh]:
     """Every split of the devices over the mesh axes, and of the slices over those of the batch, around what is held.
 
-    With `in_stages` those with a pipeline, and of the slices over it too. Raises ValueError when the held sizes do not fit the number of devices or slices.
+    With `in_stages` those with a pipeline, and of the slices over it too.
+
+    Raises ValueError when the held sizes do not fit the number of devices or slices.
     """
     over, skipped = held_over(config, topology, held), not_tried(config, held)
     if in_stages and not skipped.keys() & set(STAGE_AXES):

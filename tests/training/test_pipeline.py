@@ -9,6 +9,7 @@ from itertools import product
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from support import B, Listener, Setup, assert_gradients_equal, make_batch, make_config, random_params
 
 from jaxscale.blueprint.rules import schedule
@@ -16,8 +17,10 @@ from jaxscale.blueprint.stages import Schedule, bubble_note
 from jaxscale.compiled.collectives import collectives
 from jaxscale.compiled.hlo import parse
 from jaxscale.config.mesh_text import mesh_text
+from jaxscale.explain.story import explain
 from jaxscale.parallel.sharding import on_mesh
 from jaxscale.serving.generate import decode_rules, generate
+from jaxscale.serving.serve import whole_layers_note
 from jaxscale.training.build import build_on
 from jaxscale.training.step import gradients
 from jaxscale.training.trainer import train
@@ -274,6 +277,35 @@ def test_what_a_pipeline_cannot_do_is_refused(mesh, sections, message):
     with pytest.raises(ValueError, match=message) as error:
         Setup(config)
     assert "\n" not in str(error.value)
+
+
+class Words(nnx.Module):
+    """A model of one's own: a table, and nothing between it and the logits."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        table = jax.random.normal(rngs.params(), (256, 32))
+        self.table = nnx.Param(table, out_sharding=("vocab", "embed"))
+
+    def __call__(self, tokens):
+        raise AssertionError("it is refused before it is called")
+
+
+def test_a_model_without_a_decoder_s_pieces_is_refused():
+    config = make_config({"pipeline": 2}, step={"remat": "full"})
+    with pytest.raises(ValueError, match=r"Words has no embed, layers, .*models.transformer; set mesh.pipeline=1"):
+        Setup(config, model=Words)
+
+
+def test_explain_names_what_to_use_instead():
+    config = make_config({"pipeline": 2}, step={"remat": "full"}, runtime={"simulated_devices": 2})
+    with pytest.raises(ValueError, match=r"pipeline=2: explain shows no pipeline yet; set mesh.pipeline=1, or"):
+        explain(config, compiler="none")
+
+
+def test_decoding_says_what_it_does_with_a_pipeline():
+    config = make_config({"pipeline": 4}, step={"remat": "full"})
+    assert whole_layers_note(config, {"pipeline": 4}).startswith("decoding has no pipeline: each device holds")
+    assert whole_layers_note(config, {"data": 4}) is None
 
 
 def test_the_schedule_counts_its_ticks():
