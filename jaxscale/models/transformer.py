@@ -103,6 +103,11 @@ class Transformer(nnx.Module):
 
         What they mean is between the block that makes them and the objective that reads them.
         """
+        if stages := stage_axes():
+            raise ValueError(
+                f"{' * '.join(stages)} splits the layers into stages, which only a training step and its evaluation "
+                f"run; set mesh.{stages[0]}=1 to call the model"
+            )
         x_BTD = self.embed(tokens_BT, positions)
         layer = self.remat(self.layer(tokens_BT.shape, positions, segments))
         x_BTD, sums = jax.lax.scan(layer, x_BTD, nnx.split(self.layers)[1], unroll=self.unroll)

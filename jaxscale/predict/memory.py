@@ -99,7 +99,7 @@ def tpu_head(config: cfg.Config, sizes: Mapping[str, int]) -> Parts:
         return {"last matrix and its gradient": 2 * head, "logits": logits}
     width = BYTES[config.step.compute_dtype]
     parts = {
-        "gradients": 0.0,  # the layers' are not there yet
+        **({"gradients": 0.0} if schedule(config, sizes).stages == 1 else {}),  # the layers' are not there yet
         "logits": logits,
         "scratch of the matrix's scatter": head * SCRATCH if gathered_weights(config, sizes) else 0.0,
     }

@@ -83,6 +83,18 @@ def test_a_published_model_as_libtpu_compiled_it():
     assert needed.peak == pytest.approx(8.68 * GIB, rel=0.03)
 
 
+def test_two_slices_as_libtpu_compiled_them():
+    """One stage a slice, fsdp=64 within it, 16 microbatches of 64 rows: GB over the slow network, and HBM within 6 %."""
+    sizes = {"pipeline": 2, "fsdp": 64}
+    overrides = ["step.microbatches=16", "data.batch_size=1024", "mesh.dcn.pipeline=2", "mesh.fsdp=64"]
+    config = cfg.load_config("llama3.1-8b", [*EIGHT_B, *overrides])
+    sent: Counter = Counter()
+    for t in traffic(config, sizes):
+        sent[t.kind] += t.step_bytes / 1e9 if t.axes == ("pipeline",) else 0
+    assert (sent["all-reduce"], sent["collective-permute"]) == pytest.approx((4.431, 2.282), rel=1e-3)
+    assert memory(config, sizes).peak == pytest.approx(7.85 * GIB, rel=0.06)
+
+
 @pytest.mark.parametrize("microbatches", [2, 4, 16])
 def test_layers_run_in_every_tick_and_the_head_once_a_microbatch(microbatches):
     config = cfg.load_config("llama3.1-8b", [*EIGHT_B, f"step.microbatches={microbatches}"])

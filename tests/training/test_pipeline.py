@@ -296,6 +296,12 @@ def test_a_model_without_a_decoder_s_pieces_is_refused():
         Setup(config, model=Words)
 
 
+def test_a_model_in_stages_is_not_called_by_itself():
+    setup = Setup(make_config({"pipeline": 2}, step={"remat": "full"}))
+    with setup.context(), pytest.raises(ValueError, match=r"pipeline splits the layers into stages.*mesh.pipeline=1"):
+        jax.eval_shape(lambda p, t: setup.program.merge(p)(t), setup.program.abstract.params, setup.batch["tokens"][0])
+
+
 def test_explain_names_what_to_use_instead():
     config = make_config({"pipeline": 2}, step={"remat": "full"}, runtime={"simulated_devices": 2})
     with pytest.raises(ValueError, match=r"pipeline=2: explain shows no pipeline yet; set mesh.pipeline=1, or"):
