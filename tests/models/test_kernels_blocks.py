@@ -142,7 +142,7 @@ def test_plain_holds_the_scores_of_one_block_of_queries():
 # --- splash ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("window", [None, 1, 100, 128, 129, 300, 10_000])
+@pytest.mark.parametrize("window", [None, 1, 2, 100, 128, 129, 130, 300, 383, 384, 10_000])
 @pytest.mark.parametrize(
     ("T", "block_q", "block_kv"), [(1024, 128, 256), (1024, 256, 128), (512, 512, 512), (768, 128, 384)]
 )
@@ -171,6 +171,13 @@ def test_blocks_of_any_positions_are_those_of_their_mask(window):
         square = visible(positions[:, None], np.arange(1024)[None], window).reshape(-1, 128, 8, 128)
         wanted = square.any((1, 3)).astype(int) + square.all((1, 3))
         np.testing.assert_array_equal(splash_mask.block_kinds(positions, 1024, window, 128, 128), wanted)
+
+
+def test_the_next_block_after_the_last_is_the_first():
+    """Nothing follows the last block to compute, so its kernel reads the first one, which is of the next head."""
+    kinds = np.asarray([[0, 1, 0], [2, 0, 0]])
+    np.testing.assert_array_equal(splash_mask.next_block(kinds), [[1, 1, 0], [0, 1, 1]])
+    np.testing.assert_array_equal(splash_mask.next_block(0 * kinds), 0 * kinds)
 
 
 def test_masks_of_all_ranks_have_one_shape_and_compute_each_block_once():
