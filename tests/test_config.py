@@ -389,7 +389,7 @@ RULES = {
     "mesh={data: -1, tensor: -1}": "data and tensor are both -1; only one axis",
     "mesh.pipeline=2": "pipeline=2: the pipeline axis is reserved and not yet supported; set it to 1",
     "mesh.expert=2": "expert=2: the expert axis is reserved and not yet supported; set it to 1",
-    "mesh.context=2": "context=2: the context axis is reserved and not yet supported; set it to 1",
+    "mesh.context=0": "context=0 must be a positive size, or -1 for the remaining devices",
     "data.kind=tokens": "data.kind=tokens needs data.path; `jaxscale data prepare",
     "data.kind=llmc": "data.kind=llmc needs data.path",
     "data.path=data/x": "data.path is not read with kind=synthetic",
