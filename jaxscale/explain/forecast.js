@@ -258,15 +258,18 @@ function brokenRule(config, sizes) {
       if (n % parts)
         return `${label} ${n} is not divisible by ${parts} (${where(axes)}, sharding.${kind}.${name}); try ${lower ? `${lower} or ${lower + parts}` : parts}, or another mesh`;
     }
-  return chunkProblem(config, sizes);
+  return rowProblem(config, sizes);
 }
 
-/** Tokens of a row, and of a chunk of the loss, which devices share. */
-function chunkProblem({ data, loss, rules, reading_order }, sizes) {
+/** Tokens of a row, which devices share. */
+function rowProblem({ data, rules, reading_order, table }, sizes) {
   const parts = count(rules.activations.sequence, sizes),
     wanted = reading_order || parts === 1 ? parts : 2 * parts,
     lower = data.seq_len - (data.seq_len % wanted);
   const what = wanted === parts ? parts : `2 * ${parts}: each device of a split sequence holds two chunks`;
   if (data.seq_len % wanted) return `data.seq_len ${data.seq_len} is not divisible by ${what}; try ${lower ? `${lower} or ${lower + wanted}` : wanted}, or another mesh`;
+  const [sequence, residual] = ["sequence", "residual_sequence"].map((name) => live(rules.activations[name], sizes));
+  if (table.attention && residual.slice(0, sequence.length).join() !== sequence.join())
+    return `sharding.activations.residual_sequence: it must begin with ${sequence.join(" and ")}, which split the sequences in attention; remove it`;
   return null;
 }

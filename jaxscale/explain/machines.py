@@ -45,8 +45,8 @@ def machines(explained: Explained) -> dict[str, Any]:
     """Chips with their rates, the sizes of each axis, and a cell for each chip and mesh.
 
     A cell is [topology, link of each axis in turn] as places in the lists beside it, or -1 - the place of the
-    reason why there is no such machine. What an axis rides does not depend on its name: so meshes are known by the sizes
-    that split something, in the mesh's order, as `4x8`. The mesh that is explained has a cell of its own.
+    reason why there is no such machine. What an axis rides does not depend on its name: so meshes are known by the
+    sizes that split something, in the mesh's order, as `4x8`. The mesh that is explained has a cell of its own.
     """
     sizes = {axis: axis_sizes(axis, explained) for axis in READY_AXES}
     pool, topologies, reasons = Pool(), Pool(), Pool()
@@ -54,7 +54,9 @@ def machines(explained: Explained) -> dict[str, Any]:
     cells: dict[str, dict[str, Any]] = {}
     for chip in CHIPS:
         cells[chip.name] = {
-            "x".join(map(str, shape)): cell(partial(elsewhere, chip, shape, explained), shape, pool, topologies, reasons)
+            "x".join(map(str, shape)): cell(
+                partial(elsewhere, chip, shape, explained), shape, pool, topologies, reasons
+            )
             for shape in shapes
             if math.prod(shape) <= MOST
         }

@@ -13,6 +13,7 @@ from typing import Any
 from jaxscale import config as cfg
 from jaxscale.blueprint.described import blueprint
 from jaxscale.blueprint.rules import make_rules
+from jaxscale.blueprint.sequence import in_zigzag
 from jaxscale.explain.layouts import layouts, variants
 from jaxscale.explain.machines import Explained, machines, read_topology
 from jaxscale.explain.rows import CASES
@@ -64,7 +65,8 @@ def needed(config: cfg.Config) -> dict[str, Any]:
         "data": {k: values["data"][k] for k in ("batch_size", "seq_len")},
         "loss": {"chunk": config.loss.chunk},
         "metrics": {"mfu": config.metrics.mfu},
-        "rules": vars(make_rules(config.sharding)),
+        "rules": {name: getattr(make_rules(config.sharding), name) for name in ("parameters", "activations")},
+        "reading_order": not in_zigzag(config),
         "table": table(config),
     }
 
@@ -93,7 +95,7 @@ def table(config: cfg.Config) -> dict[str, Any]:
 
 def ways_of(config: cfg.Config) -> dict[str, str]:
     """Platform -> how a split sequence attends there."""
-    return {platform: split_way(config, platform) for platform in ("tpu", "gpu")}
+    return {platform: costs.split_way(config, platform) for platform in ("tpu", "gpu")}
 
 
 def constants() -> dict[str, Any]:

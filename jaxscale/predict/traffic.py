@@ -13,7 +13,7 @@ from jaxscale.blueprint.cases import both, without
 from jaxscale.blueprint.described import blueprint
 from jaxscale.blueprint.passes import Pass, Send
 from jaxscale.blueprint.rules import count, rules_of, split_by
-from jaxscale.blueprint.sequence import halo, in_zigzag, way
+from jaxscale.blueprint.sequence import halo
 from jaxscale.predict import costs
 from jaxscale.predict.costs import BYTES, elements, letter_sizes
 
@@ -138,7 +138,7 @@ def split_sequences(config: cfg.Config, sizes: Mapping[str, int], *, platform: s
     own = 2 * costs.activation_elements(config, sizes, model.attention.k)  # elements of a device's keys and values
     runs, names = config.step.microbatches * model.num_layers, costs.kept(config)
     again = names is not None and model.attention.result not in names
-    chosen = split_way(config, platform)
+    chosen = costs.split_way(config, platform)
     keys, gradients = "keys and values", "gradients of keys and values"
     if chosen == "gather":  # of the recomputed and of the backward pass one gather is left: they have one operand
         yield Traffic(keys, "all-gather", axes, own * shards * width, 2 * runs, "forward", True)
@@ -152,20 +152,6 @@ def split_sequences(config: cfg.Config, sizes: Mapping[str, int], *, platform: s
             size = own / (config.data.seq_len // shards) * tokens * width
             yield Traffic(keys, "collective-permute", axes, size, (2 if again else 1) * runs, "forward", False)
             yield Traffic(gradients, "collective-permute", axes, size, runs, "backward", False)
-
-
-def split_way(config: cfg.Config, platform: str) -> str:
-    """How a split sequence attends on a platform: see `blueprint.sequence.way`."""
-    attention, kernel = blueprint(config.model).attention, kernel_of(config, platform)
-    window = attention.window if attention else None
-    asked = config.step.context_attention
-    return way(asked, window, config.data.seq_len, zigzag=in_zigzag(config), kernel=kernel)
-
-
-def kernel_of(config: cfg.Config, platform: str) -> str:
-    """The attention that a step runs on a platform, where nothing speaks against the fastest."""
-    fastest = {"tpu": "splash", "gpu": "cudnn", "cpu": "xla"}[platform]
-    return fastest if config.step.attention == "auto" else config.step.attention
 
 
 def idle_axes(config: cfg.Config, sizes: Mapping[str, int]) -> Iterator[Traffic]:
