@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxscale.bench.clock import Effort, attempt, time_calls
 from jaxscale.bench.record import Figure, Label, Row, measured
 from jaxscale.compiled.collectives import wire_share
+from jaxscale.parallel.local import on_each_device
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ppermute")
 PHASES = {"all-reduce": 2, "all-gather": 1, "reduce-scatter": 1}  # of a ring: what a fit is made of
@@ -39,13 +40,11 @@ def time_collective(kind: str, axis: str, mesh: Mesh, size: int, dtype: str, eff
     n = mesh.shape[axis]
     local = size // jnp.dtype(dtype).itemsize // (n if kind == "all-gather" else 1)
     where, everywhere = NamedSharding(mesh, PartitionSpec(axis)), PartitionSpec(axis)
-    body = jax.shard_map(
-        operation(kind, axis, n), mesh=mesh, in_specs=everywhere, out_specs=everywhere, check_vma=False
-    )
-    run = jax.jit(body)
+    run = jax.jit(on_each_device(operation(kind, axis, n), (everywhere,), everywhere, check_vma=False))
     values = [np.random.default_rng(i).standard_normal(n * local).astype(np.float32) for i in range(2)]
     arrays = [jax.device_put(v.astype(jnp.dtype(dtype)), where) for v in values]
-    return time_calls(lambda i: run(arrays[i % 2]), effort)
+    with jax.set_mesh(mesh):
+        return time_calls(lambda i: run(arrays[i % 2]), effort)
 
 
 def measure(mesh: Mesh, sizes: list[int], dtype: str, effort: Effort, kinds: tuple[str, ...] = KINDS) -> Iterator[Row]:

@@ -18,6 +18,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from jaxscale.cluster.start import from_all
+from jaxscale.parallel.local import on_each_device
 
 PyTree = Any
 UINTS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
@@ -148,7 +149,7 @@ def device_sums(tree: PyTree, mesh: Mesh) -> jax.Array:
     def own(x: jax.Array) -> jax.Array:
         here, one_each = jax.typeof(x).sharding.spec, PartitionSpec(axes)
         local = lambda block: weighted_sum(block)[None]  # noqa: E731
-        body = jax.shard_map(local, in_specs=here, out_specs=one_each, check_vma=False)
+        body = on_each_device(local, (here,), one_each, check_vma=False)
         return jax.reshard(body(x), PartitionSpec())
 
     return jnp.stack([own(x) for x in named_leaves(tree).values()])

@@ -13,6 +13,7 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxscale import config as cfg
+from jaxscale.parallel.local import on_each_device
 from jaxscale.parallel.sharding import axes_of, device, platform, spec
 
 NEGATIVE = -1e30  # finite, so that a row with nothing to see gives no NaN
@@ -61,7 +62,7 @@ def attention(
         return run(q, k, v, segments, how=how)
 
     with jax.named_scope("attention"):  # by this name a profile tells its time from the other matmuls'
-        body = jax.shard_map(local, in_specs=(qs, ks, ks, ss)[: 3 + len(more)], out_specs=qs, check_vma=False)
+        body = on_each_device(local, (qs, ks, ks, ss)[: 3 + len(more)], qs, check_vma=False)
         attended = body(q_BTNH, k_BTKH, v_BTKH, *more)
     # splash names its own output, in the kernel's order of dims: named here too, remat would keep it twice
     return attended if run is splash_attention else checkpoint_name(attended, "attended")

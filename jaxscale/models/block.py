@@ -15,6 +15,7 @@ from jaxscale.models.attention import Attention, attend, attention, visible
 from jaxscale.models.layers import Maker, Norm
 from jaxscale.models.rotary import Rope, rotate
 from jaxscale.models.sums import add_bias
+from jaxscale.parallel.local import on_each_device
 from jaxscale.parallel.sharding import dims_of, einsum, gather, shard_count, spec, to_spec
 
 Cache = dict[str, jax.Array]  # k, v: [B, S, K, H]
@@ -113,9 +114,8 @@ class SelfAttention(nnx.Module):
             return attend(q, k, v, mask, softcap=self.how.softcap)
 
         specs = (heads, kv, kv, spec("batch", None), spec())
-        return cache, jax.shard_map(local, in_specs=specs, out_specs=heads, check_vma=False)(
-            q, cache["k"], cache["v"], segments, start
-        )
+        run = on_each_device(local, specs, heads, check_vma=False)
+        return cache, run(q, cache["k"], cache["v"], segments, start)
 
 
 def repeat_heads(w: jax.Array, dim: int) -> jax.Array:

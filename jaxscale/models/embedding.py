@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxscale.models.sums import take
+from jaxscale.parallel.local import on_each_device
 from jaxscale.parallel.sharding import axes_of, dims_of, spec, to_spec
 
 
@@ -48,7 +49,7 @@ def lookup(table_VD: jax.Array, ids_BT: jax.Array, *, dtype: jnp.dtype) -> jax.A
         return jax.lax.all_to_all(rows, trade, split_axis=0, concat_axis=2, tiled=True) if trade else rows
 
     out = spec("batch", "residual_sequence" if scatter else "sequence", None)
-    run = jax.shard_map(local, in_specs=(to_spec([vocab, trade]), spec("batch", "sequence")), out_specs=out)
+    run = on_each_device(local, (to_spec([vocab, trade]), spec("batch", "sequence")), out)
     with jax.named_scope("lookup"):
         x_BTD = run(table_VD, jax.reshard(ids_BT, spec("batch", "sequence")))
         moved: jax.Array = jax.reshard(x_BTD, spec("batch", "residual_sequence", "embed"))

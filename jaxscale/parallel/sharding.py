@@ -29,6 +29,7 @@ from jaxscale.blueprint.rules import (
     present,
 )
 from jaxscale.blueprint.rules import make_rules as make_rules
+from jaxscale.parallel.local import on_each_device
 from jaxscale.parallel.on_cpu import flat_matmul, is_matmul
 
 PyTree = Any
@@ -184,7 +185,7 @@ def with_vectors(run: Callable[..., jax.Array], x: jax.Array, *vectors: jax.Arra
         return run(x, *(jax.lax.pcast(v, axes, to="varying").astype(x.dtype) for v in vectors))
 
     here, whole = to_spec(dims_of(x)), PartitionSpec()
-    body = jax.shard_map(local, in_specs=(here, *[whole] * len(vectors)), out_specs=here)
+    body = on_each_device(local, (here, *[whole] * len(vectors)), here)
     with jax.named_scope("norm"):
         return body(x, *(jax.reshard(v, whole) for v in vectors))
 
