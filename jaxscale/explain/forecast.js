@@ -236,6 +236,8 @@ function brokenRule(config, sizes) {
     divisors = (n) => Array.from({ length: n }, (_, i) => i + 1).filter((d) => n % d === 0),
     heads = Object.values(table.dims).find((dim) => dim.axis === "heads"),
     dims = {};
+  const problem = rowProblem(config, sizes);
+  if (problem) return problem;
   for (const dim of Object.values(table.dims)) {
     if (!dim.label) continue;
     const shards = dim.repeats ? count(activations[dim.axis], sizes) : 1,
@@ -258,16 +260,24 @@ function brokenRule(config, sizes) {
       if (n % parts)
         return `${label} ${n} is not divisible by ${parts} (${where(axes)}, sharding.${kind}.${name}); try ${lower ? `${lower} or ${lower + parts}` : parts}, or another mesh`;
     }
-  return rowProblem(config, sizes);
+  return residualProblem(config, sizes);
 }
 
-/** Tokens of a row, which devices share. */
-function rowProblem({ data, rules, reading_order, table }, sizes) {
-  const parts = count(rules.activations.sequence, sizes),
+/** Tokens of a row, and of a chunk of the loss, over the devices that share a row. */
+function rowProblem({ data, loss, rules, reading_order, table }, sizes) {
+  const axes = live(rules.activations.sequence, sizes),
+    parts = count(axes, sizes),
     wanted = reading_order || parts === 1 ? parts : 2 * parts,
-    lower = data.seq_len - (data.seq_len % wanted);
+    near = (n, parts) => (n - (n % parts) ? `${n - (n % parts)} or ${n - (n % parts) + parts}` : parts);
   const what = wanted === parts ? parts : `2 * ${parts}: each device of a split sequence holds two chunks`;
-  if (data.seq_len % wanted) return `data.seq_len ${data.seq_len} is not divisible by ${what}; try ${lower ? `${lower} or ${lower + wanted}` : wanted}, or another mesh`;
+  if (data.seq_len % wanted) return `data.seq_len ${data.seq_len} is not divisible by ${what}; try ${near(data.seq_len, wanted)}, or another mesh`;
+  if (loss.chunk && loss.chunk % parts)
+    return `loss.chunk ${loss.chunk} is not divisible by ${parts} (${axes.map((a) => `${a}=${sizes[a]}`).join("*")}, sharding.activations.sequence); try ${near(loss.chunk, parts)}, or another mesh`;
+  return null;
+}
+
+/** Between the matmuls a row is split as in attention, or further. */
+function residualProblem({ rules, table }, sizes) {
   const [sequence, residual] = ["sequence", "residual_sequence"].map((name) => live(rules.activations[name], sizes));
   if (table.attention && residual.slice(0, sequence.length).join() !== sequence.join())
     return `sharding.activations.residual_sequence: it must begin with ${sequence.join(" and ")}, which split the sequences in attention; remove it`;

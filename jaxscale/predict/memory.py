@@ -275,13 +275,13 @@ def kept_size(config: cfg.Config, sizes: Mapping[str, int], row: Kept, size: Cal
 def when_wrapped(config: cfg.Config, sizes: Mapping[str, int]) -> tuple[Kept, ...]:
     """Where remat wraps the layer though it keeps all, attention's result is kept twice: see `Transformer.remat`."""
     attention = blueprint(config.model).attention
-    return (Kept(attention.result, 1),) if attention and gathered_over_rows(config, sizes) else ()
+    return (Kept(attention.result, 1),) if attention and gathered_over_tokens(config, sizes) else ()
 
 
-def gathered_over_rows(config: cfg.Config, sizes: Mapping[str, int]) -> bool:
-    rows = rules_of(config, sizes).activations["batch"]
+def gathered_over_tokens(config: cfg.Config, sizes: Mapping[str, int]) -> bool:
+    tokens = {a for name in ("batch", "sequence") for a in rules_of(config, sizes).activations[name]}
     split = {a for p in layer_passes(config, sizes) for axes in p.w.stored for a in axes}
-    return bool(split & set(rows))
+    return bool(split & tokens)
 
 
 def working_bytes(config: cfg.Config, sizes: Mapping[str, int], *, widest: float, stream: float, whole: float) -> float:

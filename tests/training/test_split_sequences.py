@@ -22,7 +22,8 @@ def run_config(stdlib, out, mesh, *, steps, **sections):
         "model": MODEL, "step": {"remat": "full"}, "loss": {"chunk": 32},
         "data": {"kind": "tokens", "path": str(stdlib), "batch_size": 8, "seq_len": 64},
         "runtime": {"platform": "cpu", "simulated_devices": math.prod(mesh.values()), "compilation_cache": None},
-        "checkpoint": {"every": 5}, "evaluation": {"batches": 2}, "metrics": {"tensorboard": False},
+        "checkpoint": {"every": 5}, "optimizer": {"learning_rate": 5e-3, "schedule": "constant"},
+        "evaluation": {"batches": 2}, "metrics": {"tensorboard": False},
     } | sections  # fmt: skip
     return make_config(mesh, steps=steps, out=str(out), **sections)
 
@@ -71,44 +72,56 @@ def test_the_feed_gives_each_device_its_chunks(window, wanted):
         np.testing.assert_array_equal(np.asarray(array)[0], rows[name][:, wanted])
 
 
-WEIGHTS = 7  # q, k, v, out, gate, up and down of a layer
+WEIGHTS, KEYS = 7, 2  # q, k, v, out, gate, up and down of a layer; keys and values
 NORMS = 2
 
 
-def test_keys_are_gathered_twice_and_their_gradients_scattered_once():
-    """Weights and state are split over context too; norms' gradients are summed over it."""
-    config = make_config({"context": 8}, model={"num_kv_heads": 8}, optimizer={"clip_norm": None})
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_keys_are_gathered_twice_and_their_gradients_scattered_once(remat):
+    """Weights are split over context too, and gathered twice whatever remat keeps; norms' gradients are summed over it."""
+    config = make_config(
+        {"context": 8}, model={"num_kv_heads": 8}, optimizer={"clip_norm": None}, step={"remat": remat}
+    )
     setup = Setup(config)
-    kinds = collectives(setup.hlo(), setup.mesh)
-    # forward and again backward: 7 weights, keys and values, documents; outside: the unembedding, and token ids
-    gathers = 2 * (WEIGHTS + 2 + 1) + 1 + 1
-    scatters = {"reduce-scatter", "all-reduce"}  # XLA's CPU backend makes all-reduces of some
-    assert kinds["all-gather", ("context",)] == gathers
-    assert sum(n for (kind, _), n in kinds.items() if kind in scatters) == WEIGHTS + 1 + 2 + NORMS + 1
-    assert kinds["all-to-all", ("context",)] == 2  # looked-up rows
-    assert {axes for _, axes in kinds} == {("context",)}
+    documents, others = 1, 2  # once for all layers; the unembedding and the token ids
+    assert collectives(setup.hlo(), setup.mesh) == {
+        ("all-gather", ("context",)): 2 * (WEIGHTS + KEYS) + documents + others,
+        ("reduce-scatter", ("context",)): KEYS,
+        ("all-reduce", ("context",)): WEIGHTS + 1 + NORMS + 1,  # the unembedding and the last norm too
+        ("all-to-all", ("context",)): 2,  # looked-up rows
+    }
 
 
-def test_a_ring_sends_to_its_neighbours_alone():
-    ring = make_config({"context": 8}, model={"num_kv_heads": 8}, step={"context_attention": "ring", "remat": "full"})
-    setup = Setup(ring)
-    kinds = collectives(setup.hlo(), setup.mesh)
-    assert kinds["all-gather", ("context",)] == 2 * WEIGHTS + 1 + 1
+def test_a_ring_gathers_weights_alone_and_a_window_sends_to_its_neighbours():
+    for sections in ({"step": {"context_attention": "ring", "remat": "full"}},
+                     {"step": {"remat": "full"}, "model": {"num_kv_heads": 8, "sliding_window": 3}}):  # fmt: skip
+        config = make_config({"context": 8}, **{"model": {"num_kv_heads": 8}} | sections, optimizer={"clip_norm": None})
+        setup = Setup(config)
+        hlo = setup.hlo()
+        kinds = collectives(hlo, setup.mesh)
+        assert kinds["all-gather", ("context",)] == 2 * WEIGHTS + 2
+        assert kinds["reduce-scatter", ("context",)] == 0
+        assert hlo.count(" collective-permute(") > 2
 
 
 # --- what is refused ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("sections", "says"),
-    [
-        ({"data": {"seq_len": 36}}, "data.seq_len 36 is not divisible by 2 * 4: each device of a split sequence holds two chunks; try 32 or 40"),
-        ({"data": {"seq_len": 34}, "model": {"sliding_window": 8}}, "data.seq_len 34 is not divisible by 4"),
-        ({"loss": {"chunk": 2}}, "loss.chunk 2 is not divisible by 4 (context=4, sharding.activations.sequence); try 4"),
-        ({"step": {"context_attention": "ring"}, "model": {"sliding_window": 8}}, "step.context_attention=ring: it knows no sliding window (8); use auto"),
-        ({"sharding": {"activations": {"residual_sequence": "tensor"}}}, "sharding.activations.residual_sequence: it must begin with context"),
-    ],
-)  # fmt: skip
+WINDOW = {"sliding_window": 8}
+CHUNKS = "data.seq_len 36 is not divisible by 2 * 4: each device of a split sequence holds two chunks; try 32 or 40"
+REFUSED = [
+    ({"data": {"seq_len": 36}}, CHUNKS),
+    ({"data": {"seq_len": 34}, "model": WINDOW}, "data.seq_len 34 is not divisible by 4; try 32 or 36"),
+    ({"loss": {"chunk": 2}}, "loss.chunk 2 is not divisible by 4 (context=4, sharding.activations.sequence); try 4"),
+    (
+        {"step": {"context_attention": "ring"}, "model": WINDOW},
+        "step.context_attention=ring: it knows no sliding window",
+    ),
+    ({"sharding": {"activations": {"residual_sequence": "tensor"}}}, "residual_sequence: it must begin with context"),
+]
+
+
+@pytest.mark.parametrize(("sections", "says"), REFUSED)
 def test_what_cannot_be_is_said_in_one_line(sections, says):
     with pytest.raises(ValueError) as error:  # noqa: PT011
         Setup(make_config({"context": 4, "tensor": 2}, **sections))
