@@ -245,7 +245,7 @@ function splitSequences(config, sizes, chip) {
     ];
   if (way === "ring")
     return [
-      keys("collective-permute", axes, own * width, (shards - 1) * (2 + again) * runs, "forward", true),
+      keys("collective-permute", axes, own * width, ((shards - 1) * (2 + again) - again) * runs, "forward", true),
       gradients("collective-permute", axes, own * 4, shards * runs, "backward", true),
     ];
   const tokens = Math.floor(config.data.seq_len / shards),

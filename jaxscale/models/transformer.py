@@ -13,10 +13,10 @@ from flax import nnx
 
 from jaxscale import config as cfg
 from jaxscale.blueprint.decoder import decoder
+from jaxscale.kernels.plain import NEGATIVE
 from jaxscale.models.block import Auxiliary, Block, Cache
 from jaxscale.models.embedding import lookup
 from jaxscale.models.layers import Maker, Norm
-from jaxscale.models.plain import NEGATIVE
 from jaxscale.models.rotary import rotations
 from jaxscale.parallel.sharding import (
     align,

@@ -144,7 +144,7 @@ def split_sequences(config: cfg.Config, sizes: Mapping[str, int], *, platform: s
         yield Traffic(keys, "all-gather", axes, own * shards * width, 2 * runs, "forward", True)
         yield Traffic(gradients, "reduce-scatter", axes, own * shards * width, runs, "backward", True)
     elif chosen == "ring":
-        turns = (shards - 1) * (3 if again else 2)
+        turns = 3 * (shards - 1) - 1 if again else 2 * (shards - 1)  # the first turn of both later passes is one
         yield Traffic(keys, "collective-permute", axes, own * width, turns * runs, "forward", True)
         yield Traffic(gradients, "collective-permute", axes, own * 4, shards * runs, "backward", True)
     else:

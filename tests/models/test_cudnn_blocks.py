@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from jaxscale import private
-from jaxscale.models import cudnn, plain
-from jaxscale.models.plain import visible
+from jaxscale.kernels import cudnn, plain
+from jaxscale.kernels.plain import visible
 
 
 def normal(B, T, S, N, K, H):

@@ -10,9 +10,9 @@ import pytest
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask_info as theirs
 
-from jaxscale.models import plain, splash, splash_mask
+from jaxscale.kernels import plain, splash, splash_mask
+from jaxscale.kernels.plain import NEGATIVE, merge, visible
 from jaxscale.models.attention import Attention, attend, splash_attention, xla_attention
-from jaxscale.models.plain import NEGATIVE, merge, visible
 
 RNG = np.random.default_rng(0)
 

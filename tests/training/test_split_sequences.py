@@ -78,7 +78,7 @@ NORMS = 2
 
 @pytest.mark.parametrize("remat", ["none", "full"])
 def test_keys_are_gathered_twice_and_their_gradients_scattered_once(remat):
-    """Weights are split over context too, and gathered twice whatever remat keeps; norms' gradients are summed over it."""
+    """Weights are split over context too, and gathered twice whatever remat keeps."""
     config = make_config(
         {"context": 8}, model={"num_kv_heads": 8}, optimizer={"clip_norm": None}, step={"remat": remat}
     )

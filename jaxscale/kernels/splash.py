@@ -9,8 +9,8 @@ import numpy as np
 from jax import lax
 
 from jaxscale import private
-from jaxscale.models.plain import NEGATIVE, seen, visible
-from jaxscale.models.splash_mask import mask_info, mask_info_dkv, stack
+from jaxscale.kernels.plain import NEGATIVE, seen, visible
+from jaxscale.kernels.splash_mask import mask_info, mask_info_dkv, stack
 
 if TYPE_CHECKING:
     from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_kernel import BlockSizes
