@@ -16,8 +16,8 @@ function machineOf(chip, sizes) {
   return { name, chips, slices, ratio, why, links: Object.fromEntries(found) };
 }
 
-function stage([kind, size, bandwidth, hops, hop, exchange, latency]) {
-  return { kind, size, bandwidth, hops, hop, exchange: exchange === null ? Infinity : exchange, latency };
+function stage([kind, size, bandwidth, hops, hop, exchange, latency, whole]) {
+  return { kind, size, bandwidth, hops, hop, exchange: exchange === null ? Infinity : exchange, latency, whole };
 }
 
 /** Several axes as one: their ICI bandwidths add up, other networks are passed one after another. */
@@ -181,7 +181,8 @@ function forecast(config, chip, sizes, machine) {
     work = computeSeconds(config, chip, sizes, rates);
   const timed = traffic(config, sizes, chip).map((t) => {
     const once = collectiveSeconds(t.kind, t.axes, t.bytes, machine.links, rates.network);
-    const overlaps = t.overlaps && !(PAGE.machines.chips[chip].node && !t.weight);
+    const whole = t.axes.every((axis) => (machine.links[axis] || []).every((s) => s.whole)),
+      overlaps = t.overlaps && !(PAGE.machines.chips[chip].node && !t.weight) && (whole || t.axes.length === 1);
     return { ...t, overlaps, seconds: once.seconds * t.times, network: once.network };
   });
   const sent = hide(timed, total(Object.values(work)), rates),

@@ -174,7 +174,7 @@ def shapes_of(chip: Chip, devices: int) -> list[tuple[int, ...]]:
 
 
 def stages(link: Link) -> list[list[Any]]:
-    return [[s.kind, s.size, s.bandwidth, s.hops, s.hop_seconds, s.exchange, s.latency] for s in link.stages]
+    return [[s.kind, s.size, s.bandwidth, s.hops, s.hop_seconds, s.exchange, s.latency, s.whole] for s in link.stages]
 
 
 def chip_figures(chip: Chip) -> dict[str, Any]:
