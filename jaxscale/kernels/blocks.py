@@ -66,11 +66,13 @@ class Plain:
     def forward(
         self, q: jax.Array, k: jax.Array, v: jax.Array, own: Documents, other: Documents, seen: Seen | None
     ) -> Pair:
-        parts = []
+        parts: list[Pair] = []
         for block in self.blocks(q, k, seen):
             first, last, start, stop = block
-            mask = self.mask(block, own, other, seen)
-            parts.append(plain.block_forward(q[:, first:last], k[:, start:stop], v[:, start:stop], mask, self.softcap))
+            q_block, mask = q[:, first:last], self.mask(block, own, other, seen)
+            if parts:  # one block's scores are there at a time
+                q_block, parts[-1] = jax.lax.optimization_barrier((q_block, parts[-1]))
+            parts.append(plain.block_forward(q_block, k[:, start:stop], v[:, start:stop], mask, self.softcap))
         out, lse = (jnp.concatenate(x, axis=1) for x in zip(*parts, strict=True))
         return out, lse
 
@@ -84,6 +86,7 @@ class Plain:
         for block in self.blocks(q, k, seen):
             first, last, start, stop = block
             q_block, lse_block, delta_block, dout_block = (x[:, first:last] for x in (q, lse, delta, dout))
+            q_block, dk, dv = jax.lax.optimization_barrier((q_block, dk, dv))  # as above
             keys, mask = (k[:, start:stop], v[:, start:stop]), self.mask(block, own, other, seen)
             dq, dk_block, dv_block = plain.block_backward(
                 q_block, *keys, mask, lse_block, delta_block, dout_block, self.softcap
