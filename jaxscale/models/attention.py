@@ -15,10 +15,10 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxscale import config as cfg
 from jaxscale.blueprint.sequence import way
-from jaxscale.models import cudnn, splash
-from jaxscale.models.context import Kernel, Split, gather_attention, halo_attention, ring_attention
-from jaxscale.models.kernels import KERNELS
-from jaxscale.models.plain import NEGATIVE, block_of, visible
+from jaxscale.kernels import cudnn, splash
+from jaxscale.kernels.blocks import KERNELS, Kernel
+from jaxscale.kernels.plain import NEGATIVE, block_of, visible
+from jaxscale.models.context import Split, gather_attention, halo_attention, ring_attention
 from jaxscale.parallel.local import on_each_device
 from jaxscale.parallel.sharding import axes_of, device, in_zigzag_here, platform, shard_count, spec
 
@@ -52,8 +52,8 @@ def attention(
     Returns:
         What each query gathers of the values: [B, T, N, H], in q's dtype, named `attended` for remat.
     """
-    chosen = choose(how, q_BTNH)
     shards = shard_count("sequence")
+    chosen = choose(how, jax.ShapeDtypeStruct(block_shape(q_BTNH.shape, shards), q_BTNH.dtype))
     if shards > 1:
         split = Split(axes_of("sequence"), shards, q_BTNH.shape[1] // shards, in_zigzag_here())
         run: Any = partial(split_attention, split=split, kernel=KERNELS[chosen](how.sliding_window, how.softcap))
@@ -78,6 +78,12 @@ def attention(
     return attended
 
 
+def block_shape(shape: tuple[int, ...], shards: int) -> tuple[int, ...]:
+    """Of the queries that a kernel meets at one time: a chunk of a split sequence, or all."""
+    parts = 1 if shards == 1 else 2 * shards if in_zigzag_here() else shards
+    return (shape[0], shape[1] // parts, *shape[2:])
+
+
 def split_attention(
     q: jax.Array,
     k: jax.Array,
@@ -93,9 +99,9 @@ def split_attention(
     chosen = way(how.split, how.sliding_window, T, zigzag=split.zigzag, kernel=kernel.name)
     if chosen == "halo":
         assert how.sliding_window
-        return halo_attention(q, k, v, documents, kernel, split, how.sliding_window)
-    run = ring_attention if chosen == "ring" else gather_attention
-    attended: jax.Array = run(q, k, v, documents, kernel, split)
+        attended: jax.Array = halo_attention(q, k, v, documents, kernel, split, how.sliding_window)
+    else:
+        attended = (ring_attention if chosen == "ring" else gather_attention)(q, k, v, documents, kernel, split)
     return attended
 
 

@@ -59,7 +59,7 @@ def on_each_device(
         check_vma: as in `jax.shard_map`; False for kernels whose results have no types.
     """
     if _over.get():
-        return _InSlices(run, in_specs, out_specs, check_vma)
+        return lambda *args: _InSlices(run, in_specs, out_specs, check_vma)(*args)  # one for each call: it keeps types
     return jax.shard_map(run, in_specs=tuple(in_specs), out_specs=out_specs, check_vma=check_vma)
 
 
@@ -69,8 +69,8 @@ def on_each_device(
 class _InSlices:
     """A shard_map inside `over_axis`: `first_pass` and `second_pass` are its forward and backward pass.
 
-    The backward function of `run` is a tree whose leaves cross from one to the other: arguments as they are, and
-    `kept`, each device's own. jax traces `forward` twice, for types and for the program; both times it notes the tree.
+    What is kept between them is results of the first: each device's own arrays, the leaves of its backward function.
+    jax traces `forward` twice, for types and for the program, and both times it notes the tree of these leaves.
     """
 
     def __init__(self, run: Callable[..., Any], in_specs: Sequence[PartitionSpec], out_specs: Any, check_vma: bool):
@@ -80,9 +80,8 @@ class _InSlices:
         sizes = jax.sharding.get_abstract_mesh().shape
         self.sizes = {a: n for a, n in sizes.items() if a not in self.over}  # of the mesh that one slice has
         self.floats: dict[int, jax.ShapeDtypeStruct] = {}  # the arguments that have gradients, by place
-        self.sources: list[int | None] = []  # which argument each leaf of the backward function is, if any
-        self.kept_specs: list[PartitionSpec] = []  # of its other leaves
-        self.tree: Any = None  # of it all
+        self.kept_specs: list[PartitionSpec] = []
+        self.tree: Any = None  # of the backward function, whose leaves are what is kept
 
     def __call__(self, *args: jax.Array) -> Any:
         # an index along the vmapped axes, so that jax batches both passes even where no other argument is batched
@@ -99,19 +98,17 @@ class _InSlices:
         results: list[jax.Array] = self.batched(self.results, self.in_specs, self.out_specs, types)(*args)
         return results
 
-    def first_pass(self, *args: jax.Array) -> tuple[list[jax.Array], Any]:
+    def first_pass(self, *args: jax.Array) -> tuple[list[jax.Array], list[jax.Array]]:
         types = self.types(self.forward, (self.out_specs, PartitionSpec(tuple(self.sizes))), args)
         results, kept = self.batched(self.forward, self.in_specs, (self.out_specs, self.kept_specs), types)(*args)
-        return results, ([args[i] for i in self.sources if i is not None], kept)
+        return results, kept
 
-    def second_pass(self, saved: Any, gradients: list[jax.Array]) -> tuple[jax.Array | None, ...]:
-        given, kept = saved
+    def second_pass(self, kept: list[jax.Array], gradients: list[jax.Array]) -> tuple[jax.Array | None, ...]:
         sent = [i for i, g in enumerate(gradients) if _is_float(g)]
         sent_specs = [_of_gradient(self.out_specs[i]) for i in sent]
-        in_specs = [*sent_specs, *(self.in_specs[i] for i in self.sources if i is not None), *self.kept_specs]
-        out_specs = [_of_gradient(self.in_specs[i]) for i in self.floats]
+        in_specs, out_specs = [*sent_specs, *self.kept_specs], [_of_gradient(self.in_specs[i]) for i in self.floats]
         run = self.batched(partial(self.backward, sent_specs), in_specs, out_specs, list(self.floats.values()))
-        by_place = dict(zip(self.floats, run(*(gradients[i] for i in sent), *given, *kept), strict=True))
+        by_place = dict(zip(self.floats, run(*(gradients[i] for i in sent), *kept), strict=True))
         return tuple(by_place.get(i) for i in range(len(self.in_specs)))
 
     def batched(self, body: Callable[..., Any], in_specs: list[PartitionSpec], out_specs: Any, types: Any) -> Any:
@@ -140,26 +137,23 @@ class _InSlices:
         return jax.tree.leaves(self.run(*args[:-1]))
 
     def forward(self, *args: jax.Array) -> tuple[list[jax.Array], list[jax.Array]]:
-        """The results, and what the backward function needs that is no argument as it is."""
+        """The results, and what the backward function keeps of each device, with one more dim to stack it by."""
 
         def differentiable(floats: dict[int, jax.Array]) -> tuple[list[jax.Array], list[jax.Array]]:
             results = self.results(*(floats.get(i, x) for i, x in enumerate(args)))
             return [x for x in results if _is_float(x)], results
 
         _, pull, results = jax.vjp(differentiable, {i: args[i] for i in self.floats}, has_aux=True)
-        # with the index, so that the second pass always needs the first, and jax keeps their order
-        leaves, self.tree = jax.tree.flatten((pull, args[-1][None]))
-        self.sources = [next((i for i, x in enumerate(args) if x is leaf), None) for leaf in leaves]
-        kept = [jnp.asarray(x)[None] for x, source in zip(leaves, self.sources, strict=True) if source is None]
+        # with the index, so that the second pass is batched too, and after the first, whatever else is kept
+        leaves, self.tree = jax.tree.flatten((pull, args[-1]))
+        kept = [jnp.asarray(x)[None] for x in leaves]
         self.kept_specs = [self.kept_spec(x) for x in kept]
         return results, kept
 
     def backward(self, sent: list[PartitionSpec], *args: jax.Array) -> list[jax.Array]:
-        """The arguments' gradients from those of the results, laid out by `sent`, and what the first pass saved."""
-        gradients, rest = args[: len(sent)], args[len(sent) :]
-        given = sum(i is not None for i in self.sources)
-        arguments, kept = iter(rest[:given]), iter(rest[given:])
-        pull, _ = jax.tree.unflatten(self.tree, [next(kept)[0] if i is None else next(arguments) for i in self.sources])
+        """The arguments' gradients from those of the results, laid out by `sent`, and what `forward` kept."""
+        gradients, kept = args[: len(sent)], args[len(sent) :]
+        pull, _ = jax.tree.unflatten(self.tree, [x[0] for x in kept])
         if self.check_vma:
             (found,) = pull(list(gradients))
             return list(found.values())

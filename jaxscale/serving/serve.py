@@ -9,7 +9,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from jaxscale import config as cfg
-from jaxscale.blueprint.rules import schedule
+from jaxscale.blueprint.rules import axes_text, schedule, split_by
 from jaxscale.checkpoint.checkpointer import Checkpointer, Say
 from jaxscale.checkpoint.identity import config_differences
 from jaxscale.checkpoint.noise import Damaged, reading, reason
@@ -57,6 +57,8 @@ def continue_texts(
     rules = fit_rules(rules, mesh.shape, without_batch(config, len(prompts)))
     if note := whole_layers_note(config, mesh.shape):
         say(note)
+    if idle := split_by(make_rules(config.sharding).activations["sequence"], mesh.shape):
+        say(f"{axes_text(idle, mesh.shape)} splits no single token: devices along it do the same")
     with on_mesh(mesh, rules):
         program = build_on(config, mesh, rules).program
         params = restore_params(run, program, config, step, say)

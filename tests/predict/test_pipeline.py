@@ -84,7 +84,7 @@ def test_a_published_model_as_libtpu_compiled_it():
 
 
 def test_two_slices_as_libtpu_compiled_them():
-    """One stage a slice, fsdp=64 within it, 16 microbatches of 64 rows: GB over the slow network, and HBM within 6 %."""
+    """One stage a slice, fsdp=64 within it, 16 microbatches of 64 rows: GB over the slow network; HBM within 6 %."""
     sizes = {"pipeline": 2, "fsdp": 64}
     overrides = ["step.microbatches=16", "data.batch_size=1024", "mesh.dcn.pipeline=2", "mesh.fsdp=64"]
     config = cfg.load_config("llama3.1-8b", [*EIGHT_B, *overrides])
