@@ -289,7 +289,8 @@ def test_a_decoders_gradients_with_documents(wide, remat, model):
             args = jax.tree.map(lambda x, s: put(x, *s), p, layouts), place(b, alone.batch_sharding)
             wanted.append(jax.device_get(run(*args)))
         sent = kinds(compiled(f, *args), alone.mesh)
-    with on_mesh(wide, alone.rules):
+    rules = alone.rules.with_parameters(layers=(), vocab=("tensor",)).with_activations(vocab=("tensor",))
+    with on_mesh(wide, rules):  # which name no axis that is mapped over
         stacked = jax.tree.map(lambda s, *xs: put(np.stack(xs), "pipeline", *s), layouts, *params)
         rows = alone.batch_sharding.spec
         batch = {k: put(np.stack([b[k][None] for b in batches]), "pipeline", *rows) for k in batches[0]}

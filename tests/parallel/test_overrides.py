@@ -21,9 +21,11 @@ REFUSED = {
     "activations.vocab=data": "sharding.activations.vocab: no such layout on this mesh",
     "parameters.embed=tensor": "sharding.parameters.embed: no such layout on this mesh",
     "parameters.heads=null": "sharding.parameters.heads: no such layout on this mesh",
+    "parameters.layers=data": "sharding.parameters.layers: data=2 splits the layers, and they are whole or split over "
+    "pipeline; remove it",
     "parameters.vocab=fsdp": "sharding.parameters.vocab: no such layout on this mesh",
 }
-TAKEN = ("activations.residual_sequence=null", "parameters.embed=data", "parameters.layers=data")
+TAKEN = ("activations.residual_sequence=null", "parameters.embed=data")
 
 
 def setup(override: str) -> Setup:
