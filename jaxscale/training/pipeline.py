@@ -74,7 +74,7 @@ def gradients(config: cfg.Config, merge: Merge, params: PyTree, batch: Batch, rn
 def evaluated(config: cfg.Config, merge: Merge, params: PyTree, parts: Batch, sums: Callable[..., Sums]) -> Sums:
     """`sums(model, part)`, added up over parts [n, B, T]: the ticks of a pipeline that only runs forward.
 
-    Gathering the layers instead would put the whole model on each device, one stage after another.
+    The layers are not gathered: a device would hold those of all stages.
     """
     stages = Stages(config, merge, params)
     ticks = Schedule(stages.count, len(parts["tokens"]))

@@ -41,7 +41,7 @@ def add(a: PyTree, b: PyTree) -> PyTree:
 
 
 def taken(batch: Batch, i: jax.Array) -> Batch:
-    """Microbatch i: [B, T] each. Beyond the last one, the last."""
+    """Microbatch i: [B, T] each. Where there is none it is another one, which nobody reads."""
     found: Batch = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, 0, keepdims=False), batch)
     return found
 
@@ -138,6 +138,7 @@ class Stages:
         return jax.lax.scan(back, dy, (blocks, inputs, total), reverse=True, unroll=self.model.unroll)
 
     def layer(self, shape: tuple[int, ...], documents: Batch) -> Callable[[PyTree, jax.Array], jax.Array]:
+        """(parameters of a layer, its input) -> its output, for inputs of this shape [B, T, D]."""
         run = self.model.layer(shape[:2], *(documents.get(name) for name in DOCUMENTS))
 
         def without_sums(block: PyTree, x: jax.Array) -> jax.Array:
@@ -199,6 +200,8 @@ class Stages:
         return self.picked(ring, t, which=which, layouts=(self.ring_spec, there))
 
     def picked(self, x: jax.Array, t: jax.Array, *, which: OfStage, layouts: Any) -> jax.Array:
+        """Each stage's own place of dim 0; `layouts` of x and of the result."""
+
         def local(x: jax.Array, t: jax.Array) -> jax.Array:
             place = which(jax.lax.axis_index(self.axis), t)
             found: jax.Array = jax.lax.dynamic_index_in_dim(x, place, 0, keepdims=x.ndim == 3)
