@@ -1,14 +1,14 @@
-"""The one door to `jax.shard_map`, the program of one device, also under a vmap over an axis of the mesh.
+"""The door to `jax.shard_map`, the program of one device, also under a vmap over an axis of the mesh.
 
-A pipeline's stages and the replicas of a model are a leading dim that is split over a mesh axis, and a `jax.vmap` over
-it. jax's own vmap of a shard_map leaves that axis out of the manual ones: jax 0.10 gathers the dim without a word,
-psum_scatter and the gradient of all_gather do not lower, and kernels with rules of their own lose the axis. So
-`over_axis` is the vmap to use, and inside it `on_each_device` puts the dim into the specs instead.
+Pipeline stages, and replicas that seldom talk, are a leading dim split over a mesh axis and a vmap over it. jax's own
+vmap of a shard_map leaves that axis out of the manual ones. Then jax 0.10 gathers the dim in silence, psum_scatter and
+the gradient of all_gather do not lower, and kernels with batching rules of their own lose the axis. Inside `over_axis`
+the door therefore puts the dim into the specs, and the body sees the slice of its device.
 
-`jax.custom_batching.custom_vmap` is what gives a function a rule for vmap, and it has no reverse mode. So both passes
-are a shard_map with such a rule, joined by `jax.custom_vjp`; what the first keeps for the second is among its results.
-Everywhere else the door is `jax.shard_map` itself: its own derivatives, names for remat inside the body, and program.
-`over_axis` says which of the two it is, because a function cannot ask whether it is under a vmap.
+`jax.custom_batching.custom_vmap` gives a function its own rule for vmap, but it has no reverse mode. So each pass is a
+shard_map with such a rule, `jax.custom_vjp` joins the two, and what the forward pass keeps is among its results.
+Remat then sees no names inside the body. A function cannot ask whether it is under a vmap, so `over_axis` tells it.
+Everywhere else the door is `jax.shard_map` itself: the same program, the same derivatives, the same names for remat.
 """
 
 import contextvars
@@ -24,16 +24,17 @@ from jax.sharding import PartitionSpec
 
 Axes = tuple[str, ...]
 
-_over: contextvars.ContextVar[Axes] = contextvars.ContextVar("over", default=())  # outermost first
+_over: contextvars.ContextVar[Axes] = contextvars.ContextVar("over", default=())  # vmapped mesh axes, outermost first
 
 
 def over_axis(run: Callable[..., Any], axis: str, in_axes: Any = 0) -> Callable[..., Any]:
-    """`jax.vmap(run, in_axes)` over a dim that is split over mesh axis `axis`, one slice a device along it.
+    """`jax.vmap(run, in_axes)` over a dim that mesh axis `axis` splits, one slice a device along it.
 
-    `run` may differentiate (a vjp inside), rematerialise and contain another `over_axis`. A gradient of the whole, and
-    forward mode, are not supported.
+    `run` may take gradients, rematerialise and contain another `over_axis`. A gradient of the whole is not supported,
+    and neither is forward mode.
     """
-    mapped = jax.vmap(run, in_axes=in_axes)
+    # by the name a function traced in here differs, for jax's caches, from the same one elsewhere
+    mapped = jax.vmap(run, in_axes=in_axes, axis_name=_name(axis))
 
     def call(*args: Any) -> Any:
         token = _over.set((*_over.get(), axis))
@@ -48,170 +49,195 @@ def over_axis(run: Callable[..., Any], axis: str, in_axes: Any = 0) -> Callable[
 def on_each_device(
     run: Callable[..., Any], in_specs: Sequence[PartitionSpec], out_specs: Any, *, check_vma: bool = True
 ) -> Callable[..., Any]:
-    """`jax.shard_map` of `run` over all axes of the mesh in context, which `over_axis` may surround.
+    """`jax.shard_map` of `run` on the mesh in context, which may stand inside `over_axis`.
 
     Args:
         run: from local arrays to one local array or a tuple of them. It closes over no arrays.
-        in_specs: one for each positional argument, an array. Integers are welcome and have no gradient.
-        out_specs: one for the result, or a tuple of one for each result.
-        check_vma: as `jax.shard_map` has it; False for kernels whose results have no types.
+        in_specs: one for each positional argument, an array. Integers have no gradient.
+        out_specs: one for the result, or a tuple with one for each result.
+        check_vma: as in `jax.shard_map`; False for kernels whose results have no types.
     """
-    if not _over.get():
-        return jax.shard_map(run, in_specs=tuple(in_specs), out_specs=out_specs, check_vma=check_vma)
-    return _UnderVmap(run, in_specs, out_specs, check_vma)
+    if _over.get():
+        return _Differentiable(run, in_specs, out_specs, check_vma)
+    return jax.shard_map(run, in_specs=tuple(in_specs), out_specs=out_specs, check_vma=check_vma)
 
 
-class _UnderVmap:
-    """A shard_map under `over_axis`: two passes, each with a rule for vmap, joined by `jax.custom_vjp`.
+# --- under a vmap ---------------------------------------------------------------------------------------------
 
-    `along`: the vmapped axes along which a body already has its own slice. jax traces every body without any, for
-    types, and again in each rule. What is kept between the passes has types that depend on it, and so has its tree.
-    """
+
+class _Differentiable:
+    """Both passes of a shard_map inside `over_axis`, as functions that `over_axis` may batch."""
 
     def __init__(self, run: Callable[..., Any], in_specs: Sequence[PartitionSpec], out_specs: Any, check_vma: bool):
-        self.run, self.in_specs, self.check_vma, self.over = run, list(in_specs), check_vma, _over.get()
+        self.run, self.check_vma, self.over = run, check_vma, _over.get()
+        self.in_specs = [*in_specs, PartitionSpec()]  # of the index too
         self.out_specs, self.out_tree = jax.tree.flatten(out_specs)
-        self.sizes = {a: n for a, n in jax.sharding.get_abstract_mesh().shape.items() if a not in self.over}
-        self.kept_specs: list[PartitionSpec] = []
-        self.local: list[Any] = []  # shapes and dtypes of the arguments in a body
-        self.kept: dict[Axes, tuple[Any, list[int | None]]] = {}  # by `along`: the tree of pull, and each leaf's source
+        sizes = jax.sharding.get_abstract_mesh().shape
+        self.sizes = {a: n for a, n in sizes.items() if a not in self.over}  # of the mesh that one slice has
+        self.floats: dict[int, jax.ShapeDtypeStruct] = {}  # the arguments that have gradients, by place
+        self.sources: list[int | None] = []  # which argument each leaf of the backward function is, if any
+        self.kept_specs: list[PartitionSpec] = []  # of its other leaves
+        self.tree: Any = None  # of it all
 
     def __call__(self, *args: jax.Array) -> Any:
-        both = jax.custom_vjp(self.either_way)
+        # An index along the vmapped axes, which jax therefore batches everywhere: also where no other argument is.
+        index = jax.reshard(sum(jax.lax.axis_index(_name(a)) for a in self.over), PartitionSpec())
+        self.floats = {i: jax.ShapeDtypeStruct(x.shape, x.dtype) for i, x in enumerate(args) if _is_float(x)}
+        both = jax.custom_vjp(self.without_gradients)
         both.defvjp(self.first_pass, self.second_pass)
-        return jax.tree.unflatten(self.out_tree, both(*args))
+        return jax.tree.unflatten(self.out_tree, both(*args, index))
 
-    # --- on arrays of the mesh ---
+    # --- on arrays of the whole mesh ---
 
-    def either_way(self, *args: jax.Array) -> list[jax.Array]:
-        results: list[jax.Array] = self.door(self.results, self.in_specs, self.out_specs)(*args)
+    def without_gradients(self, *args: jax.Array) -> list[jax.Array]:
+        types = self.types(self.results, self.out_specs, args)
+        results: list[jax.Array] = self.batched(self.results, self.in_specs, self.out_specs, types)(*args)
         return results
 
     def first_pass(self, *args: jax.Array) -> tuple[list[jax.Array], Any]:
-        # once for the types, from which follows what is kept and how it is laid out
-        everywhere = self.out_specs, PartitionSpec(tuple(self.sizes))
-        jax.eval_shape(shard_map(self.forward, self.in_specs, everywhere, self.check_vma), *args)
-        results, kept = self.door(self.forward, self.in_specs, (self.out_specs, self.kept_specs))(*args)
-        _, sources = self.kept[()]
-        return results, ({i: args[i] for i in sources if i is not None}, kept)
+        types = self.types(self.forward, (self.out_specs, PartitionSpec(tuple(self.sizes))), args)
+        results, kept = self.batched(self.forward, self.in_specs, (self.out_specs, self.kept_specs), types)(*args)
+        return results, ([args[i] for i in self.sources if i is not None], kept)
 
     def second_pass(self, saved: Any, gradients: list[jax.Array]) -> tuple[jax.Array | None, ...]:
         given, kept = saved
-        wanted = [i for i, x in enumerate(self.local) if is_float(x)]
-        sent = [g for g in gradients if is_float(g)]
-        in_specs = [of_gradient(s) for g, s in zip(gradients, self.out_specs, strict=True) if is_float(g)]
-        in_specs += [self.in_specs[i] for i in given] + self.kept_specs
-        out_specs = [of_gradient(self.in_specs[i]) for i in wanted]
-        body = partial(self.backward, in_specs[: len(sent)], list(given))
-        found = self.door(body, in_specs, out_specs)(*sent, *given.values(), *kept)
-        by_place = dict(zip(wanted, found, strict=True))
+        sent = [i for i, g in enumerate(gradients) if _is_float(g)]
+        sent_specs = [_of_gradient(self.out_specs[i]) for i in sent]
+        in_specs = [*sent_specs, *(self.in_specs[i] for i in self.sources if i is not None), *self.kept_specs]
+        out_specs = [_of_gradient(self.in_specs[i]) for i in self.floats]
+        run = self.batched(partial(self.backward, sent_specs), in_specs, out_specs, list(self.floats.values()))
+        by_place = dict(zip(self.floats, run(*(gradients[i] for i in sent), *given, *kept), strict=True))
         return tuple(by_place.get(i) for i in range(len(self.in_specs)))
 
-    def door(self, body: Callable[..., Any], in_specs: list[PartitionSpec], out_specs: Any) -> Callable[..., Any]:
-        return with_rule(body, in_specs, out_specs, self.check_vma, self.over)
+    def batched(self, body: Callable[..., Any], in_specs: list[PartitionSpec], out_specs: Any, types: Any) -> Any:
+        return _batched(body, in_specs, out_specs, types, self.check_vma, self.over)
+
+    def types(self, body: Callable[..., Any], out_specs: Any, args: Sequence[jax.Array]) -> Any:
+        """Shapes and dtypes of the results of a shard_map of `body`.
+
+        On a mesh whose vmapped axes have other names: from one with these jax leaves them out, and refuses marks then.
+        """
+        sizes = jax.sharding.get_abstract_mesh().shape
+        names = tuple(f"outside: {a}" if a in self.over else a for a in sizes)
+        explicit = (jax.sharding.AxisType.Explicit,) * len(sizes)
+        mesh = jax.sharding.AbstractMesh(tuple(sizes.values()), names, axis_types=explicit)
+        given = [
+            jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=jax.NamedSharding(mesh, spec))
+            for x, spec in zip(args, self.in_specs, strict=True)
+        ]
+        with jax.sharding.use_abstract_mesh(mesh):
+            run = jax.shard_map(body, in_specs=tuple(self.in_specs), out_specs=out_specs, check_vma=self.check_vma)
+            return jax.eval_shape(run, *given)
 
     # --- on the arrays of one device ---
 
-    def results(self, *args: jax.Array, along: Axes) -> list[jax.Array]:
-        results: list[jax.Array] = self.out_tree.flatten_up_to(self.run(*args))
+    def results(self, *args: jax.Array) -> list[jax.Array]:
+        results: list[jax.Array] = self.out_tree.flatten_up_to(self.run(*args[:-1]))
         return results
 
-    def forward(self, *args: jax.Array, along: Axes) -> tuple[list[jax.Array], list[jax.Array]]:
-        """The results, and what their backward function holds besides arguments."""
+    def forward(self, *args: jax.Array) -> tuple[list[jax.Array], list[jax.Array]]:
+        """The results, and what the backward function needs that is no argument as it is."""
 
         def differentiable(floats: dict[int, jax.Array]) -> tuple[list[jax.Array], list[jax.Array]]:
-            results = self.results(*(floats.get(i, x) for i, x in enumerate(args)), along=along)
-            return [x for x in results if is_float(x)], results
+            results = self.results(*(floats.get(i, x) for i, x in enumerate(args)))
+            return [x for x in results if _is_float(x)], results
 
-        _, pull, results = jax.vjp(differentiable, {i: x for i, x in enumerate(args) if is_float(x)}, has_aux=True)
-        leaves, tree = jax.tree.flatten(pull)
-        sources = [next((i for i, x in enumerate(args) if x is leaf), None) for leaf in leaves]
-        self.local = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in args]
-        self.kept[along] = tree, sources
-        kept = [jnp.asarray(x)[None] for x, i in zip(leaves, sources, strict=True) if i is None]
-        if not along:
-            self.kept_specs = [self.kept_spec(x) for x in kept]
+        _, pull, results = jax.vjp(differentiable, {i: args[i] for i in self.floats}, has_aux=True)
+        # with the index, so that the second pass always needs the first, and jax keeps their order
+        leaves, self.tree = jax.tree.flatten((pull, args[-1][None]))
+        self.sources = [next((i for i, x in enumerate(args) if x is leaf), None) for leaf in leaves]
+        kept = [jnp.asarray(x)[None] for x, source in zip(leaves, self.sources, strict=True) if source is None]
+        self.kept_specs = [self.kept_spec(x) for x in kept]
         return results, kept
 
-    def backward(self, specs: list[PartitionSpec], given: list[int], *args: jax.Array, along: Axes) -> list[jax.Array]:
-        """The arguments' gradients from those of the results, laid out by `specs`, and what `forward` kept."""
-        if along not in self.kept:  # no argument is vmapped and yet the gradients are: only the types are wanted
-            jax.eval_shape(lambda: self.forward(*self.blanks(along), along=along))
-        tree, sources = self.kept[along]
-        gradients, rest = args[: len(specs)], args[len(specs) :]
-        by_place, kept = dict(zip(given, rest, strict=False)), iter(rest[len(given) :])
-        pull = jax.tree.unflatten(tree, [next(kept)[0] if i is None else by_place[i] for i in sources])
+    def backward(self, sent: list[PartitionSpec], *args: jax.Array) -> list[jax.Array]:
+        """The arguments' gradients from those of the results, laid out by `sent`, and what the first pass saved."""
+        gradients, rest = args[: len(sent)], args[len(sent) :]
+        given = sum(i is not None for i in self.sources)
+        arguments, kept = iter(rest[:given]), iter(rest[given:])
+        pull, _ = jax.tree.unflatten(self.tree, [next(kept)[0] if i is None else next(arguments) for i in self.sources])
         if self.check_vma:
             (found,) = pull(list(gradients))
             return list(found.values())
-        # no types say what is the same on several devices, so as jax: split the gradients there, and add up again
-        (found,) = pull(
-            [g / math.prod(map(self.sizes.get, self.unsplit(s))) for g, s in zip(gradients, specs, strict=True)]
-        )
+        # No types say what is the same on several devices. As in jax, each takes its share, and the shares are added.
+        shares = [g / math.prod(self.sizes[a] for a in self.unsplit(s)) for g, s in zip(gradients, sent, strict=True)]
+        (found,) = pull(shares)
         return [jax.lax.psum(x, self.unsplit(self.in_specs[i])) for i, x in found.items()]
 
     def kept_spec(self, x: jax.Array) -> PartitionSpec:
-        """Layout of the devices' own parts of `x`, stacked: along the axes over which they differ."""
+        """Layout of the devices' own `x` as one array: stacked along the axes over which they differ."""
         kind = jax.typeof(x).mat
         axes = tuple(a for a in self.sizes if a in kind.varying or not self.check_vma)
         return PartitionSpec(axes, reduced=kind.reduced, unreduced=kind.unreduced)
 
-    def blanks(self, along: Axes) -> list[jax.Array]:
-        """Arrays of the types that the arguments have in a body."""
-        blanks = [jnp.zeros(x.shape, x.dtype) for x in self.local]
-        axes = [(*axes_in(spec), *along) for spec in self.in_specs]
-        return [jax.lax.pcast(x, a, to="varying") if a else x for x, a in zip(blanks, axes, strict=True)]
-
     def unsplit(self, spec: PartitionSpec) -> Axes:
-        """The axes along which all devices have the same of an array of this spec."""
-        return tuple(a for a in self.sizes if a not in axes_in(spec) and a not in spec.unreduced)
+        """The axes along which all devices hold the same of an array of this spec."""
+        split = {a for e in spec.partitions if e for a in ((e,) if isinstance(e, str) else e)}
+        return tuple(a for a in self.sizes if a not in split | spec.unreduced)
 
 
-def shard_map(
-    body: Callable[..., Any], in_specs: list[PartitionSpec], out_specs: Any, check_vma: bool
+def _batched(
+    body: Callable[..., Any], in_specs: list[PartitionSpec], out_specs: Any, types: Any, check_vma: bool, over: Axes
 ) -> Callable[..., Any]:
-    return jax.shard_map(partial(body, along=()), in_specs=tuple(in_specs), out_specs=out_specs, check_vma=check_vma)
+    """shard_map of `body` once `over_axis` has batched it over all of `over`, innermost first; its results by `types`.
 
-
-def with_rule(
-    body: Callable[..., Any], in_specs: list[PartitionSpec], out_specs: Any, check_vma: bool, over: Axes
-) -> Callable[..., Any]:
-    """shard_map of a `body(*args, along=...)` with a rule for vmap over the last axis of `over`, and so on outwards."""
-
-    @custom_vmap
-    def call(*args: jax.Array) -> Any:
-        return shard_map(body, in_specs, out_specs, check_vma)(*args)
+    Until then it has types only. No program with an axis left out is made, which jax could refuse (marks, psum_scatter).
+    """
+    if not over:
+        return jax.shard_map(body, in_specs=tuple(in_specs), out_specs=out_specs, check_vma=check_vma)
+    *outer, axis = over
+    call = custom_vmap(lambda *args: jax.tree.map(_never_computed, types, out_specs))
 
     @call.def_vmap
     def rule(size: int, batched: Sequence[bool], *args: jax.Array) -> tuple[Any, Any]:
-        if not over:
-            raise ValueError(
-                "a function of each device is under a jax.vmap inside over_axis; use over_axis for all of them"
-            )
-        *outer, axis = over
+        for x, b in zip(args, batched, strict=True):
+            if b:
+                _check_slices(x, axis)
 
-        def sliced(*args: jax.Array, along: Axes) -> Any:
-            mine = [x[0] if b else jax.lax.pcast(x, axis, to="varying") for x, b in zip(args, batched, strict=True)]
-            return jax.tree.map(lambda x: x[None], body(*mine, along=(axis, *along)))
+        def sliced(*args: jax.Array) -> Any:
+            # the same for all slices: each has its own gradient all the same
+            own = [x[0] if b else jax.lax.pcast(x, axis, to="varying") for x, b in zip(args, batched, strict=True)]
+            return jax.tree.map(lambda x: x[None], body(*own))
 
-        def wide(spec: PartitionSpec) -> PartitionSpec:
-            return PartitionSpec(axis, *spec.partitions, reduced=spec.reduced, unreduced=spec.unreduced)
-
-        ins = [wide(s) if b else s for s, b in zip(in_specs, batched, strict=True)]
-        results = with_rule(sliced, ins, jax.tree.map(wide, out_specs), check_vma, tuple(outer))(*args)
+        wide_specs = [_wide(s, axis) if b else s for s, b in zip(in_specs, batched, strict=True)]
+        wide_out = jax.tree.map(partial(_wide, axis=axis), out_specs)
+        wide_types = jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape), x.dtype), types)
+        results = _batched(sliced, wide_specs, wide_out, wide_types, check_vma, tuple(outer))(*args)
         return results, jax.tree.map(lambda _: True, results)
 
     return call
 
 
-def axes_in(spec: PartitionSpec) -> Axes:
-    return tuple(a for e in spec.partitions if e for a in ((e,) if isinstance(e, str) else e))
+def _never_computed(kind: jax.ShapeDtypeStruct, spec: PartitionSpec) -> jax.Array:
+    """NaN or -1 of this type, to be noticed."""
+    blank = jnp.full(kind.shape, jnp.nan if _is_float(kind) else -1, kind.dtype, out_sharding=PartitionSpec(*spec.partitions))
+    return jax.reshard(blank, spec)
 
 
-def is_float(x: Any) -> bool:
-    return jnp.issubdtype(x.dtype, jnp.inexact)
+def _check_slices(x: jax.Array, axis: str) -> None:
+    """Raise ValueError unless the first dim has one slice for each device along `axis`."""
+    partitions = jax.typeof(x).sharding.spec.partitions
+    split = partitions[0] if partitions else None
+    if split not in (axis, (axis,)) or x.shape[0] != jax.sharding.get_abstract_mesh().shape[axis]:
+        raise ValueError(
+            f"on_each_device meets a vmap over a dim of {x.shape[0]}, split over {split}; with over_axis all its vmaps "
+            f"are over_axis, and each is over a dim as long as its mesh axis and split over it alone"
+        )
 
 
-def of_gradient(spec: PartitionSpec) -> PartitionSpec:
-    """The spec of the gradient of an array of this spec: what is reduced for the one is partial sums of the other."""
+def _wide(spec: PartitionSpec, axis: str) -> PartitionSpec:
+    return PartitionSpec(axis, *spec.partitions, reduced=spec.reduced, unreduced=spec.unreduced)
+
+
+def _of_gradient(spec: PartitionSpec) -> PartitionSpec:
+    """The spec of a gradient: an array that is reduced over an axis has partial sums as gradient, and vice versa."""
     return PartitionSpec(*spec.partitions, reduced=spec.unreduced, unreduced=spec.reduced)
+
+
+def _is_float(x: Any) -> bool:
+    return bool(jnp.issubdtype(x.dtype, jnp.inexact))
+
+
+def _name(axis: str) -> str:
+    """The name of a vmap over a mesh axis."""
+    return f"over {axis}"
