@@ -24,7 +24,7 @@ PARAMETERS: dict[str, Axes] = {
     "norm": (),
 }
 ACTIVATIONS: dict[str, Axes] = {
-    "batch": ("data", "fsdp", "expert"),
+    "batch": ("replica", "data", "fsdp", "expert"),
     "sequence": ("context",),
     "residual_sequence": ("context", "tensor"),  # between the matmuls: sequence parallelism
     "embed": (),
@@ -34,6 +34,11 @@ ACTIVATIONS: dict[str, Axes] = {
     "mlp": ("tensor",),
     "vocab": ("tensor",),
 }
+
+
+# Along these axes devices have states of their own. The rows are split over them, and a step sends nothing over them.
+REPLICA_AXES: Axes = ("replica",)
+STEP_AXES: Axes = tuple(a for a in cfg.READY_AXES if a not in REPLICA_AXES)  # those that a step may send over
 
 
 @dataclass(frozen=True)
@@ -183,6 +188,21 @@ def check_divides(rules: Rules, sizes: Mapping[str, int], config: cfg.Config) ->
         require_divides("loss.chunk", config.loss.chunk, parts, where)
     if model.attention:
         check_attention(rules.activations, sizes)
+
+
+def check_replicas(rules: Rules, sizes: Mapping[str, int]) -> None:
+    """Replicas split the rows first, and nothing else."""
+    for kind, table in (("parameters", rules.parameters), ("activations", rules.activations)):
+        for name, axes in table.items():
+            wanted = REPLICA_AXES if (kind, name) == ("activations", "batch") else ()
+            split = split_by(axes, sizes)
+            found = tuple(a for a in split if a in REPLICA_AXES)
+            if split_by(wanted, sizes) != found or split[: len(found)] != found:
+                rule = f"begin with {' and '.join(wanted)}" if wanted else f"not have {' and '.join(REPLICA_AXES)}"
+                raise ValueError(
+                    f"sharding.{kind}.{name} ({axes_text(axes, sizes)}) must {rule}: replicas have rows of their own, "
+                    "and nothing else is split between them; remove it"
+                )
 
 
 def check_repeats(kv_heads: int, axes: Axes, sizes: Mapping[str, int], config: cfg.Config) -> None:

@@ -44,10 +44,10 @@ class Answer:
 
 
 def fit_mesh(config: cfg.Config, topology: Topology) -> cfg.Config:
-    """`config` with the slices of `topology` on its first axis (data) where it says nothing of them."""
+    """`config` with the slices of `topology` on its first axis of rows (data) where it says nothing of them."""
     slices = topology.slices
     if slices > 1 and not config.mesh.over_slices:
-        return with_changes(config, {"mesh": {"dcn": {cfg.READY_AXES[0]: slices}}}, source="--slices")
+        return with_changes(config, {"mesh": {"dcn": {cfg.OVER_SLICES: slices}}}, source="--slices")
     return config
 
 

@@ -11,12 +11,12 @@ from typing import Any
 from jaxscale import config as cfg
 from jaxscale.blueprint.cases import Axes
 from jaxscale.blueprint.passes import Pass, Tensor, passes
-from jaxscale.blueprint.rules import present
+from jaxscale.blueprint.rules import STEP_AXES, present
 
 
 def layouts(config: cfg.Config) -> list[dict[str, Any]]:
     """All of them, as JSON: forward, recomputed, and the two gradients of each."""
-    return [asdict(one) for one in passes(config, cfg.READY_AXES)]
+    return [asdict(one) for one in passes(config, STEP_AXES)]
 
 
 def variants(config: cfg.Config) -> dict[str, list[dict[str, Any]]]:
@@ -24,10 +24,10 @@ def variants(config: cfg.Config) -> dict[str, list[dict[str, Any]]]:
 
     Only overrides make such: two layouts may agree where an axis is missing, and not where it is there.
     """
-    every = passes(config, cfg.READY_AXES)
+    every = passes(config, STEP_AXES)
     found = {}
-    for number in range(len(cfg.READY_AXES)):
-        for axes in combinations(cfg.READY_AXES, number):
+    for number in range(len(STEP_AXES)):
+        for axes in combinations(STEP_AXES, number):
             rows = passes(config, axes)
             if rows != tuple(restricted(one, axes) for one in every):
                 found["+".join(axes)] = [asdict(one) for one in rows]

@@ -8,8 +8,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from jaxscale.blueprint.rules import DEFAULT_RULES
-from jaxscale.config import READY_AXES
+from jaxscale.blueprint.rules import DEFAULT_RULES, STEP_AXES
 from jaxscale.config.mesh_text import mesh_text, split_axes
 from jaxscale.hardware.chips import CHIPS, Chip
 from jaxscale.hardware.topology import Link, Topology, distance, find_topology, valid_shapes
@@ -42,13 +41,13 @@ def machines(explained: Explained) -> dict[str, Any]:
     A cell is [topology, link of each axis in turn] as places in the lists beside it, or -1 - the place of the
     reason why there is no such machine.
     """
-    sizes = {axis: axis_sizes(axis, explained.mesh.get(axis, 1)) for axis in READY_AXES}
+    sizes = {axis: axis_sizes(axis, explained.mesh.get(axis, 1)) for axis in STEP_AXES}
     pool, topologies, reasons = Pool(), Pool(), Pool()
     pool.place([])  # an axis of size 1
     cells: dict[str, list[Any]] = {}
     for chip in CHIPS:
         cells[chip.name] = [
-            cell(chip, dict(zip(READY_AXES, mesh, strict=True)), explained, pool, topologies, reasons)
+            cell(chip, dict(zip(STEP_AXES, mesh, strict=True)), explained, pool, topologies, reasons)
             for mesh in itertools.product(*sizes.values())
         ]
     return {
@@ -90,7 +89,7 @@ def cell(
     except ValueError as error:
         return -1 - reasons.place(str(error))
     where = topologies.place([topology.name, topology.chips, topology.slices, *believed(topology)])
-    return [where, *(pool.place(stages(found[axis])) if axis in found else 0 for axis in READY_AXES)]
+    return [where, *(pool.place(stages(found[axis])) if axis in found else 0 for axis in STEP_AXES)]
 
 
 def believed(topology: Topology) -> tuple[float, str]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from jaxscale import config as cfg
 from jaxscale.blueprint.described import blueprint
-from jaxscale.blueprint.rules import make_rules
+from jaxscale.blueprint.rules import STEP_AXES, make_rules
 from jaxscale.explain.layouts import layouts, variants
 from jaxscale.explain.machines import Explained, machines, read_topology
 from jaxscale.explain.rows import CASES
@@ -101,7 +101,7 @@ def constants() -> dict[str, Any]:
         "slice_wait": timing.SLICE_WAIT,
         "lanes": timing.LANES,
         "kernels": {"layer": forecast.LAYER_KERNELS, "others": forecast.OTHER_KERNELS, "chunk": forecast.CHUNK_KERNELS},
-        "ready": cfg.READY_AXES,
+        "ready": STEP_AXES,
         "cases": CASES,
     }
 

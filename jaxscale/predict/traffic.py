@@ -12,7 +12,7 @@ from jaxscale import config as cfg
 from jaxscale.blueprint.cases import both, without
 from jaxscale.blueprint.described import blueprint
 from jaxscale.blueprint.passes import Pass, Send
-from jaxscale.blueprint.rules import count, rules_of, split_by
+from jaxscale.blueprint.rules import REPLICA_AXES, count, rules_of, split_by
 from jaxscale.blueprint.sequence import halo, in_zigzag, way
 from jaxscale.predict import costs
 from jaxscale.predict.costs import BYTES, elements, letter_sizes
@@ -94,6 +94,7 @@ def lookups(config: cfg.Config, sizes: Mapping[str, int]) -> Iterator[Traffic]:
     rules, tokens = rules_of(config, sizes), costs.microbatch_tokens(config, sizes)
     lies = ("batch", "sequence", "residual_sequence")
     batch, sequence, residual = (split_by(rules.activations[name], sizes) for name in lies)
+    batch = without(batch, REPLICA_AXES)
     for name in model.lookups:
         table = model.weight(name)
         ids_split, embed = (split_by(rules.parameters[axis], sizes) for axis in model.axes(table))

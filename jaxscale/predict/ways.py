@@ -5,8 +5,9 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 
 from jaxscale import config as cfg
+from jaxscale.blueprint.cases import without
 from jaxscale.blueprint.described import blueprint
-from jaxscale.blueprint.rules import DEFAULT_RULES, count, present
+from jaxscale.blueprint.rules import DEFAULT_RULES, REPLICA_AXES, count, present
 from jaxscale.config.mesh_text import mesh_text
 from jaxscale.hardware.topology import Topology
 from jaxscale.predict.memory import MemoryForecast, memory
@@ -24,7 +25,8 @@ REMATS: dict[str, str | Mapping[str, str]] = {
     "to the host": OFFLOAD,
 }
 OWN_REMAT = "the config's own"
-BATCH = present(DEFAULT_RULES.activations["batch"], cfg.READY_AXES)  # the axes that split it, and may cross slices
+BATCH = present(DEFAULT_RULES.activations["batch"], cfg.READY_AXES)  # the axes that split it
+CROSSING = without(BATCH, REPLICA_AXES)[::-1]  # those of them that may cross slices; how many replicas there are is given
 HEADS = present(DEFAULT_RULES.activations["heads"], cfg.READY_AXES)
 SEQUENCE = present(DEFAULT_RULES.activations["sequence"], cfg.READY_AXES)  # the axes that split it
 LONG = 32768  # tokens of a row from which its split over the mesh is tried
@@ -64,15 +66,30 @@ def meshes(config: cfg.Config, topology: Topology, held: tuple[str, ...] = ()) -
     over = held_over(config, topology, held)
     groups = math.prod(over.values()) if over else topology.slices
     inside = topology.devices // groups
-    fixed = held_sizes(config, topology, inside, held)
+    replicas, crossing = placed_replicas(config, over, groups)
+    fixed = held_sizes(config, topology, inside, held, replicas)
     free = tuple(axis for axis in HEADS if axis not in fixed)
     for sizes in splits(inside, cfg.READY_AXES):
         if any(sizes[axis] != size for axis, size in fixed.items()) or config.model.num_heads % count(free, sizes):
             continue
         if config.data.seq_len // count(SEQUENCE, sizes) < (FEWEST if not fixed.keys() & set(SEQUENCE) else 1):
             continue
-        for split in [over] if over else splits(groups, BATCH[::-1]):
-            yield cfg.Mesh(**sizes, dcn=cfg.Dcn(**split))
+        for split in [over] if over else splits(groups // math.prod(crossing.values()), CROSSING):
+            yield cfg.Mesh(**sizes, dcn=cfg.Dcn(**crossing | split))
+
+
+def placed_replicas(
+    config: cfg.Config, over: Mapping[str, int], groups: int
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Axis -> size within a slice, and over slices: as many replicas as the config has, in slices of their own where
+    nothing else is given, as they seldom talk.
+
+    Args:
+        over: what is given over slices; empty: nothing. `groups`: how many slices.
+    """
+    whole = {a: getattr(config.mesh, a) * getattr(config.mesh.dcn, a) for a in REPLICA_AXES}
+    crossing = {a: over.get(a, 1) if over else math.gcd(n, groups) for a, n in whole.items()}
+    return {a: n // crossing[a] for a, n in whole.items()}, crossing
 
 
 def splits(devices: int, axes: tuple[str, ...]) -> Iterator[dict[str, int]]:
@@ -85,12 +102,18 @@ def splits(devices: int, axes: tuple[str, ...]) -> Iterator[dict[str, int]]:
             yield {**sizes, axes[-1]: size}
 
 
-def held_sizes(config: cfg.Config, topology: Topology, inside: int, held: tuple[str, ...]) -> dict[str, int]:
-    """Axis -> size within a slice that is given. Where one is given as -1, it takes what the config's others leave."""
+def held_sizes(
+    config: cfg.Config, topology: Topology, inside: int, held: tuple[str, ...], replicas: Mapping[str, int]
+) -> dict[str, int]:
+    """Axis -> size within a slice that is given. Where one is given as -1, it takes what the config's others leave.
+
+    Args:
+        replicas: sizes of the replicas' axes, which are always given.
+    """
     given = [axis for axis in cfg.READY_AXES if holds(held, f"mesh.{axis}")]
-    sizes = {axis: getattr(config.mesh, axis) for axis in (*given, *not_tried(config))}
+    sizes = {axis: getattr(config.mesh, axis) for axis in (*given, *not_tried(config))} | dict(replicas)
     if -1 in sizes.values():
-        sizes = {axis: getattr(config.mesh, axis) for axis in cfg.READY_AXES}
+        sizes = {axis: getattr(config.mesh, axis) for axis in cfg.READY_AXES} | dict(replicas)
     known = {axis: n for axis, n in sizes.items() if n != -1}
     product = math.prod(known.values())
     whole = len(known) == len(cfg.READY_AXES)
@@ -109,10 +132,14 @@ def held_sizes(config: cfg.Config, topology: Topology, inside: int, held: tuple[
 
 def not_tried(config: cfg.Config) -> dict[str, str]:
     """Axes that stay as the config has them though they are not given, and why."""
-    if config.data.seq_len >= LONG or any(getattr(config.mesh, axis) != 1 for axis in SEQUENCE):
-        return {}
-    why = f"rows of {config.data.seq_len:,} tokens are short (it is from {LONG:,} on)"
-    return dict.fromkeys(SEQUENCE, why)
+    found = {}
+    if config.mesh.replicas == 1:
+        why = "replicas that seldom talk learn otherwise than one model does; mesh.{}=2 outer.every=100 tries it"
+        found |= {axis: why.format(axis) for axis in REPLICA_AXES}
+    if config.data.seq_len < LONG and all(getattr(config.mesh, axis) == 1 for axis in SEQUENCE):
+        why = f"rows of {config.data.seq_len:,} tokens are short (it is from {LONG:,} on)"
+        found |= {axis: f"{why}; mesh.{axis}=2 tries it" for axis in SEQUENCE}
+    return found
 
 
 def held_over(config: cfg.Config, topology: Topology, held: tuple[str, ...]) -> dict[str, int]:
