@@ -215,7 +215,9 @@ def _batched(
 
 def _never_computed(kind: jax.ShapeDtypeStruct, spec: PartitionSpec) -> jax.Array:
     """NaN or -1 of this type, to be noticed."""
-    blank = jnp.full(kind.shape, jnp.nan if _is_float(kind) else -1, kind.dtype, out_sharding=PartitionSpec(*spec.partitions))
+    blank = jnp.full(
+        kind.shape, jnp.nan if _is_float(kind) else -1, kind.dtype, out_sharding=PartitionSpec(*spec.partitions)
+    )
     return jax.reshard(blank, spec)
 
 

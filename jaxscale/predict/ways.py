@@ -26,7 +26,9 @@ REMATS: dict[str, str | Mapping[str, str]] = {
 }
 OWN_REMAT = "the config's own"
 BATCH = present(DEFAULT_RULES.activations["batch"], cfg.READY_AXES)  # the axes that split it
-CROSSING = without(BATCH, REPLICA_AXES)[::-1]  # those of them that may cross slices; how many replicas there are is given
+CROSSING = without(BATCH, REPLICA_AXES)[
+    ::-1
+]  # those of them that may cross slices; how many replicas there are is given
 HEADS = present(DEFAULT_RULES.activations["heads"], cfg.READY_AXES)
 SEQUENCE = present(DEFAULT_RULES.activations["sequence"], cfg.READY_AXES)  # the axes that split it
 LONG = 32768  # tokens of a row from which its split over the mesh is tried
@@ -78,9 +80,7 @@ def meshes(config: cfg.Config, topology: Topology, held: tuple[str, ...] = ()) -
             yield cfg.Mesh(**sizes, dcn=cfg.Dcn(**crossing | split))
 
 
-def placed_replicas(
-    config: cfg.Config, over: Mapping[str, int], groups: int
-) -> tuple[dict[str, int], dict[str, int]]:
+def placed_replicas(config: cfg.Config, over: Mapping[str, int], groups: int) -> tuple[dict[str, int], dict[str, int]]:
     """Axis -> size within a slice, and over slices: as many replicas as the config has, in slices of their own where
     nothing else is given, as they seldom talk.
 

@@ -68,7 +68,7 @@ def regrouped(state: TrainState, wanted: int, saved: dict[str, Any], say: Callab
         state = one_copy(state)
         line += ": all start from the outer parameters" if wanted else ": the run goes on from the outer parameters"
         if since := step % saved["outer"]["every"]:
-            line += f", and what the replicas learnt in the {since} steps since is left"
+            line += f", and what the replicas learnt in the last {since} step{'s' * (since > 1)} is left"
     say(line)
     if not wanted:
         return state
