@@ -229,8 +229,8 @@ class Config(Section):
         if replicas == 1:
             if every:
                 raise ValueError(
-                    f"outer.every={every} is for replicas, and mesh.replica is 1; set mesh.replica or mesh.dcn.replica, "
-                    "or outer.every=null"
+                    f"outer.every={every} is for replicas, and mesh.replica is 1; set mesh.replica or "
+                    "mesh.dcn.replica, or outer.every=null"
                 )
             return
         if not every:

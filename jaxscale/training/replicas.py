@@ -85,11 +85,10 @@ def split_between(x: jax.Array) -> jax.Array:
 
 def by_replica(x: jax.Array) -> jax.Array:
     """Rows of a batch [M, B, T] as [R, M, B/R, T]: where they lie, as the replicas' axis splits the rows first."""
-    axis = replica_axis()
     parts, rows, *rest = dims_of(x)
-    assert axis is not None and rows[0] == axis
-    count = current_mesh().shape[axis]
-    layout = to_spec([parts, (axis,), rows[1:], *rest])
+    assert rows[:1] == REPLICA_AXES
+    count = current_mesh().shape[rows[0]]
+    layout = to_spec([parts, rows[:1], rows[1:], *rest])
     split = x.reshape((x.shape[0], count, x.shape[1] // count, *x.shape[2:]), out_sharding=layout)
     return jnp.moveaxis(split, 1, 0)
 

@@ -61,8 +61,8 @@ class Program:
     Attributes:
         init: () -> TrainState; jitted, born sharded.
         step: (state, batch) -> (state, metrics); jitted, the state donated.
-        outer: state -> (state, metrics), the step that replicas take together; jitted, the state donated. None: there are
-            no replicas.
+        outer: state -> (state, metrics), the step that replicas take together; jitted, the state donated. None: without
+            replicas.
         combine: a step's metrics -> scalars; jitted. Replicas' metrics are [R]; without replicas nothing changes.
         evaluate: (state, batch) -> metrics; jitted.
         abstract: the TrainState as shapes, dtypes and shardings.
@@ -209,7 +209,7 @@ def gradients(config: cfg.Config, merge: Merge, params: PyTree, batch: Batch, rn
 
         zeros = (
             jax.tree.map(lambda p: jnp.zeros_like(p, jnp.float32), params),
-            {name: jnp.zeros(()) for name in objective.means},
+            {name: 0.0 * divisor for name in objective.means},  # batched where it is mapped: see `parallel.local`
         )
         (grads, metrics), _ = jax.lax.scan(add, zeros, (batch, jnp.arange(config.step.microbatches)))
     return grads, metrics | {objective.unit: count}

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from functools import partial
 from types import SimpleNamespace
 
 import jax
@@ -85,10 +86,13 @@ def test_a_replica_trains_as_one_model_does_on_its_rows(mesh, alone):
     sent = collectives(parse(setup.hlo()), dict(setup.mesh.shape))
     assert not [c for c in sent if "replica" in c.axes or not c.axes], sent
     assert bool(sent) == (len(mesh) > 1)
-    with setup.context():
-        before = setup.program.step._cache_size()
-        setup.program.step(state, setup.batch)
-        assert setup.program.step._cache_size() == before == 1  # the state keeps its layout
+    assert_laid_out_alike(state, setup.program.abstract)
+
+
+def assert_laid_out_alike(state, abstract) -> None:
+    """So that the next step is the same program."""
+    alike = jax.tree.map(lambda x, y: x.sharding.is_equivalent_to(y.sharding, x.ndim), state, abstract)
+    assert all(jax.tree.leaves(alike))
 
 
 def test_microbatches_are_shared_out_row_by_row(alone):
@@ -133,7 +137,7 @@ def test_metrics_of_replicas_are_those_of_all_their_tokens():
     np.testing.assert_allclose(found["grad_norm"], each["grad_norm"].mean(), rtol=1e-6)
     with setup.context():
         odd = {"loss": jnp.array([1, np.nan]), "tokens": jnp.array([2.0, 1]), "spike": jnp.array([0.0, 1])}
-        found = combined(odd, means=("loss",), unit="tokens")
+        found = jax.jit(partial(combined, means=("loss",), unit="tokens"))(odd)
     assert math.isnan(found["loss"])
     assert (found["spike"], found["tokens"]) == (1, 3)
 
@@ -162,12 +166,14 @@ def test_the_outer_step_sends_four_bytes_a_parameter(mesh):
     setup = Setup(replicated(mesh, step={"param_dtype": "bfloat16"}))
     with setup.context():
         hlo = setup.program.outer.lower(setup.program.abstract).compile().as_text()
-    sent = [c for c in collectives(parse(hlo), dict(setup.mesh.shape)) if c.bytes > 4]  # but for the gradient's norm
-    assert {(c.kind, c.axes) for c in sent} == {("all-reduce", ("replica",))}
-    assert sum(c.bytes * c.times for c in sent) == device_bytes(setup.program.abstract.outer.params)
+    sent = collectives(parse(hlo), dict(setup.mesh.shape))
+    across = [c for c in sent if "replica" in c.axes or not c.axes]
+    assert {(c.kind, c.axes) for c in across} == {("all-reduce", ("replica",))}
+    assert sum(c.bytes * c.times for c in across) == device_bytes(setup.program.abstract.outer.params)
+    assert sum(c.bytes * c.times for c in sent if c not in across) < 100  # the norm of the gradient
     if len(mesh) == 1:
         parameters = sum(math.prod(x.shape) for x in jax.tree.leaves(setup.program.abstract.outer.params))
-        assert sum(c.bytes * c.times for c in sent) == 4 * parameters
+        assert sum(c.bytes * c.times for c in across) == 4 * parameters
 
 
 def test_with_rate_1_and_no_momentum_it_is_the_mean():
@@ -302,8 +308,7 @@ def test_a_checkpoint_is_restored_onto_any_mesh(run, tmp_path, mesh, every):
     with (old := Setup(run.config)).context():
         saved, _ = place.restore_latest(old.program.abstract, run.config, say=said.append)
     place.close()
-    layouts = jax.tree.map(lambda x, y: x.sharding.is_equivalent_to(y.sharding, x.ndim), state, setup.program.abstract)
-    assert all(jax.tree.leaves(layouts))
+    assert_laid_out_alike(state, setup.program.abstract)
     replicas = mesh.get("replica", 0)
     if replicas == 2:
         assert_trees_equal(state, saved)
@@ -314,13 +319,9 @@ def test_a_checkpoint_is_restored_onto_any_mesh(run, tmp_path, mesh, every):
         f"2 replicas until step 6, {words} from the outer parameters, and what the replicas learnt in the last 2 steps "
         "is left"
     ]
-    own = (
-        [jax.tree.map(lambda x, r=r: np.asarray(x)[r], state._asdict()) for r in range(replicas)]
-        if replicas
-        else [state._asdict()]
-    )
-    own = own if not replicas else [{name: tree for name, tree in one.items() if name in OWN} for one in own]
-    for one in own:
+    own = {name: getattr(state, name) for name in OWN}
+    each = [jax.tree.map(lambda x, r=r: np.asarray(x)[r], own) for r in range(replicas)] or [own]
+    for one in each:
         assert_trees_equal(one["params"], saved.outer.params)
         means = jax.tree.map(lambda x: np.asarray(x).mean(0).astype(x.dtype), (saved.opt_state, saved.losses))
         assert_trees_close((one["opt_state"], one["losses"]), means, rtol=1e-6)
@@ -338,7 +339,7 @@ def test_a_usual_run_goes_on_with_replicas_and_back(tmp_path):
     second = train(more, watcher=listener)
     assert "no replicas until step 8, 2 from there on" in listener.lines
     assert first.step + 4 == second.step
-    assert second.losses[9] < first.losses[1]
+    assert np.isfinite(second.losses[12])
     third = train(make_config({"tensor": 2}, out=plain.out, **ROWS, **RUN | {"steps": 16}), watcher=listener)
     assert "2 replicas until step 12, none from there on: the run goes on from the outer parameters" in listener.lines
     assert np.isfinite(third.losses[16])
