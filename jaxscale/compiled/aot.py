@@ -69,9 +69,10 @@ def compile_on(config: cfg.Config, devices: list[jax.Device], *, documents: bool
             "optimizer state": device_bytes(program.abstract.opt_state),
             "averaged parameters": device_bytes(program.abstract.ema),
             "losses' statistics": device_bytes(program.abstract.losses),
-            "outer parameters and momentum": device_bytes(program.abstract.outer),
             "batch": device_bytes(batch),
         }
+        if program.outer is not None:
+            parts["outer parameters and momentum"] = device_bytes(program.abstract.outer)
         sizes, jitted = dict(setup.mesh.shape), cast(Any, program.step)
         start = time.perf_counter()
         try:

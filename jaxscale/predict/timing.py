@@ -156,6 +156,7 @@ WHOLE = {
     "attention": "compute",
     "elementwise": "HBM",
     "optimizer": "HBM",
+    "outer step": "HBM",
     "weights": "HBM",
     "quantizing": "HBM",
     "kernel starts": "launches",
