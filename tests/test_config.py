@@ -390,7 +390,7 @@ RULES = {
     "mesh={data: -1, tensor: -1}": "data and tensor are both -1; only one axis",
     "mesh.replica=-1": "replica=-1: how many replicas there are changes what is learnt; give their number",
     "mesh.replica=2": "mesh.replica: 2 replicas need outer.every, the steps between their outer steps; set e.g. outer",
-    "outer.every=2": "outer.every=2 is for replicas, and mesh.replica is 1; set mesh.replica or mesh.dcn.replica, or out",
+    "outer.every=2": "outer.every=2 is for replicas, and mesh.replica is 1; set mesh.replica or mesh.dcn.replica, or",
     "mesh.pipeline=2": "pipeline=2: the pipeline axis is reserved and not yet supported; set it to 1",
     "mesh.expert=2": "expert=2: the expert axis is reserved and not yet supported; set it to 1",
     "data.kind=tokens": "data.kind=tokens needs data.path; `jaxscale data prepare",

@@ -132,7 +132,7 @@ def held_sizes(
 
 def not_tried(config: cfg.Config) -> dict[str, str]:
     """Axes that stay as the config has them though they are not given, and why."""
-    found = {}
+    found: dict[str, str] = {}
     if config.mesh.replicas == 1:
         why = "replicas that seldom talk learn otherwise than one model does; mesh.{}=2 outer.every=100 tries it"
         found |= {axis: why.format(axis) for axis in REPLICA_AXES}

@@ -65,7 +65,7 @@ def regrouped(state: TrainState, wanted: int, saved: dict[str, Any], say: Callab
     line = f"{found or 'no'} replicas until step {step}, {wanted or 'none'} from there on"
     outer = state.outer
     if isinstance(outer, Outer):
-        state = one_copy(state)
+        state = one_copy(state, outer)
         line += ": all start from the outer parameters" if wanted else ": the run goes on from the outer parameters"
         if since := step % saved["outer"]["every"]:
             line += f", and what the replicas learnt in the last {since} step{'s' * (since > 1)} is left"
@@ -76,9 +76,9 @@ def regrouped(state: TrainState, wanted: int, saved: dict[str, Any], say: Callab
     return state._replace(outer=outer) if isinstance(outer, Outer) else state
 
 
-def one_copy(state: TrainState) -> TrainState:
-    """Without replicas: the outer parameters, and the means of what each replica has beside its own."""
-    params = jax.tree.map(lambda outer, own: outer.astype(own.dtype), state.outer.params, state.params)
+def one_copy(state: TrainState, outer: Outer) -> TrainState:
+    """Without replicas: the outer parameters, and the means of what else each replica has of its own."""
+    params = jax.tree.map(lambda common, own: common.astype(own.dtype), outer.params, state.params)
     means = {name: jax.tree.map(mean, getattr(state, name)) for name in OWN if name != "params"}
     return state._replace(params=params, **means, outer={})
 

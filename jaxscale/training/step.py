@@ -209,7 +209,7 @@ def gradients(config: cfg.Config, merge: Merge, params: PyTree, batch: Batch, rn
 
         zeros = (
             jax.tree.map(lambda p: jnp.zeros_like(p, jnp.float32), params),
-            {name: 0.0 * divisor for name in objective.means},  # batched where it is mapped: see `parallel.local`
+            dict.fromkeys(objective.means, 0.0 * divisor),  # batched where it is mapped: see `parallel.local`
         )
         (grads, metrics), _ = jax.lax.scan(add, zeros, (batch, jnp.arange(config.step.microbatches)))
     return grads, metrics | {objective.unit: count}

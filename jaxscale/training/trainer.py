@@ -293,8 +293,8 @@ class Run:
         if lower := getattr(self.program.step, "lower", None):  # an executable from a file has nothing to compile
             with self.events.during("compile"):
                 lower(state, batch).compile()
-                if self.program.outer is not None:
-                    self.program.outer.lower(state).compile()
+                if lower_outer := getattr(self.program.outer, "lower", None):
+                    lower_outer(state).compile()
 
     def read(self, this: Pending, *, later: Pending | None = None) -> None:
         """Fetch one step's metrics (the only place where the host waits for the devices), and tell of them."""

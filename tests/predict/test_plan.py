@@ -472,9 +472,7 @@ def test_replicas_of_one_slice_share_its_devices():
     found = plan(shipped("llama3.1-8b", *APART), find_topology("v5p:4x4x4"))
     assert {choice.mesh["replica"] for choice in found.choices} == {2}
     assert {math.prod(choice.mesh.values()) for choice in found.choices} == {64}
-    with pytest.raises(
-        ValueError, match="mesh.replica=3 does not divide the 64 devices of v5p:4x4x4; make the product 2 or 4"
-    ):
+    with pytest.raises(ValueError, match=r"mesh\.replica=3 does not divide the 64 devices"):
         plan(
             shipped("llama3.1-8b", "mesh.replica=3", "outer.every=100", "data.batch_size=6"), find_topology("v5p:4x4x4")
         )

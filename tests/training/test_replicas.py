@@ -26,8 +26,8 @@ from jaxscale.training.trainer import train
 ROWS = {"data": {"batch_size": 16}}
 MESHES = [
     {"replica": 2}, {"replica": 8}, {"replica": 2, "data": 4}, {"replica": 2, "fsdp": 4}, {"replica": 4, "tensor": 2},
-    {"replica": 2, "fsdp": 2, "tensor": 2}, {"replica": 2, "context": 2, "tensor": 2}, {"replica": 2, "fsdp": 2, "context": 2},
-    {"replica": 2, "data": 2, "fsdp": 2},
+    {"replica": 2, "fsdp": 2, "tensor": 2}, {"replica": 2, "context": 2, "tensor": 2},
+    {"replica": 2, "fsdp": 2, "context": 2}, {"replica": 2, "data": 2, "fsdp": 2},
 ]  # fmt: skip
 
 
@@ -370,9 +370,9 @@ REFUSED = [
     (TWO, {"outer": {"every": None}}, "mesh.replica: 2 replicas need outer.every, the steps between"),
     ({"dcn": TWO}, {"outer": {"every": None}}, "mesh.replica: 2 replicas need outer.every, the steps between"),
     ({"replica": -1}, {}, "replica=-1: how many replicas there are changes what is learnt; give their number"),
-    (TWO, {"data": {"batch_size": 7}}, "data.batch_size 7: the 7 rows of a microbatch are not divisible by 2 replicas; try 6 or 8"),
-    (TWO, {"data": {"batch_size": 9}, "step": {"microbatches": 3}}, "the 3 rows of a microbatch are not divisible by 2 replicas; try 6 or 12"),
-    (TWO, {"steps": 7}, "steps 7 is not a multiple of outer.every 2: what replicas learn counts from their next outer step on; try 6 or 8"),
+    (TWO, {"data": {"batch_size": 7}}, "the 7 rows of a microbatch are not divisible by 2 replicas; try 6 or 8"),
+    (TWO, {"data": {"batch_size": 9}, "step": {"microbatches": 3}}, "the 3 rows of a microbatch are not divisible by 2"),
+    (TWO, {"steps": 7}, "steps 7 is not a multiple of outer.every 2: what replicas learn counts from their"),
     (TWO, {"evaluation": {"every": 1}}, "evaluation.every 1 is not a multiple of outer.every 2"),
     (TWO, {"optimizer": {"ema": 0.9}}, "optimizer.ema=0.9 averages the parameters of every step"),
     (TWO, {"guard": {"recompute_every": 5}}, "guard.recompute_every=5 is not supported with replicas; set it to 0"),
