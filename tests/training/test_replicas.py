@@ -20,6 +20,7 @@ from jaxscale.compiled.collectives import collectives
 from jaxscale.compiled.hlo import parse
 from jaxscale.serving.serve import restore_params
 from jaxscale.training import step as steps
+from jaxscale.training.guard import Guard, Rollback
 from jaxscale.training.replicas import OWN, combined
 from jaxscale.training.trainer import train
 
@@ -340,9 +341,30 @@ def test_a_usual_run_goes_on_with_replicas_and_back(tmp_path):
     assert "no replicas until step 8, 2 from there on" in listener.lines
     assert first.step + 4 == second.step
     assert np.isfinite(second.losses[12])
-    third = train(make_config({"tensor": 2}, out=plain.out, **ROWS, **RUN | {"steps": 16}), watcher=listener)
+    third = train(make_config({"fsdp": 4, "tensor": 2}, out=plain.out, **ROWS, **RUN | {"steps": 16}), watcher=listener)
     assert "2 replicas until step 12, none from there on: the run goes on from the outer parameters" in listener.lines
     assert np.isfinite(third.losses[16])
+
+
+def test_a_rollback_goes_back_with_all_replicas(run, tmp_path, monkeypatch):
+    """From step 7 to the checkpoint of 6, between two outer steps; the one after 8 is taken once."""
+    judge, bad = Guard.judge, [7]
+
+    def once(self, step, values, saved):
+        if step in bad:
+            bad.remove(step)
+            raise Rollback(step, "odd")
+        judge(self, step, values, saved)
+
+    monkeypatch.setattr(Guard, "judge", once)
+    out, listener = tmp_path / "run", Listener()
+    result = train(run.config.model_copy(update={"out": str(out)}), watcher=listener)
+    assert any("step 7: odd; back to step 6, past 1 batches" in line for line in listener.lines)
+    assert [r["step"] for r in records(out, "outer")] == [4, 8]
+    assert result.losses[6] == run.result.losses[6]
+    assert result.losses[7] != run.result.losses[7]  # of other rows
+    for own, common in zip(leaves(result.state.params), leaves(result.state.outer.params), strict=True):
+        np.testing.assert_array_equal(own, np.broadcast_to(common, own.shape))
 
 
 def test_text_is_made_with_the_outer_parameters(run):
