@@ -29,7 +29,7 @@ from jaxscale.training.events import Events
 from jaxscale.training.executable import load_executable
 from jaxscale.training.feed import Feed, has_documents, open_run_tokenizer, open_source
 from jaxscale.training.guard import Guard, Rollback
-from jaxscale.training.metrics import Meter, Speed, device_memory, model_flops_per_token
+from jaxscale.training.metrics import Meter, Speed, model_flops_per_token, speed_figures
 from jaxscale.training.owner import Owner, open_checkpoints
 from jaxscale.training.peak import Peak, find_peak, measure_again
 from jaxscale.training.pending import Pending
@@ -310,7 +310,7 @@ class Run:
         self.watcher.step(step, values, speed)
         if due(step, self.config.metrics.every) or step == self.config.steps:
             own = {"step_seconds": seconds, "data_wait_seconds": this.wait}
-            self.writer.write("train", step, values | own | self.speed_values(speed))
+            self.writer.write("train", step, values | own | speed_figures(speed, list(self.mesh.devices.flat)))
 
     def outer_step(self, state: TrainState, step: int) -> TrainState:
         """The step that replicas take together, between two of their own: no step's seconds hold it."""
@@ -321,20 +321,6 @@ class Run:
             values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         self.writer.write("outer", step, values | {"seconds": self.events.last - start})
         return state
-
-    def speed_values(self, speed: Speed | None) -> dict[str, float | str]:
-        values: dict[str, float | str] = dict(device_memory(list(self.mesh.devices.flat)))
-        if speed:
-            values |= {
-                "step_seconds_median": speed.step_seconds,
-                "step_seconds_p95": speed.step_seconds_p95,
-                "tokens_per_second": speed.tokens_per_second,
-            }
-            if speed.mfu is not None:
-                values["mfu"] = speed.mfu
-            elif speed.mfu_withheld:
-                values["mfu_withheld"] = speed.mfu_withheld
-        return values
 
     def check_peak(self, step: int) -> None:
         """An MFU above 1 shows that the measured peak is too low: measure it again, now that no step is running."""

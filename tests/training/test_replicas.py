@@ -393,7 +393,7 @@ REFUSED = [
     ({"dcn": TWO}, {"outer": {"every": None}}, "mesh.replica: 2 replicas need outer.every, the steps between"),
     ({"replica": -1}, {}, "replica=-1: how many replicas there are changes what is learnt; give their number"),
     (TWO, {"data": {"batch_size": 7}}, "the 7 rows of a microbatch are not divisible by 2 replicas; try 6 or 8"),
-    (TWO, {"data": {"batch_size": 9}, "step": {"microbatches": 3}}, "the 3 rows of a microbatch are not divisible by 2"),
+    (TWO, {"data": {"batch_size": 9}, "step": {"microbatches": 3}}, "3 rows of a microbatch are not divisible by 2"),
     (TWO, {"steps": 7}, "steps 7 is not a multiple of outer.every 2: what replicas learn counts from their"),
     (TWO, {"evaluation": {"every": 1}}, "evaluation.every 1 is not a multiple of outer.every 2"),
     (TWO, {"optimizer": {"ema": 0.9}}, "optimizer.ema=0.9 averages the parameters of every step"),
