@@ -116,7 +116,7 @@ def make_program(config: cfg.Config, model: ModelFactory | None = None) -> Progr
             jax.eval_shape(step, abstract, abstract_batch(config, mesh_here(), documents=False))
     options = compiler_options(device().device_kind, config.runtime)
     jitted = jax.jit(step, donate_argnums=0, compiler_options=options or None)
-    outer = jax.jit(outer_step(config.outer), donate_argnums=0) if replicas else None
+    outer = jax.jit(outer_step(config.outer), donate_argnums=0, compiler_options=options or None) if replicas else None
     combine = jax.jit(partial(combined, means=tuple(objective.means), unit=objective.unit)) if replicas else unchanged
     evaluate = jax.jit(make_evaluate(config, merge), compiler_options=options or None)
     return Program(jax.jit(init), jitted, outer, combine, evaluate, abstract, axes, merge)
