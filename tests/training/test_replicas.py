@@ -96,6 +96,21 @@ def assert_laid_out_alike(state, abstract) -> None:
     assert all(jax.tree.leaves(alike))
 
 
+@pytest.mark.parametrize("name", ["lion", "adafactor", "muon"])
+def test_other_optimizers_keep_replicas_apart_too(name):
+    """Wide enough for Adafactor's factors; Muon orthogonalises each replica's matrices."""
+    sections = {"optimizer": {"name": name}, "model": {"embed_dim": 128, "mlp_dim": 256, "num_layers": 1}}
+    setup = Setup(replicated({"replica": 2, "fsdp": 2, "tensor": 2}, **sections))
+    losses, norms, state = setup.steps(3)
+    for r in range(2):
+        own = {k: v[8 * r : 8 * r + 8] for k, v in make_batch(setup.config).items()}
+        wanted_losses, wanted_norms, _ = Setup(make_config({"data": 1}, **sections), batch=own).steps(3)
+        np.testing.assert_allclose(losses[:, r], wanted_losses, rtol=1e-5)
+        np.testing.assert_allclose(norms[:, r], wanted_norms, rtol=1e-5)
+    assert not [c for c in collectives(parse(setup.hlo()), dict(setup.mesh.shape)) if "replica" in c.axes or not c.axes]
+    assert_laid_out_alike(state, setup.program.abstract)
+
+
 def test_microbatches_are_shared_out_row_by_row(alone):
     """A replica's rows are its share of each microbatch."""
     batch, config = make_batch(replicated({"replica": 2})), replicated({"replica": 2}, step={"microbatches": 2})
