@@ -50,6 +50,14 @@ ROWS = (
     ("llama3.1-405b", "v5p:8x8x8", ["data.batch_size=512", "data.seq_len=4096", "mesh.fsdp=512", "mesh.tensor=1",
                                     "step.microbatches=1", "loss.chunk=512"]),
     ("llama3.1-405b", "v5p:8x8x8", ["data.batch_size=128", "mesh.fsdp=64", "step.microbatches=1"]),
+    ("llama3.1-8b-128k", "v5p:4x4x4", ["data.batch_size=8", "step.remat=full"]),
+    ("llama3.1-8b-128k", "v5p:4x4x4", ["mesh.fsdp=16", "mesh.context=4", "data.batch_size=16"]),
+    ("llama3.1-8b-128k", "v6e:8x8", ["data.batch_size=8", "step.remat=full"]),
+    ("llama3.1-8b-128k", "tpu7x:4x4x4", ["mesh.fsdp=16", "data.batch_size=16"]),
+    ("llama3.1-8b-1m", "v5p:4x4x4", []),
+    ("mistral-7b", "v5p:4x4x4", ["mesh.data=1", "mesh.fsdp=16", "mesh.context=4", "data.seq_len=32768",
+                                 "data.batch_size=16", "step.microbatches=1", "step.remat=full", "loss.chunk=4096"]),
+    ("llama3.1-8b-64k", "h100:8", []),
     ("gpt2-124m", "h100:8", ["data.validation_path=null", "mesh.data=8", "step.remat=full"]),
     ("gpt2-124m", "h100:8", ["data.validation_path=null", "mesh.data=8", "step.remat=none", "step.microbatches=1"]),
     ("llama3.2-1b", "h100:8", ["mesh.fsdp=8", "data.batch_size=16", "data.seq_len=2048", "step.remat=none",
@@ -89,6 +97,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--record", action="store_true", help="write benchmarks/results/<date>-memory.json")
     parser.add_argument("--only", default="", help="rows whose topology begins so, e.g. v or h100,h200")
+    parser.add_argument("--split", action="store_true", help="only rows whose sequences are split")
     options = parser.parse_args()
     gpu, rows = find_spec("jax_cuda13_plugin") is not None, []
     for name, where, overrides in ROWS:
@@ -99,12 +108,14 @@ def main() -> None:
             print(f"left out: {name} on {where} (pip install 'jaxscale[aot-gpu]')")
             continue
         config = load_config(name, SYNTHETIC + overrides)
+        if options.split and config.mesh.context == 1:
+            continue
         kept, _ = compile_one(config, topology)
         documents, platform = costs.packs_documents(config), topology.chip.platform
         report = examine(config, topology, kept)
         predicted = memory(config, kept.mesh, documents=documents, platform=platform)
         flops = sum(m.step_flops for m in costs.matmuls(config, kept.mesh))
-        sent = sum(t.step_bytes for t in traffic(config, kept.mesh))
+        sent = sum(t.step_bytes for t in traffic(config, kept.mesh, platform=platform))
         row = {
             "config": name, "topology": where, "overrides": overrides, "mesh": kept.mesh,
             "predicted_bytes": predicted.peak, "compiled_bytes": report.memory_needed,

@@ -51,7 +51,8 @@ def refused(path, *overrides: str) -> str:
 
 
 def test_the_shipped_configs_are_the_promised_ones():
-    assert {p.stem for p in RUNS} == {*PUBLISHED, "quickstart"}
+    long = {"llama3.1-8b-64k", "llama3.1-8b-128k", "llama3.1-8b-1m"}
+    assert {p.stem for p in RUNS} == {*PUBLISHED, *long, "quickstart"}
     assert {p.stem for p in MODELS} == set(PUBLISHED)
 
 
@@ -393,6 +394,7 @@ RULES = {
     "outer.every=2": "outer.every=2 is for replicas, and mesh.replica is 1; set mesh.replica or mesh.dcn.replica, or",
     "mesh.pipeline=2": "pipeline=2: the pipeline axis is reserved and not yet supported; set it to 1",
     "mesh.expert=2": "expert=2: the expert axis is reserved and not yet supported; set it to 1",
+    "mesh.context=0": "context=0 must be a positive size, or -1 for the remaining devices",
     "data.kind=tokens": "data.kind=tokens needs data.path; `jaxscale data prepare",
     "data.kind=llmc": "data.kind=llmc needs data.path",
     "data.path=data/x": "data.path is not read with kind=synthetic",

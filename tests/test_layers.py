@@ -31,7 +31,8 @@ BELOW = {
     "compiled": {"files", "hardware", "config", "blueprint", "predict", "record"},  # aot in a child process
     "parallel": {"hardware", "process", "config", "blueprint"},
     "private": set(),
-    "models": {"config", "blueprint", "parallel", "private"},
+    "kernels": {"private"},
+    "models": {"config", "blueprint", "parallel", "kernels"},
     "objectives": {"config", "columns", "parallel"},
     "blame": set(),
     "codes": set(),
@@ -184,10 +185,16 @@ def test_the_layers_form_no_circle():
 
 
 def test_the_core_stays_short_enough_to_read():
-    """Config, mesh, sharding, model, objective, step: what the step imports is part of it, and nothing else is."""
-    lines = {f: len(FILES[f].read_text().splitlines()) for f in core()}
+    """Config, mesh, sharding, model, objective, step: what the step imports is part of it, and nothing else is.
+
+    Attention's kernels are a room of their own: the core calls them by two names, and they are counted beside it.
+    """
+    every = {f: len(FILES[f].read_text().splitlines()) for f in core()}
+    kernels = {f: n for f, n in every.items() if f.startswith("kernels/")}
+    assert sum(kernels.values()) < 900, kernels
+    lines = {f: n for f, n in every.items() if f not in kernels}
     assert {"config/sections.py", "parallel/sharding.py", "models/transformer.py", "blueprint/decoder.py"} <= set(lines)
-    assert sum(lines.values()) < 7300, lines
+    assert sum(lines.values()) < 6100, lines
 
 
 def test_one_place_makes_a_program_of_a_config():

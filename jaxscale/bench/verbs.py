@@ -14,11 +14,13 @@ from jaxscale.bench import collectives as sends
 from jaxscale.bench import loader as loaders
 from jaxscale.bench import matmul as products
 from jaxscale.bench import memory as copies
+from jaxscale.bench import split_attention
 from jaxscale.bench import startup as starts
 from jaxscale.bench.clock import Effort
 from jaxscale.bench.header import Header
 from jaxscale.bench.record import FAILED, INTERRUPTED, BenchRecord, Row
 from jaxscale.blueprint.rules import check_divides
+from jaxscale.blueprint.sequence import require_chunks
 from jaxscale.config.mesh_text import read_mesh
 from jaxscale.parallel.mesh import make_mesh, start_devices
 from jaxscale.parallel.sharding import make_rules
@@ -110,10 +112,23 @@ def collectives(
 
 
 def attention(
-    seq_lens: list[int], sizes: tuple[int | None, int, int, int], dtype: str, platform: str, effort: Effort
+    seq_lens: list[int],
+    sizes: tuple[int | None, int, int, int],
+    dtype: str,
+    platform: str,
+    effort: Effort,
+    *,
+    context: int = 1,
 ) -> BenchRecord:
-    """Args: sizes: tokens of a call (None: as the platform can bear), query heads, kv heads, head dim."""
-    device = find_devices(platform)[0]
+    """Measure attention kernels on one device, or on `context` devices that share each row.
+
+    Args:
+        sizes: tokens of a call (None: as the platform can bear), query heads, kv heads, head dim.
+    """
+    devices = find_devices(platform, context)[:context]
+    if len(devices) < context:
+        raise ValueError(f"--context {context}: there are {len(devices)} devices")
+    device = devices[0]
     small = device.platform == "cpu"
     tokens, heads, kv_heads, head_dim = sizes
     if heads % kv_heads:
@@ -121,12 +136,16 @@ def attention(
     lengths = seq_lens or ([256, 512, 1024] if small else [1024, 2048, 4096, 8192, 16384])
     tokens = tokens or (2048 if small else 32768)
     cases = [attentions.Case(max(1, tokens // T), T, heads, kv_heads, head_dim, known_dtype(dtype)) for T in lengths]
+    for case in cases:
+        require_chunks(case.seq_len, context)
     peak = peak_of(device, dtype)
-    header = Header("attention", f"{heads}x{head_dim}", [device], peak=peak)
+    name = f"{heads}x{head_dim}" + (f"-context-{context}" if context > 1 else "")
+    header = Header("attention", name, devices, peak=peak)
     rate = peak.flops_per_second if peak else None
+    split = split_attention.measure(cases, devices, rate, effort)
     return finished(
         header,
-        attentions.measure(cases, device, rate, effort),
+        split if context > 1 else attentions.measure(cases, device, rate, effort),
         burn_in=effort.burn_in,
         convention=attentions.CONVENTION,
     )

@@ -158,8 +158,9 @@ class Passes:
         return [o for o in self.model.ops if o.group == op.group]
 
     def keeps_gathered(self, op: Op) -> bool:
-        """Remat `none` keeps gathered weights too, but those gathered over the rows' axes: see `Transformer.remat`."""
-        return self.keeps_all and not both(self.cut(op).gathers_w, self.of(self.rules.activations, "batch"))
+        """Remat `none` keeps gathered weights too, but those gathered over tokens' axes: see `Transformer.remat`."""
+        tokens = [a for name in ("batch", "sequence") for a in self.of(self.rules.activations, name)]
+        return self.keeps_all and not both(self.cut(op).gathers_w, tokens)
 
     # --- layouts ---
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from jaxscale import config as cfg
 from jaxscale.blueprint.cases import Axes
 from jaxscale.blueprint.described import blueprint
-from jaxscale.blueprint.sequence import in_zigzag, require_chunks
+from jaxscale.blueprint.sequence import in_zigzag, require_chunks, way
 from jaxscale.blueprint.table import Blueprint
 from jaxscale.config.mesh_text import mesh_text
 
@@ -164,6 +164,7 @@ def check_divides(rules: Rules, sizes: Mapping[str, int], config: cfg.Config) ->
     (`Model.padded_vocab_size`).
     """
     model = blueprint(config.model)
+    check_sequence(rules.activations["sequence"], sizes, config)
     rows = config.data.batch_size // config.step.microbatches
     sizes_of = {d.axis: (d.label, d.size) for d in model.dims.values() if d.label}
     for dim in (d for d in model.dims.values() if d.repeats):
@@ -181,11 +182,6 @@ def check_divides(rules: Rules, sizes: Mapping[str, int], config: cfg.Config) ->
             if name in sizes_of:
                 where = f"{axes_text(axes, sizes)}, sharding.{kind}.{name}"
                 require_divides(*sizes_of[name], count(axes, sizes), where)
-    parts = count(rules.activations["sequence"], sizes)
-    require_chunks(config.data.seq_len, parts, zigzag=in_zigzag(config))
-    if config.loss.chunk:
-        where = f"{axes_text(rules.activations['sequence'], sizes)}, sharding.activations.sequence"
-        require_divides("loss.chunk", config.loss.chunk, parts, where)
     if model.attention:
         check_attention(rules.activations, sizes)
 
@@ -203,6 +199,19 @@ def check_replicas(rules: Rules, sizes: Mapping[str, int]) -> None:
                     f"sharding.{kind}.{name} ({axes_text(axes, sizes)}) must {rule}: replicas have rows of their own, "
                     "and nothing else is split between them; remove it"
                 )
+
+
+def check_sequence(axes: Axes, sizes: Mapping[str, int], config: cfg.Config) -> None:
+    """A row's tokens, and a chunk's of the loss, over the devices that share a row; and how these attend."""
+    parts = count(axes, sizes)
+    if parts == 1:
+        return
+    require_chunks(config.data.seq_len, parts, zigzag=in_zigzag(config))
+    if config.loss.chunk:
+        where = f"{axes_text(axes, sizes)}, sharding.activations.sequence"
+        require_divides("loss.chunk", config.loss.chunk, parts, where)
+    asked, window = config.step.context_attention, config.model.sliding_window
+    way(asked, window, config.data.seq_len, zigzag=in_zigzag(config), kernel=config.step.attention)
 
 
 def check_repeats(kv_heads: int, axes: Axes, sizes: Mapping[str, int], config: cfg.Config) -> None:

@@ -102,6 +102,7 @@ def attention(
     kv_heads: Annotated[int | None, typer.Option(min=1, help="By default as many as heads.")] = None,
     head_dim: Annotated[int, typer.Option(min=8)] = 128,
     dtype: Annotated[str, typer.Option(help="bfloat16 or float32.")] = "bfloat16",
+    context: Annotated[int, typer.Option(min=1, help="Devices that share a row; on a CPU they are simulated.")] = 1,
     platform: Platform = "auto",
     repeats: Repeats = 10,
     seconds: Seconds = 2.0,
@@ -112,7 +113,8 @@ def attention(
     from jaxscale.bench import verbs
 
     sizes = (tokens, heads, kv_heads or heads, head_dim)
-    finish(verbs.attention(seq_len or [], sizes, dtype, platform, verbs.Effort(repeats, seconds)), out)
+    effort = verbs.Effort(repeats, seconds)
+    finish(verbs.attention(seq_len or [], sizes, dtype, platform, effort, context=context), out)
 
 
 @app.command()
@@ -142,7 +144,7 @@ def step(
 
 @app.command()
 def sweep(
-    grid: Annotated[str, typer.Argument(help="A grid file, or weak-scaling, strong-scaling, width.")],
+    grid: Annotated[str, typer.Argument(help="A grid file, or weak-scaling, strong-scaling, width, context.")],
     overrides: Overrides = None,
     steps: Annotated[int, typer.Option(min=3, help="Timed steps of each run.")] = 10,
     out: Out = RECORDS,

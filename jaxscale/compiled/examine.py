@@ -84,13 +84,13 @@ def examine(config: cfg.Config, topology: Topology, kept: Compiled) -> Report:
         raise ValueError("the program did not fit the device's memory; there is nothing to examine")
     program = parse(kept.hlo)
     speed = rates(topology.chip, config.step.compute_dtype)
-    attention = costs.attention(config, kept.mesh)
+    attention = costs.attention(config, kept.mesh, platform=topology.chip.platform)
     worker = Worker(program, seconds_of(speed, attention, attention_flops(config, topology, speed)))
     work = worker.of_computation(program.entry)
     inside, over = split_mesh(config, topology, kept.mesh)
     found = collectives(program, kept.mesh, worker, over if topology.slices > 1 else None)
     sent = [timed(c, topology, inside, over, speed) for c in found]
-    by_kernel = attention.forward_flops * work.forward_kernels + attention.backward_flops * work.backward_kernels
+    by_kernel = kernel_flops(work, attention)
     passes = WEIGHT_PASSES * weight_bytes(sent, kept.mesh) / speed.memory
     compute = with_launches({"compute and HBM": work.seconds + passes}, sent, kernels(program), speed)
     time = step_time(compute, sent, topology.slices)
@@ -114,12 +114,17 @@ def weight_bytes(sent: list[Sent], mesh: Mapping[str, int]) -> float:
     return sum(s.bytes * s.times for s in sent if s.kind in kinds and s.axes == axes)
 
 
+def kernel_flops(work: Work, attention: costs.AttentionCost) -> float:
+    """FLOPs of attention kernels by formula: they are opaque to the compiler."""
+    done = work.forward_kernels * attention.forward_flops + work.backward_kernels * attention.backward_flops
+    return done / attention.blocks
+
+
 def seconds_of(speed: Rates, attention: costs.AttentionCost, attention_rate: float):
-    """Work of one instruction -> seconds; kernels are opaque to the compiler, and told by formula."""
+    """Work of one instruction -> seconds."""
 
     def seconds(work: Work) -> float:
-        kernels = work.forward_kernels * attention.forward_flops + work.backward_kernels * attention.backward_flops
-        return max(speed.seconds(work.flops, work.bytes), kernels / attention_rate)
+        return max(speed.seconds(work.flops, work.bytes), kernel_flops(work, attention) / attention_rate)
 
     return seconds
 

@@ -132,13 +132,13 @@ function attentionCost(config, sizes) {
 // --- what is sent ---------------------------------------------------------------------------------------------------
 
 /** Every collective of a step: {what, kind, axes, bytes (V of one run), times, phase, overlaps}. */
-const traffic = (config, sizes) => [...matmulTraffic(config, sizes), ...otherTraffic(config, sizes)].filter((t) => t.times && t.bytes);
+const traffic = (config, sizes, chip) => [...matmulTraffic(config, sizes), ...otherTraffic(config, sizes, chip)].filter((t) => t.times && t.bytes);
 
 /** Collectives that belong to no matmul: the lookup's, repeated heads', attention's and the loss's. */
-const otherTraffic = (config, sizes) => [
+const otherTraffic = (config, sizes, chip) => [
   ...repeatedHeads(config, sizes),
   ...lookups(config, sizes),
-  ...wholeSequences(config, sizes),
+  ...splitSequences(config, sizes, chip),
   ...idleAxes(config, sizes),
   ...losses(config, sizes),
 ];
@@ -190,9 +190,10 @@ function lookups(config, sizes) {
   const [batch, residual, sequence] = ["batch", "residual_sequence", "sequence"].map((name) => live(activations[name], sizes));
   for (const table of config.table.weights.filter((w) => config.table.lookups.includes(w.name))) {
     const [rows, columns] = table.axes.map((axis) => live(parameters[axis], sizes)),
-      vocab = rows.filter((a) => !batch.includes(a)),
-      trade = columns.filter((a) => batch.includes(a)),
-      scatter = residual.join() === vocab.join() ? residual : [],
+      vocab = rows.filter((a) => !batch.includes(a) && !sequence.includes(a)),
+      trades = [batch, sequence].map((axes) => columns.filter((a) => axes.includes(a))),
+      trade = trades.flat(),
+      scatter = residual.join() === [...sequence, ...vocab].join() ? vocab : [],
       bytes = tokens * shapeOf(table, config.table)[1] * widthOf(config),
       here = [vocab, trade],
       whole = Object.fromEntries([...table.letters].map((c) => [c, config.table.dims[c].size])),
@@ -203,11 +204,14 @@ function lookups(config, sizes) {
       const wide = PAGE.constants.bytes[config.step.param_dtype];
       found.push(sent(`${table.name} weight`, "all-gather", gathered, held * wide, parts, "forward", false, true));
     }
-    if (trade.length)
+    let ids = tokens * 4;
+    for (const axes of trades.filter((axes) => axes.length)) {
+      ids *= count(axes, sizes);
       found.push(
-        sent("token ids", "all-gather", trade, tokens * count(trade, sizes) * 4, parts, "forward", false),
-        sent("looked-up rows", "all-to-all", trade, bytes / count(scatter, sizes), 2 * parts, "forward", false),
+        sent("token ids", "all-gather", axes, ids, parts, "forward", false),
+        sent("looked-up rows", "all-to-all", axes, bytes / count(scatter, sizes), 2 * parts, "forward", false),
       );
+    }
     if (scatter.length)
       found.push(
         sent("looked-up rows", "reduce-scatter", scatter, bytes, parts, "forward", false),
@@ -221,18 +225,36 @@ function lookups(config, sizes) {
   return found;
 }
 
-/** Keys and values of the whole sequence, gathered where it is split. */
-function wholeSequences(config, sizes) {
+/** Keys and values where sequences are split, and their gradients: see `models/context.py`. */
+function splitSequences(config, sizes, chip) {
   const { attention, kept, layers } = config.table,
     axes = live(config.rules.activations.sequence, sizes);
   if (!attention || !axes.length) return [];
-  const bytes = 2 * activationElements(config, sizes, attention.k) * count(axes, sizes) * widthOf(config),
+  const shards = count(axes, sizes),
+    width = widthOf(config),
+    own = 2 * activationElements(config, sizes, attention.k),
     runs = config.step.microbatches * layers,
-    again = kept === null || attention.result in kept ? 0 : 1;
-  return [
-    sent("keys and values", "all-gather", axes, bytes, (2 + again) * runs, "forward", true),
-    sent("their gradients", "reduce-scatter", axes, bytes, runs, "backward", true),
-  ];
+    again = kept === null || attention.result in kept ? 0 : 1,
+    way = attention.ways[PAGE.machines.chips[chip].node ? "gpu" : "tpu"];
+  const keys = (...rest) => sent("keys and values", ...rest),
+    gradients = (...rest) => sent("gradients of keys and values", ...rest);
+  if (way === "gather")
+    return [
+      keys("all-gather", axes, own * shards * width, 2 * runs, "forward", true),
+      gradients("reduce-scatter", axes, own * shards * width, runs, "backward", true),
+    ];
+  if (way === "ring")
+    return [
+      keys("collective-permute", axes, own * width, ((shards - 1) * (2 + again) - again) * runs, "forward", true),
+      gradients("collective-permute", axes, own * 4, shards * runs, "backward", true),
+    ];
+  const tokens = Math.floor(config.data.seq_len / shards),
+    hops = Math.min(shards - 1, Math.ceil((attention.window - 1) / tokens)),
+    parts = Array.from({ length: hops }, (_, hop) => Math.min(tokens, attention.window - 1 - hop * tokens));
+  return parts.flatMap((part) => [
+    keys("collective-permute", axes, (own / tokens) * part * width, (1 + again) * runs, "forward", false),
+    gradients("collective-permute", axes, (own / tokens) * part * width, runs, "backward", false),
+  ]);
 }
 
 /** Attention's gradients over axes along which all devices attend to the same heads and rows. */

@@ -4,18 +4,20 @@ const ORDER = ["NVLink", "xGMI", "PCIe", "network", "DCN"];
 
 /** The machine of a chip and mesh, as `machines.py` found it: {name, chips, slices, ratio, why, links}, or {reason}. */
 function machineOf(chip, sizes) {
-  const { sizes: options, cells, links, topologies, reasons } = PAGE.machines;
-  const place = PAGE.constants.ready.map((axis) => options[axis].indexOf(size(sizes, axis)));
-  if (place.includes(-1)) return { reason: "no such mesh is kept in this page" };
-  const cell = cells[chip][PAGE.constants.ready.reduce((at, axis, i) => at * options[axis].length + place[i], 0)];
+  const { own, cells, links, topologies, reasons } = PAGE.machines,
+    axes = live(PAGE.constants.ready, sizes),
+    text = (sizes, axes) => axes.map((axis) => `${axis}=${sizes[axis]}`).join();
+  const explained = chip === own.chip && text(sizes, axes) === text(own.mesh, Object.keys(own.mesh)),
+    cell = explained ? own.cell : cells[chip][axes.map((axis) => sizes[axis]).join("x")];
+  if (cell === undefined) return { reason: "no such mesh is kept in this page" };
   if (!Array.isArray(cell)) return { reason: reasons[-1 - cell] };
   const [name, chips, slices, ratio, why] = topologies[cell[0]];
-  const found = PAGE.constants.ready.map((axis, i) => [axis, links[cell[i + 1]].map(stage)]).filter(([, stages]) => stages.length);
+  const found = axes.map((axis, i) => [axis, links[cell[i + 1]].map(stage)]);
   return { name, chips, slices, ratio, why, links: Object.fromEntries(found) };
 }
 
-function stage([kind, size, bandwidth, hops, hop, exchange, latency]) {
-  return { kind, size, bandwidth, hops, hop, exchange: exchange === null ? Infinity : exchange, latency };
+function stage([kind, size, bandwidth, hops, hop, exchange, latency, whole]) {
+  return { kind, size, bandwidth, hops, hop, exchange: exchange === null ? Infinity : exchange, latency, whole };
 }
 
 /** Several axes as one: their ICI bandwidths add up, other networks are passed one after another. */
@@ -77,9 +79,9 @@ function attentionShare(config, chip) {
 }
 
 /** V of the weights that are gathered in a step, and of their gradients that are scattered. */
-const weightBytes = (config, sizes) =>
+const weightBytes = (config, sizes, chip) =>
   total(
-    traffic(config, sizes)
+    traffic(config, sizes, chip)
       .filter((t) => t.weight && t.kind !== "all-reduce")
       .map((t) => t.bytes * t.times),
   );
@@ -95,7 +97,7 @@ function computeSeconds(config, chip, sizes, rates) {
     attention: attentionCost(config, sizes).flops / (rates.attention_flops * attentionShare(config, chip)),
     elementwise: elementwiseBytes(config, sizes, rates.elementwise) / rates.memory,
     optimizer: optimizerBytes(config, sizes) / rates.memory,
-    weights: (PAGE.constants.weight_passes * weightBytes(config, sizes)) / rates.memory,
+    weights: (PAGE.constants.weight_passes * weightBytes(config, sizes, chip)) / rates.memory,
   };
   const offloaded = offloadedBytes(config, sizes);
   if (offloaded)
@@ -177,9 +179,10 @@ const WHOLE = {
 function forecast(config, chip, sizes, machine) {
   const rates = ratesOf(config, chip),
     work = computeSeconds(config, chip, sizes, rates);
-  const timed = traffic(config, sizes).map((t) => {
+  const timed = traffic(config, sizes, chip).map((t) => {
     const once = collectiveSeconds(t.kind, t.axes, t.bytes, machine.links, rates.network);
-    const overlaps = t.overlaps && !(PAGE.machines.chips[chip].node && !t.weight);
+    const whole = t.axes.every((axis) => (machine.links[axis] || []).every((s) => s.whole)),
+      overlaps = t.overlaps && !(PAGE.machines.chips[chip].node && !t.weight) && (whole || t.axes.length === 1);
     return { ...t, overlaps, seconds: once.seconds * t.times, network: once.network };
   });
   const sent = hide(timed, total(Object.values(work)), rates),
@@ -234,6 +237,8 @@ function brokenRule(config, sizes) {
     divisors = (n) => Array.from({ length: n }, (_, i) => i + 1).filter((d) => n % d === 0),
     heads = Object.values(table.dims).find((dim) => dim.axis === "heads"),
     dims = {};
+  const problem = rowProblem(config, sizes);
+  if (problem) return problem;
   for (const dim of Object.values(table.dims)) {
     if (!dim.label) continue;
     const shards = dim.repeats ? count(activations[dim.axis], sizes) : 1,
@@ -256,5 +261,26 @@ function brokenRule(config, sizes) {
       if (n % parts)
         return `${label} ${n} is not divisible by ${parts} (${where(axes)}, sharding.${kind}.${name}); try ${lower ? `${lower} or ${lower + parts}` : parts}, or another mesh`;
     }
+  return residualProblem(config, sizes);
+}
+
+/** Tokens of a row, and of a chunk of the loss, over the devices that share a row. */
+function rowProblem({ data, loss, rules, reading_order, table }, sizes) {
+  const axes = live(rules.activations.sequence, sizes),
+    parts = count(axes, sizes),
+    wanted = reading_order || parts === 1 ? parts : 2 * parts,
+    near = (n, parts) => (n - (n % parts) ? `${n - (n % parts)} or ${n - (n % parts) + parts}` : parts);
+  const what = wanted === parts ? parts : `2 * ${parts}: each device of a split sequence holds two chunks`;
+  if (data.seq_len % wanted) return `data.seq_len ${data.seq_len} is not divisible by ${what}; try ${near(data.seq_len, wanted)}, or another mesh`;
+  if (loss.chunk && loss.chunk % parts)
+    return `loss.chunk ${loss.chunk} is not divisible by ${parts} (${axes.map((a) => `${a}=${sizes[a]}`).join("*")}, sharding.activations.sequence); try ${near(loss.chunk, parts)}, or another mesh`;
+  return null;
+}
+
+/** Between the matmuls a row is split as in attention, or further. */
+function residualProblem({ rules, table }, sizes) {
+  const [sequence, residual] = ["sequence", "residual_sequence"].map((name) => live(rules.activations[name], sizes));
+  if (table.attention && residual.slice(0, sequence.length).join() !== sequence.join())
+    return `sharding.activations.residual_sequence: it must begin with ${sequence.join(" and ")}, which split the sequences in attention; remove it`;
   return null;
 }

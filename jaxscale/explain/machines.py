@@ -5,28 +5,33 @@ The page knows no topologies: what an axis rides is asked of `hardware.topology.
 
 import itertools
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from jaxscale.blueprint.rules import DEFAULT_RULES, STEP_AXES
-from jaxscale.config.mesh_text import mesh_text, split_axes
+from jaxscale.config.mesh_text import split_axes
 from jaxscale.hardware.chips import CHIPS, Chip
 from jaxscale.hardware.topology import Link, Topology, distance, find_topology, valid_shapes
 from jaxscale.predict.forecast import axis_links
 from jaxscale.predict.interval import interval
 from jaxscale.predict.timing import BLOCK, rates
+from jaxscale.predict.ways import FEWEST, SEQUENCE
 
 BATCH = DEFAULT_RULES.activations["batch"]  # the axes that split it
 LARGEST_OF_BATCH, LARGEST = 512, 64  # of a slider, where the mesh that is explained has no more
+MOST = 2**14  # devices of a mesh
 
 
 @dataclass(frozen=True)
 class Explained:
-    """The mesh that the page explains, and the machine that it was explained for."""
+    """The mesh that the page explains, and the machine that it was explained for; `tokens` of a row."""
 
     topology: Topology
     mesh: dict[str, int]
     over: dict[str, int]
+    tokens: int = 0
 
 
 def read_topology(name: str) -> Topology:
@@ -39,29 +44,38 @@ def machines(explained: Explained) -> dict[str, Any]:
     """Chips with their rates, the sizes of each axis, and a cell for each chip and mesh.
 
     A cell is [topology, link of each axis in turn] as places in the lists beside it, or -1 - the place of the
-    reason why there is no such machine.
+    reason why there is no such machine. What an axis rides does not depend on its name: so meshes are known by the
+    sizes that split something, in the mesh's order, as `4x8`. The mesh that is explained has a cell of its own.
     """
-    sizes = {axis: axis_sizes(axis, explained.mesh.get(axis, 1)) for axis in STEP_AXES}
+    sizes = {axis: axis_sizes(axis, explained) for axis in STEP_AXES}
     pool, topologies, reasons = Pool(), Pool(), Pool()
-    pool.place([])  # an axis of size 1
-    cells: dict[str, list[Any]] = {}
+    shapes = dict.fromkeys(tuple(n for n in mesh if n > 1) for mesh in itertools.product(*sizes.values()))
+    cells: dict[str, dict[str, Any]] = {}
     for chip in CHIPS:
-        cells[chip.name] = [
-            cell(chip, dict(zip(STEP_AXES, mesh, strict=True)), explained, pool, topologies, reasons)
-            for mesh in itertools.product(*sizes.values())
-        ]
+        cells[chip.name] = {
+            "x".join(map(str, shape)): cell(
+                partial(elsewhere, chip, shape, explained), shape, pool, topologies, reasons
+            )
+            for shape in shapes
+            if math.prod(shape) <= MOST
+        }
+    mesh = split_axes(explained.mesh)
+    own = cell(lambda: (explained.topology, explained.over), mesh, pool, topologies, reasons)
     return {
         "chips": {chip.name: chip_figures(chip) for chip in CHIPS},
         "sizes": sizes,
         "cells": cells,
+        "own": {"chip": explained.topology.chip.name, "mesh": mesh, "cell": own},
         "links": pool.values,
         "topologies": topologies.values,
         "reasons": reasons.values,
     }
 
 
-def axis_sizes(axis: str, own: int) -> list[int]:
-    largest = LARGEST_OF_BATCH if axis in BATCH else LARGEST
+def axis_sizes(axis: str, explained: Explained) -> list[int]:
+    largest, own = LARGEST_OF_BATCH if axis in BATCH else LARGEST, explained.mesh.get(axis, 1)
+    if axis in SEQUENCE:
+        largest = max(1, min(largest, explained.tokens // FEWEST))
     return sorted({*(2**i for i in range(max(largest, own).bit_length())), own})
 
 
@@ -81,15 +95,25 @@ class Pool:
 
 
 def cell(
-    chip: Chip, sizes: dict[str, int], explained: Explained, pool: Pool, topologies: Pool, reasons: Pool
+    find: Callable[[], tuple[Topology, dict[str, int]]],
+    mesh: Mapping[str, int] | tuple[int, ...],
+    pool: Pool,
+    topologies: Pool,
+    reasons: Pool,
 ) -> list[int] | int:
+    """`mesh`: sizes above 1; where it has no names, any will do."""
+    sizes = dict(mesh) if isinstance(mesh, Mapping) else named(mesh)
     try:
-        topology, over = machine(chip, sizes, explained)
+        topology, over = find()
         found = axis_links(topology, sizes, over)
     except ValueError as error:
         return -1 - reasons.place(str(error))
     where = topologies.place([topology.name, topology.chips, topology.slices, *believed(topology)])
-    return [where, *(pool.place(stages(found[axis])) if axis in found else 0 for axis in STEP_AXES)]
+    return [where, *(pool.place(stages(found[axis])) for axis in sizes)]
+
+
+def named(shape: tuple[int, ...]) -> dict[str, int]:
+    return {f"axis {i}": n for i, n in enumerate(shape)}
 
 
 def believed(topology: Topology) -> tuple[float, str]:
@@ -103,23 +127,28 @@ def machine(chip: Chip, sizes: dict[str, int], explained: Explained) -> tuple[To
 
     Raises ValueError when no such machine can be had.
     """
-    own, mesh = explained.topology, {a: n for a, n in sizes.items() if n > 1}
-    if own.chip.name == chip.name:
-        if mesh == {a: n for a, n in explained.mesh.items() if n > 1}:
-            return own, explained.over
-        if own.slices == 1 and own.devices == math.prod(sizes.values()):
-            return own, {}
-    shapes = shapes_of(chip, math.prod(sizes.values()))
-    for shape in shapes:
-        topology = Topology(chip, shape, network=own.network if own.chip.name == chip.name else None)
+    mesh = split_axes(sizes)
+    if explained.topology.chip.name == chip.name and mesh == split_axes(explained.mesh):
+        return explained.topology, explained.over
+    return elsewhere(chip, tuple(mesh.values()), explained)
+
+
+def elsewhere(chip: Chip, shape: tuple[int, ...], explained: Explained) -> tuple[Topology, dict[str, int]]:
+    """The same for a mesh that is not explained, by its sizes above 1 in the mesh's order."""
+    own = explained.topology
+    if own.chip.name == chip.name and own.slices == 1 and own.devices == math.prod(shape):
+        return own, {}
+    shapes = shapes_of(chip, math.prod(shape))
+    for candidate in shapes:
+        topology = Topology(chip, candidate, network=own.network if own.chip.name == chip.name else None)
         try:
-            axis_links(topology, sizes, {})
+            axis_links(topology, named(shape), {})
         except ValueError:
             continue
         return topology, {}
-    mesh_said = mesh_text(split_axes(sizes)) or "of one device"
+    said = " x ".join(map(str, shape)) or "of one device"
     raise ValueError(
-        f"mesh {mesh_said} does not fit a torus of {chip.name} with {math.prod(shapes[0])} chips; make the axes "
+        f"mesh {said} does not fit a torus of {chip.name} with {math.prod(shapes[0])} chips; make the axes "
         "divisors of its dims"
     )
 
@@ -144,7 +173,7 @@ def shapes_of(chip: Chip, devices: int) -> list[tuple[int, ...]]:
 
 
 def stages(link: Link) -> list[list[Any]]:
-    return [[s.kind, s.size, s.bandwidth, s.hops, s.hop_seconds, s.exchange, s.latency] for s in link.stages]
+    return [[s.kind, s.size, s.bandwidth, s.hops, s.hop_seconds, s.exchange, s.latency, s.whole] for s in link.stages]
 
 
 def chip_figures(chip: Chip) -> dict[str, Any]:

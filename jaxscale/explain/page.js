@@ -193,7 +193,7 @@ function drawOthers() {
     ? [...PAGE.explained.others, ...(PAGE.explained.inserted || []).map((o) => ({ ...o, what: "added by the compiler" }))]
     : now.problem
       ? []
-      : otherTraffic(now.config, now.sizes);
+      : otherTraffic(now.config, now.sizes, now.chip);
   const step = (o) => {
     if (o.bytes < 4 * count(o.axes, now.sizes)) return null;
     const node = make(

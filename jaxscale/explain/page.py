@@ -13,6 +13,7 @@ from typing import Any
 from jaxscale import config as cfg
 from jaxscale.blueprint.described import blueprint
 from jaxscale.blueprint.rules import STEP_AXES, make_rules
+from jaxscale.blueprint.sequence import in_zigzag
 from jaxscale.explain.layouts import layouts, variants
 from jaxscale.explain.machines import Explained, machines, read_topology
 from jaxscale.explain.rows import CASES
@@ -36,7 +37,7 @@ def page_text(explanation: dict[str, Any]) -> str:
     config = cfg.validate(explanation["config"], source="explanation")
     topology, mesh = read_topology(explanation["topology"]), dict(explanation["mesh"])
     topology = replace(topology, network=explanation.get("network"))  # as stated, or None
-    explained = Explained(topology, mesh, config.mesh.over_slices)
+    explained = Explained(topology, mesh, config.mesh.over_slices, config.data.seq_len)
     values = {
         "explained": {k: v for k, v in explanation.items() if k != "config"}
         | {"rows": [row | {"out": turned(row["out"])} for row in explanation["rows"]]},
@@ -64,7 +65,8 @@ def needed(config: cfg.Config) -> dict[str, Any]:
         "data": {k: values["data"][k] for k in ("batch_size", "seq_len")},
         "loss": {"chunk": config.loss.chunk},
         "metrics": {"mfu": config.metrics.mfu},
-        "rules": vars(make_rules(config.sharding)),
+        "rules": {name: getattr(make_rules(config.sharding), name) for name in ("parameters", "activations")},
+        "reading_order": not in_zigzag(config),
         "table": table(config),
     }
 
@@ -80,7 +82,7 @@ def table(config: cfg.Config) -> dict[str, Any]:
         "padding": model.padding,
         "multiplied": [op.weight_name for op in model.ops],
         "lookups": model.lookups,
-        "attention": vars(model.attention) if model.attention else None,
+        "attention": vars(model.attention) | {"ways": ways_of(config)} if model.attention else None,
         "kept": costs.kept(config),
         "activations": {a.name: [a.letters, a.at] for a in model.activations},
         "elementwise": model.elementwise,
@@ -89,6 +91,11 @@ def table(config: cfg.Config) -> dict[str, Any]:
         "layouts": layouts(config),
         "variants": variants(config),
     }
+
+
+def ways_of(config: cfg.Config) -> dict[str, str]:
+    """Platform -> how a split sequence attends there."""
+    return {platform: costs.split_way(config, platform) for platform in ("tpu", "gpu")}
 
 
 def constants() -> dict[str, Any]:

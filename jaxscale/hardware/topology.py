@@ -101,6 +101,7 @@ class Stage:
         exchange: all-to-all bandwidth of a device here.
         latency: seconds of every run of a collective, on top; `measured`: by a clock, so that no share of a datasheet's
             figure is to be taken.
+        whole: of whole torus dims.
     """
 
     kind: str
@@ -111,6 +112,7 @@ class Stage:
     exchange: float
     latency: float = 0.0
     measured: bool = False
+    whole: bool = True
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,11 @@ class Link:
     @property
     def size(self) -> int:
         return math.prod(s.size for s in self.stages)
+
+    @property
+    def whole(self) -> bool:
+        """Does it take whole torus dims? libtpu gathers over several axes that share one by all-reduces, which wait."""
+        return all(s.whole for s in self.stages)
 
     def seconds(self, kind: str, size: float, reached: float = 1.0) -> dict[str, float]:
         """Seconds on each network of a collective of V = `size` bytes (see `compiled.collectives.Collective`).
@@ -191,6 +198,7 @@ def combined(links: Mapping[str, Link], axes: tuple[str, ...]) -> Link:
             min(s.exchange for s in ici),
             sum(s.latency for s in ici),
             all(s.measured for s in ici),
+            all(s.whole for s in ici),
         )
         return Link((one, *rest))
     return Link(tuple(rest))
@@ -223,7 +231,8 @@ def tpu_links(topology: Topology, mesh: Mapping[str, int]) -> dict[str, Link]:
         if stages:
             found[axis] = Link((Stage(
                 "ICI", math.prod(s[0] for s in stages), sum(s[1] for s in stages), sum(s[2] for s in stages),
-                ICI_HOP, min(s[3] for s in stages)),))  # fmt: skip
+                ICI_HOP, min(s[3] for s in stages),
+                whole=all(size == topology.physical[dim] for dim, size, _ in own)),))  # fmt: skip
     return found
 
 

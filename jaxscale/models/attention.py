@@ -15,10 +15,10 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxscale import config as cfg
 from jaxscale.blueprint.sequence import way
-from jaxscale.models import cudnn, splash
-from jaxscale.models.context import Kernel, Split, gather_attention, halo_attention, ring_attention
-from jaxscale.models.kernels import KERNELS
-from jaxscale.models.plain import NEGATIVE, block_of, visible
+from jaxscale.kernels import cudnn, splash
+from jaxscale.kernels.blocks import KERNELS, Kernel
+from jaxscale.kernels.plain import NEGATIVE, block_of, visible
+from jaxscale.models.context import Split, gather_attention, halo_attention, ring_attention
 from jaxscale.parallel.local import on_each_device
 from jaxscale.parallel.sharding import axes_of, device, in_zigzag_here, platform, shard_count, spec
 
@@ -93,9 +93,9 @@ def split_attention(
     chosen = way(how.split, how.sliding_window, T, zigzag=split.zigzag, kernel=kernel.name)
     if chosen == "halo":
         assert how.sliding_window
-        return halo_attention(q, k, v, documents, kernel, split, how.sliding_window)
-    run = ring_attention if chosen == "ring" else gather_attention
-    attended: jax.Array = run(q, k, v, documents, kernel, split)
+        attended: jax.Array = halo_attention(q, k, v, documents, kernel, split, how.sliding_window)
+    else:
+        attended = (ring_attention if chosen == "ring" else gather_attention)(q, k, v, documents, kernel, split)
     return attended
 
 

@@ -11,9 +11,9 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.layout import Layout, with_layout_constraint
 
 from jaxscale import config as cfg
+from jaxscale.kernels.plain import visible
 from jaxscale.models.attention import Attention, attend, attention
 from jaxscale.models.layers import Maker, Norm
-from jaxscale.models.plain import visible
 from jaxscale.models.rotary import Rope, rotate
 from jaxscale.models.sums import add_bias
 from jaxscale.parallel.local import on_each_device

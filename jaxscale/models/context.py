@@ -14,7 +14,7 @@ Dims: B batch, T tokens of a device, S keys, N query heads, K kv heads, H head d
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,48 +22,11 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxscale.blueprint.sequence import halo, order
-from jaxscale.models.plain import merge
+from jaxscale.kernels.blocks import Documents, Kernel, Seen
+from jaxscale.kernels.plain import merge
 
 Axes = tuple[str, ...]
 Arrays = tuple[jax.Array, ...]
-Documents = jax.Array | None  # [B, T] numbers of documents; None: one a row
-
-
-@dataclass(frozen=True)
-class Seen:
-    """Which keys a query sees by its place: those up to its own, within the window.
-
-    Attributes:
-        places: [R, T]: the key at whose place each query stands, for each of R ranks.
-        rank: of this device among them.
-    """
-
-    places: np.ndarray
-    rank: jax.Array | int = 0
-
-
-class Kernel(Protocol):
-    """Attention of a block: q [B, T, N, H]; k, v [B, S, K, H]; documents of queries and of keys. Seen None: all keys.
-
-    Attributes:
-        name: as `step.attention` calls it.
-    """
-
-    @property
-    def name(self) -> str: ...
-
-    def forward(
-        self, q: jax.Array, k: jax.Array, v: jax.Array, own: Documents, other: Documents, seen: Seen | None
-    ) -> tuple[jax.Array, jax.Array]:
-        """Result [B, T, N, H] and log-sum-exp [B, T, N] in float32; of a query that sees nothing 0 and NEGATIVE."""
-        ...
-
-    def backward(
-        self, q: jax.Array, k: jax.Array, v: jax.Array, own: Documents, other: Documents, seen: Seen | None,
-        out: jax.Array, lse: jax.Array, dout: jax.Array,
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:  # fmt: skip
-        """Gradients of q, k and v by this block; `out` and `lse` are those of the whole row."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from flax import nnx
 
 from jaxscale import config as cfg
 from jaxscale.blueprint.decoder import decoder
+from jaxscale.kernels.plain import NEGATIVE
 from jaxscale.models.block import Auxiliary, Block, Cache
 from jaxscale.models.embedding import lookup
 from jaxscale.models.layers import Maker, Norm
-from jaxscale.models.plain import NEGATIVE
 from jaxscale.models.rotary import rotations
 from jaxscale.parallel.sharding import (
     align,
@@ -35,11 +35,16 @@ from jaxscale.parallel.sharding import (
 def all_but_gathered_parameters(primitive: Any, *_: Any, **parameters: Any) -> bool:
     """What remat `none` keeps: all activations, but no gathered weights, or every device would end with whole layers.
 
-    A weight's gather is the reshard whose result is marked reduced over the batch axes (see `sharding.move`).
+    A weight's gather is the reshard whose result is marked reduced over the tokens' axes (see `sharding.move`).
     """
     if primitive.name != "reshard":
         return True
-    return not set(parameters["dst_sharding"].spec.reduced) & set(axes_of("batch"))
+    return not set(parameters["dst_sharding"].spec.reduced) & set(axes_of_tokens())
+
+
+def axes_of_tokens() -> tuple[str, ...]:
+    """The mesh axes that split rows or their tokens: over these a weight may be gathered."""
+    return (*axes_of("batch"), *axes_of("sequence"))
 
 
 class Transformer(nnx.Module):
@@ -111,7 +116,7 @@ class Transformer(nnx.Module):
         remat, policies = self.step.remat, jax.checkpoint_policies
         if remat == "none":
             split = {axis for axes in dims_of(self.layers.attention.q[...]) for axis in axes}
-            if not split & set(axes_of("batch")):
+            if not split & set(axes_of_tokens()):
                 return layer
             policy = all_but_gathered_parameters
         elif remat == "full":

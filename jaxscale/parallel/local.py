@@ -15,7 +15,7 @@ import contextvars
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from jax.custom_batching import custom_vmap
 from jax.sharding import PartitionSpec
 
 Axes = tuple[str, ...]
+R = TypeVar("R")
 
 _over: contextvars.ContextVar[Axes] = contextvars.ContextVar("over", default=())  # vmapped mesh axes, outermost first
 
@@ -30,8 +31,8 @@ _over: contextvars.ContextVar[Axes] = contextvars.ContextVar("over", default=())
 def over_axis(run: Callable[..., Any], axis: str, in_axes: Any = 0) -> Callable[..., Any]:
     """`jax.vmap(run, in_axes)` over a dim that mesh axis `axis` splits, one slice a device along it.
 
-    `run` may take gradients, rematerialise and contain another `over_axis`. A gradient of the whole is not supported,
-    and neither is forward mode.
+    `run` may take gradients, rematerialise and contain another `over_axis`, and all of it may have a gradient. Forward
+    mode is not supported.
     """
     # by the name a function traced in here differs, for jax's caches, from the same one elsewhere
     mapped = jax.vmap(run, in_axes=in_axes, axis_name=_name(axis))
@@ -52,8 +53,8 @@ def mapped_axes() -> Axes:
 
 
 def on_each_device(
-    run: Callable[..., Any], in_specs: Sequence[PartitionSpec], out_specs: Any, *, check_vma: bool = True
-) -> Callable[..., Any]:
+    run: Callable[..., R], in_specs: Sequence[PartitionSpec], out_specs: Any, *, check_vma: bool = True
+) -> Callable[..., R]:
     """`jax.shard_map` of `run` on the mesh in context, which may stand inside `over_axis`.
 
     Args:
@@ -63,15 +64,19 @@ def on_each_device(
         check_vma: as in `jax.shard_map`; False for kernels whose results have no types.
     """
     if _over.get():
-        return _Differentiable(run, in_specs, out_specs, check_vma)
+        return lambda *args: _InSlices(run, in_specs, out_specs, check_vma)(*args)  # one for each call: it keeps types
     return jax.shard_map(run, in_specs=tuple(in_specs), out_specs=out_specs, check_vma=check_vma)
 
 
 # --- under a vmap ---------------------------------------------------------------------------------------------
 
 
-class _Differentiable:
-    """Both passes of a shard_map inside `over_axis`, as functions that `over_axis` may batch."""
+class _InSlices:
+    """A shard_map inside `over_axis`: `first_pass` and `second_pass` are its forward and backward pass.
+
+    What is kept between them is results of the first: each device's own arrays, the leaves of its backward function.
+    jax traces `forward` twice, for types and for the program, and both times it notes the tree of these leaves.
+    """
 
     def __init__(self, run: Callable[..., Any], in_specs: Sequence[PartitionSpec], out_specs: Any, check_vma: bool):
         self.run, self.check_vma, self.over = run, check_vma, _over.get()
@@ -80,12 +85,11 @@ class _Differentiable:
         sizes = jax.sharding.get_abstract_mesh().shape
         self.sizes = {a: n for a, n in sizes.items() if a not in self.over}  # of the mesh that one slice has
         self.floats: dict[int, jax.ShapeDtypeStruct] = {}  # the arguments that have gradients, by place
-        self.sources: list[int | None] = []  # which argument each leaf of the backward function is, if any
-        self.kept_specs: list[PartitionSpec] = []  # of its other leaves
-        self.tree: Any = None  # of it all
+        self.kept_specs: list[PartitionSpec] = []
+        self.tree: Any = None  # of the backward function, whose leaves are what is kept
 
     def __call__(self, *args: jax.Array) -> Any:
-        # An index along the vmapped axes, which jax therefore batches everywhere: also where no other argument is.
+        # an index along the vmapped axes, so that jax batches both passes even where no other argument is batched
         index = jax.reshard(sum(jax.lax.axis_index(_name(a)) for a in self.over), PartitionSpec())
         self.floats = {i: jax.ShapeDtypeStruct(x.shape, x.dtype) for i, x in enumerate(args) if _is_float(x)}
         both = jax.custom_vjp(self.without_gradients)
@@ -99,19 +103,17 @@ class _Differentiable:
         results: list[jax.Array] = self.batched(self.results, self.in_specs, self.out_specs, types)(*args)
         return results
 
-    def first_pass(self, *args: jax.Array) -> tuple[list[jax.Array], Any]:
+    def first_pass(self, *args: jax.Array) -> tuple[list[jax.Array], list[jax.Array]]:
         types = self.types(self.forward, (self.out_specs, PartitionSpec(tuple(self.sizes))), args)
         results, kept = self.batched(self.forward, self.in_specs, (self.out_specs, self.kept_specs), types)(*args)
-        return results, ([args[i] for i in self.sources if i is not None], kept)
+        return results, kept
 
-    def second_pass(self, saved: Any, gradients: list[jax.Array]) -> tuple[jax.Array | None, ...]:
-        given, kept = saved
+    def second_pass(self, kept: list[jax.Array], gradients: list[jax.Array]) -> tuple[jax.Array | None, ...]:
         sent = [i for i, g in enumerate(gradients) if _is_float(g)]
         sent_specs = [_of_gradient(self.out_specs[i]) for i in sent]
-        in_specs = [*sent_specs, *(self.in_specs[i] for i in self.sources if i is not None), *self.kept_specs]
-        out_specs = [_of_gradient(self.in_specs[i]) for i in self.floats]
+        in_specs, out_specs = [*sent_specs, *self.kept_specs], [_of_gradient(self.in_specs[i]) for i in self.floats]
         run = self.batched(partial(self.backward, sent_specs), in_specs, out_specs, list(self.floats.values()))
-        by_place = dict(zip(self.floats, run(*(gradients[i] for i in sent), *given, *kept), strict=True))
+        by_place = dict(zip(self.floats, run(*(gradients[i] for i in sent), *kept), strict=True))
         return tuple(by_place.get(i) for i in range(len(self.in_specs)))
 
     def batched(self, body: Callable[..., Any], in_specs: list[PartitionSpec], out_specs: Any, types: Any) -> Any:
@@ -137,34 +139,30 @@ class _Differentiable:
     # --- on the arrays of one device ---
 
     def results(self, *args: jax.Array) -> list[jax.Array]:
-        results: list[jax.Array] = self.out_tree.flatten_up_to(self.run(*args[:-1]))
-        return results
+        return jax.tree.leaves(self.run(*args[:-1]))
 
     def forward(self, *args: jax.Array) -> tuple[list[jax.Array], list[jax.Array]]:
-        """The results, and what the backward function needs that is no argument as it is."""
+        """The results, and what the backward function keeps of each device, with one more dim to stack it by."""
 
         def differentiable(floats: dict[int, jax.Array]) -> tuple[list[jax.Array], list[jax.Array]]:
             results = self.results(*(floats.get(i, x) for i, x in enumerate(args)))
             return [x for x in results if _is_float(x)], results
 
         _, pull, results = jax.vjp(differentiable, {i: args[i] for i in self.floats}, has_aux=True)
-        # with the index, so that the second pass always needs the first, and jax keeps their order
-        leaves, self.tree = jax.tree.flatten((pull, args[-1][None]))
-        self.sources = [next((i for i, x in enumerate(args) if x is leaf), None) for leaf in leaves]
-        kept = [jnp.asarray(x)[None] for x, source in zip(leaves, self.sources, strict=True) if source is None]
+        # with the index, so that the second pass is batched too, and after the first, whatever else is kept
+        leaves, self.tree = jax.tree.flatten((pull, args[-1]))
+        kept = [jnp.asarray(x)[None] for x in leaves]
         self.kept_specs = [self.kept_spec(x) for x in kept]
         return results, kept
 
     def backward(self, sent: list[PartitionSpec], *args: jax.Array) -> list[jax.Array]:
-        """The arguments' gradients from those of the results, laid out by `sent`, and what the first pass saved."""
-        gradients, rest = args[: len(sent)], args[len(sent) :]
-        given = sum(i is not None for i in self.sources)
-        arguments, kept = iter(rest[:given]), iter(rest[given:])
-        pull, _ = jax.tree.unflatten(self.tree, [next(kept)[0] if i is None else next(arguments) for i in self.sources])
+        """The arguments' gradients from those of the results, laid out by `sent`, and what `forward` kept."""
+        gradients, kept = args[: len(sent)], args[len(sent) :]
+        pull, _ = jax.tree.unflatten(self.tree, [x[0] for x in kept])
         if self.check_vma:
             (found,) = pull(list(gradients))
             return list(found.values())
-        # No types say what is the same on several devices. As in jax, each takes its share, and the shares are added.
+        # No types say what is the same on several devices. As in jax, each takes a share, and what comes back is added.
         shares = [g / math.prod(self.sizes[a] for a in self.unsplit(s)) for g, s in zip(gradients, sent, strict=True)]
         (found,) = pull(shares)
         return [jax.lax.psum(x, self.unsplit(self.in_specs[i])) for i, x in found.items()]
@@ -186,7 +184,7 @@ def _batched(
 ) -> Callable[..., Any]:
     """shard_map of `body` once `over_axis` has batched it over all of `over`, innermost first; its results by `types`.
 
-    Until then it has types only. No program with an axis left out is made, which jax could refuse (marks, psum_scatter).
+    Until then it has types only: of a program that leaves axes out, jax refuses marks (`reduced`) and psum_scatter.
     """
     if not over:
         return jax.shard_map(body, in_specs=tuple(in_specs), out_specs=out_specs, check_vma=check_vma)
@@ -200,7 +198,7 @@ def _batched(
                 _check_slices(x, axis)
 
         def sliced(*args: jax.Array) -> Any:
-            # the same for all slices: each has its own gradient all the same
+            # what all slices share is marked as differing, so that each slice has a gradient of its own
             own = [x[0] if b else jax.lax.pcast(x, axis, to="varying") for x, b in zip(args, batched, strict=True)]
             return jax.tree.map(lambda x: x[None], body(*own))
 
@@ -215,10 +213,10 @@ def _batched(
 
 def _never_computed(kind: jax.ShapeDtypeStruct, spec: PartitionSpec) -> jax.Array:
     """NaN or -1 of this type, to be noticed."""
-    blank = jnp.full(
-        kind.shape, jnp.nan if _is_float(kind) else -1, kind.dtype, out_sharding=PartitionSpec(*spec.partitions)
-    )
-    return jax.reshard(blank, spec)
+    value = jnp.nan if _is_float(kind) else -1
+    blank: jax.Array = jnp.full(kind.shape, value, kind.dtype, out_sharding=PartitionSpec(*spec.partitions))
+    marked: jax.Array = jax.reshard(blank, spec)
+    return marked
 
 
 def _check_slices(x: jax.Array, axis: str) -> None:

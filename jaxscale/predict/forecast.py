@@ -248,7 +248,8 @@ def timed(t: Traffic, own: Mapping, speed: Rates, topology: Topology) -> Sent:
     """A collective with its seconds. XLA's GPU programs, unlike libtpu's, run those of activations with nothing beside
     them."""
     once, network = collective_seconds(t.kind, t.axes, t.bytes, own, speed.network)
-    overlaps = t.overlaps and not (topology.chip.node and not t.weight)
+    whole = len(t.axes) == 1 or all(own[axis].whole for axis in t.axes if axis in own)
+    overlaps = t.overlaps and whole and not (topology.chip.node and not t.weight)
     return Sent(t.kind, t.axes, t.bytes * t.times, t.times, once * t.times, network, 0.0, overlaps, t.what)
 
 

@@ -16,7 +16,7 @@ CLASSES: dict[str, tuple[float, int]] = {
     "a100, several nodes": (1.147, 15),
     "gpu": (1.123, 148),
     "h100": (1.138, 55),
-    "h100, all": (1.134, 85),
+    "h100, all": (1.133, 85),
     "h100, several nodes": (1.133, 30),
     "tpu": (1.083, 72),
     "v5e, all": (1.094, 26),

@@ -42,7 +42,8 @@ class Measured:
 
     def link(self, axis: str, link: Link) -> Link:
         pair = self.pairs[axis]
-        stage = Stage(link.stages[-1].kind, link.size, pair.bandwidth, 0, 0.0, pair.exchange, pair.latency, True)
+        kind, figures = link.stages[-1].kind, (pair.bandwidth, 0, 0.0, pair.exchange, pair.latency)
+        stage = Stage(kind, link.size, *figures, measured=True, whole=link.whole)
         return Link((stage,))
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from jaxscale import config as cfg
 from jaxscale.blueprint.described import blueprint
 from jaxscale.blueprint.passes import Pass
-from jaxscale.blueprint.rules import rules_of
+from jaxscale.blueprint.rules import count, rules_of
 from jaxscale.blueprint.table import SEQUENCE, Kept
 from jaxscale.predict import costs
 from jaxscale.predict.costs import BYTES
@@ -85,9 +85,26 @@ def tpu_moments(config: cfg.Config, sizes: Mapping[str, int], own: float) -> tup
         "a layer's weights, or their gradients": sum(
             whole_bytes(config, sizes, p) for p in layer_passes(config, sizes)
         ),
-        "a layer's activations": working_bytes(config, sizes, widest=5, stream=4, whole=3.5),
+        "a layer's activations": max(
+            working_bytes(config, sizes, widest=5, stream=4, whole=3.5), split_attention_bytes(config, sizes)
+        ),
     }
     return always | loss, always | backward
+
+
+QUERIES = 16  # arrays of the queries' size in the backward pass of split attention: read from 1M tokens on 64 v5p
+
+
+def split_attention_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> float:
+    """In the backward pass of attention where sequences are split: all keys and values if they are gathered, and their
+    gradients, beside arrays of the queries' size."""
+    model, width = blueprint(config.model), BYTES[config.step.compute_dtype]
+    shards = count(rules_of(config, sizes).activations["sequence"], sizes)
+    if model.attention is None or shards == 1:
+        return 0.0
+    keys = 2 * costs.activation_elements(config, sizes, model.attention.k) * shards
+    gathered = 2 * keys if costs.split_way(config, "tpu") == "gather" else 0.0
+    return (gathered + QUERIES * costs.activation_elements(config, sizes, model.attention.q)) * width
 
 
 def tpu_head(config: cfg.Config, sizes: Mapping[str, int]) -> Parts:
@@ -275,13 +292,13 @@ def kept_size(config: cfg.Config, sizes: Mapping[str, int], row: Kept, size: Cal
 def when_wrapped(config: cfg.Config, sizes: Mapping[str, int]) -> tuple[Kept, ...]:
     """Where remat wraps the layer though it keeps all, attention's result is kept twice: see `Transformer.remat`."""
     attention = blueprint(config.model).attention
-    return (Kept(attention.result, 1),) if attention and gathered_over_rows(config, sizes) else ()
+    return (Kept(attention.result, 1),) if attention and gathered_over_tokens(config, sizes) else ()
 
 
-def gathered_over_rows(config: cfg.Config, sizes: Mapping[str, int]) -> bool:
-    rows = rules_of(config, sizes).activations["batch"]
+def gathered_over_tokens(config: cfg.Config, sizes: Mapping[str, int]) -> bool:
+    tokens = {a for name in ("batch", "sequence") for a in rules_of(config, sizes).activations[name]}
     split = {a for p in layer_passes(config, sizes) for axes in p.w.stored for a in axes}
-    return bool(split & set(rows))
+    return bool(split & tokens)
 
 
 def working_bytes(config: cfg.Config, sizes: Mapping[str, int], *, widest: float, stream: float, whole: float) -> float:

@@ -13,7 +13,7 @@ from jaxscale.blueprint.cases import both, without
 from jaxscale.blueprint.described import blueprint
 from jaxscale.blueprint.passes import Pass, Send
 from jaxscale.blueprint.rules import REPLICA_AXES, count, key_of, rules_of, split_by
-from jaxscale.blueprint.sequence import halo, in_zigzag, way
+from jaxscale.blueprint.sequence import halo
 from jaxscale.predict import costs
 from jaxscale.predict.costs import BYTES, elements, letter_sizes
 
@@ -139,16 +139,13 @@ def split_sequences(config: cfg.Config, sizes: Mapping[str, int], *, platform: s
     own = 2 * costs.activation_elements(config, sizes, model.attention.k)  # elements of a device's keys and values
     runs, names = config.step.microbatches * model.num_layers, costs.kept(config)
     again = names is not None and model.attention.result not in names
-    chosen = way(
-        config.step.context_attention, model.attention.window, config.data.seq_len, zigzag=in_zigzag(config),
-        kernel=kernel_of(config, platform),
-    )  # fmt: skip
+    chosen = costs.split_way(config, platform)
     keys, gradients = "keys and values", "gradients of keys and values"
     if chosen == "gather":  # of the recomputed and of the backward pass one gather is left: they have one operand
         yield Traffic(keys, "all-gather", axes, own * shards * width, 2 * runs, "forward", True)
         yield Traffic(gradients, "reduce-scatter", axes, own * shards * width, runs, "backward", True)
     elif chosen == "ring":
-        turns = (shards - 1) * (3 if again else 2)
+        turns = 3 * (shards - 1) - 1 if again else 2 * (shards - 1)  # the first turn of both later passes is one
         yield Traffic(keys, "collective-permute", axes, own * width, turns * runs, "forward", True)
         yield Traffic(gradients, "collective-permute", axes, own * 4, shards * runs, "backward", True)
     else:
@@ -162,12 +159,6 @@ def outer_traffic(config: cfg.Config, sizes: Mapping[str, int]) -> list[Traffic]
     """What replicas send in their outer step, a program of its own: the mean of what they learnt, in float32."""
     axes, own = split_by(REPLICA_AXES, sizes), costs.parameter_elements(key_of(config, sizes))
     return [Traffic("outer step", "all-reduce", axes, 4.0 * own, 1, "outer", False)] if axes else []
-
-
-def kernel_of(config: cfg.Config, platform: str) -> str:
-    """The attention that a step runs on a platform, where nothing speaks against the fastest."""
-    fastest = {"tpu": "splash", "gpu": "cudnn", "cpu": "xla"}[platform]
-    return fastest if config.step.attention == "auto" else config.step.attention
 
 
 def idle_axes(config: cfg.Config, sizes: Mapping[str, int]) -> Iterator[Traffic]:

@@ -19,8 +19,8 @@ OFFLOAD = dict.fromkeys(("layer_in", "q", "k", "v", "attention_out"), "offload")
 REMATS: dict[str, str | Mapping[str, str]] = {
     "none": "none",
     "dots": "dots",
-    "matmuls, context": KEEP_MATMULS,
-    "q, k, v, context": KEEP_QKV,
+    "matmuls, attended": KEEP_MATMULS,
+    "q, k, v, attended": KEEP_QKV,
     "full": "full",
     "to the host": OFFLOAD,
 }

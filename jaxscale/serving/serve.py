@@ -7,6 +7,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from jaxscale import config as cfg
+from jaxscale.blueprint.rules import axes_text, split_by
 from jaxscale.checkpoint.checkpointer import Checkpointer, Say
 from jaxscale.checkpoint.identity import config_differences
 from jaxscale.checkpoint.noise import Damaged, reading, reason
@@ -53,6 +54,8 @@ def continue_texts(
     mesh = make_mesh(config.mesh, start_devices(config.runtime))
     rules = decode_rules(make_rules(config.sharding), mesh.shape, len(prompts))
     rules = fit_rules(rules, mesh.shape, without_batch(config, len(prompts)))
+    if idle := split_by(make_rules(config.sharding).activations["sequence"], mesh.shape):
+        say(f"{axes_text(idle, mesh.shape)} splits no single token: devices along it do the same")
     with on_mesh(mesh, rules):
         program = build_on(config, mesh, rules).program
         params = restore_params(run, program, config, step, say)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from support import make_config
 
-from jaxscale.bench import attention, clock, collectives, matmul, memory, verbs
+from jaxscale.bench import attention, clock, collectives, matmul, memory, split_attention, verbs
 from jaxscale.bench.clock import Effort, time_calls
 from jaxscale.bench.header import Header
 from jaxscale.bench.record import FAILED, INTERRUPTED
@@ -192,6 +192,17 @@ def test_attention_rows_tell_speed_memory_and_error():
     work = [f["flops_per_second"].samples[0] * f["seconds"].samples[0] for f in (forward, both)]
     assert work == pytest.approx([case.forward_flops, 3.5 * case.forward_flops])
     assert {r.labels["kernel"]: r.error for r in rows if r.error}.keys() == {"cudnn", "splash"}
+
+
+def test_rows_that_devices_share_are_measured_both_ways():
+    case = attention.Case(2, 64, 4, 2, 16, "float32")
+    rows = list(split_attention.measure([case], jax.devices()[:4], None, QUICK))
+    done = {(r.labels["way"], r.labels["pass"]): r for r in rows if not r.error}
+    assert set(done) == {(way, name) for way in ("gather", "ring") for name in ("forward", "forward and backward")}
+    for row in done.values():
+        assert 0 <= row.figures["max_error"].value < 1e-4
+        assert row.labels["context"] == 4
+    assert {r.labels["kernel"] for r in rows if r.error} == {"cudnn", "splash"}
 
 
 def test_an_error_of_a_kernel_would_be_seen(monkeypatch):

@@ -242,7 +242,7 @@ def test_a_grid_that_cannot_be_is_refused(tmp_path, text, said):
         sweep.read_grid(str(path))
 
 
-@pytest.mark.parametrize("name", ["strong-scaling", "weak-scaling", "width"])
+@pytest.mark.parametrize("name", ["strong-scaling", "weak-scaling", "width", "context"])
 def test_shipped_grids_name_runs_that_can_be(name):
     from jaxscale.config import load_config
 
@@ -301,10 +301,11 @@ def test_a_benchmark_from_the_command_line(jaxscale_here, config_file, tmp_path)
         (["step", "quickstart", "--profile", "/proc/nowhere"], "cannot write to /proc/nowhere"),
         (
             ["collectives", "--mesh", "data=2,nope=4", "--platform", "cpu"],
-            "no axis 'nope'; there are data, fsdp, tensor",
+            "no axis 'nope'; there are data, fsdp, context, tensor",
         ),
         (["attention", "--heads", "4", "--kv-heads", "3"], "--heads 4 is not a multiple of --kv-heads 3"),
-        (["sweep", "nothing-there"], "strong-scaling, weak-scaling, width"),
+        (["attention", "--context", "4", "--seq-len", "100", "--platform", "cpu"], "is not divisible by 2 * 4"),
+        (["sweep", "nothing-there"], "context, strong-scaling, weak-scaling, width"),
         (["step", "quickstart", "data.path=/nowhere"], "/nowhere"),
         (["memory", "-o", "/proc/nowhere/x.json"], "cannot write to /proc/nowhere/x.json"),
         (["compare", "/nowhere/a.json", "/nowhere/b.json"], "/nowhere/a.json"),

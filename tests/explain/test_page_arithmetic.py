@@ -11,7 +11,7 @@ from browser import in_browser
 
 from jaxscale import config as cfg
 from jaxscale.blueprint.rules import check_divides, make_rules
-from jaxscale.explain.machines import Explained, machine, machines, read_topology
+from jaxscale.explain.machines import MOST, Explained, machine, machines, read_topology
 from jaxscale.explain.page import finite, needed, write_page
 from jaxscale.explain.story import as_json, explain, with_mesh
 from jaxscale.hardware.chips import CHIPS
@@ -58,12 +58,18 @@ def random_cases(seed: int, number: int) -> list[tuple[cfg.Config, dict[str, int
         base["metrics"] = {"mfu": rng.choice(["causal", "palm"])}
         config = cfg.validate(base, source="random")
         sizes = {a: 2 ** rng.choice([0, 1, 2, 3, 4, most]) for a, most in (("data", 6), ("fsdp", 9), ("tensor", 5))}
+        if rng.random() < 0.4:  # three axes are what the page has machines for
+            sizes |= {rng.choice(list(sizes)): 1, "context": rng.choice([2, 4, 8])}
+            base["step"]["context_attention"] = rng.choice(["auto", "gather", "ring"])
+            config = cfg.validate(base, source="random")
+        if math.prod(sizes.values()) > MOST:
+            continue
         chip = rng.choice(CHIPS)
         try:
             machine(chip, sizes, explained)
         except ValueError:
             continue
-        found.append((config, {a: n for a, n in sizes.items() if n > 1} or {"data": 1}, chip.name))
+        found.append((config, {a: sizes[a] for a in cfg.READY_AXES if sizes.get(a, 1) > 1} or {"data": 1}, chip.name))
     return found
 
 
@@ -86,7 +92,10 @@ def by_python(config: cfg.Config, sizes: dict[str, int], chip_name: str) -> dict
         "rule": rule,
         "matmuls": [[m.name, m.m, m.k, m.n, m.forward, m.backward, m.recomputed] for m in costs.matmuls(config, sizes)],
         "attention": [attention.forward_flops, attention.backward_flops, attention.forward_calls],
-        "traffic": [[t.what, t.kind, *t.axes, t.bytes, t.times, t.overlaps] for t in traffic(config, sizes)],
+        "traffic": [
+            [t.what, t.kind, *t.axes, t.bytes, t.times, t.overlaps]
+            for t in traffic(config, sizes, platform=chip.platform)
+        ],
         "sent": [[s.network, s.seconds, s.hidden] for s in found.sent],
         "parts": found.time.parts, "sums": found.time.sums, "binds": found.time.binds,
         "times": [found.time.best, found.time.overlapped, found.time.nothing_overlapped, found.time.exposed],
@@ -107,7 +116,7 @@ BY_PAGE = """((cases) => cases.map(([config, sizes, chip]) => {
         rule: brokenRule(config, sizes),
         matmuls: matmuls(config, sizes).map(m => [m.name, m.m, m.k, m.n, m.forward, m.backward, m.recomputed]),
         attention: [a.forward, a.backward, a.calls],
-        traffic: traffic(config, sizes).map(t => [t.what, t.kind, ...t.axes, t.bytes, t.times, t.overlaps]),
+        traffic: traffic(config, sizes, chip).map(t => [t.what, t.kind, ...t.axes, t.bytes, t.times, t.overlaps]),
         sent: f.sent.map(s => [s.network, s.seconds, s.hidden]), parts: f.parts, sums: f.sums, binds: f.binds,
         times: [f.best, f.overlapped, f.apart, f.exposed], whole: [f.flops, f.modelFlops, f.mfu, f.perChip],
         machine: machine.name,
@@ -142,7 +151,7 @@ BY_ROWS = """((cases) => cases.map(([config, sizes, chip]) => {
     const sent = {};
     const add = (t) => { const key = `${t.kind} ${t.axes.join()}`; sent[key] = (sent[key] || 0) + t.bytes * t.times; };
     for (const row of rows) row.sends.forEach(add);
-    otherTraffic(config, sizes).forEach(add);
+    otherTraffic(config, sizes, chip).forEach(add);
     const flops = {};
     for (const row of rows) flops[row.name] = (flops[row.name] || 0) + row.flops * row.times;
     return {sent, flops};
@@ -156,9 +165,10 @@ def test_rows_and_the_rest_send_what_the_cost_model_says(page):
     assert len(cases) > 20
     assert sum("tensor" in sizes and c.model.kv_heads < sizes["tensor"] for c, sizes, _ in cases) > 2, "repeated heads"
     got = page.ask(BY_ROWS, as_text([[needed(c), sizes, chip] for c, sizes, chip in cases]))
-    for (config, sizes, _), found in zip(cases, got, strict=True):
+    platforms = {c.name: c.platform for c in CHIPS}
+    for (config, sizes, chip), found in zip(cases, got, strict=True):
         sent: dict[str, float] = {}
-        for t in traffic(config, sizes):
+        for t in traffic(config, sizes, platform=platforms[chip]):
             sent[f"{t.kind} {','.join(t.axes)}"] = sent.get(f"{t.kind} {','.join(t.axes)}", 0.0) + t.step_bytes
         assert same(found["sent"], sent, f"{config.name} {config.step.remat} on {sizes}") == []
         flops = {m.name: m.step_flops for m in costs.matmuls(config, sizes)}
@@ -172,18 +182,17 @@ def test_the_explained_machine_is_its_own_and_others_are_the_most_even():
     found = machines(explained)
 
     def at(chip, **sizes):
-        place = 0
-        for axis in cfg.READY_AXES:
-            place = place * len(found["sizes"][axis]) + found["sizes"][axis].index(sizes.get(axis, 1))
-        where = found["cells"][chip][place]
+        sizes = {a: sizes[a] for a in cfg.READY_AXES if a in sizes}
+        own = chip == found["own"]["chip"] and sizes == found["own"]["mesh"]
+        where = found["own"]["cell"] if own else found["cells"][chip]["x".join(map(str, sizes.values()))]
         return found["reasons"][-1 - where] if isinstance(where, int) else [
             found["topologies"][where[0]][0], *([s[0] for s in found["links"][i]] for i in where[1:])
         ]  # fmt: skip
 
-    assert at("v6e", data=2, fsdp=256) == ["v6e:16x16 x 2 slices", ["DCN"], ["ICI"], []]
-    assert at("v6e", fsdp=256) == ["v6e:16x16", [], ["ICI"], []]
-    assert at("v5p", fsdp=32, tensor=4) == ["v5p:4x4x8", [], ["ICI"], ["ICI"]]
-    assert at("h100", fsdp=16, tensor=2) == ["h100:4x8", [], ["NVLink", "network"], ["NVLink"]]
+    assert at("v6e", data=2, fsdp=256) == ["v6e:16x16 x 2 slices", ["DCN"], ["ICI"]]
+    assert at("v6e", fsdp=256) == ["v6e:16x16", ["ICI"]]
+    assert at("v5p", fsdp=32, tensor=4) == ["v5p:4x4x8", ["ICI"], ["ICI"]]
+    assert at("h100", fsdp=16, tensor=2) == ["h100:4x8", ["NVLink", "network"], ["NVLink"]]
     assert at("tpu7x") == "a tpu7x chip is 2 devices, so 1 are no whole chips; take an even number"
     assert at("v5e", data=512) == "there is no v5e slice of 512 chips; the nearest have 256"
 

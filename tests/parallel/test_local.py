@@ -19,7 +19,6 @@ from jaxscale.training.step import gradients
 P = jax.P
 RNG = np.random.default_rng(0)
 N = 2  # slices
-FLOATS = dict(rtol=1e-6, atol=1e-6)
 PACKAGE = Path(jaxscale.__file__).parent
 
 
@@ -71,7 +70,7 @@ def permuted(hlo):
 
 
 def every_collective(check_vma):
-    """(x [8, 16], w [16, 8], v [16], segments [8]) -> a number, its parts; with two results, one of them integers."""
+    """(x [8, 16], w [16, 8], v [16], segments [8]) -> a number, its parts: split, whole, and integers."""
 
     def body(x, w, v, segments):
         w = lax.all_gather(w, "fsdp", axis=0, tiled=True)
@@ -81,14 +80,14 @@ def every_collective(check_vma):
         y = lax.psum_scatter(y, "tensor", scatter_dimension=0, tiled=True)
         y = y + lax.ppermute(jnp.cos(y), "fsdp", [(0, 1), (1, 0)])
         y = lax.all_to_all(y, "fsdp", split_axis=1, concat_axis=0, tiled=True)
-        return y, segments + lax.psum(segments.max(), "fsdp")
+        return y, lax.psum(jnp.cos(y).sum(), ("fsdp", "tensor")), segments + lax.psum(segments.max(), "fsdp")
 
     specs = (P("fsdp", None), P("fsdp", "tensor"), P(), P("fsdp"))
-    run = on_each_device(body, specs, (P("tensor", "fsdp"), P("fsdp")), check_vma=check_vma)
+    run = on_each_device(body, specs, (P("tensor", "fsdp"), P(), P("fsdp")), check_vma=check_vma)
 
     def f(x, w, v, segments):
-        y, counts = run(x, w, v, segments)
-        return jnp.square(y).sum() + (counts * segments).sum(), (y, counts)
+        y, total, counts = run(x, w, v, segments)
+        return jnp.square(y).sum() + total * (counts * segments).sum(), (y, total, counts)
 
     return f
 
@@ -174,6 +173,44 @@ def test_inside_a_loop_and_a_jitted_function_that_was_called_before(wide):
     assert "pipeline" not in str(kinds(compiled(over_axis(f, "pipeline"), *args), wide))
     inner(*(one(x, 0) for x in args))
     assert_trees_equal(slices(on_slices, *args), wanted)
+
+
+def test_one_function_called_with_two_shapes(wide):
+    def f(x, y):
+        run = on_each_device(lambda x: jnp.sin(x) * jnp.exp(x), (P("tensor"),), P("tensor"))
+        return jax.grad(lambda x, y: (run(x).sum() * run(y)).sum(), argnums=(0, 1))(x, y)
+
+    args = put(normal(N, 8, 4).astype(jnp.bfloat16), "pipeline", "tensor"), put(normal(N, 16), "pipeline", "tensor")
+    assert_trees_equal(jax.jit(over_axis(f, "pipeline"))(*args), slices(f, *args))
+
+
+def test_a_gradient_that_is_the_same_for_all_slices(wide):
+    """The backward pass of a sum has nothing from the forward one, and yet each slice has its own."""
+
+    def f(x):
+        body = lambda x: lax.psum_scatter(x, "tensor", scatter_dimension=0, tiled=True)  # noqa: E731
+        run = on_each_device(body, (P(None, "fsdp"),), P("tensor", "fsdp"), check_vma=False)
+        return jax.grad(lambda x: run(x).sum())(x)
+
+    x = put(normal(N, 8, 16), "pipeline", None, "fsdp")
+    assert_trees_equal(jax.jit(over_axis(f, "pipeline"))(x), slices(f, x))
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_a_gradient_of_the_whole(wide, check_vma):
+    """Of what all slices share it is the sum over them."""
+    x, w, v, segments = arguments()
+    w, v = one(w, 0), one(v, 0)
+
+    def f(*args):
+        return every_collective(check_vma)(*args)[0]
+
+    def total(*args):
+        return over_axis(f, "pipeline", in_axes=(0, None, None, 0))(*args).sum()
+
+    got = jax.jit(jax.grad(jax.checkpoint(total), argnums=(0, 1, 2)))(x, w, v, segments)
+    dx, dw, dv = slices(jax.grad(f, argnums=(0, 1, 2)), x, w, v, segments, shared=(1, 2))
+    assert_trees_equal(got, (dx, dw.sum(0), dv.sum(0)))
 
 
 def test_one_axis_inside_another():

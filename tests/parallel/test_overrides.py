@@ -4,13 +4,12 @@ import pytest
 from support import Setup, make_config
 
 from jaxscale.blueprint.rules import check_attention
-from jaxscale.models.attention import Attention, attention
-from jaxscale.parallel.mesh import make_mesh
-from jaxscale.parallel.sharding import DEFAULT_RULES, on_mesh
+from jaxscale.parallel.sharding import DEFAULT_RULES
 
 MESH = {"data": 2, "fsdp": 2, "tensor": 2}
 REFUSED = {
-    "activations.sequence=data": "sharding.activations.sequence: data=2 splits the sequences, and attention needs them",
+    "activations.sequence=data": "sharding.activations.sequence: data=2 splits the sequences, and attention takes them "
+    "whole or split over context; remove it",
     "activations.sequence=[fsdp, tensor]": "sharding.activations.sequence: fsdp=2*tensor=2 splits the sequences",
     "activations.heads=null": "sharding.activations.heads (not split) and kv_heads (tensor=2) must be split",
     "activations.kv_heads=data": "and kv_heads (data=2) must be split by the same axes",
@@ -45,16 +44,6 @@ def test_a_layout_that_cannot_be_is_refused_in_one_line(override, message):
 @pytest.mark.parametrize("override", TAKEN)
 def test_a_layout_that_can_be_is_traced(override):
     setup(override)
-
-
-def test_attention_refuses_a_sequence_that_is_split():
-    """By itself too, for models that are no decoder of ours."""
-    import jax.numpy as jnp
-
-    with on_mesh(make_mesh(data=2, fsdp=2, tensor=2), DEFAULT_RULES.with_activations(batch=(), sequence=("data",))):
-        q = jnp.ones((2, 16, 4, 8))
-        with pytest.raises(ValueError, match=r"attention needs whole sequences, .* splits them over data; remove it"):
-            attention(q, q, q, None, Attention())
 
 
 def test_an_axis_of_one_device_splits_nothing():

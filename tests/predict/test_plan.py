@@ -102,7 +102,7 @@ def test_the_ways_of_a_model_without_a_gate_are_configs_that_are_taken():
     """Every remat that a plan tries names activations of this model: what `-o` writes is read again."""
     config = shipped("gpt2-124m", "data.kind=synthetic", "data.path=null", "data.validation_path=null")
     found = plan(config, find_topology("v5e:2x4"))
-    assert {"matmuls, context", "to the host"} & {c.remat for c in found.choices}
+    assert {"matmuls, attended", "to the host"} & {c.remat for c in found.choices}
     for choice in found.choices:
         assert cfg.validate(choice.config.model_dump(mode="json"), source="test") == choice.config
 
@@ -254,7 +254,7 @@ def test_there_is_a_plan_on_every_chip(chip):
 def test_saving_every_matmul_costs_no_time_and_a_third_of_the_memory():
     config = shipped("llama3.1-8b", "data.batch_size=64")
     none, saved = (cfg.validate(config.model_dump(mode="json") | {"step": {"remat": REMATS[name]}}, source="test")
-                   for name in ("none", "matmuls, context"))  # fmt: skip
+                   for name in ("none", "matmuls, attended"))  # fmt: skip
     assert recomputed_matmuls(saved) == set()
     assert attention(saved, {"fsdp": 64}) == attention(none, {"fsdp": 64})
     kept = [memory(c, {"fsdp": 64}).loss["kept activations"] for c in (none, saved)]

@@ -50,7 +50,9 @@ def test_greedy_with_the_cache_is_greedy_without_it(model):
     assert decode(model, {"data": 1}) == without_cache(model)
 
 
-@pytest.mark.parametrize("mesh", [{"data": 2, "fsdp": 2, "tensor": 2}, {"tensor": 8}, {"fsdp": 8}], ids=str)
+@pytest.mark.parametrize(
+    "mesh", [{"data": 2, "fsdp": 2, "tensor": 2}, {"tensor": 8}, {"fsdp": 8}, {"fsdp": 2, "context": 4}], ids=str
+)
 def test_every_mesh_decodes_the_same(mesh):
     assert decode({}, mesh) == decode({}, {"data": 1})
 

@@ -1,18 +1,58 @@
-"""The kernels of `models.context`: a pair of functions of one block of queries and keys, for each implementation."""
+"""Attention by blocks: a pair of functions of one block of queries and keys, for each implementation.
+
+`models.context` puts a row together from them.
+"""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxscale.models import cudnn, plain, splash
-from jaxscale.models.context import Documents, Seen
+from jaxscale.kernels import cudnn, plain, splash
 
+Documents = jax.Array | None  # [B, T] numbers of documents; None: one a row
 Pair = tuple[jax.Array, jax.Array]
 Gradients = tuple[jax.Array, jax.Array, jax.Array]
 Block = tuple[int, int, int, int]  # queries from, to; keys from, to
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Which keys a query sees by its place: those up to its own, within the window.
+
+    Attributes:
+        places: [R, T]: the key at whose place each query stands, for each of R ranks.
+        rank: of this device among them.
+    """
+
+    places: np.ndarray
+    rank: jax.Array | int = 0
+
+
+class Kernel(Protocol):
+    """Attention of a block: q [B, T, N, H]; k, v [B, S, K, H]; documents of queries and of keys. Seen None: all keys.
+
+    Attributes:
+        name: as `step.attention` calls it.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    def forward(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, own: Documents, other: Documents, seen: Seen | None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Result [B, T, N, H] and log-sum-exp [B, T, N] in float32; of a query that sees nothing 0 and NEGATIVE."""
+        ...
+
+    def backward(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, own: Documents, other: Documents, seen: Seen | None,
+        out: jax.Array, lse: jax.Array, dout: jax.Array,
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:  # fmt: skip
+        """Gradients of q, k and v by this block; `out` and `lse` are those of the whole row."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -26,11 +66,13 @@ class Plain:
     def forward(
         self, q: jax.Array, k: jax.Array, v: jax.Array, own: Documents, other: Documents, seen: Seen | None
     ) -> Pair:
-        parts = []
+        parts: list[Pair] = []
         for block in self.blocks(q, k, seen):
             first, last, start, stop = block
-            mask = self.mask(block, own, other, seen)
-            parts.append(plain.block_forward(q[:, first:last], k[:, start:stop], v[:, start:stop], mask, self.softcap))
+            q_block, mask = q[:, first:last], self.mask(block, own, other, seen)
+            if parts:  # one block's scores are there at a time
+                q_block, parts[-1] = jax.lax.optimization_barrier((q_block, parts[-1]))
+            parts.append(plain.block_forward(q_block, k[:, start:stop], v[:, start:stop], mask, self.softcap))
         out, lse = (jnp.concatenate(x, axis=1) for x in zip(*parts, strict=True))
         return out, lse
 
@@ -44,6 +86,7 @@ class Plain:
         for block in self.blocks(q, k, seen):
             first, last, start, stop = block
             q_block, lse_block, delta_block, dout_block = (x[:, first:last] for x in (q, lse, delta, dout))
+            q_block, dk, dv = jax.lax.optimization_barrier((q_block, dk, dv))  # as above
             keys, mask = (k[:, start:stop], v[:, start:stop]), self.mask(block, own, other, seen)
             dq, dk_block, dv_block = plain.block_backward(
                 q_block, *keys, mask, lse_block, delta_block, dout_block, self.softcap

@@ -9,8 +9,8 @@ import numpy as np
 from jax import lax
 
 from jaxscale import private
-from jaxscale.models.plain import NEGATIVE, seen, visible
-from jaxscale.models.splash_mask import mask_info, mask_info_dkv, stack
+from jaxscale.kernels.plain import NEGATIVE, seen, visible
+from jaxscale.kernels.splash_mask import mask_info, mask_info_dkv, stack
 
 if TYPE_CHECKING:
     from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_kernel import BlockSizes
@@ -109,14 +109,16 @@ def backward(
         dq, dk, dv in the dtypes of q, k, v. A row with lse NEGATIVE adds nothing to them.
     """
     masks, sizes = masks_of(positions, k_BSKH.shape[1], window, rank)
-    about = options(sizes, window, softcap, interpret)
-    names = ("mask_value", "is_mqa", "block_sizes", "mask_function", "attn_logits_soft_cap", "interpret")
-    value, one_head, blocks, function, cap, how = (about[name] for name in names)
-    run = functools.partial(private.find("splash_backward"), False, value, one_head, blocks, None, function, cap, how)
+    kernels = functools.partial(
+        private.find("splash_backward"),
+        **options(sizes, window, softcap, interpret),
+        save_residuals=False,
+        residual_checkpoint_name=None,
+    )
 
     def row(q: Any, k: Any, v: Any, segments: Any, out: Any, lse: Any, dout: Any) -> Any:
-        _, _, _, dq, dk, dv, _, _ = run((q, k, v, segments, None, out, lse, masks.dq, masks.dkv), dout)
-        return dq, dk, dv
+        saved = (q, k, v, segments, None, out, lse, masks.dq, masks.dkv)
+        return kernels(res=saved, do=dout)[3:6]
 
     q, k, v = heads_first(q_BTNH, k_BSKH, v_BSKH)
     out, dout = (x.swapaxes(1, 2).astype(q.dtype) for x in (out_BTNH, dout_BTNH))

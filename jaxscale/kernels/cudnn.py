@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxscale import private
-from jaxscale.models.plain import NEGATIVE, seen
+from jaxscale.kernels.plain import NEGATIVE, seen
 
 # JAX's own numbers: cuDNN makes an error where it subtracts two larger ones
 HIDDEN = {"bfloat16": -(2.0**41), "float16": -(2.0**15)}
