@@ -12,7 +12,7 @@ from typing import Any
 
 from jaxscale import config as cfg
 from jaxscale.blueprint.described import blueprint
-from jaxscale.blueprint.rules import REPLICA_AXES, count, make_rules
+from jaxscale.blueprint.rules import REPLICA_AXES, STEP_AXES, count, make_rules
 from jaxscale.compiled.child import ask
 from jaxscale.compiled.collectives import collectives
 from jaxscale.compiled.examine import split_mesh
@@ -188,8 +188,9 @@ def on_cpu(config: cfg.Config) -> cfg.Config:
 
 def with_mesh(config: cfg.Config, text: str, slices: int = 1) -> cfg.Config:
     """`config` on a mesh given as `data=2,fsdp=2,tensor=2`: of all slices, with data over these where the config says
-    nothing of them; axes that are not named have size 1."""
-    sizes = read_mesh(text, cfg.READY_AXES)
+    nothing of them; axes that are not named have size 1. Of replicas one is shown."""
+    config, _ = of_one_replica(config, None)
+    sizes = read_mesh(text, STEP_AXES)
     values = config.model_dump(mode="json")
     over = config.mesh.over_slices or ({cfg.OVER_SLICES: slices} if slices > 1 else {})
     for axis, n in over.items():
@@ -199,7 +200,7 @@ def with_mesh(config: cfg.Config, text: str, slices: int = 1) -> cfg.Config:
                 f"multiple of {n}, or set mesh.dcn"
             )
         sizes[axis] = sizes.get(axis, 1) // n
-    values["mesh"] = dict.fromkeys(cfg.READY_AXES, 1) | sizes | ({"dcn": over} if over else {})
+    values["mesh"] = dict.fromkeys(STEP_AXES, 1) | sizes | ({"dcn": over} if over else {})
     values["runtime"] |= {"simulated_devices": None}
     return cfg.validate(values, source="--mesh")
 
