@@ -73,11 +73,17 @@ def way(asked: str, window: int | None, tokens: int, *, zigzag: bool, kernel: st
     return asked
 
 
-def halo(tokens: int, shards: int, window: int) -> list[int]:
-    """How many tokens a device is sent by each of the devices before it, the nearest first: window - 1 together.
+MULTIPLE = {"xla": 1, "cudnn": 2, "splash": 128}  # of keys, that a kernel wants of a block
+
+
+def halo(tokens: int, shards: int, window: int, kernel: str) -> list[int]:
+    """How many tokens a device is sent by each of the devices before it, the nearest first.
+
+    Together they are window - 1, or what the kernel makes of it.
 
     Args:
         tokens: of a device.
     """
-    hops = min(shards - 1, -(-(window - 1) // tokens))
-    return [min(tokens, window - 1 - hop * tokens) for hop in range(hops)]
+    wanted = -(-(window - 1) // MULTIPLE[kernel]) * MULTIPLE[kernel]
+    hops = min(shards - 1, -(-wanted // tokens))
+    return [min(tokens, wanted - hop * tokens) for hop in range(hops)]

@@ -235,7 +235,8 @@ function splitSequences(config, sizes, chip) {
     own = 2 * activationElements(config, sizes, attention.k),
     runs = config.step.microbatches * layers,
     again = kept === null || attention.result in kept ? 0 : 1,
-    way = attention.ways[PAGE.machines.chips[chip].node ? "gpu" : "tpu"];
+    platform = PAGE.machines.chips[chip].node ? "gpu" : "tpu",
+    way = attention.ways[platform];
   const keys = (...rest) => sent("keys and values", ...rest),
     gradients = (...rest) => sent("gradients of keys and values", ...rest);
   if (way === "gather")
@@ -249,8 +250,10 @@ function splitSequences(config, sizes, chip) {
       gradients("collective-permute", axes, own * 4, shards * runs, "backward", true),
     ];
   const tokens = Math.floor(config.data.seq_len / shards),
-    hops = Math.min(shards - 1, Math.ceil((attention.window - 1) / tokens)),
-    parts = Array.from({ length: hops }, (_, hop) => Math.min(tokens, attention.window - 1 - hop * tokens));
+    multiple = attention.multiples[platform],
+    wanted = Math.ceil((attention.window - 1) / multiple) * multiple,
+    hops = Math.min(shards - 1, Math.ceil(wanted / tokens)),
+    parts = Array.from({ length: hops }, (_, hop) => Math.min(tokens, wanted - hop * tokens));
   return parts.flatMap((part) => [
     keys("collective-permute", axes, (own / tokens) * part * width, (1 + again) * runs, "forward", false),
     gradients("collective-permute", axes, (own / tokens) * part * width, runs, "backward", false),

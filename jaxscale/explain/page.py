@@ -13,7 +13,7 @@ from typing import Any
 from jaxscale import config as cfg
 from jaxscale.blueprint.described import blueprint
 from jaxscale.blueprint.rules import STEP_AXES, make_rules
-from jaxscale.blueprint.sequence import in_zigzag
+from jaxscale.blueprint.sequence import MULTIPLE, in_zigzag
 from jaxscale.explain.layouts import layouts, variants
 from jaxscale.explain.machines import Explained, machines, read_topology
 from jaxscale.explain.rows import CASES
@@ -82,7 +82,7 @@ def table(config: cfg.Config) -> dict[str, Any]:
         "padding": model.padding,
         "multiplied": [op.weight_name for op in model.ops],
         "lookups": model.lookups,
-        "attention": vars(model.attention) | {"ways": ways_of(config)} if model.attention else None,
+        "attention": vars(model.attention) | split_of(config) if model.attention else None,
         "kept": costs.kept(config),
         "activations": {a.name: [a.letters, a.at] for a in model.activations},
         "elementwise": model.elementwise,
@@ -93,9 +93,13 @@ def table(config: cfg.Config) -> dict[str, Any]:
     }
 
 
-def ways_of(config: cfg.Config) -> dict[str, str]:
-    """Platform -> how a split sequence attends there."""
-    return {platform: costs.split_way(config, platform) for platform in ("tpu", "gpu")}
+def split_of(config: cfg.Config) -> dict[str, dict[str, Any]]:
+    """By platform: how a split sequence attends, and of how many keys a halo is a multiple."""
+    platforms = ("tpu", "gpu")
+    return {
+        "ways": {platform: costs.split_way(config, platform) for platform in platforms},
+        "multiples": {platform: MULTIPLE[costs.kernel_of(config, platform)] for platform in platforms},
+    }
 
 
 def constants() -> dict[str, Any]:

@@ -52,8 +52,8 @@ def attention(
     Returns:
         What each query gathers of the values: [B, T, N, H], in q's dtype, named `attended` for remat.
     """
-    chosen = choose(how, q_BTNH)
     shards = shard_count("sequence")
+    chosen = choose(how, jax.ShapeDtypeStruct(block_shape(q_BTNH.shape, shards), q_BTNH.dtype))
     if shards > 1:
         split = Split(axes_of("sequence"), shards, q_BTNH.shape[1] // shards, in_zigzag_here())
         run: Any = partial(split_attention, split=split, kernel=KERNELS[chosen](how.sliding_window, how.softcap))
@@ -76,6 +76,12 @@ def attention(
     if not (shards > 1 or chosen == "splash"):
         attended = checkpoint_name(attended, "attended")
     return attended
+
+
+def block_shape(shape: tuple[int, ...], shards: int) -> tuple[int, ...]:
+    """Of the queries that a kernel meets at one time: a chunk of a split sequence, or all."""
+    parts = 1 if shards == 1 else 2 * shards if in_zigzag_here() else shards
+    return (shape[0], shape[1] // parts, *shape[2:])
 
 
 def split_attention(

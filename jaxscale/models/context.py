@@ -113,17 +113,19 @@ def halo_attention(
 ) -> Any:
     """A sliding window in reading order: the last window - 1 keys before a device's own come from its neighbours."""
     documents = with_documents(documents, q)
-    before = [neighbours(x, at, window) for x in (k, v, documents)]  # zeros before the first token: no document
+    before = [
+        neighbours(x, at, window, kernel.name) for x in (k, v, documents)
+    ]  # zeros before the first token: no document
     k, v, other = (jnp.concatenate([*parts, x], axis=1) for parts, x in zip(before, (k, v, documents), strict=True))
     more = k.shape[1] - at.tokens
     seen = Seen(more + np.arange(at.tokens, dtype=np.int32)[None])
     return block_attention(kernel, seen)(q, k, v, documents, other)
 
 
-def neighbours(x: jax.Array, at: Split, window: int) -> list[jax.Array]:
-    """The window - 1 tokens before a device's first one, in reading order, from as many devices as hold them."""
+def neighbours(x: jax.Array, at: Split, window: int, kernel: str) -> list[jax.Array]:
+    """The window - 1 tokens before a device's first one, or a few more, from as many devices as hold them."""
     parts: list[jax.Array] = []
-    for hop, wanted in enumerate(halo(at.tokens, at.shards, window), 1):
+    for hop, wanted in enumerate(halo(at.tokens, at.shards, window, kernel), 1):
         pairs = [(i, i + hop) for i in range(at.shards - hop)]
         parts.insert(0, jax.lax.ppermute(x[:, at.tokens - wanted :], at.axes, pairs))
     return parts

@@ -149,7 +149,9 @@ def split_sequences(config: cfg.Config, sizes: Mapping[str, int], *, platform: s
         yield Traffic(keys, "collective-permute", axes, own * width, turns * runs, "forward", True)
         yield Traffic(gradients, "collective-permute", axes, own * 4, shards * runs, "backward", True)
     else:
-        for tokens in halo(config.data.seq_len // shards, shards, model.attention.window or 0):
+        for tokens in halo(
+            config.data.seq_len // shards, shards, model.attention.window or 0, costs.kernel_of(config, platform)
+        ):
             size = own / (config.data.seq_len // shards) * tokens * width
             yield Traffic(keys, "collective-permute", axes, size, (2 if again else 1) * runs, "forward", False)
             yield Traffic(gradients, "collective-permute", axes, size, runs, "backward", False)

@@ -118,10 +118,12 @@ def test_each_device_has_an_early_and_a_late_chunk():
 
 
 def test_a_halo_is_the_window_less_one():
-    assert halo(8, 4, 1) == []
-    assert halo(8, 4, 8) == [7]
-    assert halo(8, 4, 12) == [8, 3]
-    assert halo(8, 4, 33) == [8, 8, 8]
+    assert halo(8, 4, 1, "xla") == []
+    assert halo(8, 4, 8, "xla") == [7]
+    assert halo(8, 4, 12, "xla") == [8, 3]
+    assert halo(8, 4, 33, "xla") == [8, 8, 8]
+    assert halo(512, 4, 200, "splash") == [256]
+    assert halo(512, 4, 1000, "splash") == [512, 512]
 
 
 def test_which_way_is_taken():
