@@ -78,7 +78,7 @@ def alone(step: Callable[[State, PyTree], tuple[State, Metrics]]) -> Callable[[S
 
 
 def split_between(x: jax.Array) -> jax.Array:
-    """x[R, ...] with each replica's where it is used, also of what is the same in all: the step's number."""
+    """x[R, ...] with each replica's where it is used, also of constants, such as a learning rate without a schedule."""
     moved: jax.Array = jax.reshard(x, to_spec([REPLICA_AXES, *dims_of(x)[1:]]))
     return moved
 
