@@ -18,7 +18,7 @@ from jaxscale.training import pending as pending_file
 from jaxscale.training.events import Events
 from jaxscale.training.metrics import Meter
 
-STEP, EVALUATION, SAVE, RECOMPUTE, COMPILE, DISPATCH = 1.0, 7.0, 3.0, 5.0, 20.0, 0.001
+STEP, OUTER, EVALUATION, SAVE, RECOMPUTE, COMPILE, DISPATCH = 1.0, 2.0, 7.0, 3.0, 5.0, 20.0, 0.001
 
 
 class State(NamedTuple):
@@ -64,6 +64,11 @@ class Machine:
         metrics = {"loss": loss, "grad_norm": 1.0, "tokens": 100.0 + batch["number"]}
         after = State(state.step + 1, (*state.applied, (batch["number"], loss)))
         return after, {name: Metric(self, self.free, value) for name, value in metrics.items()}
+
+    def outer(self, state):
+        """The step that replicas take together."""
+        self.now = max(self.now, self.free) + OUTER
+        return state, {"grad_norm": 1.0}
 
 
 class Metric:
@@ -149,7 +154,7 @@ def run(monkeypatch, folder, machine, *, wait=0.0, steps=12, peak=None, flops_pe
         machine.spend(EVALUATION)
         return {"cross_entropy": np.float32(2.0), "tokens": np.float32(1.0)}
 
-    program = SimpleNamespace(step=machine.step, evaluate=evaluate)
+    program = SimpleNamespace(step=machine.step, outer=machine.outer, combine=lambda found: found, evaluate=evaluate)
     monitor = SimpleNamespace(may_start=lambda step: True)
     mesh = SimpleNamespace(devices=np.array([]))
     events, began = Events(), machine.now

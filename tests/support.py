@@ -87,8 +87,9 @@ def place(
     batch: dict[str, np.ndarray], sharding, microbatches: int = 1, *, zigzag: bool = True
 ) -> dict[str, jax.Array]:
     """As `training.feed` places it: tokens of a split sequence in the mesh's order."""
-    shape = (microbatches, -1, batch["tokens"].shape[1])
-    length = sharding.shard_shape((microbatches, len(batch["tokens"]) // microbatches, shape[2]))[2]
+    rows, tokens = next(iter(batch.values())).shape
+    shape = (microbatches, -1, tokens)
+    length = sharding.shard_shape((microbatches, rows // microbatches, tokens))[2]
     places = order(shape[2], shape[2] // length, zigzag=zigzag)
     return {k: jax.device_put(v[:, places].reshape(shape), sharding) for k, v in batch.items()}
 

@@ -43,7 +43,12 @@ OTHERWISE: dict[str, dict[str, str]] = {
     "predict/ways.py": dict.fromkeys(SHORT, "activations, as `step.remat` takes them"),
     "explain/walk.py": dict.fromkeys({*SHORT, "context"}, "operands and a row of attention, which has no weights"),
     "explain/follow.py": {"context": "a row of attention"},
-    "explain/story.py": {"context": "a row of attention", "k": "a size of a matmul: m, k, n", "tensor": "an array"},
+    "explain/story.py": {
+        "context": "a row of attention",
+        "data": "the section of the config",
+        "k": "a size of a matmul: m, k, n",
+        "tensor": "an array",
+    },
     "explain/jaxpr.py": dict.fromkeys(("context", "down", "unembedding"), "what is shown for a matmul's operands"),
     "explain/matmuls.js": {"context": "a row of attention", "k": "a size of a matmul: m, k, n"},
     "explain/names.js": {"tensor": "an array, as a class of CSS"},

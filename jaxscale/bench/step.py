@@ -116,7 +116,8 @@ def shortened(config: cfg.Config, plan: Plan, folder: Path) -> cfg.Config:
     """The run of `config` in a folder of its own, without what is not the step; its schedule stays as long."""
     values = config.model_dump(mode="json")
     values["out"] = str(folder / "run")
-    values["steps"] = max(config.steps, plan.burn_in + plan.steps + plan.profiled + 3)
+    together = config.outer.every or 1
+    values["steps"] = max(config.steps, -(-(plan.burn_in + plan.steps + plan.profiled + 3) // together) * together)
     values["checkpoint"] |= {"every": 0}
     values["evaluation"] |= {"every": 0}
     values["metrics"] |= {"tensorboard": False, "wandb": False}

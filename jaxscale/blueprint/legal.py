@@ -6,7 +6,7 @@ from jaxscale import config as cfg
 from jaxscale.blueprint.cases import Axes, Spec, axes_in
 from jaxscale.blueprint.described import blueprint
 from jaxscale.blueprint.passes import passes_of
-from jaxscale.blueprint.rules import check_divides, make_rules
+from jaxscale.blueprint.rules import check_divides, check_replicas, make_rules
 
 
 def require_legal(config: cfg.Config, sizes: Mapping[str, int]) -> None:
@@ -14,7 +14,9 @@ def require_legal(config: cfg.Config, sizes: Mapping[str, int]) -> None:
 
     Every split dim divides, and every matmul's layouts exist.
     """
-    check_divides(make_rules(config.sharding), sizes, config)
+    rules = make_rules(config.sharding)
+    check_replicas(rules, sizes)
+    check_divides(rules, sizes, config)
     keys = [f"sharding.{table}.{name}" for table, names in vars(config.sharding).items() for name in names]
     if keys and (problem := layout_problem(config, sizes)):
         raise ValueError(

@@ -11,7 +11,17 @@ from dataclasses import dataclass, field, replace
 from jaxscale import config as cfg
 from jaxscale.blueprint.cases import Axes, Cut, Spec, both, cut
 from jaxscale.blueprint.described import blueprint
-from jaxscale.blueprint.rules import Overrides, Rules, few_axes, make_rules, overrides_of, present, rules_with, split_by
+from jaxscale.blueprint.rules import (
+    REPLICA_AXES,
+    Overrides,
+    Rules,
+    few_axes,
+    make_rules,
+    overrides_of,
+    present,
+    rules_with,
+    split_by,
+)
 from jaxscale.blueprint.table import Blueprint, Op
 
 X, W, AGAIN = ", gradient of x", ", gradient of w", " (recomputed)"
@@ -171,8 +181,8 @@ class Passes:
         return cut(at_rest, self.parameter(letters), self.activation(op.y, op.y_at), gathered)
 
     def ordered(self, axes: Sequence[str]) -> Axes:
-        """In the mesh's order."""
-        return tuple(a for a in self.axes if a in axes)
+        """In the mesh's order, those over which anything is sent: replicas keep their gradients to themselves."""
+        return tuple(a for a in self.axes if a in axes and a not in REPLICA_AXES)
 
     # --- passes ---
 
@@ -242,12 +252,13 @@ class Passes:
         return tensor(op.y, at.y_at_rest, at.y)
 
     def sends(self, operand: str, axes: Axes, shared: tuple[str, ...] = (), overlaps: bool = True) -> list[Send]:
-        return [Send(operand, "all-gather", self.ordered(axes), shared, overlaps)] if axes else []
+        over = self.ordered(axes)
+        return [Send(operand, "all-gather", over, shared, overlaps)] if over else []
 
     def sums(self, scattered: Axes, reduced: Axes, shared: tuple[str, ...] = ()) -> list[Send]:
         """What adds up the partial sums of a result."""
-        kinds = (("reduce-scatter", scattered), ("all-reduce", reduced))
-        return [Send("out", kind, self.ordered(axes), shared) for kind, axes in kinds if axes]
+        kinds = (("reduce-scatter", self.ordered(scattered)), ("all-reduce", self.ordered(reduced)))
+        return [Send("out", kind, axes, shared) for kind, axes in kinds if axes]
 
     def one(self, op: Op, phase: str, what: str, x: Tensor, w: Tensor, out: Tensor, sends: list[Send]) -> Pass:
         formula = f"{x.letters},{w.letters}->{out.letters}".lower()

@@ -25,7 +25,7 @@ PARAMETERS: dict[str, Axes] = {
     "norm": (),
 }
 ACTIVATIONS: dict[str, Axes] = {
-    "batch": ("data", "fsdp", "expert"),
+    "batch": ("replica", "data", "fsdp", "expert"),
     "sequence": ("context",),
     "residual_sequence": ("context", "tensor"),  # between the matmuls: sequence parallelism
     "embed": (),
@@ -35,6 +35,11 @@ ACTIVATIONS: dict[str, Axes] = {
     "mlp": ("tensor",),
     "vocab": ("tensor", "pipeline"),  # each stage of a pipeline computes its share of the logits
 }
+
+
+# Along these axes devices have states of their own. The rows are split over them, and a step sends nothing over them.
+REPLICA_AXES: Axes = ("replica",)
+STEP_AXES: Axes = tuple(a for a in cfg.READY_AXES if a not in REPLICA_AXES)  # those that a step may send over
 
 
 @dataclass(frozen=True)
@@ -185,6 +190,21 @@ def check_divides(rules: Rules, sizes: Mapping[str, int], config: cfg.Config) ->
         check_attention(rules.activations, sizes)
 
 
+def check_replicas(rules: Rules, sizes: Mapping[str, int]) -> None:
+    """Replicas split the rows first, and nothing else."""
+    for kind, table in (("parameters", rules.parameters), ("activations", rules.activations)):
+        for name, axes in table.items():
+            wanted = REPLICA_AXES if (kind, name) == ("activations", "batch") else ()
+            split = split_by(axes, sizes)
+            found = tuple(a for a in split if a in REPLICA_AXES)
+            if split_by(wanted, sizes) != found or split[: len(found)] != found:
+                rule = f"begin with {' and '.join(wanted)}" if wanted else f"not have {' and '.join(REPLICA_AXES)}"
+                raise ValueError(
+                    f"sharding.{kind}.{name} ({axes_text(axes, sizes)}) must {rule}: replicas have rows of their own, "
+                    "and nothing else is split between them; remove it"
+                )
+
+
 def check_sequence(axes: Axes, sizes: Mapping[str, int], config: cfg.Config) -> None:
     """A row's tokens, and a chunk's of the loss, over the devices that share a row; and how these attend."""
     parts = count(axes, sizes)
@@ -225,6 +245,9 @@ def check_stages(rules: Rules, sizes: Mapping[str, int], config: cfg.Config) -> 
                     f"sharding.{kind}.{name}: {' and '.join(axes)} splits the layers into stages, and only the "
                     "vocabulary beside them; remove it"
                 )
+    if replicas := split_by(REPLICA_AXES, sizes):
+        text = f"{axes_text(replicas, sizes)}, {axes_text(axes, sizes)}"
+        raise ValueError(f"{text}: replicas have no pipeline yet; set mesh.{axes[0]}=1 or mesh.{replicas[0]}=1")
     check_schedule(config, axes_text(axes, sizes))
 
 

@@ -124,7 +124,9 @@ def told_by_metadata(path: epath.Path) -> tuple[dict[str, Any], str]:
     try:
         meta = json.loads(path.read_text())
         config, data = meta["config"], meta["data"]
-        shapes = [s for name, s in meta["state"].items() if name.startswith(("params.", "frozen."))]
+        outer = any(name.startswith("outer.params.") for name in meta["state"])  # beside each replica's own
+        counted = ("outer.params." if outer else "params.", "frozen.")
+        shapes = [s for name, s in meta["state"].items() if name.startswith(counted)]
         return {
             "name": config["name"],
             "model": config["model"]["name"],

@@ -71,6 +71,8 @@ def compile_on(config: cfg.Config, devices: list[jax.Device], *, documents: bool
             "losses' statistics": device_bytes(program.abstract.losses),
             "batch": device_bytes(batch),
         }
+        if program.outer is not None:
+            parts["outer parameters and momentum"] = device_bytes(program.abstract.outer)
         sizes, jitted = dict(setup.mesh.shape), cast(Any, program.step)
         start = time.perf_counter()
         try:

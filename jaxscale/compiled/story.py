@@ -6,7 +6,6 @@ from typing import Any
 
 from jaxscale import config as cfg
 from jaxscale.bench.record import read_record
-from jaxscale.blueprint.rules import DEFAULT_RULES
 from jaxscale.compiled.child import compile_apart
 from jaxscale.compiled.examine import Report, examine
 from jaxscale.compiled.live import largest_buffers
@@ -45,12 +44,10 @@ class Answer:
 
 
 def fit_mesh(config: cfg.Config, topology: Topology) -> cfg.Config:
-    """`config` with the slices of `topology` on the batch's first axis (data) where it says nothing of them."""
+    """`config` with the slices of `topology` on its first axis of rows (data) where it says nothing of them."""
     slices = topology.slices
     if slices > 1 and not config.mesh.over_slices:
-        return with_changes(
-            config, {"mesh": {"dcn": {DEFAULT_RULES.activations["batch"][0]: slices}}}, source="--slices"
-        )
+        return with_changes(config, {"mesh": {"dcn": {cfg.OVER_SLICES: slices}}}, source="--slices")
     return config
 
 

@@ -4,7 +4,7 @@ from jaxscale.config.data import Data
 from jaxscale.config.errors import describe, divisors
 from jaxscale.config.files import find_config, read_yaml, shipped_configs
 from jaxscale.config.loading import dump_config, load_config, validate
-from jaxscale.config.mesh import AXES, READY_AXES, AxisNames, Dcn, Mesh, Sharding
+from jaxscale.config.mesh import AXES, OVER_SLICES, READY_AXES, AxisNames, Dcn, Mesh, Sharding
 from jaxscale.config.model import Model
 from jaxscale.config.sections import (
     ACTIVATIONS,
@@ -15,6 +15,7 @@ from jaxscale.config.sections import (
     Loss,
     Objective,
     Optimizer,
+    Outer,
     Runtime,
     Step,
     Watch,
@@ -23,8 +24,8 @@ from jaxscale.config.values import Positive, Section
 from jaxscale.files.spelling import nearest
 
 __all__ = [
-    "ACTIVATIONS", "AXES", "NO_DECAY", "READY_AXES", "AxisNames", "Checkpoint", "Config", "Data", "Dcn", "Evaluation",
-    "Loss", "Mesh", "Model", "Objective", "Optimizer", "Positive", "Runtime", "Section", "Sharding", "Step", "Watch",
-    "describe", "divisors", "dump_config", "find_config", "load_config", "nearest", "read_yaml", "shipped_configs",
-    "validate",
+    "ACTIVATIONS", "AXES", "NO_DECAY", "OVER_SLICES", "READY_AXES", "AxisNames", "Checkpoint", "Config", "Data", "Dcn",
+    "Evaluation", "Loss", "Mesh", "Model", "Objective", "Optimizer", "Outer", "Positive", "Runtime", "Section",
+    "Sharding", "Step", "Watch", "describe", "divisors", "dump_config", "find_config", "load_config", "nearest",
+    "read_yaml", "shipped_configs", "validate",
 ]  # fmt: skip

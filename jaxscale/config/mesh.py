@@ -8,13 +8,15 @@ from jaxscale.config.errors import divisors
 from jaxscale.config.mesh_text import mesh_text, split_axes
 from jaxscale.config.values import Positive, Section
 
-AXES = ("pipeline", "data", "fsdp", "expert", "context", "tensor")  # slowest link first
-READY_AXES = ("pipeline", "data", "fsdp", "context", "tensor")
+AXES = ("replica", "pipeline", "data", "fsdp", "expert", "context", "tensor")  # slowest link first
+READY_AXES = ("replica", "pipeline", "data", "fsdp", "context", "tensor")
+OVER_SLICES = "data"  # the axis that several slices split where nothing else is said
 
 
 class Dcn(Section):
     """How many slices (GPU: groups of nodes) each axis runs over, on the slow network between them."""
 
+    replica: Positive = 1
     pipeline: Positive = 1
     data: Positive = 1
     fsdp: Positive = 1
@@ -29,6 +31,7 @@ class Mesh(Section):
     An axis's whole size is its size here times its size in `dcn`.
     """
 
+    replica: int = 1  # copies of the model that seldom talk; see the section `outer`
     pipeline: int = 1
     data: int = -1
     fsdp: int = 1
@@ -45,6 +48,8 @@ class Mesh(Section):
             wild.remove("data")
         if len(wild) > 1:
             raise ValueError(f"{' and '.join(wild)} are both -1; only one axis can take the remaining devices")
+        if self.replica == -1:
+            raise ValueError("replica=-1: how many replicas there are changes what is learnt; give their number")
         for axis in AXES:
             size = getattr(self, axis)
             if size != -1 and size < 1:
@@ -53,6 +58,11 @@ class Mesh(Section):
                 size = size if size != 1 else f"1, dcn.{axis}={self.over_slices[axis]}"
                 raise ValueError(f"{axis}={size}: the {axis} axis is reserved and not yet supported; set it to 1")
         return self
+
+    @property
+    def replicas(self) -> int:
+        """Copies of the model that train apart; 1: a usual run."""
+        return self.replica * self.dcn.replica
 
     @property
     def over_slices(self) -> dict[str, int]:

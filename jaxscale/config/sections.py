@@ -99,6 +99,14 @@ class Optimizer(Section):
         return self
 
 
+class Outer(Section):
+    """The step that the replicas of `mesh.replica` take together now and then (DiLoCo, arXiv:2311.08105)."""
+
+    every: Positive | None = None  # steps that each replica takes by itself before it; None: there are no replicas
+    learning_rate: Above0 = 0.7
+    momentum: Decay = 0.9  # Nesterov's
+
+
 class Checkpoint(Section):
     every: NonNegative = 1000  # steps; 0: only at the end
     keep_last: Positive = 2
@@ -174,6 +182,7 @@ class Config(Section):
     objective: Objective = Objective()
     loss: Loss = Loss()
     optimizer: Optimizer = Optimizer()
+    outer: Outer = Outer()
     checkpoint: Checkpoint = Checkpoint()
     watch: Watch = Watch()
     guard: Guard = Guard()
@@ -205,6 +214,7 @@ class Config(Section):
                 f"data.batch_size {self.data.batch_size} is not divisible by step.microbatches "
                 f"{self.step.microbatches}; try {divisors(self.data.batch_size)}"
             )
+        self._check_replicas()
         if isinstance(self.step.remat, dict) and "mlp_gate" in self.step.remat and self.model.mlp != "swiglu":
             raise ValueError(f"step.remat.mlp_gate: model.mlp={self.model.mlp} has no gate; remove it")
         if self.loss.chunk and self.data.seq_len % self.loss.chunk:
@@ -213,6 +223,46 @@ class Config(Section):
                 f"try {nearest_divisor(self.data.seq_len, self.loss.chunk)}"
             )
         return self
+
+    def _check_replicas(self) -> None:
+        replicas, every = self.mesh.replicas, self.outer.every
+        if replicas == 1:
+            if every:
+                raise ValueError(
+                    f"outer.every={every} is for replicas, and mesh.replica is 1; set mesh.replica or "
+                    "mesh.dcn.replica, or outer.every=null"
+                )
+            return
+        if not every:
+            raise ValueError(
+                f"mesh.replica: {replicas} replicas need outer.every, the steps between their outer steps; set e.g. "
+                "outer.every=100"
+            )
+        rows = self.data.batch_size // self.step.microbatches
+        if rows % replicas:
+            near = [rows - rows % replicas, rows - rows % replicas + replicas]
+            tries = " or ".join(str(n * self.step.microbatches) for n in near if n)
+            raise ValueError(
+                f"data.batch_size {self.data.batch_size}: the {rows} rows of a microbatch are not divisible by "
+                f"{replicas} replicas; try {tries}"
+            )
+        for key, steps in (("steps", self.steps), ("evaluation.every", self.evaluation.every)):
+            if steps % every:
+                lower = steps - steps % every
+                tries = f"{lower} or {lower + every}" if lower else f"{every}"
+                raise ValueError(
+                    f"{key} {steps} is not a multiple of outer.every {every}: what replicas learn counts from their "
+                    f"next outer step on; try {tries}"
+                )
+        if self.optimizer.ema:
+            raise ValueError(
+                f"optimizer.ema={self.optimizer.ema} averages the parameters of every step, and replicas share theirs "
+                "only at outer steps; set optimizer.ema=null"
+            )
+        if self.guard.recompute_every:
+            raise ValueError(
+                f"guard.recompute_every={self.guard.recompute_every} is not supported with replicas; set it to 0"
+            )
 
     @property
     def out_dir(self) -> Path:

@@ -59,7 +59,7 @@ def show_plan(
             table.add_row(escape(reason), f"{count:,}")
         console.print(table)
     for axis, why in found.not_tried.items():
-        tell(f"{axis} was not tried: {why}; mesh.{axis}=2 tries it")
+        tell(f"{axis} was not tried: {why}")
     if not found.choices:
         return
     for line in plan_footer(config, found, spent, out):

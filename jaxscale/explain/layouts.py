@@ -11,9 +11,9 @@ from typing import Any
 from jaxscale import config as cfg
 from jaxscale.blueprint.cases import Axes, without
 from jaxscale.blueprint.passes import Pass, Tensor, passes
-from jaxscale.blueprint.rules import STAGE_AXES, present
+from jaxscale.blueprint.rules import STAGE_AXES, STEP_AXES, present
 
-AXES = without(cfg.READY_AXES, STAGE_AXES)  # that are explained; a pipeline's ticks are not
+AXES = without(STEP_AXES, STAGE_AXES)  # that are explained; a pipeline's ticks are not
 
 
 def layouts(config: cfg.Config) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from jaxscale import config as cfg
 from jaxscale.blueprint.described import blueprint
-from jaxscale.blueprint.rules import STAGE_AXES, count, make_rules, split_by
+from jaxscale.blueprint.rules import REPLICA_AXES, STAGE_AXES, count, make_rules, split_by
 from jaxscale.compiled.child import ask
 from jaxscale.compiled.collectives import collectives
 from jaxscale.compiled.examine import split_mesh
@@ -90,6 +90,7 @@ def explain(
     """
     if compiler not in COMPILERS:
         raise ValueError(f"--compiler {compiler}: it is one of {', '.join(COMPILERS)}")
+    config, topology = of_one_replica(config, topology)
     assumed = topology is None
     mesh = config.mesh.sizes(topology.devices if topology else config.runtime.simulated_devices)
     if stages := split_by(STAGE_AXES, mesh):
@@ -125,6 +126,29 @@ def explain(
     inserted = [f for f in inserted if f.bytes >= SMALL]
     by = by if hlo else None
     return Explanation(config, found["mesh"], where, assumed, by, why, found["jax"], rows, others, inserted)
+
+
+def of_one_replica(config: cfg.Config, topology: Topology | None) -> tuple[cfg.Config, Topology | None]:
+    """The run of one replica, on its devices: all of them do the same, and send each other nothing in a step.
+
+    Raises ValueError where its devices are no topology by themselves.
+    """
+    replicas, devices = config.mesh.replicas, config.runtime.simulated_devices
+    if replicas == 1:
+        return config, topology
+    dcn = config.mesh.dcn.model_dump() | dict.fromkeys(REPLICA_AXES, 1)
+    if topology and any(getattr(config.mesh, axis) > 1 for axis in REPLICA_AXES):
+        raise ValueError(
+            f"{replicas} replicas on {topology.name}: explain shows one replica's step; give --topology of its devices"
+        )
+    changes = {
+        "mesh": dict.fromkeys(REPLICA_AXES, 1) | {"dcn": dcn},
+        "outer": {"every": None},
+        "data": {"batch_size": config.data.batch_size // replicas},
+        "runtime": {"simulated_devices": devices and devices // replicas},
+    }
+    one = with_changes(config, changes, source="explain")
+    return one, topology and replace(topology, slices=topology.slices // replicas)
 
 
 def uses_chip(compiler: str, where: Topology, *, assumed: bool) -> bool:
@@ -168,10 +192,11 @@ def on_cpu(config: cfg.Config) -> cfg.Config:
 
 def with_mesh(config: cfg.Config, text: str, slices: int = 1) -> cfg.Config:
     """`config` on a mesh given as `data=2,fsdp=2,tensor=2`: of all slices, with data over these where the config says
-    nothing of them; axes that are not named have size 1."""
+    nothing of them; axes that are not named have size 1. Of replicas one is shown."""
+    config, _ = of_one_replica(config, None)
     sizes = read_mesh(text, AXES)
     values = config.model_dump(mode="json")
-    over = config.mesh.over_slices or ({AXES[0]: slices} if slices > 1 else {})
+    over = config.mesh.over_slices or ({cfg.OVER_SLICES: slices} if slices > 1 else {})
     for axis, n in over.items():
         if sizes.get(axis, 1) % n:
             raise ValueError(

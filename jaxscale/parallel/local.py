@@ -47,6 +47,11 @@ def over_axis(run: Callable[..., Any], axis: str, in_axes: Any = 0) -> Callable[
     return call
 
 
+def mapped_axes() -> Axes:
+    """The mesh axes of the surrounding `over_axis`: inside it they split no dim."""
+    return _over.get()
+
+
 def on_each_device(
     run: Callable[..., R], in_specs: Sequence[PartitionSpec], out_specs: Any, *, check_vma: bool = True
 ) -> Callable[..., R]:

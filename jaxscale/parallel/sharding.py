@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from jaxscale import config as cfg
-from jaxscale.blueprint.cases import Axes, aligned, partial_over
+from jaxscale.blueprint.cases import Axes, aligned, partial_over, without
 from jaxscale.blueprint.described import blueprint
 from jaxscale.blueprint.rules import (
     DEFAULT_RULES,
@@ -31,7 +31,7 @@ from jaxscale.blueprint.rules import (
 )
 from jaxscale.blueprint.rules import make_rules as make_rules
 from jaxscale.blueprint.sequence import in_zigzag, order
-from jaxscale.parallel.local import on_each_device
+from jaxscale.parallel.local import mapped_axes, on_each_device
 from jaxscale.parallel.on_cpu import flat_matmul, is_matmul
 
 PyTree = Any
@@ -104,10 +104,10 @@ def on_devices(abstract: PyTree) -> PyTree:
 
 
 def axes_of(name: str | None) -> Axes:
-    """The mesh axes, present here, that split an activation's logical axis."""
+    """The mesh axes, present here, that split an activation's logical axis; inside `over_axis` not the mapped ones."""
     if name is None:
         return ()
-    return present(_current_rules.get().activations[name], current_mesh().axis_names)
+    return without(present(_current_rules.get().activations[name], current_mesh().axis_names), mapped_axes())
 
 
 def stage_axes() -> Axes:

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from jaxscale import config as cfg
 from jaxscale.blueprint.legal import require_legal
-from jaxscale.blueprint.rules import count, make_rules
+from jaxscale.blueprint.rules import STEP_AXES, count, make_rules
 from jaxscale.hardware.topology import Topology, valid_shapes
 from jaxscale.predict.plan import Plan, short_of
 from jaxscale.predict.ways import meshes, ways, with_chunk
@@ -63,7 +63,7 @@ Fits = Callable[..., bool]
 def other_axes(config: cfg.Config, topology: Topology, held: tuple[str, ...], fits: Fits) -> Iterator[str]:
     """Of each axis that is held, the nearest sizes that would do."""
     inside = topology.devices // topology.slices
-    for axis in cfg.READY_AXES:
+    for axis in STEP_AXES:
         given = getattr(config.mesh, axis)
         if f"mesh.{axis}" not in held or given == -1:
             continue

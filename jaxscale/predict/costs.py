@@ -15,6 +15,7 @@ from jaxscale.blueprint.cases import Axes
 from jaxscale.blueprint.described import blueprint
 from jaxscale.blueprint.passes import Pass, Tensor
 from jaxscale.blueprint.rules import (
+    REPLICA_AXES,
     Overrides,
     Sizes,
     count,
@@ -126,16 +127,17 @@ def matmul_parameters(model: cfg.Model) -> int:
 def state_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> dict[str, int]:
     """Bytes of one device's part of the train state, equal to the trainer's abstract tree.
 
-    What the optimizer keeps and the average are float32, whatever `param_dtype` is.
+    What the optimizer keeps, the average, and what replicas have in common are float32, whatever `param_dtype` is.
     """
     own = parameter_elements(key_of(config, sizes))
     scalars = OPTIMIZERS[config.optimizer.name].scalars
+    outer = {"outer parameters and momentum": 2 * 4 * own} if split_by(REPLICA_AXES, sizes) else {}
     return {
         "parameters": own * BYTES[config.step.param_dtype],
         "optimizer state": slot_bytes(config, sizes) + scalars,
         "averaged parameters": 4 * own if config.optimizer.ema else 0,
         "losses' statistics": LOSSES,
-    }
+    } | outer
 
 
 LOSSES = 3 * 4  # mean, variance and count (`training.spikes`)

@@ -24,7 +24,7 @@ from jaxscale.predict.timing import (
     step_time,
     with_launches,
 )
-from jaxscale.predict.traffic import Traffic, traffic
+from jaxscale.predict.traffic import Traffic, outer_traffic, traffic
 
 # Arrays that a layer's elementwise operations read and write, once forward, in units of 2 bytes, where every operation
 # is a kernel of its own, as in eager PyTorch (where XLA fuses them: `Blueprint.elementwise`). Residual sums: 6; a
@@ -45,7 +45,7 @@ HOST = 0.7  # of PCIe's nominal bandwidth: what transfers of some MB reach
 
 @dataclass(frozen=True)
 class Forecast:
-    """Predicted figures of one step.
+    """Predicted figures of one step; with replicas it has its share of an outer step.
 
     Attributes:
         flops: of a device, matmuls and attention with recompute; `model_flops`: without, of all devices.
@@ -101,6 +101,10 @@ def forecast(
     sent = [timed(t, own, speed, topology) for t in needs]
     sent = hide(sent, sum(compute.values()), speed)
     compute = with_launches(compute, sent, kernels(config, sizes, topology.chip.platform, software), speed)
+    if every := config.outer.every:
+        compute["outer step"] = outer_bytes(config, sizes) / speed.memory / every
+        shared = (timed(t, own, speed, topology) for t in outer_traffic(config, sizes))
+        sent += [replace(s, bytes=s.bytes / every, seconds=s.seconds / every) for s in shared]
     attention = costs.attention(config, sizes)
     tokens = config.data.batch_size * config.data.seq_len
     per_token = costs.train_flops_per_token(config.model, config.data.seq_len, convention=config.metrics.mfu)
@@ -246,6 +250,13 @@ def optimizer_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> float:
     own = costs.parameter_elements(key_of(config, sizes))
     passes = 2 * schedule(config, sizes).ticks + 2
     return own * costs.BYTES[config.step.param_dtype] * passes + 2 * costs.slot_bytes(config, sizes)
+
+
+def outer_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> float:
+    """HBM bytes of an outer step: the mean of what replicas learnt written and read, their parameters, the outer ones
+    and the momentum read and written."""
+    own = costs.parameter_elements(key_of(config, sizes))
+    return own * (2 * 4 + 2 * costs.BYTES[config.step.param_dtype] + 2 * 2 * 4)
 
 
 def offloaded_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> float:

@@ -160,6 +160,7 @@ WHOLE = {
     "attention": "compute",
     "elementwise": "HBM",
     "optimizer": "HBM",
+    "outer step": "HBM",
     "weights": "HBM",
     "quantizing": "HBM",
     "bubble": "compute",

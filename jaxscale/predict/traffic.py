@@ -12,7 +12,7 @@ from jaxscale import config as cfg
 from jaxscale.blueprint.cases import both, without
 from jaxscale.blueprint.described import blueprint
 from jaxscale.blueprint.passes import Pass, Send
-from jaxscale.blueprint.rules import count, rules_of, schedule, split_by
+from jaxscale.blueprint.rules import REPLICA_AXES, count, key_of, rules_of, schedule, split_by
 from jaxscale.blueprint.sequence import halo
 from jaxscale.predict import costs
 from jaxscale.predict.costs import BYTES, elements, letter_sizes
@@ -23,7 +23,7 @@ class Traffic:
     """A collective that a step needs: V bytes (see `compiled.collectives.Collective`), `times` a step.
 
     Attributes:
-        phase: `forward`, `backward` or `recomputed`; `overlaps`: other matmuls of the step do not wait for it.
+        phase: `forward`, `backward`, `recomputed` or `outer`; `overlaps`: other matmuls of the step do not wait for it.
         weight: it gathers a weight or scatters its gradient.
     """
 
@@ -97,6 +97,7 @@ def lookups(config: cfg.Config, sizes: Mapping[str, int]) -> Iterator[Traffic]:
     rules, tokens = rules_of(config, sizes), costs.microbatch_tokens(config, sizes)
     lies = ("batch", "sequence", "residual_sequence")
     batch, sequence, residual = (split_by(rules.activations[name], sizes) for name in lies)
+    batch = without(batch, REPLICA_AXES)
     for name in model.lookups:
         table = model.weight(name)
         ids_split, embed = (split_by(rules.parameters[axis], sizes) for axis in model.axes(table))
@@ -159,6 +160,12 @@ def split_sequences(config: cfg.Config, sizes: Mapping[str, int], *, platform: s
             size = own / (config.data.seq_len // shards) * tokens * width
             yield Traffic(keys, "collective-permute", axes, size, (2 if again else 1) * runs, "forward", False)
             yield Traffic(gradients, "collective-permute", axes, size, runs, "backward", False)
+
+
+def outer_traffic(config: cfg.Config, sizes: Mapping[str, int]) -> list[Traffic]:
+    """What replicas send in their outer step, a program of its own: the mean of what they learnt, in float32."""
+    axes, own = split_by(REPLICA_AXES, sizes), costs.parameter_elements(key_of(config, sizes))
+    return [Traffic("outer step", "all-reduce", axes, 4.0 * own, 1, "outer", False)] if axes else []
 
 
 def idle_axes(config: cfg.Config, sizes: Mapping[str, int]) -> Iterator[Traffic]:

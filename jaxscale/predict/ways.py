@@ -5,8 +5,9 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 
 from jaxscale import config as cfg
+from jaxscale.blueprint.cases import without
 from jaxscale.blueprint.described import blueprint
-from jaxscale.blueprint.rules import DEFAULT_RULES, STAGE_AXES, count, present
+from jaxscale.blueprint.rules import DEFAULT_RULES, REPLICA_AXES, STAGE_AXES, count, present
 from jaxscale.config.mesh_text import mesh_text
 from jaxscale.hardware.topology import Topology
 from jaxscale.predict.memory import MemoryForecast, memory
@@ -24,7 +25,10 @@ REMATS: dict[str, str | Mapping[str, str]] = {
     "to the host": OFFLOAD,
 }
 OWN_REMAT = "the config's own"
-BATCH = present(DEFAULT_RULES.activations["batch"], cfg.READY_AXES)  # the axes that split it, and may cross slices
+BATCH = present(DEFAULT_RULES.activations["batch"], cfg.READY_AXES)  # the axes that split it
+CROSSING = without(BATCH, REPLICA_AXES)[
+    ::-1
+]  # those of them that may cross slices; how many replicas there are is given
 HEADS = present(DEFAULT_RULES.activations["heads"], cfg.READY_AXES)
 SEQUENCE = present(DEFAULT_RULES.activations["sequence"], cfg.READY_AXES)  # the axes that split it
 STAGES_LAST = "others fit, and a pipeline gathers the weights about M/S times as often (M microbatches, S stages)"
@@ -73,21 +77,34 @@ def meshes(
     over, skipped = held_over(config, topology, held), not_tried(config, held)
     if in_stages and not skipped.keys() & set(STAGE_AXES):
         return
-    axes = (*BATCH[::-1], *STAGE_AXES) if in_stages else BATCH[::-1]
+    axes = (*CROSSING, *STAGE_AXES) if in_stages else CROSSING
     skipped = {axis: why for axis, why in skipped.items() if not (in_stages and axis in STAGE_AXES)}
     groups = math.prod(over.values()) if over else topology.slices
     inside = topology.devices // groups
-    fixed = held_sizes(config, topology, inside, held, skipped)
+    replicas, crossing = placed_replicas(config, over, groups)
+    fixed = held_sizes(config, topology, inside, held, skipped, replicas)
     free = tuple(axis for axis in HEADS if axis not in fixed)
     for sizes in splits(inside, cfg.READY_AXES):
         if any(sizes[axis] != size for axis, size in fixed.items()) or config.model.num_heads % count(free, sizes):
             continue
         if config.data.seq_len // count(SEQUENCE, sizes) < (FEWEST if not fixed.keys() & set(SEQUENCE) else 1):
             continue
-        for split in [over] if over else splits(groups, axes):
-            mesh = cfg.Mesh(**sizes, dcn=cfg.Dcn(**split))
+        for split in [over] if over else splits(groups // math.prod(crossing.values()), axes):
+            mesh = cfg.Mesh(**sizes, dcn=cfg.Dcn(**crossing | split))
             if not in_stages or count(STAGE_AXES, mesh.sizes(topology.devices)) > 1:
                 yield mesh
+
+
+def placed_replicas(config: cfg.Config, over: Mapping[str, int], groups: int) -> tuple[dict[str, int], dict[str, int]]:
+    """Axis -> size within a slice, and over slices: as many replicas as the config has, in slices of their own where
+    nothing else is given, as they seldom talk.
+
+    Args:
+        over: what is given over slices; empty: nothing. `groups`: how many slices.
+    """
+    whole = {a: getattr(config.mesh, a) * getattr(config.mesh.dcn, a) for a in REPLICA_AXES}
+    crossing = {a: over.get(a, 1) if over else math.gcd(n, groups) for a, n in whole.items()}
+    return {a: n // crossing[a] for a, n in whole.items()}, crossing
 
 
 def splits(devices: int, axes: tuple[str, ...]) -> Iterator[dict[str, int]]:
@@ -101,14 +118,24 @@ def splits(devices: int, axes: tuple[str, ...]) -> Iterator[dict[str, int]]:
 
 
 def held_sizes(
-    config: cfg.Config, topology: Topology, inside: int, held: tuple[str, ...], skipped: Iterable[str]
+    config: cfg.Config,
+    topology: Topology,
+    inside: int,
+    held: tuple[str, ...],
+    skipped: Iterable[str],
+    replicas: Mapping[str, int],
 ) -> dict[str, int]:
     """Axis -> size within a slice that is given, or not varied. One that is given as -1 takes what the config's others
-    leave."""
+    leave.
+
+    Args:
+        skipped: axes that are not varied.
+        replicas: sizes of the replicas' axes, which are always given.
+    """
     given = [axis for axis in cfg.READY_AXES if holds(held, f"mesh.{axis}")]
-    sizes = {axis: getattr(config.mesh, axis) for axis in (*given, *skipped)}
+    sizes = {axis: getattr(config.mesh, axis) for axis in (*given, *skipped)} | dict(replicas)
     if -1 in sizes.values():
-        sizes = {axis: getattr(config.mesh, axis) for axis in cfg.READY_AXES}
+        sizes = {axis: getattr(config.mesh, axis) for axis in cfg.READY_AXES} | dict(replicas)
     known = {axis: n for axis, n in sizes.items() if n != -1}
     product = math.prod(known.values())
     whole = len(known) == len(cfg.READY_AXES)
@@ -131,7 +158,11 @@ def not_tried(config: cfg.Config, held: tuple[str, ...] = ()) -> dict[str, str]:
     if config.data.seq_len < LONG:
         found |= dict.fromkeys(SEQUENCE, f"rows of {config.data.seq_len:,} tokens are short (it is from {LONG:,} on)")
     same = {axis: why for axis, why in found.items() if getattr(config.mesh, axis) == 1}
-    return {axis: why for axis, why in same.items() if not holds(held, f"mesh.{axis}")}
+    found = {axis: f"{why}; mesh.{axis}=2 tries it" for axis, why in same.items() if not holds(held, f"mesh.{axis}")}
+    if config.mesh.replicas == 1:
+        why = "replicas that seldom talk learn otherwise than one model does; mesh.{}=2 outer.every=100 tries it"
+        found |= {axis: why.format(axis) for axis in REPLICA_AXES}
+    return found
 
 
 def held_over(config: cfg.Config, topology: Topology, held: tuple[str, ...]) -> dict[str, int]:

@@ -14,6 +14,7 @@ Event = dict[str, Any]
 PARTS = (
     "steps that counted",
     "lost steps",
+    "outer steps",
     "compile",
     "init",
     "data wait",
@@ -29,6 +30,7 @@ PART_OF = {
     "compile": "compile",
     "data wait": "data wait",
     "evaluation": "evaluation",
+    "outer step": "outer steps",
     "checkpoint": "checkpoint blocking",
     "rollback": "restart",
 }

@@ -23,6 +23,7 @@ from jaxscale.training.average import average
 from jaxscale.training.build import build_on
 from jaxscale.training.frozen import whole
 from jaxscale.training.older import sum_of
+from jaxscale.training.regroup import saved_replicas, shaped_for
 from jaxscale.training.step import Program, used_parameters
 from jaxscale.training.trainer import Result
 
@@ -174,8 +175,10 @@ def restore_params(run: Path, program: Program, config: cfg.Config, step: int | 
             try:
                 meta = reading(checkpointer.meta, candidate)
                 decay = meta["config"]["optimizer"].get("ema") if config.optimizer.ema else None
-                parts = ("params", *(("ema",) if decay else ()), *(("frozen",) if program.abstract.frozen else ()))
-                item = {name: getattr(program.abstract, name) for name in parts}
+                abstract = shaped_for(program.abstract, saved_replicas(meta))
+                own = "outer" if abstract.outer else "params"
+                parts = (own, *(("ema",) if decay else ()), *(("frozen",) if abstract.frozen else ()))
+                item = {name: getattr(abstract, name) for name in parts}
                 changed = config_differences(meta["config"], config.model_dump(mode="json"))
                 if changed := [d for d in changed if not d.startswith("optimizer.ema:")]:
                     raise ValueError(
@@ -187,7 +190,7 @@ def restore_params(run: Path, program: Program, config: cfg.Config, step: int | 
                 continue
             for problem in problems:
                 say(f"checkpoint {problem}; step {candidate} is used")
-            params = found["params"]
+            params = found["outer"].params if abstract.outer else found["params"]
             if decay:  # of the checkpoint, which may be from before the average was turned on
                 params = average(sum_of(found["ema"], meta, candidate), params, decay, candidate)
             return whole(params, found.get("frozen", {}))

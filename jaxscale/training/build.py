@@ -11,7 +11,7 @@ import jax
 from jax.sharding import AbstractMesh, Mesh
 
 from jaxscale import config as cfg
-from jaxscale.blueprint.rules import Rules, count, require_divides
+from jaxscale.blueprint.rules import Rules, check_replicas, count, require_divides
 from jaxscale.blueprint.sequence import in_zigzag, require_chunks
 from jaxscale.parallel.mesh import make_mesh
 from jaxscale.parallel.sharding import fit_rules, make_rules, on_mesh
@@ -75,6 +75,7 @@ def rules_for(config: cfg.Config, mesh: Mesh | AbstractMesh, *, decoder: bool = 
         decoder: check every split dim of the decoder; False: only the rows of a microbatch.
     """
     rules = make_rules(config.sharding)
+    check_replicas(rules, mesh.shape)
     if decoder:
         return fit_rules(rules, mesh.shape, config)
     shards = count(rules.activations["sequence"], mesh.shape)

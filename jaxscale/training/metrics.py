@@ -74,3 +74,19 @@ def device_memory(devices: list[jax.Device]) -> dict[str, int]:
         for theirs, ours in names.items()
         if stats and all(theirs in s for s in stats)
     }
+
+
+def speed_figures(speed: Speed | None, devices: list[jax.Device]) -> dict[str, float | str]:
+    """What metrics.jsonl says of a step's speed and memory, beside its own seconds."""
+    values: dict[str, float | str] = dict(device_memory(devices))
+    if speed:
+        values |= {
+            "step_seconds_median": speed.step_seconds,
+            "step_seconds_p95": speed.step_seconds_p95,
+            "tokens_per_second": speed.tokens_per_second,
+        }
+        if speed.mfu is not None:
+            values["mfu"] = speed.mfu
+        elif speed.mfu_withheld:
+            values["mfu_withheld"] = speed.mfu_withheld
+    return values

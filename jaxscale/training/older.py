@@ -3,7 +3,7 @@
 Format 1 (no number in the metadata): moments and the averaged parameters have the parameters' dtype, and the average
 began at the initial weights. Format 2: both are float32, and the average is a sum from zero (`training.average`).
 Format 3: a field of the state is always there. Before, the losses' statistics stood beside the optimizer's state, only
-with `guard.spike`, and `ema` was None without an average.
+with `guard.spike`, and `ema` was None without an average. Format 4: there is `outer`, which is empty without replicas.
 """
 
 from typing import Any, NamedTuple
@@ -15,10 +15,11 @@ import numpy as np
 from jaxscale.checkpoint.identity import shapes
 from jaxscale.config.files import renamed
 from jaxscale.training.average import missing
+from jaxscale.training.regroup import saved_replicas, shaped_for
 from jaxscale.training.spikes import LossStatistics, no_losses
 from jaxscale.training.step import TrainState
 
-FORMAT = 3
+FORMAT = 4
 
 
 class State2(NamedTuple):
@@ -46,7 +47,7 @@ def as_saved(abstract: TrainState, meta: dict[str, Any]) -> TrainState | State2:
 
 
 def form_of(abstract: TrainState, meta: dict[str, Any]) -> TrainState | State2:
-    ema = {}
+    ema, abstract = {}, shaped_for(abstract, saved_replicas(meta))
     if any(name.startswith("ema.") for name in meta["state"]):
         ema = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, jnp.float32, sharding=p.sharding), abstract.params)
     if meta.get("format", 1) >= 3:
@@ -74,9 +75,9 @@ def as_now(state: TrainState | State2, abstract: TrainState, meta: dict[str, Any
     wanted = form_of(abstract, meta)
     state = jax.tree.map(lambda x, wanted: x if x.dtype == wanted.dtype else x.astype(wanted.dtype), state, wanted)
     if isinstance(state, State2):
-        losses = jax.tree.map(placed, no_losses(), abstract.losses)
+        losses = jax.tree.map(placed, no_losses(), shaped_for(abstract, 0).losses)
         opt_state, losses = state.opt_state if has_losses(meta) else (state.opt_state, losses)
-        state = TrainState(state.step, state.params, opt_state, losses, state.ema or {}, {}, {}, state.rng)
+        state = TrainState(state.step, state.params, opt_state, losses, state.ema or {}, {}, {}, state.rng, {})
     return state._replace(ema=sum_of(state.ema, meta, int(state.step))) if state.ema else state
 
 

@@ -1,4 +1,4 @@
-"""What a config turns on and off in a state: judging losses, and the averaged parameters.
+"""What a config turns on and off in a state: judging losses, replicas, and the averaged parameters.
 
 A checkpoint is read with the average that it has. One that is wanted now and was not saved is started; one that is not
 wanted any more is left.
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from jaxscale import config as cfg
 from jaxscale.training.average import missing
+from jaxscale.training.regroup import regrouped
 from jaxscale.training.spikes import WINDOW
 from jaxscale.training.step import TrainState
 
@@ -21,14 +22,15 @@ PyTree = Any
 def parts_wanted(
     state: TrainState, config: cfg.Config, saved: dict[str, Any], say: Callable[[str], None]
 ) -> TrainState:
-    """A state as it was read, with an average where the config asks for one. What is turned on is said.
+    """A state as it was read, with the replicas and the average that the config asks for. What is turned on is said.
 
     Args:
         saved: the checkpoint's config.
     """
     step = int(state.step)
+    state = regrouped(state, config.mesh.replicas if config.outer.every else 0, saved, say)
     if config.guard.spike and not saved.get("guard", {}).get("spike"):
-        more = max(0, WINDOW - int(state.losses.steps))
+        more = max(0, WINDOW - int(state.losses.steps.min()))
         when = f"after {more} steps more" if more else "at once"
         say(f"guard.spike is on since step {step}: losses are judged {when}")
     decay = config.optimizer.ema

@@ -6,6 +6,7 @@ files, clocks or consoles.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -26,6 +27,7 @@ from jaxscale.training.average import add_to_sum, average, empty_sum
 from jaxscale.training.cut import in_parts
 from jaxscale.training.frozen import split, whole
 from jaxscale.training.optimizer import count_from, global_norm, make_optimizer, make_schedule
+from jaxscale.training.replicas import Outer, alone, combined, outer_step, replica_axis, started
 from jaxscale.training.spikes import LossStatistics, judge, no_losses
 from jaxscale.training.stages import has_stages
 
@@ -39,7 +41,8 @@ class TrainState(NamedTuple):
     """All that a step reads and changes. Parameters and their moments are nested dicts of arrays, split over the mesh.
 
     Every field is always there. One that a run has no use for is an empty dict: an average that nobody asked for would
-    take as much memory as the parameters in float32.
+    take as much memory as the parameters in float32. With replicas, what each has of its own has a first dim for them
+    (`replicas.OWN`).
     """
 
     step: jax.Array  # int32, steps done
@@ -50,6 +53,7 @@ class TrainState(NamedTuple):
     router_bias: dict[str, jax.Array]  # {} in a model without experts
     frozen: PyTree  # parameters that the objective does not train, or {}
     rng: jax.Array  # typed key; a step folds its number in
+    outer: Outer | dict[str, Any]  # of replicas, or {}
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,9 @@ class Program:
     Attributes:
         init: () -> TrainState; jitted, born sharded.
         step: (state, batch) -> (state, metrics); jitted, the state donated.
+        outer: state -> (state, metrics), the step that replicas take together; jitted, the state donated. None: without
+            replicas.
+        combine: a step's metrics -> scalars; jitted. Replicas' metrics are [R]; without replicas nothing changes.
         evaluate: (state, batch) -> metrics; jitted.
         abstract: the TrainState as shapes, dtypes and shardings.
         axes: nested dict like `params` with each trained parameter's logical axes.
@@ -67,6 +74,8 @@ class Program:
 
     init: Callable[[], TrainState]
     step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+    outer: Callable[[TrainState], tuple[TrainState, Metrics]] | None
+    combine: Callable[[Metrics], Metrics]
     evaluate: Callable[[TrainState, Batch], Metrics]
     abstract: TrainState
     axes: PyTree
@@ -79,7 +88,7 @@ def make_program(config: cfg.Config, model: ModelFactory | None = None) -> Progr
     layouts = config.sharding.model_dump()
     with blaming_layouts(layouts):
         params, axes, merge = abstract_model(factory)
-    objective = make_objective(config)
+    objective, replicas = make_objective(config), replica_axis() is not None
     if has_stages():
         pipeline.require_pieces(merge(params), objective)
     names = objective.frozen
@@ -90,7 +99,7 @@ def make_program(config: cfg.Config, model: ModelFactory | None = None) -> Progr
         key = jax.random.key(config.seed)
         module = factory(nnx.Rngs(params=jax.random.fold_in(key, 0)))
         params, frozen = split(nnx.to_pure_dict(nnx.split(module, nnx.Param, ...)[1]), names)
-        return TrainState(
+        state = TrainState(
             step=jnp.int32(0),
             params=params,
             opt_state=optimizer.init(params),
@@ -99,17 +108,26 @@ def make_program(config: cfg.Config, model: ModelFactory | None = None) -> Progr
             router_bias={},
             frozen=frozen,
             rng=jax.random.fold_in(key, 1),
+            outer={},
         )
+        return started(state) if replicas else state
 
     step = make_step(config, optimizer, merge)
+    step = alone(step) if replicas else step
     with blaming_layouts(layouts) as overridden:
         abstract = on_devices(jax.eval_shape(init))
         if overridden:
             jax.eval_shape(step, abstract, abstract_batch(config, mesh_here(), documents=False))
     options = compiler_options(device().device_kind, config.runtime)
     jitted = jax.jit(step, donate_argnums=0, compiler_options=options or None)
+    outer = jax.jit(outer_step(config.outer), donate_argnums=0, compiler_options=options or None) if replicas else None
+    combine = jax.jit(partial(combined, means=tuple(objective.means), unit=objective.unit)) if replicas else unchanged
     evaluate = jax.jit(make_evaluate(config, merge), compiler_options=options or None)
-    return Program(jax.jit(init), jitted, evaluate, abstract, axes, merge)
+    return Program(jax.jit(init), jitted, outer, combine, evaluate, abstract, axes, merge)
+
+
+def unchanged(metrics: Metrics) -> Metrics:
+    return metrics
 
 
 def decoder(config: cfg.Config) -> ModelFactory:
@@ -198,15 +216,18 @@ def gradients(config: cfg.Config, merge: Merge, params: PyTree, batch: Batch, rn
 
         zeros = (
             jax.tree.map(lambda p: jnp.zeros_like(p, jnp.float32), params),
-            {name: jnp.zeros(()) for name in objective.means},
+            dict.fromkeys(objective.means, 0.0 * divisor),  # batched where it is mapped: see `parallel.local`
         )
         (grads, metrics), _ = jax.lax.scan(add, zeros, (batch, jnp.arange(config.step.microbatches)))
     return grads, metrics | {objective.unit: count}
 
 
 def used_parameters(config: cfg.Config, state: TrainState) -> PyTree:
-    """What a run is judged and used by: all its parameters, the trained ones averaged where it keeps an average."""
-    params = state.params
+    """What a run is judged and used by: all its parameters, the trained ones averaged where it keeps an average.
+
+    Of replicas, the outer parameters: where their last outer step left them.
+    """
+    params = state.outer.params if isinstance(state.outer, Outer) else state.params
     if state.ema and config.optimizer.ema:
         params = average(state.ema, params, config.optimizer.ema, state.step)
     return whole(params, state.frozen)

@@ -30,7 +30,7 @@ from jaxscale.training.events import Events
 from jaxscale.training.executable import load_executable
 from jaxscale.training.feed import Feed, has_documents, open_run_tokenizer, open_source
 from jaxscale.training.guard import Guard, Rollback
-from jaxscale.training.metrics import Meter, Speed, device_memory, model_flops_per_token
+from jaxscale.training.metrics import Meter, Speed, model_flops_per_token, speed_figures
 from jaxscale.training.owner import Owner, open_checkpoints
 from jaxscale.training.peak import Peak, find_peak, measure_again
 from jaxscale.training.pending import Pending
@@ -265,13 +265,17 @@ class Run:
                     self.guard.recompute(step, state, batch)
             batch = batch or next(feed)  # while the devices work on the step before
             state, metrics = self.program.step(state, batch)
-            this, batch, done = Pending(step, metrics, feed.wait_seconds), None, step
+            this, batch, done = Pending(step, self.program.combine(metrics), feed.wait_seconds), None, step
             if before:
                 self.read(before, later=this)
             before = this
-            if step == config.steps or due(step, config.evaluation.every) or due(step, config.checkpoint.every):
-                self.read(this)  # nothing is saved or judged before this step's loss is known to be finite
+            together = due(step, config.outer.every or 0)
+            pauses = together or due(step, config.evaluation.every) or due(step, config.checkpoint.every)
+            if pauses or step == config.steps:
+                self.read(this)  # nothing is shared, saved or judged before this step's loss is known to be finite
                 before = None
+                if together:
+                    state = self.outer_step(state, step)
                 self.check_peak(step)
                 if validation_rows is not None and (due(step, config.evaluation.every) or step == config.steps):
                     self.evaluate(state, step, validation_rows)
@@ -292,6 +296,8 @@ class Run:
         if lower := getattr(self.program.step, "lower", None):  # an executable from a file has nothing to compile
             with self.events.during("compile"):
                 lower(state, batch).compile()
+                if lower_outer := getattr(self.program.outer, "lower", None):
+                    lower_outer(state).compile()
 
     def read(self, this: Pending, *, later: Pending | None = None) -> None:
         """Fetch one step's metrics (the only place where the host waits for the devices), and tell of them."""
@@ -307,21 +313,17 @@ class Run:
         self.watcher.step(step, values, speed)
         if due(step, self.config.metrics.every) or step == self.config.steps:
             own = {"step_seconds": seconds, "data_wait_seconds": this.wait}
-            self.writer.write("train", step, values | own | self.speed_values(speed))
+            self.writer.write("train", step, values | own | speed_figures(speed, list(self.mesh.devices.flat)))
 
-    def speed_values(self, speed: Speed | None) -> dict[str, float | str]:
-        values: dict[str, float | str] = dict(device_memory(list(self.mesh.devices.flat)))
-        if speed:
-            values |= {
-                "step_seconds_median": speed.step_seconds,
-                "step_seconds_p95": speed.step_seconds_p95,
-                "tokens_per_second": speed.tokens_per_second,
-            }
-            if speed.mfu is not None:
-                values["mfu"] = speed.mfu
-            elif speed.mfu_withheld:
-                values["mfu_withheld"] = speed.mfu_withheld
-        return values
+    def outer_step(self, state: TrainState, step: int) -> TrainState:
+        """The step that replicas take together, between two of their own: no step's seconds hold it."""
+        assert self.program.outer is not None
+        start = self.events.last
+        with self.events.during("outer step", step):
+            state, metrics = self.program.outer(state)
+            values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        self.writer.write("outer", step, values | {"seconds": self.events.last - start})
+        return state
 
     def check_peak(self, step: int) -> None:
         """An MFU above 1 shows that the measured peak is too low: measure it again, now that no step is running."""

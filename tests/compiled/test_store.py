@@ -32,10 +32,11 @@ OUTSIDE = {  # every key that does not reach the step, with another value than i
     "checkpoint.every": 5, "checkpoint.keep_last": 5, "checkpoint.keep_every": 5, "checkpoint.resume": False,
     "checkpoint.directory": "/tmp/y", "watch.enabled": False, "watch.start": 9, "watch.compile": 9, "watch.step": 9,
     "watch.save": 9, "watch.peer": 9, "guard.max_rollbacks": 9, "guard.recompute_every": 9, "evaluation.every": 9,
-    "evaluation.batches": 9, "metrics.every": 9, "metrics.tensorboard": True, "metrics.wandb": True,
+    "evaluation.batches": 9, "outer.learning_rate": 0.5, "outer.momentum": 0.5,
+    "metrics.every": 9, "metrics.tensorboard": True, "metrics.wandb": True,
     "metrics.wandb_project": "p", "metrics.wandb_entity": "e", "metrics.wandb_tags": ["t"], "metrics.mfu": "palm",
 }  # fmt: skip
-OUTSIDE_ALONE = {"data.mixture"}  # in place of data.path
+OUTSIDE_ALONE = {"data.mixture", "outer.every"}  # in place of data.path; with replicas
 INSIDE_BY_ANOTHER_NAME = {"data.kind", "data.mask_documents"}  # as `documents`
 
 

@@ -16,8 +16,9 @@ from jaxscale.explain.follow import follow
 from jaxscale.explain.match import SMALL, found_in, match
 from jaxscale.explain.paths import sources
 from jaxscale.explain.rows import Tensor, as_values, from_values
-from jaxscale.explain.story import ATTENTION, Explanation, assumed_topology, timed_rows, with_mesh
+from jaxscale.explain.story import ATTENTION, Explanation, assumed_topology, of_one_replica, timed_rows, with_mesh
 from jaxscale.explain.trace import trace
+from jaxscale.hardware.topology import find_topology
 from jaxscale.predict import costs
 from jaxscale.predict.traffic import traffic
 from jaxscale.training.build import build
@@ -404,3 +405,19 @@ def test_found_in_splits_what_was_put_together(compiled):
     parts = found_in([together])
     assert sum(f.bytes for f in parts) == together.bytes
     assert {"q", "k", "v", "out", "up", "gate", "down"} <= {f.name for f in parts}
+
+
+def test_replicas_are_explained_as_one_of_them():
+    """On its devices and rows; inside a slice its devices are no topology by themselves."""
+    apart = {"outer": {"every": 4}, "data": {"batch_size": 16}}
+    inside = make_config({"replica": 2, "fsdp": 2}, runtime={"simulated_devices": 4}, **apart)
+    one, where = of_one_replica(inside, None)
+    assert (one.mesh.sizes(2), one.data.batch_size, one.outer.every) == ({"fsdp": 2}, 8, None)
+    assert (one.runtime.simulated_devices, where) == (2, None)
+    other = with_mesh(inside, "tensor=2")
+    assert (other.mesh.sizes(2), other.data.batch_size) == ({"tensor": 2}, 8)
+    over = make_config({"fsdp": 4, "dcn": {"replica": 2}}, **apart)
+    one, where = of_one_replica(over, find_topology("v5e:2x2", 2))
+    assert (one.mesh.replicas, where) == (1, find_topology("v5e:2x2"))
+    with pytest.raises(ValueError, match="explain shows one replica's step; give --topology of its devices"):
+        of_one_replica(inside, find_topology("v5e:2x2"))

@@ -14,7 +14,7 @@ from jaxscale.compiled.hlo import parse
 from jaxscale.compiled.work import matmuls
 from jaxscale.optimizers import OPTIMIZERS
 from jaxscale.predict import costs
-from jaxscale.predict.traffic import traffic
+from jaxscale.predict.traffic import outer_traffic, traffic
 
 MESHES = [{"data": 8}, {"fsdp": 8}, {"tensor": 8}, {"data": 2, "fsdp": 4}, {"data": 2, "fsdp": 2, "tensor": 2}]
 GPT = {"norm": "layernorm", "position": "learned", "mlp": "gelu", "attention_bias": True, "mlp_bias": True,
@@ -91,6 +91,31 @@ def test_split_sequences_send_what_the_compiled_program_sends(mesh, step):
 @pytest.mark.parametrize("remat", ["none", "full"])
 def test_a_window_sends_its_halo(window, remat):
     compare(make_config({"context": 4, "tensor": 2}, model={"sliding_window": window}, step={"remat": remat}))
+
+
+REPLICAS = [{"replica": 2, "data": 4}, {"replica": 2, "fsdp": 4}, {"replica": 4, "tensor": 2},
+            {"replica": 2, "fsdp": 2, "tensor": 2}, {"replica": 2, "fsdp": 2, "context": 2}]  # fmt: skip
+
+
+@pytest.mark.parametrize("mesh", REPLICAS, ids=str)
+def test_replicas_send_and_hold_what_their_programs_do(mesh):
+    """Their step sends nothing over their axis; the outer step all that it is predicted to, and that alone."""
+    config = make_config(
+        mesh, model={"num_kv_heads": 8}, step={"remat": "full"}, data={"batch_size": 16}, outer={"every": 50}
+    )
+    compare(config)
+    setup, sizes = Setup(config), dict(mesh)
+    found, state = costs.state_bytes(config, sizes), setup.program.abstract
+    parts = {"parameters": state.params, "optimizer state": state.opt_state, "losses' statistics": state.losses}
+    parts |= {"outer parameters and momentum": state.outer}
+    assert {name: found[name] for name in parts} == {name: device_bytes(tree) for name, tree in parts.items()}
+    assert costs.batch_bytes(config, sizes, documents=True) == device_bytes(setup.batch)
+    with setup.context():
+        hlo = setup.program.outer.lower(state).compile().as_text()
+    sent = [c for c in collectives(parse(hlo), sizes) if "replica" in c.axes]
+    (predicted,) = outer_traffic(config, sizes)
+    assert {(c.kind, c.axes) for c in sent} == {(predicted.kind, predicted.axes)}
+    assert sum(c.bytes * c.times for c in sent) == predicted.bytes
 
 
 def test_with_chunks_microbatches_and_few_kv_heads():

@@ -8,12 +8,13 @@ import pytest
 from support import make_config
 
 from jaxscale import config as cfg
+from jaxscale.blueprint.rules import key_of
 from jaxscale.console.plan import plan_footer
 from jaxscale.hardware.chips import CHIPS
 from jaxscale.hardware.topology import find_topology
 from jaxscale.optimizers import OPTIMIZERS
 from jaxscale.predict.advice import what_would_do
-from jaxscale.predict.costs import attention, matmuls, recomputed_matmuls
+from jaxscale.predict.costs import attention, matmuls, parameter_elements, recomputed_matmuls
 from jaxscale.predict.forecast import forecast, offloaded_bytes
 from jaxscale.predict.memory import memory
 from jaxscale.predict.plan import MOL, plan, read_budget, spend
@@ -446,3 +447,51 @@ def test_a_tpu_pads_kept_heads_to_its_lanes():
     q = 16 * config.data.batch_size // 8 * config.data.seq_len * 32 * 64 * 2
     assert kept("llama3.2-1b", "tpu") - kept("llama3.2-1b", "gpu") == q
     assert kept("llama3.1-8b", "tpu") == kept("llama3.1-8b", "gpu")
+
+
+# --- replicas -------------------------------------------------------------------------------------------------
+
+APART = ["mesh.replica=2", "outer.every=100"]
+
+
+def test_replicas_are_tried_only_where_they_are_given():
+    where = find_topology("v5p:4x4x4", 2)
+    usual = plan(shipped("llama3.1-8b"), where)
+    assert not any("replica" in choice.mesh for choice in usual.choices)
+    assert "mesh.replica=2 outer.every=100 tries it" in usual.not_tried["replica"]
+    found = plan(shipped("llama3.1-8b", *APART), where)
+    assert "replica" not in found.not_tried
+    assert found.choices
+    for choice in found.choices:  # as many as were given, each in its own slice
+        assert choice.mesh["replica"] == 2
+        assert choice.config.mesh.over_slices == {"replica": 2}
+        assert choice.config.outer.every == 100
+
+
+def test_replicas_of_one_slice_share_its_devices():
+    found = plan(shipped("llama3.1-8b", *APART), find_topology("v5p:4x4x4"))
+    assert {choice.mesh["replica"] for choice in found.choices} == {2}
+    assert {math.prod(choice.mesh.values()) for choice in found.choices} == {64}
+    with pytest.raises(ValueError, match=r"mesh\.replica=3 does not divide the 64 devices"):
+        plan(
+            shipped("llama3.1-8b", "mesh.replica=3", "outer.every=100", "data.batch_size=6"), find_topology("v5p:4x4x4")
+        )
+
+
+def test_an_outer_step_costs_each_step_its_share():
+    """All parameters in float32 over the network between two slices, once in 100 steps."""
+    where = find_topology("v5p:4x4x4", 2)
+    mesh = ["mesh.data=1", "mesh.fsdp=64", "mesh.dcn.replica=2", "step.microbatches=1"]
+    config, seldom = (shipped("llama3.1-8b", *mesh, f"outer.every={n}") for n in (100, 1000))
+    sizes = config.mesh.sizes(where.devices)
+    found, later = forecast(config, where, sizes), forecast(seldom, where, sizes)
+    bytes_of_device = 4 * parameter_elements(key_of(config, sizes))
+    assert bytes_of_device == pytest.approx(4 * 8.03e9 / 64, rel=5e-3)  # norms are whole on every device
+    (sent,) = (s for s in found.sent if s.what == "outer step")
+    assert (sent.kind, sent.axes, sent.network) == ("all-reduce", ("replica",), "DCN")
+    assert sent.bytes == bytes_of_device / 100
+    assert found.time.parts["DCN (replica)"] == pytest.approx(10 * later.time.parts["DCN (replica)"])
+    assert found.time.parts["outer step"] == pytest.approx(10 * later.time.parts["outer step"])
+    assert not any("replica" in s.axes for s in found.sent if s is not sent)
+    data = forecast(shipped("llama3.1-8b", *mesh[:2], "mesh.dcn.data=2", mesh[3]), where, {"data": 2, "fsdp": 64})
+    assert sum(s.bytes for s in data.sent if s.network == "DCN") > 40 * sent.bytes

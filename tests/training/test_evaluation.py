@@ -41,7 +41,7 @@ def make_state(setup, params):
     """What evaluation reads of a state, placed."""
     layout = jax.tree.map(lambda x: x.sharding, setup.program.abstract.params)
     params = jax.device_put(params, layout)
-    return TrainState(jnp.int32(0), params, (), no_losses(), {}, {}, {}, jax.random.key(0))
+    return TrainState(jnp.int32(0), params, (), no_losses(), {}, {}, {}, jax.random.key(0), {})
 
 
 @functools.cache

@@ -1,7 +1,7 @@
 """A step's time is the step's, whatever is read when; the parts of a run add up to the wall."""
 
 import pytest
-from made_up import COMPILE, DISPATCH, EVALUATION, SAVE, STEP, Machine, run
+from made_up import COMPILE, DISPATCH, EVALUATION, OUTER, SAVE, STEP, Machine, run
 
 from jaxscale.report.goodput import goodput
 
@@ -12,6 +12,7 @@ OFTEN = {
     "checkpoint.every=1": {"checkpoint": {"every": 1}},
     "checkpoint.every=3": {"checkpoint": {"every": 3}},
     "recompute_every=2": {"guard": {"recompute_every": 2}},
+    "outer.every=4": {"mesh": {"replica": 2}, "outer": {"every": 4}},
     "all of them": {
         "evaluation": {"every": 2, "batches": 1},
         "checkpoint": {"every": 3},
@@ -37,12 +38,14 @@ def test_every_step_takes_its_time_and_the_parts_add_up(monkeypatch, tmp_path, o
     times = [e["time"] for e in events]
     assert times == sorted(times)
 
-    spans = dict.fromkeys(("evaluation", "checkpoint", "recompute", "compile", "data wait"), 0.0)
+    spans = dict.fromkeys(("evaluation", "checkpoint", "recompute", "compile", "data wait", "outer step"), 0.0)
     for e in events:
         if e["event"] in spans:
             spans[e["event"]] += e["time"] if e["phase"] == "end" else -e["time"]
     counts = {n: sum((e["event"], e["phase"]) == (n, "end") for e in events) for n in spans}
     assert spans["evaluation"] == pytest.approx((EVALUATION + wait) * counts["evaluation"], abs=1e-4)
+    assert spans["outer step"] == pytest.approx(OUTER * counts["outer step"], abs=1e-4)
+    assert counts["outer step"] == (3 if often == "outer.every=4" else 0)
     assert spans["checkpoint"] == pytest.approx(SAVE * counts["checkpoint"], abs=1e-4)
     assert sum(seconds) + sum(spans.values()) == pytest.approx(wall, rel=0.001)
 
@@ -50,6 +53,7 @@ def test_every_step_takes_its_time_and_the_parts_add_up(monkeypatch, tmp_path, o
     assert spent.wall_seconds == pytest.approx(wall, abs=1e-4)
     assert sum(spent.seconds.values()) == pytest.approx(wall, abs=1e-4)
     assert spent.seconds["other"] == pytest.approx(spans["recompute"], abs=0.001 * wall)
+    assert spent.seconds["outer steps"] == pytest.approx(spans["outer step"], abs=1e-4)
     working = spent.seconds["steps that counted"] + spent.seconds["data wait"]
     assert working == pytest.approx(sum(seconds) + spans["data wait"], rel=0.001)
 
