@@ -301,7 +301,7 @@ def test_a_benchmark_from_the_command_line(jaxscale_here, config_file, tmp_path)
         (["step", "quickstart", "--profile", "/proc/nowhere"], "cannot write to /proc/nowhere"),
         (
             ["collectives", "--mesh", "data=2,nope=4", "--platform", "cpu"],
-            "no axis 'nope'; there are data, fsdp, context, tensor",
+            "no axis 'nope'; there are replica, pipeline, data, fsdp, context, tensor",
         ),
         (["attention", "--heads", "4", "--kv-heads", "3"], "--heads 4 is not a multiple of --kv-heads 3"),
         (["attention", "--context", "4", "--seq-len", "100", "--platform", "cpu"], "is not divisible by 2 * 4"),
