@@ -61,8 +61,8 @@ BELOW = {
     "local": {"codes"},
     "launch": {"files", "codes", "inventory", "local", "config"},
     "console": {
-        "files", "hardware", "index", "data", "config", "predict", "record", "compiled", "inventory", "training",
-        "compare", "report", "explain", "puzzles", "serving", "vocabulary", "codes",
+        "files", "hardware", "index", "data", "config", "blueprint", "predict", "record", "compiled", "inventory",
+        "training", "compare", "report", "explain", "puzzles", "serving", "vocabulary", "codes",
     },
     "cli": {
         "files", "hardware", "process", "data", "config", "predict", "record", "compiled", "blame", "inventory",

@@ -42,6 +42,17 @@ class Schedule:
         """Ticks whose forward passes a device remembers: the first stage's wait so long for their backward pass."""
         return 2 * self.stages - 1
 
+    def forward(self, stage: int, tick: int) -> int | None:
+        """The microbatch that a stage runs forward in a tick; None: what it computes is not read."""
+        return self._real(tick - stage)
+
+    def backward(self, stage: int, tick: int) -> int | None:
+        """The same backward."""
+        return self._real(tick - 2 * self.ramp + stage)
+
+    def _real(self, microbatch: int) -> int | None:
+        return microbatch if 0 <= microbatch < self.microbatches else None
+
     @property
     def bubble(self) -> float:
         """Share of the ticks' time in which a stage computes what nobody reads."""

@@ -45,6 +45,7 @@ def verb(
 ) -> None:
     """Every matmul of the training step: how it is cut, what is sent, what it costs, and what the compiler did."""
     from jaxscale.console import explain as console
+    from jaxscale.console.timeline import show_timeline
     from jaxscale.explain import story
     from jaxscale.files.whole import require_file
     from jaxscale.hardware.stated import read_topology
@@ -74,7 +75,11 @@ def verb(
         else:
             console.show_compared(*pair)
         return
-    show(run(mesh), tensor, out, as_json=as_json, backward=backward)
+    asked = tensor is not None or out is not None or as_json
+    if not asked and (staged := story.stages(*load(config, overrides, mesh, where, slices))):
+        show_timeline(*staged)
+    else:
+        show(run(mesh), tensor, out, as_json=as_json, backward=backward)
 
 
 def show(found: "Explanation", tensor: str | None, out: Path | None, *, as_json: bool, backward: bool) -> None:

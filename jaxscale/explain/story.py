@@ -12,14 +12,14 @@ from typing import Any
 
 from jaxscale import config as cfg
 from jaxscale.blueprint.described import blueprint
-from jaxscale.blueprint.rules import REPLICA_AXES, STAGE_AXES, count, make_rules, split_by
+from jaxscale.blueprint.legal import require_legal
+from jaxscale.blueprint.rules import REPLICA_AXES, STAGE_AXES, STEP_AXES, count, make_rules, split_by
 from jaxscale.compiled.child import ask
 from jaxscale.compiled.collectives import collectives
 from jaxscale.compiled.examine import split_mesh
 from jaxscale.compiled.hlo import parse
 from jaxscale.compiled.story import compile_one, with_changes
 from jaxscale.config.mesh_text import mesh_text, read_mesh
-from jaxscale.explain.layouts import AXES
 from jaxscale.explain.match import SMALL, Found, match
 from jaxscale.explain.rows import Other, Row, from_values
 from jaxscale.hardware.chips import CHIPS
@@ -93,9 +93,12 @@ def explain(
     config, topology = of_one_replica(config, topology)
     assumed = topology is None
     mesh = config.mesh.sizes(topology.devices if topology else config.runtime.simulated_devices)
-    if stages := split_by(STAGE_AXES, mesh):
-        text = mesh_text({a: mesh[a] for a in stages})
-        raise ValueError(f"{text}: explain shows no pipeline yet; set mesh.{stages[0]}=1, or use plan and compile")
+    if axes := split_by(STAGE_AXES, mesh):
+        text = mesh_text({a: mesh[a] for a in axes})
+        raise ValueError(
+            f"{text}: tables of matmuls know no stages; set mesh.{axes[0]}=1, or leave -o, --json, --tensor and "
+            "--compare out for the timeline"
+        )
     where = topology or assumed_topology(math.prod(mesh.values()))
     own = uses_chip(compiler, where, assumed=assumed)
     shown = config if own else on_cpu(config)
@@ -126,6 +129,15 @@ def explain(
     inserted = [f for f in inserted if f.bytes >= SMALL]
     by = by if hlo else None
     return Explanation(config, found["mesh"], where, assumed, by, why, found["jax"], rows, others, inserted)
+
+
+def stages(config: cfg.Config, topology: Topology | None) -> tuple[cfg.Config, dict[str, int]] | None:
+    """The config and its mesh, where that has stages; raises ValueError for one that cannot be."""
+    mesh = config.mesh.sizes(topology.devices if topology else config.runtime.simulated_devices)
+    if not split_by(STAGE_AXES, mesh):
+        return None
+    require_legal(config, mesh)
+    return config, mesh
 
 
 def of_one_replica(config: cfg.Config, topology: Topology | None) -> tuple[cfg.Config, Topology | None]:
@@ -194,7 +206,7 @@ def with_mesh(config: cfg.Config, text: str, slices: int = 1) -> cfg.Config:
     """`config` on a mesh given as `data=2,fsdp=2,tensor=2`: of all slices, with data over these where the config says
     nothing of them; axes that are not named have size 1. Of replicas one is shown."""
     config, _ = of_one_replica(config, None)
-    sizes = read_mesh(text, AXES)
+    sizes = read_mesh(text, STEP_AXES)
     values = config.model_dump(mode="json")
     over = config.mesh.over_slices or ({cfg.OVER_SLICES: slices} if slices > 1 else {})
     for axis, n in over.items():
@@ -204,7 +216,7 @@ def with_mesh(config: cfg.Config, text: str, slices: int = 1) -> cfg.Config:
                 f"multiple of {n}, or set mesh.dcn"
             )
         sizes[axis] = sizes.get(axis, 1) // n
-    values["mesh"] = dict.fromkeys(AXES, 1) | sizes | ({"dcn": over} if over else {})
+    values["mesh"] = dict.fromkeys(STEP_AXES, 1) | sizes | ({"dcn": over} if over else {})
     values["runtime"] |= {"simulated_devices": None}
     return cfg.validate(values, source="--mesh")
 
