@@ -60,8 +60,7 @@ def verb(
     if network and not topology:
         raise ValueError(f"--network {network} needs --topology, e.g. --topology h100:12x8")
     where, lines = read_topology(topology, slices, network=network) if topology else (None, [])
-    for line in lines:
-        print(line, file=sys.stderr)
+    print(*lines, sep="\n", end="\n" if lines else "", file=sys.stderr)
 
     def run(text: str | None) -> story.Explanation:
         return story.explain(*load(config, overrides, text, where, slices), compiler=compiler, verbose=verbose)
@@ -76,10 +75,8 @@ def verb(
             console.show_compared(*pair)
         return
     asked = tensor is not None or out is not None or as_json
-    if not asked and (staged := story.stages(*load(config, overrides, mesh, where, slices))):
-        show_timeline(*staged)
-    else:
-        show(run(mesh), tensor, out, as_json=as_json, backward=backward)
+    staged = None if asked else story.stages(*load(config, overrides, mesh, where, slices))
+    show_timeline(*staged) if staged else show(run(mesh), tensor, out, as_json=as_json, backward=backward)
 
 
 def show(found: "Explanation", tensor: str | None, out: Path | None, *, as_json: bool, backward: bool) -> None:
