@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import statistics
 
 import jax
 import jax.numpy as jnp
@@ -93,9 +94,12 @@ def test_events_tell_where_the_time_went(straight):
             open_event = None
     names = {e["event"] for e in events}
     assert names == {"run", "devices", "data", "init", "data wait", "compile", "step", "evaluation", "checkpoint"}
-    for before, e in itertools.pairwise(events):
-        if e["event"] == "step":  # it begins where whatever came before it ended
-            assert e["seconds"] == pytest.approx(e["time"] - before["time"], abs=1e-3)
+    steps = [
+        (e["time"] - before["time"], e["seconds"]) for before, e in itertools.pairwise(events) if e["event"] == "step"
+    ]
+    # a step begins where whatever came before it ended; a busy machine may pause between two looks at a clock
+    assert all(seconds < between + 1e-3 for between, seconds in steps)
+    assert statistics.median(between - seconds for between, seconds in steps) < 1e-3
     written = {
         r["step"]: r["step_seconds"] for r in read_records(straight.out / "metrics.jsonl") if r["kind"] == "train"
     }
