@@ -305,7 +305,7 @@ def test_a_model_in_stages_is_not_called_by_itself():
 
 def test_explain_names_what_to_use_instead():
     config = make_config({"pipeline": 2}, step={"remat": "full"}, runtime={"simulated_devices": 2})
-    with pytest.raises(ValueError, match=r"pipeline=2: explain shows no pipeline yet; set mesh.pipeline=1, or"):
+    with pytest.raises(ValueError, match=r"pipeline=2: tables of matmuls know no stages; set mesh.pipeline=1, or"):
         explain(config, compiler="none")
 
 
