@@ -62,21 +62,19 @@ def verb(
     where, lines = read_topology(topology, slices, network=network) if topology else (None, [])
     print(*lines, sep="\n", end="\n" if lines else "", file=sys.stderr)
 
-    def run(text: str | None) -> story.Explanation:
-        return story.explain(*load(config, overrides, text, where, slices), compiler=compiler, verbose=verbose)
-
-    if compare:
-        for text in compare:  # before the first takes its time
-            load(config, overrides, text, where, slices)
-        pair = [run(text) for text in compare]
-        if as_json:
-            print(json.dumps([story.as_json(one) for one in pair], indent=1))
-        else:
-            console.show_compared(*pair)
+    # all of them before the first takes its time
+    loaded = [load(config, overrides, text, where, slices) for text in compare or (mesh,)]
+    if not (compare or tensor is not None or out is not None or as_json) and (staged := story.stages(*loaded[0])):
+        show_timeline(*staged)
         return
-    asked = tensor is not None or out is not None or as_json
-    staged = None if asked else story.stages(*load(config, overrides, mesh, where, slices))
-    show_timeline(*staged) if staged else show(run(mesh), tensor, out, as_json=as_json, backward=backward)
+    found = [story.explain(*one, compiler=compiler, verbose=verbose) for one in loaded]
+    if compare:
+        if as_json:
+            print(json.dumps([story.as_json(one) for one in found], indent=1))
+        else:
+            console.show_compared(*found)
+        return
+    show(found[0], tensor, out, as_json=as_json, backward=backward)
 
 
 def show(found: "Explanation", tensor: str | None, out: Path | None, *, as_json: bool, backward: bool) -> None:

@@ -4,7 +4,7 @@
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -55,6 +55,19 @@ class Kernel(Protocol):
         ...
 
 
+def mask_of(block: Block, own: Documents, other: Documents, seen: Seen | None, window: int | None) -> jax.Array | None:
+    """[B or 1, queries, keys] of a block; None: all is seen."""
+    first, last, start, stop = block
+    mask = None
+    if seen is not None:
+        places = jnp.asarray(seen.places[:, first:last])[seen.rank]
+        mask = plain.visible(places[:, None], np.arange(start, stop)[None, :], window)[None]
+    if own is not None and other is not None:
+        same = own[:, first:last, None] == other[:, None, start:stop]
+        mask = same if mask is None else mask & same
+    return mask
+
+
 @dataclass(frozen=True)
 class Plain:
     """Plain XLA, in blocks of queries, each with the keys that any rank's queries of that block see."""
@@ -69,7 +82,7 @@ class Plain:
         parts: list[Pair] = []
         for block in self.blocks(q, k, seen):
             first, last, start, stop = block
-            q_block, mask = q[:, first:last], self.mask(block, own, other, seen)
+            q_block, mask = q[:, first:last], mask_of(block, own, other, seen, self.window)
             if parts:  # one block's scores are there at a time
                 q_block, parts[-1] = jax.lax.optimization_barrier((q_block, parts[-1]))
             parts.append(plain.block_forward(q_block, k[:, start:stop], v[:, start:stop], mask, self.softcap))
@@ -87,7 +100,7 @@ class Plain:
             first, last, start, stop = block
             q_block, lse_block, delta_block, dout_block = (x[:, first:last] for x in (q, lse, delta, dout))
             q_block, dk, dv = jax.lax.optimization_barrier((q_block, dk, dv))  # as above
-            keys, mask = (k[:, start:stop], v[:, start:stop]), self.mask(block, own, other, seen)
+            keys, mask = (k[:, start:stop], v[:, start:stop]), mask_of(block, own, other, seen, self.window)
             dq, dk_block, dv_block = plain.block_backward(
                 q_block, *keys, mask, lse_block, delta_block, dout_block, self.softcap
             )
@@ -108,18 +121,6 @@ class Plain:
             found.append((first, last, start, stop))
         return found
 
-    def mask(self, block: Block, own: Documents, other: Documents, seen: Seen | None) -> jax.Array | None:
-        """[B or 1, queries, keys] of a block; None: all is seen."""
-        first, last, start, stop = block
-        mask = None
-        if seen is not None:
-            places = jnp.asarray(seen.places[:, first:last])[seen.rank]
-            mask = plain.visible(places[:, None], np.arange(start, stop)[None, :], self.window)[None]
-        if own is not None and other is not None:
-            same = own[:, first:last, None] == other[:, None, start:stop]
-            mask = same if mask is None else mask & same
-        return mask
-
 
 @dataclass(frozen=True)
 class Splash:
@@ -133,21 +134,19 @@ class Splash:
     def forward(
         self, q: jax.Array, k: jax.Array, v: jax.Array, own: Documents, other: Documents, seen: Seen | None
     ) -> Pair:
-        places, rank = self.places(q, k, seen)
-        return splash.forward(
-            q, k, v, own, other, positions=places, rank=rank, window=self.window, softcap=self.softcap,
-            interpret=self.interpret,
-        )  # fmt: skip
+        return splash.forward(q, k, v, own, other, **self.options(q, k, seen))
 
     def backward(
         self, q: jax.Array, k: jax.Array, v: jax.Array, own: Documents, other: Documents, seen: Seen | None,
         out: jax.Array, lse: jax.Array, dout: jax.Array,
     ) -> Gradients:  # fmt: skip
-        places, rank = self.places(q, k, seen)
-        return splash.backward(
-            q, k, v, own, other, out, lse, dout, positions=places, rank=rank, window=self.window,
-            softcap=self.softcap, interpret=self.interpret,
-        )  # fmt: skip
+        return splash.backward(q, k, v, own, other, out, lse, dout, **self.options(q, k, seen))
+
+    def options(self, q: jax.Array, k: jax.Array, seen: Seen | None) -> dict[str, Any]:
+        """What both functions of a block are told beside its arrays."""
+        positions, rank = self.places(q, k, seen)
+        about = {"window": self.window, "softcap": self.softcap, "interpret": self.interpret}
+        return {"positions": positions, "rank": rank, **about}
 
     def places(self, q: jax.Array, k: jax.Array, seen: Seen | None) -> tuple[np.ndarray, jax.Array | None]:
         if seen is None:
@@ -182,13 +181,9 @@ class Cudnn:
         self, q: jax.Array, k: jax.Array, own: Documents, other: Documents, seen: Seen | None
     ) -> tuple[jax.Array | None, bool]:
         """[B or 1, T, S] and whether the block is causal. Other places than a causal block's are written out."""
-        same = None if own is None or other is None else own[:, :, None] == other[:, None, :]
-        causal = seen is not None and q.shape[1] == k.shape[1] and not self.window
-        if seen is None or causal:
-            return same, causal
-        places = jnp.asarray(seen.places)[seen.rank]
-        mask = plain.visible(places[:, None], np.arange(k.shape[1])[None, :], self.window)[None]
-        return (mask if same is None else mask & same), False
+        T, S = q.shape[1], k.shape[1]
+        causal = seen is not None and T == S and not self.window
+        return mask_of((0, T, 0, S), own, other, None if causal else seen, self.window), causal
 
 
 KERNELS = {"xla": Plain, "splash": Splash, "cudnn": Cudnn}

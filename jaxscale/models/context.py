@@ -113,9 +113,8 @@ def halo_attention(
 ) -> Any:
     """A sliding window in reading order: the last window - 1 keys before a device's own come from its neighbours."""
     documents = with_documents(documents, q)
-    before = [
-        neighbours(x, at, window, kernel.name) for x in (k, v, documents)
-    ]  # zeros before the first token: no document
+    # zeros before the first token: no document
+    before = [neighbours(x, at, window, kernel.name) for x in (k, v, documents)]
     k, v, other = (jnp.concatenate([*parts, x], axis=1) for parts, x in zip(before, (k, v, documents), strict=True))
     more = k.shape[1] - at.tokens
     seen = Seen(more + np.arange(at.tokens, dtype=np.int32)[None])
