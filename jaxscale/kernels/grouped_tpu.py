@@ -1,14 +1,9 @@
-"""Grouped matmuls for TPUs: JAX's megablox kernels (Pallas), given the types that a shard_map wants."""
+"""Grouped matmuls for TPUs: JAX's megablox kernels (Pallas), with tiles by shape."""
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
-
-from jaxscale import private
 
 
 def rows(
@@ -24,7 +19,7 @@ def rows(
     inner, columns = reversed(matrix) if transposed else matrix
     tiles = tile_sizes(x_RD, E, inner, columns, widest=(4096, 512))
     x = padded(x_RD, tiles[0])
-    y = typed(gmm, x, w_EDF, sizes_E, x.dtype, tiles, transpose_rhs=transposed, interpret=interpret)
+    y: jax.Array = gmm(x, w_EDF, sizes_E, x.dtype, tiles, transpose_rhs=transposed, interpret=interpret)
     return y[: x_RD.shape[0]]
 
 
@@ -34,7 +29,7 @@ def weights(x_RD: jax.Array, dy_RF: jax.Array, sizes_E: jax.Array, *, interpret:
 
     tiles = tile_sizes(x_RD, sizes_E.shape[0], x_RD.shape[1], dy_RF.shape[1], widest=(1024, 1024))
     x, dy = (padded(a, tiles[0]) for a in (x_RD, dy_RF))
-    return typed(tgmm, x.swapaxes(0, 1), dy, sizes_E, x.dtype, tiles, interpret=interpret)
+    return tgmm(x.swapaxes(0, 1), dy, sizes_E, x.dtype, tiles, interpret=interpret)
 
 
 def tile_sizes(x_RD: jax.Array, E: int, inner: int, columns: int, *, widest: tuple[int, int]) -> tuple[int, int, int]:
@@ -55,11 +50,3 @@ def even_tile(length: int, largest: int) -> int:
 
 def padded(x_RD: jax.Array, multiple: int) -> jax.Array:
     return jnp.pad(x_RD, ((0, -x_RD.shape[0] % multiple), (0, 0)))
-
-
-def typed(kernel: Callable[..., Any], x: jax.Array, *more: Any, **options: Any) -> jax.Array:
-    """The kernel's result, which varies over the axes of a shard_map that `x` varies over; its own has no such type."""
-    axes = tuple(jax.typeof(x).mat.varying)
-    with private.find("check_types")(False):
-        y: jax.Array = kernel(x, *more, **options)
-    return lax.pcast(y, axes, to="varying") if axes else y
