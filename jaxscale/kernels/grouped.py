@@ -54,10 +54,10 @@ KERNELS = {
 def grouped_matmul(x_RD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array, *, platform: str) -> jax.Array:
     """Multiply each row by its expert's matrix, with gradients of x and w.
 
-    Inside a shard_map the arrays vary over the same axes.
+    Inside a shard_map the arrays vary over the same axes. Compute is proportional to the rows that experts have.
 
     Args:
-        x_RD: rows sorted by expert, in the dtype of w: bfloat16 or float32.
+        x_RD: rows sorted by expert, in w's dtype: bfloat16 or float32.
         sizes_E: int32, how many rows each expert has. Their sum is at most R.
         platform: that the program is for, a key of `KERNELS`.
 
@@ -65,6 +65,7 @@ def grouped_matmul(x_RD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array, *, pla
         [R, F] in x's dtype, accumulated in float32. Rows past sum(sizes) are undefined, in the gradient of x too. What
         they hold, in x and in the incoming gradient, reaches no other row and no gradient of w.
     """
+    assert x_RD.dtype == w_EDF.dtype
     return _grouped_matmul(platform, x_RD, w_EDF, sizes_E)
 
 
@@ -73,14 +74,11 @@ def _grouped_matmul(platform: str, x_RD: jax.Array, w_EDF: jax.Array, sizes_E: j
     return KERNELS[platform].rows(x_RD, w_EDF, sizes_E, False)
 
 
-Saved = tuple[jax.Array, jax.Array, jax.Array]
+def _forward(platform: str, *arrays: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    return _grouped_matmul(platform, *arrays), arrays
 
 
-def _forward(platform: str, x_RD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array) -> tuple[jax.Array, Saved]:
-    return KERNELS[platform].rows(x_RD, w_EDF, sizes_E, False), (x_RD, w_EDF, sizes_E)
-
-
-def _backward(platform: str, saved: Saved, dy_RF: jax.Array) -> tuple[jax.Array, jax.Array, None]:
+def _backward(platform: str, saved: tuple[jax.Array, ...], dy_RF: jax.Array) -> tuple[jax.Array, jax.Array, None]:
     x_RD, w_EDF, sizes_E = saved
     kernel = KERNELS[platform]
     return kernel.rows(dy_RF, w_EDF, sizes_E, True), kernel.weights(x_RD, dy_RF, sizes_E), None

@@ -1,6 +1,6 @@
 """Grouped matmuls for XLA's CPU backend: a loop over experts, and in it one over blocks of their rows.
 
-XLA computes no bfloat16 there but in matmuls. It would widen a whole array to float32 in order to update a few rows of
+XLA knows bfloat16 there in matmuls only: some versions widen a whole array to float32 in order to update a few rows of
 it. So arrays of bfloat16 are sliced and updated as bits.
 """
 
@@ -34,7 +34,7 @@ def rows(x_RD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array, transposed: bool
 
         return in_blocks(of_block, out_bits, start, end, R), None
 
-    zeros = zeros_like_varying((R, w_EDF.shape[2 - contracted]), dtype, x_RD)
+    zeros = varying_zeros((R, w_EDF.shape[2 - contracted]), dtype, x_RD)
     ends = jnp.cumsum(sizes_E)
     out_bits, _ = lax.scan(of_expert, to_bits(zeros), (to_bits(w_EDF), ends - sizes_E, ends))
     return from_bits(out_bits, dtype)
@@ -56,7 +56,7 @@ def weights(x_RD: jax.Array, dy_RF: jax.Array, sizes_E: jax.Array) -> jax.Array:
             x, dy = (jnp.where(mask, a, 0) for a in blocks)
             return dw_DF + lax.dot_general(x, dy, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
 
-        dw_DF = in_blocks(of_block, zeros_like_varying((D, F), jnp.float32, x_RD), start, end, R)
+        dw_DF = in_blocks(of_block, varying_zeros((D, F), jnp.float32, x_RD), start, end, R)
         return None, to_bits(dw_DF.astype(dtype))
 
     ends = jnp.cumsum(sizes_E)
@@ -65,15 +65,10 @@ def weights(x_RD: jax.Array, dy_RF: jax.Array, sizes_E: jax.Array) -> jax.Array:
 
 
 def in_blocks(
-    of_block: Callable[[jax.Array, jax.Array, int], jax.Array],
-    carry: jax.Array,
-    start: jax.Array,
-    end: jax.Array,
-    R: int,
+    of_block: Callable[..., jax.Array], carry: jax.Array, start: jax.Array, end: jax.Array, R: int
 ) -> jax.Array:
     """`carry` after `of_block(carry, first row, size)` of blocks that cover the rows from start to end, of R."""
-    sizes = [size for size in BLOCKS if size <= R] or [R]
-    for size in sizes:
+    for size in (sizes := [size for size in BLOCKS if size <= R] or [R]):
         needed = 1 if size == sizes[-1] else size  # rows left
 
         def more(state: tuple[jax.Array, jax.Array], needed: int = needed) -> jax.Array:
@@ -86,7 +81,7 @@ def in_blocks(
     return carry
 
 
-def zeros_like_varying(shape: tuple[int, ...], dtype: Any, like: jax.Array) -> jax.Array:
+def varying_zeros(shape: tuple[int, ...], dtype: Any, like: jax.Array) -> jax.Array:
     """Zeros that vary over the axes of a shard_map that `like` varies over, as a loop's carry must."""
     axes = tuple(jax.typeof(like).mat.varying)
     zeros = jnp.zeros(shape, dtype)
