@@ -34,7 +34,8 @@ class Objective:
         columns: of a batch, those that it reads itself.
         sums: see `SumsOf`.
         count: batch -> float32 scalar: of the whole batch, what its sums are divided by (1 where it is less).
-        means: metric -> the sum that is divided. `loss` must be there: guard, curves and reports read it.
+        means: metric -> the sum that is divided. `loss` must be there: guard, curves and reports read it. Metrics of a
+            model's layers may be arrays; see `objectives.routers`.
         unit: what is counted; the count's name among the metrics.
         validated: of `means`, those that an evaluation reports.
         flops_per_token: what it computes beyond the model, forward and backward; MFU counts it.
