@@ -129,7 +129,12 @@ class Experts(nnx.Module):
 
 # --- what one device does -------------------------------------------------------------------------------------
 
-SUMS = ("router_counts", "router_probabilities", "router_z", "router_entropy")  # [E], [E], [], []
+SUMS = ("router_counts", "router_probabilities", "router_z", "router_entropy")
+
+
+def sums_of(moe: cfg.Moe) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of what a layer sums up over tokens: `token_sums`."""
+    return dict(zip(SUMS, ((moe.num_experts,), (moe.num_experts,), (), ()), strict=True))
 
 
 def choose(logits: jax.Array, moe: cfg.Moe, bias_E: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
