@@ -392,7 +392,6 @@ RULES = {
     "mesh.replica=-1": "replica=-1: how many replicas there are changes what is learnt; give their number",
     "mesh.replica=2": "mesh.replica: 2 replicas need outer.every, the steps between their outer steps; set e.g. outer",
     "outer.every=2": "outer.every=2 is for replicas, and mesh.replica is 1; set mesh.replica or mesh.dcn.replica, or",
-    "mesh.expert=2": "expert=2: the expert axis is reserved and not yet supported; set it to 1",
     "mesh.context=0": "context=0 must be a positive size, or -1 for the remaining devices",
     "data.kind=tokens": "data.kind=tokens needs data.path; `jaxscale data prepare",
     "data.kind=llmc": "data.kind=llmc needs data.path",
@@ -526,11 +525,11 @@ def test_a_mesh_in_words_is_read_back():
     assert mesh_text(sizes) == "data=2, fsdp=4, tensor=1"
     assert mesh_text(sizes, {"data": 2}) == "data=2 (2 over slices), fsdp=4, tensor=1"
     assert split_axes(sizes) == {"data": 2, "fsdp": 4}
-    assert read_mesh(mesh_text(sizes), cfg.READY_AXES) == sizes
-    assert read_mesh("data=-1,fsdp=2", cfg.READY_AXES, rest=True) == {"data": -1, "fsdp": 2}
+    assert read_mesh(mesh_text(sizes), cfg.AXES) == sizes
+    assert read_mesh("data=-1,fsdp=2", cfg.AXES, rest=True) == {"data": -1, "fsdp": 2}
     for text, says in (("data=-1", "is not axis=size"), ("data=2,data=2", "twice 'data'"), ("x=2", "no axis 'x'")):
         with pytest.raises(ValueError, match=says):
-            read_mesh(text, cfg.READY_AXES)
+            read_mesh(text, cfg.AXES)
 
 
 def test_a_mesh_over_slices_alone_is_said_without_a_stray_comma():

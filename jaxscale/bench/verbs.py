@@ -214,7 +214,7 @@ def section(kind: Any, values: dict) -> Any:
 
 def given_mesh(text: str) -> dict[str, int]:
     """`--mesh` as sizes; data is 1 where it is not named, and not all that is left."""
-    return {"data": 1} | read_mesh(text, cfg.READY_AXES, rest=True)
+    return {"data": 1} | read_mesh(text, cfg.AXES, rest=True)
 
 
 def mesh_overrides(text: str | None) -> list[str]:

@@ -1,14 +1,29 @@
 """The decoder of `models/transformer.py` as rows of a table. No jax.
 
 Letters: B batch, T sequence, D embed, N query heads, K kv heads, H head dim, F mlp, V vocab (padded), P positions, 1 a
-vector of D that no mesh axis splits.
+vector of D that no mesh axis splits. Of experts: E experts, C rows of one of them, G embed, M mlp of one, R experts as
+a router scores them, S mlp of the shared ones.
 """
 
 import functools
 from functools import partial
+from typing import TypeVar
 
 from jaxscale import config as cfg
-from jaxscale.blueprint.table import RESIDUAL, SEQUENCE, Activation, Attention, Blueprint, Dim, Kept, Op, Weight
+from jaxscale.blueprint.table import (
+    RESIDUAL,
+    SEQUENCE,
+    Activation,
+    Attention,
+    Blueprint,
+    Dim,
+    Kept,
+    Op,
+    Routed,
+    Weight,
+)
+
+DENSE, EXPERTS = "dense", "experts"  # kinds of layers, in a model where some have experts
 
 
 @functools.cache
@@ -18,19 +33,39 @@ def decoder(model: cfg.Model) -> Blueprint:
         dims=dims(model),
         weights=tuple(weights(model)),
         ops=tuple(ops(model)),
-        activations=ACTIVATIONS if model.mlp == "swiglu" else without_gate(ACTIVATIONS),
+        activations=activations(model),
         lookups=("embedding", "position") if model.position == "learned" else ("embedding",),
         attention=Attention("BTNH", "BTKH", "attended", model.sliding_window),
         num_layers=model.num_layers,
         stream="layer_in",
-        widest="mlp_up",
+        widest="expert_up" if model.moe else "mlp_up",
         kept=kept(model),
-        # two norms, two residual sums; rotary positions of q and k; the activation: counted on Llama-3.1-8B's programs
-        elementwise={"layer_in": 8, "q": 2, "k": 2, "mlp_up": 2},
+        elementwise=elementwise(model),
         padding={"V": model.padded_vocab_size - model.vocab_size},
         longest=model.max_seq_len if model.position == "learned" else None,
-        parts=("embedding", "position_embedding", "attention", "mlp", "norms", "unembedding"),
+        parts=parts(model),
+        kinds={DENSE: model.dense_layers, EXPERTS: model.expert_layers} if model.moe else {},
+        routed=Routed(EXPERTS, "E", "C", "BTD", model.moe.top_k) if model.moe else None,
     )
+
+
+def parts(model: cfg.Model) -> tuple[str, ...]:
+    """Lines of a table of parameters."""
+    own = when(has_mlp(model), "mlp"), when(model.moe is not None, "router", "experts", "shared_experts")
+    return ("embedding", "position_embedding", "attention", *own[0], *own[1], "norms", "unembedding")
+
+
+def has_mlp(model: cfg.Model) -> bool:
+    """Has any layer an MLP that all tokens go to?"""
+    return model.moe is None or model.dense_layers > 0
+
+
+def elementwise(model: cfg.Model) -> dict[str, float]:
+    """Two norms, two residual sums; rotary positions of q and k; the activation: counted on Llama-3.1-8B's programs."""
+    found: dict[str, float] = {"layer_in": 8, "q": 2, "k": 2}
+    if has_mlp(model):
+        found["mlp_up"] = 2
+    return found | ({"expert_in": 4, "expert_up": 2} if model.moe else {})
 
 
 def dims(model: cfg.Model) -> dict[str, Dim]:
@@ -44,6 +79,16 @@ def dims(model: cfg.Model) -> dict[str, Dim]:
         "P": Dim("positions", model.max_seq_len, "max_seq_len"),
         "H": Dim("head_dim", model.head_size, "head_dim"),
         "1": Dim("norm", model.embed_dim, wide=True),
+    } | (expert_dims(model, model.moe) if model.moe else {})
+
+
+def expert_dims(model: cfg.Model, moe: cfg.Moe) -> dict[str, Dim]:
+    return {
+        "E": Dim("experts", moe.num_experts, "moe.num_experts"),
+        "G": Dim("expert_embed", model.embed_dim, "embed_dim", wide=True),
+        "M": Dim("expert_mlp", moe.mlp_dim, "moe.mlp_dim", wide=True),
+        "R": Dim("router", moe.num_experts),
+        "S": Dim("mlp", moe.shared_mlp_dim, "moe.shared_mlp_dim", wide=True),
     }
 
 
@@ -66,11 +111,39 @@ def weights(model: cfg.Model) -> list[Weight]:
         *bias(model.attention_bias, "out", "attention", "1"),
         *when(model.qk_norm, *norm("q_norm", "H", "rmsnorm"), *norm("k_norm", "H", "rmsnorm")),
         *norm("mlp_norm", "1", model.norm),
-        *(row for name in wide(model) for row in (Weight(name, "mlp", "DF"), *bias(model.mlp_bias, name, "mlp", "F"))),
-        Weight("down", "mlp", "FD", scale=small),
-        *bias(model.mlp_bias, "down", "mlp", "1"),
+        *when(has_mlp(model), *mlp_weights(model, small)),
+        *(expert_weights(model.moe, small) if model.moe else ()),
         *norm("final_norm", "1", model.norm, stacked=False),
         *when(not model.tie_embeddings, Weight("unembedding", "unembedding", "DV", stacked=False)),
+    ]
+
+
+def mlp_weights(model: cfg.Model, small: float) -> list[Weight]:
+    only = DENSE if model.moe else ""
+    return [
+        *(
+            row
+            for name in wide(model)
+            for row in (Weight(name, "mlp", "DF", only=only), *bias(model.mlp_bias, name, "mlp", "F"))
+        ),
+        Weight("down", "mlp", "FD", scale=small, only=only),
+        *bias(model.mlp_bias, "down", "mlp", "1"),
+    ]
+
+
+def expert_weights(moe: cfg.Moe, small: float) -> list[Weight]:
+    of = partial(Weight, only=EXPERTS)
+    return [
+        of("router", "router", "DR"),
+        *when(moe.linear_bias, of("router_bias", "router", "R", scale=0)),
+        *when(moe.bias, of("balance_bias", "router", "R", scale=0, trained=False)),
+        *(of(f"expert_{name}", "experts", "EGM") for name in ("gate", "up")),
+        of("expert_down", "experts", "EMG", scale=small),
+        *when(
+            moe.shared_mlp_dim > 0,
+            *(of(f"shared_{name}", "shared_experts", "DS") for name in ("gate", "up")),
+            of("shared_down", "shared_experts", "SD", scale=small),
+        ),
     ]
 
 
@@ -78,7 +151,10 @@ def wide(model: cfg.Model) -> tuple[str, ...]:
     return ("gate", "up") if model.mlp == "swiglu" else ("up",)
 
 
-def when(there: bool, *rows: Weight) -> tuple[Weight, ...]:
+Row = TypeVar("Row")
+
+
+def when(there: bool, *rows: Row) -> tuple[Row, ...]:
     return rows if there else ()
 
 
@@ -97,17 +173,38 @@ def norm(name: str, letters: str, kind: str, *, stacked: bool = True) -> tuple[W
 def ops(model: cfg.Model) -> list[Op]:
     """Every matmul with a weight, in the order of the forward pass."""
     first = partial(Op, group="qkv", x_at=RESIDUAL, exposed=("forward", "recomputed"))
-    into_mlp = partial(Op, group="mlp", x_at=RESIDUAL, exposed=("forward",), whole=True)
     return [
         first("q", "BTD", "BTNH", "q"),
         first("k", "BTD", "BTKH", "k"),
         first("v", "BTD", "BTKH", "v"),
         Op("out", "BTNH", "BTD", "attention_out", "out", y_at=RESIDUAL, whole=True),
-        *(into_mlp(name, "BTD", "BTF", f"mlp_{name}") for name in reversed(wide(model))),
-        Op("down", "BTF", "BTD", "mlp_out", "down", y_at=RESIDUAL, needed=False, exposed=("backward",)),
+        *when(has_mlp(model), *mlp_ops(wide(model), "", "F", DENSE if model.moe else "")),
+        *(expert_ops(model.moe) if model.moe else ()),
         Op("unembedding", "BTD", "BTV", "logits", "head", "embedding" if model.tie_embeddings else "", x_at=RESIDUAL,
            stacked=False, once=True, exposed=("forward",)),
     ]  # fmt: skip
+
+
+def mlp_ops(names: tuple[str, ...], prefix: str, width: str, only: str) -> list[Op]:
+    """An MLP that all tokens go to."""
+    into = partial(Op, group=f"{prefix}mlp", x_at=RESIDUAL, exposed=("forward",), whole=True, only=only)
+    out = partial(Op, y_at=RESIDUAL, needed=False, exposed=("backward",), only=only)
+    return [
+        *(into(f"{prefix}{name}", "BTD", f"BT{width}", f"{prefix or 'mlp_'}{name}") for name in reversed(names)),
+        out(f"{prefix}down", f"BT{width}", "BTD", f"{prefix or 'mlp_'}out", f"{prefix}down"),
+    ]
+
+
+def expert_ops(moe: cfg.Moe) -> list[Op]:
+    """The router scores tokens where they lie; the experts multiply their rows."""
+    of = partial(Op, only=EXPERTS)
+    expert = partial(of, rows_move=True, whole=True)
+    return [
+        of("router", "BTD", "BTR", "router_logits", "router", x_at=RESIDUAL, x_in=RESIDUAL, y_at=RESIDUAL),
+        *(expert(f"expert_{name}", "ECG", "ECM", f"expert_{name}", "expert_mlp") for name in ("up", "gate")),
+        expert("expert_down", "ECM", "ECG", "expert_out", "expert_down", needed=False),
+        *when(moe.shared_mlp_dim > 0, *mlp_ops(("gate", "up"), "shared_", "S", EXPERTS)),
+    ]
 
 
 ACTIVATIONS = (
@@ -117,14 +214,34 @@ ACTIVATIONS = (
     Activation("v", "BTKH", padded=True),
     Activation("attended", "BTNH", padded=True),
     Activation("attention_out", "BTD", RESIDUAL),
-    Activation("mlp_gate", "BTF"),
-    Activation("mlp_up", "BTF"),
-    Activation("mlp_out", "BTD", RESIDUAL, read=False),
 )
 
 
-def without_gate(activations: tuple[Activation, ...]) -> tuple[Activation, ...]:
-    return tuple(a for a in activations if a.name != "mlp_gate")
+def activations(model: cfg.Model) -> tuple[Activation, ...]:
+    dense = partial(Activation, only=DENSE if model.moe else "")
+    return (
+        *ACTIVATIONS,
+        *when(has_mlp(model), *(dense(f"mlp_{name}", "BTF") for name in wide(model))),
+        *(expert_activations(model.moe) if model.moe else ()),
+        Activation("mlp_out", "BTD", RESIDUAL, read=False),
+    )
+
+
+def expert_activations(moe: cfg.Moe) -> list[Activation]:
+    of = partial(Activation, only=EXPERTS)
+    return [
+        of("router_logits", "BTR", RESIDUAL),
+        of("expert_in", "ECG"),
+        of("expert_gate", "ECM"),
+        of("expert_up", "ECM"),
+        of("expert_out", "ECG", read=False),
+        *when(
+            moe.shared_mlp_dim > 0,
+            of("shared_gate", "BTS"),
+            of("shared_up", "BTS"),
+            of("shared_out", "BTD", RESIDUAL, read=False),
+        ),
+    ]
 
 
 def kept(model: cfg.Model) -> tuple[Kept, ...]:
@@ -136,5 +253,6 @@ def kept(model: cfg.Model) -> tuple[Kept, ...]:
         *(Kept(name, 1) for name in ("q", "k", "v")),  # turned to their positions
         Kept("attended", 1),
         *in_norms,
-        Kept("mlp_up", 6),
+        *when(has_mlp(model), Kept("mlp_up", 6)),
+        *when(model.moe is not None, Kept("expert_in", 2), Kept("expert_up", 6)),
     )

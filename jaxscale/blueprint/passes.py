@@ -66,7 +66,7 @@ class Pass:
 
     Attributes:
         weight: the name of its weight.
-        stacked: it runs in every layer.
+        stacked: it runs in every layer, or with `only` in every layer of that kind.
     """
 
     name: str
@@ -79,6 +79,7 @@ class Pass:
     sends: tuple[Send, ...]
     weight: str = field(compare=False)
     stacked: bool = field(compare=False)
+    only: str = field(compare=False, default="")
 
 
 Remat = str | Mapping[str, str]  # as `step.remat`
@@ -177,7 +178,7 @@ class Passes:
 
     def cut(self, op: Op) -> Cut:
         letters = self.model.weight(op.weight_name).letters
-        at_rest, gathered = self.activation(op.x, op.x_at), self.activation(op.x, "sequence")
+        at_rest, gathered = self.activation(op.x, op.x_at), self.activation(op.x, op.x_in)
         return cut(at_rest, self.parameter(letters), self.activation(op.y, op.y_at), gathered)
 
     def ordered(self, axes: Sequence[str]) -> Axes:
@@ -206,9 +207,9 @@ class Passes:
 
     def product(self, op: Op, at: Cut, phase: str, sends: list[Send]) -> Pass:
         out = tensor(op.y, at.y, at.y_at_rest, self.ordered(at.summed))
-        return self.one(
-            op, phase, "", self.x(op, at), self.w(op, at), out, [*sends, *self.sums(at.scatters_y, at.reduces_y)]
-        )
+        if not op.rows_move:
+            sends = [*sends, *self.sums(at.scatters_y, at.reduces_y)]
+        return self.one(op, phase, "", self.x(op, at), self.w(op, at), out, sends)
 
     def gradient_of_x(self, op: Op, *, gathers: bool) -> Pass:
         """dy · w -> dx. `gathers`: w, as no matmul before it has."""
@@ -216,7 +217,7 @@ class Passes:
         sends = self.sends("w", at.gathers_w) if gathers else []
         after = at.x_at_rest if at.sums_of_dx else at.x
         out = tensor(op.x, at.x, after, self.ordered(at.sums_of_dx))
-        if first:
+        if first and not op.rows_move:
             others = titles([o.name for o in self.group(op)][:0:-1], X)
             sends += self.sums(at.scatters_dx, at.reduces_dx, others)
         return self.one(op, BACKWARD, "gradient of x", self.dy(op, at), self.w(op, at), out, sends)
@@ -262,7 +263,7 @@ class Passes:
 
     def one(self, op: Op, phase: str, what: str, x: Tensor, w: Tensor, out: Tensor, sends: list[Send]) -> Pass:
         formula = f"{x.letters},{w.letters}->{out.letters}".lower()
-        return Pass(op.name, phase, what, formula, x, w, out, tuple(sends), op.weight_name, op.stacked)
+        return Pass(op.name, phase, what, formula, x, w, out, tuple(sends), op.weight_name, op.stacked, op.only)
 
 
 def tensor(letters: str, stored: Spec, used: Spec, unreduced: Axes = ()) -> Tensor:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from jaxscale import config as cfg
-from jaxscale.blueprint.cases import Axes
+from jaxscale.blueprint.cases import Axes, without
 from jaxscale.blueprint.described import blueprint
 from jaxscale.blueprint.sequence import in_zigzag, require_chunks, way
 from jaxscale.blueprint.stages import Schedule, check_schedule
@@ -16,13 +16,17 @@ from jaxscale.config.mesh_text import mesh_text
 PARAMETERS: dict[str, Axes] = {
     "layers": ("pipeline",),
     "vocab": ("tensor", "pipeline"),
-    "embed": ("fsdp", "context"),
+    "embed": ("fsdp", "expert", "context"),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "head_dim": (),
     "mlp": ("tensor",),
     "positions": (),
     "norm": (),
+    "experts": ("expert",),
+    "expert_embed": ("fsdp", "context"),
+    "expert_mlp": ("tensor",),
+    "router": (),
 }
 ACTIVATIONS: dict[str, Axes] = {
     "batch": ("replica", "data", "fsdp", "expert"),
@@ -34,12 +38,17 @@ ACTIVATIONS: dict[str, Axes] = {
     "head_dim": (),
     "mlp": ("tensor",),
     "vocab": ("tensor", "pipeline"),  # each stage of a pipeline computes its share of the logits
+    "experts": ("expert",),
+    "expert_embed": (),
+    "expert_mlp": ("tensor",),
+    "router": (),
 }
+EXPERT_ROWS = "expert_rows"  # logical axis of the rows of an expert: what splits tokens, but not the experts
 
 
 # Along these axes devices have states of their own. The rows are split over them, and a step sends nothing over them.
 REPLICA_AXES: Axes = ("replica",)
-STEP_AXES: Axes = tuple(a for a in cfg.READY_AXES if a not in REPLICA_AXES)  # those that a step may send over
+STEP_AXES: Axes = tuple(a for a in cfg.AXES if a not in REPLICA_AXES)  # those that a step may send over
 
 
 @dataclass(frozen=True)
@@ -63,7 +72,6 @@ class Rules:
 
 SEQUENCE_AXES = ACTIVATIONS["sequence"]
 STAGE_AXES = PARAMETERS["layers"]
-DEFAULT_RULES = Rules(PARAMETERS, ACTIVATIONS)
 
 
 def merged(table: Mapping[str, Axes], changes: Mapping[str, Axes]) -> dict[str, Axes]:
@@ -102,7 +110,12 @@ def overrides_of(sharding: cfg.Sharding) -> Overrides:
 @functools.lru_cache(maxsize=256)
 def rules_with(overrides: Overrides) -> Rules:
     parameters, activations = (dict(table) for table in overrides)
-    return Rules(merged(PARAMETERS, parameters), merged(ACTIVATIONS, activations))
+    split = merged(ACTIVATIONS, activations)
+    split[EXPERT_ROWS] = without((*split["batch"], *split["sequence"]), split["experts"])
+    return Rules(merged(PARAMETERS, parameters), split)
+
+
+DEFAULT_RULES = rules_with(NO_OVERRIDES)
 
 
 def make_rules(overrides: cfg.Sharding) -> Rules:
@@ -186,6 +199,8 @@ def check_divides(rules: Rules, sizes: Mapping[str, int], config: cfg.Config) ->
                 where = f"{axes_text(axes, sizes)}, sharding.{kind}.{name}"
                 require_divides(*sizes_of[name], count(axes, sizes), where)
     check_stages(rules, sizes, config)
+    if model.routed:
+        check_experts(rules, sizes)
     if model.attention:
         check_attention(rules.activations, sizes)
 
@@ -194,7 +209,8 @@ def check_replicas(rules: Rules, sizes: Mapping[str, int]) -> None:
     """Replicas split the rows first, and nothing else."""
     for kind, table in (("parameters", rules.parameters), ("activations", rules.activations)):
         for name, axes in table.items():
-            wanted = REPLICA_AXES if (kind, name) == ("activations", "batch") else ()
+            of_rows = kind == "activations" and name in ("batch", EXPERT_ROWS)
+            wanted = REPLICA_AXES if of_rows else ()
             split = split_by(axes, sizes)
             found = tuple(a for a in split if a in REPLICA_AXES)
             if split_by(wanted, sizes) != found or split[: len(found)] != found:
@@ -248,7 +264,32 @@ def check_stages(rules: Rules, sizes: Mapping[str, int], config: cfg.Config) -> 
     if replicas := split_by(REPLICA_AXES, sizes):
         text = f"{axes_text(replicas, sizes)}, {axes_text(axes, sizes)}"
         raise ValueError(f"{text}: replicas have no pipeline yet; set mesh.{axes[0]}=1 or mesh.{replicas[0]}=1")
+    kinds = {kind: n for kind, n in blueprint(config.model).kinds.items() if n}
+    if len(kinds) > 1:
+        text = " and ".join(f"{n} {kind}" for kind, n in kinds.items())
+        raise ValueError(
+            f"{axes_text(axes, sizes)}: stages hold layers of one kind, and the model has {text} ones; "
+            f"set mesh.{axes[0]}=1"
+        )
     check_schedule(config, axes_text(axes, sizes))
+
+
+def check_experts(rules: Rules, sizes: Mapping[str, int]) -> None:
+    """Experts are multiplied where they are kept, by tokens that these axes split."""
+    for name in ("experts", "expert_mlp"):
+        kept, used = (split_by(table[name], sizes) for table in (rules.parameters, rules.activations))
+        if kept != used:
+            raise ValueError(
+                f"sharding.parameters.{name} ({axes_text(kept, sizes)}) and sharding.activations.{name} "
+                f"({axes_text(used, sizes)}) must be the same: experts stay where they are kept"
+            )
+    experts = split_by(rules.activations["experts"], sizes)
+    tokens = (*rules.activations["batch"], *rules.activations["residual_sequence"])
+    if outside := without(experts, without(tokens, REPLICA_AXES)):
+        raise ValueError(
+            f"sharding.activations.experts: {' and '.join(outside)} splits no tokens, and tokens are exchanged "
+            "over the axes that split the experts; remove it"
+        )
 
 
 def schedule(config: cfg.Config, sizes: Mapping[str, int]) -> Schedule:

@@ -42,6 +42,8 @@ class Weight:
         letters: its dims; without `layers`, of which a stacked weight has one more in front.
         stacked: every layer has one.
         scale: spread at the start, in units of `model.init_std`; 0 gives zeros, None ones.
+        only: of which layers, where not all have one (`Blueprint.kinds`).
+        trained: False: the step sets it by a rule of its own; it is float32 and has no gradient.
     """
 
     name: str
@@ -49,6 +51,8 @@ class Weight:
     letters: str
     stacked: bool = True
     scale: float | None = 1.0
+    only: str = ""
+    trained: bool = True
 
 
 @dataclass(frozen=True)
@@ -60,13 +64,15 @@ class Op:
         x, y: letters of the operand and of the result.
         saves: the name of its result for `step.remat`.
         group: the matmuls that read the same x have one name here; x is gathered once for all of them.
-        x_at, y_at: logical axis of the sequence where x lies before the matmul, and y after it.
+        x_at, y_at: logical axis of the sequence where x lies before the matmul, and y after it; `x_in`: during it.
         stacked: every layer has one.
         once: gathered once, outside the layers, and kept for the backward pass.
         needed: something of the backward pass reads y.
         exposed: in which passes its gathers of activations run with nothing beside them. Read from libtpu's programs of
             Llama-3.1-8B on v5p, fsdp=2, tensor=4: the gathers that a layer's first matmuls wait for have nothing to
             run beside; scatters run beside later matmuls.
+        only: as `Weight.only`.
+        rows_move: x is gathered, and partial sums of y are added, not here but where rows go to experts and come back.
         whole: XLA's GPU programs hold this weight gathered beside others of its layer in the backward pass.
     """
 
@@ -83,6 +89,9 @@ class Op:
     needed: bool = True
     exposed: tuple[str, ...] = ()
     whole: bool = False
+    only: str = ""
+    rows_move: bool = False
+    x_in: str = SEQUENCE
 
     @property
     def weight_name(self) -> str:
@@ -96,6 +105,7 @@ class Activation:
     Attributes:
         padded: its last dim is padded to a TPU's lanes where it is kept.
         read: something of the backward pass reads it.
+        only: as `Weight.only`.
     """
 
     name: str
@@ -103,6 +113,7 @@ class Activation:
     at: str = SEQUENCE
     padded: bool = False
     read: bool = True
+    only: str = ""
 
 
 @dataclass(frozen=True)
@@ -135,9 +146,25 @@ class Attention:
     window: int | None = None
 
 
+@dataclass(frozen=True)
+class Routed:
+    """Tokens of which each goes to `top_k` of the experts.
+
+    Attributes:
+        experts: letter of the experts; `rows`: letter of the rows of one of them; `stream`: letters of what goes there.
+        layers: the kind of layers that have experts.
+    """
+
+    layers: str
+    experts: str
+    rows: str
+    stream: str
+    top_k: int
+
+
 @dataclass(frozen=True, eq=False)  # equal to itself alone: what follows from it is cached by it
 class Blueprint:
-    """A model. `dims` maps letters; B and T, rows and tokens of a batch, are the data's.
+    """A model. `dims` maps letters; B and T, rows and tokens of a batch, are the data's, and so is C, an expert's rows.
 
     Attributes:
         lookups: names of the weights whose rows are looked up by token or by position.
@@ -149,6 +176,8 @@ class Blueprint:
         padding: letter -> how many of that dim are padding, and count as no parameters.
         parts: lines of a table of parameters, in order.
         longest: the longest sequence that it can read; None: any.
+        kinds: how many layers there are of each kind, where they are not all alike.
+        routed: None for a model without experts.
     """
 
     dims: Mapping[str, Dim]
@@ -165,6 +194,18 @@ class Blueprint:
     padding: Mapping[str, int] = field(default_factory=dict)
     parts: tuple[str, ...] = ()
     longest: int | None = None
+    kinds: Mapping[str, int] = field(default_factory=dict)
+    routed: Routed | None = None
+
+    def layers_with(self, row: Weight | Op | Activation) -> int:
+        """How many layers have it."""
+        return self.kinds[row.only] if row.only else self.num_layers
+
+    def active(self, weight: Weight) -> float:
+        """The share of a weight that one token is multiplied by."""
+        if self.routed is None or self.routed.experts not in weight.letters:
+            return 1.0
+        return self.routed.top_k / self.dims[self.routed.experts].size
 
     def weight(self, name: str) -> Weight:
         return self._by_name[name]
@@ -182,7 +223,7 @@ class Blueprint:
 
     def axis(self, letter: str, at: str = SEQUENCE) -> str:
         """The logical axis of an activation's dim; `at`: where its sequence lies."""
-        return {"B": "batch", "T": at}.get(letter) or self.dims[letter].axis
+        return {"B": "batch", "T": at, "C": "expert_rows"}.get(letter) or self.dims[letter].axis
 
     def layer_axes(self, weight: Weight) -> tuple[str, ...]:
         """Logical axes of these dims."""
@@ -190,7 +231,7 @@ class Blueprint:
 
     def shape(self, weight: Weight) -> tuple[int, ...]:
         """Global dims of a weight, all layers."""
-        return (self.num_layers, *self.layer_shape(weight)) if weight.stacked else self.layer_shape(weight)
+        return (self.layers_with(weight), *self.layer_shape(weight)) if weight.stacked else self.layer_shape(weight)
 
     def axes(self, weight: Weight) -> tuple[str, ...]:
         """Logical axes of all its dims."""

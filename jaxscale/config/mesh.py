@@ -9,7 +9,6 @@ from jaxscale.config.mesh_text import mesh_text, split_axes
 from jaxscale.config.values import Positive, Section
 
 AXES = ("replica", "pipeline", "data", "fsdp", "expert", "context", "tensor")  # slowest link first
-READY_AXES = ("replica", "pipeline", "data", "fsdp", "context", "tensor")
 OVER_SLICES = "data"  # the axis that several slices split where nothing else is said
 
 
@@ -54,9 +53,6 @@ class Mesh(Section):
             size = getattr(self, axis)
             if size != -1 and size < 1:
                 raise ValueError(f"{axis}={size} must be a positive size, or -1 for the remaining devices")
-            if axis not in READY_AXES and (size != 1 or self.over_slices.get(axis)):
-                size = size if size != 1 else f"1, dcn.{axis}={self.over_slices[axis]}"
-                raise ValueError(f"{axis}={size}: the {axis} axis is reserved and not yet supported; set it to 1")
         return self
 
     @property

@@ -1,11 +1,12 @@
 """The section `model`: the sizes and kinds of a decoder."""
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import model_validator
 
-from jaxscale.config.values import Above0, AtLeast0, Positive, Section
+from jaxscale.config.errors import divisors
+from jaxscale.config.values import Above0, AtLeast0, NonNegative, Positive, Section
 from jaxscale.data.vocabulary import VocabSize
 
 
@@ -16,6 +17,52 @@ class RopeScaling(Section):
     low_frequency_factor: Above0 = 1.0
     high_frequency_factor: Above0 = 4.0
     original_max_len: Positive = 8192
+
+
+class Moe(Section):
+    """A dropless mixture of experts in place of the MLP: each token goes to `top_k` of `num_experts` SwiGLUs.
+
+    The published models differ in the router: Mixtral (arXiv:2401.04088), Qwen3 (arXiv:2505.09388), gpt-oss
+    (arXiv:2508.10925), DeepSeek-V3 (arXiv:2412.19437).
+    """
+
+    num_experts: Positive
+    top_k: Positive
+    mlp_dim: Positive  # of one expert
+    shared_mlp_dim: NonNegative = 0  # of the experts that every token goes to, together; 0: there are none
+    dense_layers: NonNegative = 0  # the first layers, which have an MLP of model.mlp_dim
+    score: Literal["softmax", "sigmoid"] = "softmax"
+    normalize: bool = True  # the weights of a token's experts sum to 1
+    scale: Above0 = 1.0  # of these weights
+    groups: Positive = 1  # experts lie in groups, and a token's are in its top_groups best ones
+    top_groups: Positive = 1
+    bias: bool = False  # of the choice alone, moved after each step so that loads become even (arXiv:2408.15664)
+    linear_bias: bool = False  # a trained bias of the router's matmul
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_capacity(cls, values: Any) -> Any:
+        if isinstance(values, dict) and (key := next((k for k in values if "capacity" in str(k)), None)):
+            raise ValueError(f"{key}={values[key]}: no token is dropped, so experts have no capacity; remove it")
+        return values
+
+    @model_validator(mode="after")
+    def _check(self) -> "Moe":
+        if self.top_k > self.num_experts:
+            raise ValueError(f"top_k {self.top_k} is more than num_experts {self.num_experts}; lower it")
+        if self.num_experts % self.groups:
+            raise ValueError(
+                f"num_experts {self.num_experts} is not divisible by groups {self.groups}; "
+                f"try {divisors(self.num_experts)}"
+            )
+        if self.top_groups > self.groups:
+            raise ValueError(f"top_groups {self.top_groups} is more than groups {self.groups}; lower it")
+        in_reach = self.num_experts // self.groups * self.top_groups
+        if self.top_k > in_reach:
+            raise ValueError(
+                f"top_k {self.top_k} is more than the {in_reach} experts of {self.top_groups} groups; raise top_groups"
+            )
+        return self
 
 
 class Model(Section):
@@ -29,6 +76,7 @@ class Model(Section):
     num_kv_heads: Positive | None = None  # None: as many as num_heads
     head_dim: Positive | None = None  # None: embed_dim / num_heads
     mlp_dim: Positive
+    moe: Moe | None = None  # experts in place of the MLP
     max_seq_len: Positive = 8192
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
     norm_eps: Above0 = 1e-5
@@ -60,7 +108,23 @@ class Model(Section):
             raise ValueError(f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}")
         if self.position == "rope" and self.head_size % 2:
             raise ValueError(f"head_dim {self.head_dim} is odd; rotary positions turn pairs, so make it even")
+        if self.moe and (self.mlp != "swiglu" or self.mlp_bias):
+            raise ValueError("moe: experts are SwiGLUs without biases; set mlp=swiglu and mlp_bias=false")
+        if self.moe and self.moe.dense_layers >= self.num_layers:
+            raise ValueError(
+                f"moe.dense_layers {self.moe.dense_layers} leaves no layer of {self.num_layers} with experts; lower it"
+            )
         return self
+
+    @property
+    def expert_layers(self) -> int:
+        """Layers with experts."""
+        return self.num_layers - self.dense_layers if self.moe else 0
+
+    @property
+    def dense_layers(self) -> int:
+        """Layers with an MLP, where others have experts; 0 in a model without experts."""
+        return self.moe.dense_layers if self.moe else 0
 
     @property
     def kv_heads(self) -> int:

@@ -33,7 +33,10 @@ class Runtime(Section):
 
 
 RematAction = Literal["save", "offload", "recompute"]
-ACTIVATIONS = ("layer_in", "q", "k", "v", "attended", "attention_out", "mlp_gate", "mlp_up", "mlp_out")
+ACTIVATIONS = (
+    "layer_in", "q", "k", "v", "attended", "attention_out", "mlp_gate", "mlp_up", "mlp_out", "router_logits",
+    "expert_in", "expert_gate", "expert_up", "shared_gate", "shared_up",
+)  # fmt: skip
 
 
 class Step(Section):
@@ -45,6 +48,7 @@ class Step(Section):
     param_dtype: Literal["bfloat16", "float32"] = "float32"  # bfloat16: an update below 1/256 of a weight is lost
     attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
     context_attention: Literal["auto", "gather", "ring"] = "auto"  # where mesh.context splits the sequence
+    expert_exchange: Literal["auto", "all_to_all", "gather"] = "auto"  # where mesh.expert splits the experts
     unroll_layers: bool | None = None  # None: on CPU, where a loop costs more than the compile it saves
 
     @model_validator(mode="after")
@@ -67,6 +71,9 @@ class Objective(Section):
 class Loss(Section):
     chunk: Positive | None = None  # tokens of each sequence whose logits exist at one time; None: all
     z_loss: AtLeast0 = 0.0  # weight of log(Z)^2 (PaLM, arXiv:2204.02311, section 5)
+    balance: AtLeast0 = 0.0  # weight of the experts' balance, 1 where loads are even (arXiv:2101.03961)
+    router_z: AtLeast0 = 0.0  # weight of log(Z)^2 of the routers (ST-MoE, arXiv:2202.08906)
+    bias_rate: AtLeast0 = 0.001  # how far a step moves each bias of model.moe.bias (arXiv:2412.19437)
 
 
 NO_DECAY = ("norm", "bias")
@@ -215,6 +222,7 @@ class Config(Section):
                 f"{self.step.microbatches}; try {divisors(self.data.batch_size)}"
             )
         self._check_replicas()
+        self._check_experts()
         if isinstance(self.step.remat, dict) and "mlp_gate" in self.step.remat and self.model.mlp != "swiglu":
             raise ValueError(f"step.remat.mlp_gate: model.mlp={self.model.mlp} has no gate; remove it")
         if self.loss.chunk and self.data.seq_len % self.loss.chunk:
@@ -223,6 +231,21 @@ class Config(Section):
                 f"try {nearest_divisor(self.data.seq_len, self.loss.chunk)}"
             )
         return self
+
+    def _check_experts(self) -> None:
+        moe, balance = self.model.moe, self.loss.balance
+        for name in ("balance", "router_z"):
+            if moe is None and getattr(self.loss, name):
+                raise ValueError(f"loss.{name}={getattr(self.loss, name)}: the model has no experts; set it to 0")
+        if balance and self.step.microbatches > 1:
+            raise ValueError(
+                f"loss.balance={balance} counts over the whole batch, which {self.step.microbatches} microbatches "
+                "never see at one time; set step.microbatches=1, or loss.balance=0 and model.moe.bias=true"
+            )
+        remat = self.step.remat if isinstance(self.step.remat, dict) else {}
+        for key in remat:
+            if moe is None and key.startswith(("expert_", "router_", "shared_")):
+                raise ValueError(f"step.remat.{key}: the model has no experts; remove it")
 
     def _check_replicas(self) -> None:
         replicas, every = self.mesh.replicas, self.outer.every

@@ -122,9 +122,7 @@ def plan_table(config: cfg.Config, found: Plan, rows: int, *, narrow: bool) -> T
 
 def own_mesh(config: cfg.Config) -> str:
     """As it is written, where it does not fit the devices."""
-    axes = {a: getattr(config.mesh, a) for a in cfg.READY_AXES} | {
-        f"dcn.{a}": n for a, n in config.mesh.over_slices.items()
-    }
+    axes = {a: getattr(config.mesh, a) for a in cfg.AXES} | {f"dcn.{a}": n for a, n in config.mesh.over_slices.items()}
     return mesh_text(split_axes(axes))
 
 

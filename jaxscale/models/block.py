@@ -13,6 +13,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from jaxscale import config as cfg
 from jaxscale.kernels.plain import visible
 from jaxscale.models.attention import Attention, attend, attention
+from jaxscale.models.experts import Experts
 from jaxscale.models.layers import Maker, Norm
 from jaxscale.models.rotary import Rope, rotate
 from jaxscale.models.sums import add_bias
@@ -138,14 +139,18 @@ def repeat_heads(w: jax.Array, dim: int) -> jax.Array:
 
 
 class Mlp(nnx.Module):
-    """SwiGLU (arXiv:2002.05202) or a gelu of two matmuls."""
+    """SwiGLU (arXiv:2002.05202) or a gelu of two matmuls.
 
-    def __init__(self, model: cfg.Model, step: cfg.Step, rngs: nnx.Rngs):
-        self.model, self.dtype = model, jnp.dtype(step.compute_dtype)
+    Args:
+        prefix: of its names in the model's table: the MLP that all tokens go to beside experts is `shared_`.
+    """
+
+    def __init__(self, model: cfg.Model, step: cfg.Step, rngs: nnx.Rngs, prefix: str = ""):
+        self.model, self.dtype, self.prefix = model, jnp.dtype(step.compute_dtype), prefix
         make = Maker(model, step.param_dtype, rngs)
         if model.mlp == "swiglu":
-            self.gate = make("gate")
-        self.up, self.down = make("up"), make("down")
+            self.gate = make(f"{prefix}gate")
+        self.up, self.down = make(f"{prefix}up"), make(f"{prefix}down")
         if model.mlp_bias:
             self.up_bias, self.down_bias = make("up_bias"), make("down_bias")
             if model.mlp == "swiglu":
@@ -153,44 +158,62 @@ class Mlp(nnx.Module):
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         x_BTD = gather(x_BTD, "batch", "sequence", "embed", over="mlp")
-        up = checkpoint_name(self.project(x_BTD, "up"), "mlp_up")
+        saved = self.prefix or "mlp_"
+        up = checkpoint_name(self.project(x_BTD, "up"), f"{saved}up")
         if self.model.mlp == "swiglu":
-            h_BTF = jax.nn.silu(checkpoint_name(self.project(x_BTD, "gate"), "mlp_gate")) * up
+            h_BTF = jax.nn.silu(checkpoint_name(self.project(x_BTD, "gate"), f"{saved}gate")) * up
         else:
             h_BTF = jax.nn.gelu(up, approximate=True)
         # h[B, T, F_tensor] · w[F_tensor, D_fsdp] -> y[B, T_tensor, D]   gather w over fsdp; reduce-scatter y
         down = self.down[...].astype(self.dtype)
-        y = einsum("btf,fd->btd", h_BTF, down, out=("batch", "residual_sequence", "embed"), name="down")
+        out = ("batch", "residual_sequence", "embed")
+        y = einsum("btf,fd->btd", h_BTF, down, out=out, name=f"{self.prefix}down")
         if self.model.mlp_bias:
             y = add_bias(y, self.down_bias[...].astype(self.dtype))
-        tagged: jax.Array = checkpoint_name(y, "mlp_out")
+        tagged: jax.Array = checkpoint_name(y, f"{saved}out")
         return tagged
 
     def project(self, x_BTD: jax.Array, name: str) -> jax.Array:
         # x[B, T, D] · w[D_fsdp, F_tensor] -> h[B, T, F_tensor]   gather w over fsdp
         w_DF = getattr(self, name)[...].astype(self.dtype)
-        h_BTF = einsum("btd,df->btf", x_BTD, w_DF, out=("batch", "sequence", "mlp"), name=name)
+        h_BTF = einsum("btd,df->btf", x_BTD, w_DF, out=("batch", "sequence", "mlp"), name=f"{self.prefix}{name}")
         if self.model.mlp_bias:
             h_BTF = add_bias(h_BTF, getattr(self, f"{name}_bias")[...].astype(self.dtype))
         return h_BTF
 
 
 class Block(nnx.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)). x[B, T_tensor, D] between the matmuls."""
+    """x + attention(norm(x)), then x + mlp(norm(x)). x[B, T_tensor, D] between the matmuls.
 
-    def __init__(self, model: cfg.Model, step: cfg.Step, rngs: nnx.Rngs):
+    Args:
+        experts: an MLP of experts, and beside it one that all tokens go to, where the model has one.
+    """
+
+    def __init__(self, model: cfg.Model, step: cfg.Step, rngs: nnx.Rngs, *, experts: bool = False):
         make = Maker(model, step.param_dtype, rngs)
         self.attention_norm = Norm("attention_norm", make)
         self.attention = SelfAttention(model, step, rngs)
         self.mlp_norm = Norm("mlp_norm", make)
-        self.mlp = Mlp(model, step, rngs)
+        self.mlp = Experts(model, step, rngs) if experts else Mlp(model, step, rngs)
+        if experts and model.moe and model.moe.shared_mlp_dim:
+            self.shared = Mlp(model, step, rngs, "shared_")
         self.step = step
 
-    def __call__(self, x_BTD: jax.Array, rope: Rope | None, segments: jax.Array | None) -> tuple[jax.Array, Auxiliary]:
-        """The layer's output and its auxiliary sums; a dense layer has none."""
+    def __call__(
+        self, x_BTD: jax.Array, rope: Rope | None, segments: jax.Array | None, counted: jax.Array | None = None
+    ) -> tuple[jax.Array, Auxiliary]:
+        """The layer's output and its auxiliary sums, where a token counts `counted` [B, T]; a dense layer has none."""
         x_BTD = named(x_BTD, "layer_in", self.step)
         x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rope, segments)
-        return x_BTD + self.mlp(self.mlp_norm(x_BTD)), {}
+        y, sums = self.feed_forward(self.mlp_norm(x_BTD), counted)
+        return x_BTD + y, sums
+
+    def feed_forward(self, x_BTD: jax.Array, counted: jax.Array | None) -> tuple[jax.Array, Auxiliary]:
+        """The MLP, or the experts; and their sums."""
+        if not isinstance(self.mlp, Experts):
+            return self.mlp(x_BTD), {}
+        y, sums = self.mlp(x_BTD, counted)
+        return (y + self.shared(x_BTD) if hasattr(self, "shared") else y), sums
 
     def decode(
         self, x_BTD: jax.Array, rope: Rope | None, segments: jax.Array, cache: Cache, start: jax.Array
@@ -198,4 +221,4 @@ class Block(nnx.Module):
         """The layer's output for the next T tokens, and its cache with them."""
         y, cache = self.attention.decode(self.attention_norm(x_BTD), rope, segments, cache, start)
         x_BTD = x_BTD + y
-        return x_BTD + self.mlp(self.mlp_norm(x_BTD)), cache
+        return x_BTD + self.feed_forward(self.mlp_norm(x_BTD), None)[0], cache

@@ -22,12 +22,13 @@ class Maker:
         """The parameter of that row, of one layer: normal, ones, or zeros."""
         weight = self.table.weight(name)
         shape, axes = self.table.layer_shape(weight), self.table.layer_axes(weight)
+        dtype = self.dtype if weight.trained else "float32"
         if weight.scale is None:
-            value = jnp.ones(shape, self.dtype)
+            value = jnp.ones(shape, dtype)
         elif std := weight.scale * self.model.init_std:
-            value = std * jax.random.normal(self.rngs.params(), shape, self.dtype)
+            value = std * jax.random.normal(self.rngs.params(), shape, dtype)
         else:
-            value = jnp.zeros(shape, self.dtype)
+            value = jnp.zeros(shape, dtype)
         return nnx.Param(value, out_sharding=axes)
 
     def has(self, name: str) -> bool:

@@ -16,6 +16,7 @@ from jaxscale.blueprint.decoder import decoder
 from jaxscale.kernels.plain import NEGATIVE
 from jaxscale.models.block import Auxiliary, Block, Cache
 from jaxscale.models.embedding import lookup
+from jaxscale.models.experts import sums_of
 from jaxscale.models.layers import Maker, Norm
 from jaxscale.models.rotary import rotations
 from jaxscale.parallel.sharding import (
@@ -77,11 +78,16 @@ class Transformer(nnx.Module):
         if model.position == "learned":
             self.position_embedding = make("position")
 
-        def block(rngs: nnx.Rngs) -> Block:
-            return Block(model, step, rngs)
+        def stack(number: int, experts: bool) -> Block:
+            def block(rngs: nnx.Rngs) -> Block:
+                return Block(model, step, rngs, experts=experts)
 
-        stack = nnx.vmap(block, transform_metadata={nnx.PARTITION_NAME: "layers"})
-        self.layers = in_stages(stack(rngs.split(model.num_layers)))
+            stacked = nnx.vmap(block, transform_metadata={nnx.PARTITION_NAME: "layers"})
+            return in_stages(stacked(rngs.split(number)))
+
+        if model.dense_layers:
+            self.dense_layers = stack(model.dense_layers, experts=False)
+        self.layers = stack(model.num_layers - model.dense_layers, experts=model.moe is not None)
         self.final_norm = Norm("final_norm", make)
         if not model.tie_embeddings:
             self.unembedding = make("unembedding")
@@ -102,11 +108,19 @@ class Transformer(nnx.Module):
         return self.hidden_and_sums(tokens_BT, positions=positions, segments=segments)[0]
 
     def hidden_and_sums(
-        self, tokens_BT: jax.Array, *, positions: jax.Array | None = None, segments: jax.Array | None = None
+        self,
+        tokens_BT: jax.Array,
+        *,
+        positions: jax.Array | None = None,
+        segments: jax.Array | None = None,
+        counted: jax.Array | None = None,
     ) -> tuple[jax.Array, Auxiliary]:
         """`hidden`, and the auxiliary sums of all layers: each array of a block with a leading dim of layers [L, ...].
 
         What they mean is between the block that makes them and the objective that reads them.
+
+        Args:
+            counted: [B, T] what each token counts in these sums; None: 1.
         """
         if stages := stage_axes():
             raise ValueError(
@@ -114,9 +128,22 @@ class Transformer(nnx.Module):
                 f"run; set mesh.{stages[0]}=1 to call the model"
             )
         x_BTD = self.embed(tokens_BT, positions)
-        layer = self.remat(self.layer(tokens_BT.shape, positions, segments))
-        x_BTD, sums = jax.lax.scan(layer, x_BTD, nnx.split(self.layers)[1], unroll=self.unroll)
+        sums: Auxiliary = {}
+        for layers in self.stacks:
+            layer = self.remat(self.layer(tokens_BT.shape, positions, segments, counted, layers=layers))
+            x_BTD, sums = jax.lax.scan(layer, x_BTD, nnx.split(layers)[1], unroll=self.unroll)
         return self.final_norm(x_BTD), sums
+
+    @property
+    def stacks(self) -> list[Block]:
+        """All layers, stacked by their kind, in order. Those with sums of their own come last."""
+        return [self.dense_layers, self.layers] if self.model.dense_layers else [self.layers]
+
+    @property
+    def sums_of_layers(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes [L, ...] of the auxiliary sums."""
+        shapes = sums_of(self.model.moe) if self.model.moe else {}
+        return {name: (self.model.expert_layers, *shape) for name, shape in shapes.items()}
 
     def embed(self, tokens_BT: jax.Array, positions: jax.Array | None) -> jax.Array:
         """What the first layer reads: [B, T_tensor, D]."""
@@ -127,15 +154,25 @@ class Transformer(nnx.Module):
         return x_BTD
 
     def layer(
-        self, shape: tuple[int, ...], positions: jax.Array | None, segments: jax.Array | None
+        self,
+        shape: tuple[int, ...],
+        positions: jax.Array | None,
+        segments: jax.Array | None,
+        counted: jax.Array | None = None,
+        *,
+        layers: Block | None = None,
     ) -> Callable[[jax.Array, Any], tuple[jax.Array, Auxiliary]]:
-        """One layer, for tokens of this shape [B, T]: x and the layer's own parameters to its output and its sums."""
-        graph, _ = nnx.split(self.layers)
+        """One layer, for tokens of this shape [B, T]: x and the layer's own parameters to its output and its sums.
+
+        Args:
+            layers: the stack that it is of; None: the last.
+        """
+        graph, _ = nnx.split(layers or self.layers)
         rope = rotations(in_layout(positions, shape), self.model)
         segments = None if segments is None else shard(segments, "batch", "sequence")
 
         def run(x_BTD: jax.Array, block: Any) -> tuple[jax.Array, Auxiliary]:
-            both: tuple[jax.Array, Auxiliary] = nnx.merge(graph, block)(x_BTD, rope, segments)
+            both: tuple[jax.Array, Auxiliary] = nnx.merge(graph, block)(x_BTD, rope, segments, counted)
             return both
 
         return run
@@ -225,14 +262,24 @@ class Transformer(nnx.Module):
             positions: [B, T], their positions.
             segments: [B, S] over the whole cache: 0 where there is padding or nothing yet, else 1.
         """
-        graph, state = nnx.split(self.layers)
         rope = rotations(positions, self.model)
+        x_BTD, first, caches = self.embed(tokens_BT, positions), 0, []
+        for layers in self.stacks:
+            graph, state = nnx.split(layers)
+            number = len(jax.tree.leaves(state)[0])
 
-        def layer(x: jax.Array, inputs: tuple[Any, Cache]) -> tuple[jax.Array, Cache]:
-            block_state, layer_cache = inputs
-            return nnx.merge(graph, block_state).decode(x, rope, segments, layer_cache, start)
+            def layer(x: jax.Array, inputs: tuple[Any, Cache], graph: Any = graph) -> tuple[jax.Array, Cache]:
+                block_state, layer_cache = inputs
+                both: tuple[jax.Array, Cache] = nnx.merge(graph, block_state).decode(
+                    x, rope, segments, layer_cache, start
+                )
+                return both
 
-        x_BTD, cache = jax.lax.scan(layer, self.embed(tokens_BT, positions), (state, cache))
+            own = jax.tree.map(lambda c, i=first, n=number: c[i : i + n], cache)
+            x_BTD, own = jax.lax.scan(layer, x_BTD, (state, own))
+            caches.append(own)
+            first += number
+        cache = {name: jnp.concatenate([own[name] for own in caches]) for name in cache}
         x_BTD = self.final_norm(x_BTD)[:, -1:]
         x_BTD = shard(x_BTD, "batch", "sequence", "embed")
         return self.unembed(x_BTD, self.head(x_BTD))[:, 0], cache

@@ -6,6 +6,7 @@ from flax import nnx
 
 from jaxscale import config as cfg
 from jaxscale.objectives.objective import Batch, Objective, Sums
+from jaxscale.objectives.routers import COUNTS, ROUTERS, of_routers
 from jaxscale.objectives.token_sums import token_sums
 from jaxscale.parallel.sharding import dims_of, to_spec
 
@@ -13,7 +14,8 @@ from jaxscale.parallel.sharding import dims_of, to_spec
 def next_token(config: cfg.Config) -> Objective:
     """The mean over real tokens of -log p(target) + z_loss * log(Z)^2 (PaLM, arXiv:2204.02311, section 5).
 
-    A token counts as much as its weight. The mean's divisor is the sum of the weights.
+    A token counts as much as its weight. The mean's divisor is the sum of the weights. To it come the losses of the
+    routers: see `objectives.routers`.
     """
 
     def of_logits(logits_BTV: jax.Array, columns: Batch, divisor: jax.Array | float) -> Sums:
@@ -24,13 +26,18 @@ def next_token(config: cfg.Config) -> Objective:
         model: nnx.Module, batch: Batch, *, divisor: jax.Array | float = 1.0, rng: jax.Array | None = None
     ) -> Sums:
         read = ("targets", "weights")
-        return token_sums(model, batch, of_logits, read=read, chunk=config.loss.chunk, divisor=divisor, rng=rng)
+        found = token_sums(model, batch, of_logits, read=read, chunk=config.loss.chunk, divisor=divisor, rng=rng)
+        return found | {"objective": found["objective"] + of_layers(found, divisor)} if COUNTS in found else found
+
+    def of_layers(sums: Sums, divisor: jax.Array | float) -> jax.Array:
+        return of_routers(sums, config.loss, divisor)
 
     return Objective(
         columns=("tokens", "targets", "weights"),
         sums=sums,
         count=lambda batch: batch["weights"].sum(),
-        means={"loss": "cross_entropy", "z": "z"},
+        means={"loss": "cross_entropy", "z": "z"} | (ROUTERS if config.model.moe else {}),
+        of_layers=of_layers if config.model.moe else None,
     )
 
 

@@ -61,16 +61,21 @@ def token_sums(
                 "has none; set loss.chunk=null"
             )
         return of_logits(model(batch["tokens"], **arguments), columns, divisor)
-    hidden_BTD, auxiliary = hidden_and_sums(model, batch["tokens"], arguments)
+    hidden_BTD, auxiliary = hidden_and_sums(model, batch, arguments)
     return auxiliary | chunked_sums(model, hidden_BTD, columns, of_logits, chunk=chunk, divisor=divisor)
 
 
-def hidden_and_sums(model: Any, tokens_BT: jax.Array, arguments: dict[str, Any]) -> tuple[jax.Array, Sums]:
-    """Hidden states and the auxiliary sums of a model's layers; a model that has no such method has no sums."""
-    if hasattr(model, "hidden_and_sums"):
-        both: tuple[jax.Array, Sums] = model.hidden_and_sums(tokens_BT, **arguments)
-        return both
-    return model.hidden(tokens_BT, **arguments), {}
+def hidden_and_sums(model: Any, batch: Batch, arguments: dict[str, Any]) -> tuple[jax.Array, Sums]:
+    """Hidden states and the auxiliary sums of a model's layers; a model that has no such method has no sums.
+
+    In these sums a token counts as much as its target, where the model asks for that.
+    """
+    if not hasattr(model, "hidden_and_sums"):
+        return model.hidden(batch["tokens"], **arguments), {}
+    if "weights" in batch and "counted" in inspect.signature(type(model).hidden_and_sums).parameters:
+        arguments = arguments | {"counted": batch["weights"]}
+    both: tuple[jax.Array, Sums] = model.hidden_and_sums(batch["tokens"], **arguments)
+    return both
 
 
 def model_arguments(model: nnx.Module, batch: Batch, rng: jax.Array | None) -> dict[str, Any]:

@@ -59,6 +59,8 @@ def batch_shape(config: cfg.Config) -> tuple[int, int]:
 def _letter_sizes(key: Key, rows: int, tokens: int) -> Mapping[str, int]:
     split, sizes = rules_by_key(*key).activations, dict(key[2])
     found = {"B": rows, "T": tokens}
+    if routed := key[0].routed:  # as many for each expert; where that is no whole number, one more
+        found[routed.rows] = -(-rows * tokens * routed.top_k // key[0].dims[routed.experts].size)
     for letter, dim in key[0].dims.items():
         found[letter] = max(dim.size, count(split[dim.axis], sizes)) if dim.repeats else dim.size
     return found
@@ -102,8 +104,8 @@ def shard_of(dims: tuple[int, ...], axes: tuple[str, ...], key: Key) -> int:
 
 @functools.lru_cache(maxsize=KEPT)
 def parameter_elements(key: Key) -> int:
-    """Elements of all parameters that one device holds."""
-    return sum(_shard(key, weight.name) for weight in key[0].weights)
+    """Elements of all trained parameters that one device holds."""
+    return sum(_shard(key, weight.name) for weight in key[0].weights if weight.trained)
 
 
 # --- parameters -----------------------------------------------------------------------------------------------
@@ -119,9 +121,13 @@ def parameter_counts(model: cfg.Model) -> dict[str, int]:
 
 
 def matmul_parameters(model: cfg.Model) -> int:
-    """Parameters that a token is multiplied by: all matrices of the layers, and the unembedding (tied or not)."""
+    """Parameters that a token is multiplied by: all matrices of the layers, and the unembedding (tied or not).
+
+    Of a layer's experts, those that one token goes to: active parameters.
+    """
     described = blueprint(model)
-    return sum(described.published_size(described.weight(op.weight_name)) for op in described.ops)
+    weights = (described.weight(op.weight_name) for op in described.ops)
+    return round(sum(described.published_size(weight) * described.active(weight) for weight in weights))
 
 
 def state_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> dict[str, int]:
@@ -132,12 +138,17 @@ def state_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> dict[str, int]:
     own = parameter_elements(key_of(config, sizes))
     scalars = OPTIMIZERS[config.optimizer.name].scalars
     outer = {"outer parameters and momentum": 2 * 4 * own} if split_by(REPLICA_AXES, sizes) else {}
-    return {
-        "parameters": own * BYTES[config.step.param_dtype],
-        "optimizer state": slot_bytes(config, sizes) + scalars,
-        "averaged parameters": 4 * own if config.optimizer.ema else 0,
-        "losses' statistics": LOSSES,
-    } | outer
+    biases = 4 * sum(shard(w, config, sizes) for w in blueprint(config.model).weights if not w.trained)
+    return (
+        {
+            "parameters": own * BYTES[config.step.param_dtype],
+            "optimizer state": slot_bytes(config, sizes) + scalars,
+            "averaged parameters": 4 * own if config.optimizer.ema else 0,
+            "losses' statistics": LOSSES,
+        }
+        | ({"routers' biases": biases} if biases else {})
+        | outer
+    )
 
 
 LOSSES = 3 * 4  # mean, variance and count (`training.spikes`)
@@ -146,7 +157,7 @@ LOSSES = 3 * 4  # mean, variance and count (`training.spikes`)
 def slots(optimizer: str, model: Blueprint) -> list[Slot]:
     """Every array that an optimizer keeps for the weights of a model."""
     kept = OPTIMIZERS[optimizer].kept  # type: ignore[index]  # the config has checked its name
-    return [slot for w in model.weights for slot in kept(model.shape(w), model.axes(w)).slots]
+    return [slot for w in model.weights if w.trained for slot in kept(model.shape(w), model.axes(w)).slots]
 
 
 def slot_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> int:
@@ -263,17 +274,18 @@ def local_sizes(operand: Tensor, whole: Mapping[str, int], sizes: Mapping[str, i
 
 def runs_of(one: Pass, config: cfg.Config, sizes: Mapping[str, int]) -> int:
     """How often a device runs it in a step."""
-    return layer_runs(config, sizes) if one.stacked else config.step.microbatches
+    return layer_runs(config, sizes, one.only) if one.stacked else config.step.microbatches
 
 
-def layer_runs(config: cfg.Config, sizes: Mapping[str, int]) -> int:
+def layer_runs(config: cfg.Config, sizes: Mapping[str, int], only: str = "") -> int:
     """How often a device runs a layer forward in a step: M L, or with S stages of a pipeline (M + S - 1) L/S."""
-    return schedule(config, sizes).ticks * layers_here(config, sizes)
+    return schedule(config, sizes).ticks * layers_here(config, sizes, only)
 
 
-def layers_here(config: cfg.Config, sizes: Mapping[str, int]) -> int:
-    """Layers that a device computes: all, or those of its stage of a pipeline."""
-    return blueprint(config.model).num_layers // schedule(config, sizes).stages
+def layers_here(config: cfg.Config, sizes: Mapping[str, int], only: str = "") -> int:
+    """Layers that a device computes, `only` those of a kind: all, or those of its stage of a pipeline."""
+    model = blueprint(config.model)
+    return (model.kinds[only] if only else model.num_layers) // schedule(config, sizes).stages
 
 
 @dataclass(frozen=True)
@@ -347,4 +359,4 @@ def activation_bytes(config: cfg.Config, sizes: Mapping[str, int], name: str) ->
     model = blueprint(config.model)
     one = model.activation(name)
     width = BYTES[config.step.compute_dtype]
-    return layers_here(config, sizes) * activation_elements(config, sizes, one.letters, one.at) * width
+    return layers_here(config, sizes, one.only) * activation_elements(config, sizes, one.letters, one.at) * width

@@ -213,9 +213,13 @@ def elementwise_bytes(
     passes = 3 + (1 if costs.recomputed_matmuls(config) else 0)
     counts = eager_elementwise(config.model) if eager else model.elementwise
     ones = [(number, model.activation(name)) for name, number in counts.items()]
-    elements = sum(number * costs.activation_elements(config, sizes, one.letters, one.at) for number, one in ones)
-    layers = elements * costs.layer_runs(config, sizes) * passes
-    return layers * factor * costs.BYTES[config.step.compute_dtype]
+    elements = sum(
+        number
+        * costs.activation_elements(config, sizes, one.letters, one.at)
+        * costs.layer_runs(config, sizes, one.only)
+        for number, one in ones
+    )
+    return elements * passes * factor * costs.BYTES[config.step.compute_dtype]
 
 
 def logits_traffic(config: cfg.Config, sizes: Mapping[str, int]) -> float:

@@ -25,12 +25,12 @@ REMATS: dict[str, str | Mapping[str, str]] = {
     "to the host": OFFLOAD,
 }
 OWN_REMAT = "the config's own"
-BATCH = present(DEFAULT_RULES.activations["batch"], cfg.READY_AXES)  # the axes that split it
+BATCH = present(DEFAULT_RULES.activations["batch"], cfg.AXES)  # the axes that split it
 CROSSING = without(BATCH, REPLICA_AXES)[
     ::-1
 ]  # those of them that may cross slices; how many replicas there are is given
-HEADS = present(DEFAULT_RULES.activations["heads"], cfg.READY_AXES)
-SEQUENCE = present(DEFAULT_RULES.activations["sequence"], cfg.READY_AXES)  # the axes that split it
+HEADS = present(DEFAULT_RULES.activations["heads"], cfg.AXES)
+SEQUENCE = present(DEFAULT_RULES.activations["sequence"], cfg.AXES)  # the axes that split it
 STAGES_LAST = "others fit, and a pipeline gathers the weights about M/S times as often (M microbatches, S stages)"
 LONG = 32768  # tokens of a row from which its split over the mesh is tried
 FEWEST = 2048  # tokens of a row that a device keeps
@@ -84,7 +84,7 @@ def meshes(
     replicas, crossing = placed_replicas(config, over, groups)
     fixed = held_sizes(config, topology, inside, held, skipped, replicas)
     free = tuple(axis for axis in HEADS if axis not in fixed)
-    for sizes in splits(inside, cfg.READY_AXES):
+    for sizes in splits(inside, cfg.AXES):
         if any(sizes[axis] != size for axis, size in fixed.items()) or config.model.num_heads % count(free, sizes):
             continue
         if config.data.seq_len // count(SEQUENCE, sizes) < (FEWEST if not fixed.keys() & set(SEQUENCE) else 1):
@@ -132,13 +132,13 @@ def held_sizes(
         skipped: axes that are not varied.
         replicas: sizes of the replicas' axes, which are always given.
     """
-    given = [axis for axis in cfg.READY_AXES if holds(held, f"mesh.{axis}")]
+    given = [axis for axis in cfg.AXES if holds(held, f"mesh.{axis}")]
     sizes = {axis: getattr(config.mesh, axis) for axis in (*given, *skipped)} | dict(replicas)
     if -1 in sizes.values():
-        sizes = {axis: getattr(config.mesh, axis) for axis in cfg.READY_AXES} | dict(replicas)
+        sizes = {axis: getattr(config.mesh, axis) for axis in cfg.AXES} | dict(replicas)
     known = {axis: n for axis, n in sizes.items() if n != -1}
     product = math.prod(known.values())
-    whole = len(known) == len(cfg.READY_AXES)
+    whole = len(known) == len(cfg.AXES)
     if inside % product or (whole and product != inside):
         text = mesh_text({f"mesh.{axis}": n for axis, n in known.items() if n > 1 or axis in given})
         where = f"{inside} devices{' of a slice' if topology.slices > 1 else ''} of {topology.name}"

@@ -12,9 +12,8 @@ from jaxscale.checkpoint.fingerprint import device_sums, named_leaves, same_bloc
 from jaxscale.cluster.codes import CORRUPT
 from jaxscale.objectives.token_sums import model_arguments
 from jaxscale.training import pipeline
-from jaxscale.training.frozen import whole
 from jaxscale.training.stages import has_stages
-from jaxscale.training.step import Program
+from jaxscale.training.step import Program, all_parameters
 from jaxscale.training.writer import MetricsWriter
 
 MOST_IN_A_ROW = 100  # updates left out, one after the other: nothing is being learnt
@@ -79,7 +78,7 @@ class Guard:
         assert hasattr(self.program.step, "lower"), "one from a file is refused where it is loaded"
 
         def sums(state: Any, batch: Any) -> dict[str, jax.Array]:
-            activations = self.activations(whole(state.params, state.frozen), batch)
+            activations = self.activations(all_parameters(state, state.params), batch)
             after, metrics = self.program.step(state, batch)
             return {
                 "state before": device_sums(state, self.mesh),

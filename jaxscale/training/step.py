@@ -16,10 +16,12 @@ from flax import nnx
 
 from jaxscale import config as cfg
 from jaxscale.blame import blaming_layouts
+from jaxscale.blueprint.described import blueprint
 from jaxscale.data import columns
 from jaxscale.models.transformer import Transformer
 from jaxscale.objectives import make_objective
 from jaxscale.objectives.objective import Batch
+from jaxscale.objectives.routers import LOAD, logged, moved
 from jaxscale.parallel.presets import compiler_options
 from jaxscale.parallel.sharding import device, mesh_here, on_devices, spec
 from jaxscale.training import pipeline
@@ -27,7 +29,7 @@ from jaxscale.training.average import add_to_sum, average, empty_sum
 from jaxscale.training.cut import in_parts
 from jaxscale.training.frozen import split, whole
 from jaxscale.training.optimizer import count_from, global_norm, make_optimizer, make_schedule
-from jaxscale.training.replicas import Outer, alone, combined, outer_step, replica_axis, started
+from jaxscale.training.replicas import Outer, alone, combined, mean, outer_step, replica_axis, started
 from jaxscale.training.spikes import LossStatistics, judge, no_losses
 from jaxscale.training.stages import has_stages
 
@@ -50,7 +52,7 @@ class TrainState(NamedTuple):
     opt_state: PyTree
     losses: LossStatistics
     ema: PyTree  # float32, or {}; see `training.average`
-    router_bias: dict[str, jax.Array]  # {} in a model without experts
+    router_bias: PyTree  # parameters that no gradient moves: of the choice of experts; {} in a model without
     frozen: PyTree  # parameters that the objective does not train, or {}
     rng: jax.Array  # typed key; a step folds its number in
     outer: Outer | dict[str, Any]  # of replicas, or {}
@@ -89,23 +91,25 @@ def make_program(config: cfg.Config, model: ModelFactory | None = None) -> Progr
     with blaming_layouts(layouts):
         params, axes, merge = abstract_model(factory)
     objective, replicas = make_objective(config), replica_axis() is not None
+    biases = () if model else tuple(w.name for w in blueprint(config.model).weights if not w.trained)
     if has_stages():
-        pipeline.require_pieces(merge(params), objective)
+        pipeline.require_pieces(config, merge(params), objective)
     names = objective.frozen
-    axes, _ = split(axes, names)
+    axes, _ = split(axes, (*names, *biases))
     optimizer = make_optimizer(config.optimizer, axes, steps=config.steps)
 
     def init() -> TrainState:
         key = jax.random.key(config.seed)
         module = factory(nnx.Rngs(params=jax.random.fold_in(key, 0)))
-        params, frozen = split(nnx.to_pure_dict(nnx.split(module, nnx.Param, ...)[1]), names)
+        params, router_bias = split(nnx.to_pure_dict(nnx.split(module, nnx.Param, ...)[1]), biases)
+        params, frozen = split(params, names)
         state = TrainState(
             step=jnp.int32(0),
             params=params,
             opt_state=optimizer.init(params),
             losses=no_losses(),
             ema=empty_sum(params) if config.optimizer.ema else {},
-            router_bias={},
+            router_bias=router_bias,
             frozen=frozen,
             rng=jax.random.fold_in(key, 1),
             outer={},
@@ -170,7 +174,9 @@ def make_step(
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         rng = jax.random.fold_in(state.rng, state.step)
-        grads, metrics = gradients(config, lambda p: merge(whole(p, state.frozen)), state.params, batch, rng)
+        merged = lambda p: merge(all_parameters(state, p))  # noqa: E731
+        grads, metrics = gradients(config, merged, state.params, batch, rng)
+        load, metrics = metrics.get(LOAD), logged(metrics)
         old_opt_state = count_from(state.opt_state, state.step)
         updates, opt_state = jax.named_scope("optimizer")(optimizer.update)(grads, old_opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -178,12 +184,14 @@ def make_step(
             "grad_norm": jax.named_scope("grad_norm")(global_norm)(grads),
             "learning_rate": schedule(state.step),
         }
+        bias = jax.tree.map(lambda b: moved(b, load, config.loss.bias_rate), state.router_bias)
         good, losses, metrics = judge(config, metrics, state.losses)
         if good is not None:
-            old = (state.params, old_opt_state)
-            params, opt_state = jax.tree.map(lambda a, b: jnp.where(good, a, b), (params, opt_state), old)
+            new, old = (params, opt_state, bias), (state.params, old_opt_state, state.router_bias)
+            params, opt_state, bias = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
         ema = add_to_sum(state.ema, params, config.optimizer.ema) if config.optimizer.ema else state.ema
-        return state._replace(step=state.step + 1, params=params, opt_state=opt_state, losses=losses, ema=ema), metrics
+        changed = {"params": params, "opt_state": opt_state, "losses": losses, "ema": ema, "router_bias": bias}
+        return state._replace(step=state.step + 1, **changed), metrics
 
     return train_step
 
@@ -214,9 +222,11 @@ def gradients(config: cfg.Config, merge: Merge, params: PyTree, batch: Batch, rn
             part, i = inputs
             return jax.tree.map(jnp.add, total, grad(params, part, jax.random.fold_in(rng, i))), None
 
+        shapes = jax.eval_shape(grad, params, jax.tree.map(lambda x: x[0], batch), rng)[1]
         zeros = (
             jax.tree.map(lambda p: jnp.zeros_like(p, jnp.float32), params),
-            dict.fromkeys(objective.means, 0.0 * divisor),  # batched where it is mapped: see `parallel.local`
+            # batched where it is mapped: see `parallel.local`
+            {name: jnp.zeros(of.shape, of.dtype) + 0.0 * divisor for name, of in shapes.items()},
         )
         (grads, metrics), _ = jax.lax.scan(add, zeros, (batch, jnp.arange(config.step.microbatches)))
     return grads, metrics | {objective.unit: count}
@@ -230,7 +240,15 @@ def used_parameters(config: cfg.Config, state: TrainState) -> PyTree:
     params = state.outer.params if isinstance(state.outer, Outer) else state.params
     if state.ema and config.optimizer.ema:
         params = average(state.ema, params, config.optimizer.ema, state.step)
-    return whole(params, state.frozen)
+    return all_parameters(state, params)
+
+
+def all_parameters(state: TrainState, trained: PyTree) -> PyTree:
+    """The trained parameters with those that no gradient moves; of replicas' biases the mean."""
+    bias = state.router_bias
+    if isinstance(state.outer, Outer):
+        bias = jax.tree.map(mean, bias)
+    return whole(whole(trained, state.frozen), bias)
 
 
 def make_evaluate(config: cfg.Config, merge: Merge) -> Callable[[TrainState, Batch], Metrics]:

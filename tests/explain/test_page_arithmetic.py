@@ -69,7 +69,7 @@ def random_cases(seed: int, number: int) -> list[tuple[cfg.Config, dict[str, int
             machine(chip, sizes, explained)
         except ValueError:
             continue
-        found.append((config, {a: sizes[a] for a in cfg.READY_AXES if sizes.get(a, 1) > 1} or {"data": 1}, chip.name))
+        found.append((config, {a: sizes[a] for a in cfg.AXES if sizes.get(a, 1) > 1} or {"data": 1}, chip.name))
     return found
 
 
@@ -79,9 +79,7 @@ def explained_of(config: cfg.Config) -> Explained:
 
 def by_python(config: cfg.Config, sizes: dict[str, int], chip_name: str) -> dict:
     chip = next(c for c in CHIPS if c.name == chip_name)
-    topology, over = machine(
-        chip, {a: sizes.get(a, 1) for a in cfg.READY_AXES}, explained_of(cfg.load_config("quickstart"))
-    )
+    topology, over = machine(chip, {a: sizes.get(a, 1) for a in cfg.AXES}, explained_of(cfg.load_config("quickstart")))
     found, attention = forecast(config, topology, sizes, over), costs.attention(config, sizes)
     try:
         check_divides(make_rules(config.sharding), sizes, config)
@@ -182,7 +180,7 @@ def test_the_explained_machine_is_its_own_and_others_are_the_most_even():
     found = machines(explained)
 
     def at(chip, **sizes):
-        sizes = {a: sizes[a] for a in cfg.READY_AXES if a in sizes}
+        sizes = {a: sizes[a] for a in cfg.AXES if a in sizes}
         own = chip == found["own"]["chip"] and sizes == found["own"]["mesh"]
         where = found["own"]["cell"] if own else found["cells"][chip]["x".join(map(str, sizes.values()))]
         return found["reasons"][-1 - where] if isinstance(where, int) else [
