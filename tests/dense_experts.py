@@ -35,7 +35,9 @@ def moe_config(mesh: dict | None = None, moe: dict | None = None, **sections) ->
 
 def ranks(scores: jax.Array) -> jax.Array:
     """Each element's place among those of the last dim: 0 the largest; of equal ones the first."""
-    return jnp.argsort(jnp.argsort(-scores, -1, stable=True), -1, stable=True)
+    one, other = scores[..., :, None], scores[..., None, :]
+    before = jnp.tri(scores.shape[-1], k=-1, dtype=bool)
+    return ((other > one) | (other == one) & before).sum(-1)
 
 
 def chosen(scores: jax.Array, moe: cfg.Moe, bias: jax.Array | float) -> jax.Array:

@@ -13,7 +13,7 @@ from jaxscale.blueprint.sequence import order
 SIZES = (1, 2, 4, 8)
 AXES = ("data", "fsdp", "expert", "context", "tensor")
 EXCHANGES = ("all_to_all", "gather")
-CLIP = 0.5
+CLIP = 0.25
 CUBE = {"fsdp": 2, "expert": 2, "tensor": 2}
 QUICK = [{"fsdp": 8}, {"expert": 8}, CUBE, {"data": 2, "expert": 2, "context": 2}]
 
@@ -40,7 +40,7 @@ def padded_batch(config, context: int):
 @functools.cache
 def reference(context: int = 1):
     config = moe_config(loss=LOSS, optimizer={"clip_norm": CLIP})
-    params = random_params(config)
+    params = random_params(config, std=0.2)
     return params, dense_step(config, params, padded_batch(config, context))
 
 
@@ -63,7 +63,7 @@ def check(mesh, **sections):
     assert_same(first_step(config, params, padded_batch(config, context)), wanted)
 
 
-@pytest.mark.parametrize(("mesh", "exchange"), grid(), ids=str)
+@pytest.mark.parametrize(("mesh", "exchange"), list(grid()), ids=str)
 def test_every_factorisation_is_the_reference(mesh, exchange):
     """Loss, balance, z and all gradients, after clipping, where some devices have padding only."""
     check(mesh, step={"expert_exchange": exchange})
