@@ -18,6 +18,7 @@ MOE = {"num_experts": 8, "top_k": 2, "mlp_dim": 32}
 MODEL = {"num_kv_heads": 8, "num_layers": 2, "moe": MOE}
 LOSS = {"balance": 0.05, "router_z": 0.02}
 # experts over expert and tensor, each expert's mlp whole
+CUBE = {"fsdp": 2, "expert": 2, "tensor": 2}
 FOLDED = {
     "parameters": {"experts": ["expert", "tensor"], "expert_mlp": None},
     "activations": {"experts": ["expert", "tensor"], "expert_mlp": None},
@@ -133,6 +134,29 @@ def layer_dense(config: cfg.Config, inputs: dict) -> tuple[jax.Array, dict, dict
 
     grads, (y, sums) = jax.jit(jax.grad(objective, (0, 1), has_aux=True))(inputs["params"], inputs["x"])
     return jax.device_get((y, sums, {**grads[0], "x": grads[1]}))
+
+
+# --- rows that no expert has ------------------------------------------------------------------------------------
+
+
+def nobodys(x_RD: jax.Array, sizes_E: jax.Array, value: float) -> jax.Array:
+    return jnp.where(jnp.arange(len(x_RD))[:, None] < sizes_E.sum(), x_RD, value)
+
+
+@jax.custom_vjp
+def poisoned(x_RD, w_EDF, sizes_E):
+    """A grouped matmul that reads no row past the sizes' sum, and leaves NaN there: forward and backward."""
+    return nobodys(jax.lax.ragged_dot(nobodys(x_RD, sizes_E, 0), w_EDF, sizes_E), sizes_E, jnp.nan)
+
+
+def poisoned_back(saved, gradient_RF):
+    x_RD, w_EDF, sizes_E = saved
+    _, back = jax.vjp(lambda x, w: jax.lax.ragged_dot(x, w, sizes_E), nobodys(x_RD, sizes_E, 0), w_EDF)
+    of_x, of_w = back(nobodys(gradient_RF, sizes_E, 0))
+    return nobodys(of_x, sizes_E, jnp.nan), of_w, None
+
+
+poisoned.defvjp(lambda *args: (poisoned(*args), args), poisoned_back)
 
 
 # --- a step -----------------------------------------------------------------------------------------------------

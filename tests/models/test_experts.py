@@ -4,14 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from dense_experts import FOLDED, layer_dense, layer_inputs, layer_on_mesh, moe_config
+from dense_experts import CUBE, FOLDED, layer_dense, layer_inputs, layer_on_mesh, moe_config, poisoned
 from support import assert_gradients_equal
 
 from jaxscale.models import experts as layer
 
 EXCHANGES = ("all_to_all", "gather")
 ONE = {"data": 1}
-CUBE = {"fsdp": 2, "expert": 2, "tensor": 2}
 
 
 def assert_same(got, wanted):
@@ -165,26 +164,6 @@ def test_the_order_of_experts_means_nothing(mesh):
 
 
 # --- rows that no expert has --------------------------------------------------------------------------------------
-
-
-def nobodys(x_RD: jax.Array, sizes_E: jax.Array, value: float) -> jax.Array:
-    return jnp.where(jnp.arange(len(x_RD))[:, None] < sizes_E.sum(), x_RD, value)
-
-
-@jax.custom_vjp
-def poisoned(x_RD, w_EDF, sizes_E):
-    """A grouped matmul that reads no row past the sizes' sum, and leaves NaN there: forward and backward."""
-    return nobodys(jax.lax.ragged_dot(nobodys(x_RD, sizes_E, 0), w_EDF, sizes_E), sizes_E, jnp.nan)
-
-
-def poisoned_back(saved, gradient_RF):
-    x_RD, w_EDF, sizes_E = saved
-    _, back = jax.vjp(lambda x, w: jax.lax.ragged_dot(x, w, sizes_E), nobodys(x_RD, sizes_E, 0), w_EDF)
-    of_x, of_w = back(nobodys(gradient_RF, sizes_E, 0))
-    return nobodys(of_x, sizes_E, jnp.nan), of_w, None
-
-
-poisoned.defvjp(lambda *args: (poisoned(*args), args), poisoned_back)
 
 
 @pytest.fixture
