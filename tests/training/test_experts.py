@@ -1,15 +1,23 @@
 """Training steps of a mixture of experts: every mesh and every way to compute one gives what one device gives."""
 
 import functools
+import shutil
 from itertools import product
 
+import jax
 import numpy as np
 import pytest
-from dense_experts import CUBE, FOLDED, LOSS, dense_step, first_step, moe_config, poisoned
-from support import assert_gradients_equal, make_batch, random_params
+from dense_experts import CUBE, FOLDED, LOSS, blank_state, dense_step, first_step, moe_config, poisoned
+from support import Setup, assert_gradients_equal, make_batch, random_params
 
 from jaxscale.blueprint.sequence import order
 from jaxscale.models import experts
+from jaxscale.parallel.sharding import on_mesh
+from jaxscale.serving import serve
+from jaxscale.serving.generate import decode_rules, generate
+from jaxscale.serving.serve import continue_texts
+from jaxscale.training.step import all_parameters
+from jaxscale.training.trainer import train
 
 SIZES = (1, 2, 4, 8)
 AXES = ("data", "fsdp", "expert", "context", "tensor")
@@ -157,6 +165,11 @@ def test_what_lies_in_rows_that_no_expert_has_reaches_no_gradient(monkeypatch, m
 # --- the bias of the choice ---------------------------------------------------------------------------------------
 
 
+def with_bias(params, bias):
+    """All parameters, as the reference takes them."""
+    return {**params, "layers": {**params["layers"], "mlp": params["layers"]["mlp"] | bias["layers"]["mlp"]}}
+
+
 def moved_by(config, bias, **arguments):
     params = random_params(config, std=0.2)
     metrics, _, state = first_step(config, params, bias=bias, **arguments)
@@ -166,9 +179,8 @@ def moved_by(config, bias, **arguments):
 
 def loads(config, bias):
     """How often a batch's real tokens choose each expert of each layer: [L, E], by the reference."""
-    params = random_params(config, std=0.2) 
-    weights = {**params, "layers": {**params["layers"], "mlp": params["layers"]["mlp"] | bias["layers"]["mlp"]}}
-    return dense_step(config, weights, make_batch(config))[0]["router_counts"]
+    params = random_params(config, std=0.2)
+    return dense_step(config, with_bias(params, bias), make_batch(config))[0]["router_counts"]
 
 
 @pytest.mark.parametrize(
@@ -191,3 +203,87 @@ def test_a_bias_does_not_move_at_a_step_that_is_skipped():
     assert good.any()
     assert not bad.any()
     assert np.isnan(metrics["loss"])
+
+
+@pytest.mark.parametrize("mesh", [{"expert": 4, "tensor": 2}, pytest.param({"fsdp": 8}, marks=pytest.mark.slow)], ids=str)
+def test_an_evaluation_uses_the_bias(mesh):
+    config, bias = moe_config(mesh, {"bias": True}), random_bias(moe_config(moe={"bias": True}))
+    params, setup = random_params(config, std=0.2), Setup(config)
+    with setup.context():
+        layout = jax.tree.map(lambda x: x.sharding, setup.program.abstract)
+        state = blank_state(setup)._replace(
+            params=jax.device_put(params, layout.params), router_bias=jax.device_put(bias, layout.router_bias)
+        )
+        found = setup.program.evaluate(state, setup.batch)
+    assert set(found) == {"cross_entropy", "tokens"}
+    weights = with_bias(params, bias)
+    wanted = dense_step(moe_config(moe={"bias": True}), weights, make_batch(config))[0]
+    np.testing.assert_allclose(found["cross_entropy"] / found["tokens"], wanted["loss"], rtol=1e-5)
+
+
+# --- whole runs ---------------------------------------------------------------------------------------------------
+
+SMALL = {"vocab_size": 257, "num_layers": 2, "embed_dim": 32, "num_heads": 8, "num_kv_heads": 8, "mlp_dim": 64}
+MESH = {"fsdp": 2, "expert": 4}
+
+
+def run_config(stdlib, out, mesh, *, steps):
+    devices = int(np.prod(list(mesh.values())))
+    return moe_config(
+        mesh, {"bias": True, "mlp_dim": 16, "dense_layers": 1}, model=SMALL, steps=steps, out=str(out),
+        data={"kind": "tokens", "path": str(stdlib), "batch_size": 8, "seq_len": 32}, step={"remat": "full"},
+        runtime={"simulated_devices": devices}, checkpoint={"every": 2}, evaluation={"batches": 1},
+        optimizer={"learning_rate": 5e-3, "schedule": "constant"}, loss={"router_z": 1e-3, "bias_rate": 0.05},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def straight(stdlib, tmp_path_factory):
+    return train(run_config(stdlib, tmp_path_factory.mktemp("straight"), MESH, steps=4))
+
+
+def leaves(state):
+    return [np.asarray(x) for x in jax.tree.leaves(jax.device_get(state._replace(rng=jax.random.key_data(state.rng))))]
+
+
+def test_a_run_resumes_bit_by_bit_with_its_biases(straight, stdlib, tmp_path):
+    train(run_config(stdlib, tmp_path, MESH, steps=2))
+    again = train(run_config(stdlib, tmp_path, MESH, steps=4))
+    assert all(np.array_equal(a, b) for a, b in zip(leaves(again.state), leaves(straight.state), strict=True))
+    (bias,) = jax.tree.leaves(jax.device_get(straight.state.router_bias))
+    assert bias.shape == (1, 8)
+    assert set(np.round(np.abs(bias) / 0.05, 3).ravel().tolist()) <= {0, 1, 2, 3, 4}
+    assert bias.any()
+
+
+@pytest.mark.parametrize(
+    "mesh", [{"expert": 4, "tensor": 2}, pytest.param({"fsdp": 8}, marks=pytest.mark.slow)], ids=str
+)
+def test_a_checkpoint_is_the_same_on_another_mesh(straight, stdlib, tmp_path, mesh):
+    shutil.copytree(straight.out, tmp_path, dirs_exist_ok=True)
+    moved = train(run_config(stdlib, tmp_path, mesh, steps=4))
+    assert moved.step == 4
+    assert not moved.losses
+    assert all(np.array_equal(a, b) for a, b in zip(leaves(moved.state), leaves(straight.state), strict=True))
+    assert moved.state.params["layers"]["mlp"]["expert_up"].sharding.mesh.shape == mesh
+
+
+@pytest.mark.parametrize("overrides", [[], ["mesh={data: 1}", "runtime.simulated_devices=1"]], ids=["mesh", "one"])
+def test_generation_uses_the_bias(straight, overrides):
+    """As it was saved, on the run's mesh and elsewhere."""
+    texts = continue_texts(straight.out, ["def "], overrides, max_new_tokens=6, temperature=0.0)
+    with on_mesh(straight.mesh, decode_rules(straight.rules, straight.mesh.shape, 1)):
+        params = all_parameters(straight.state, straight.state.params)
+        tokens = [[256, *b"def "]]
+        wanted = generate(straight.program.merge, params, tokens, vocab_size=257, max_new_tokens=6, temperature=0.0)
+    assert texts == [bytes(wanted[0]).decode("utf-8", "replace")]
+
+
+def test_generation_reads_the_saved_bias(straight, stdlib, monkeypatch):
+    config, read = run_config(stdlib, straight.out, MESH, steps=4), []
+    monkeypatch.setattr(serve, "complete", lambda program, params, *_, **__: read.append(params) or [""])
+    continue_texts(straight.out, ["def "], [], max_new_tokens=1)
+    (saved,) = jax.tree.leaves(straight.state.router_bias)
+    np.testing.assert_array_equal(read[0]["layers"]["mlp"]["balance_bias"], saved)
+    serve.sample_after(straight, config, "def ", max_new_tokens=1)
+    np.testing.assert_array_equal(read[1]["layers"]["mlp"]["balance_bias"], saved)
