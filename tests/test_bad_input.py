@@ -203,7 +203,8 @@ EXPERTS = {
     BOTH("experts: tensor, expert_mlp: null") + " sharding.activations.residual_sequence=null": (
         "sharding.activations.experts: tensor splits no tokens, and tokens are exchanged"
     ),
-    BOTH("experts: pipeline") + " mesh={pipeline: 2, expert: 4} step.microbatches=2 model.num_layers=2 loss.balance=0": (
+    BOTH("experts: pipeline")
+    + " mesh={pipeline: 2, expert: 4} step.microbatches=2 model.num_layers=2 loss.balance=0": (
         "sharding.parameters.experts: pipeline splits the layers into stages"
     ),
 }

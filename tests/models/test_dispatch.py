@@ -1,7 +1,5 @@
 """Where rows go: every pair of token and expert arrives once, sorted, and comes back; forward and backward."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np

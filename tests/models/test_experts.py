@@ -1,5 +1,7 @@
 """One layer of experts on any mesh is every expert on every token: outputs, sums and gradients."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from support import assert_gradients_equal
 from jaxscale.models import experts as layer
 
 EXCHANGES = ("all_to_all", "gather")
+slow = partial(pytest.param, marks=pytest.mark.slow)
 ONE = {"data": 1}
 
 
@@ -47,7 +50,7 @@ def to_three_experts(inputs):
 
 
 @pytest.mark.parametrize("exchange", EXCHANGES)
-@pytest.mark.parametrize("mesh", [{"expert": 8}, CUBE], ids=str)
+@pytest.mark.parametrize("mesh", [slow({"expert": 8}), CUBE], ids=str)
 def test_all_tokens_to_one_expert(mesh, exchange):
     """The device of that expert has every row of the batch, and others have none."""
     _, sums, _ = check(mesh, {"top_k": 1, "linear_bias": True, "normalize": False}, exchange, change=to_one_expert)
@@ -55,7 +58,7 @@ def test_all_tokens_to_one_expert(mesh, exchange):
 
 
 @pytest.mark.parametrize("exchange", EXCHANGES)
-@pytest.mark.parametrize("mesh", [{"fsdp": 2, "expert": 4}, {"expert": 2, "tensor": 2, "data": 2}], ids=str)
+@pytest.mark.parametrize("mesh", [{"fsdp": 2, "expert": 4}, slow({"expert": 2, "tensor": 2, "data": 2})], ids=str)
 def test_experts_that_no_token_chose(mesh, exchange):
     """Their gradients are zero: not rounded, and no NaN."""
     _, sums, grads = check(mesh, {"linear_bias": True}, exchange, change=to_three_experts)
@@ -69,7 +72,7 @@ def test_each_token_to_every_expert(exchange):
     check(CUBE, {"top_k": 8}, exchange)
 
 
-@pytest.mark.parametrize("mesh", [ONE, {"fsdp": 4, "tensor": 2}], ids=str)
+@pytest.mark.parametrize("mesh", [slow(ONE), {"fsdp": 4, "tensor": 2}], ids=str)
 def test_one_expert_is_an_mlp(mesh):
     check(mesh, {"num_experts": 1, "top_k": 1})
 
@@ -83,23 +86,26 @@ def test_two_tokens_of_equal_scores_go_to_the_first_expert():
 # --- where experts are ------------------------------------------------------------------------------------------
 
 FSDP_OVER_EXPERTS = {"parameters": {"experts": "fsdp", "expert_embed": None}, "activations": {"experts": "fsdp"}}
-PLACES = {
-    "over nothing, fsdp": ({"fsdp": 8}, {}),
-    "over nothing, data": ({"data": 8}, {}),
-    "over nothing, tensor": ({"tensor": 8}, {}),
-    "folded over expert and tensor": ({"fsdp": 2, "expert": 2, "tensor": 2}, FOLDED),
-    "folded over tensor": ({"data": 4, "tensor": 2}, FOLDED),
-    "over fsdp": ({"data": 2, "fsdp": 4}, FSDP_OVER_EXPERTS),
-    "over context too": (
-        {"data": 2, "expert": 2, "context": 2},
-        {"parameters": {"experts": ["expert", "context"], "expert_embed": "fsdp"},
-         "activations": {"experts": ["expert", "context"]}},
-    ),
-}  # fmt: skip
+OVER_CONTEXT_TOO = {
+    "parameters": {"experts": ["expert", "context"], "expert_embed": "fsdp"},
+    "activations": {"experts": ["expert", "context"]},
+}
+PLACES = [
+    ({"fsdp": 8}, {}, "auto"),
+    slow({"data": 8}, {}, "auto"),
+    slow({"tensor": 8}, {}, "auto"),
+    (CUBE, FOLDED, "all_to_all"),
+    slow(CUBE, FOLDED, "gather"),
+    slow({"data": 4, "tensor": 2}, FOLDED, "all_to_all"),
+    ({"data": 4, "tensor": 2}, FOLDED, "gather"),
+    ({"data": 2, "fsdp": 4}, FSDP_OVER_EXPERTS, "all_to_all"),
+    slow({"data": 2, "fsdp": 4}, FSDP_OVER_EXPERTS, "gather"),
+    slow({"data": 2, "expert": 2, "context": 2}, OVER_CONTEXT_TOO, "all_to_all"),
+    ({"data": 2, "expert": 2, "context": 2}, OVER_CONTEXT_TOO, "gather"),
+]
 
 
-@pytest.mark.parametrize("exchange", EXCHANGES)
-@pytest.mark.parametrize(("mesh", "sharding"), PLACES.values(), ids=PLACES)
+@pytest.mark.parametrize(("mesh", "sharding", "exchange"), PLACES)
 def test_experts_over_any_axes_that_split_tokens(mesh, sharding, exchange):
     check(mesh, {"linear_bias": True}, exchange, sharding=sharding)
 
@@ -116,7 +122,7 @@ ROUTERS = {
 }
 
 
-@pytest.mark.parametrize("mesh", [ONE, CUBE], ids=str)
+@pytest.mark.parametrize("mesh", [slow(ONE), CUBE], ids=str)
 @pytest.mark.parametrize("moe", ROUTERS.values(), ids=ROUTERS)
 def test_every_kind_of_router(moe, mesh):
     _, _, grads = check(mesh, moe)
@@ -147,7 +153,7 @@ def test_the_routers_own_gradient_where_tensor_splits_the_experts(sharding):
     np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5 * np.abs(wanted).max())
 
 
-@pytest.mark.parametrize("mesh", [ONE, {"expert": 4, "tensor": 2}], ids=str)
+@pytest.mark.parametrize("mesh", [slow(ONE), {"expert": 4, "tensor": 2}], ids=str)
 def test_the_order_of_experts_means_nothing(mesh):
     order = np.random.default_rng(1).permutation(8)
     config = moe_config(mesh, {"bias": True, "linear_bias": True})
@@ -172,8 +178,8 @@ def poison(monkeypatch):
 
 
 @pytest.mark.parametrize("exchange", EXCHANGES)
-@pytest.mark.parametrize("moe", [{"linear_bias": True}, {"top_k": 5, "linear_bias": True}], ids=str)
-@pytest.mark.parametrize("mesh", [{"expert": 8}, {"fsdp": 2, "expert": 4}, CUBE], ids=str)
+@pytest.mark.parametrize("moe", [{"linear_bias": True}, slow({"top_k": 5, "linear_bias": True})], ids=str)
+@pytest.mark.parametrize("mesh", [slow({"expert": 8}), slow({"fsdp": 2, "expert": 4}), CUBE], ids=str)
 def test_what_lies_in_rows_that_no_expert_has_reaches_nothing(poison, mesh, moe, exchange):
     check(mesh, moe, exchange, change=to_one_expert)
 

@@ -16,8 +16,12 @@ from transformers.models.gpt_oss import modeling_gpt_oss as gpt_oss  # noqa: E40
 from transformers.models.mixtral import modeling_mixtral as mixtral  # noqa: E402
 from transformers.models.qwen3_moe import modeling_qwen3_moe as qwen3  # noqa: E402
 
+from jaxscale.models.block import Block  # noqa: E402
 from jaxscale.models.experts import choose  # noqa: E402
 from jaxscale.objectives.routers import balance  # noqa: E402
+from jaxscale.parallel.sharding import on_mesh  # noqa: E402
+from jaxscale.training.build import mesh_and_rules  # noqa: E402
+from jaxscale.training.step import abstract_model  # noqa: E402
 
 E, K, D, M = 8, 3, 32, 32
 # transformers announces renamed arguments of its own; none of them is ours to mend
@@ -108,6 +112,23 @@ def test_outputs_and_gradients_of_a_block(make, moe, mesh):
     assert_gradients_equal(grads, wanted_grads)
 
 
+def test_experts_that_all_tokens_go_to():
+    """Our block adds them, unweighted, to the routed ones."""
+    moe = DEEPSEEK | {"top_k": K, "shared_mlp_dim": 2 * M}
+    config = moe_config(moe=moe)
+    inputs = layer_inputs(config)
+    inputs["params"]["balance_bias"] = BIAS
+    theirs, x = with_weights(deepseek_block(), inputs["params"]), inputs["x"]
+    shared = {n: getattr(theirs.shared_experts, f"{n}_proj").weight.detach().numpy().T for n in ("gate", "up", "down")}
+    setup = mesh_and_rules(config, jax.devices()[:1])
+    with on_mesh(*setup):
+        shapes, _, merge = abstract_model(lambda rngs: Block(config.model, config.step, rngs, experts=True))
+        params = jax.tree.map(lambda s: jnp.zeros(s.shape), shapes) | {"mlp": inputs["params"], "shared": shared}
+        y = jax.jit(lambda params, x: merge(params).feed_forward(x, None)[0])(params, jnp.asarray(x))
+    wanted = theirs(torch.from_numpy(x)).detach().numpy()
+    np.testing.assert_allclose(y, wanted, rtol=1e-5, atol=1e-5 * np.abs(wanted).max())
+
+
 def test_the_router_of_gpt_oss():
     """Softmax over the chosen logits is softmax over all, with weights that sum to 1."""
     config = moe_config(moe={"top_k": K, "linear_bias": True})
@@ -157,7 +178,9 @@ def test_the_auxiliary_loss(padded):
         return mixtral.load_balancing_loss_func(tuple(map(torch.from_numpy, logits)), E, K, attention).item()
 
     for i in range(L):
-        np.testing.assert_allclose(theirs(logits[i : i + 1]), K * balance(load[i : i + 1], probability[i : i + 1]), rtol=1e-5)
+        np.testing.assert_allclose(
+            theirs(logits[i : i + 1]), K * balance(load[i : i + 1], probability[i : i + 1]), rtol=1e-5
+        )
     pooled = balance(load.mean(0, keepdims=True), probability.mean(0, keepdims=True))
     np.testing.assert_allclose(theirs(logits), K * pooled, rtol=1e-5)
     assert abs(pooled - balance(load, probability)) > 1e-3

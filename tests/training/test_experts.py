@@ -23,7 +23,8 @@ SIZES = (1, 2, 4, 8)
 AXES = ("data", "fsdp", "expert", "context", "tensor")
 EXCHANGES = ("all_to_all", "gather")
 CLIP = 0.25
-QUICK = [{"fsdp": 8}, {"expert": 8}, CUBE, {"data": 2, "expert": 2, "context": 2}]
+QUICK = [({"expert": 8}, "all_to_all"), (CUBE, "gather"), ({"data": 2, "expert": 2, "context": 2}, "all_to_all")]
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 
 def grid():
@@ -33,8 +34,7 @@ def grid():
             mesh = {axis: n for axis, n in zip(AXES, sizes, strict=True) if n > 1}
             exchanges = EXCHANGES if "expert" in mesh else ("auto",)
             for exchange in exchanges:
-                quick = mesh in QUICK and (exchange != "gather" or mesh == CUBE)
-                yield pytest.param(mesh, exchange, marks=() if quick else pytest.mark.slow)
+                yield (pytest.param if (mesh, exchange) in QUICK else slow)(mesh, exchange)
 
 
 def padded_batch(config, context: int):
@@ -93,17 +93,17 @@ WAYS = {
     "unrolled layers": {"step": {"unroll_layers": True, "remat": "full"}},
     "folded experts": {"sharding": FOLDED},
 }
-SLOW_WAYS = ("dots", "offloaded", "unrolled layers")
+QUICK_WAYS = ("saved by name", "chunked loss")
 
 
 @pytest.mark.parametrize(
-    "sections", [pytest.param(way, id=n, marks=pytest.mark.slow if n in SLOW_WAYS else ()) for n, way in WAYS.items()]
+    "sections", [(pytest.param if name in QUICK_WAYS else slow)(way, id=name) for name, way in WAYS.items()]
 )
 def test_each_way_to_compute_the_step_is_the_reference(sections):
     check(CUBE, **sections)
 
 
-@pytest.mark.parametrize("remat", ["none", pytest.param("full", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("remat", ["none", slow("full")])
 def test_microbatches_are_one_batch(remat):
     """Of the router's z too; a balance over the batch is refused."""
     loss = LOSS | {"balance": 0.0}
@@ -138,7 +138,7 @@ def deepseek_on_one_device():
 
 @pytest.mark.parametrize(
     ("mesh", "exchange"),
-    [({"fsdp": 2, "expert": 4}, "gather"), pytest.param(CUBE, "all_to_all", marks=pytest.mark.slow)],
+    [({"fsdp": 2, "expert": 4}, "gather"), slow(CUBE, "all_to_all")],
     ids=str,
 )
 def test_a_model_with_all_of_deepseek(mesh, exchange):
@@ -152,10 +152,8 @@ def test_a_model_with_all_of_deepseek(mesh, exchange):
     assert_gradients_equal(grads, wanted)
 
 
-@pytest.mark.parametrize(
-    "mesh", [{"expert": 8}, pytest.param(CUBE, marks=pytest.mark.slow)], ids=str
-)
-@pytest.mark.parametrize("exchange", EXCHANGES)
+@pytest.mark.parametrize("mesh", [{"expert": 8}, slow(CUBE)], ids=str)
+@pytest.mark.parametrize("exchange", ["all_to_all", slow("gather")])
 def test_what_lies_in_rows_that_no_expert_has_reaches_no_gradient(monkeypatch, mesh, exchange):
     """In a whole step, which computes the experts again in its backward pass."""
     monkeypatch.setattr(experts, "grouped_matmul", lambda x, w, *, sizes_E, platform: poisoned(x, w, sizes_E))
@@ -184,7 +182,7 @@ def loads(config, bias):
 
 
 @pytest.mark.parametrize(
-    ("mesh", "microbatches"), [({"data": 1}, 1), ({"fsdp": 2, "expert": 4}, 2), (CUBE, 1)], ids=str
+    ("mesh", "microbatches"), [slow({"data": 1}, 1), ({"fsdp": 2, "expert": 4}, 2), slow(CUBE, 1)], ids=str
 )
 def test_a_bias_moves_once_a_step_towards_even_loads(mesh, microbatches):
     config = moe_config(mesh, {"bias": True}, loss={"bias_rate": 0.03}, step={"microbatches": microbatches})
@@ -205,7 +203,7 @@ def test_a_bias_does_not_move_at_a_step_that_is_skipped():
     assert np.isnan(metrics["loss"])
 
 
-@pytest.mark.parametrize("mesh", [{"expert": 4, "tensor": 2}, pytest.param({"fsdp": 8}, marks=pytest.mark.slow)], ids=str)
+@pytest.mark.parametrize("mesh", [{"expert": 4, "tensor": 2}, slow({"fsdp": 8})], ids=str)
 def test_an_evaluation_uses_the_bias(mesh):
     config, bias = moe_config(mesh, {"bias": True}), random_bias(moe_config(moe={"bias": True}))
     params, setup = random_params(config, std=0.2), Setup(config)
@@ -256,9 +254,7 @@ def test_a_run_resumes_bit_by_bit_with_its_biases(straight, stdlib, tmp_path):
     assert bias.any()
 
 
-@pytest.mark.parametrize(
-    "mesh", [{"expert": 4, "tensor": 2}, pytest.param({"fsdp": 8}, marks=pytest.mark.slow)], ids=str
-)
+@pytest.mark.parametrize("mesh", [{"expert": 4, "tensor": 2}, slow({"fsdp": 8})], ids=str)
 def test_a_checkpoint_is_the_same_on_another_mesh(straight, stdlib, tmp_path, mesh):
     shutil.copytree(straight.out, tmp_path, dirs_exist_ok=True)
     moved = train(run_config(stdlib, tmp_path, mesh, steps=4))

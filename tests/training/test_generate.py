@@ -61,7 +61,9 @@ def test_every_mesh_decodes_the_same(mesh):
     assert decode({}, mesh) == decode({}, {"data": 1})
 
 
-@pytest.mark.parametrize("mesh", [{"expert": 4, "tensor": 2}, {"fsdp": 2, "expert": 4}], ids=str)
+@pytest.mark.parametrize(
+    "mesh", [pytest.param({"expert": 4, "tensor": 2}, marks=pytest.mark.slow), {"fsdp": 2, "expert": 4}], ids=str
+)
 def test_every_mesh_decodes_the_same_of_experts(mesh):
     """Four prompts are split over four devices along expert; over eight they are not, and no more are the experts."""
     model = MODELS["mixture"] | {"num_kv_heads": 8}

@@ -70,7 +70,13 @@ def right(kind: str):
 
 @pytest.mark.parametrize(
     ("kind", "mesh", "microbatches"),
-    [("llama", WHOLE, 1), ("gpt2", WHOLE, 4), ("gpt2", CUT, 1), ("llama", CUT, 2), ("experts", EXPERTS, 1)],
+    [
+        ("llama", WHOLE, 1),
+        ("gpt2", WHOLE, 4),
+        ("gpt2", CUT, 1),
+        ("llama", CUT, 2),
+        pytest.param("experts", EXPERTS, 1, marks=pytest.mark.slow),
+    ],
     ids=str,
 )
 def test_bfloat16_parameters_have_gradients_that_are_rounded_and_no_more(kind, mesh, microbatches):
