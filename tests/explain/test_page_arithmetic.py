@@ -79,9 +79,7 @@ def explained_of(config: cfg.Config) -> Explained:
 
 def by_python(config: cfg.Config, sizes: dict[str, int], chip_name: str) -> dict:
     chip = next(c for c in CHIPS if c.name == chip_name)
-    topology, over = machine(
-        chip, {a: sizes.get(a, 1) for a in cfg.AXES}, explained_of(cfg.load_config("quickstart"))
-    )
+    topology, over = machine(chip, {a: sizes.get(a, 1) for a in cfg.AXES}, explained_of(cfg.load_config("quickstart")))
     found, attention = forecast(config, topology, sizes, over), costs.attention(config, sizes)
     try:
         check_divides(make_rules(config.sharding), sizes, config)
