@@ -13,6 +13,7 @@ from jaxscale.compiled.store import Compiled
 from jaxscale.compiled.work import Work, Worker, kernels, matmuls
 from jaxscale.hardware.topology import Topology, links
 from jaxscale.predict import costs
+from jaxscale.predict.attention import AttentionCost, attention_cost
 from jaxscale.predict.forecast import attention_flops
 from jaxscale.predict.interval import Interval, interval
 from jaxscale.predict.timing import (
@@ -84,7 +85,7 @@ def examine(config: cfg.Config, topology: Topology, kept: Compiled) -> Report:
         raise ValueError("the program did not fit the device's memory; there is nothing to examine")
     program = parse(kept.hlo)
     speed = rates(topology.chip, config.step.compute_dtype)
-    attention = costs.attention(config, kept.mesh, platform=topology.chip.platform)
+    attention = attention_cost(config, kept.mesh, platform=topology.chip.platform)
     worker = Worker(program, seconds_of(speed, attention, attention_flops(config, topology, speed)))
     work = worker.of_computation(program.entry)
     inside, over = split_mesh(config, topology, kept.mesh)
@@ -114,13 +115,13 @@ def weight_bytes(sent: list[Sent], mesh: Mapping[str, int]) -> float:
     return sum(s.bytes * s.times for s in sent if s.kind in kinds and s.axes == axes)
 
 
-def kernel_flops(work: Work, attention: costs.AttentionCost) -> float:
+def kernel_flops(work: Work, attention: AttentionCost) -> float:
     """FLOPs of attention kernels by formula: they are opaque to the compiler."""
     done = work.forward_kernels * attention.forward_flops + work.backward_kernels * attention.backward_flops
     return done / attention.blocks
 
 
-def seconds_of(speed: Rates, attention: costs.AttentionCost, attention_rate: float):
+def seconds_of(speed: Rates, attention: AttentionCost, attention_rate: float):
     """Work of one instruction -> seconds."""
 
     def seconds(work: Work) -> float:

@@ -9,6 +9,7 @@ from jaxscale.blueprint.rules import key_of, schedule
 from jaxscale.hardware.topology import Link, Topology, links
 from jaxscale.optimizers import OPTIMIZERS
 from jaxscale.predict import costs
+from jaxscale.predict.attention import attention_cost
 from jaxscale.predict.interval import Interval, interval
 from jaxscale.predict.measured import Measured
 from jaxscale.predict.memory import whole_logits
@@ -105,7 +106,7 @@ def forecast(
         compute["outer step"] = outer_bytes(config, sizes) / speed.memory / every
         shared = (timed(t, own, speed, topology) for t in outer_traffic(config, sizes))
         sent += [replace(s, bytes=s.bytes / every, seconds=s.seconds / every) for s in shared]
-    attention = costs.attention(config, sizes)
+    attention = attention_cost(config, sizes)
     tokens = config.data.batch_size * config.data.seq_len
     per_token = costs.train_flops_per_token(config.model, config.data.seq_len, convention=config.metrics.mfu)
     flops = sum(m.step_flops for m in costs.matmuls(config, sizes)) + attention.step_flops
@@ -155,7 +156,7 @@ def layer_seconds(config: cfg.Config, topology: Topology, sizes: Mapping[str, in
     """Of a device's layers by part, a whole step."""
     parts = {
         "matmuls": sum(matmul_seconds(m, config, speed) for m in costs.matmuls(config, sizes) if m.stacked),
-        "attention": costs.attention(config, sizes).step_flops / attention_flops(config, topology, speed),
+        "attention": attention_cost(config, sizes).step_flops / attention_flops(config, topology, speed),
         "elementwise": elementwise_bytes(config, sizes, speed.elementwise, eager=speed.eager) / speed.memory,
     }
     if speed.eight_bit > 1:

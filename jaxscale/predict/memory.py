@@ -17,6 +17,7 @@ from jaxscale.blueprint.passes import Pass
 from jaxscale.blueprint.rules import count, rules_of, schedule
 from jaxscale.blueprint.table import SEQUENCE, Kept
 from jaxscale.predict import costs
+from jaxscale.predict.attention import split_way
 from jaxscale.predict.costs import BYTES
 
 LANES = 128  # a TPU's arrays are padded to so many elements in their last dim; of kept ones that is head_dim's
@@ -104,7 +105,7 @@ def split_attention_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> float
     if model.attention is None or shards == 1:
         return 0.0
     keys = 2 * costs.activation_elements(config, sizes, model.attention.k) * shards
-    gathered = 2 * keys if costs.split_way(config, "tpu") == "gather" else 0.0
+    gathered = 2 * keys if split_way(config, "tpu") == "gather" else 0.0
     return (gathered + QUERIES * costs.activation_elements(config, sizes, model.attention.q)) * width
 
 

@@ -15,6 +15,7 @@ from jaxscale.blueprint.passes import Pass, Send
 from jaxscale.blueprint.rules import REPLICA_AXES, count, key_of, rules_of, schedule, split_by
 from jaxscale.blueprint.sequence import halo
 from jaxscale.predict import costs
+from jaxscale.predict.attention import kernel_of, split_way
 from jaxscale.predict.costs import BYTES, elements, letter_sizes
 
 
@@ -144,7 +145,7 @@ def split_sequences(config: cfg.Config, sizes: Mapping[str, int], *, platform: s
     own = 2 * costs.activation_elements(config, sizes, model.attention.k)  # elements of a device's keys and values
     runs, names = costs.layer_runs(config, sizes), costs.kept(config)
     again = names is not None and model.attention.result not in names
-    chosen = costs.split_way(config, platform)
+    chosen = split_way(config, platform)
     keys, gradients = "keys and values", "gradients of keys and values"
     if chosen == "gather":  # of the recomputed and of the backward pass one gather is left: they have one operand
         yield Traffic(keys, "all-gather", axes, own * shards * width, 2 * runs, "forward", True)
@@ -155,7 +156,7 @@ def split_sequences(config: cfg.Config, sizes: Mapping[str, int], *, platform: s
         yield Traffic(gradients, "collective-permute", axes, own * 4, shards * runs, "backward", True)
     else:
         for tokens in halo(
-            config.data.seq_len // shards, shards, model.attention.window or 0, costs.kernel_of(config, platform)
+            config.data.seq_len // shards, shards, model.attention.window or 0, kernel_of(config, platform)
         ):
             size = own / (config.data.seq_len // shards) * tokens * width
             yield Traffic(keys, "collective-permute", axes, size, (2 if again else 1) * runs, "forward", False)
