@@ -37,10 +37,11 @@ from jaxscale.parallel.sharding import (
 def all_but_gathered_parameters(primitive: Any, *_: Any, **parameters: Any) -> bool:
     """What remat `none` keeps: all activations, but no gathered weights, or every device would end with whole layers.
 
-    A weight's gather is the reshard whose result is marked reduced over the tokens' axes (see `sharding.move`).
+    A weight's gather is the reshard whose result is marked reduced over the tokens' axes (see `sharding.move`); in the
+    program of each device, experts' weights lose that mark by a cast.
     """
     if primitive.name != "reshard":
-        return True
+        return not primitive.name.startswith("reduced_vary_cast")
     return not set(parameters["dst_sharding"].spec.reduced) & set(axes_of_tokens())
 
 

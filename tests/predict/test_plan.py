@@ -21,7 +21,7 @@ from jaxscale.predict.memory import memory
 from jaxscale.predict.plan import MOL, plan, read_budget, spend
 from jaxscale.predict.timing import Sent, rates, step_time
 from jaxscale.predict.traffic import traffic
-from jaxscale.predict.ways import REMATS, held_keys, meshes
+from jaxscale.predict.ways import held_keys, meshes, remats_of
 
 
 def shipped(name: str, *overrides: str) -> cfg.Config:
@@ -254,7 +254,7 @@ def test_there_is_a_plan_on_every_chip(chip):
 
 def test_saving_every_matmul_costs_no_time_and_a_third_of_the_memory():
     config = shipped("llama3.1-8b", "data.batch_size=64")
-    none, saved = (cfg.validate(config.model_dump(mode="json") | {"step": {"remat": REMATS[name]}}, source="test")
+    none, saved = (cfg.validate(config.model_dump(mode="json") | {"step": {"remat": remats_of(config)[name]}}, source="test")
                    for name in ("none", "matmuls, attended"))  # fmt: skip
     assert recomputed_matmuls(saved) == set()
     assert attention_cost(saved, {"fsdp": 64}) == attention_cost(none, {"fsdp": 64})
