@@ -25,7 +25,7 @@ class Tensor:
 
     Attributes:
         letters: one for each dim: B batch, T sequence, S keys, D embed, N heads, K kv heads, H head dim, F mlp,
-            V vocab.
+            V vocab; of experts those of `blueprint.decoder`.
         stored: mesh axes that split each dim where the step keeps it; of a result, after its reduction.
         used: the same as the matmul takes it, or leaves it.
         unreduced: of a result, axes over which the devices hold partial sums when the matmul is done.

@@ -103,8 +103,9 @@ class Experts(nnx.Module):
         sequence = tuple(a for a in axes_of("residual_sequence") if a not in split)
         # x[B, T_tensor, D] -> x[B, T, D]   gather over tensor, as each device has a part of every expert's mlp
         layout: list[Axes] = [axes_of("batch"), sequence, ()]
-        x_BTD, weights_BTK = (move(a, layout, set(split)) for a in (x_BTD.astype(self.dtype), weights_BTK))
-        index_BTK = jax.reshard(index_BTK, to_spec(layout))
+        with jax.named_scope("gather_for_experts"):
+            x_BTD, weights_BTK = (move(a, layout, set(split)) for a in (x_BTD.astype(self.dtype), weights_BTK))
+            index_BTK = jax.reshard(index_BTK, to_spec(layout))
         over = {a for dim in layout for a in dim} - {*experts, *split}
         if current_mesh().size == 1:
             over = set()  # jax lowers no marks where a device's program is the whole
@@ -129,7 +130,12 @@ class Experts(nnx.Module):
 
 # --- what one device does -------------------------------------------------------------------------------------
 
-SUMS = ("router_counts", "router_probabilities", "router_z", "router_entropy")  # [E], [E], [], []
+SUMS = ("router_counts", "router_probabilities", "router_z", "router_entropy")
+
+
+def sums_of(moe: cfg.Moe) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of what a layer sums up over tokens: `token_sums`."""
+    return dict(zip(SUMS, ((moe.num_experts,), (moe.num_experts,), (), ()), strict=True))
 
 
 def choose(logits: jax.Array, moe: cfg.Moe, bias_E: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -188,15 +194,17 @@ class _Local:
         x_BTD, weights, index, gate, up, down = _alike(x_BTD, weights, index, gate, up, down)
         how = way(self.exchange, self.shards, self.moe.top_k)
         there = Way(how, self.experts, self.platform, self.shards, self.moe.num_experts, B * T, self.moe.top_k)
-        path = route(index.reshape(B * T, -1), there)
+        with jax.named_scope("dispatch"):
+            path = route(index.reshape(B * T, -1), there)
+            rows = checkpoint_name(to_experts(x_BTD.reshape(B * T, D), there, path), "expert_in")
+            weight_R = numbers_to_experts(weights.reshape(B * T, -1), there, path)
         multiply = partial(grouped_matmul, sizes_E=path.sizes, platform=self.platform)
-
-        rows = checkpoint_name(to_experts(x_BTD.reshape(B * T, D), there, path), "expert_in")
-        weight_R = numbers_to_experts(weights.reshape(B * T, -1), there, path)
         h = jax.nn.silu(checkpoint_name(multiply(rows, gate), "expert_gate"))
         h = h * checkpoint_name(multiply(rows, up), "expert_up")
         h = (h.astype(jnp.float32) * weight_R[:, None]).astype(h.dtype)
-        y = to_tokens(multiply(h, down), there, path).reshape(B, T, D)
+        y_RD = multiply(h, down)
+        with jax.named_scope("combine"):
+            y = to_tokens(y_RD, there, path).reshape(B, T, D)
         return lax.pcast(y, self.split, to="unreduced") if self.split else y
 
 

@@ -37,11 +37,10 @@ from jaxscale.parallel.sharding import (
 def all_but_gathered_parameters(primitive: Any, *_: Any, **parameters: Any) -> bool:
     """What remat `none` keeps: all activations, but no gathered weights, or every device would end with whole layers.
 
-    A weight's gather is the reshard whose result is marked reduced over the tokens' axes (see `sharding.move`); in the
-    program of each device, experts' weights lose that mark by a cast.
+    A weight's gather is the reshard whose result is marked reduced over the tokens' axes (see `sharding.move`).
     """
     if primitive.name != "reshard":
-        return not primitive.name.startswith("reduced_vary_cast")
+        return True
     return not set(parameters["dst_sharding"].spec.reduced) & set(axes_of_tokens())
 
 

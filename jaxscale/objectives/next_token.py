@@ -6,7 +6,7 @@ from flax import nnx
 
 from jaxscale import config as cfg
 from jaxscale.objectives.objective import Batch, Objective, Sums
-from jaxscale.objectives.routers import ROUTERS, with_routers
+from jaxscale.objectives.routers import COUNTS, ROUTERS, of_routers
 from jaxscale.objectives.token_sums import token_sums
 from jaxscale.parallel.sharding import dims_of, to_spec
 
@@ -27,13 +27,17 @@ def next_token(config: cfg.Config) -> Objective:
     ) -> Sums:
         read = ("targets", "weights")
         found = token_sums(model, batch, of_logits, read=read, chunk=config.loss.chunk, divisor=divisor, rng=rng)
-        return with_routers(found, config, divisor) if config.model.moe else found
+        return found | {"objective": found["objective"] + of_layers(found, divisor)} if COUNTS in found else found
+
+    def of_layers(sums: Sums, divisor: jax.Array | float) -> jax.Array:
+        return of_routers(sums, config.loss, divisor)
 
     return Objective(
         columns=("tokens", "targets", "weights"),
         sums=sums,
         count=lambda batch: batch["weights"].sum(),
         means={"loss": "cross_entropy", "z": "z"} | (ROUTERS if config.model.moe else {}),
+        of_layers=of_layers if config.model.moe else None,
     )
 
 

@@ -33,6 +33,8 @@ class Objective:
     Attributes:
         columns: of a batch, those that it reads itself.
         sums: see `SumsOf`.
+        of_layers: what the auxiliary sums of a model's layers add to `objective`, for a divisor; None: nothing. `sums`
+            adds it where the model gives such sums.
         count: batch -> float32 scalar: of the whole batch, what its sums are divided by (1 where it is less).
         means: metric -> the sum that is divided. `loss` must be there: guard, curves and reports read it. Metrics of a
             model's layers may be arrays; see `objectives.routers`.
@@ -46,6 +48,7 @@ class Objective:
     sums: SumsOf
     count: Callable[[Batch], jax.Array]
     means: Mapping[str, str]
+    of_layers: Callable[[Sums, jax.Array | float], jax.Array] | None = None
     unit: str = "tokens"
     validated: tuple[str, ...] = ("loss",)
     flops_per_token: float = 0.0

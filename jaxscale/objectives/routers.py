@@ -9,28 +9,28 @@ from jaxscale.parallel.sharding import shard_count
 
 Metrics = dict[str, jax.Array]
 # Means over tokens of what layers with experts sum up: of each layer and expert [L, E], or of each layer [L]
-LOAD, PROBABILITY = "router_load", "router_probability"
+LOAD, PROBABILITY, COUNTS = "router_load", "router_probability", "router_counts"
 ROUTERS = {
-    LOAD: "router_counts",
+    LOAD: COUNTS,
     PROBABILITY: "router_probabilities",
     "router_z": "router_z",
     "router_entropy": "router_entropy",
 }
 
+EVEN = 1e-6  # of the mean: a smaller difference is rounding, whose sign depends on the mesh
 
-def with_routers(sums: Sums, config: cfg.Config, divisor: jax.Array | float) -> Sums:
-    """The sums with the weighted losses of the routers added to `objective`.
+
+def of_routers(sums: Sums, loss: cfg.Loss, divisor: jax.Array | float) -> jax.Array:
+    """The weighted losses of the routers.
 
     Args:
         divisor: what all tokens of the batch count; the balance is a product of two means over them.
     """
-    total = sums["objective"]
-    if config.loss.balance:
+    total = loss.router_z * sums["router_z"].mean() / divisor
+    if loss.balance:
         load, probability = (sums[ROUTERS[name]] / divisor for name in (LOAD, PROBABILITY))
-        total = total + config.loss.balance * balance(load, probability)
-    if config.loss.router_z:
-        total = total + config.loss.router_z * sums["router_z"].mean() / divisor
-    return sums | {"objective": total}
+        total = total + loss.balance * balance(load, probability)
+    return total
 
 
 def balance(load: jax.Array, probability: jax.Array) -> jax.Array:
@@ -82,4 +82,5 @@ def moved(bias: jax.Array, load: jax.Array | None, rate: float) -> jax.Array:
     """
     assert load is not None  # a model with such biases sums up loads
     load = jax.reshard(load, jax.typeof(bias).sharding.spec)
-    return bias + rate * jnp.sign(load.mean(-1, keepdims=True) - load)
+    missing = load.mean(-1, keepdims=True) - load
+    return bias + rate * jnp.where(jnp.abs(missing) > EVEN * load.mean(-1, keepdims=True), jnp.sign(missing), 0)

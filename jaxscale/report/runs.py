@@ -116,11 +116,21 @@ def began(run: Run) -> float:
     return min((t for r in [*run.events[:1], *run.metrics] if (t := finite(r.get("time"))) is not None), default=0.0)
 
 
+ROUTERS = {
+    "balance": "balance of the experts (1: even loads)",
+    "expert_load": "largest load of an expert / mean, worst layer",
+    "device_load": "largest load of a device's experts / mean, worst layer",
+    "empty_experts": "experts that no token chose, all layers",
+    "router_entropy": "entropy of the routers (nats)",
+    "router_z": "log of the routers' softmax sum, squared",
+}
+
+
 def other_axes(runs: list[Run]) -> list[Axis]:
     """What else the records hold, in the order of its first being seen."""
     keys = {k: None for run in runs for r in run.metrics if r["kind"] == "train" for k in r if k not in NAMED}
     first = [k for k in ("grad_norm", "learning_rate") if k in keys]
-    names = {"grad_norm": "gradient norm, before clipping", "z": "log of the softmax's sum, squared (z)"}
+    names = {"grad_norm": "gradient norm, before clipping", "z": "log of the softmax's sum, squared (z)"} | ROUTERS
     return [Axis(k, names.get(k, k.replace("_", " "))) for k in [*first, *(k for k in keys if k not in first)]]
 
 

@@ -25,12 +25,17 @@ from jaxscale.training.stages import PIECES, Merge, PyTree, Stages, add, taken
 Metrics = dict[str, jax.Array]
 
 
-def require_pieces(model: Any, objective: Objective) -> None:
-    """Raise ValueError for a model that cannot be cut into stages, or an objective that trains a part of it."""
+def require_pieces(config: cfg.Config, model: Any, objective: Objective) -> None:
+    """Raise ValueError for a model that cannot be cut into stages, or an objective that a pipeline has not."""
     if lacks := [name for name in PIECES if not hasattr(model, name)]:
         raise ValueError(
             f"{type(model).__name__} has no {', '.join(lacks)}: a pipeline takes the pieces of models.transformer; "
             f"set mesh.{stage_axes()[0]}=1"
+        )
+    if config.loss.balance:
+        raise ValueError(
+            f"loss.balance={config.loss.balance} counts over the whole batch, which the stages of a pipeline never see "
+            f"at one time; set mesh.{stage_axes()[0]}=1, or loss.balance=0 and model.moe.bias=true"
         )
     if objective.frozen:
         raise ValueError(
@@ -63,12 +68,13 @@ def gradients(config: cfg.Config, merge: Merge, params: PyTree, batch: Batch, rn
 
     nothing = step.stages.stream()
     here, _ = jax.lax.scan(first, (nothing, step.stages.ring(ticks.in_flight)), jnp.arange(ticks.ramp))
-    zeros = {name: jnp.zeros(()) for name in objective.means}
+    zeros = {name: jnp.zeros(()) for name, of in objective.means.items() if of not in step.dsums}
     steady = jnp.arange(ticks.ramp, ticks.ticks)
     ((_, ring), dx, grads, metrics), _ = jax.lax.scan(both, (here, nothing, step.stages.zeros(), zeros), steady)
     rest = jnp.arange(ticks.ticks, ticks.ticks + ticks.ramp)
-    (_, _, grads), _ = jax.lax.scan(last, (ring, dx, grads), rest)
-    return step.stages.joined(*grads), metrics | {objective.unit: count}
+    (_, _, (of_outer, (of_blocks, sums))), _ = jax.lax.scan(last, (ring, dx, grads), rest)
+    metrics |= {name: step.of_layers(sums[of]) for name, of in objective.means.items() if of in sums}
+    return step.stages.joined(of_outer, of_blocks), metrics | {objective.unit: count}
 
 
 def evaluated(config: cfg.Config, merge: Merge, params: PyTree, parts: Batch, sums: Callable[..., Sums]) -> Sums:
@@ -107,6 +113,14 @@ class _Step:
 
     def __init__(self, stages: Stages, objective: Objective, batch: Batch, divisor: jax.Array, rng: jax.Array):
         self.stages, self.objective, self.batch, self.divisor, self.rng = stages, objective, batch, divisor, rng
+        of_layers = objective.of_layers
+        # the objective is linear in the sums
+        self.dsums = stages.of_sums(lambda sums: jax.grad(of_layers)(sums, divisor) if of_layers else sums)
+
+    def of_layers(self, x: jax.Array) -> jax.Array:
+        """The mean of what layers summed up, [S, L/S, ...] -> [L, ...], on all devices."""
+        found: jax.Array = jax.reshard(self.stages.whole(x), jax.P()) / self.divisor
+        return found
 
     def forward(self, y: jax.Array, ring: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Each stage's output of the tick before to the next stage, and through it; its layers' inputs to the ring."""
@@ -121,7 +135,8 @@ class _Step:
         def objective(outer: PyTree, x: jax.Array) -> tuple[jax.Array, Metrics]:
             model = self.stages.finished(outer, x)
             sums = self.objective.sums(model, part, divisor=self.divisor, rng=rng)
-            return sums["objective"], {name: sums[of] / self.divisor for name, of in self.objective.means.items()}
+            means = {name: of for name, of in self.objective.means.items() if of not in self.dsums}
+            return sums["objective"], {name: sums[of] / self.divisor for name, of in means.items()}
 
         grad = jax.grad(objective, (0, 1), has_aux=True)
         (d_outer, dy), metrics = grad(self.stages.outer, self.stages.of_last(y))
@@ -138,9 +153,10 @@ class _Step:
         """
         stages, last, of_outer = self.stages, self.stages.count - 1, grads[0]
         dy = stages.moved(dx, dy, back=True)
-        documents = stages.microbatch(self.batch, lambda s, t: t - 2 * last + s, t)
+        documents = stages.microbatch(self.batch, lambda s, t: t - 2 * last + s, t, counted=bool(self.dsums))
         inputs = stages.of_ring(ring, lambda s, t: (t - 2 * (last - s)) % len(ring), t)
-        dx, of_blocks = over_axis(stages.pull, stages.axis)(stages.blocks, inputs, dy, documents, grads[1])
+        pull = over_axis(stages.pull, stages.axis)
+        dx, of_blocks = pull(stages.blocks, inputs, dy, documents, self.dsums, grads[1])
         part = taken(self.batch, t - 2 * last)
         _, pull = jax.vjp(lambda outer: stages.embedded(outer, part), stages.outer)
         return dx, (add(of_outer, pull(stages.of_first(dx))[0]), of_blocks)

@@ -96,7 +96,8 @@ def by_replica(x: jax.Array) -> jax.Array:
 def outer_step(outer: cfg.Outer) -> Callable[[State], tuple[State, Metrics]]:
     """The step that replicas take together. With g the mean over them of (where they started - where they are):
 
-    momentum' = mu momentum + g;  outer' = outer - learning_rate (mu momentum' + g);  every replica goes on from outer'.
+    momentum' = mu momentum + g;  outer' = outer - learning_rate (mu momentum' + g);  every replica goes on from outer',
+    and from the mean of the routers' biases.
     """
     rate, mu = outer.learning_rate, outer.momentum
 
@@ -105,9 +106,17 @@ def outer_step(outer: cfg.Outer) -> Callable[[State], tuple[State, Metrics]]:
         momentum = jax.tree.map(lambda m, g: mu * m + g, state.outer.momentum, grads)
         params = jax.tree.map(lambda p, m, g: p - rate * (mu * m + g), state.outer.params, momentum, grads)
         own = jax.tree.map(lambda p, old: copies(p.astype(old.dtype)), params, state.params)
-        return state._replace(params=own, outer=Outer(params, momentum)), {"grad_norm": global_norm(grads)}
+        bias = jax.tree.map(lambda b: copies(mean(b)), state.router_bias)
+        after = state._replace(params=own, router_bias=bias, outer=Outer(params, momentum))
+        return after, {"grad_norm": global_norm(grads)}
 
     return step
+
+
+def mean(x: jax.Array) -> jax.Array:
+    """Over the replicas: [R, ...] -> [...]."""
+    found: jax.Array = jax.reshard(x, to_spec([(), *dims_of(x)[1:]])).mean(0)
+    return found
 
 
 def moved(start: jax.Array, now: jax.Array) -> jax.Array:

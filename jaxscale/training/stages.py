@@ -10,6 +10,7 @@ Dims: S stages, L layers, M microbatches, R places of the ring, B, T, D as every
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -21,11 +22,13 @@ from jaxscale.data.columns import DOCUMENTS
 from jaxscale.objectives.objective import Batch, Sums
 from jaxscale.parallel.local import on_each_device, over_axis
 from jaxscale.parallel.sharding import axes_of, current_mesh, dims_of, spec, stage_axes, to_spec
+from jaxscale.training.frozen import by_path, nested
 
 PyTree = Any
 Merge = Callable[[PyTree], Any]  # parameters -> the module that holds them
 OfStage = Callable[[Any, Any], Any]  # (stage, tick) -> a place
 
+COUNTED = "counted"  # what a token counts in the layers' sums
 LAYERS = "layers"  # the model's field that is cut into stages
 PIECES = ("embed", LAYERS, "layer", "final_norm", "head", "unembed")  # of a model, as `models.transformer` has them
 STREAM = ("batch", "residual_sequence", "embed")  # what goes from stage to stage: [B, T, D]
@@ -72,13 +75,14 @@ class Stages:
         return x.reshape((self.count, -1, *x.shape[1:]), out_sharding=to_spec([layers, (), *rest]))
 
     def joined(self, of_outer: PyTree, of_blocks: PyTree) -> PyTree:
-        """Gradients in the shape of the parameters."""
+        """Gradients in the shape of the trained parameters."""
+        found = by_path(nnx.to_pure_dict(jax.tree.map(self.whole, of_blocks)))
+        return {**of_outer, LAYERS: nested({path: found[path] for path in by_path(self.layers)})}
 
-        def whole(x: jax.Array) -> jax.Array:
-            stages, _, *rest = dims_of(x)
-            return x.reshape((-1, *x.shape[2:]), out_sharding=to_spec([stages, *rest]))
-
-        return {**of_outer, LAYERS: nnx.to_pure_dict(jax.tree.map(whole, of_blocks))}
+    def whole(self, x: jax.Array) -> jax.Array:
+        """[S, L/S, ...] as [L, ...]: nothing is sent."""
+        stages, _, *rest = dims_of(x)
+        return x.reshape((-1, *x.shape[2:]), out_sharding=to_spec([stages, *rest]))
 
     # --- zeros to begin with
 
@@ -94,10 +98,16 @@ class Stages:
         layers = self.config.model.num_layers // stages
         return jnp.zeros((places, stages, layers, *rest), self.model.dtype, out_sharding=self.ring_spec)
 
-    def zeros(self) -> tuple[PyTree, PyTree]:
-        """Gradients, float32."""
+    def zeros(self) -> tuple[PyTree, tuple[PyTree, Sums]]:
+        """Gradients, float32: those in no stage, and those of the layers beside the layers' sums [S, L/S, ...]."""
         outer, blocks = jax.tree.map(lambda p: jnp.zeros_like(p, jnp.float32), (self.outer, self.blocks))
-        return outer, blocks
+        return outer, (blocks, self.of_sums(lambda sums: sums))
+
+    def of_sums(self, run: Callable[[Sums], Sums]) -> Sums:
+        """What `run` makes of the layers' sums at 0, [L, ...] each, as [S, L/S, ...]."""
+        shapes: dict[str, tuple[int, ...]] = getattr(self.model, "sums_of_layers", {})
+        found = run({name: jnp.zeros(shape) for name, shape in shapes.items()})
+        return {name: self.staged(jax.reshard(x, jax.P(self.axis))) for name, x in found.items()}
 
     # --- the model's pieces
 
@@ -121,37 +131,38 @@ class Stages:
     def run(self, blocks: PyTree, x: jax.Array, documents: Batch) -> tuple[jax.Array, jax.Array]:
         """One stage forward: its output, and the inputs of its layers [L/S, B, T, D]."""
         layer = self.layer(x.shape, documents)
-        y, inputs = jax.lax.scan(lambda x, block: (layer(block, x), x), x, blocks, unroll=self.model.unroll)
+        y, inputs = jax.lax.scan(lambda x, block: (layer(block, x)[0], x), x, blocks, unroll=self.model.unroll)
         return y, inputs
 
     def pull(
-        self, blocks: PyTree, inputs: jax.Array, dy: jax.Array, documents: Batch, total: PyTree
-    ) -> tuple[jax.Array, PyTree]:
-        """One stage backward: the gradient of its input, and its parameters' gradients added to `total`."""
+        self,
+        blocks: PyTree,
+        inputs: jax.Array,
+        dy: jax.Array,
+        documents: Batch,
+        dsums: Sums,
+        total: tuple[PyTree, Sums],
+    ) -> tuple[jax.Array, tuple[PyTree, Sums]]:
+        """One stage backward: the gradient of its input, and its parameters' gradients and layers' sums added to
+        `total`.
+
+        Args:
+            dsums: the gradient of the sums [L/S, ...], whatever they are.
+        """
         layer = self.layer(dy.shape, documents)
 
-        def back(dy: jax.Array, at: tuple[PyTree, jax.Array, PyTree]) -> tuple[jax.Array, PyTree]:
-            block, x, total = at
-            d_block, dx = jax.vjp(layer, block, x)[1](dy)
-            return dx, add(total, d_block)
+        def back(dy: jax.Array, at: tuple[PyTree, jax.Array, Sums, PyTree]) -> tuple[jax.Array, PyTree]:
+            block, x, dsums, total = at
+            (_, sums), pull = jax.vjp(layer, block, x)
+            d_block, dx = pull((dy, dsums))
+            return dx, add(total, (d_block, sums))
 
-        return jax.lax.scan(back, dy, (blocks, inputs, total), reverse=True, unroll=self.model.unroll)
+        return jax.lax.scan(back, dy, (blocks, inputs, dsums, total), reverse=True, unroll=self.model.unroll)
 
-    def layer(self, shape: tuple[int, ...], documents: Batch) -> Callable[[PyTree, jax.Array], jax.Array]:
-        """(parameters of a layer, its input) -> its output, for inputs of this shape [B, T, D]."""
-        run = self.model.layer(shape[:2], *(documents.get(name) for name in DOCUMENTS))
-
-        def without_sums(block: PyTree, x: jax.Array) -> jax.Array:
-            y, sums = run(x, block)
-            if sums:
-                raise ValueError(
-                    f"layers with sums of their own ({', '.join(sums)}) have no place in a pipeline yet; "
-                    f"set mesh.{self.axis}=1"
-                )
-            found: jax.Array = y
-            return found
-
-        return without_sums
+    def layer(self, shape: tuple[int, ...], documents: Batch) -> Callable[[PyTree, jax.Array], tuple[jax.Array, Sums]]:
+        """(parameters of a layer, its input) -> its output and sums, for inputs of this shape [B, T, D]."""
+        run = self.model.layer(shape[:2], *(documents.get(name) for name in (*DOCUMENTS, COUNTED)))
+        return lambda block, x: run(x, block)
 
     # --- between stages
 
@@ -188,24 +199,35 @@ class Stages:
 
     # --- each stage its own
 
-    def microbatch(self, batch: Batch, which: OfStage, t: jax.Array) -> Batch:
-        """Documents of the microbatch which(stage, t), each stage its own: [M, B, T] -> [S, B, T]."""
+    def microbatch(self, batch: Batch, which: OfStage, t: jax.Array, *, counted: bool = False) -> Batch:
+        """Documents of the microbatch which(stage, t), each stage its own: [M, B, T] -> [S, B, T].
+
+        Args:
+            counted: what each token counts too, in the layers' sums: nothing where there is no such microbatch.
+        """
         columns = {name: batch[name] for name in DOCUMENTS if name in batch}
         here, there = spec(None, "batch", "sequence"), to_spec([(self.axis,), axes_of("batch"), axes_of("sequence")])
-        return {name: self.picked(x, t, which=which, layouts=(here, there)) for name, x in columns.items()}
+        picked = partial(self.picked, t=t, which=which, layouts=(here, there))
+        found = {name: picked(x) for name, x in columns.items()}
+        if counted and "weights" in batch:
+            found[COUNTED] = picked(batch["weights"], empty=True)
+        return found
 
     def of_ring(self, ring: jax.Array, which: OfStage, t: jax.Array) -> jax.Array:
         """The ring's place which(stage, t), each stage its own: [R, S, L/S, B, T, D] -> [S, L/S, B, T, D]."""
         there = to_spec([(self.axis,), (), *map(axes_of, STREAM)])
         return self.picked(ring, t, which=which, layouts=(self.ring_spec, there))
 
-    def picked(self, x: jax.Array, t: jax.Array, *, which: OfStage, layouts: Any) -> jax.Array:
-        """Each stage's own place of dim 0; `layouts` of x and of the result."""
+    def picked(self, x: jax.Array, t: jax.Array, *, which: OfStage, layouts: Any, empty: bool = False) -> jax.Array:
+        """Each stage's own place of dim 0; `layouts` of x and of the result; `empty`: 0 for a place that is not there.
+
+        Otherwise it is another one.
+        """
 
         def local(x: jax.Array, t: jax.Array) -> jax.Array:
             place = which(jax.lax.axis_index(self.axis), t)
             found: jax.Array = jax.lax.dynamic_index_in_dim(x, place, 0, keepdims=x.ndim == 3)
-            return found
+            return jnp.where((place >= 0) & (place < len(x)), found, 0) if empty else found
 
         return on_each_device(local, (layouts[0], jax.P()), layouts[1])(x, t)
 

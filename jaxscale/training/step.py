@@ -23,13 +23,13 @@ from jaxscale.objectives import make_objective
 from jaxscale.objectives.objective import Batch
 from jaxscale.objectives.routers import LOAD, logged, moved
 from jaxscale.parallel.presets import compiler_options
-from jaxscale.parallel.sharding import device, dims_of, mesh_here, on_devices, spec, to_spec
+from jaxscale.parallel.sharding import device, mesh_here, on_devices, spec
 from jaxscale.training import pipeline
 from jaxscale.training.average import add_to_sum, average, empty_sum
 from jaxscale.training.cut import in_parts
 from jaxscale.training.frozen import split, whole
 from jaxscale.training.optimizer import count_from, global_norm, make_optimizer, make_schedule
-from jaxscale.training.replicas import Outer, alone, combined, outer_step, replica_axis, started
+from jaxscale.training.replicas import Outer, alone, combined, mean, outer_step, replica_axis, started
 from jaxscale.training.spikes import LossStatistics, judge, no_losses
 from jaxscale.training.stages import has_stages
 
@@ -93,7 +93,7 @@ def make_program(config: cfg.Config, model: ModelFactory | None = None) -> Progr
     objective, replicas = make_objective(config), replica_axis() is not None
     biases = () if model else tuple(w.name for w in blueprint(config.model).weights if not w.trained)
     if has_stages():
-        pipeline.require_pieces(merge(params), objective)
+        pipeline.require_pieces(config, merge(params), objective)
     names = objective.frozen
     axes, _ = split(axes, (*names, *biases))
     optimizer = make_optimizer(config.optimizer, axes, steps=config.steps)
@@ -247,7 +247,7 @@ def all_parameters(state: TrainState, trained: PyTree) -> PyTree:
     """The trained parameters with those that no gradient moves; of replicas' biases the mean."""
     bias = state.router_bias
     if isinstance(state.outer, Outer):
-        bias = jax.tree.map(lambda b: jax.reshard(b, to_spec([(), *dims_of(b)[1:]])).mean(0), bias)
+        bias = jax.tree.map(mean, bias)
     return whole(whole(trained, state.frozen), bias)
 
 

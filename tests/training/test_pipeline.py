@@ -29,8 +29,10 @@ GPT2 = {"norm": "layernorm", "position": "learned", "mlp": "gelu", "attention_bi
         "tie_embeddings": True, "num_kv_heads": 8, "max_seq_len": 32}  # fmt: skip
 MODELS = {"llama": {"num_layers": 4}, "gpt2": GPT2 | {"num_layers": 4},
           "qwen3": {"qk_norm": True, "num_layers": 8, "tie_embeddings": True, "sliding_window": 9}}  # fmt: skip
+EXPERTS = {"experts": {"num_layers": 4, "moe": {"num_experts": 8, "top_k": 2, "mlp_dim": 32}}}
 PLAIN = {}
 ALL = {"loss": {"chunk": 16, "z_loss": 1e-2}}
+ROUTED = {"loss": {"chunk": 16, "router_z": 1e-2}}
 
 
 def batch_of(config):
@@ -56,7 +58,7 @@ def loss_and_gradients(config, params, batch):
 
 
 def config_of(model, rows, mesh=None, **sections):
-    return make_config(mesh, model=MODELS[model], data={"batch_size": rows}, **sections)
+    return make_config(mesh, model=(MODELS | EXPERTS)[model], data={"batch_size": rows}, **sections)
 
 
 @functools.cache
@@ -69,8 +71,8 @@ def reference(model, rows, sections):
 def assert_same(got, wanted):
     (metrics, grads), (wanted_metrics, wanted_grads) = got, wanted
     assert metrics["tokens"] == wanted_metrics["tokens"]
-    for name in ("loss", "z"):
-        np.testing.assert_allclose(metrics[name], wanted_metrics[name], rtol=1e-5)
+    for name in wanted_metrics:
+        np.testing.assert_allclose(metrics[name], wanted_metrics[name], rtol=1e-5, atol=1e-6)
     assert_gradients_equal(grads, wanted_grads)
 
 
@@ -92,6 +94,8 @@ SOME = [
     ({"pipeline": 4, "data": 2}, 8, "llama", PLAIN),
     ({"pipeline": 4, "fsdp": 2}, 3, "qwen3", PLAIN),
     ({"pipeline": 8}, 4, "qwen3", ALL),
+    ({"pipeline": 2, "expert": 2, "tensor": 2}, 4, "experts", ROUTED),
+    ({"pipeline": 4, "expert": 2}, 2, "experts", ROUTED | {"step": {"expert_exchange": "all_to_all"}}),
 ]  # fmt: skip
 
 

@@ -438,3 +438,26 @@ def test_rules_that_share_what_replicas_have_apart_are_refused(table, name, axes
     config = replicated({"replica": 2, "data": 2}, sharding={table: {name: axes}})
     with pytest.raises(ValueError, match=rf"sharding\.{table}\.{name} .* must (begin with|not have) replica"):
         Setup(config)
+
+
+def test_replicas_of_experts_train_apart_and_share_the_mean_of_their_biases():
+    model = {"moe": {"num_experts": 8, "top_k": 2, "mlp_dim": 32, "bias": True}}
+    config = replicated({"replica": 2, "expert": 2, "tensor": 2}, model=model, step={"remat": "full"})
+    setup = Setup(config)
+    _, _, state = setup.steps(2)
+    whole, rows = make_batch(config), 8
+    one = make_config({"data": 1}, data={"batch_size": rows}, model=model, step={"remat": "full"})
+    biases = []
+    for r in range(2):
+        batch = {k: v[r * rows : (r + 1) * rows] for k, v in whole.items()}
+        _, _, wanted = Setup(one, batch=batch).steps(2)
+        (own,), (bias,) = leaves(state.router_bias), leaves(wanted.router_bias)
+        np.testing.assert_allclose(own[r], bias, atol=1e-7)
+        biases.append(bias)
+    sent = collectives(parse(setup.hlo()), dict(setup.mesh.shape))
+    assert not [c for c in sent if "replica" in c.axes or not c.axes], sent
+    assert np.abs(biases[0] - biases[1]).max() > 0
+    with setup.context():
+        after, _ = setup.program.outer(state)
+    (shared,) = leaves(after.router_bias)
+    np.testing.assert_allclose(shared, np.stack([np.mean(biases, 0)] * 2), atol=1e-7)
