@@ -211,12 +211,8 @@ def check_replicas(rules: Rules, sizes: Mapping[str, int]) -> None:
     """Replicas split the rows first, and nothing else."""
     for kind, table in (("parameters", rules.parameters), ("activations", rules.activations)):
         for name, axes in table.items():
-<<<<<<< HEAD
-            wanted = REPLICA_AXES if kind == "activations" and name in ("batch", EXPERT_ROWS) else ()
-=======
             of_rows = kind == "activations" and name in ("batch", EXPERT_ROWS)
             wanted = REPLICA_AXES if of_rows else ()
->>>>>>> main
             split = split_by(axes, sizes)
             found = tuple(a for a in split if a in REPLICA_AXES)
             if split_by(wanted, sizes) != found or split[: len(found)] != found:
