@@ -221,6 +221,7 @@ class Matmul:
     Attributes:
         forward, backward, recomputed: how often this many FLOPs are done a step.
         stacked: every layer has one.
+        groups: matrices of experts, each for some of the rows.
     """
 
     name: str
@@ -231,6 +232,12 @@ class Matmul:
     backward: int
     recomputed: int
     stacked: bool = True
+    groups: int = 1
+
+    @property
+    def elements(self) -> int:
+        """Of x, w and the result."""
+        return self.m * self.k + self.groups * self.k * self.n + self.m * self.n
 
     @property
     def flops(self) -> float:
@@ -261,8 +268,9 @@ def matmuls(config: cfg.Config, sizes: Mapping[str, int]) -> list[Matmul]:
         x, w, out = one.x.letters, one.w.letters, one.out.letters
         groups = [c for c in x if c in out], [c for c in x if c not in out], [c for c in w if c not in x]
         m, k, n = (math.prod(here[c] for c in letters) for letters in groups)
+        each = math.prod(here[c] for c in x if c in out and c in w)
         runs = runs_of(one, config, sizes)
-        found.append(Matmul(one.name, m, k, n, runs, 2 * runs, runs * (one.name in again), one.stacked))
+        found.append(Matmul(one.name, m, k, n, runs, 2 * runs, runs * (one.name in again), one.stacked, each))
     return found
 
 
