@@ -24,6 +24,7 @@ from jaxscale.files.jsonl import read_records
 from jaxscale.hardware.topology import Topology
 from jaxscale.parallel.mesh import start_devices
 from jaxscale.predict import costs
+from jaxscale.predict.attention import attention_cost
 from jaxscale.predict.costs import CONVENTIONS
 from jaxscale.predict.forecast import forecast
 from jaxscale.predict.memory import memory
@@ -163,7 +164,7 @@ def step_flops(config: cfg.Config, sizes: dict[str, int], devices: int, conventi
     """(model, hardware) FLOPs of a step, all devices. Hardware: with every matmul and attention call done again."""
     tokens, T = config.data.batch_size * config.data.seq_len, config.data.seq_len
     model = costs.train_flops_per_token(config.model, T, convention=convention) * tokens
-    attention = costs.attention(config, sizes)
+    attention = attention_cost(config, sizes)
     again = sum(m.flops * m.recomputed for m in costs.matmuls(config, sizes))
     calls = attention.forward_calls - attention.backward_calls  # one forward call a backward one is the model's
     scale = 1.0 if convention == "causal" else T / costs.visible_keys(config.model, T)

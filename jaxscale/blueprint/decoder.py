@@ -45,7 +45,7 @@ def decoder(model: cfg.Model) -> Blueprint:
         longest=model.max_seq_len if model.position == "learned" else None,
         parts=parts(model),
         kinds={DENSE: model.dense_layers, EXPERTS: model.expert_layers} if model.moe else {},
-        routed=Routed(EXPERTS, "E", "C", "BTD", model.moe.top_k) if model.moe else None,
+        routed=Routed(EXPERTS, "E", "C", "M", "BTD", "expert_in", model.moe.top_k) if model.moe else None,
     )
 
 
@@ -61,11 +61,14 @@ def has_mlp(model: cfg.Model) -> bool:
 
 
 def elementwise(model: cfg.Model) -> dict[str, float]:
-    """Two norms, two residual sums; rotary positions of q and k; the activation: counted on Llama-3.1-8B's programs."""
+    """Two norms, two residual sums; rotary positions of q and k; the activation: counted on Llama-3.1-8B's programs.
+
+    A row of an expert is multiplied by its weight too; what sorts rows is counted by `predict.experts`.
+    """
     found: dict[str, float] = {"layer_in": 8, "q": 2, "k": 2}
     if has_mlp(model):
         found["mlp_up"] = 2
-    return found | ({"expert_in": 4, "expert_up": 2} if model.moe else {})
+    return found | ({"expert_up": 3} if model.moe else {})
 
 
 def dims(model: cfg.Model) -> dict[str, Dim]:
@@ -200,7 +203,9 @@ def expert_ops(moe: cfg.Moe) -> list[Op]:
     of = partial(Op, only=EXPERTS)
     expert = partial(of, rows_move=True, whole=True)
     return [
-        of("router", "BTD", "BTR", "router_logits", "router", x_at=RESIDUAL, x_in=RESIDUAL, y_at=RESIDUAL),
+        of(
+            "router", "BTD", "BTR", "router_logits", "router", x_at=RESIDUAL, x_in=RESIDUAL, y_at=RESIDUAL, float32=True
+        ),
         *(expert(f"expert_{name}", "ECG", "ECM", f"expert_{name}", "expert_mlp") for name in ("up", "gate")),
         expert("expert_down", "ECM", "ECG", "expert_out", "expert_down", needed=False),
         *when(moe.shared_mlp_dim > 0, *mlp_ops(("gate", "up"), "shared_", "S", EXPERTS)),

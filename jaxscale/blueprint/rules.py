@@ -43,7 +43,7 @@ ACTIVATIONS: dict[str, Axes] = {
     "expert_mlp": ("tensor",),
     "router": (),
 }
-EXPERT_ROWS = "expert_rows"  # logical axis of the rows of an expert: what splits tokens, but not the experts
+EXPERT_ROWS = "expert_rows"  # logical axis of the rows of an expert: what splits its tokens, but not the experts
 
 
 # Along these axes devices have states of their own. The rows are split over them, and a step sends nothing over them.
@@ -72,6 +72,7 @@ class Rules:
 
 SEQUENCE_AXES = ACTIVATIONS["sequence"]
 STAGE_AXES = PARAMETERS["layers"]
+EXPERT_AXES = PARAMETERS["experts"]
 
 
 def merged(table: Mapping[str, Axes], changes: Mapping[str, Axes]) -> dict[str, Axes]:
@@ -111,7 +112,8 @@ def overrides_of(sharding: cfg.Sharding) -> Overrides:
 def rules_with(overrides: Overrides) -> Rules:
     parameters, activations = (dict(table) for table in overrides)
     split = merged(ACTIVATIONS, activations)
-    split[EXPERT_ROWS] = without((*split["batch"], *split["sequence"]), split["experts"])
+    tokens = (*split["batch"], *without(split["residual_sequence"], split["expert_mlp"]))
+    split[EXPERT_ROWS] = without(tokens, split["experts"])
     return Rules(merged(PARAMETERS, parameters), split)
 
 

@@ -73,6 +73,7 @@ class Op:
             run beside; scatters run beside later matmuls.
         only: as `Weight.only`.
         rows_move: x is gathered, and partial sums of y are added, not here but where rows go to experts and come back.
+        float32: whatever the compute dtype is.
         whole: XLA's GPU programs hold this weight gathered beside others of its layer in the backward pass.
     """
 
@@ -91,6 +92,7 @@ class Op:
     whole: bool = False
     only: str = ""
     rows_move: bool = False
+    float32: bool = False
     x_in: str = SEQUENCE
 
     @property
@@ -151,14 +153,17 @@ class Routed:
     """Tokens of which each goes to `top_k` of the experts.
 
     Attributes:
-        experts: letter of the experts; `rows`: letter of the rows of one of them; `stream`: letters of what goes there.
         layers: the kind of layers that have experts.
+        experts: letter of the experts; `rows`: of the rows of one of them; `mlp`: of its width.
+        stream: letters of what goes there; `arrived`: the activation that it is there.
     """
 
     layers: str
     experts: str
     rows: str
+    mlp: str
     stream: str
+    arrived: str
     top_k: int
 
 

@@ -20,7 +20,8 @@ class Collective:
         groups: devices in a group.
         parts: of axes that the groups run over in part, which part: see `compiled.groups`.
         bytes: what the scaling book calls V, a device and run: the gathered result of an all-gather, the operand of
-            the others.
+            the others; of a ragged all-to-all the smaller of the rows and of the place for them: the other one has
+            room for the worst case.
         wire: dtype of what is sent.
         asynchronous: other work can run between its start and its end.
         meanwhile: the work scheduled there, of one run.
@@ -145,6 +146,8 @@ def read_collective(
     if i.opcode.endswith("-start") and kind in ("all-gather", "collective-permute"):
         result = result[len(given) :][: len(given)]  # (operands, results, context)
     sent = result if kind == "all-gather" else given
+    if kind == "ragged-all-to-all":  # rows, the place for them, four offsets
+        sent = [min(given[:2], key=lambda a: a.bytes)]
     if kind == "all-reduce" and only_sliced(computation, i):
         kind = "reduce-scatter"
     span = axes.of(i)

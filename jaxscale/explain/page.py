@@ -20,6 +20,7 @@ from jaxscale.explain.rows import CASES
 from jaxscale.files.whole import write_whole
 from jaxscale.optimizers import OPTIMIZERS
 from jaxscale.predict import costs, forecast, timing
+from jaxscale.predict.attention import kernel_of, split_way
 from jaxscale.report.page import assembled, package_texts
 
 SCRIPTS = (
@@ -97,8 +98,8 @@ def split_of(config: cfg.Config) -> dict[str, dict[str, Any]]:
     """By platform: how a split sequence attends, and of how many keys a halo is a multiple."""
     platforms = ("tpu", "gpu")
     return {
-        "ways": {platform: costs.split_way(config, platform) for platform in platforms},
-        "multiples": {platform: MULTIPLE[costs.kernel_of(config, platform)] for platform in platforms},
+        "ways": {platform: split_way(config, platform) for platform in platforms},
+        "multiples": {platform: MULTIPLE[kernel_of(config, platform)] for platform in platforms},
     }
 
 

@@ -38,6 +38,7 @@ from jaxscale.explain.jaxpr import (
 from jaxscale.explain.paths import FORMULA, clean, join, name_of, phase, what
 from jaxscale.explain.rows import Axes, Other, Row, Send, Tensor
 from jaxscale.predict import costs
+from jaxscale.predict.attention import attention_cost
 
 EXPERTS = "experts"  # scope of the program that rows go to experts in
 EVEN = "C: rows of an expert where loads are even"
@@ -236,8 +237,8 @@ class Walk:
         return max(fits)[1:] if fits else None
 
     def attention(self, eqn: Any, path: str, times: int) -> None:
-        """Two rows forward; one backward, as `costs.attention` counts a kernel that makes the scores again."""
-        kind, cost, T = phase(path), costs.attention(self.config, self.mesh), self.config.data.seq_len
+        """Two rows forward; one backward, as `attention_cost` counts a kernel that makes the scores again."""
+        kind, cost, T = phase(path), attention_cost(self.config, self.mesh), self.config.data.seq_len
         keys, H = costs.visible_keys(self.config.model, T), self.config.model.head_size
         if kind == "forward":
             heads = [v.aval for v in eqn.invars if v.aval.ndim == 4 and v.aval.shape[1::2] == (T, H)][:3]

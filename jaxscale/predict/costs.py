@@ -27,13 +27,13 @@ from jaxscale.blueprint.rules import (
     schedule,
     split_by,
 )
-from jaxscale.blueprint.sequence import in_zigzag, way
 from jaxscale.blueprint.table import Blueprint, Weight
 from jaxscale.optimizers import OPTIMIZERS, Slot
 
+MATMULS = "matmuls 6 FLOPs a parameter and token (of experts, those that the token goes to)"
 CONVENTIONS = {
-    "causal": "matmuls 6 FLOPs a parameter and token, attention over the tokens that the causal mask shows",
-    "palm": "matmuls 6 FLOPs a parameter and token, attention over the whole sequence (PaLM, arXiv:2204.02311, app. B)",
+    "causal": f"{MATMULS}, attention over the tokens that the causal mask shows",
+    "palm": f"{MATMULS}, attention over the whole sequence (PaLM, arXiv:2204.02311, app. B)",
 }
 BYTES = {"bfloat16": 2, "float32": 4}
 
@@ -118,6 +118,20 @@ def parameter_counts(model: cfg.Model) -> dict[str, int]:
     for weight in described.weights:
         counts[weight.part] = counts.get(weight.part, 0) + described.published_size(weight)
     return counts
+
+
+def active_parameters(model: cfg.Model) -> int:
+    """Parameters without the experts that a token does not go to; the published "active" ones."""
+    described = blueprint(model)
+    return round(sum(described.published_size(w) * described.active(w) for w in described.weights))
+
+
+def parameter_words(model: cfg.Model) -> str | None:
+    """Of a model with experts, how many parameters there are in all and for a token; None for others."""
+    if blueprint(model).routed is None:
+        return None
+    whole, active = sum(parameter_counts(model).values()), active_parameters(model)
+    return f"{whole / 1e9:,.3g}B parameters, of which {active / 1e9:,.3g}B are active for a token"
 
 
 def matmul_parameters(model: cfg.Model) -> int:
@@ -222,6 +236,7 @@ class Matmul:
     Attributes:
         forward, backward, recomputed: how often this many FLOPs are done a step.
         stacked: every layer has one.
+        groups: matrices of experts, each for some of the rows.
     """
 
     name: str
@@ -232,6 +247,12 @@ class Matmul:
     backward: int
     recomputed: int
     stacked: bool = True
+    groups: int = 1
+
+    @property
+    def elements(self) -> int:
+        """Of x, w and the result."""
+        return self.m * self.k + self.groups * self.k * self.n + self.m * self.n
 
     @property
     def flops(self) -> float:
@@ -262,8 +283,9 @@ def matmuls(config: cfg.Config, sizes: Mapping[str, int]) -> list[Matmul]:
         x, w, out = one.x.letters, one.w.letters, one.out.letters
         groups = [c for c in x if c in out], [c for c in x if c not in out], [c for c in w if c not in x]
         m, k, n = (math.prod(here[c] for c in letters) for letters in groups)
+        each = math.prod(here[c] for c in x if c in out and c in w)
         runs = runs_of(one, config, sizes)
-        found.append(Matmul(one.name, m, k, n, runs, 2 * runs, runs * (one.name in again), one.stacked))
+        found.append(Matmul(one.name, m, k, n, runs, 2 * runs, runs * (one.name in again), one.stacked, each))
     return found
 
 
@@ -286,58 +308,6 @@ def layers_here(config: cfg.Config, sizes: Mapping[str, int], only: str = "") ->
     """Layers that a device computes, `only` those of a kind: all, or those of its stage of a pipeline."""
     model = blueprint(config.model)
     return (model.kinds[only] if only else model.num_layers) // schedule(config, sizes).stages
-
-
-@dataclass(frozen=True)
-class AttentionCost:
-    """Attention of a device and step, scores and context: FLOPs of one forward call of one layer, and calls a step.
-
-    Attributes:
-        forward_flops: 4 * tokens * heads * H * keys (two matmuls).
-        backward_flops: 5 matmuls in a kernel that makes the scores again (FlashAttention-2, arXiv:2307.08691), 4 where
-            they were kept.
-        forward_calls, backward_calls: with recompute.
-        blocks: kernels of one call: a ring runs one on a device's own keys and two on those of each other device.
-    """
-
-    forward_flops: float
-    backward_flops: float
-    forward_calls: int
-    backward_calls: int
-    blocks: int = 1
-
-    @property
-    def step_flops(self) -> float:
-        return self.forward_flops * self.forward_calls + self.backward_flops * self.backward_calls
-
-
-def attention(config: cfg.Config, sizes: Mapping[str, int], *, platform: str = "tpu") -> AttentionCost:
-    """By a fused kernel (splash, cuDNN): causal tokens only."""
-    model = blueprint(config.model)
-    if model.attention is None:
-        return AttentionCost(0.0, 0.0, 0, 0)
-    keys = visible_keys(config.model, config.data.seq_len)
-    forward = 4.0 * activation_elements(config, sizes, model.attention.q) * keys
-    names = kept(config)
-    again = names is not None and model.attention.result not in names
-    runs = layer_runs(config, sizes)
-    shards = count(rules_of(config, sizes).activations["sequence"], sizes)
-    blocks = 2 * shards - 1 if shards > 1 and split_way(config, platform) == "ring" else 1
-    return AttentionCost(forward, 2.5 * forward, runs * (2 if again else 1), runs, blocks)
-
-
-def split_way(config: cfg.Config, platform: str) -> str:
-    """How a split sequence attends on a platform: see `blueprint.sequence.way`."""
-    attention, kernel = blueprint(config.model).attention, kernel_of(config, platform)
-    window = attention.window if attention else None
-    asked = config.step.context_attention
-    return way(asked, window, config.data.seq_len, zigzag=in_zigzag(config), kernel=kernel)
-
-
-def kernel_of(config: cfg.Config, platform: str) -> str:
-    """The attention that a step runs on a platform, where nothing speaks against the fastest."""
-    fastest = {"tpu": "splash", "gpu": "cudnn", "cpu": "xla"}[platform]
-    return fastest if config.step.attention == "auto" else config.step.attention
 
 
 def activation_elements(config: cfg.Config, sizes: Mapping[str, int], letters: str, at: str = "sequence") -> float:

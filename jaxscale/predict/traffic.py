@@ -4,18 +4,21 @@ Figures are of one device and one step; dims as in `predict.costs`. Where each c
 for what no matmul sends, the functions here.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
 from jaxscale import config as cfg
-from jaxscale.blueprint.cases import both, without
+from jaxscale.blueprint.cases import Axes, both, without
 from jaxscale.blueprint.described import blueprint
 from jaxscale.blueprint.passes import Pass, Send
 from jaxscale.blueprint.rules import REPLICA_AXES, count, key_of, rules_of, schedule, split_by
 from jaxscale.blueprint.sequence import halo
+from jaxscale.blueprint.table import RESIDUAL
 from jaxscale.predict import costs
+from jaxscale.predict.attention import kernel_of, split_way
 from jaxscale.predict.costs import BYTES, elements, letter_sizes
+from jaxscale.predict.experts import Exchange, exchange, times
 
 
 @dataclass(frozen=True)
@@ -47,9 +50,10 @@ def traffic(config: cfg.Config, sizes: Mapping[str, int], *, platform: str = "tp
     Scalars and vectors (norms' gradients, losses) are left out.
 
     Args:
-        platform: `tpu`, `gpu` or `cpu`; it has a say in how split sequences attend.
+        platform: `tpu`, `gpu` or `cpu`; it has a say in how split sequences attend, and how rows go to experts.
     """
-    rest = (repeated_heads, lookups, partial(split_sequences, platform=platform), idle_axes, losses, stages)
+    ways = partial(split_sequences, platform=platform), partial(experts, platform=platform)
+    rest = (repeated_heads, lookups, *ways, idle_axes, losses, stages)
     found = [*matmul_traffic(config, sizes), *(t for part in rest for t in part(config, sizes))]
     return [t for t in found if t.times and t.bytes]
 
@@ -66,7 +70,8 @@ def sent(one: Pass, send: Send, config: cfg.Config, whole: Mapping[str, int], si
     layout = operand.used
     if send.operand == "out" and send.kind == "reduce-scatter":
         layout = operand.stored
-    size = elements(operand.letters, layout, whole, sizes) * BYTES[config.step.compute_dtype]
+    float32 = blueprint(config.model).op(one.name).float32
+    size = elements(operand.letters, layout, whole, sizes) * BYTES["float32" if float32 else config.step.compute_dtype]
     of_gradient = one.what == "gradient of w"
     weight = send.operand == ("out" if of_gradient else "w")
     name = f"{one.name} {('gradient' if of_gradient else 'weight') if weight else 'rows'}"
@@ -144,7 +149,7 @@ def split_sequences(config: cfg.Config, sizes: Mapping[str, int], *, platform: s
     own = 2 * costs.activation_elements(config, sizes, model.attention.k)  # elements of a device's keys and values
     runs, names = costs.layer_runs(config, sizes), costs.kept(config)
     again = names is not None and model.attention.result not in names
-    chosen = costs.split_way(config, platform)
+    chosen = split_way(config, platform)
     keys, gradients = "keys and values", "gradients of keys and values"
     if chosen == "gather":  # of the recomputed and of the backward pass one gather is left: they have one operand
         yield Traffic(keys, "all-gather", axes, own * shards * width, 2 * runs, "forward", True)
@@ -155,11 +160,64 @@ def split_sequences(config: cfg.Config, sizes: Mapping[str, int], *, platform: s
         yield Traffic(gradients, "collective-permute", axes, own * 4, shards * runs, "backward", True)
     else:
         for tokens in halo(
-            config.data.seq_len // shards, shards, model.attention.window or 0, costs.kernel_of(config, platform)
+            config.data.seq_len // shards, shards, model.attention.window or 0, kernel_of(config, platform)
         ):
             size = own / (config.data.seq_len // shards) * tokens * width
             yield Traffic(keys, "collective-permute", axes, size, (2 if again else 1) * runs, "forward", False)
             yield Traffic(gradients, "collective-permute", axes, size, runs, "backward", False)
+
+
+def experts(config: cfg.Config, sizes: Mapping[str, int], *, platform: str) -> Iterator[Traffic]:
+    """Rows to experts on other devices and back, and their gradients: see `models.dispatch`.
+
+    Each row has its weight with it, a number.
+    """
+    at, routed = exchange(config, sizes), blueprint(config.model).routed
+    if at is None or routed is None:
+        return
+    runs, names, width = costs.layer_runs(config, sizes, routed.layers), costs.kept(config), at.width
+    again, (there, back) = int(names is not None), times(config)
+    wide = BYTES[config.step.compute_dtype] * width
+
+    def each(what: str, kind: str, axes: Axes, size: float, times: int, phase: str = "forward") -> Traffic:
+        return Traffic(what, kind, axes, float(size), times * runs, phase, False)
+
+    residual = rules_of(config, sizes).activations[RESIDUAL]
+    for axes, scattered in ((both(at.split, residual), True), (without(at.split, residual), False)):
+        if axes:
+            size, numbers = at.tokens * wide, at.rows * 4
+            if scattered:
+                yield each("tokens for experts", "all-gather", axes, size, there)
+                yield each("weights and numbers of experts", "all-gather", axes, numbers, 2 * (1 + again))
+                yield each("gradients of experts' weights", "reduce-scatter", axes, numbers, 1, "backward")
+            kind = "reduce-scatter" if scattered else "all-reduce"
+            yield each("experts' partial sums", kind, axes, size, 1)
+            yield each("experts' partial sums", kind, axes, size, 1, "backward")
+    yield from over_experts(at, platform, each, wide, there, back, again)
+
+
+def over_experts(
+    at: Exchange, platform: str, each: Callable[..., Traffic], wide: int, there: int, back: int, again: int
+) -> Iterator[Traffic]:
+    """The same over the axes that split the experts.
+
+    Args:
+        wide: bytes of a row; `there`, `back`: how often rows go each way; `again`: their weights are made again.
+    """
+    if at.how == "all_to_all":
+        kind, rows = at.sent(platform)
+        yield each("rows to experts", kind, at.axes, rows * wide, there)
+        yield each("rows from experts", kind, at.axes, rows * wide, back)
+        yield each("rows' weights", kind, at.axes, rows * at.number_bytes(platform), 2 + again)
+        yield each("experts' counts", "all-gather", at.axes, at.shards * at.num_experts * 4, 1 + again)
+    elif at.how == "gather":
+        whole = at.shards * at.tokens
+        yield each("tokens for experts", "all-gather", at.axes, whole * wide, there)
+        yield each("experts' partial sums", "reduce-scatter", at.axes, whole * wide, 1)
+        yield each("experts' partial sums", "reduce-scatter", at.axes, whole * wide, 1, "backward")
+        numbers = at.shards * at.rows * 4
+        yield each("weights and numbers of experts", "all-gather", at.axes, numbers, 2 * (1 + again))
+        yield each("gradients of experts' weights", "reduce-scatter", at.axes, numbers, 1, "backward")
 
 
 def outer_traffic(config: cfg.Config, sizes: Mapping[str, int]) -> list[Traffic]:

@@ -7,28 +7,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from jaxscale import config as cfg
 from jaxscale.blueprint.cases import without
 from jaxscale.blueprint.described import blueprint
-from jaxscale.blueprint.rules import DEFAULT_RULES, REPLICA_AXES, STAGE_AXES, count, present
+from jaxscale.blueprint.rules import DEFAULT_RULES, EXPERT_AXES, REPLICA_AXES, STAGE_AXES, count, present
 from jaxscale.config.mesh_text import mesh_text
 from jaxscale.hardware.topology import Topology
 from jaxscale.predict.memory import MemoryForecast, memory
 
 KEEP_QKV = {"q": "save", "k": "save", "v": "save", "attended": "save"}
-# What the backward pass reads of the matmuls, and of attention so that it need not run again: no matmul runs twice
-KEEP_MATMULS = KEEP_QKV | dict.fromkeys(("attention_out", "mlp_gate", "mlp_up"), "save")
 OFFLOAD = dict.fromkeys(("layer_in", "q", "k", "v", "attention_out"), "offload")
-REMATS: dict[str, str | Mapping[str, str]] = {
-    "none": "none",
-    "dots": "dots",
-    "matmuls, attended": KEEP_MATMULS,
-    "q, k, v, attended": KEEP_QKV,
-    "full": "full",
-    "to the host": OFFLOAD,
-}
 OWN_REMAT = "the config's own"
 BATCH = present(DEFAULT_RULES.activations["batch"], cfg.AXES)  # the axes that split it
-CROSSING = without(BATCH, REPLICA_AXES)[
-    ::-1
-]  # those of them that may cross slices; how many replicas there are is given
+# Those of them that may cross slices: how many replicas there are is given, and rows go to experts in every layer
+CROSSING = without(BATCH, (*REPLICA_AXES, *EXPERT_AXES))[::-1]
 HEADS = present(DEFAULT_RULES.activations["heads"], cfg.AXES)
 SEQUENCE = present(DEFAULT_RULES.activations["sequence"], cfg.AXES)  # the axes that split it
 STAGES_LAST = "others fit, and a pipeline gathers the weights about M/S times as often (M microbatches, S stages)"
@@ -159,6 +148,9 @@ def not_tried(config: cfg.Config, held: tuple[str, ...] = ()) -> dict[str, str]:
         found |= dict.fromkeys(SEQUENCE, f"rows of {config.data.seq_len:,} tokens are short (it is from {LONG:,} on)")
     same = {axis: why for axis, why in found.items() if getattr(config.mesh, axis) == 1}
     found = {axis: f"{why}; mesh.{axis}=2 tries it" for axis, why in same.items() if not holds(held, f"mesh.{axis}")}
+    if blueprint(config.model).routed is None:
+        one = (axis for axis in EXPERT_AXES if getattr(config.mesh, axis) == 1)
+        found |= dict.fromkeys(one, "the model has no experts, so it would be one more name for rows and weights")
     if config.mesh.replicas == 1:
         why = "replicas that seldom talk learn otherwise than one model does; mesh.{}=2 outer.every=100 tries it"
         found |= {axis: why.format(axis) for axis in REPLICA_AXES}
@@ -187,6 +179,8 @@ def variants(
     numbers = {1, 2, 4, 8, 16, 32, config.step.microbatches} | ({64, 128, 256} if stages > 1 else set())
     parts = [n for n in sorted(numbers) if rows % n == 0 and rows // n >= shards] or [1]
     parts = [n for n in parts if n >= stages] or parts
+    if config.loss.balance:  # see `Config`
+        parts = [1]
     if holds(held, "step.microbatches"):
         parts = [config.step.microbatches]
     own: dict[str, str | Mapping[str, str]] = {remat_name(config): config.step.remat}
@@ -200,13 +194,24 @@ def variants(
 
 
 def remats_of(config: cfg.Config) -> dict[str, str | Mapping[str, str]]:
-    """`REMATS`, each by name with only the activations that the model has."""
-    there = {a.name for a in blueprint(config.model).activations}
+    """What is tried, by name, with only the activations that the model has."""
+    model = blueprint(config.model)
+    there = {a.name for a in model.activations}
+    # What the backward pass reads of the matmuls, and of attention so that it need not run again: no matmul runs twice
+    matmuls = dict.fromkeys((op.saves for op in model.ops if op.stacked and op.needed), "save")
+    attended = {model.attention.result: "save"} if model.attention else {}
 
-    def of_model(remat: str | Mapping[str, str]) -> str | Mapping[str, str]:
-        return remat if isinstance(remat, str) else {name: action for name, action in remat.items() if name in there}
+    def of_model(remat: Mapping[str, str]) -> Mapping[str, str]:
+        return {name: action for name, action in remat.items() if name in there}
 
-    return {name: of_model(remat) for name, remat in REMATS.items()}
+    return {
+        "none": "none",
+        "dots": "dots",
+        "matmuls, attended": matmuls | attended,
+        "q, k, v, attended": of_model(KEEP_QKV),
+        "full": "full",
+        "to the host": of_model(OFFLOAD),
+    }
 
 
 def remat_name(config: cfg.Config) -> str:

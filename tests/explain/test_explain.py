@@ -20,6 +20,7 @@ from jaxscale.explain.story import ATTENTION, Explanation, assumed_topology, of_
 from jaxscale.explain.trace import trace
 from jaxscale.hardware.topology import find_topology
 from jaxscale.predict import costs
+from jaxscale.predict.attention import attention_cost
 from jaxscale.predict.traffic import traffic
 from jaxscale.training.build import build
 
@@ -86,7 +87,7 @@ def test_rows_are_the_cost_models_to_the_byte(mesh, sections):
     by_matmul = sum(r.flops * r.times for r in rows if r.name not in ATTENTION)
     assert by_matmul == sum(m.step_flops for m in costs.matmuls(config, sizes))
     by_attention = sum(r.flops * r.times for r in rows if r.name in ATTENTION)
-    assert by_attention == costs.attention(config, sizes).step_flops
+    assert by_attention == attention_cost(config, sizes).step_flops
     expected: Counter = Counter()
     for t in traffic(config, sizes):
         if t.what != "losses":

@@ -16,6 +16,7 @@ from jaxscale.explain.page import finite, needed, write_page
 from jaxscale.explain.story import as_json, explain, with_mesh
 from jaxscale.hardware.chips import CHIPS
 from jaxscale.predict import costs
+from jaxscale.predict.attention import attention_cost
 from jaxscale.predict.forecast import forecast
 from jaxscale.predict.traffic import traffic
 
@@ -80,7 +81,7 @@ def explained_of(config: cfg.Config) -> Explained:
 def by_python(config: cfg.Config, sizes: dict[str, int], chip_name: str) -> dict:
     chip = next(c for c in CHIPS if c.name == chip_name)
     topology, over = machine(chip, {a: sizes.get(a, 1) for a in cfg.AXES}, explained_of(cfg.load_config("quickstart")))
-    found, attention = forecast(config, topology, sizes, over), costs.attention(config, sizes)
+    found, attention = forecast(config, topology, sizes, over), attention_cost(config, sizes)
     try:
         check_divides(make_rules(config.sharding), sizes, config)
         rule = None

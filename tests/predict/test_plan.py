@@ -14,13 +14,14 @@ from jaxscale.hardware.chips import CHIPS
 from jaxscale.hardware.topology import find_topology
 from jaxscale.optimizers import OPTIMIZERS
 from jaxscale.predict.advice import what_would_do
-from jaxscale.predict.costs import attention, matmuls, parameter_elements, recomputed_matmuls
+from jaxscale.predict.attention import attention_cost
+from jaxscale.predict.costs import matmuls, parameter_elements, recomputed_matmuls
 from jaxscale.predict.forecast import forecast, offloaded_bytes
 from jaxscale.predict.memory import memory
 from jaxscale.predict.plan import MOL, plan, read_budget, spend
 from jaxscale.predict.timing import Sent, rates, step_time
 from jaxscale.predict.traffic import traffic
-from jaxscale.predict.ways import REMATS, held_keys, meshes
+from jaxscale.predict.ways import held_keys, meshes, remats_of
 
 
 def shipped(name: str, *overrides: str) -> cfg.Config:
@@ -253,10 +254,10 @@ def test_there_is_a_plan_on_every_chip(chip):
 
 def test_saving_every_matmul_costs_no_time_and_a_third_of_the_memory():
     config = shipped("llama3.1-8b", "data.batch_size=64")
-    none, saved = (cfg.validate(config.model_dump(mode="json") | {"step": {"remat": REMATS[name]}}, source="test")
-                   for name in ("none", "matmuls, attended"))  # fmt: skip
+    remats = (remats_of(config)[name] for name in ("none", "matmuls, attended"))
+    none, saved = (cfg.validate(config.model_dump(mode="json") | {"step": {"remat": r}}, source="test") for r in remats)
     assert recomputed_matmuls(saved) == set()
-    assert attention(saved, {"fsdp": 64}) == attention(none, {"fsdp": 64})
+    assert attention_cost(saved, {"fsdp": 64}) == attention_cost(none, {"fsdp": 64})
     kept = [memory(c, {"fsdp": 64}).loss["kept activations"] for c in (none, saved)]
     assert kept[1] < 0.5 * kept[0]
     seconds = [forecast(c, find_topology("v5p:4x4x4"), {"fsdp": 64}).time.best for c in (none, saved)]
@@ -343,7 +344,7 @@ def test_what_remat_makes_again():
 def test_attention_runs_again_unless_its_context_is_kept():
     keep = {"attended": "save"}
     configs = [make_config(step={"remat": r}) for r in ("none", "full", keep)]
-    assert [attention(c, {"data": 1}).forward_calls for c in configs] == [2, 4, 2]  # 2 layers
+    assert [attention_cost(c, {"data": 1}).forward_calls for c in configs] == [2, 4, 2]  # 2 layers
 
 
 def test_fsdp_gathers_twice_and_scatters_once_a_layer():
