@@ -100,15 +100,18 @@ def matrix_sides(axes: Axes) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
     """The dims of each side of the matrix that Muon orthogonalises, inputs first; None for vectors and tables.
 
     All dims that a matmul contracts are one side and the rest the other: q is [D] x [N, H], the attention's output
-    [N, H] x [D]. `layers` is a batch dim. Tables are the embedding, the positions and the unembedding.
+    [N, H] x [D]. `layers` and `experts` are batch dims. Tables are the embedding, the positions and the unembedding.
     """
-    sides = [(i, name) for i, name in enumerate(axes) if name != "layers"]
+    sides = [(i, name) for i, name in enumerate(axes) if name not in BATCH]
     names = [name for _, name in sides]
-    if len(sides) < 2 or "vocab" in names or "positions" in names or "embed" not in names:
+    embed = tuple(i for i, name in sides if name in EMBED)
+    if len(sides) < 2 or "vocab" in names or "positions" in names or not embed:
         return None
-    embed = tuple(i for i, name in sides if name == "embed")
-    other = tuple(i for i, name in sides if name != "embed")
-    return (embed, other) if names[0] == "embed" else (other, embed)
+    other = tuple(i for i, name in sides if name not in EMBED)
+    return (embed, other) if names[0] in EMBED else (other, embed)
+
+
+BATCH, EMBED = ("layers", "experts"), ("embed", "expert_embed")  # logical axes
 
 
 COUNTS = 2 * 4

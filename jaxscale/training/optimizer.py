@@ -11,7 +11,6 @@ from jaxscale import config as cfg
 from jaxscale.optimizers import LEAST_FACTORED, matrix_sides
 
 PyTree = Any
-INPUTS = ("embed",)  # logical axes that a matmul contracts, unless it comes last (then it is the output)
 
 
 def make_schedule(config: cfg.Optimizer, *, steps: int) -> optax.Schedule:

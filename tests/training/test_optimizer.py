@@ -1,13 +1,14 @@
 """Schedules, decay masks and every optimizer: on a mesh as on one device."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from support import Setup, make_config
 
 from jaxscale import config as cfg
-from jaxscale.training.optimizer import decay_mask, make_schedule, muon_dims
+from jaxscale.training.optimizer import decay_mask, make_optimizer, make_schedule, muon_dims
 from jaxscale.training.step import used_parameters
 
 
@@ -105,3 +106,24 @@ def test_bfloat16_compute_keeps_float32_parameters_and_moments():
     full = Setup(make_config()).steps(3)[0]
     np.testing.assert_allclose(losses, full, rtol=2e-2)
     assert "bf16" in setup.hlo()
+
+
+def test_muon_orthogonalises_each_expert_by_itself():
+    """All experts of a layer at once as each of them alone."""
+    axes = ("layers", "experts", "expert_embed", "expert_mlp")
+    config = cfg.Optimizer(name="muon", learning_rate=1e-2, warmup_steps=0, schedule="constant", clip_norm=None)
+    rng = np.random.default_rng(0)
+    weights, gradients = (rng.standard_normal((2, 4, 8, 16)).astype(np.float32) for _ in range(2))
+
+    def updated(weight, gradient, names):
+        optimizer = make_optimizer(config, {"w": names}, steps=10)
+        params = {"w": jnp.asarray(weight)}
+        return np.asarray(optimizer.update({"w": jnp.asarray(gradient)}, optimizer.init(params), params)[0]["w"])
+
+    with Setup(make_config({"data": 1})).context():
+        together = updated(weights, gradients, axes)
+        alone = [
+            [updated(w, g, axes[2:]) for w, g in zip(*layer, strict=True)]
+            for layer in zip(weights, gradients, strict=True)
+        ]
+    np.testing.assert_allclose(together, np.stack([np.stack(layer) for layer in alone]), atol=1e-6)
