@@ -88,8 +88,7 @@ def expert_dims(model: cfg.Model, moe: cfg.Moe) -> dict[str, Dim]:
         "G": Dim("expert_embed", model.embed_dim, "embed_dim", wide=True),
         "M": Dim("expert_mlp", moe.mlp_dim, "moe.mlp_dim", wide=True),
         "R": Dim("router", moe.num_experts),
-        "U": Dim("mlp", moe.shared_mlp_dim, "moe.shared_mlp_dim", wide=True),
-    }
+    } | ({"U": Dim("mlp", moe.shared_mlp_dim, "moe.shared_mlp_dim", wide=True)} if moe.shared_mlp_dim else {})
 
 
 # --- weights --------------------------------------------------------------------------------------------------

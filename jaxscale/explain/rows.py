@@ -70,6 +70,7 @@ class Send:
         seconds, network: predicted.
         compiled: `same`, `form` (the same sums in another form), `different`, or `not compiled`; `note` says why.
         path: where it stands in the traced program.
+        of: `dispatch` or `combine`, where rows go to experts or come back; `sent`: what is sent, if not the operand.
     """
 
     operand: str
@@ -83,6 +84,8 @@ class Send:
     network: str = ""
     compiled: str = "not compiled"
     note: str = ""
+    of: str = ""
+    sent: str = ""
 
     @property
     def words(self) -> str:
@@ -138,6 +141,11 @@ class Row:
     def cases(self) -> dict[str, int]:
         """Mesh axis -> which of the scaling book's four cases it is, from where the operands are stored."""
         return {axis: case(axis, self) for axis in splits(self.x) | splits(self.w)}
+
+    def words(self, send: Send) -> str:
+        """`dispatch: all-gather x over expert`."""
+        name = send.sent or getattr(self, send.operand).name
+        return f"{send.of}{': ' * bool(send.of)}{send.kind} {name} over {'+'.join(send.axes)}"
 
     def __str__(self) -> str:
         return f"{self.x} · {self.w} -> {self.out}"
