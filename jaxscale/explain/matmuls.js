@@ -41,9 +41,9 @@ function tensorOn(named, layout, letters, sizes) {
   };
 }
 
-const localSizes = (tensor, layout, sizes) => tensor.sizes.map((n, i) => n / count(layout[i], sizes));
+const localSizes = (tensor, layout, sizes) => tensor.sizes.map((n, i) => Math.floor(n / count(layout[i], sizes)));
 const byLetter = (tensor, layout, sizes) =>
-  Object.fromEntries(tensor.letters.map((c, i) => [c, tensor.sizes[i] / count(layout[i], sizes)]));
+  Object.fromEntries(tensor.letters.map((c, i) => [c, localSizes(tensor, layout, sizes)[i]]));
 const lettersOf = (row) => {
   const inside = (c, t) => t.letters.includes(c);
   const all = [...new Set([...row.x.letters, ...row.w.letters])];
