@@ -12,6 +12,7 @@ from typing import Any
 
 from jaxscale import config as cfg
 from jaxscale.blueprint.described import blueprint
+from jaxscale.blueprint.table import Blueprint
 from jaxscale.explain.jaxpr import (
     NOTHING,
     Formula,
@@ -303,7 +304,22 @@ class Walk:
             of = scope_of(move.path) if self.rows[first].note == EVEN else ""
             send = Send(operand, move.kind, move.axes, move.bytes, move.times, move.path, shared, of=of, sent=move.sent)
             self.rows[first] = replace(self.rows[first], sends=(*self.rows[first].sends, send))
-        return merged([ordered(row) for row in self.rows]), self.others
+        return merged([ordered(lettered(row, self.model)) for row in self.rows]), self.others
+
+
+def lettered(row: Row, model: Blueprint) -> Row:
+    """With the letters of the model's table, where a module's formula has others: shared experts are an MLP."""
+    op = next((op for op in model.ops if op.name == row.name), None)
+    x, w, out = FORMULA.findall(row.formula)[0]
+    names = (x + w + out).upper(), f"{op.x}{model.weight(op.weight_name).letters}{op.y}" if op else ""
+    if op is None or len(names[0]) != len(names[1]) or names[0] == names[1] or row.note == EVEN:
+        return row
+    other = str.maketrans(*names)
+    tensors = {
+        key: replace(t, letters=tuple("".join(t.letters).translate(other)))
+        for key, t in {"x": row.x, "w": row.w, "out": row.out}.items()
+    }
+    return replace(row, formula=row.formula.upper().translate(other).lower(), **tensors)  # type: ignore[arg-type]
 
 
 def local_bytes(eqn: Any, kind: str) -> int:

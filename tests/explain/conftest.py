@@ -21,16 +21,13 @@ def file(config, tmp_path_factory) -> Path:
     return write_page(make_explanation(config), tmp_path_factory.mktemp("explain") / "explain.html")
 
 
-MIXTURE = (
-    "mesh.data=1 mesh.fsdp=2 mesh.expert=2 mesh.tensor=2 "
-    "model.moe.num_experts=8 model.moe.top_k=2 model.moe.mlp_dim=192"
-)
+EXPERTS = "model.moe.num_experts=8 model.moe.top_k=2 model.moe.mlp_dim=192"
 
 
 @pytest.fixture(scope="module")
 def mixture() -> cfg.Config:
     """With experts."""
-    return cfg.load_config("quickstart", MIXTURE.split())
+    return cfg.load_config("quickstart", f"mesh.data=1 mesh.fsdp=2 mesh.expert=2 mesh.tensor=2 {EXPERTS}".split())
 
 
 @pytest.fixture(scope="module")
