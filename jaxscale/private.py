@@ -65,9 +65,9 @@ NAMES = {
         f"splash {BLOCKS}",
     ),
     # megablox gives its results no types, which a shard_map that checks types refuses
-    "check_types": Name(
-        "jax", "jax._src.config", "_check_vma",
-        "there are no grouped matmuls on TPUs and GPUs; install a jax that jaxscale was tested with (>=0.10.2,<0.13)",
+    "megablox_jax": Name(
+        "jax", "jax.experimental.pallas.ops.tpu.megablox.gmm", "jax",
+        "there are no grouped matmuls on TPUs; install a jax that jaxscale was tested with (>=0.10.2,<0.13)",
     ),
     # where orbax tells tensorstore of a place: s3:// is added to what it knows; and reading one array at a time
     "kvstore_spec": Name(

@@ -6,12 +6,10 @@ versions of libtpu, it computes every row with every expert.
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
-from jax import lax
 
-from jaxscale import private
 from jaxscale.kernels import grouped_cpu, grouped_gpu, grouped_tpu
 
 
@@ -29,25 +27,10 @@ class Kernel(NamedTuple):
     weights: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
-def typed(run: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """`run`, of Pallas kernels, whose result varies over the axes of a shard_map that its first array varies over.
-
-    megablox gives its results no such types, so they are not checked inside.
-    """
-
-    def call(x: jax.Array, *more: Any) -> jax.Array:
-        axes = tuple(jax.typeof(x).mat.varying)
-        with private.find("check_types")(False):
-            y = run(x, *more)
-        return lax.pcast(y, axes, to="varying") if axes else y
-
-    return call
-
-
 KERNELS = {
     "cpu": Kernel(grouped_cpu.rows, grouped_cpu.weights),
-    "gpu": Kernel(typed(grouped_gpu.rows), typed(grouped_gpu.weights)),
-    "tpu": Kernel(typed(grouped_tpu.rows), typed(grouped_tpu.weights)),
+    "gpu": Kernel(grouped_gpu.rows, grouped_gpu.weights),
+    "tpu": Kernel(grouped_tpu.rows, grouped_tpu.weights),
 }
 
 

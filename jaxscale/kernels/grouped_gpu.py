@@ -23,7 +23,7 @@ def rows(
     first = (ends_E - sizes_E)[expert] + TALL * (tile - (next_tile_E - tiles_E)[expert])
     kernel = functools.partial(rows_kernel, transposed=transposed)
     grid = (tile.size, pl.cdiv(columns, WIDE))
-    return call(kernel, grid, (R, columns), x_RD.dtype, interpret)(expert, first, ends_E[expert], x_RD, w_EDF)
+    return call(kernel, grid, (R, columns), x_RD, interpret)(expert, first, ends_E[expert], x_RD, w_EDF)
 
 
 def rows_kernel(
@@ -55,7 +55,7 @@ def weights(x_RD: jax.Array, dy_RF: jax.Array, sizes_E: jax.Array, *, interpret:
     """See `grouped.Kernel`. Each tile of the gradient goes over its expert's rows; loads mask the rows of others."""
     shape, ends_E = (sizes_E.shape[0], x_RD.shape[1], dy_RF.shape[1]), jnp.cumsum(sizes_E)
     grid = (shape[0], pl.cdiv(shape[1], TALL), pl.cdiv(shape[2], WIDE))
-    return call(weights_kernel, grid, shape, x_RD.dtype, interpret)(ends_E - sizes_E, ends_E, x_RD, dy_RF)
+    return call(weights_kernel, grid, shape, x_RD, interpret)(ends_E - sizes_E, ends_E, x_RD, dy_RF)
 
 
 def weights_kernel(start_ref: Any, end_ref: Any, x_ref: Any, dy_ref: Any, out_ref: Any) -> None:
@@ -81,8 +81,9 @@ def span(first: Any, size: int, end: Any) -> tuple[Any, jax.Array]:
     return pl.ds(first, size), first + jnp.arange(size) < end
 
 
-def call(kernel: Any, grid: tuple[int, ...], shape: tuple[int, ...], dtype: Any, interpret: bool) -> Any:
+def call(kernel: Any, grid: tuple[int, ...], shape: tuple[int, ...], like: jax.Array, interpret: bool) -> Any:
     from jax.experimental.pallas import triton
 
-    out, options = jax.ShapeDtypeStruct(shape, dtype), triton.CompilerParams(num_warps=8, num_stages=3)
+    out = jax.ShapeDtypeStruct(shape, like.dtype, manual_axis_type=jax.typeof(like).mat)
+    options = triton.CompilerParams(num_warps=8, num_stages=3)
     return pl.pallas_call(kernel, out, grid=grid, compiler_params=options, interpret=interpret)
