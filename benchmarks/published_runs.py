@@ -17,6 +17,8 @@ TITAN_A100 = "pytorch/torchtitan, docs/performance.md of 2024 (64 A100)"
 IBM = "pytorch.org/blog/maximizing-training, 2024-03 (IBM)"
 IBM_COMPILED = "foundation-model-stack/fms-fsdp, README"
 NEMO = "NVIDIA NeMo 24.07, performance_summary.md"
+TRILLIUM = "AI-Hypercomputer/tpu-recipes, training/trillium/Mixtral-8x{}-MaxText/README.md"
+AUTOMODEL = "NVIDIA-NeMo/Automodel, docs/performance-summary.mdx and qwen3_moe_30b_te_deepep.yaml"
 AXLEARN = "apple/axlearn, experiments/text/gpt/fuji.py (undated comments)"
 AO = "pytorch/ao, torchao/float8/README.md"
 
@@ -92,6 +94,8 @@ class Run:
         quantized: matmuls in 8 bits.
         power: share of a GPU's power limit that its machine allows.
         software: what compiled or ran the step, a key of `timing.SOFTWARE`; empty: what its source used (`made_by`).
+        capacity: of experts that drop tokens, the rows of each over an even share, sorted by masks of matmuls; 0: no
+            token is dropped. What that takes is in `published.masked`.
         chip: figures that the source states in place of the table's, e.g. {"network_bandwidth": 12.5e9}.
     """
 
@@ -111,6 +115,7 @@ class Run:
     note: str = ""
     software: str = ""
     microbatches: int = 1
+    capacity: float = 0.0
     chip: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -397,3 +402,15 @@ LATER_RUNS = (
 )  # fmt: skip
 
 RUNS = (*TPU_RUNS, *MAXTEXT_RUNS, *FOUNDRY_RUNS, *GPU_RUNS, *LATER_RUNS)
+# Mixtures of experts: shown apart, as four are too few for intervals. DeepSeek-V3 and gpt-oss-120b are published too
+# (27.02 s on 128, 17.10 s on 64 TPU7x), but their attention cannot be said yet.
+EXPERT_RUNS = (
+    Run("Mixtral-8x7B, 256 x v6e", "mixtral-8x7b", "v6e:16x16", 4096, 49152, {"fsdp": 256}, OFFLOAD_8B, 13.484,
+        TRILLIUM.format("7B"), capacity=1.25, note="drops tokens"),
+    Run("Mixtral-8x22B, 256 x v6e", "mixtral-8x22b", "v6e:16x16", 4096, 32768, {"fsdp": 256}, OFFLOAD_8B, 24.706,
+        TRILLIUM.format("22B"), capacity=1.25, note="drops tokens; its remat is not in the source: as 8x7B's"),
+    Run("Qwen3-30B-A3B, 8 x H100", "qwen3-30b-a3b", "h100:8", 4096, 262144, {"expert": 8}, "full", 21.773, AUTOMODEL,
+        microbatches=16, note="even loads, Transformer Engine and DeepEP"),
+    Run("Qwen3-235B-A22B, 256 x TPU7x", "qwen3-235b-a22b", "tpu7x:4x8x8", 4096, 131072, {"fsdp": 512},
+        {"layer_in": "offload"}, 30.87, IRONWOOD, note="random routing"),
+)  # fmt: skip

@@ -64,6 +64,11 @@ NAMES = {
         "jax", "jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_kernel", "_splash_attention_bwd",
         f"splash {BLOCKS}",
     ),
+    # megablox gives its results no types, which a shard_map that checks types refuses
+    "megablox_jax": Name(
+        "jax", "jax.experimental.pallas.ops.tpu.megablox.gmm", "jax",
+        "there are no grouped matmuls on TPUs; install a jax that jaxscale was tested with (>=0.10.2,<0.13)",
+    ),
     # where orbax tells tensorstore of a place: s3:// is added to what it knows; and reading one array at a time
     "kvstore_spec": Name(
         "orbax-checkpoint", "orbax.checkpoint._src.serialization.tensorstore_utils", "build_kvstore_tspec",

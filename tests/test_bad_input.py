@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -178,6 +179,52 @@ def test_train_refuses_and_changes_nothing(interrupted, shell, override, message
     before = snapshot(interrupted)
     assert message in shell.refused("train", interrupted / "tiny.yaml", override)
     assert snapshot(interrupted) == before
+
+
+BOTH = "sharding={{parameters: {{{0}}}, activations: {{{0}}}}}".format
+EXPERTS = {
+    "model.moe.num_experts=6": "moe.num_experts 6 is not divisible by 4 (expert=4, sharding.parameters.experts); try 4",
+    "model.moe.mlp_dim=33": "moe.mlp_dim 33 is not divisible by 2 (tensor=2, sharding.parameters.expert_mlp)",
+    "model.moe.top_k=9": "model.moe: top_k 9 is more than num_experts 8; lower it",
+    "model.moe.groups=3": "model.moe: num_experts 8 is not divisible by groups 3; try [1, 2, 4, 8]",
+    "model.moe.top_groups=3 model.moe.groups=2": "model.moe: top_groups 3 is more than groups 2; lower it",
+    "model.moe.groups=8": "top_k 2 is more than the 1 experts of 1 groups; raise top_groups",
+    "model.moe.capacity_factor=1.25": "unknown key model.moe.capacity_factor; no token is dropped, so experts have",
+    "model.moe.dense_layers=1": "moe.dense_layers 1 leaves no layer of 1 with experts; lower it",
+    "model.moe.num_expert=4": "unknown key model.moe.num_expert; did you mean model.moe.num_experts?",
+    "step.microbatches=2": "loss.balance=0.01 counts over the whole batch, which 2 microbatches never see at one time",
+    "model.mlp=gelu": "moe: experts are SwiGLUs without biases; set mlp=swiglu and mlp_bias=false",
+    "model.moe=null": "loss.balance=0.01: the model has no experts; set it to 0",
+    "loss.router_z=-1": "loss.router_z=-1",
+    "step.expert_exchange=ragged": "step.expert_exchange='ragged'",
+    "step.remat={expert_out: save}": "step.remat.expert_out: no such activation; did you mean expert_up?",
+    "sharding.activations.experts=fsdp": "sharding.parameters.experts (expert=4) and sharding.activations.experts",
+    "sharding.parameters.expert_mlp=null": "sharding.activations.expert_mlp (tensor=2) must be the same: experts stay",
+    BOTH("experts: tensor, expert_mlp: null") + " sharding.activations.residual_sequence=null": (
+        "sharding.activations.experts: tensor splits no tokens, and tokens are exchanged"
+    ),
+    BOTH("experts: pipeline")
+    + " mesh={pipeline: 2, expert: 4} step.microbatches=2 model.num_layers=2 loss.balance=0": (
+        "sharding.parameters.experts: pipeline splits the layers into stages"
+    ),
+}
+
+
+@pytest.mark.parametrize(("overrides", "message"), EXPERTS.items())
+def test_experts_that_cannot_be(tmp_path, stdlib, shell, overrides, message):
+    moe = {"num_experts": 8, "top_k": 2, "mlp_dim": 32}
+    mesh, loss = {"expert": 4, "tensor": 2}, {"balance": 0.01}
+    path = run_file(tmp_path, stdlib, model=MODEL | {"moe": moe}, mesh=mesh, loss=loss)
+    assert message in shell.refused("train", path, *re.split(r" (?=[\w.]+=)", overrides))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("key", "message"), [
+    ("loss.router_z=0.1", "loss.router_z=0.1: the model has no experts; set it to 0"),
+    ("step.remat={expert_in: save}", "step.remat.expert_in: the model has no experts; remove it"),
+])  # fmt: skip
+def test_keys_of_experts_without_experts(trained, shell, key, message):
+    assert message in shell.refused("train", trained / "tiny.yaml", key)
 
 
 @pytest.mark.parametrize("place", ["run", "run/checkpoints"])

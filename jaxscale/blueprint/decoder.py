@@ -61,11 +61,14 @@ def has_mlp(model: cfg.Model) -> bool:
 
 
 def elementwise(model: cfg.Model) -> dict[str, float]:
-    """Two norms, two residual sums; rotary positions of q and k; the activation: counted on Llama-3.1-8B's programs."""
+    """Two norms, two residual sums; rotary positions of q and k; the activation: counted on Llama-3.1-8B's programs.
+
+    A row of an expert is multiplied by its weight too; what sorts rows is counted by `predict.experts`.
+    """
     found: dict[str, float] = {"layer_in": 8, "q": 2, "k": 2}
     if has_mlp(model):
         found["mlp_up"] = 2
-    return found | ({"expert_in": 4, "expert_up": 2} if model.moe else {})
+    return found | ({"expert_up": 3} if model.moe else {})
 
 
 def dims(model: cfg.Model) -> dict[str, Dim]:

@@ -5,15 +5,17 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from jaxscale import config as cfg
+from jaxscale.blueprint.described import blueprint
 from jaxscale.blueprint.rules import DEFAULT_RULES, split_by
 from jaxscale.compiled.collectives import Collective, collectives
 from jaxscale.compiled.groups import SubAxis
 from jaxscale.compiled.hlo import parse
 from jaxscale.compiled.store import Compiled
-from jaxscale.compiled.work import Work, Worker, kernels, matmuls
+from jaxscale.compiled.work import Work, Worker, expert_flops, kernels, matmuls
 from jaxscale.hardware.topology import Topology, links
 from jaxscale.predict import costs
 from jaxscale.predict.attention import AttentionCost, attention_cost
+from jaxscale.predict.experts import exchange
 from jaxscale.predict.forecast import attention_flops
 from jaxscale.predict.interval import Interval, interval
 from jaxscale.predict.timing import (
@@ -28,7 +30,8 @@ from jaxscale.predict.timing import (
 )
 
 BASIS = {
-    "memory": "compiled", "memory_needed": "compiled", "matmul_flops": "compiled", "attention_calls": "compiled",
+    "memory": "compiled", "memory_needed": "compiled", "matmul_flops": "compiled", "expert_flops": "compiled",
+    "experts_wanted": "predicted", "attention_calls": "compiled",
     "hbm_bytes": "compiled", "sent": "compiled; seconds and hidden predicted", "fits": "compiled",
     "attention_flops": "compiled calls by formula", "model_flops": "predicted", "time": "predicted",
     "interval": "from published runs", "tokens_per_second_per_chip": "predicted", "mfu": "predicted",
@@ -45,6 +48,8 @@ class Report:
     Attributes:
         memory: part -> bytes; `memory_needed` their sum; `memory_usable` what the device has for a program.
         matmul_flops: in the compiled program; `model_flops`: what the model needs without recompute, a device's share.
+        expert_flops, experts_wanted: of the experts' matmuls, forward (with recompute) and backward: in the program,
+            and by formula, both for the worst case that arrays have room for; zeros where there are none.
         attention_calls: forward, backward kernels a step; their FLOPs are by formula (opaque to the compiler).
         time: predicted from the compiled program; `interval`: how far to believe it.
     """
@@ -58,6 +63,8 @@ class Report:
     matmul_flops: float
     attention_flops: float
     model_flops: float
+    expert_flops: tuple[float, float]
+    experts_wanted: tuple[float, float]
     attention_calls: tuple[int, int]
     hbm_bytes: float
     sent: list[Sent]
@@ -86,7 +93,11 @@ def examine(config: cfg.Config, topology: Topology, kept: Compiled) -> Report:
     program = parse(kept.hlo)
     speed = rates(topology.chip, config.step.compute_dtype)
     attention = attention_cost(config, kept.mesh, platform=topology.chip.platform)
-    worker = Worker(program, seconds_of(speed, attention, attention_flops(config, topology, speed)))
+    at = exchange(config, kept.mesh)
+    room = at.room if at else 1.0
+    worker = Worker(program, seconds_of(speed, attention, attention_flops(config, topology, speed)), 1 / room)
+    of_experts = expert_flops(program)
+    every = sum(m.flops * m.times for m in matmuls(program)) - sum(of_experts) * (1 - 1 / room)
     work = worker.of_computation(program.entry)
     inside, over = split_mesh(config, topology, kept.mesh)
     found = collectives(program, kept.mesh, worker, over if topology.slices > 1 else None)
@@ -101,12 +112,21 @@ def examine(config: cfg.Config, topology: Topology, kept: Compiled) -> Report:
     memory = memory_parts(kept)
     return Report(
         topology.name, kept.mesh, sum(memory.values()) <= topology.chip.usable_hbm_bytes, memory, sum(memory.values()),
-        int(topology.chip.usable_hbm_bytes), sum(m.flops * m.times for m in matmuls(program)), by_kernel,
-        flops_per_token * tokens / topology.devices, (work.forward_kernels, work.backward_kernels), work.bytes,
+        int(topology.chip.usable_hbm_bytes), every, by_kernel,
+        flops_per_token * tokens / topology.devices, of_experts, wanted_of_experts(config, kept.mesh, room),
+        (work.forward_kernels, work.backward_kernels), work.bytes,
         merged(sent), time, interval(time.best, topology), tokens / time.best / topology.chips,
         flops_per_token * tokens / time.best / peak,
         config.metrics.mfu, peak, topology.chip.source, program.unknown_loops, kept.lower_seconds, kept.compile_seconds,
     )  # fmt: skip
+
+
+def wanted_of_experts(config: cfg.Config, mesh: Mapping[str, int], room: float) -> tuple[float, float]:
+    """FLOPs of the experts' matmuls, forward with recompute and backward, for `room` times the rows of even loads."""
+    model = blueprint(config.model)
+    own = [m for m in costs.matmuls(config, mesh) if model.op(m.name).rows_move]
+    forward = sum(m.flops * (m.forward + m.recomputed) for m in own)
+    return forward * room, sum(m.flops * m.backward for m in own) * room
 
 
 def weight_bytes(sent: list[Sent], mesh: Mapping[str, int]) -> float:

@@ -58,7 +58,28 @@ def matmul_flops(computation: Computation, instruction: Instruction) -> float:
         r"cublas\$(lt\$)?(gemm|matmul)|\$matmul|onednn\$matmul", instruction.target
     ):
         return gemm_flops(instruction, operand(computation, instruction, 0))
-    return 0.0
+    return stated_flops(instruction) if of_experts(instruction) else 0.0
+
+
+EXPERTS = re.compile(r"(^|/)experts/")  # scope of the program in which rows meet their experts
+
+
+def of_experts(instruction: Instruction) -> bool:
+    return bool(EXPERTS.search(instruction.source))
+
+
+def stated_flops(instruction: Instruction) -> float:
+    """What a kernel's author says that it costs; 0 where nothing is said."""
+    found = re.search(r'"flops":"?(\d+)', instruction.attributes) if instruction.opcode == "custom-call" else None
+    return float(found[1]) if found else 0.0
+
+
+def expert_flops(program: Program) -> tuple[float, float]:
+    """FLOPs of the experts' matmuls in a step, forward (recomputed ones too) and backward."""
+    found = [m for m in matmuls(program) if EXPERTS.search(m.source)]
+    again = [m for m in found if "transpose(" not in m.source or "rematted_computation" in m.source]
+    forward = sum(m.flops * m.times for m in again)
+    return forward, sum(m.flops * m.times for m in found) - forward
 
 
 def operand(computation: Computation, instruction: Instruction, index: int) -> Array:
@@ -169,10 +190,11 @@ class Worker:
 
     Args:
         seconds: the time of one instruction's work.
+        even: of the experts' FLOPs, the share that is done where loads are even: a program states the worst case.
     """
 
-    def __init__(self, program: Program, seconds: Callable[[Work], float] | None = None):
-        self.program, self.seconds = program, seconds
+    def __init__(self, program: Program, seconds: Callable[[Work], float] | None = None, even: float = 1.0):
+        self.program, self.seconds, self.even = program, seconds, even
         self.known: dict[str, Work] = {}
 
     def of_computation(self, name: str) -> Work:
@@ -208,7 +230,8 @@ class Worker:
             moved = 2 * self.array_bytes(i)
         elif i.opcode in ("dynamic-update-slice", "scatter"):
             moved = 2 * given[-1 if i.opcode == "scatter" else 1]
-        return Work(matmul_flops(computation, i), float(moved), kernel == "forward", kernel == "backward")
+        flops = matmul_flops(computation, i) * (self.even if of_experts(i) else 1.0)
+        return Work(flops, float(moved), kernel == "forward", kernel == "backward")
 
     def fusion_bytes(self, outer: Computation, i: Instruction, inner: Computation) -> float:
         """Operands and results in HBM; of an operand that is only sliced the slice, of a result updated in place the

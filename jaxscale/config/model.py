@@ -1,7 +1,7 @@
 """The section `model`: the sizes and kinds of a decoder."""
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import model_validator
 
@@ -38,13 +38,6 @@ class Moe(Section):
     top_groups: Positive = 1
     bias: bool = False  # of the choice alone, moved after each step so that loads become even (arXiv:2408.15664)
     linear_bias: bool = False  # a trained bias of the router's matmul
-
-    @model_validator(mode="before")
-    @classmethod
-    def _no_capacity(cls, values: Any) -> Any:
-        if isinstance(values, dict) and (key := next((k for k in values if "capacity" in str(k)), None)):
-            raise ValueError(f"{key}={values[key]}: no token is dropped, so experts have no capacity; remove it")
-        return values
 
     @model_validator(mode="after")
     def _check(self) -> "Moe":

@@ -95,6 +95,8 @@ def suggest(key: str, root: type[BaseModel]) -> str:
     """`; did you mean optimizer.learning_rate?` for `lr`, `optimizer.lr` or `optimizer.learning_rte`, or nothing."""
     known = keys_of(root)
     *sections, last = key.lower().lstrip("-+").replace("-", "_").split(".")
+    if "capacity" in last:
+        return "; no token is dropped, so experts have no capacity; remove it"
     place = ".".join(filter(None, (SECTIONS.get(name, name) for name in sections)))
     if place and place not in known:
         place = near(place, [k for k, kind in known.items() if section_of(kind)]) or ""

@@ -14,6 +14,7 @@ from jaxscale.compiled.story import Answer
 from jaxscale.config.mesh_text import mesh_text, split_axes
 from jaxscale.console.predict import NARROW, WIDE, gib, make_console, make_table
 from jaxscale.hardware.chips import CHIPS, GIB, Chip
+from jaxscale.predict.costs import parameter_words
 from jaxscale.predict.plan import Budget, Choice, Plan
 from jaxscale.predict.ways import remat_name
 
@@ -71,6 +72,8 @@ def plan_header(config: cfg.Config, found: Plan) -> Iterable[str]:
     ways = f"{found.considered:,} ways of mesh, microbatches and remat in place of the config's own"
     fit = f"{len(found.choices)} fit, predicted"
     yield f"{config.name} on {found.topology.name}: {tokens:,} tokens a step; {ways}, {fit}"
+    if words := parameter_words(config.model):
+        yield f"{config.model.name} has {words}; MFU counts the active ones"
     if found.held:
         yield f"held as given: {', '.join(found.held)}"
 

@@ -104,10 +104,25 @@ def flops_table(report: Report) -> Table:
             tera(report.attention_flops),
             f"{forward} forward and {backward} backward calls in the program, FLOPs by formula (causal)",
         )
+    for name, found, wanted in expert_lines(report):
+        told = (
+            f"checked by compiled FLOPs: {found / wanted:.3f} of those wanted" if found else "not stated by its kernels"
+        )
+        table.add_row(f"experts, {name}", tera(found), told)
     table.add_row("the model's", tera(report.model_flops), f"formula, {report.convention}, no recompute")
     if report.model_flops:
         table.add_row("done : model's", f"{done / report.model_flops:.3f}", "more than 1: recompute, repeated kv heads")
     return table
+
+
+def expert_lines(report: Report) -> Iterable[tuple[str, float, float]]:
+    """Of the experts' matmuls: which pass, FLOPs in the program, and those wanted; for the most rows there can be."""
+    for i, name in enumerate(("forward", "backward")):
+        if report.experts_wanted[i]:
+            yield name, report.expert_flops[i], report.experts_wanted[i]
+
+
+MORE = 1.05  # times the FLOPs wanted, from which it is worth a word
 
 
 def collectives_table(report: Report) -> Table:
@@ -165,6 +180,12 @@ def verdict(report: Report) -> Iterable[str]:
         f"MFU {report.mfu:.1%}, predicted, of {report.peak / 1e12:,.0f} TFLOP/s ({report.peak_source}); convention "
         f"{report.convention}: {CONVENTIONS[report.convention]}"
     )
+    for name, found, wanted in expert_lines(report):
+        if found > MORE * wanted:
+            yield (
+                f"WARNING: the experts' matmuls, {name}, take {found / wanted:.2f} times the FLOPs wanted: rows are "
+                "multiplied by experts that are not theirs"
+            )
     if report.unknown_loops:
         yield f"counted once, as their trip count could not be read: loops {', '.join(report.unknown_loops)}"
 

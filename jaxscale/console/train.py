@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from jaxscale import config as cfg
-from jaxscale.predict.costs import CONVENTIONS, parameter_counts
+from jaxscale.predict.costs import CONVENTIONS, active_parameters, parameter_counts
 
 
 class TrainingConsole:
@@ -170,6 +170,9 @@ def show_config(config: cfg.Config, num_devices: int | None) -> None:
         if number:
             table.add_row(part, f"{number:,}", f"{number / sum(counts.values()):.1%}")
     table.add_row("all", f"{sum(counts.values()):,}", "100%", style="bold")
+    if config.model.moe:
+        active = active_parameters(config.model)
+        table.add_row("active for a token", f"{active:,}", f"{active / sum(counts.values()):.1%}")
     console.print(table)
     table = Table(title=f"Every parameter on {mesh_text}", title_justify="left")
     for name, justify in (

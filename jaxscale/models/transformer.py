@@ -37,8 +37,11 @@ from jaxscale.parallel.sharding import (
 def all_but_gathered_parameters(primitive: Any, *_: Any, **parameters: Any) -> bool:
     """What remat `none` keeps: all activations, but no gathered weights, or every device would end with whole layers.
 
-    A weight's gather is the reshard whose result is marked reduced over the tokens' axes (see `sharding.move`).
+    A weight's gather is the reshard whose result is marked reduced over the tokens' axes (see `sharding.move`). Inside
+    a shard_map the same array is cast to other types, which would keep it under another name.
     """
+    if primitive.name.removesuffix("_p") in ("pvary", "reduced_vary_cast"):
+        return False
     if primitive.name != "reshard":
         return True
     return not set(parameters["dst_sharding"].spec.reduced) & set(axes_of_tokens())

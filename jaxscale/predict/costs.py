@@ -30,9 +30,10 @@ from jaxscale.blueprint.rules import (
 from jaxscale.blueprint.table import Blueprint, Weight
 from jaxscale.optimizers import OPTIMIZERS, Slot
 
+MATMULS = "matmuls 6 FLOPs a parameter and token (of experts, those that the token goes to)"
 CONVENTIONS = {
-    "causal": "matmuls 6 FLOPs a parameter and token, attention over the tokens that the causal mask shows",
-    "palm": "matmuls 6 FLOPs a parameter and token, attention over the whole sequence (PaLM, arXiv:2204.02311, app. B)",
+    "causal": f"{MATMULS}, attention over the tokens that the causal mask shows",
+    "palm": f"{MATMULS}, attention over the whole sequence (PaLM, arXiv:2204.02311, app. B)",
 }
 BYTES = {"bfloat16": 2, "float32": 4}
 
@@ -117,6 +118,20 @@ def parameter_counts(model: cfg.Model) -> dict[str, int]:
     for weight in described.weights:
         counts[weight.part] = counts.get(weight.part, 0) + described.published_size(weight)
     return counts
+
+
+def active_parameters(model: cfg.Model) -> int:
+    """Parameters without the experts that a token does not go to; the published "active" ones."""
+    described = blueprint(model)
+    return round(sum(described.published_size(w) * described.active(w) for w in described.weights))
+
+
+def parameter_words(model: cfg.Model) -> str | None:
+    """Of a model with experts, how many parameters there are in all and for a token; None for others."""
+    if blueprint(model).routed is None:
+        return None
+    whole, active = sum(parameter_counts(model).values()), active_parameters(model)
+    return f"{whole / 1e9:,.3g}B parameters, of which {active / 1e9:,.3g}B are active for a token"
 
 
 def matmul_parameters(model: cfg.Model) -> int:
@@ -221,6 +236,7 @@ class Matmul:
     Attributes:
         forward, backward, recomputed: how often this many FLOPs are done a step.
         stacked: every layer has one.
+        groups: matrices of experts, each for some of the rows.
     """
 
     name: str
@@ -231,6 +247,12 @@ class Matmul:
     backward: int
     recomputed: int
     stacked: bool = True
+    groups: int = 1
+
+    @property
+    def elements(self) -> int:
+        """Of x, w and the result."""
+        return self.m * self.k + self.groups * self.k * self.n + self.m * self.n
 
     @property
     def flops(self) -> float:
@@ -261,8 +283,9 @@ def matmuls(config: cfg.Config, sizes: Mapping[str, int]) -> list[Matmul]:
         x, w, out = one.x.letters, one.w.letters, one.out.letters
         groups = [c for c in x if c in out], [c for c in x if c not in out], [c for c in w if c not in x]
         m, k, n = (math.prod(here[c] for c in letters) for letters in groups)
+        each = math.prod(here[c] for c in x if c in out and c in w)
         runs = runs_of(one, config, sizes)
-        found.append(Matmul(one.name, m, k, n, runs, 2 * runs, runs * (one.name in again), one.stacked))
+        found.append(Matmul(one.name, m, k, n, runs, 2 * runs, runs * (one.name in again), one.stacked, each))
     return found
 
 

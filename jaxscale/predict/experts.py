@@ -10,6 +10,8 @@ from jaxscale.blueprint.experts import most_rows, token_axes, way
 from jaxscale.blueprint.rules import count, rules_of, split_by
 from jaxscale.predict import costs
 
+LANES = 128  # elements to which a TPU pads the last dim of an array
+
 
 @dataclass(frozen=True)
 class Exchange:
@@ -32,11 +34,55 @@ class Exchange:
     place: int
     width: int
 
+    @property
+    def room(self) -> float:
+        """Place for rows over the rows that come where loads are even: arrays are as large as the worst case."""
+        return self.place / self.rows
+
     def sent(self, platform: str) -> tuple[str, int]:
         """Kind of an exchange of rows, and V in rows. XLA's CPU programs send places for all rows to every shard."""
         if platform == "cpu":
             return "all-to-all", self.shards * self.rows
         return "ragged-all-to-all", self.rows
+
+    def number_bytes(self, platform: str) -> int:
+        """Of the number that goes with a row: a TPU's arrays are padded to whole lanes."""
+        return 4 * (LANES if platform == "tpu" else 1)
+
+
+# Rows of a kernel's tile (`kernels.grouped_tpu`, `grouped_gpu`; a CPU's blocks are small)
+TILE = {"tpu": (128, 256), "gpu": (128, 128), "cpu": (1, 1)}
+LARGE = 512  # rows of an expert on average, from which a TPU's tiles are the larger ones
+
+
+def tiled(at: Exchange, platform: str) -> float:
+    """Rows that are multiplied over rows that there are: a tile in which one expert's rows end is not full.
+
+    A TPU's kernel computes such a tile for each of the experts that share it, a GPU's has half an empty tile for each.
+    """
+    local = at.num_experts // at.shards
+    tile = TILE[platform][at.rows >= LARGE * local]
+    return 1 + (tile * (local - 1) if platform == "tpu" else tile / 2 * local) / at.rows
+
+
+def moved_rows(at: Exchange, there: int, back: int) -> float:
+    """Elements that sorting rows reads and writes in one layer and microbatch.
+
+    To experts: each row is read and written, and again where it arrives in another order. From experts: as much, and
+    each token's rows are read again, and their sum written.
+
+    Args:
+        there, back: how often rows go each way.
+    """
+    sort = 4 if at.how == "all_to_all" else 2
+    return at.width * (at.rows * (there * sort + back * (sort + 1)) + back * at.tokens)
+
+
+def times(config: cfg.Config) -> tuple[int, int]:
+    """How often rows go to their experts, and back, in one microbatch: forward, backward, and once more there where the
+    backward pass makes them again. No gradient needs what experts make of a row, so the way back is not repeated."""
+    names, routed = costs.kept(config), blueprint(config.model).routed
+    return 2 + int(names is not None and routed is not None and routed.arrived not in names), 2
 
 
 def exchange(config: cfg.Config, sizes: Mapping[str, int]) -> Exchange | None:

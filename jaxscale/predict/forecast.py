@@ -10,6 +10,7 @@ from jaxscale.hardware.topology import Link, Topology, links
 from jaxscale.optimizers import OPTIMIZERS
 from jaxscale.predict import costs
 from jaxscale.predict.attention import attention_cost
+from jaxscale.predict.experts import exchange, moved_rows, tiled, times
 from jaxscale.predict.interval import Interval, interval
 from jaxscale.predict.measured import Measured
 from jaxscale.predict.memory import whole_logits
@@ -141,8 +142,7 @@ def compute_seconds(
         "optimizer": optimizer_bytes(config, sizes) / speed.memory,
         "weights": WEIGHT_PASSES * weight_bytes(needs) / speed.memory,
     }
-    if "quantizing" in layers:
-        parts["quantizing"] = layers["quantizing"] * (1 - idle)
+    parts |= {name: layers[name] * (1 - idle) for name in ("rows of experts", "quantizing") if name in layers}
     if idle:
         parts["bubble"] = sum(layers.values()) * idle
     offloaded = offloaded_bytes(config, sizes)
@@ -154,11 +154,17 @@ def compute_seconds(
 
 def layer_seconds(config: cfg.Config, topology: Topology, sizes: Mapping[str, int], speed: Rates) -> dict[str, float]:
     """Of a device's layers by part, a whole step."""
+    at, model = exchange(config, sizes), blueprint(config.model)
+    tiles = tiled(at, topology.chip.platform) if at else 1.0
+    matmuls = [(m, tiles if model.op(m.name).rows_move else 1.0) for m in costs.matmuls(config, sizes) if m.stacked]
     parts = {
-        "matmuls": sum(matmul_seconds(m, config, speed) for m in costs.matmuls(config, sizes) if m.stacked),
+        "matmuls": sum(matmul_seconds(m, config, speed) * factor for m, factor in matmuls),
         "attention": attention_cost(config, sizes).step_flops / attention_flops(config, topology, speed),
         "elementwise": elementwise_bytes(config, sizes, speed.elementwise, eager=speed.eager) / speed.memory,
     }
+    if at and model.routed:
+        runs, width = costs.layer_runs(config, sizes, model.routed.layers), costs.BYTES[config.step.compute_dtype]
+        parts["rows of experts"] = moved_rows(at, *times(config)) * runs * width / speed.memory
     if speed.eight_bit > 1:
         parts["quantizing"] = quantizing_bytes(config, sizes) / speed.memory
     return parts
@@ -166,7 +172,7 @@ def layer_seconds(config: cfg.Config, topology: Topology, sizes: Mapping[str, in
 
 def matmul_seconds(m: costs.Matmul, config: cfg.Config, speed: Rates) -> float:
     """Of all its runs in a step."""
-    moved = float((m.m * m.k + m.k * m.n + m.m * m.n) * costs.BYTES[config.step.compute_dtype])
+    moved = float(m.elements * costs.BYTES[config.step.compute_dtype])
     faster = speed.eight_bit if m.stacked else 1.0
     return speed.seconds(m.flops / faster, moved) * (m.forward + m.backward + m.recomputed)
 

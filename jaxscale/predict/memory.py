@@ -8,19 +8,20 @@ Evaluation needs no more: it runs on at most a microbatch's rows at one time, an
 activations. `tests/training/test_evaluation.py` compares the two programs.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from jaxscale import config as cfg
 from jaxscale.blueprint.described import blueprint
 from jaxscale.blueprint.passes import Pass
 from jaxscale.blueprint.rules import count, rules_of, schedule
-from jaxscale.blueprint.table import SEQUENCE, Kept
+from jaxscale.blueprint.table import SEQUENCE
 from jaxscale.predict import costs
 from jaxscale.predict.attention import split_way
 from jaxscale.predict.costs import BYTES
+from jaxscale.predict.experts import LANES, exchange
+from jaxscale.predict.kept import held_bytes, is_of_experts, kept_bytes
 
-LANES = 128  # a TPU's arrays are padded to so many elements in their last dim; of kept ones that is head_dim's
 SCRATCH = 5 / 16  # of an array that the SparseCore scatters over three torus dims (libtpu 0.0.52; over two none)
 
 
@@ -53,7 +54,7 @@ def memory(
     """
     state = costs.state_bytes(config, sizes) | {"batch": costs.batch_bytes(config, sizes, documents=documents)}
     offloaded = [name for name, action in (costs.kept(config) or {}).items() if action == "offload"]
-    host = sum(costs.activation_bytes(config, sizes, name) for name in offloaded)
+    host = sum(held_bytes(config, sizes, name) for name in offloaded)
     always = {
         "kept activations": kept_bytes(config, sizes, lanes=1 if platform == "gpu" else LANES),
         "between stages": stage_bytes(config, sizes),
@@ -82,16 +83,55 @@ def tpu_moments(config: cfg.Config, sizes: Mapping[str, int], own: float) -> tup
         "parameters in compute dtype": own * width / param if width != param else 0.0,
     }
     loss = tpu_head(config, sizes) | {"the last layer's output": 4 * stream_bytes(config, sizes, SEQUENCE)}
+    worst: Parts = max([tpu_layer(config, sizes, kind) for kind in kinds_of(config)], key=total)
     backward = {
         "gradients of a microbatch": own if config.step.microbatches > 1 else 0.0,
-        "a layer's weights, or their gradients": sum(
-            whole_bytes(config, sizes, p) for p in layer_passes(config, sizes)
-        ),
-        "a layer's activations": max(
-            working_bytes(config, sizes, widest=5, stream=4, whole=3.5), split_attention_bytes(config, sizes)
-        ),
+        **worst,
     }
     return always | loss, always | backward
+
+
+def tpu_layer(config: cfg.Config, sizes: Mapping[str, int], kind: str) -> Parts:
+    """Of the backward pass of a layer of this kind. Of three gathered matrices of experts two are there at one time."""
+    model = blueprint(config.model)
+    weights = {
+        p.name: whole_bytes(config, sizes, p) * (2 / 3 if model.op(p.name).rows_move else 1)
+        for p in layer_passes(config, sizes) if p.only in ("", kind)
+    }  # fmt: skip
+    rows = expert_bytes(config, sizes, kind)
+    activations = {
+        "a layer's activations": max(
+            working_bytes(config, sizes, kind, widest=5, stream=6 if rows else 4, whole=3.5),
+            split_attention_bytes(config, sizes),
+        )
+    }
+    parts = {"a layer's weights, or their gradients": sum(weights.values())} | activations
+    return parts | ({"rows of experts": rows} if rows else {})
+
+
+def total(parts: Parts) -> float:
+    return sum(parts.values())
+
+
+# Arrays of all rows in the backward pass of experts, of D and of an expert's mlp, read from libtpu's programs: rows,
+# their gradients both ways, and one that is on its way; gate, up, and the gradients of these and of their product
+ROWS, SENT_ROWS, WIDE_ROWS = 3, 4, 5
+
+
+def expert_bytes(config: cfg.Config, sizes: Mapping[str, int], kind: str) -> float:
+    """Rows of a layer's experts that are there at one time in its backward pass; 0 in a layer without."""
+    at, model = exchange(config, sizes), blueprint(config.model)
+    if at is None or model.routed is None or model.routed.layers != kind:
+        return 0.0
+    split = rules_of(config, sizes).activations[model.dims[model.routed.mlp].axis]
+    mlp = model.dims[model.routed.mlp].size / count(split, sizes)
+    rows = (ROWS if at.how == "none" else SENT_ROWS) * at.width + WIDE_ROWS * mlp
+    return at.place * rows * BYTES[config.step.compute_dtype]
+
+
+def kinds_of(config: cfg.Config) -> tuple[str, ...]:
+    """Kinds of layers that the model has."""
+    return tuple(kind for kind, number in blueprint(config.model).kinds.items() if number) or ("",)
 
 
 QUERIES = 16  # arrays of the queries' size in the backward pass of split attention: read from 1M tokens on 64 v5p
@@ -154,8 +194,14 @@ def gpu_moments(config: cfg.Config, sizes: Mapping[str, int], own: float) -> tup
     # [B, T, D] of all layers, gathered along T, turned from the order in which it arrived
     arrived = step.remat == "none" and output > stream_bytes(config, sizes) and rows_of(config, sizes) > 1
     backward = {
-        "a layer's weights": sum(whole_bytes(config, sizes, p) for p in layer if model.op(p.name).whole),
-        "a layer's activations": working_bytes(config, sizes, widest=3 + again, stream=5, whole=7)
+        "a layer's weights": max(
+            sum(whole_bytes(config, sizes, p) for p in layer if model.op(p.name).whole and p.only in ("", kind))
+            for kind in kinds_of(config)
+        ),
+        "a layer's activations": max(
+            working_bytes(config, sizes, kind, widest=3 + again, stream=5, whole=7) + expert_bytes(config, sizes, kind)
+            for kind in kinds_of(config)
+        )
         + heads / costs.layers_here(config, sizes),
         "inputs, turned": output * costs.layers_here(config, sizes) if arrived else 0.0,
     }
@@ -256,28 +302,6 @@ def stream_width(config: cfg.Config) -> int:
     return model.dims[model.activation(model.stream).letters[-1]].size if model.stream else 0
 
 
-def kept_bytes(config: cfg.Config, sizes: Mapping[str, int], *, lanes: int = 1) -> float:
-    """Activations that wait in HBM for the backward pass, all its layers; head_dim padded to `lanes`.
-
-    Of one microbatch, or of those that a stage of a pipeline has in flight.
-    """
-    names, model = costs.kept(config), blueprint(config.model)
-
-    def size(name: str) -> float:
-        one = model.activation(name)
-        last = model.dims[one.letters[-1]].size
-        return costs.activation_bytes(config, sizes, name) * (-(-last // lanes) * lanes / last if one.padded else 1)
-
-    if names is None:
-        rows = (*model.kept, *when_wrapped(config, sizes))
-        return sum(kept_size(config, sizes, row, size) for row in rows) + softmax_sums(config, sizes)
-    saved = {name for name, action in names.items() if action == "save"} | {model.stream} - set(names)
-    known = [a.name for a in model.activations if a.name in saved and a.read]
-    with_sums = model.attention is not None and model.attention.result in saved
-    of_one = sum(map(size, known)) + (softmax_sums(config, sizes) if with_sums else 0)
-    return of_one * schedule(config, sizes).in_flight
-
-
 def stage_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> float:
     """Of a pipeline: the inputs of a stage's layers, taken from those in flight; and what comes and goes, both ways."""
     if schedule(config, sizes).stages == 1:
@@ -285,41 +309,16 @@ def stage_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> float:
     return (costs.layers_here(config, sizes) + 4) * stream_bytes(config, sizes)
 
 
-def softmax_sums(config: cfg.Config, sizes: Mapping[str, int]) -> float:
-    """One number a query and head, float32, all layers; kept with the attention's result."""
+def working_bytes(
+    config: cfg.Config, sizes: Mapping[str, int], kind: str, *, widest: float, stream: float, whole: float
+) -> float:
+    """Alive at one time in the backward pass of a layer of this kind: arrays of the mlp's width, arrays of [tokens, D]
+    as they are split between matmuls, and where they are split, whole ones: inputs gathered, gradients not yet summed.
+    Rows of experts are apart."""
     model = blueprint(config.model)
-    if model.attention is None:
-        return 0.0
-    return costs.layers_here(config, sizes) * costs.activation_elements(config, sizes, model.attention.q[:-1]) * 4
-
-
-def kept_size(config: cfg.Config, sizes: Mapping[str, int], row: Kept, size: Callable[[str], float]) -> float:
-    """Of all layers."""
-    one, factor = blueprint(config.model).activation(row.activation), 1.0
-    if row.at:
-        here, there = (costs.activation_elements(config, sizes, one.letters, at) for at in (one.at, row.at))
-        factor = there / here
-    return size(row.activation) * factor * row.copies * (4 / BYTES[config.step.compute_dtype] if row.float32 else 1)
-
-
-def when_wrapped(config: cfg.Config, sizes: Mapping[str, int]) -> tuple[Kept, ...]:
-    """Where remat wraps the layer though it keeps all, attention's result is kept twice: see `Transformer.remat`."""
-    attention = blueprint(config.model).attention
-    return (Kept(attention.result, 1),) if attention and gathered_over_tokens(config, sizes) else ()
-
-
-def gathered_over_tokens(config: cfg.Config, sizes: Mapping[str, int]) -> bool:
-    tokens = {a for name in ("batch", "sequence") for a in rules_of(config, sizes).activations[name]}
-    split = {a for p in layer_passes(config, sizes) for axes in p.w.stored for a in axes}
-    return bool(split & tokens)
-
-
-def working_bytes(config: cfg.Config, sizes: Mapping[str, int], *, widest: float, stream: float, whole: float) -> float:
-    """Alive at one time in a layer's backward pass: arrays of the mlp's width, arrays of [tokens, D] as they are split
-    between matmuls, and where they are split, whole ones: inputs gathered, gradients not yet summed."""
-    model = blueprint(config.model)
-    wide = (
-        costs.activation_bytes(config, sizes, model.widest) / costs.layers_here(config, sizes) if model.widest else 0.0
-    )
+    names = [model.widest] if not model.routed else [a.name for a in model.activations if a.only == kind]
+    of_tokens = [a for a in map(model.activation, filter(None, names)) if not is_of_experts(model, a)]
+    each = (costs.activation_bytes(config, sizes, a.name) / costs.layers_here(config, sizes, a.only) for a in of_tokens)
+    wide = max(each, default=0.0)
     here, gathered = stream_bytes(config, sizes), stream_bytes(config, sizes, SEQUENCE)
     return widest * wide + stream * here + (whole * gathered if gathered > here else 0.0)

@@ -92,6 +92,8 @@ def plan(
     if found.wants_stages():
         found.among(ways(config, topology, held, in_stages=True))
         skipped = {axis: why for axis, why in skipped.items() if axis not in STAGE_AXES}
+    if config.loss.balance and not {"step", "step.microbatches"} & set(held):
+        skipped |= {"step.microbatches": "loss.balance counts over the whole batch, which microbatches never see"}
     own, problem = as_it_is(config, topology, documents=documents, measured=measured)
     left_out, legal = found.left_out(), len(found.choices) + sum(found.reasons[what] for what in found.nearest)
     return Plan(topology, found.choices, left_out, found.considered, legal, own, problem, held, measured, skipped)

@@ -163,6 +163,7 @@ WHOLE = {
     "outer step": "HBM",
     "weights": "HBM",
     "quantizing": "HBM",
+    "rows of experts": "HBM",
     "bubble": "compute",
     "kernel starts": "launches",
     "launches, not hidden": "launches",

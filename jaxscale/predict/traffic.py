@@ -18,7 +18,7 @@ from jaxscale.blueprint.table import RESIDUAL
 from jaxscale.predict import costs
 from jaxscale.predict.attention import kernel_of, split_way
 from jaxscale.predict.costs import BYTES, elements, letter_sizes
-from jaxscale.predict.experts import Exchange, exchange
+from jaxscale.predict.experts import Exchange, exchange, times
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ def traffic(config: cfg.Config, sizes: Mapping[str, int], *, platform: str = "tp
     Args:
         platform: `tpu`, `gpu` or `cpu`; it has a say in how split sequences attend, and how rows go to experts.
     """
-    by_platform = (partial(part, platform=platform) for part in (split_sequences, experts))
-    rest = (repeated_heads, lookups, *by_platform, idle_axes, losses, stages)
+    ways = partial(split_sequences, platform=platform), partial(experts, platform=platform)
+    rest = (repeated_heads, lookups, *ways, idle_axes, losses, stages)
     found = [*matmul_traffic(config, sizes), *(t for part in rest for t in part(config, sizes))]
     return [t for t in found if t.times and t.bytes]
 
@@ -170,14 +170,13 @@ def split_sequences(config: cfg.Config, sizes: Mapping[str, int], *, platform: s
 def experts(config: cfg.Config, sizes: Mapping[str, int], *, platform: str) -> Iterator[Traffic]:
     """Rows to experts on other devices and back, and their gradients: see `models.dispatch`.
 
-    A row's result is needed by no gradient, so the way back runs once each way; the way there once more where the
-    backward pass makes the rows again. Each row has its weight with it, a number of 4 bytes.
+    Each row has its weight with it, a number.
     """
     at, routed = exchange(config, sizes), blueprint(config.model).routed
     if at is None or routed is None:
         return
     runs, names, width = costs.layer_runs(config, sizes, routed.layers), costs.kept(config), at.width
-    again, there = int(names is not None), 2 + int(names is not None and routed.arrived not in names)
+    again, (there, back) = int(names is not None), times(config)
     wide = BYTES[config.step.compute_dtype] * width
 
     def each(what: str, kind: str, axes: Axes, size: float, times: int, phase: str = "forward") -> Traffic:
@@ -194,22 +193,22 @@ def experts(config: cfg.Config, sizes: Mapping[str, int], *, platform: str) -> I
             kind = "reduce-scatter" if scattered else "all-reduce"
             yield each("experts' partial sums", kind, axes, size, 1)
             yield each("experts' partial sums", kind, axes, size, 1, "backward")
-    yield from over_experts(at, platform, each, wide, there, again)
+    yield from over_experts(at, platform, each, wide, there, back, again)
 
 
 def over_experts(
-    at: Exchange, platform: str, each: Callable[..., Traffic], wide: int, there: int, again: int
+    at: Exchange, platform: str, each: Callable[..., Traffic], wide: int, there: int, back: int, again: int
 ) -> Iterator[Traffic]:
     """The same over the axes that split the experts.
 
     Args:
-        wide: bytes of a row; `there`: how often rows go to their experts; `again`: their weights are made again.
+        wide: bytes of a row; `there`, `back`: how often rows go each way; `again`: their weights are made again.
     """
     if at.how == "all_to_all":
         kind, rows = at.sent(platform)
         yield each("rows to experts", kind, at.axes, rows * wide, there)
-        yield each("rows from experts", kind, at.axes, rows * wide, 2)
-        yield each("rows' weights", kind, at.axes, rows * 4, 2 + again)
+        yield each("rows from experts", kind, at.axes, rows * wide, back)
+        yield each("rows' weights", kind, at.axes, rows * at.number_bytes(platform), 2 + again)
         yield each("experts' counts", "all-gather", at.axes, at.shards * at.num_experts * 4, 1 + again)
     elif at.how == "gather":
         whole = at.shards * at.tokens

@@ -179,6 +179,8 @@ def variants(
     numbers = {1, 2, 4, 8, 16, 32, config.step.microbatches} | ({64, 128, 256} if stages > 1 else set())
     parts = [n for n in sorted(numbers) if rows % n == 0 and rows // n >= shards] or [1]
     parts = [n for n in parts if n >= stages] or parts
+    if config.loss.balance:  # see `Config`
+        parts = [1]
     if holds(held, "step.microbatches"):
         parts = [config.step.microbatches]
     own: dict[str, str | Mapping[str, str]] = {remat_name(config): config.step.remat}

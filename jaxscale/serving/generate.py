@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxscale.blueprint.cases import without
 from jaxscale.blueprint.rules import Rules, count
 from jaxscale.parallel.sharding import spec
 
@@ -17,8 +18,20 @@ def decode_rules(rules: Rules, mesh_shape: dict[str, int], batch_size: int) -> R
     passes all layers before the next one is known, so that stages would wait for each other.
     """
     rules = rules.with_activations(sequence=(), residual_sequence=()).with_parameters(layers=())
-    return (
-        rules if batch_size % count(rules.activations["batch"], mesh_shape) == 0 else rules.with_activations(batch=())
+    if batch_size % count(rules.activations["batch"], mesh_shape):
+        rules = rules.with_activations(batch=())
+    return experts_beside_tokens(rules)
+
+
+def experts_beside_tokens(rules: Rules) -> Rules:
+    """Experts split over axes that split tokens alone: over the others their matrices are kept split, and gathered."""
+    experts = rules.activations["experts"]
+    if not (idle := without(experts, rules.activations["batch"])):
+        return rules
+    kept = rules.parameters["expert_embed"]
+    experts = without(experts, idle)
+    return rules.with_activations(experts=experts).with_parameters(
+        experts=experts, expert_embed=(*kept, *without(idle, kept))
     )
 
 

@@ -21,10 +21,9 @@ from jaxscale.parallel.sharding import fit_rules, make_rules, on_mesh
 from jaxscale.serving.generate import decode_rules, generate
 from jaxscale.training.average import average
 from jaxscale.training.build import build_on
-from jaxscale.training.frozen import whole
 from jaxscale.training.older import sum_of
 from jaxscale.training.regroup import saved_replicas, shaped_for
-from jaxscale.training.step import Program, used_parameters
+from jaxscale.training.step import Program, all_parameters, used_parameters
 from jaxscale.training.trainer import Result
 
 
@@ -113,9 +112,9 @@ def sample_after(result: Result, config: cfg.Config, prompt: str, *, max_new_tok
     rules = decode_rules(result.rules, result.mesh.shape, 1)
     with on_mesh(result.mesh, rules):
         program = build_on(config, result.mesh, rules).program
-        params = jax.device_put(
-            used_parameters(config, result.state), jax.tree.map(lambda x: x.sharding, program.abstract.params)
-        )
+        abstract = shaped_for(program.abstract, 0)
+        layout = jax.tree.map(lambda x: x.sharding, all_parameters(abstract, abstract.params))
+        params = jax.device_put(used_parameters(config, result.state), layout)
         codec = run_tokenizer(result.out, None)
         return complete(
             program, params, codec, [prompt], config, max_new_tokens=max_new_tokens, temperature=0.8, top_p=0.95
@@ -177,7 +176,8 @@ def restore_params(run: Path, program: Program, config: cfg.Config, step: int | 
                 decay = meta["config"]["optimizer"].get("ema") if config.optimizer.ema else None
                 abstract = shaped_for(program.abstract, saved_replicas(meta))
                 own = "outer" if abstract.outer else "params"
-                parts = (own, *(("ema",) if decay else ()), *(("frozen",) if abstract.frozen else ()))
+                untrained = [name for name in ("frozen", "router_bias") if getattr(abstract, name)]
+                parts = (own, *(("ema",) if decay else ()), *untrained)
                 item = {name: getattr(abstract, name) for name in parts}
                 changed = config_differences(meta["config"], config.model_dump(mode="json"))
                 if changed := [d for d in changed if not d.startswith("optimizer.ema:")]:
@@ -193,7 +193,7 @@ def restore_params(run: Path, program: Program, config: cfg.Config, step: int | 
             params = found["outer"].params if abstract.outer else found["params"]
             if decay:  # of the checkpoint, which may be from before the average was turned on
                 params = average(sum_of(found["ema"], meta, candidate), params, decay, candidate)
-            return whole(params, found.get("frozen", {}))
+            return all_parameters(abstract._replace(**{name: found[name] for name in (own, *untrained)}), params)
     finally:
         checkpointer.close()
     raise ValueError(f"no checkpoint of {run} is left: {'; '.join(problems)}; --step names another one of {steps}")

@@ -1,8 +1,10 @@
 """What the compiled step sends: the expected collectives, no more. A needless all-gather turns these red."""
 
+import math
 import re
 from collections import Counter
 
+from dense_experts import LOSS, moe_config
 from support import Setup, collectives, make_config
 
 # Layers are scanned, so a loop's body stands once for all of them; counts are of arrays, combined or not. A layer has
@@ -109,3 +111,76 @@ def test_gradients_cross_the_mesh_in_the_compute_dtype():
     assert len(reduced) >= 2 * 3 + 2  # scale and bias of three norms, scale of q's and k's
     table = f"{setup.config.model.padded_vocab_size}x{setup.config.model.embed_dim}xf32"
     assert [kind for kind in reduced if not kind.endswith("bf16")] == [table]
+
+
+# --- experts: beside q k v out and the router a layer has three matrices of each expert ---------------------------
+
+FIVE, OF_EXPERTS, LOADS = 5, 3, 2  # loads: how often each expert is chosen, and its probability
+
+
+def expert_collectives(mesh: dict, **step) -> Counter:
+    setup = Setup(moe_config(mesh, loss=LOSS, optimizer={"clip_norm": None}, step=step))
+    hlo = setup.hlo()
+    require_no_scores(hlo, setup.config)
+    return collectives(hlo, setup.mesh)
+
+
+def require_no_scores(hlo: str, config) -> None:
+    """No device sees the scores of another one's tokens."""
+    tokens = config.data.batch_size * config.data.seq_len // 8
+    for line in hlo.splitlines():
+        if m := re.search(r"= (.+?) all-gather(?:-start)?\(", line):
+            for dims in re.findall(r"f32\[([\d,]+)\]", m[1]):
+                *rows, last = map(int, dims.split(","))
+                assert last != config.model.moe.num_experts or math.prod(rows) % tokens, line
+
+
+def test_fsdp_alone_gathers_all_experts_forward_and_backward_and_exchanges_no_token():
+    assert expert_collectives({"fsdp": 8}) == {
+        ("all-gather", ("fsdp",)): 2 * (FIVE + OF_EXPERTS) + 1 + 1,  # the unembedding, token ids
+        ("all-reduce", ("fsdp",)): FIVE + OF_EXPERTS + 1 + LAYER_NORMS + 1 + LOADS,
+        ("all-to-all", ("fsdp",)): 2,
+    }
+
+
+EXCHANGED = {
+    ("all-gather", ("expert",)): 1,  # how many rows each device sends to each
+    ("all-gather", ("fsdp",)): 2 * OF_EXPERTS,
+    ("all-gather", ("fsdp", "expert")): 2 * FIVE + 1 + 1,
+    ("all-reduce", ("fsdp",)): OF_EXPERTS,  # each expert's gradient stays on its device
+    ("all-reduce", ("fsdp", "expert")): FIVE + 1 + LAYER_NORMS + 1 + LOADS,
+    ("all-to-all", ("expert",)): 3 + 3,  # forward: rows, their weights, outputs; backward: the gradients of these
+    ("all-to-all", ("fsdp", "expert")): 2,
+}
+
+
+def test_experts_over_devices_exchange_rows():
+    assert expert_collectives({"fsdp": 2, "expert": 4}) == EXCHANGED
+
+
+def test_full_recompute_sends_rows_again_but_no_output():
+    assert expert_collectives({"fsdp": 2, "expert": 4}, remat="full") == EXCHANGED | {
+        ("all-gather", ("expert",)): 2,
+        ("all-to-all", ("expert",)): 3 + 2 + 3,
+    }
+
+
+def test_rows_that_are_kept_are_not_sent_again():
+    found = expert_collectives({"fsdp": 2, "expert": 4}, remat={"expert_in": "save"})
+    assert found["all-to-all", ("expert",)] == 3 + 1 + 3
+
+
+def test_few_devices_gather_tokens_and_tensor_splits_each_expert():
+    assert expert_collectives({"data": 2, "expert": 2, "tensor": 2}) == {
+        # tokens, their experts and weights, and back the outputs' gradient; the rest as over fsdp
+        ("all-gather", ("expert",)): 2 * FIVE + 1 + 1 + 3 + 1,
+        ("all-gather", ("tensor",)): TENSOR_GATHERS + 2,  # experts and weights of a token too
+        ("all-reduce", ("data",)): FIVE - 1 + OF_EXPERTS + 2,
+        ("all-reduce", ("data", "tensor")): 1,  # the router: tensor splits its tokens
+        ("all-reduce", ("data", "expert", "tensor")): LAYER_NORMS + 1 + LOADS,
+        ("all-reduce", ("expert",)): FIVE + 1,
+        ("all-reduce", ("tensor",)): TENSOR_REDUCES + 1,  # the weights' gradient
+        ("all-to-all", ("expert",)): 2,  # looked-up rows
+        ("reduce-scatter", ("expert",)): 1 + 2,  # outputs; back, tokens and weights
+        ("reduce-scatter", ("tensor",)): 1,
+    }

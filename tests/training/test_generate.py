@@ -15,6 +15,10 @@ MODELS = {
     "gpt2": {"position": "learned", "norm": "layernorm", "mlp": "gelu", "attention_bias": True, "tie_embeddings": True},
     "mistral": {"sliding_window": 4},
     "qwen": {"qk_norm": True},
+    "mixture": {
+        "num_layers": 3,
+        "moe": {"num_experts": 8, "top_k": 2, "mlp_dim": 32, "shared_mlp_dim": 16, "dense_layers": 1},
+    },
 }
 
 
@@ -55,6 +59,15 @@ def test_greedy_with_the_cache_is_greedy_without_it(model):
 )
 def test_every_mesh_decodes_the_same(mesh):
     assert decode({}, mesh) == decode({}, {"data": 1})
+
+
+@pytest.mark.parametrize(
+    "mesh", [pytest.param({"expert": 4, "tensor": 2}, marks=pytest.mark.slow), {"fsdp": 2, "expert": 4}], ids=str
+)
+def test_every_mesh_decodes_the_same_of_experts(mesh):
+    """Four prompts are split over four devices along expert; over eight they are not, and no more are the experts."""
+    model = MODELS["mixture"] | {"num_kv_heads": 8}
+    assert decode(model, mesh) == decode(model, {"data": 1})
 
 
 def test_a_sequence_ends_before_the_separator():

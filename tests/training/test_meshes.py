@@ -69,6 +69,10 @@ def test_every_factorisation_equals_one_device(data, fsdp, context, tensor, sect
     check({"data": data, "fsdp": fsdp, "context": context, "tensor": tensor}, sections)
 
 
+def test_expert_is_fsdp_to_a_model_without_experts():
+    check({"fsdp": 2, "expert": 2, "tensor": 2}, PLAIN)
+
+
 @pytest.mark.parametrize("mesh", [{"context": 8}, {"fsdp": 2, "context": 2, "tensor": 2}], ids=str)
 def test_a_ring_equals_one_device(mesh):
     check(mesh, {"step": {"context_attention": "ring", "remat": "full"}, "loss": {"chunk": 16}})

@@ -23,10 +23,14 @@ KINDS = {
     "llama": {"qk_norm": True},
     "gpt2": {"position": "learned", "norm": "layernorm", "mlp": "gelu", "attention_bias": True, "mlp_bias": True,
              "tie_embeddings": True, "num_kv_heads": 8},
+    "experts": {"moe": {"num_experts": 8, "top_k": 2, "mlp_dim": 32, "linear_bias": True}},
+    # in bfloat16 a token whose scores are close goes to another expert; here each goes to all
+    "all experts": {"moe": {"num_experts": 4, "top_k": 4, "mlp_dim": 32, "shared_mlp_dim": 32, "score": "sigmoid"}},
 }  # fmt: skip
 LONG = {"batch_size": 8, "seq_len": 512}  # 4,096 tokens, half of them one token
 WHOLE = {"data": 1}
 CUT = {"data": 2, "fsdp": 2, "tensor": 2}
+EXPERTS = {"fsdp": 2, "expert": 2, "tensor": 2}
 
 
 def skewed_batch(config):
@@ -66,7 +70,13 @@ def right(kind: str):
 
 @pytest.mark.parametrize(
     ("kind", "mesh", "microbatches"),
-    [("llama", WHOLE, 1), ("gpt2", WHOLE, 4), ("gpt2", CUT, 1), ("llama", CUT, 2)],
+    [
+        ("llama", WHOLE, 1),
+        ("gpt2", WHOLE, 4),
+        ("gpt2", CUT, 1),
+        ("llama", CUT, 2),
+        pytest.param("experts", EXPERTS, 1, marks=pytest.mark.slow),
+    ],
     ids=str,
 )
 def test_bfloat16_parameters_have_gradients_that_are_rounded_and_no_more(kind, mesh, microbatches):
@@ -79,8 +89,9 @@ def test_bfloat16_parameters_have_gradients_that_are_rounded_and_no_more(kind, m
         assert error < ROUNDING, f"{name}: {error:.2%} off"
 
 
-def test_no_array_is_far_worse_than_the_others_in_bfloat16_compute():
-    low, wanted = gradient("gpt2", WHOLE, "float32", compute_dtype="bfloat16"), right("gpt2")
+@pytest.mark.parametrize(("kind", "mesh"), [("gpt2", WHOLE), ("all experts", EXPERTS)], ids=str)
+def test_no_array_is_far_worse_than_the_others_in_bfloat16_compute(kind, mesh):
+    low, wanted = gradient(kind, mesh, "float32", compute_dtype="bfloat16"), right(kind)
     skipped = "['layers']['attention']['k_bias']"  # zero in exact arithmetic
     errors = {n: np.linalg.norm(low[n] - w) / np.linalg.norm(w) for n, w in wanted.items() if n != skipped}
     assert max(errors.values()) < 2.5 * np.median(list(errors.values())), errors
