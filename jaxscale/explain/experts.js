@@ -72,6 +72,24 @@ function expertPlaces({ routed, layouts }) {
   };
 }
 
+/** The arrays of a row, by what they are: rows that have one in common are served by one collective. */
+const arraysOf = ({ name, what, x, out }) =>
+  ({
+    "": { x: `x ${x.letters}`, w: `w ${name}`, out: `y ${name}` },
+    "gradient of x": { x: `dy ${name}`, w: `w ${name}`, out: `dx ${out.letters}` },
+    "gradient of w": { x: `x ${x.letters}`, w: `dy ${name}`, out: `dw ${name}` },
+  })[what];
+
+/** Titles of the other matmuls of experts that have the same array, in the same pass. */
+function alsoFor(row, operand, { routed, layouts }) {
+  const own = layouts.find(sameRow(row)),
+    array = arraysOf(own)[operand],
+    forward = (one) => one.phase === "forward";
+  return layouts
+    .filter((one) => one !== own && routed.ops.includes(one.name) && forward(one) === forward(own) && Object.values(arraysOf(one)).includes(array))
+    .map(rowTitle);
+}
+
 /** Of these, what a row of the list has. */
 function expertSends(row, config, sizes) {
   const { routed } = config.table;
@@ -81,7 +99,10 @@ function expertSends(row, config, sizes) {
     t.places
       .map((place) => places[place])
       .filter(([name, phase, what]) => name === row.name && phase === row.phase && what === row.what)
-      .map(([, , , operand, of]) => ({ operand, kind: t.kind, axes: t.axes, bytes: t.bytes, shared: [], of, sent: t.routing ? "routing" : "" })),
+      .map(([, , , operand, of]) => {
+        const shared = t.routing ? [] : alsoFor(row, operand, config.table);
+        return { operand, kind: t.kind, axes: t.axes, bytes: t.bytes, shared, of, sent: t.routing ? "routing" : "" };
+      }),
   );
 }
 

@@ -69,6 +69,17 @@ def served(path: str, rows: Iterable[Row]) -> tuple[int, str] | None:
 OTHER = {"x": "out", "out": "x"}
 
 
+def also_for(row: Row, operand: str, rows: Iterable[Row]) -> tuple[str, ...]:
+    """Titles of the other matmuls of experts that have the same array, in the same pass."""
+    array = getattr(row, operand)
+    return tuple(
+        other.title
+        for other in rows
+        if other.note == EVEN and other.title != row.title and (other.phase == "forward") == (row.phase == "forward")
+        and any((t.name, t.letters) == (array.name, array.letters) for t in (other.x, other.w, other.out))
+    )  # fmt: skip
+
+
 def expert_row(
     one: Pass, number: int, names: tuple[str, str, str], whole: Mapping[str, int], mesh: Mapping[str, int], dtype: str
 ) -> Row:
@@ -77,6 +88,7 @@ def expert_row(
         Tensor(name, tuple(t.letters), tuple(whole[c] for c in t.letters), t.stored, t.used, dtype, t.unreduced)
         for name, t in zip(names, (one.x, one.w, one.out), strict=True)
     )
+    out = replace(out, stored=out.used, used=out.stored)  # a pass has a result in the order of events
     local = costs.local_sizes(one.w, whole, mesh) | costs.local_sizes(one.x, whole, mesh)
     inner = set(x.letters) - set(out.letters)
     m, k, n = (

@@ -6,7 +6,7 @@ over the mesh axis fsdp along D and over tensor along F. Sizes are global, `byte
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 Axes = tuple[str, ...]
@@ -149,6 +149,19 @@ class Row:
 
     def __str__(self) -> str:
         return f"{self.x} · {self.w} -> {self.out}"
+
+
+def joined(row: Row) -> Row:
+    """Collectives that are the same, of layers in several loops, as one: as often as the matmul runs at most."""
+    found: list[Send] = []
+    for send in row.sends:
+        same = (i for i, s in enumerate(found) if replace(s, times=send.times, path=send.path) == send)
+        at = next((i for i in same if found[i].times + send.times <= row.times), None)
+        if at is None:
+            found.append(send)
+        else:
+            found[at] = replace(found[at], times=found[at].times + send.times)
+    return replace(row, sends=tuple(found))
 
 
 def splits(tensor: Tensor) -> dict[str, str]:

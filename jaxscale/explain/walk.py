@@ -36,7 +36,7 @@ from jaxscale.explain.jaxpr import (
     unreduced,
 )
 from jaxscale.explain.paths import FORMULA, clean, join, name_of, phase, what
-from jaxscale.explain.routes import EVEN, EXPERTS, INSIDE, expert_row, ordered, scope_of, sent_of, served
+from jaxscale.explain.routes import EVEN, EXPERTS, INSIDE, also_for, expert_row, ordered, scope_of, sent_of, served
 from jaxscale.explain.rows import Axes, Other, Row, Send, Tensor
 from jaxscale.predict import costs
 from jaxscale.predict.attention import attention_cost
@@ -301,7 +301,9 @@ class Walk:
             shared = tuple(
                 dict.fromkeys(self.rows[k].title for k, _ in move.rows if self.rows[k].title != self.rows[first].title)
             )
-            of = scope_of(move.path) if self.rows[first].note == EVEN else ""
+            of = scope_of(move.path)
+            if self.rows[first].note == EVEN and not move.sent:
+                shared = also_for(self.rows[first], operand, self.rows)
             send = Send(operand, move.kind, move.axes, move.bytes, move.times, move.path, shared, of=of, sent=move.sent)
             self.rows[first] = replace(self.rows[first], sends=(*self.rows[first].sends, send))
         return merged([ordered(lettered(row, self.model)) for row in self.rows]), self.others

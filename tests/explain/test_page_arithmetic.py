@@ -291,12 +291,14 @@ def test_a_stated_network_is_that_of_every_machine_of_the_chip():
 
 AT_REST = """(() => {
     const {config, chip, sizes, machine} = now, tensor = (t) => [t.name, t.letters, t.sizes, t.stored, t.used];
+    const send = (s) => [s.operand, s.kind, s.axes, s.bytes, s.shared.slice().sort(), s.seconds.toPrecision(9),
+        s.of || "", s.sent || ""];
     const told = (row) => ({
         x: tensor(row.x), w: tensor(row.w), out: tensor(row.out), unreduced: row.out.unreduced.slice().sort(),
         cases: row.cases, shape: row.per_device, flops: row.flops, hbm: row.hbm_bytes, intensity: row.intensity,
         seconds: row.seconds, bound: row.bound, times: row.times,
-        sends: row.sends.map(s => [s.operand, s.kind, s.axes, s.bytes, s.shared, s.seconds, s.of || "", s.sent || ""])
-            .sort((a, b) => row.name.startsWith("expert") ? JSON.stringify(a) < JSON.stringify(b) ? -1 : 1 : 0),
+        sends: row.note && row.note.startsWith("C: ") ? row.sends.map(send).map(s => JSON.stringify(s)).sort()
+            : row.sends.map(send),
     });
     const pairs = PAGE.explained.rows.map(tracedRow).map(row => [row, predictedRow(row, config, chip, sizes, machine)]);
     return pairs.map(([a, b]) => [rowTitle(a), told(a), told(b)]);
