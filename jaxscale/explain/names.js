@@ -21,6 +21,12 @@ const WHY = {
   "all-to-all": "every device trades its blocks: rows for columns",
   "ragged-all-to-all": "every row is on the device of its expert, or back on that of its token; drawn and counted as if loads were even",
 };
+const PURPOSE = {
+  dispatch: "rows go to the devices of their experts; in the backward pass their gradients come back",
+  combine: "results come back to the devices of their tokens; in the backward pass their gradients go to the experts",
+  routing: "each row's expert and weight, or how many rows there are",
+};
+
 /** What a letter stands for. */
 const dimName = (c, { dims, routed } = PAGE.config.table) =>
   ({ B: "batch", T: "sequence", S: "keys", L: "layers", [routed?.rows]: "rows of an expert" })[c] || dims[c]?.axis.replaceAll("_", " ");
