@@ -94,8 +94,8 @@ class Run:
         quantized: matmuls in 8 bits.
         power: share of a GPU's power limit that its machine allows.
         software: what compiled or ran the step, a key of `timing.SOFTWARE`; empty: what its source used (`made_by`).
-        capacity: of experts that drop tokens, the rows of each over an even share, sorted by masks of matmuls; 0: none is
-            dropped. What that takes is in `published.masked`.
+        capacity: of experts that drop tokens, the rows of each over an even share, sorted by masks of matmuls; 0: no
+            token is dropped. What that takes is in `published.masked`.
         chip: figures that the source states in place of the table's, e.g. {"network_bandwidth": 12.5e9}.
     """
 

@@ -113,7 +113,8 @@ def examine(config: cfg.Config, topology: Topology, kept: Compiled) -> Report:
     return Report(
         topology.name, kept.mesh, sum(memory.values()) <= topology.chip.usable_hbm_bytes, memory, sum(memory.values()),
         int(topology.chip.usable_hbm_bytes), every, by_kernel,
-        flops_per_token * tokens / topology.devices, of_experts, wanted_of_experts(config, kept.mesh, room), (work.forward_kernels, work.backward_kernels), work.bytes,
+        flops_per_token * tokens / topology.devices, of_experts, wanted_of_experts(config, kept.mesh, room),
+        (work.forward_kernels, work.backward_kernels), work.bytes,
         merged(sent), time, interval(time.best, topology), tokens / time.best / topology.chips,
         flops_per_token * tokens / time.best / peak,
         config.metrics.mfu, peak, topology.chip.source, program.unknown_loops, kept.lower_seconds, kept.compile_seconds,

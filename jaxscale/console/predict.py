@@ -183,8 +183,8 @@ def verdict(report: Report) -> Iterable[str]:
     for name, found, wanted in expert_lines(report):
         if found > MORE * wanted:
             yield (
-                f"WARNING: the experts' matmuls, {name}, take {found / wanted:.1f} times the FLOPs wanted: this compiler "
-                "multiplies rows with experts that are not theirs"
+                f"WARNING: the experts' matmuls, {name}, take {found / wanted:.2f} times the FLOPs wanted: rows are "
+                "multiplied by experts that are not theirs"
             )
     if report.unknown_loops:
         yield f"counted once, as their trip count could not be read: loops {', '.join(report.unknown_loops)}"

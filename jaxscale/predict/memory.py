@@ -83,9 +83,10 @@ def tpu_moments(config: cfg.Config, sizes: Mapping[str, int], own: float) -> tup
         "parameters in compute dtype": own * width / param if width != param else 0.0,
     }
     loss = tpu_head(config, sizes) | {"the last layer's output": 4 * stream_bytes(config, sizes, SEQUENCE)}
+    worst: Parts = max([tpu_layer(config, sizes, kind) for kind in kinds_of(config)], key=total)
     backward = {
         "gradients of a microbatch": own if config.step.microbatches > 1 else 0.0,
-        **max((tpu_layer(config, sizes, kind) for kind in kinds_of(config)), key=lambda parts: sum(parts.values())),
+        **worst,
     }
     return always | loss, always | backward
 
@@ -106,6 +107,10 @@ def tpu_layer(config: cfg.Config, sizes: Mapping[str, int], kind: str) -> Parts:
     }
     parts = {"a layer's weights, or their gradients": sum(weights.values())} | activations
     return parts | ({"rows of experts": rows} if rows else {})
+
+
+def total(parts: Parts) -> float:
+    return sum(parts.values())
 
 
 # Arrays of all rows in the backward pass of experts, of D and of an expert's mlp, read from libtpu's programs: rows,
