@@ -92,20 +92,16 @@ def tpu_moments(config: cfg.Config, sizes: Mapping[str, int], own: float) -> tup
 
 
 def tpu_layer(config: cfg.Config, sizes: Mapping[str, int], kind: str) -> Parts:
-    """Of the backward pass of a layer of this kind. Of three gathered matrices of experts two are there at one time."""
-    model = blueprint(config.model)
-    weights = {
-        p.name: whole_bytes(config, sizes, p) * (2 / 3 if model.op(p.name).rows_move else 1)
-        for p in layer_passes(config, sizes) if p.only in ("", kind)
-    }  # fmt: skip
-    rows = expert_bytes(config, sizes, kind)
-    activations = {
-        "a layer's activations": max(
-            working_bytes(config, sizes, kind, widest=5, stream=6 if rows else 4, whole=3.5),
-            split_attention_bytes(config, sizes),
-        )
+    """Of the backward pass of a layer of this kind."""
+    layer = [p for p in layer_passes(config, sizes) if p.only in ("", kind)]
+    activations = max(
+        working_bytes(config, sizes, kind, widest=5, stream=4, whole=3.5), split_attention_bytes(config, sizes)
+    )
+    parts = {
+        "a layer's weights, or their gradients": sum(whole_bytes(config, sizes, p) for p in layer),
+        "a layer's activations": activations,
     }
-    parts = {"a layer's weights, or their gradients": sum(weights.values())} | activations
+    rows = expert_bytes(config, sizes, kind)
     return parts | ({"rows of experts": rows} if rows else {})
 
 

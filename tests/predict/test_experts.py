@@ -51,8 +51,8 @@ def test_what_is_sent_is_what_the_compiled_program_sends(mesh, moe, step):
     sizes, program = dict(setup.mesh.shape), parse(setup.hlo())
     sent: dict[tuple[str, ...], float] = {}
     for c in collectives(program, sizes):
-        if max(c.sizes) >= 1024:
-            sent[c.axes] = sent.get(c.axes, 0) + sum(n for n in c.sizes if n >= 1024) * c.times
+        if c.bytes >= 1024:
+            sent[c.axes] = sent.get(c.axes, 0) + c.bytes * c.times
     predicted: dict[tuple[str, ...], float] = {}
     for t in traffic(config, sizes, platform="cpu"):
         if t.bytes >= 1024:
