@@ -44,6 +44,7 @@ LONG = (
     "faults/test_storage.py",
     "bench/test_step.py",
     "training/test_meshes.py",
+    "training/test_experts.py",
     "training/test_pipeline.py",
     "training/test_replicas.py",
     "models/test_context.py",

@@ -2,7 +2,7 @@
 
 Letters: B batch, T sequence, D embed, N query heads, K kv heads, H head dim, F mlp, V vocab (padded), P positions, 1 a
 vector of D that no mesh axis splits. Of experts: E experts, C rows of one of them, G embed, M mlp of one, R experts as
-a router scores them, S mlp of the shared ones.
+a router scores them, U mlp of the shared ones.
 """
 
 import functools
@@ -91,8 +91,7 @@ def expert_dims(model: cfg.Model, moe: cfg.Moe) -> dict[str, Dim]:
         "G": Dim("expert_embed", model.embed_dim, "embed_dim", wide=True),
         "M": Dim("expert_mlp", moe.mlp_dim, "moe.mlp_dim", wide=True),
         "R": Dim("router", moe.num_experts),
-        "S": Dim("mlp", moe.shared_mlp_dim, "moe.shared_mlp_dim", wide=True),
-    }
+    } | ({"U": Dim("mlp", moe.shared_mlp_dim, "moe.shared_mlp_dim", wide=True)} if moe.shared_mlp_dim else {})
 
 
 # --- weights --------------------------------------------------------------------------------------------------
@@ -144,8 +143,8 @@ def expert_weights(moe: cfg.Moe, small: float) -> list[Weight]:
         of("expert_down", "experts", "EMG", scale=small),
         *when(
             moe.shared_mlp_dim > 0,
-            *(of(f"shared_{name}", "shared_experts", "DS") for name in ("gate", "up")),
-            of("shared_down", "shared_experts", "SD", scale=small),
+            *(of(f"shared_{name}", "shared_experts", "DU") for name in ("gate", "up")),
+            of("shared_down", "shared_experts", "UD", scale=small),
         ),
     ]
 
@@ -208,7 +207,7 @@ def expert_ops(moe: cfg.Moe) -> list[Op]:
         ),
         *(expert(f"expert_{name}", "ECG", "ECM", f"expert_{name}", "expert_mlp") for name in ("up", "gate")),
         expert("expert_down", "ECM", "ECG", "expert_out", "expert_down", needed=False),
-        *when(moe.shared_mlp_dim > 0, *mlp_ops(("gate", "up"), "shared_", "S", EXPERTS)),
+        *when(moe.shared_mlp_dim > 0, *mlp_ops(("gate", "up"), "shared_", "U", EXPERTS)),
     ]
 
 
@@ -242,8 +241,8 @@ def expert_activations(moe: cfg.Moe) -> list[Activation]:
         of("expert_out", "ECG", read=False),
         *when(
             moe.shared_mlp_dim > 0,
-            of("shared_gate", "BTS"),
-            of("shared_up", "BTS"),
+            of("shared_gate", "BTU"),
+            of("shared_up", "BTU"),
             of("shared_out", "BTD", RESIDUAL, read=False),
         ),
     ]

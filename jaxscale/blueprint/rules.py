@@ -183,23 +183,23 @@ def check_divides(rules: Rules, sizes: Mapping[str, int], config: cfg.Config) ->
     model = blueprint(config.model)
     check_sequence(rules.activations["sequence"], sizes, config)
     rows = config.data.batch_size // config.step.microbatches
-    sizes_of = {d.axis: (d.label, d.size) for d in model.dims.values() if d.label}
-    for dim in (d for d in model.dims.values() if d.repeats):
-        axes = rules.activations[dim.axis]
-        check_repeats(dim.size, axes, sizes, config)
-        sizes_of[dim.axis] = (dim.label, max(dim.size, count(axes, sizes)))
-    sizes_of |= {
-        "batch": ("rows of a microbatch (data.batch_size / step.microbatches)", rows),
-        "sequence": ("data.seq_len", config.data.seq_len),
-        "residual_sequence": ("data.seq_len", config.data.seq_len),
-        "layers": ("num_layers", model.num_layers),
+    sizes_of = {
+        "batch": [("rows of a microbatch (data.batch_size / step.microbatches)", rows)],
+        "sequence": [("data.seq_len", config.data.seq_len)],
+        "residual_sequence": [("data.seq_len", config.data.seq_len)],
+        "layers": [("num_layers", model.num_layers)],
     }
+    for dim in (d for d in model.dims.values() if d.label):
+        axes = rules.activations[dim.axis] if dim.repeats else ()
+        if dim.repeats:
+            check_repeats(dim.size, axes, sizes, config)
+        sizes_of.setdefault(dim.axis, []).append((dim.label, max(dim.size, count(axes, sizes))))
     rules = few_kept_whole(rules, sizes, model)
     for kind, table in (("parameters", rules.parameters), ("activations", rules.activations)):
         for name, axes in table.items():
-            if name in sizes_of:
+            for label, size in sizes_of.get(name, []):
                 where = f"{axes_text(axes, sizes)}, sharding.{kind}.{name}"
-                require_divides(*sizes_of[name], count(axes, sizes), where)
+                require_divides(label, size, count(axes, sizes), where)
     check_stages(rules, sizes, config)
     if model.routed:
         check_experts(rules, sizes)

@@ -27,8 +27,7 @@ def show(found: Explanation, *, backward: bool) -> None:
     for row in found.rows:
         for send in row.sends:
             for title in send.shared:
-                words = f"{send.kind} {getattr(row, send.operand).name} over {'+'.join(send.axes)}: with {row.title}"
-                served.setdefault(title, []).append(words)
+                served.setdefault(title, []).append(f"{row.words(send)}: with {row.title}")
     parts = [("forward", found.phase("forward"))]
     parts += [("backward, with what is recomputed", found.phase("recomputed", "backward"))] if backward else []
     for title, rows in parts:
@@ -86,7 +85,7 @@ def matmul_lines(row: Row, served: list[str]) -> Iterator[tuple[str, str]]:
     for words in served:
         yield f"  {words}", "cyan"
     for send in row.sends:
-        words = f"{send.kind} {getattr(row, send.operand).name} over {'+'.join(send.axes)}"
+        words = row.words(send)
         words += f" x{send.times}" if send.times != row.times else ""
         words += f", also for {'; '.join(send.shared)}" if send.shared else ""
         yield (
@@ -168,7 +167,7 @@ def show_compared(a: Explanation, b: Explanation) -> None:
 def sent_words(row: Row | None) -> str:
     if row is None:
         return "-"
-    words = [f"{s.kind} {getattr(row, s.operand).name} {'+'.join(s.axes)} {size(s.bytes * s.times)}" for s in row.sends]
+    words = [f"{row.words(s)} {size(s.bytes * s.times)}" for s in row.sends]
     return "\n".join(words) or "nothing"
 
 

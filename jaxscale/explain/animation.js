@@ -20,9 +20,9 @@ class Player {
   /** Begin with a send of a row; `sizes` is what is drawn, `whole` the mesh that the figures are of. */
   show(row, send, sizes, whole, device) {
     this.pause();
-    const same = this.send && send && this.key === `${row.id} ${send.operand} ${send.kind} ${send.axes}`;
-    Object.assign(this, { row, send, sizes, whole });
-    this.key = send ? `${row.id} ${send.operand} ${send.kind} ${send.axes}` : "";
+    const key = send ? `${row.id} ${send.operand} ${send.kind} ${send.axes} ${send.sent || ""}` : "",
+      same = this.send && send && this.key === key;
+    Object.assign(this, { row, send, sizes, whole, key });
     byId("player").hidden = !send;
     if (!send) {
       this.node.replaceChildren();
@@ -151,11 +151,11 @@ class Player {
   chunk({ chunk, parts }, i, x, y, width, height) {
     const { send, n, group } = this,
       sums = send.kind === "reduce-scatter" || send.kind === "all-reduce";
-    const owner = group[send.kind === "all-to-all" ? parts[0] : chunk],
+    const owner = group[trades(send.kind) ? parts[0] : chunk],
       share = sums ? parts.length / n : 1;
     const from = group[parts[0]],
       to = group[chunk];
-    const label = sums ? `${share === 1 ? "Σ" : `${parts.length}/${n}`}` : send.kind === "all-to-all" ? `${from}→${to}` : String(chunk);
+    const label = sums ? `${share === 1 ? "Σ" : `${parts.length}/${n}`}` : trades(send.kind) ? `${from}→${to}` : String(chunk);
     const text = sums ? (width > 50 ? `${chunk}: ${label}` : label) : send.kind === "all-gather" && width > 60 ? `chunk ${chunk}` : label;
     const node = shape("g", { class: "chunk", "data-chunk": chunk, "data-parts": parts.join(" "), "data-at": i });
     node.append(
@@ -201,7 +201,7 @@ class Player {
     );
     const what = last
       ? last.words
-      : `Before: ${send.kind === "all-gather" ? "each device has one chunk." : send.kind === "all-to-all" ? "each device has a block for every device." : "each device has its own term of every chunk of the sum."}`;
+      : `Before: ${send.kind === "all-gather" ? "each device has one chunk." : trades(send.kind) ? `each device has ${send.kind === "all-to-all" ? "a block" : "rows"} for every device.` : "each device has its own term of every chunk of the sum."}`;
     const lines = [make("p", {}, head, what)];
     if (last && n <= 8)
       lines.push(
@@ -209,7 +209,7 @@ class Player {
           "p",
           { class: "moves" },
           last.moves
-            .map((m) => `${group[m.from]} → ${group[m.to]}: ${last.phase === "all-to-all" ? "its block" : `chunk ${m.slot}`}`)
+            .map((m) => `${group[m.from]} → ${group[m.to]}: ${trades(last.phase) ? (last.phase === "all-to-all" ? "its block" : "its rows") : `chunk ${m.slot}`}`)
             .join("; "),
         ),
       );

@@ -4,6 +4,7 @@
 // neighbour is (i + 1) mod n. Every move of a step happens at the same time.
 
 const ring = (i, n) => ((i % n) + n) % n;
+const trades = (kind) => kind.endsWith("all-to-all");
 const everyone = (n) => Array.from({ length: n }, (_, i) => i);
 
 /** {phase, words, moves: [{from, to, slot, into}]} for each step; V / n bytes a device and step. */
@@ -11,7 +12,7 @@ function stepsOf(kind, n) {
   if (kind === "all-gather") return gatherSteps(n, "all-gather");
   if (kind === "reduce-scatter") return scatterSteps(n, "reduce-scatter");
   if (kind === "all-reduce") return [...scatterSteps(n, "reduce-scatter"), ...gatherSteps(n, "all-gather")];
-  if (kind === "all-to-all") return exchangeSteps(n);
+  if (trades(kind)) return exchangeSteps(n, kind);
   return [
     {
       phase: kind,
@@ -39,10 +40,11 @@ function scatterSteps(n, phase) {
   }));
 }
 
-function exchangeSteps(n) {
+function exchangeSteps(n, phase) {
+  const block = phase === "all-to-all" ? "the block" : "the rows";
   return Array.from({ length: n - 1 }, (_, s) => ({
-    phase: "all-to-all",
-    words: `Each device sends the block for the device ${s + 1} place${s ? "s" : ""} on, past those between.`,
+    phase,
+    words: `Each device sends ${block} for the device ${s + 1} place${s ? "s" : ""} on, past those between.`,
     moves: everyone(n).map((i) => ({
       from: i,
       to: ring(i + s + 1, n),
@@ -58,7 +60,7 @@ function startOf(kind, n) {
   return everyone(n).map((i) =>
     everyone(n).map((slot) => {
       if (kind === "all-gather") return slot === i ? { chunk: i, parts: [i] } : null;
-      if (kind === "all-to-all") return { chunk: slot, parts: [i] };
+      if (trades(kind)) return { chunk: slot, parts: [i] };
       if (kind === "collective-permute") return slot ? null : { chunk: i, parts: [i] };
       return { chunk: slot, parts: [i] };
     }),
@@ -88,7 +90,7 @@ function finished(kind, n, slots) {
   if (kind === "all-gather") return slots.every((own) => own.every((c, slot) => c !== null && c.chunk === slot));
   if (kind === "reduce-scatter") return slots.every((own, i) => whole(own[i]) && own.every((c, slot) => slot === i || c === null));
   if (kind === "all-reduce") return slots.every((own) => own.every(whole));
-  if (kind === "all-to-all")
+  if (trades(kind))
     return slots.every((own, i) => own.every((c) => c !== null && c.chunk === i) && new Set(own.map((c) => c.parts[0])).size === n);
   return slots.every((own, i) => own[0].chunk === ring(i - 1, n));
 }

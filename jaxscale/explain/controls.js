@@ -120,7 +120,7 @@ class Controls {
   tell({ sizes, config, chip }, machine) {
     const { dims, layers } = config.table,
       named = Object.values(dims).filter((dim) => dim.label),
-      list = (chosen) => chosen.map((dim) => `${dim.label} ${grouped(dim.size)}`).join(", "),
+      list = (chosen) => [...new Set(chosen.map((dim) => `${dim.label} ${grouped(dim.size)}`))].join(", "),
       n = product(Object.values(sizes));
     byId("width-note").textContent =
       `Width: ${list(named.filter((dim) => dim.wide))} change together; ${list(named.filter((dim) => !dim.wide))} and ${layers} layers stay.`;

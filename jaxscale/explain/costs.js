@@ -8,6 +8,7 @@ const live = (axes, sizes) => axes.filter((axis) => size(sizes, axis) > 1);
 const product = (values) => values.reduce((a, b) => a * b, 1);
 const total = (values) => values.reduce((a, b) => a + b, 0);
 const widthOf = (config) => PAGE.constants.bytes[config.step.compute_dtype];
+const layersOf = ({ kinds, layers }, only) => (only ? kinds[only] : layers);
 
 // --- sizes ----------------------------------------------------------------------------------------------------------
 
@@ -25,16 +26,17 @@ const fewDims = (config, sizes) =>
 
 /** Global sizes of the dims of a microbatch by letter, as matmuls see them. */
 function letterSizes(config, sizes) {
-  const { dims, layers } = config.table,
+  const { dims, layers, routed } = config.table,
     found = { B: Math.floor(config.data.batch_size / config.step.microbatches), T: config.data.seq_len, S: config.data.seq_len, L: layers };
+  if (routed) found[routed.rows] = Math.ceil((found.B * found.T * routed.top_k) / dims[routed.experts].size);
   for (const [letter, dim] of Object.entries(dims))
     found[letter] = dim.repeats ? Math.max(dim.size, count(config.rules.activations[dim.axis], sizes)) : dim.size;
   return found;
 }
 
 /** Global dims of a parameter, all layers; `padding`: letter -> how many of that dim do not count. */
-const shapeOf = (weight, { dims, layers }, padding = {}) =>
-  [...weight.letters].map((c) => (c === "L" ? layers : dims[c].size - (padding[c] || 0)));
+const shapeOf = (weight, table, padding = {}) =>
+  [...weight.letters].map((c) => (c === "L" ? layersOf(table, weight.only) : table.dims[c].size - (padding[c] || 0)));
 
 /** Pairs of letters: heads of queries, and of the keys that they read. */
 const headPairs = ({ attention }) => (attention ? [...attention.q].map((c, i) => [c, attention.k[i]]).filter(([q, k]) => q !== k) : []);
@@ -51,20 +53,24 @@ function shardOfDims(dims, axes, config, sizes) {
   return product(dims.map((n, i) => Math.floor(n / count(parameters[axes[i]], sizes))));
 }
 
+/** The logical axis of an activation's dim; `at`: where its sequence lies. */
+const axisOf = (letter, at, { dims, routed }) =>
+  ({ B: "batch", T: at })[letter] || (routed && letter === routed.rows ? "expert_rows" : dims[letter].axis);
+
 /** Elements of an activation of one layer and microbatch on a device; `at`: the sequence's logical axis there. */
 function activationElements(config, sizes, letters, at = "sequence") {
   const whole = letterSizes(config, sizes),
     { activations } = config.rules;
   const each = [...letters].map((c) => {
-    const shards = count(activations[{ B: "batch", T: at }[c] || config.table.dims[c].axis], sizes);
+    const shards = count(activations[axisOf(c, at, config.table)], sizes);
     return c === "B" ? Math.floor(whole[c] / shards) : whole[c] / shards;
   });
   return product(each);
 }
 
 function activationBytes(config, sizes, name) {
-  const [letters, at] = config.table.activations[name];
-  return config.table.layers * activationElements(config, sizes, letters, at) * widthOf(config);
+  const [letters, at, only] = config.table.activations[name];
+  return layersOf(config.table, only) * activationElements(config, sizes, letters, at) * widthOf(config);
 }
 
 function microbatchTokens(config, sizes) {
@@ -83,7 +89,8 @@ function visibleKeys(config) {
 
 function trainFlopsPerToken(config) {
   const { attention, dims, layers, weights, multiplied, padding } = config.table,
-    matrices = total(weights.filter((w) => multiplied.includes(w.name)).map((w) => product(shapeOf(w, config.table, padding))));
+    active = (w) => product(shapeOf(w, config.table, padding)) * (w.active ?? 1),
+    matrices = Math.round(total(weights.filter((w) => multiplied.includes(w.name)).map(active)));
   if (!attention) return 6 * matrices;
   const keys = config.metrics.mfu === "causal" ? visibleKeys(config) : config.data.seq_len,
     heads = [...attention.q].filter((c) => c in dims).map((c) => dims[c].size);
@@ -92,7 +99,7 @@ function trainFlopsPerToken(config) {
 
 /** The rows of the matmuls on a mesh: a layout may be another where an axis is missing. */
 const passesOf = (config, sizes) => config.table.variants[live(PAGE.constants.ready, sizes).join("+")] || config.table.layouts;
-const runsOf = (row, config) => config.step.microbatches * (row.stacked ? config.table.layers : 1);
+const runsOf = (row, config) => config.step.microbatches * (row.stacked ? layersOf(config.table, row.only) : 1);
 
 /** Every matmul of a device and step, attention apart: x[m, k] · w[k, n], and how often each pass runs it. */
 function matmuls(config, sizes) {
@@ -132,17 +139,22 @@ function attentionCost(config, sizes) {
 // --- what is sent ---------------------------------------------------------------------------------------------------
 
 /** Every collective of a step: {what, kind, axes, bytes (V of one run), times, phase, overlaps}. */
-const traffic = (config, sizes, chip) => [...matmulTraffic(config, sizes), ...otherTraffic(config, sizes, chip)].filter((t) => t.times && t.bytes);
+const traffic = (config, sizes, chip) => 
+  [...matmulTraffic(config, sizes), ...otherTraffic(config, sizes, chip, expertTraffic(config, sizes))].filter((t) => t.times && t.bytes);
 
-/** Collectives that belong to no matmul: the lookup's, repeated heads', attention's and the loss's. */
-const otherTraffic = (config, sizes, chip) => [
+/** Collectives that belong to no matmul: the lookup's, repeated heads', attention's and the loss's; `experts`: those of rows for experts. */
+const otherTraffic = (config, sizes, chip, experts = []) => [
   ...repeatedHeads(config, sizes),
   ...lookups(config, sizes),
   ...splitSequences(config, sizes, chip),
+  ...experts,
   ...idleAxes(config, sizes),
   ...losses(config, sizes),
 ];
 const sent = (what, kind, axes, bytes, times, phase, overlaps, weight = false) => ({ what, kind, axes, bytes, times, phase, overlaps, weight });
+
+/** Bytes of a number that a matmul sends. */
+const sentWidth = (row, config) => (config.table.float32.includes(row.name) ? 4 : widthOf(config));
 
 /** V counts the gathered operand, the whole partial sum, or the shard that is left to be summed. */
 const sentLayout = (operand, send) => (send.operand === "out" && send.kind === "reduce-scatter" ? operand.stored : operand.used);
@@ -156,7 +168,7 @@ function matmulTraffic(config, sizes) {
         const operand = row[send.operand],
           gradient = row.what === "gradient of w",
           weight = send.operand === (gradient ? "out" : "w"),
-          bytes = elements(operand.letters, sentLayout(operand, send), whole, sizes) * widthOf(config),
+          bytes = elements(operand.letters, sentLayout(operand, send), whole, sizes) * sentWidth(row, config),
           what = `${row.name} ${weight ? (gradient ? "gradient" : "weight") : "rows"}`;
         return { what, kind: send.kind, axes: live(send.axes, sizes), bytes, times: runsOf(row, config), phase: row.phase, overlaps: send.overlaps, weight };
       }),

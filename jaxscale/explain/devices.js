@@ -81,7 +81,7 @@ function patterns() {
   );
 }
 
-/** The mesh: columns along the last axis, rows along the one before, a box for each place along the first. */
+/** The mesh: columns along the last axis, rows along the one before, a box for each place along the others. */
 class MeshPicture {
   constructor(node, choose) {
     Object.assign(this, { node, choose, sizes: null, buttons: [] });
@@ -91,16 +91,18 @@ class MeshPicture {
   draw(sizes, whole) {
     this.sizes = sizes;
     this.buttons = [];
-    const [column, row, outer] = [...PAGE.constants.ready].reverse().filter((a) => size(sizes, a) > 1),
+    const [column, row, ...outer] = [...PAGE.constants.ready].reverse().filter((a) => size(sizes, a) > 1),
       n = column ? size(sizes, column) : 1;
     const along = (axis) => Array.from({ length: axis ? size(sizes, axis) : 1 }, (_, i) => (axis ? { [axis]: i } : {}));
+    const places = outer.reduceRight((found, axis) => found.flatMap((place) => along(axis).map((o) => ({ ...place, ...o }))), [{}]),
+      named = (place) => Object.entries(place).map(([axis, i]) => `${axis} ${i}`);
     const none = Object.fromEntries(PAGE.constants.ready.map((a) => [a, 0])),
       label = (axis, i) => make("span", { class: "along", "aria-hidden": "true" }, axis ? `${axis} ${i}` : "");
-    const boxes = along(outer).map((o, i) =>
+    const boxes = places.map((o) =>
       make(
         "div",
         { class: "box" },
-        outer ? make("p", { class: "along" }, `${outer} ${i}`) : null,
+        outer.length ? make("p", { class: "along" }, named(o).join(", ")) : null,
         column ? make("p", { class: "along across" }, label(row, 0), `${column} 0 to ${n - 1} →`) : null,
         along(row).map((r, j) => {
           const cells = make(

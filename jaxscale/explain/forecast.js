@@ -125,11 +125,14 @@ function withLaunches(compute, sent, count, rates) {
 const recomputes = (config) => config.table.layouts.some((row) => row.phase === "recomputed");
 
 function elementwiseBytes(config, sizes, factor) {
-  const { elementwise, activations, layers, logits } = config.table,
+  const { elementwise, activations, logits } = config.table,
     passes = 3 + (recomputes(config) ? 1 : 0),
-    each = Object.entries(elementwise).map(([name, number]) => number * activationElements(config, sizes, ...activations[name])),
+    each = Object.entries(elementwise).map(([name, number]) => {
+      const [letters, at, only] = activations[name];
+      return number * layersOf(config.table, only) * activationElements(config, sizes, letters, at);
+    }),
     ofLogits = logits ? 4 * activationElements(config, sizes, logits) * config.step.microbatches : 0;
-  return total(each) * config.step.microbatches * layers * passes * factor * widthOf(config) + ofLogits * 4;
+  return total(each) * config.step.microbatches * passes * factor * widthOf(config) + ofLogits * 4;
 }
 
 /** What the optimizer keeps for a weight: `optimizers.Rule.kept`. */
@@ -146,8 +149,9 @@ function slotsOf(weight, rule) {
 
 function optimizerBytes(config, sizes) {
   const { table, optimizer } = config,
-    own = total(table.weights.map((w) => shardOf(w, config, sizes))),
-    whole = table.weights.map((w) => ({ ...w, dims: shapeOf(w, table) })),
+    trained = table.weights.filter((w) => w.trained !== false),
+    own = total(trained.map((w) => shardOf(w, config, sizes))),
+    whole = trained.map((w) => ({ ...w, dims: shapeOf(w, table) })),
     slots = whole.flatMap((w) => slotsOf(w, optimizer.rules[w.name])),
     kept = total(slots.map((slot) => shardOfDims(slot.dims, slot.axes, config, sizes)));
   return own * PAGE.constants.bytes[config.step.param_dtype] * (2 * config.step.microbatches + 2) + 2 * 4 * kept;
@@ -225,43 +229,42 @@ function forecast(config, chip, sizes, machine) {
   };
 }
 
+const axesText = (axes, sizes) =>
+  live(axes, sizes)
+    .map((a) => `${a}=${sizes[a]}`)
+    .join("*") || "not split";
+
 /** The rule that a mesh breaks, in one line (`blueprint.rules.check_divides`), or null. */
 function brokenRule(config, sizes) {
   const { data, step, table } = config,
     { activations } = config.rules;
-  const where = (axes) =>
-    live(axes, sizes)
-      .map((a) => `${a}=${sizes[a]}`)
-      .join("*") || "not split";
-  const rows = Math.floor(data.batch_size / step.microbatches),
+  const where = (axes) => axesText(axes, sizes),
+    rows = Math.floor(data.batch_size / step.microbatches),
     divisors = (n) => Array.from({ length: n }, (_, i) => i + 1).filter((d) => n % d === 0),
     heads = Object.values(table.dims).find((dim) => dim.axis === "heads"),
     dims = {};
   const problem = rowProblem(config, sizes);
   if (problem) return problem;
-  for (const dim of Object.values(table.dims)) {
-    if (!dim.label) continue;
+  for (const dim of Object.values(table.dims).filter((dim) => dim.label)) {
     const shards = dim.repeats ? count(activations[dim.axis], sizes) : 1,
       broken = dim.repeats && dim.size % shards && (dim.size > shards || shards % dim.size);
     if (broken)
       return `${dim.label} ${dim.size} neither divides nor is divided by the ${shards} shards of ${dim.axis} (${where(activations[dim.axis])}); make ${activations[dim.axis].join("*")} one of [${divisors(dim.size).join(", ")}] or a multiple of ${dim.size} that divides ${heads.size}`;
-    dims[dim.axis] = [dim.label, Math.max(dim.size, shards)];
+    dims[dim.axis] = [...(dims[dim.axis] || []), [dim.label, Math.max(dim.size, shards)]];
   }
   Object.assign(dims, {
-    batch: ["rows of a microbatch (data.batch_size / step.microbatches)", rows],
-    sequence: ["data.seq_len", data.seq_len],
-    residual_sequence: ["data.seq_len", data.seq_len],
+    batch: [["rows of a microbatch (data.batch_size / step.microbatches)", rows]],
+    sequence: [["data.seq_len", data.seq_len]],
+    residual_sequence: [["data.seq_len", data.seq_len]],
   });
   for (const [kind, axesOf] of Object.entries(rulesOn(config, sizes)))
-    for (const [name, axes] of Object.entries(axesOf)) {
-      if (!(name in dims)) continue;
-      const [label, n] = dims[name],
-        parts = count(axes, sizes),
+    for (const [name, axes, label, n] of Object.entries(axesOf).flatMap(([name, axes]) => (dims[name] || []).map((dim) => [name, axes, ...dim]))) {
+      const parts = count(axes, sizes),
         lower = n - (n % parts);
       if (n % parts)
         return `${label} ${n} is not divisible by ${parts} (${where(axes)}, sharding.${kind}.${name}); try ${lower ? `${lower} or ${lower + parts}` : parts}, or another mesh`;
     }
-  return residualProblem(config, sizes);
+  return expertProblem(config, sizes) || residualProblem(config, sizes);
 }
 
 /** Tokens of a row, and of a chunk of the loss, over the devices that share a row. */

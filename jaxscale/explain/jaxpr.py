@@ -16,7 +16,7 @@ DISPLAY = {"out": ("context", "y"), "down": ("h", "y"), "unembedding": ("x", "lo
 
 @dataclass(eq=False)
 class Move:
-    """A collective that a reshard is, and the matmuls that it serves."""
+    """A collective that a reshard is, and the matmuls that it serves; `sent`: as `rows.Send.sent`."""
 
     kind: str
     axes: Axes
@@ -25,6 +25,7 @@ class Move:
     path: str
     rows: list[tuple[int, str]] = field(default_factory=list)  # each with the operand that it is there
     of: int | None = None  # the matmul whose result is moved
+    sent: str = ""
 
 
 @dataclass(frozen=True)

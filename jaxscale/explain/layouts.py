@@ -10,15 +10,28 @@ from typing import Any
 
 from jaxscale import config as cfg
 from jaxscale.blueprint.cases import Axes, without
+from jaxscale.blueprint.described import blueprint
 from jaxscale.blueprint.passes import Pass, Tensor, passes
-from jaxscale.blueprint.rules import STAGE_AXES, STEP_AXES, present
+from jaxscale.blueprint.rules import EXPERT_AXES, STAGE_AXES, STEP_AXES, present
 
 AXES = without(STEP_AXES, STAGE_AXES)  # that are explained; a pipeline's ticks are not
 
 
+def axes_of(config: cfg.Config) -> Axes:
+    """The axes that the page shows of a config: those of experts only where a model or a mesh has them."""
+    own = any(getattr(config.mesh, axis) != 1 for axis in EXPERT_AXES)
+    return AXES if own or blueprint(config.model).routed else without(AXES, EXPERT_AXES)
+
+
 def layouts(config: cfg.Config) -> list[dict[str, Any]]:
     """All of them, as JSON: forward, recomputed, and the two gradients of each."""
-    return [asdict(one) for one in passes(config, AXES)]
+    return [as_values(one) for one in passes(config, axes_of(config))]
+
+
+def as_values(one: Pass) -> dict[str, Any]:
+    """`only` is left out where every layer has the row."""
+    values = asdict(one)
+    return values if one.only else {k: v for k, v in values.items() if k != "only"}
 
 
 def variants(config: cfg.Config) -> dict[str, list[dict[str, Any]]]:
@@ -26,13 +39,13 @@ def variants(config: cfg.Config) -> dict[str, list[dict[str, Any]]]:
 
     Only overrides make such: two layouts may agree where an axis is missing, and not where it is there.
     """
-    every = passes(config, AXES)
-    found = {}
-    for number in range(len(AXES)):
-        for axes in combinations(AXES, number):
+    there, found = axes_of(config), {}
+    every = passes(config, there)
+    for number in range(len(there)):
+        for axes in combinations(there, number):
             rows = passes(config, axes)
             if rows != tuple(restricted(one, axes) for one in every):
-                found["+".join(axes)] = [asdict(one) for one in rows]
+                found["+".join(axes)] = [as_values(one) for one in rows]
     return found
 
 

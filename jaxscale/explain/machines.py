@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from jaxscale.blueprint.rules import DEFAULT_RULES
+from jaxscale.blueprint.cases import Axes
+from jaxscale.blueprint.rules import DEFAULT_RULES, EXPERT_AXES
 from jaxscale.config.mesh_text import split_axes
 from jaxscale.explain.layouts import AXES
 from jaxscale.hardware.chips import CHIPS, Chip
@@ -27,12 +28,19 @@ MOST = 2**14  # devices of a mesh
 
 @dataclass(frozen=True)
 class Explained:
-    """The mesh that the page explains, and the machine that it was explained for; `tokens` of a row."""
+    """The mesh that the page explains, and the machine that it was explained for.
+
+    Attributes:
+        tokens: of a row; `experts`: of a layer.
+        axes: that have a slider.
+    """
 
     topology: Topology
     mesh: dict[str, int]
     over: dict[str, int]
     tokens: int = 0
+    experts: int = 0
+    axes: Axes = AXES
 
 
 def read_topology(name: str) -> Topology:
@@ -48,7 +56,7 @@ def machines(explained: Explained) -> dict[str, Any]:
     reason why there is no such machine. What an axis rides does not depend on its name: so meshes are known by the
     sizes that split something, in the mesh's order, as `4x8`. The mesh that is explained has a cell of its own.
     """
-    sizes = {axis: axis_sizes(axis, explained) for axis in AXES}
+    sizes = {axis: axis_sizes(axis, explained) for axis in explained.axes}
     pool, topologies, reasons = Pool(), Pool(), Pool()
     shapes = dict.fromkeys(tuple(n for n in mesh if n > 1) for mesh in itertools.product(*sizes.values()))
     cells: dict[str, dict[str, Any]] = {}
@@ -77,6 +85,8 @@ def axis_sizes(axis: str, explained: Explained) -> list[int]:
     largest, own = LARGEST_OF_BATCH if axis in BATCH else LARGEST, explained.mesh.get(axis, 1)
     if axis in SEQUENCE:
         largest = max(1, min(largest, explained.tokens // FEWEST))
+    if axis in EXPERT_AXES:
+        largest = max(1, min(LARGEST, explained.experts))
     return sorted({*(2**i for i in range(max(largest, own).bit_length())), own})
 
 

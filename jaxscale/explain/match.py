@@ -114,7 +114,7 @@ def match(
 def need_of(row: Row, send: Send, rows: list[Row]) -> Need:
     """A gather stands in its own scope; partial sums in that of any matmul that they are of."""
     names = {name_of(send.path), row.name} | {r.name for r in rows if r.title in send.shared}
-    wire = WIRE.get(getattr(row, send.operand).dtype, "")
+    wire = "" if send.sent else WIRE.get(getattr(row, send.operand).dtype, "")
     return Need(frozenset(names), phase(send.path), send.kind, send.axes, send.bytes, send.times, wire)
 
 

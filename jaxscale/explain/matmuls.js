@@ -8,7 +8,7 @@ function rowSizes(config, sizes) {
   const whole = letterSizes(config, sizes),
     { dims } = config.table,
     shared = headPairs(config.table).map(([q, k]) => Math.floor(dims[q].size / dims[k].size));
-  return { ...whole, G: product(shared) };
+  return { G: product(shared), ...whole };
 }
 
 /** The row on any mesh and machine; where the rules have no layout for it, its traced one with the new sizes. */
@@ -23,7 +23,7 @@ function predictedRow(row, config, chip, sizes, machine) {
   there.chunks = chunks;
   there.times = head ? config.step.microbatches * chunks : row.times;
   there.cases = casesOf(there);
-  const sends = layout ? layout.sends : row.sends;
+  const sends = layout ? inOrder([...layout.sends, ...expertSends(row, config, sizes)]) : row.sends;
   return { ...there, ...rowFigures(there, config, chip, sizes, sends, machine) };
 }
 
@@ -41,9 +41,9 @@ function tensorOn(named, layout, letters, sizes) {
   };
 }
 
-const localSizes = (tensor, layout, sizes) => tensor.sizes.map((n, i) => n / count(layout[i], sizes));
+const localSizes = (tensor, layout, sizes) => tensor.sizes.map((n, i) => Math.floor(n / count(layout[i], sizes)));
 const byLetter = (tensor, layout, sizes) =>
-  Object.fromEntries(tensor.letters.map((c, i) => [c, tensor.sizes[i] / count(layout[i], sizes)]));
+  Object.fromEntries(tensor.letters.map((c, i) => [c, localSizes(tensor, layout, sizes)[i]]));
 const lettersOf = (row) => {
   const inside = (c, t) => t.letters.includes(c);
   const all = [...new Set([...row.x.letters, ...row.w.letters])];
@@ -93,7 +93,7 @@ function rowFigures(row, config, chip, sizes, templates, machine) {
     .filter((s) => s.axes.length);
   const seconds = { compute: flops / rates.matmul_flops, HBM: moved / rates.memory };
   for (const s of sends) {
-    s.bytes = sendBytes(row, s, sizes) * width * (row[s.operand].letters.includes("T") ? row.chunks : 1);
+    if (!s.of) s.bytes = sendBytes(row, s, sizes) * sentWidth(row, config) * (row[s.operand].letters.includes("T") ? row.chunks : 1);
     s.times = row.times / row.chunks;
     const time = collectiveSeconds(s.kind, s.axes, s.bytes, machine.links, rates.network);
     Object.assign(s, time);
@@ -120,6 +120,9 @@ function attentionFigures(row, config, chip, sizes, rates) {
   const seconds = { compute: flops / (rates.attention_flops * attentionShare(config, chip)), HBM: moved / rates.memory };
   return { per_device: { m, k, n }, flops, hbm_bytes: moved, intensity: flops / moved, sends: [], seconds, bound: longest(seconds) };
 }
+
+/** What is sent before a matmul, and after it. */
+const inOrder = (sends) => ["x", "w", "out"].flatMap((operand) => sends.filter((s) => s.operand === operand));
 
 /** Elements that a collective counts: the gathered operand; the whole partial sum; the shard that is left to be summed. */
 function sendBytes(row, send, sizes) {

@@ -19,25 +19,22 @@ const WHY = {
   "reduce-scatter": "every device ends with one chunk of the sum",
   "all-reduce": "a reduce-scatter, then an all-gather: every device ends with the whole sum",
   "all-to-all": "every device trades its blocks: rows for columns",
+  "ragged-all-to-all": "every row is on the device of its expert, or back on that of its token; drawn and counted as if loads were even",
 };
-const DIMS = {
-  B: "batch",
-  T: "sequence",
-  S: "keys",
-  D: "embed",
-  N: "heads",
-  K: "kv heads",
-  H: "head dim",
-  F: "mlp",
-  V: "vocab",
-  L: "layers",
-  G: "queries of a kv head",
+const PURPOSE = {
+  dispatch: "rows go to the devices of their experts; in the backward pass their gradients come back",
+  combine: "results come back to the devices of their tokens; in the backward pass their gradients go to the experts",
+  routing: "each row's expert and weight, or how many rows there are",
 };
+
+/** What a letter stands for. */
+const dimName = (c, { dims, routed } = PAGE.config.table) =>
+  ({ B: "batch", T: "sequence", S: "keys", L: "layers", [routed?.rows]: "rows of an expert" })[c] || dims[c]?.axis.replaceAll("_", " ");
 
 /** x[B_{data,fsdp}, T, D] as nodes; `plain` as text, for names that are read aloud. */
 function tensorNodes(name, letters, layout) {
   const parts = [make("span", { class: "tensor" }, name), "["];
-  letters.forEach((c, i) => parts.push(i ? ", " : "", make("var", {}, c), layout[i].length ? make("sub", {}, layout[i].join(",")) : null));
+  letters.forEach((c, i) => parts.push(i ? ", " : "", make("var", { title: dimName(c) }, c), layout[i].length ? make("sub", {}, layout[i].join(",")) : null));
   return [...parts, "]"].filter((part) => part !== null);
 }
 const tensorText = (name, letters, layout) =>
@@ -63,8 +60,8 @@ const caseText = (cases) => {
   const axes = Object.entries(cases).filter(([, c]) => c > 1);
   return axes.length ? axes.map(([axis, c]) => `${axis} ${c}`).join(", ") : "1";
 };
-const operandName = (row, send) => row[send.operand].name;
-const sendText = (row, send) => `${send.kind} ${operandName(row, send)} over ${send.axes.join(", ")}`;
+const operandName = (row, send) => send.sent || row[send.operand].name;
+const sendText = (row, send) => `${send.of ? `${send.of}: ` : ""}${send.kind} ${operandName(row, send)} over ${send.axes.join(", ")}`;
 const seconds = (value) => figure(value, "s", 3);
 const bytes = (value) => figure(value, "bytes", 4);
 const boundText = (bound) => bound || "–";

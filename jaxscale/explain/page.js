@@ -144,8 +144,9 @@ function play(row, sketch) {
 
 function ringNote(send, sketch) {
   const groups = send ? product(Object.values(sketch)) / count(send.axes, sketch) : 1;
+  const purpose = send ? [send.of, send.sent].filter(Boolean).map((name) => `${name}: ${PURPOSE[name]}. `) : [];
   byId("ring-note").textContent = send
-    ? `${send.kind}: ${WHY[send.kind] || "each device sends to the next"}.${groups > 1 ? ` The other ${groups - 1} group${groups > 2 ? "s do" : " does"} the same at the same time.` : ""}`
+    ? `${purpose.join("")}${send.kind}: ${WHY[send.kind] || "each device sends to the next"}.${groups > 1 ? ` The other ${groups - 1} group${groups > 2 ? "s do" : " does"} the same at the same time.` : ""}`
     : "";
 }
 

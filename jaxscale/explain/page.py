@@ -12,9 +12,11 @@ from typing import Any
 
 from jaxscale import config as cfg
 from jaxscale.blueprint.described import blueprint
+from jaxscale.blueprint.experts import token_axes
 from jaxscale.blueprint.rules import make_rules
 from jaxscale.blueprint.sequence import MULTIPLE, in_zigzag
-from jaxscale.explain.layouts import AXES, layouts, variants
+from jaxscale.blueprint.table import Blueprint, Weight
+from jaxscale.explain.layouts import axes_of, layouts, variants
 from jaxscale.explain.machines import Explained, machines, read_topology
 from jaxscale.explain.rows import CASES
 from jaxscale.files.whole import write_whole
@@ -24,8 +26,8 @@ from jaxscale.predict.attention import kernel_of, split_way
 from jaxscale.report.page import assembled, package_texts
 
 SCRIPTS = (
-    "costs.js", "forecast.js", "matmuls.js", "names.js", "devices.js", "blocks.js", "collectives.js", "animation.js",
-    "roofline.js", "list.js", "controls.js", "page.js",
+    "costs.js", "experts.js", "forecast.js", "matmuls.js", "names.js", "devices.js", "blocks.js", "collectives.js",
+    "animation.js", "roofline.js", "list.js", "controls.js", "page.js",
 )  # fmt: skip
 
 
@@ -38,13 +40,14 @@ def page_text(explanation: dict[str, Any]) -> str:
     config = cfg.validate(explanation["config"], source="explanation")
     topology, mesh = read_topology(explanation["topology"]), dict(explanation["mesh"])
     topology = replace(topology, network=explanation.get("network"))  # as stated, or None
-    explained = Explained(topology, mesh, config.mesh.over_slices, config.data.seq_len)
+    experts = config.model.moe.num_experts if config.model.moe else 0
+    explained = Explained(topology, mesh, config.mesh.over_slices, config.data.seq_len, experts, axes_of(config))
     values = {
         "explained": {k: v for k, v in explanation.items() if k != "config"}
         | {"rows": [row | {"out": turned(row["out"])} for row in explanation["rows"]]},
         "config": needed(config),
         "machines": machines(explained),
-        "constants": constants(),
+        "constants": constants(config),
         "version": metadata.version("jaxscale"),
     }
     title = f"{config.name} on {topology.name}"
@@ -75,23 +78,42 @@ def needed(config: cfg.Config) -> dict[str, Any]:
 def table(config: cfg.Config) -> dict[str, Any]:
     """The model's rows, and what follows from them and the config without any mesh."""
     model = blueprint(config.model)
-    weights = [{"name": w.name, "letters": model.letters(w), "axes": model.axes(w)} for w in model.weights]
     return {
         "dims": {letter: vars(dim) for letter, dim in model.dims.items()},
         "layers": model.num_layers,
-        "weights": weights,
+        "kinds": model.kinds,
+        "weights": [weight_values(w, model) for w in model.weights],
         "padding": model.padding,
         "multiplied": [op.weight_name for op in model.ops],
         "lookups": model.lookups,
         "attention": vars(model.attention) | split_of(config) if model.attention else None,
         "kept": costs.kept(config),
-        "activations": {a.name: [a.letters, a.at] for a in model.activations},
+        "activations": {a.name: [a.letters, a.at, a.only] for a in model.activations},
+        "float32": [op.name for op in model.ops if op.float32],
+        "routed": routed(config),
         "elementwise": model.elementwise,
         "logits": model.head.y if model.head else None,
         "longest": model.longest,
         "layouts": layouts(config),
         "variants": variants(config),
     }
+
+
+def weight_values(weight: Weight, model: Blueprint) -> dict[str, Any]:
+    """`only` where not every layer has it, `active` where a token meets a share of it, `trained` where it is not."""
+    values: dict[str, Any] = {"name": weight.name, "letters": model.letters(weight), "axes": model.axes(weight)}
+    values |= {"only": weight.only} if weight.only else {}
+    values |= {"active": share} if (share := model.active(weight)) != 1 else {}
+    return values if weight.trained else values | {"trained": False}
+
+
+def routed(config: cfg.Config) -> dict[str, Any] | None:
+    """The model's experts; `tokens`: axes that split rows and tokens there; `ops`: their matmuls."""
+    model = blueprint(config.model)
+    if model.routed is None:
+        return None
+    tokens = token_axes(make_rules(config.sharding), dict.fromkeys(cfg.AXES, 2))
+    return vars(model.routed) | {"tokens": tokens, "ops": [op.name for op in model.ops if op.rows_move]}
 
 
 def split_of(config: cfg.Config) -> dict[str, dict[str, Any]]:
@@ -103,7 +125,7 @@ def split_of(config: cfg.Config) -> dict[str, dict[str, Any]]:
     }
 
 
-def constants() -> dict[str, Any]:
+def constants(config: cfg.Config) -> dict[str, Any]:
     """What the arithmetic of `predict` is made with, so that no number stands twice."""
     return {
         "bytes": costs.BYTES,
@@ -113,7 +135,7 @@ def constants() -> dict[str, Any]:
         "slice_wait": timing.SLICE_WAIT,
         "lanes": timing.LANES,
         "kernels": {"layer": forecast.LAYER_KERNELS, "others": forecast.OTHER_KERNELS, "chunk": forecast.CHUNK_KERNELS},
-        "ready": AXES,
+        "ready": axes_of(config),
         "cases": CASES,
     }
 

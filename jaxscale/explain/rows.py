@@ -6,7 +6,7 @@ over the mesh axis fsdp along D and over tensor along F. Sizes are global, `byte
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 Axes = tuple[str, ...]
@@ -70,6 +70,7 @@ class Send:
         seconds, network: predicted.
         compiled: `same`, `form` (the same sums in another form), `different`, or `not compiled`; `note` says why.
         path: where it stands in the traced program.
+        of: `dispatch` or `combine`, where rows go to experts or come back; `sent`: what is sent, if not the operand.
     """
 
     operand: str
@@ -83,6 +84,8 @@ class Send:
     network: str = ""
     compiled: str = "not compiled"
     note: str = ""
+    of: str = ""
+    sent: str = ""
 
     @property
     def words(self) -> str:
@@ -139,8 +142,26 @@ class Row:
         """Mesh axis -> which of the scaling book's four cases it is, from where the operands are stored."""
         return {axis: case(axis, self) for axis in splits(self.x) | splits(self.w)}
 
+    def words(self, send: Send) -> str:
+        """`dispatch: all-gather x over expert`."""
+        name = send.sent or getattr(self, send.operand).name
+        return f"{send.of}{': ' * bool(send.of)}{send.kind} {name} over {'+'.join(send.axes)}"
+
     def __str__(self) -> str:
         return f"{self.x} · {self.w} -> {self.out}"
+
+
+def joined(row: Row) -> Row:
+    """Collectives that are the same, of layers in several loops, as one: as often as the matmul runs at most."""
+    found: list[Send] = []
+    for send in row.sends:
+        same = (i for i, s in enumerate(found) if replace(s, times=send.times, path=send.path) == send)
+        at = next((i for i in same if found[i].times + send.times <= row.times), None)
+        if at is None:
+            found.append(send)
+        else:
+            found[at] = replace(found[at], times=found[at].times + send.times)
+    return replace(row, sends=tuple(found))
 
 
 def splits(tensor: Tensor) -> dict[str, str]:

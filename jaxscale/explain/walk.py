@@ -6,13 +6,13 @@ whose operand holds partial sums belongs to the matmul that made them. Knows jax
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 from jaxscale import config as cfg
 from jaxscale.blueprint.described import blueprint
-from jaxscale.blueprint.passes import Pass
+from jaxscale.blueprint.table import Blueprint
 from jaxscale.explain.jaxpr import (
     NOTHING,
     Formula,
@@ -36,12 +36,10 @@ from jaxscale.explain.jaxpr import (
     unreduced,
 )
 from jaxscale.explain.paths import FORMULA, clean, join, name_of, phase, what
+from jaxscale.explain.routes import EVEN, EXPERTS, INSIDE, also_for, expert_row, ordered, scope_of, sent_of, served
 from jaxscale.explain.rows import Axes, Other, Row, Send, Tensor
 from jaxscale.predict import costs
 from jaxscale.predict.attention import attention_cost
-
-EXPERTS = "experts"  # scope of the program that rows go to experts in
-EVEN = "C: rows of an expert where loads are even"
 
 # one operand, the same elements: what was sent for it was sent for the result
 PASSED_ON = ("convert_element_type", "copy", "name", "transpose", "squeeze", "reshape",
@@ -58,6 +56,7 @@ COLLECTIVES = {
     "all_gather_invariant": "all-gather",
     "reduce_scatter": "reduce-scatter",
     "all_to_all": "all-to-all",
+    "ragged_all_to_all": "ragged-all-to-all",
     "ppermute": "collective-permute",
 }
 
@@ -72,10 +71,8 @@ class Walk:
         self.others: list[Other] = []
         self.q = self.k = Tensor("", (), (), (), (), "")
         self.multiplied: set[tuple[str, str]] = set()
-        model = blueprint(config.model)
-        experts = [op.name for op in model.ops if op.rows_move]
-        self.first, self.last = (experts[0], experts[-1]) if experts else ("", "")
-        self.weights = {model.layer_shape(model.weight(name)) for name in experts}
+        self.model = model = blueprint(config.model)
+        self.weights = {model.layer_shape(model.weight(op.name)) for op in model.ops if op.rows_move}
 
     def run(self, jaxpr: Any, given: list[Value], path: str, times: int) -> list[Value]:
         """Walk one (sub)program; the values of its results."""
@@ -136,7 +133,8 @@ class Walk:
         """To a matmul that reads the result belongs what gathers it; to those that made partial sums, their sum."""
         before, after = eqn.invars[0].aval, eqn.outvars[0].aval
         of = max(value.made_by, default=value.of)
-        moves = [Move(kind, axes, size, times, path, of=of) for kind, axes, size in sends(before, after, self.mesh)]
+        routing = sent_of(path, before.shape[-1], self.model) if before.ndim else ""
+        moves = [Move(*send, times, path, of=of, sent=routing) for send in sends(before, after, self.mesh)]
         gone = unreduced(before) - unreduced(after)
         stored = value.stored or layout(before)
         if not gone:
@@ -164,14 +162,17 @@ class Walk:
         attends = clean(path)[-1:] == ["attention"]
         if attends and any(e.primitive.name in KERNELS for e, _, _ in local_equations(eqn.params["jaxpr"], 1, "")):
             self.attention(eqn, path, times)
-        if clean(path)[-1:] == [EXPERTS] and any(v.aval.shape in self.weights for v in eqn.invars):
+        if clean(path)[-1:] == [EXPERTS] and self.multiplies(eqn):
             self.experts(path, times)
         for inner, inner_times, inner_path in local_equations(eqn.params["jaxpr"], times, path):
             kind = COLLECTIVES.get(inner.primitive.name)
             axes = self.ordered(inner.params.get("axis_name", inner.params.get("axes", ()))) if kind else ()
             if kind and axes:
-                ends = inner.outvars if kind == "all-gather" else inner.invars
-                size = sum(math.prod(v.aval.shape) * v.aval.dtype.itemsize for v in ends)
+                size = local_bytes(inner, kind)
+                if what(inner_path) in INSIDE:
+                    routing = sent_of(inner_path, inner.invars[0].aval.shape[-1], self.model)
+                    self.moves.append((Move(kind, axes, size, inner_times, inner_path, sent=routing), "in"))
+                    continue
                 self.others.append(Other(what(inner_path), kind, axes, size, inner_times, phase(inner_path)))
         tags = frozenset().union(*(v.tags for v in given)) if given and not attends else frozenset()
         return [Value(tags=tags) for _ in eqn.outvars]
@@ -262,28 +263,22 @@ class Walk:
             name, gradient, *more = one
             self.rows.append(replace(Row(len(self.rows), name, kind, gradient, times, *more), note=note))
 
+    def multiplies(self, eqn: Any) -> bool:
+        """Does it take weights of experts, or give their gradients?"""
+        return any(v.aval.shape in self.weights for v in (*eqn.invars, *eqn.outvars))
+
     def experts(self, path: str, times: int) -> None:
         """Rows of the experts' matmuls: their program knows sorted rows, not an expert's share."""
         kind = phase(path)
         if (path, kind) in self.multiplied:  # remat takes the program apart
             return
         self.multiplied.add((path, kind))
-        model, whole = blueprint(self.config.model), costs.letter_sizes(self.config, self.mesh)
+        whole = costs.letter_sizes(self.config, self.mesh)
         for one in costs.passes(self.config, self.mesh):
-            if one.phase == kind and model.op(one.name).rows_move:
-                row = expert_row(one, len(self.rows), whole, self.mesh, self.config.step.compute_dtype)
+            if one.phase == kind and self.model.op(one.name).rows_move:
+                names = tensor_names(one.name, one.what)
+                row = expert_row(one, len(self.rows), names, whole, self.mesh, self.config.step.compute_dtype)
                 self.rows.append(replace(row, times=times))
-
-    def row_of(self, move: Move) -> tuple[int, str] | None:
-        """The matmul of experts that a collective outside their program serves, by the name of its scope."""
-        name = what(move.path)
-        name, side = {"gather_for_experts": (self.first, "x"), EXPERTS: (self.last, "out")}.get(name, (name, "w"))
-        gradient = {"x": "gradient of x", "w": "gradient of w", "out": "gradient of x"}[side]
-        wanted = gradient if phase(move.path) == "backward" else ""
-        for row in self.rows:
-            if (row.name, row.phase, row.what) == (name, phase(move.path), wanted) and row.note == EVEN:
-                return row.id, ("out" if side != "out" else "x") if wanted else side
-        return None
 
     def parts(self, axes: Iterable[str]) -> int:
         return math.prod(self.mesh[a] for a in axes)
@@ -295,7 +290,7 @@ class Walk:
         for move, side in self.moves:
             if not move.rows and move.of is not None:
                 move.rows.append((move.of, "out"))
-            if not move.rows and (found := self.row_of(move)):
+            if not move.rows and (found := served(move.path, self.rows)):
                 move.rows.append(found)
             if not move.rows:
                 self.others.append(
@@ -306,27 +301,38 @@ class Walk:
             shared = tuple(
                 dict.fromkeys(self.rows[k].title for k, _ in move.rows if self.rows[k].title != self.rows[first].title)
             )
-            send = Send(operand, move.kind, move.axes, move.bytes, move.times, move.path, shared)
+            of = scope_of(move.path)
+            if self.rows[first].note == EVEN and not move.sent:
+                shared = also_for(self.rows[first], operand, self.rows)
+            send = Send(operand, move.kind, move.axes, move.bytes, move.times, move.path, shared, of=of, sent=move.sent)
             self.rows[first] = replace(self.rows[first], sends=(*self.rows[first].sends, send))
-        return merged(self.rows), self.others
+        return merged([ordered(lettered(row, self.model)) for row in self.rows]), self.others
 
 
-def expert_row(one: Pass, number: int, whole: Mapping[str, int], mesh: Mapping[str, int], dtype: str) -> Row:
-    """A row of a pass that no equation of the program shows. C is an expert's share where loads are even."""
-    x, w, out = (
-        Tensor(name, tuple(t.letters), tuple(whole[c] for c in t.letters), t.stored, t.used, dtype, t.unreduced)
-        for name, t in zip(tensor_names(one.name, one.what), (one.x, one.w, one.out), strict=True)
+def lettered(row: Row, model: Blueprint) -> Row:
+    """With the letters of the model's table, where a module's formula has others: shared experts are an MLP."""
+    op = next((op for op in model.ops if op.name == row.name), None)
+    x, w, out = FORMULA.findall(row.formula)[0]
+    names = (x + w + out).upper(), f"{op.x}{model.weight(op.weight_name).letters}{op.y}" if op else ""
+    if op is None or len(names[0]) != len(names[1]) or names[0] == names[1] or row.note == EVEN:
+        return row
+    other = str.maketrans(*names)
+    tensors = {
+        key: replace(t, letters=tuple("".join(t.letters).translate(other)))
+        for key, t in {"x": row.x, "w": row.w, "out": row.out}.items()
+    }
+    return replace(row, formula=row.formula.upper().translate(other).lower(), **tensors)  # type: ignore[arg-type]
+
+
+def local_bytes(eqn: Any, kind: str) -> int:
+    """V of a collective inside a shard_map; of rows that are sent one by one those that there are, not the room."""
+    before, after = (
+        sum(math.prod(v.aval.shape) * v.aval.dtype.itemsize for v in ends) for ends in (eqn.invars, eqn.outvars)
     )
-    local = costs.local_sizes(one.w, whole, mesh) | costs.local_sizes(one.x, whole, mesh)
-    inner = set(x.letters) - set(out.letters)
-    m, k, n = (
-        math.prod(local[c] for c in letters)
-        for letters in (set(x.letters) - inner, inner, set(w.letters) - set(x.letters))
-    )
-    moved = float(sum(t.local_bytes(mesh) for t in (x, w, out)))
-    return Row(
-        number, one.name, one.phase, one.what, 0, one.formula, x, w, out, m, k, n, 2.0 * m * k * n, moved, note=EVEN
-    )
+    if kind == "ragged-all-to-all":
+        rows = eqn.invars[0].aval
+        return min(after, math.prod(rows.shape) * rows.dtype.itemsize)
+    return after if kind == "all-gather" else before
 
 
 def merged(rows: list[Row]) -> list[Row]:

@@ -70,7 +70,7 @@ def route(index_SK: jax.Array, way: Way) -> Route:
     pairs, shards, local = index_SK.reshape(-1), way.shards, way.local_experts
     if way.how == "gather":
         return _gathered_route(pairs, way)
-    order = jnp.argsort(pairs, stable=True)
+    order = _order(pairs)
     sizes = _counts(pairs, way.num_experts)
     if way.how == "none":
         return Route(order, _inverse(order), sizes)
@@ -78,7 +78,7 @@ def route(index_SK: jax.Array, way: Way) -> Route:
     mine = lax.dynamic_slice_in_dim(every, lax.axis_index(way.axes) * local, local, 1)  # [X, E/X]: rows that arrive
     # what arrives lies by shard, then by expert
     label = jnp.repeat(jnp.tile(jnp.arange(local), shards), mine.reshape(-1), total_repeat_length=way.rows)
-    arrival = jnp.argsort(jnp.where(jnp.arange(way.rows) < mine.sum(), label, local), stable=True)
+    arrival = _order(jnp.where(jnp.arange(way.rows) < mine.sum(), label, local))
     between = every.reshape(shards, shards, local).sum(-1)
     return Route(order, _inverse(order), mine.sum(0), between, arrival, _inverse(arrival))
 
@@ -88,13 +88,20 @@ def _gathered_route(pairs: jax.Array, way: Way) -> Route:
     local = way.local_experts
     label = lax.all_gather(pairs, way.axes, tiled=True) - lax.axis_index(way.axes) * local
     label = jnp.where((label >= 0) & (label < local), label, local)
-    order = jnp.argsort(label, stable=True)
+    order = _order(label)
     return Route(order[: way.rows], _inverse(order), _counts(label, local))
 
 
 def _counts(labels: jax.Array, number: int) -> jax.Array:
     """How often each of the first numbers is there."""
     return (labels[:, None] == jnp.arange(number)).sum(0, dtype=jnp.int32)
+
+
+def _order(labels: jax.Array) -> jax.Array:
+    """A stable argsort, typed as differing where its labels do: jax types it as the iota that it sorts along."""
+    order = jnp.argsort(labels, stable=True)
+    missing = tuple(jax.typeof(labels).mat.varying - jax.typeof(order).mat.varying)
+    return lax.pcast(order, missing, to="varying") if missing else order
 
 
 def _inverse(order: jax.Array) -> jax.Array:

@@ -104,7 +104,8 @@ class _InSlices:
         return results
 
     def first_pass(self, *args: jax.Array) -> tuple[list[jax.Array], list[jax.Array]]:
-        types = self.types(self.forward, (self.out_specs, PartitionSpec(tuple(self.sizes))), args)
+        of_results, kept = self.types(self.forward, (self.out_specs, PartitionSpec(tuple(self.sizes))), args)
+        types = of_results, [self.stacked(x, s) for x, s in zip(kept, self.kept_specs, strict=True)]
         results, kept = self.batched(self.forward, self.in_specs, (self.out_specs, self.kept_specs), types)(*args)
         return results, kept
 
@@ -172,6 +173,12 @@ class _InSlices:
         kind = jax.typeof(x).mat
         axes = tuple(a for a in self.sizes if a in kind.varying or not self.check_vma)
         return PartitionSpec(axes, reduced=kind.reduced, unreduced=kind.unreduced)
+
+    def stacked(self, x: jax.ShapeDtypeStruct, spec: PartitionSpec) -> jax.ShapeDtypeStruct:
+        """The type of a kept array with as many parts as devices that differ in it."""
+        (split,) = spec.partitions
+        axes = (split,) if isinstance(split, str) else split or ()
+        return jax.ShapeDtypeStruct((math.prod(self.sizes[a] for a in axes), *x.shape[1:]), x.dtype)
 
     def unsplit(self, spec: PartitionSpec) -> Axes:
         """The axes along which all devices hold the same of an array of this spec."""

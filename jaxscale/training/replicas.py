@@ -140,6 +140,7 @@ def combined(metrics: Metrics, *, means: Iterable[str], unit: str) -> Metrics:
     each = dict(zip(names, table, strict=True))
     counts = each[unit]
     found = {name: values.mean() for name, values in each.items()}
-    found |= {name: (each[name] * counts).sum() / jnp.maximum(counts.sum(), 1) for name in means}
+    logged = [name for name in means if name in each]  # those of a model's layers are other figures by now
+    found |= {name: (each[name] * counts).sum() / jnp.maximum(counts.sum(), 1) for name in logged}
     found |= {unit: counts.sum()} | ({"spike": each["spike"].max()} if "spike" in each else {})
     return found

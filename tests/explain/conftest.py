@@ -21,6 +21,20 @@ def file(config, tmp_path_factory) -> Path:
     return write_page(make_explanation(config), tmp_path_factory.mktemp("explain") / "explain.html")
 
 
+EXPERTS = "model.moe.num_experts=8 model.moe.top_k=2 model.moe.mlp_dim=192"
+
+
+@pytest.fixture(scope="module")
+def mixture() -> cfg.Config:
+    """With experts."""
+    return cfg.load_config("quickstart", f"mesh.data=1 mesh.fsdp=2 mesh.expert=2 mesh.tensor=2 {EXPERTS}".split())
+
+
+@pytest.fixture(scope="module")
+def file_of_experts(mixture, tmp_path_factory) -> Path:
+    return write_page(make_explanation(mixture), tmp_path_factory.mktemp("experts") / "explain.html")
+
+
 class Page(Opened):
     """The page at rest: motion is asked for where it is what is tested."""
 

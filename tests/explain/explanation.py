@@ -3,6 +3,7 @@
 import math
 
 from jaxscale import config as cfg
+from jaxscale.blueprint.described import blueprint
 from jaxscale.explain.layouts import layouts
 from jaxscale.explain.machines import read_topology
 from jaxscale.explain.page import turned
@@ -12,7 +13,7 @@ from jaxscale.predict.timing import collective_seconds, rates
 from jaxscale.predict.traffic import traffic
 
 OTHERS = ("token ids", "looked-up rows", "rows' gradients", "losses", "embedding gradient")
-NAMES = {"BTD": "x", "BTNH": "context", "BTF": "h"}
+NAMES = {"BTD": "x", "BTNH": "context", "BTF": "h", "ECG": "x", "ECM": "h"}
 
 
 def make_explanation(config: cfg.Config, topology: str = "v5p:2x2x2") -> dict:
@@ -33,30 +34,22 @@ def make_explanation(config: cfg.Config, topology: str = "v5p:2x2x2") -> dict:
     return {
         "name": config.name, "config": config.model_dump(mode="json"), "mesh": mesh, "topology": where.name,
         "chip": where.chip.name, "compiled_by": f"XLA's CPU compiler, {math.prod(mesh.values())} simulated devices",
-        "jax": "0.10.2", "sizes": letter_sizes(config, mesh), "rows": rows, "others": others,
-    }  # fmt: skip
-
-
-def letter_sizes(config: cfg.Config, mesh: dict[str, int]) -> dict[str, int]:
-    model = config.model
-    return {
-        "B": config.data.batch_size // config.step.microbatches, "T": config.data.seq_len, "D": model.embed_dim,
-        "F": model.mlp_dim, "N": model.num_heads, "K": max(model.kv_heads, mesh.get("tensor", 1)),
-        "H": model.head_size, "V": model.padded_vocab_size, "L": model.num_layers,
+        "jax": "0.10.2", "sizes": dict(costs.letter_sizes(config, mesh)) | {"L": config.model.num_layers},
+        "rows": rows, "others": others,
     }  # fmt: skip
 
 
 def make_row(i: int, layout: dict, config: cfg.Config, mesh: dict[str, int], where) -> dict:
     speed, width = rates(where.chip, config.step.compute_dtype), costs.BYTES[config.step.compute_dtype]
     own = axis_links(where, mesh, config.mesh.over_slices)
-    sizes = letter_sizes(config, mesh)
+    sizes = costs.letter_sizes(config, mesh)
     tensors = {}
     for key in ("x", "w", "out"):
         t = layout[key]
         spec = {k: [[a for a in axes if a in mesh] for axes in t[k]] for k in ("stored", "used")}
-        name = layout["name"] if not t["letters"].startswith("B") else NAMES.get(t["letters"], layout["name"])
+        name = NAMES.get(t["letters"], layout["name"])
         tensors[key] = {
-            "name": f"w_{name}" if name == layout["name"] and "B" not in t["letters"] else name,
+            "name": f"w_{name}" if name == layout["name"] and not set("BC") & set(t["letters"]) else name,
             "letters": list(t["letters"]), "sizes": [sizes[c] for c in t["letters"]], **spec,
             "unreduced": [a for a in t["unreduced"] if a in mesh], "dtype": config.step.compute_dtype,
         }  # fmt: skip
@@ -66,7 +59,7 @@ def make_row(i: int, layout: dict, config: cfg.Config, mesh: dict[str, int], whe
         for c, n, axes in zip(t["letters"], t["sizes"], t["used"], strict=True)
     }
     x, w, out = (set(tensors[k]["letters"]) for k in ("x", "w", "out"))
-    m, k, n = (math.prod(local[c] for c in group) for group in (x - w, (x & w) - out, w - x))
+    m, k, n = (math.prod(local[c] for c in group) for group in (x - ((x & w) - out), (x & w) - out, w - x))
     sends = []
     for send in layout["sends"]:
         axes = [a for a in send["axes"] if a in mesh]
@@ -78,16 +71,21 @@ def make_row(i: int, layout: dict, config: cfg.Config, mesh: dict[str, int], whe
     for send in sends:
         key = f"ICI ({'+'.join(send['axes'])})"
         seconds[key] = seconds.get(key, 0.0) + send["seconds"]
-    head = layout["name"] == "unembedding"
     moved = (m * k + k * n + m * n) * width
     tensors = {k: tensors[k] for k in ("x", "w")} | {"out": turned(tensors["out"])}  # as an explanation has it
     return {
         "id": i, "name": layout["name"], "phase": layout["phase"], "what": layout["what"],
-        "times": config.step.microbatches * (1 if head else config.model.num_layers), "formula": layout["formula"],
+        "times": times_of(layout, config), "formula": layout["formula"],
         **tensors, "cases": cases(tensors), "per_device": {"m": m, "k": k, "n": n}, "flops": 2.0 * m * k * n,
         "intensity": 2.0 * m * k * n / moved, "hbm_bytes": moved, "seconds": seconds,
         "bound": max(seconds, key=seconds.__getitem__), "sends": sends,
     }  # fmt: skip
+
+
+def times_of(layout: dict, config: cfg.Config) -> int:
+    model = blueprint(config.model)
+    layers = model.kinds[layout["only"]] if layout.get("only") else model.num_layers
+    return config.step.microbatches * (layers if layout["stacked"] else 1)
 
 
 def sent_bytes(tensor: dict, send: dict, mesh: dict[str, int]) -> int:

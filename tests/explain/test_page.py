@@ -9,6 +9,7 @@ from jaxscale import config as cfg
 from jaxscale.blueprint.rules import check_divides, make_rules
 from jaxscale.explain.machines import read_topology
 from jaxscale.explain.page import page_text, write_page
+from jaxscale.explain.story import as_json, explain
 from jaxscale.predict import costs
 from jaxscale.predict.forecast import forecast
 from jaxscale.predict.traffic import traffic
@@ -341,3 +342,68 @@ def test_rules_of_the_configs_own_move_with_the_sliders(driver, config, tmp_path
     assert "all-reduce tensor" in page.ask(kinds)
     assert not any(kind.startswith("reduce-scatter tensor") for kind in page.ask(kinds))
     assert page.messages() == []
+
+
+@pytest.fixture(scope="module")
+def traced_experts(mixture, tmp_path_factory):
+    found = explain(mixture, read_topology("v5p:2x2x2"), compiler="none")
+    return write_page(as_json(found), tmp_path_factory.mktemp("experts") / "explain.html")
+
+
+@in_browser
+@pytest.mark.slow
+def test_rows_go_to_experts_and_come_back(driver, traced_experts, mixture):
+    """Dispatch and combine are steps of the experts' matmuls, on other meshes and chips too."""
+    page = Page(driver, traced_experts)
+    row = "now.rows.find(r => r.name === arguments[0] && r.phase === arguments[1] && r.what === arguments[2])"
+
+    def sent(*of: str) -> list[str]:
+        words = "map(s => `${s.of}: ${s.kind} ${s.axes}`)"
+        return page.ask(f"{row}.sends.filter(s => s.of && !s.sent && !s.by).{words}", *of)
+
+    assert sent("expert_up", "forward", "") == ["dispatch: all-gather tensor", "dispatch: all-gather expert"]
+    assert sent("expert_down", "forward", "") == ["combine: reduce-scatter expert", "combine: reduce-scatter tensor"]
+    assert "For no matmul" not in page.text("#sends")
+    page.slide("tensor", 1)
+    page.slide("expert", 4)
+    ragged = "ragged-all-to-all expert"
+    assert sent("expert_up", "forward", "") == [f"dispatch: {ragged}"]
+    assert sent("expert_down", "forward", "") == [f"combine: {ragged}"]
+    assert sent("expert_down", "backward", "gradient of x") == [f"combine: {ragged}"]
+    assert sent("expert_up", "backward", "gradient of x") == [f"dispatch: {ragged}"]
+    page.click(f"#list tr[data-row='{page.ask(f'{row}.id', 'expert_up', 'forward', '')}']")
+    assert "dispatch: rows go to the devices of their experts" in page.text("#ring-note")
+    page.press(".", ".", ".")
+    assert "Step 3 of 3" in page.text("#ring-step")
+    chunks = "[...document.querySelectorAll('#ring .chunk')].map(c => c.dataset.chunk + c.dataset.at)"
+    assert {"00", "11", "22", "33"} == set(page.ask(chunks)), "each device has what is for it"
+    sizes = {"fsdp": 2, "expert": 4}
+    rows = next(t for t in traffic(mixture, sizes) if t.what == "rows to experts")
+    assert f"{rows.bytes / 2**10:g} KiB" in page.text("#sends label[for='send-0']")
+    wanted = forecast(mixture, read_topology("v5p:2x2x2"), sizes)
+    assert float(page.text("#step-seconds").split()[0]) == pytest.approx(wanted.time.best * 1e3, rel=5e-3)
+    page.slide("expert", 8)
+    page.slide("data", 2)
+    page.slide("fsdp", 1)
+    page.slide("tensor", 2)
+    page.slide("batch", 64)
+    assert len(page.texts(".cell")) == 32
+    page.slide("batch", 16)
+    page.slide("data", 4)
+    with pytest.raises(ValueError, match="rows of a microbatch") as refused:
+        check_divides(make_rules(mixture.sharding), {"data": 4, "expert": 8, "tensor": 2}, mixture)
+    assert page.text("#problem") == f"Not possible: {refused.value}"
+    assert page.messages() == []
+
+
+@in_browser
+def test_a_model_without_experts_has_no_slider_for_them(page):
+    assert page.ask("Object.keys(controls.sliders)") == [
+        "data",
+        "fsdp",
+        "context",
+        "tensor",
+        "batch",
+        "length",
+        "width",
+    ]

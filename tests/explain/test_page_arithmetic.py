@@ -20,7 +20,7 @@ from jaxscale.predict.attention import attention_cost
 from jaxscale.predict.forecast import forecast
 from jaxscale.predict.traffic import traffic
 
-from .conftest import Page
+from .conftest import EXPERTS, Page
 
 MODELS = ("gpt2-124m", "llama3.1-405b", "llama3.1-70b", "llama3.1-8b", "llama3.2-1b", "mistral-7b", "qwen3-8b")
 REMATS = ["none", "full", "dots", {"q": "save", "k": "save", "v": "save", "attended": "save"},
@@ -66,6 +66,53 @@ def random_cases(seed: int, number: int) -> list[tuple[cfg.Config, dict[str, int
         if math.prod(sizes.values()) > MOST:
             continue
         chip = rng.choice(CHIPS)
+        try:
+            machine(chip, sizes, explained)
+        except ValueError:
+            continue
+        found.append((config, {a: sizes[a] for a in cfg.AXES if sizes.get(a, 1) > 1} or {"data": 1}, chip.name))
+    return found
+
+
+MIXTURES = (
+    {"num_experts": 8, "top_k": 2, "mlp_dim": 192},
+    {"num_experts": 16, "top_k": 4, "mlp_dim": 96, "shared_mlp_dim": 64},
+    {"num_experts": 32, "top_k": 3, "mlp_dim": 64, "dense_layers": 1, "bias": True, "score": "sigmoid"},
+    {"num_experts": 6, "top_k": 2, "mlp_dim": 200, "dense_layers": 2, "shared_mlp_dim": 96},
+)  # fmt: skip
+FOLDED = {"experts": ["expert", "tensor"], "expert_mlp": None}
+EXPERT_OVERRIDES = (
+    {"parameters": FOLDED, "activations": FOLDED}, {"parameters": FOLDED},
+    {"activations": {"residual_sequence": None}}, {"parameters": {"expert_embed": None}},
+    {name: {"experts": "data"} for name in ("parameters", "activations")},
+    {name: {"experts": "tensor", "expert_mlp": None} for name in ("parameters", "activations")}
+    | {"activations": {"experts": "tensor", "expert_mlp": None, "residual_sequence": None}},
+)  # fmt: skip
+EXPERT_REMATS = [*REMATS[:4], {"expert_in": "save", "attended": "save"}, {"expert_up": "save", "expert_gate": "save"},
+                 {"expert_up": "save", "layer_in": "offload"}, {"expert_in": "offload"}]  # fmt: skip
+
+
+def expert_cases(seed: int, number: int) -> list[tuple[cfg.Config, dict[str, int], str]]:
+    """The same of models with experts."""
+    rng, found = random.Random(seed), []
+    explained = explained_of(cfg.load_config("quickstart"))
+    while len(found) < number:
+        base = cfg.load_config(rng.choice(["quickstart", "qwen3-8b", "qwen3-30b-a3b"])).model_dump(mode="json")
+        base["model"]["moe"] = base["model"]["moe"] or rng.choice(MIXTURES)
+        sizes = {"data": 1, "fsdp": 2 ** rng.choice([0, 1, 3]), "expert": 2 ** rng.choice([0, 1, 1, 2, 3])}
+        sizes |= {rng.choice(["data", "context", "tensor"]): 2 ** rng.choice([0, 1, 2])}
+        tokens = {"batch_size": rng.choice([64, 256, 48]), "seq_len": rng.choice([128, 4096])}
+        base["data"] |= tokens
+        base["model"]["max_seq_len"] = max(base["model"]["max_seq_len"], tokens["seq_len"])
+        base["loss"] = {}
+        base["step"] |= {
+            "microbatches": rng.choice([1, 1, 2]), "remat": rng.choice(EXPERT_REMATS),
+            "expert_exchange": rng.choice(["auto", "gather", "all_to_all"]),
+            "compute_dtype": rng.choice(["bfloat16", "float32"]),
+        }  # fmt: skip
+        base["optimizer"]["name"] = rng.choice(["adamw", "adafactor", "muon"])
+        base["sharding"] = rng.choice([{}, {}, {}, *EXPERT_OVERRIDES])
+        config, chip = cfg.validate(base, source="random"), rng.choice(CHIPS)
         try:
             machine(chip, sizes, explained)
         except ValueError:
@@ -144,9 +191,31 @@ def test_the_arithmetic_is_pythons_on_200_random_configs(page):
     assert [d for i, (a, b) in enumerate(zip(got, wanted, strict=True)) for d in same(a, b, f"case {i}")] == []
 
 
+@pytest.fixture
+def page_of_experts(driver, file_of_experts) -> Page:
+    return Page(driver, file_of_experts)
+
+
+@in_browser
+def test_the_arithmetic_of_experts_is_pythons(page_of_experts):
+    """With dense layers before them, shared experts, both exchanges, and experts folded over other axes."""
+    cases = expert_cases(0, 120)
+    wanted = [by_python(*case) for case in cases]
+    kinds = {t[1] for w in wanted if w["rule"] is None for t in w["traffic"]}
+    assert {"ragged-all-to-all", "all-gather", "reduce-scatter", "all-reduce"} <= kinds
+    rules = " ".join(w["rule"] for w in wanted if w["rule"])
+    assert "experts stay where they are kept" in rules
+    assert "splits no tokens" in rules
+    assert "moe.num_experts 6 is not divisible by 4" in rules
+    assert sum(w["rule"] is None for w in wanted) > 40
+    got = page_of_experts.ask(BY_PAGE, as_text([[needed(config), sizes, chip] for config, sizes, chip in cases]))
+    assert [d for i, (a, b) in enumerate(zip(got, wanted, strict=True)) for d in same(a, b, f"case {i}")] == []
+
+
 BY_ROWS = """((cases) => cases.map(([config, sizes, chip]) => {
-    const machine = machineOf(chip, sizes), runs = config.step.microbatches * config.table.layers;
-    const rows = passesOf(config, sizes).map(l => predictedRow({...l, times: runs}, config, chip, sizes, machine));
+    const machine = machineOf(chip, sizes);
+    const rows = passesOf(config, sizes).map(l =>
+        predictedRow({...l, times: runsOf(l, config)}, config, chip, sizes, machine));
     const sent = {};
     const add = (t) => { const key = `${t.kind} ${t.axes.join()}`; sent[key] = (sent[key] || 0) + t.bytes * t.times; };
     for (const row of rows) row.sends.forEach(add);
@@ -161,8 +230,17 @@ BY_ROWS = """((cases) => cases.map(([config, sizes, chip]) => {
 def test_rows_and_the_rest_send_what_the_cost_model_says(page):
     """Each collective belongs to one row, or to none of them; FLOPs of the passes add up to the cost model's."""
     cases = [case for case in random_cases(1, 160) if by_python(*case)["rule"] is None]
+    check_rows(page, cases)
     assert len(cases) > 20
     assert sum("tensor" in sizes and c.model.kv_heads < sizes["tensor"] for c, sizes, _ in cases) > 2, "repeated heads"
+
+
+@in_browser
+def test_rows_of_experts_send_what_the_cost_model_says(page_of_experts):
+    check_rows(page_of_experts, [case for case in expert_cases(1, 50) if by_python(*case)["rule"] is None])
+
+
+def check_rows(page: Page, cases: list) -> None:
     got = page.ask(BY_ROWS, as_text([[needed(c), sizes, chip] for c, sizes, chip in cases]))
     platforms = {c.name: c.platform for c in CHIPS}
     for (config, sizes, chip), found in zip(cases, got, strict=True):
@@ -213,20 +291,31 @@ def test_a_stated_network_is_that_of_every_machine_of_the_chip():
 
 AT_REST = """(() => {
     const {config, chip, sizes, machine} = now, tensor = (t) => [t.name, t.letters, t.sizes, t.stored, t.used];
+    const send = (s) => [s.operand, s.kind, s.axes, s.bytes, s.shared.slice().sort(), s.seconds.toPrecision(9),
+        s.of || "", s.sent || ""];
     const told = (row) => ({
         x: tensor(row.x), w: tensor(row.w), out: tensor(row.out), unreduced: row.out.unreduced.slice().sort(),
         cases: row.cases, shape: row.per_device, flops: row.flops, hbm: row.hbm_bytes, intensity: row.intensity,
         seconds: row.seconds, bound: row.bound, times: row.times,
-        sends: row.sends.map(s => [s.operand, s.kind, s.axes, s.bytes, s.shared, s.seconds]),
+        sends: row.note && row.note.startsWith("C: ") ? row.sends.map(send).map(s => JSON.stringify(s)).sort()
+            : row.sends.map(send),
     });
     const pairs = PAGE.explained.rows.map(tracedRow).map(row => [row, predictedRow(row, config, chip, sizes, machine)]);
     return pairs.map(([a, b]) => [rowTitle(a), told(a), told(b)]);
 })()"""
 
 
-@pytest.fixture(scope="module", params=["step.remat=none", "step.remat=full loss.chunk=32 step.compute_dtype=bfloat16"])
+TRACED = {
+    "step.remat=none": "data=2,fsdp=2,tensor=2",
+    "step.remat=full loss.chunk=32 step.compute_dtype=bfloat16": "data=2,fsdp=2,tensor=2",
+    f"{EXPERTS} model.moe.shared_mlp_dim=64 model.moe.dense_layers=1": "fsdp=2,expert=2,tensor=2",
+    f"{EXPERTS} step.remat=full step.expert_exchange=gather": "fsdp=2,expert=4",
+}
+
+
+@pytest.fixture(scope="module", params=list(TRACED))
 def traced(request, tmp_path_factory) -> Path:
-    config = with_mesh(cfg.load_config("quickstart", request.param.split()), "data=2,fsdp=2,tensor=2")
+    config = with_mesh(cfg.load_config("quickstart", request.param.split()), TRACED[request.param])
     found = explain(config, read_topology("v5p:2x2x2"), compiler="none")
     return write_page(as_json(found), tmp_path_factory.mktemp("traced") / "explain.html")
 

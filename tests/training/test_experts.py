@@ -11,6 +11,7 @@ from dense_experts import CUBE, FOLDED, LOSS, blank_state, dense_step, first_ste
 from support import Setup, assert_gradients_equal, make_batch, random_params
 
 from jaxscale.blueprint.sequence import order
+from jaxscale.files.jsonl import read_records
 from jaxscale.models import experts
 from jaxscale.parallel.sharding import on_mesh
 from jaxscale.serving import serve
@@ -225,13 +226,14 @@ SMALL = {"vocab_size": 257, "num_layers": 2, "embed_dim": 32, "num_heads": 8, "n
 MESH = {"fsdp": 2, "expert": 4}
 
 
-def run_config(stdlib, out, mesh, *, steps):
+def run_config(stdlib, out, mesh, *, steps, **sections):
     devices = int(np.prod(list(mesh.values())))
     return moe_config(
         mesh, {"bias": True, "mlp_dim": 16, "dense_layers": 1}, model=SMALL, steps=steps, out=str(out),
         data={"kind": "tokens", "path": str(stdlib), "batch_size": 8, "seq_len": 32}, step={"remat": "full"},
         runtime={"simulated_devices": devices}, checkpoint={"every": 2}, evaluation={"batches": 1},
         optimizer={"learning_rate": 5e-3, "schedule": "constant"}, loss={"router_z": 1e-3, "bias_rate": 0.05},
+        **sections,
     )  # fmt: skip
 
 
@@ -283,3 +285,29 @@ def test_generation_reads_the_saved_bias(straight, stdlib, monkeypatch):
     np.testing.assert_array_equal(read[0]["layers"]["mlp"]["balance_bias"], saved)
     serve.sample_after(straight, config, "def ", max_new_tokens=1)
     np.testing.assert_array_equal(read[1]["layers"]["mlp"]["balance_bias"], saved)
+
+
+# --- replicas -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("remat", ["none", slow("full")])
+@pytest.mark.parametrize("mesh", [{"replica": 2, "fsdp": 2}, slow({"replica": 2, "expert": 2, "tensor": 2})], ids=str)
+def test_replicas_lower_whatever_is_kept(mesh, remat):
+    """What the experts keep for their backward pass differs between devices, the order of rows too."""
+    setup = Setup(moe_config(mesh, {"bias": True}, outer={"every": 2}, step={"remat": remat}))
+    with setup.context():
+        setup.program.step.lower(setup.program.abstract, setup.batch)
+
+
+@pytest.mark.slow
+def test_a_run_of_replicas_generates_with_the_mean_of_their_biases(stdlib, tmp_path, monkeypatch):
+    config = run_config(stdlib, tmp_path, {"replica": 2, "expert": 2}, steps=2, outer={"every": 2})
+    result, read = train(config), []
+    assert {"expert_load", "balance"} <= set(read_records(result.out / "metrics.jsonl")[0])
+    monkeypatch.setattr(serve, "complete", lambda program, params, *_, **__: read.append(params) or [""])
+    alone = ["mesh={data: 1}", "runtime.simulated_devices=1", "outer.every=null"]
+    continue_texts(result.out, ["def "], alone, max_new_tokens=1)
+    serve.sample_after(result, config, "def ", max_new_tokens=1)
+    (biases,) = jax.tree.leaves(jax.device_get(result.state.router_bias))
+    for params in read:
+        np.testing.assert_allclose(params["layers"]["mlp"]["balance_bias"], biases.mean(0), rtol=1e-6)
