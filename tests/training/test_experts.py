@@ -232,7 +232,8 @@ def run_config(stdlib, out, mesh, *, steps, **sections):
         mesh, {"bias": True, "mlp_dim": 16, "dense_layers": 1}, model=SMALL, steps=steps, out=str(out),
         data={"kind": "tokens", "path": str(stdlib), "batch_size": 8, "seq_len": 32}, step={"remat": "full"},
         runtime={"simulated_devices": devices}, checkpoint={"every": 2}, evaluation={"batches": 1},
-        optimizer={"learning_rate": 5e-3, "schedule": "constant"}, loss={"router_z": 1e-3, "bias_rate": 0.05}, **sections,
+        optimizer={"learning_rate": 5e-3, "schedule": "constant"}, loss={"router_z": 1e-3, "bias_rate": 0.05},
+        **sections,
     )  # fmt: skip
 
 
