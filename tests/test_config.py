@@ -23,7 +23,12 @@ PUBLISHED = {
     "llama3.1-405b": 405_853_388_800,
     "qwen3-8b": 8_190_735_360,
     "mistral-7b": 7_241_732_096,
+    "mixtral-8x7b": 46_702_792_704,
+    "mixtral-8x22b": 140_620_634_112,
+    "qwen3-30b-a3b": 30_532_122_624,
+    "qwen3-235b-a22b": 235_093_634_560,
 }
+SIZES_ONLY = {"gpt-oss-120b", "deepseek-v3"}  # sizes and routers of models that are not there whole
 MODEL = {"vocab_size": 257, "num_layers": 1, "embed_dim": 32, "num_heads": 2, "mlp_dim": 64}
 BASE = {"name": "t", "steps": 2, "model": MODEL, "data": {"kind": "synthetic", "batch_size": 8, "seq_len": 32}}
 
@@ -52,8 +57,14 @@ def refused(path, *overrides: str) -> str:
 
 def test_the_shipped_configs_are_the_promised_ones():
     long = {"llama3.1-8b-64k", "llama3.1-8b-128k", "llama3.1-8b-1m"}
-    assert {p.stem for p in RUNS} == {*PUBLISHED, *long, "quickstart"}
-    assert {p.stem for p in MODELS} == set(PUBLISHED)
+    assert {p.stem for p in RUNS} == {*PUBLISHED, *long, "quickstart", "quickstart-experts"}
+    assert {p.stem for p in MODELS} == {*PUBLISHED, *SIZES_ONLY}
+
+
+@pytest.mark.parametrize("name", SIZES_ONLY)
+def test_a_model_that_is_not_there_whole_says_so(name):
+    text = next(p for p in MODELS if p.stem == name).read_text()
+    assert "NOT the published model" in text
 
 
 @pytest.mark.parametrize("path", [*RUNS, *MODELS], ids=lambda p: f"{p.parent.name}/{p.stem}")
@@ -403,7 +414,7 @@ RULES = {
     "loss.chunk=5": "data.seq_len 32 is not divisible by loss.chunk 5; try 4",
     "model={file: gpt2-124m, max_seq_len: 16}": "data.seq_len 32 is beyond the 16 learned positions",
     "optimizer.decay_steps=5": "decay_steps is only for schedule=wsd",
-    "model=nope": "no config models/nope; shipped ones: gpt2-124m, ",
+    "model=nope": "no config models/nope; shipped ones: deepseek-v3, gpt-oss-120b, gpt2-124m, ",
 }
 
 

@@ -121,7 +121,7 @@ def expert_bytes(config: cfg.Config, sizes: Mapping[str, int], kind: str) -> flo
         return 0.0
     split = rules_of(config, sizes).activations[model.dims[model.routed.mlp].axis]
     mlp = model.dims[model.routed.mlp].size / count(split, sizes)
-    rows = (ROWS if at.how == "none" else SENT_ROWS) * at.width + WIDE_ROWS * mlp
+    rows = (SENT_ROWS if at.how == "all_to_all" else ROWS) * at.width + WIDE_ROWS * mlp
     return at.place * rows * BYTES[config.step.compute_dtype]
 
 

@@ -17,8 +17,10 @@ def test_weight_gradients_are_summed_over_every_axis_that_splits_the_tokens():
             own = [t for t in traffic(config, mesh) if t.what == f"{name} gradient" and "tensor" not in t.axes]
             met = [axis for t in own for axis in t.axes]
             assert sorted(met) == sorted(a for a in splitters if mesh[a] > 1), (mesh, name)
-    plain, split = ({t.what: t for t in traffic(config, m) if t.kind == "all-reduce"}
+    plain, split = ({(t.what, t.kind): t for t in traffic(config, m)}
                     for m in ({"data": 2, "fsdp": 4}, {"fsdp": 2, "expert": 2, "context": 2}))  # fmt: skip
-    assert split["up gradient"].axes == ("expert",)
-    assert split["up gradient"].step_bytes == plain["up gradient"].step_bytes == 32 * 4096 * 14336 / 4 * 2
-    assert split["embedding gradient"].bytes == 128256 * 4096 / 4 * 4
+    assert plain["up gradient", "all-reduce"].step_bytes == 32 * 4096 * 14336 / 4 * 2
+    assert plain["embedding gradient", "all-reduce"].bytes == 128256 * 4096 / 4 * 4
+    assert split["up gradient", "reduce-scatter"].axes == ("fsdp", "expert", "context")
+    assert split["up gradient", "reduce-scatter"].step_bytes == 32 * 4096 * 14336 * 2
+    assert ("up gradient", "all-reduce") not in split  # a dense weight lies over all three
