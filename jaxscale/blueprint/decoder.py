@@ -73,7 +73,7 @@ def elementwise(model: cfg.Model) -> dict[str, float]:
 
 def dims(model: cfg.Model) -> dict[str, Dim]:
     vocab = f"padded vocab_size (vocab_multiple {model.vocab_multiple})"
-    return {
+    found = {
         "D": Dim("embed", model.embed_dim, "embed_dim", wide=True),
         "N": Dim("heads", model.num_heads, "num_heads", wide=True),
         "K": Dim("kv_heads", model.kv_heads, "num_kv_heads", repeats=True, wide=True),
@@ -82,7 +82,10 @@ def dims(model: cfg.Model) -> dict[str, Dim]:
         "P": Dim("positions", model.max_seq_len, "max_seq_len"),
         "H": Dim("head_dim", model.head_size, "head_dim"),
         "1": Dim("norm", model.embed_dim, wide=True),
-    } | (expert_dims(model, model.moe) if model.moe else {})
+    }
+    if not has_mlp(model):
+        del found["F"]
+    return found | (expert_dims(model, model.moe) if model.moe else {})
 
 
 def expert_dims(model: cfg.Model, moe: cfg.Moe) -> dict[str, Dim]:
