@@ -167,7 +167,7 @@ def show_compared(a: Explanation, b: Explanation) -> None:
 def sent_words(row: Row | None) -> str:
     if row is None:
         return "-"
-    words = [f"{row.words(s)} {size(s.bytes * s.times)}" for s in row.sends]
+    words = [f"{row.words(s).replace(' over ', ' ')} {size(s.bytes * s.times)}" for s in row.sends]
     return "\n".join(words) or "nothing"
 
 

@@ -118,11 +118,14 @@ function matmuls(config, sizes) {
           m: part(x.filter((c) => out.includes(c))),
           k: part(x.filter((c) => !out.includes(c))),
           n: part(w.filter((c) => !x.includes(c))),
+          groups: part(x.filter((c) => out.includes(c) && w.includes(c))),
         };
       return { name: row.name, ...shape, forward: runs, backward: 2 * runs, recomputed: again.has(row.name) ? runs : 0 };
     });
 }
 
+/** Elements of x, w and the result. */
+const matmulElements = (m) => m.m * m.k + m.groups * m.k * m.n + m.m * m.n;
 const matmulFlops = (m) => 2 * m.m * m.k * m.n;
 const matmulRuns = (m) => m.forward + m.backward + m.recomputed;
 
@@ -140,7 +143,7 @@ function attentionCost(config, sizes) {
 
 /** Every collective of a step: {what, kind, axes, bytes (V of one run), times, phase, overlaps}. */
 const traffic = (config, sizes, chip) => 
-  [...matmulTraffic(config, sizes), ...otherTraffic(config, sizes, chip, expertTraffic(config, sizes))].filter((t) => t.times && t.bytes);
+  [...matmulTraffic(config, sizes), ...otherTraffic(config, sizes, chip, expertTraffic(config, sizes, chip))].filter((t) => t.times && t.bytes);
 
 /** Collectives that belong to no matmul: the lookup's, repeated heads', attention's and the loss's; `experts`: those of rows for experts. */
 const otherTraffic = (config, sizes, chip, experts = []) => [

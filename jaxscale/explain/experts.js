@@ -13,15 +13,40 @@ function exchange(config, sizes) {
   return { how: shards === 1 ? "none" : chosen, axes, split, shards, tokens, rows: tokens * routed.top_k };
 }
 
+const platformOf = (chip) => (PAGE.machines.chips[chip].node ? "gpu" : "tpu");
+
+/** How often rows go to their experts in one microbatch: where the backward pass makes them again, once more. */
+const timesThere = ({ kept, routed }) => (kept !== null && !(routed.arrived in kept) ? 3 : 2);
+
+/** Rows that a matmul of experts multiplies over rows that there are: a tile in which one expert's rows end is not full. */
+function tilesOf(m, config, sizes, chip) {
+  const { routed, dims } = config.table;
+  if (!routed || !routed.ops.includes(m.name)) return 1;
+  const { rows, large } = PAGE.constants.tiles,
+    at = exchange(config, sizes),
+    local = Math.floor(dims[routed.experts].size / at.shards),
+    tile = rows[platformOf(chip)][at.rows >= large * local ? 1 : 0];
+  return at.rows ? 1 + (platformOf(chip) === "tpu" ? tile * (local - 1) : (tile / 2) * local) / at.rows : 1;
+}
+
+/** HBM bytes of a step that sorting rows reads and writes. */
+function movedRows(config, sizes) {
+  const { routed, dims, kinds } = config.table,
+    at = exchange(config, sizes),
+    [there, back, sort] = [timesThere(config.table), 2, at.how === "all_to_all" ? 4 : 2],
+    elements = at.rows * (there * sort + back * (sort + 1)) + back * at.tokens;
+  return dims[routed.stream.at(-1)].size * elements * config.step.microbatches * kinds[routed.layers] * widthOf(config);
+}
+
 /** Every collective of it; `places`: the moments of a layer's step that send it; `routing`: it is no row, but says where rows go. */
-function expertTraffic(config, sizes) {
+function expertTraffic(config, sizes, chip) {
   const { routed, dims, kept, kinds } = config.table;
   if (!routed) return [];
   const at = exchange(config, sizes),
     runs = config.step.microbatches * kinds[routed.layers],
     wide = widthOf(config) * dims[routed.stream.at(-1)].size;
   const again = kept === null ? [] : ["again"],
-    there = ["arrive", "gradients arrive", ...(kept !== null && routed.arrived in kept ? [] : again)],
+    there = ["arrive", "gradients arrive", ...(timesThere(config.table) > 2 ? again : [])],
     twice = ["arrive", "arrive", ...again, ...again],
     found = [];
   const add = (what, kind, axes, bytes, places, phase = "forward", routing = false) =>
@@ -53,7 +78,8 @@ function expertTraffic(config, sizes) {
     const kind = "ragged-all-to-all";
     add("rows to experts", kind, at.axes, at.rows * wide, there);
     add("rows from experts", kind, at.axes, at.rows * wide, ["leave", "gradients leave"]);
-    add("rows' weights", kind, at.axes, at.rows * 4, ["arrive", "gradients leave", ...again], "forward", true);
+    const padded = platformOf(chip) === "tpu" ? PAGE.constants.lanes : 1; // a TPU's arrays have whole lanes
+    add("rows' weights", kind, at.axes, at.rows * 4 * padded, ["arrive", "gradients leave", ...again], "forward", true);
     add("experts' counts", "all-gather", at.axes, at.shards * dims[routed.experts].size * 4, ["arrive", ...again], "forward", true);
   }
   return found;
@@ -91,11 +117,11 @@ function alsoFor(row, operand, { routed, layouts }) {
 }
 
 /** Of these, what a row of the list has. */
-function expertSends(row, config, sizes) {
+function expertSends(row, config, sizes, chip) {
   const { routed } = config.table;
   if (!routed || !routed.ops.includes(row.name)) return [];
   const places = expertPlaces(config.table);
-  return expertTraffic(config, sizes).flatMap((t) =>
+  return expertTraffic(config, sizes, chip).flatMap((t) =>
     t.places
       .map((place) => places[place])
       .filter(([name, phase, what]) => name === row.name && phase === row.phase && what === row.what)

@@ -91,7 +91,7 @@ function computeSeconds(config, chip, sizes, rates) {
   const width = PAGE.constants.bytes[config.step.compute_dtype];
   let busy = 0;
   for (const m of matmuls(config, sizes))
-    busy += rooflineSeconds(rates, matmulFlops(m), (m.m * m.k + m.k * m.n + m.m * m.n) * width) * matmulRuns(m);
+    busy += rooflineSeconds(rates, matmulFlops(m), matmulElements(m) * width) * matmulRuns(m) * tilesOf(m, config, sizes, chip);
   const parts = {
     matmuls: busy,
     attention: attentionCost(config, sizes).flops / (rates.attention_flops * attentionShare(config, chip)),
@@ -99,6 +99,7 @@ function computeSeconds(config, chip, sizes, rates) {
     optimizer: optimizerBytes(config, sizes) / rates.memory,
     weights: (PAGE.constants.weight_passes * weightBytes(config, sizes, chip)) / rates.memory,
   };
+  if (config.table.routed) parts["rows of experts"] = movedRows(config, sizes) / rates.memory;
   const offloaded = offloadedBytes(config, sizes);
   if (offloaded)
     parts["host offload, not hidden"] = Math.max(0, offloaded / (PAGE.machines.chips[chip].host_bandwidth * PAGE.constants.host) - total(Object.values(parts)));
@@ -175,6 +176,7 @@ const WHOLE = {
   elementwise: "HBM",
   optimizer: "HBM",
   weights: "HBM",
+  "rows of experts": "HBM",
   "kernel starts": "launches",
   "launches, not hidden": "launches",
 };

@@ -94,7 +94,7 @@ def match(
 
     try_all(exactly, other_width, by_size)
     answers |= put_together([n for n in needs if n[1:] not in answers], found)
-    try_all(otherwise)
+    try_all(in_other_form, otherwise)
     for need, row_id, k in needs:
         if (row_id, k) not in answers:
             answers[row_id, k] = ("different", missing(need, found))
@@ -163,14 +163,27 @@ def put_together(needs: list[tuple[Need, int, int]], found: list[Found]) -> dict
     return answers
 
 
+def in_other_form(need: Need, found: list[Found]) -> Found | None:
+    """A reduce-scatter as an all-reduce and a slice of it, before another need takes that all-reduce."""
+    if need.kind != "reduce-scatter":
+        return None
+    own = (f for f in found if f.kind == "all-reduce" and f.name in need.names and not f.used)
+    same = [f for f in own if (f.axes, f.times, f.phase) == (need.axes, need.times, need.phase)]
+    return next((f for f in same if right_size(need, f)), None)
+
+
+def right_size(need: Need, f: Found) -> bool:
+    return f.bytes in (need.bytes, need.bytes * {"f32": 2, "bf16": 0.5}.get(f.wire, 1))
+
+
 def otherwise(need: Need, found: list[Found]) -> Found | None:
     """Of the same operations over the same axes (or more), or of the same size: but not the same collective."""
 
     def likeness(f: Found) -> tuple[bool, ...]:
-        right_size = f.bytes in (need.bytes, need.bytes * {"f32": 2, "bf16": 0.5}.get(f.wire, 1))
-        alike = (f.name in need.names, f.axes == need.axes, f.phase == need.phase, right_size, f.kind == need.kind)
+        size = right_size(need, f)
+        alike = (f.name in need.names, f.axes == need.axes, f.phase == need.phase, size, f.kind == need.kind)
         named = f.name in need.names and set(need.axes) <= set(f.axes)
-        return alike if named or (f.axes == need.axes and right_size and f.times == need.times) else ()
+        return alike if named or (f.axes == need.axes and size and f.times == need.times) else ()
 
     return max((f for f in found if not f.used and likeness(f)), key=likeness, default=None)
 

@@ -23,7 +23,7 @@ function predictedRow(row, config, chip, sizes, machine) {
   there.chunks = chunks;
   there.times = head ? config.step.microbatches * chunks : row.times;
   there.cases = casesOf(there);
-  const sends = layout ? inOrder([...layout.sends, ...expertSends(row, config, sizes)]) : row.sends;
+  const sends = layout ? inOrder([...layout.sends, ...expertSends(row, config, sizes, chip)]) : row.sends;
   return { ...there, ...rowFigures(there, config, chip, sizes, sends, machine) };
 }
 

@@ -21,7 +21,7 @@ from jaxscale.explain.machines import Explained, machines, read_topology
 from jaxscale.explain.rows import CASES
 from jaxscale.files.whole import write_whole
 from jaxscale.optimizers import OPTIMIZERS
-from jaxscale.predict import costs, forecast, timing
+from jaxscale.predict import costs, experts, forecast, timing
 from jaxscale.predict.attention import kernel_of, split_way
 from jaxscale.report.page import assembled, package_texts
 
@@ -40,8 +40,8 @@ def page_text(explanation: dict[str, Any]) -> str:
     config = cfg.validate(explanation["config"], source="explanation")
     topology, mesh = read_topology(explanation["topology"]), dict(explanation["mesh"])
     topology = replace(topology, network=explanation.get("network"))  # as stated, or None
-    experts = config.model.moe.num_experts if config.model.moe else 0
-    explained = Explained(topology, mesh, config.mesh.over_slices, config.data.seq_len, experts, axes_of(config))
+    number = config.model.moe.num_experts if config.model.moe else 0
+    explained = Explained(topology, mesh, config.mesh.over_slices, config.data.seq_len, number, axes_of(config))
     values = {
         "explained": {k: v for k, v in explanation.items() if k != "config"}
         | {"rows": [row | {"out": turned(row["out"])} for row in explanation["rows"]]},
@@ -135,6 +135,7 @@ def constants(config: cfg.Config) -> dict[str, Any]:
         "slice_wait": timing.SLICE_WAIT,
         "lanes": timing.LANES,
         "kernels": {"layer": forecast.LAYER_KERNELS, "others": forecast.OTHER_KERNELS, "chunk": forecast.CHUNK_KERNELS},
+        "tiles": {"rows": experts.TILE, "large": experts.LARGE},
         "ready": axes_of(config),
         "cases": CASES,
     }

@@ -17,6 +17,7 @@ EXPERTS = "experts"  # scope of the program that rows go to experts in
 INSIDE = ("dispatch", "combine")  # scopes of what it sends
 ROUTING = "routing"  # what is sent with rows: their experts, weights and counts
 EVEN = "C: rows of an expert where loads are even"
+ROOM = "simulated devices send room for all rows to each shard, chips the rows alone (ragged-all-to-all)"
 # scope -> does it serve the first matmul or the last, as which operand, and what it is of
 SCOPES = {
     "gather_for_experts": (0, "x", "dispatch"),
@@ -41,6 +42,12 @@ def ordered(row: Row) -> Row:
     """With what is sent before its matmul first, and what is sent after it last."""
     sends = sorted(row.sends, key=lambda send: ("x", "w", "out").index(send.operand))
     return replace(row, sends=tuple(sends)) if row.note == EVEN else row
+
+
+def explained(row: Row) -> Row:
+    """With a note where simulated devices send otherwise than chips."""
+    room = any(send.of and send.kind == "all-to-all" for send in row.sends)
+    return replace(row, note=f"{row.note}; {ROOM}") if room else row
 
 
 def served(path: str, rows: Iterable[Row]) -> tuple[int, str] | None:

@@ -21,6 +21,7 @@ from jaxscale.compiled.hlo import parse
 from jaxscale.compiled.story import compile_one, with_changes
 from jaxscale.config.mesh_text import mesh_text, read_mesh
 from jaxscale.explain.match import SMALL, Found, match
+from jaxscale.explain.routes import explained
 from jaxscale.explain.rows import Other, Row, from_values, joined
 from jaxscale.hardware.chips import CHIPS
 from jaxscale.hardware.gpu_targets import target_config
@@ -125,7 +126,7 @@ def explain(
         over = split_mesh(config, where, found["mesh"])[1] if own and where.slices > 1 else None
         compiled = collectives(parse(hlo), found["mesh"], over=over)
         rows, others, inserted = match(rows, others, compiled)
-    rows = timed_rows([joined(row) for row in rows], config, where, mesh)
+    rows = timed_rows([explained(joined(row)) for row in rows], config, where, mesh)
     inserted = [f for f in inserted if f.bytes >= SMALL]
     by = by if hlo else None
     return Explanation(config, found["mesh"], where, assumed, by, why, found["jax"], rows, others, inserted)

@@ -60,6 +60,8 @@ def tiled(at: Exchange, platform: str) -> float:
 
     A TPU's kernel computes such a tile for each of the experts that share it, a GPU's has half an empty tile for each.
     """
+    if not at.rows:  # on a mesh that splits fewer rows than it has shards
+        return 1.0
     local = at.num_experts // at.shards
     tile = TILE[platform][at.rows >= LARGE * local]
     return 1 + (tile * (local - 1) if platform == "tpu" else tile / 2 * local) / at.rows

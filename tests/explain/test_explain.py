@@ -295,7 +295,7 @@ def test_a_tensor_knows_its_block():
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("data=2,foo=2", "no axis 'foo'; there are pipeline, data, fsdp, context, tensor"),
+        ("data=2,foo=2", "no axis 'foo'; there are pipeline, data, fsdp, expert, context, tensor"),
         ("data=two", "'data=two' is not axis=size"),
         ("fsdp=0", "'fsdp=0' is not axis=size"),
         ("data", "'data' is not axis=size"),
