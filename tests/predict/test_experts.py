@@ -144,12 +144,17 @@ SMALL = {"vocab_size": 32000, "num_layers": 4, "embed_dim": 2048, "num_heads": 1
 
 @pytest.mark.parametrize(
     ("mesh", "compiled"),
-    [({"fsdp": 8}, 3.250), ({"fsdp": 2, "expert": 4}, 4.755), ({"fsdp": 4, "expert": 2}, 3.370)],
+    [
+        ({"fsdp": 8}, 3.250),
+        ({"fsdp": 2, "expert": 4}, 4.755),
+        ({"fsdp": 4, "expert": 2}, 3.370),
+        ({"fsdp": 4, "expert": 2}, 3.566),
+    ],
     ids=str,
 )
 def test_memory_as_libtpu_gave_it(mesh, compiled):
-    """v5p:2x2x2, v5p:2x2x2 and v6e:2x4. The second has room for four times the rows, the third for twice as many, as
-    all may choose one device's experts."""
+    """v5p:2x2x2 twice, v6e:2x4, tpu7x:2x2x1. The second has room for four times the rows, the others with an axis of
+    experts for twice as many, as all may choose one device's experts."""
     config = make_config(
         mesh, model=SMALL, data={"batch_size": 32, "seq_len": 2048}, loss={"chunk": 512},
         step={"remat": "full", "compute_dtype": "bfloat16"},
