@@ -28,7 +28,7 @@ PUBLISHED = {
     "qwen3-30b-a3b": 30_532_122_624,
     "qwen3-235b-a22b": 235_093_634_560,
 }
-SIZES_ONLY = {"gpt-oss-120b", "deepseek-v3"}  # sizes and routers of models that are not there whole
+SIZES_ONLY = ("deepseek-v3", "gpt-oss-120b")  # sizes and routers of models that are not there whole
 MODEL = {"vocab_size": 257, "num_layers": 1, "embed_dim": 32, "num_heads": 2, "mlp_dim": 64}
 BASE = {"name": "t", "steps": 2, "model": MODEL, "data": {"kind": "synthetic", "batch_size": 8, "seq_len": 32}}
 
