@@ -31,6 +31,7 @@ BELOW = {
     "compiled": {"files", "hardware", "config", "blueprint", "predict", "record"},  # aot in a child process
     "parallel": {"hardware", "process", "config", "blueprint"},
     "private": set(),
+    "interop": {"files", "config", "blueprint"},
     "kernels": {"private"},
     "models": {"config", "blueprint", "parallel", "kernels"},
     "objectives": {"config", "columns", "parallel"},
@@ -42,9 +43,10 @@ BELOW = {
     "checkpoint": {"files", "private", "cluster", "inventory", "training", "parallel", "config"},
     "training": {
         "files", "hardware", "optimizers", "columns", "data", "config", "blueprint", "predict", "compiled", "parallel",
-        "private", "blame", "codes", "cluster", "checkpoint", "models", "objectives", "vocabulary", "index",
+        "private", "blame", "codes", "cluster", "checkpoint", "models", "objectives", "vocabulary", "index", "interop",
     },
-    "serving": {"files", "index", "data", "config", "blueprint", "parallel", "checkpoint", "training"},
+    "serving": {"files", "index", "data", "config", "blueprint", "parallel", "checkpoint", "training",
+                "interop"},
     "aot": {"hardware", "config", "predict", "compiled", "parallel", "private", "training"},
     "sweep": {"files", "record", "compiled", "config"},
     "compare": {"record"},
@@ -97,7 +99,7 @@ WITH_JAX_ALLOWED = (
 )  # fmt: skip
 ROOMS_WITHOUT_JAX = (
     "files/", "hardware/", "config/", "data/", "blueprint/", "predict/", "compiled/", "report/", "explain/", "puzzles/",
-    "console/", "cli/", "process/", "optimizers", "private", "blame", "__init__",
+    "console/", "cli/", "process/", "interop/", "optimizers", "private", "blame", "__init__",
 )  # fmt: skip
 NO_JAX = [f for f in FILES if f.startswith(ROOMS_WITHOUT_JAX) and not f.startswith(WITH_JAX_ALLOWED)] + [
     "bench/record.py", "bench/compare.py", "bench/sweep.py", "cluster/codes.py", "cluster/local.py",
@@ -195,7 +197,7 @@ def test_the_core_stays_short_enough_to_read():
     assert sum(kernels.values()) < 1150, kernels
     lines = {f: n for f, n in every.items() if f not in kernels}
     assert {"config/sections.py", "parallel/sharding.py", "models/transformer.py", "blueprint/decoder.py"} <= set(lines)
-    assert sum(lines.values()) < 7950, lines
+    assert sum(lines.values()) < 8200, lines
 
 
 def test_one_place_makes_a_program_of_a_config():

@@ -31,7 +31,7 @@ OTHER_WORDS = {"out", "position"}  # a matmul's result beside its operands x and
 SHORT = {"q", "k", "v"}  # held where formulas are; elsewhere a letter may be anything
 
 FORMULAS = ("predict/", "explain/", "compiled/")
-MAY_NAME = ("blueprint/", "models/")
+MAY_NAME = ("blueprint/", "models/", "interop/tables.py")  # the last says what they are called in published files
 PUZZLES = ("puzzles/",)  # problems with meshes and arrays of their own
 
 # file -> names that stand there, and mean this

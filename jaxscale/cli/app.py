@@ -34,7 +34,7 @@ def add_verbs() -> list[str]:
     groups = []
     for name, module in sorted(there.items(), key=lambda item: item[1].PLACE):
         if hasattr(module, "verb"):
-            app.command(name)(module.verb)
+            app.command(name.rstrip("_"))(module.verb)  # import_: Python's own words are no file's name
         else:
             app.add_typer(module.app, name=name)
             groups.append(name)

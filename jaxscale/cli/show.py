@@ -17,7 +17,9 @@ def verb(
     ] = None,
 ) -> None:
     """The resolved config, parameter counts, and how every parameter is split. Nothing is allocated."""
-    from jaxscale.config import load_config
+    from jaxscale.config import PUBLISHED, load_config
     from jaxscale.console import train as console
 
     console.show_config(load_config(config, overrides or []), devices)
+    if config.startswith(PUBLISHED):
+        console.show_fields(config.removeprefix(PUBLISHED))

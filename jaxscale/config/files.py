@@ -41,6 +41,11 @@ def find_config(path: str | Path) -> Path:
     known = sorted({p.stem for sub in ("", "models") for p in (shipped / sub).glob("*.yaml")})
     if os.path.isdir(path):
         raise ValueError(f"{path} is no run's directory, as it has no config.yaml; give a YAML file, or a shipped name")
+    if "/" in str(path) and not str(path).startswith(("/", ".")) and not os.path.isdir(os.path.dirname(path)):
+        raise ValueError(
+            f"no config {path}, and nothing is downloaded: give hf:DIR, a directory with its config.json and "
+            f"safetensors; shipped ones begin from random weights: {', '.join(known)}"
+        )
     raise ValueError(f"no config {path}{nearest(Path(path).stem, known)}; shipped ones: {', '.join(known)}")
 
 

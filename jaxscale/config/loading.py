@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from jaxscale.config.errors import describe, in_one
 from jaxscale.config.files import find_config, is_of_a_run, read_yaml, renamed, where_it_is_now, with_model
 from jaxscale.config.overrides import WHERE, apply_override
+from jaxscale.config.published import read as read_published
 from jaxscale.config.sections import Config
 
 
@@ -19,6 +20,8 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     written it.
     Raises ValueError with one line for an unreadable file, an unknown key, a wrong type or a broken rule.
     """
+    if str(path).startswith(PUBLISHED):
+        return of_published(Path(str(path).removeprefix(PUBLISHED)), overrides)
     given, path = path, find_config(path)
     values = read_yaml(path)
     if path == Path(given) / "config.yaml" or is_of_a_run(path):
@@ -45,6 +48,24 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
             if found
         )
     )
+
+
+PUBLISHED = "hf:"  # before a directory with a published model: its config.json and safetensors
+
+
+def of_published(directory: Path, overrides: list[str] | tuple[str, ...]) -> Config:
+    """A run around a published model, which begins from its weights."""
+    found = read_published(directory)
+    values: dict = {
+        "name": found.model.name,
+        "steps": 1,
+        "model": found.model.model_dump(exclude_unset=True),
+        "data": {"kind": "synthetic", "seq_len": min(1024, found.model.max_seq_len)},
+        "init": {"from": f"{PUBLISHED}{directory}"},
+    }
+    for override in overrides:
+        apply_override(values, override, Config)
+    return validate(values, source=f"{PUBLISHED}{directory}")
 
 
 def problems_of_file(values: dict, *, beside: Path) -> list[str]:

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, create_model, model_validator
 
 from jaxscale import optimizers
 from jaxscale.config.data import Data
@@ -60,6 +60,27 @@ class Step(Section):
                 if name not in ACTIVATIONS:
                     raise ValueError(f"step.remat.{name}: no such activation{nearest(name, ACTIVATIONS)}")
         return self
+
+
+class Init(
+    create_model(  # type: ignore[misc]  # Python's syntax allows no field called `from`
+        "Init", __base__=Section, **{"from": (Text | None, None), "step": (NonNegative | None, None)}
+    )
+):
+    """What the parameters begin from: a run's directory, at a step (None: its newest), or `hf:DIR`, a published model.
+
+    Everything else begins as in any run: step 0, a fresh optimizer.
+    """
+
+    @property
+    def source(self) -> str | None:
+        found: str | None = getattr(self, "from")
+        return found
+
+    @property
+    def at(self) -> int | None:
+        found: int | None = self.step  # type: ignore[attr-defined]
+        return found
 
 
 class Objective(Section):
@@ -185,6 +206,7 @@ class Config(Section):
     sharding: Sharding = Sharding()
     runtime: Runtime = Runtime()
     data: Data
+    init: Init = Init()
     step: Step = Step()
     objective: Objective = Objective()
     loss: Loss = Loss()

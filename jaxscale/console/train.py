@@ -4,6 +4,7 @@ import contextlib
 import os
 import shutil
 import sys
+from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
@@ -204,6 +205,15 @@ def show_config(config: cfg.Config, num_devices: int | None) -> None:
         )
     wide = console if console.width >= 180 else Console(highlight=False, width=180)  # a wrapped row cannot be read
     wide.print(table)
+
+
+def show_fields(directory: str) -> None:
+    """What each field of a published config.json became."""
+    found = cfg.read_published(Path(directory))
+    table = Table("config.json", "value", "here", title=f"{directory} is of the family {found.family}")
+    for key, value, ours in found.fields:
+        table.add_row(key, str(value), ours)
+    Console().print(table)
 
 
 def shape_text(shape: tuple[int, ...]) -> str:

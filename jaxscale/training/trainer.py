@@ -30,6 +30,7 @@ from jaxscale.training.events import Events
 from jaxscale.training.executable import load_executable
 from jaxscale.training.feed import Feed, has_documents, open_run_tokenizer, open_source
 from jaxscale.training.guard import Guard, Rollback
+from jaxscale.training.initial import initial_state
 from jaxscale.training.metrics import Meter, Speed, model_flops_per_token, speed_figures
 from jaxscale.training.owner import Owner, open_checkpoints
 from jaxscale.training.peak import Peak, find_peak, measure_again
@@ -95,11 +96,10 @@ def train(
             assert rows is not None
             tokenizer = open_run_tokenizer(config)
         about = about_data(config, rows)
-        kind, length = devices[0].device_kind, config.data.seq_len
-        watcher.say(f"mesh {describe_mesh(mesh)} of {kind}; {len(rows):,} rows of {length} tokens")
-        if devices[0].platform == "tpu" and (note := older_libtpu()):
-            watcher.say(note)
-        if note := bubble_note(schedule(config, mesh.shape)):
+        kind = devices[0].device_kind
+        watcher.say(f"mesh {describe_mesh(mesh)} of {kind}; {len(rows):,} rows of {rows.seq_len} tokens")
+        notes = older_libtpu() if devices[0].platform == "tpu" else None, bubble_note(schedule(config, mesh.shape))
+        for note in filter(None, notes):
             watcher.say(note)
         events.write("init", "start")
         with on_mesh(mesh, rules):
@@ -116,7 +116,7 @@ def train(
             try:
                 checkpointer = open_checkpoints(config)
                 run = Run(config, program, checkpointer, about, watcher, monitor, mesh, events)
-                state = run.resume() or program.init()
+                state = run.resume() or initial_state(config, program, watcher.say)
                 owner.sign()  # a run that is refused has changed nothing; from here on it writes
                 checkpointer.write(config.checkpoint)
                 events.open(config.out_dir, watcher.say)

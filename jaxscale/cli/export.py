@@ -1,0 +1,34 @@
+"""`jaxscale export`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+PLACE = 14
+UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+def verb(
+    run: Annotated[Path, typer.Argument(help="The directory of a run.")],
+    out: Annotated[Path, typer.Argument(help="The directory that is made.")],
+    step: Annotated[int | None, typer.Option(min=0, help="Of this checkpoint; by default the newest.")] = None,
+    dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32.")] = "bfloat16",
+    max_shard: Annotated[str, typer.Option(help="Most bytes of a file, as 5GB or 500MB.")] = "5GB",
+) -> None:
+    """Write a checkpoint as config.json and safetensors, which transformers and inference engines read."""
+    from jaxscale.serving.export import export
+
+    found = export(run, out, step=step, dtype=dtype, most=size(max_shard))
+    more = ", averaged parameters" if found.averaged else ""
+    print(f"{out}: step {found.step} of {run} as {found.family}, {found.bytes:,} bytes in {dtype}{more}")
+    if not found.tokenizer:
+        print("without a tokenizer.json: the run has none")
+
+
+def size(text: str) -> int:
+    """Bytes."""
+    number, unit = text[:-2], text[-2:].upper()
+    if unit not in UNITS or not number.isdigit() or not int(number):
+        raise ValueError(f"--max-shard {text}: give a number with KB, MB or GB, e.g. 5GB")
+    return int(number) * UNITS[unit]

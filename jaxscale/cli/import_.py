@@ -1,0 +1,28 @@
+"""`jaxscale import`."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jaxscale.cli.options import Overrides
+
+PLACE = 13
+
+
+def verb(
+    source: Annotated[str, typer.Argument(metavar="DIR", help="config.json and safetensors; hf:DIR is the same.")],
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option(help="The directory of the run that is made.")] = ...,  # type: ignore[assignment]
+) -> None:
+    """Make a run of a published model: a checkpoint at step 0, its config and its tokenizer."""
+    from jaxscale.config import PUBLISHED, load_config
+    from jaxscale.serving.bring import bring_in
+
+    name = source if source.startswith(PUBLISHED) else f"{PUBLISHED}{source}"
+    config = load_config(name, [f"out={out}", *(overrides or [])])
+    bring_in(config, say=lambda line: print(line, file=sys.stderr))
+    print(f"{out}: {config.model.name}, at step 0. Next:")
+    print(f"  jaxscale generate {out} --prompt ...")
+    print(f"  jaxscale train {out}/config.yaml data.kind=tokens data.path=DATA steps=N")

@@ -1,0 +1,1 @@
+"""Published models: their config.json and safetensors files, read and written. No jax."""

@@ -1,0 +1,96 @@
+"""A model's weights in published files, block by block: what a device holds is read, and nothing else."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from jaxscale import config as cfg
+from jaxscale.blueprint.decoder import decoder
+from jaxscale.blueprint.table import Blueprint, Weight
+from jaxscale.interop.tables import Row, closed, opened, rows_of, shape
+from jaxscale.interop.tensors import Place, tensors
+
+Index = tuple[slice, ...]
+# Of no use here: buffers that older versions of transformers saved
+BUFFERS = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
+
+
+class Files:
+    """The weights of a model in a directory of files. Checked when it is made: names, shapes, nothing left over."""
+
+    def __init__(self, directory: Path, family: str, model: cfg.Model):
+        self.table, self.rows = decoder(model), rows_of(family, decoder(model))
+        self.tensors = self.renamed(tensors(directory), family)
+        wanted = {name: row for row in self.rows.values() for name in names(row, self.table)}
+        found = {n for n in self.tensors if not n.endswith(BUFFERS)}
+        if missing := sorted(set(wanted) - found):
+            raise ValueError(f"{directory} lacks {missing[0]} ({len(missing)} of {len(wanted)} tensors are missing)")
+        extra = found - set(wanted) - ({"lm_head.weight"} if model.tie_embeddings else set())
+        if extra:
+            raise ValueError(f"{directory} has {min(extra)}, which {family} has not ({len(extra)} such tensors)")
+        for name, row in wanted.items():
+            if (there := self.tensors[name].shape) != (own := shape(row, self.table)):
+                raise ValueError(f"{directory}: {name} is {list(there)}, and config.json asks for {list(own)}")
+
+    def renamed(self, found: dict[str, Place], family: str) -> dict[str, Place]:
+        """GPT-2's first files have no `transformer.` before their names."""
+        if family == "gpt2" and not any(name.startswith("transformer.") for name in found):
+            return {name if name == "lm_head.weight" else f"transformer.{name}": place for name, place in found.items()}
+        return found
+
+    def block(self, weight: str, index: Index, dtype: np.dtype) -> np.ndarray:
+        """A block of a weight, all its layers' dims in front; zeros where a table is padded.
+
+        Args:
+            index: a slice for each dim of the weight as the model has it.
+        """
+        row, about = self.rows[weight], self.table.weight(weight)
+        size = self.table.shape(about)
+        bounds = [s.indices(n) for s, n in zip(index, size, strict=True)]
+        block = np.zeros([stop - start for start, stop, _ in bounds], dtype)
+        outer = len(stacked_dims(about, self.table))
+        inner = tuple(slice(start, stop) for start, stop, _ in bounds[outer:])
+        for place in itertools.product(*(range(start, stop) for start, stop, _ in bounds[:outer])):
+            view = opened(self.tensors[row.file.format(*place)].read(), row, self.table)[inner]
+            at = tuple(i - b[0] for i, b in zip(place, bounds, strict=False))
+            block[at][tuple(slice(n) for n in view.shape)] = view
+        return block
+
+
+def stacked_dims(weight: Weight, table: Blueprint) -> tuple[int, ...]:
+    """Sizes of the leading dims that a tensor's name counts: layers, and experts."""
+    layers = (table.layers_with(weight),) if weight.stacked else ()
+    experts = [table.dims[c].size for c in weight.letters if table.routed and c == table.routed.experts]
+    return (*layers, *experts)
+
+
+def names(row: Row, table: Blueprint) -> list[str]:
+    """Of all tensors that hold this weight."""
+    ranges = map(range, stacked_dims(table.weight(row.weight), table))
+    return [row.file.format(*place) for place in itertools.product(*ranges)]
+
+
+# --- writing --------------------------------------------------------------------------------------------------
+
+Read = Callable[[Row, tuple[int, ...]], np.ndarray]  # a row, and layer and expert -> our weight there
+
+
+def shapes_of(family: str, model: cfg.Model) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of all tensors, in the order of the step."""
+    table = decoder(model)
+    return {name: shape(row, table) for row in rows_of(family, table).values() for name in names(row, table)}
+
+
+def written(family: str, model: cfg.Model, wanted: list[str], read: Read, dtype: np.dtype) -> Iterator[np.ndarray]:
+    """The tensors of these names, one by one; of our weights at most those of one tensor are held."""
+    table = decoder(model)
+    holds: dict[str, list[tuple[Row, tuple[int, ...]]]] = {}
+    for row in rows_of(family, table).values():
+        ranges = map(range, stacked_dims(table.weight(row.weight), table))
+        for place in itertools.product(*ranges):
+            holds.setdefault(row.file.format(*place), []).append((row, place))
+    for name in wanted:
+        parts = sorted(holds[name], key=lambda p: p[0].part)
+        yield closed([read(row, place) for row, place in parts], parts[0][0], table).astype(dtype)
