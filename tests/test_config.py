@@ -454,7 +454,7 @@ def test_file_that_is_not_text(tmp_path):
 
 
 def test_config_that_does_not_exist(tmp_path):
-    assert "did you mean quickstart?; shipped ones: gpt2-124m, llama3.1-405b" in refused("qucikstart")
+    assert "did you mean quickstart?; shipped ones: deepseek-v3, gpt-oss-120b, gpt2-124m" in refused("qucikstart")
     assert f"no config {tmp_path / 'none.yaml'}" in refused(tmp_path / "none.yaml")
     assert "is no run's directory, as it has no config.yaml; give a YAML file" in refused(tmp_path)
     assert "no config aaaa" in refused("a" * 5000)
