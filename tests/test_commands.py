@@ -32,7 +32,7 @@ def commands(text: str, *, markdown: bool, source: bool) -> Iterator[tuple[str, 
         if line.lstrip().startswith(("```", "~~~")):
             fenced = not fenced
         elif not source and (not markdown or fenced or line.startswith("    ")):
-            for found in re.finditer(r"(^|.)jaxscale ([a-z].*)", line):
+            for found in re.finditer(r"(^|(?<!from).)jaxscale ([a-z].*)", line):
                 quote = found[1] if found[1] in ("`", '"') else None  # a command in a sentence, or in another one
                 begins = not line[: found.start(2) - 9].strip(" #$") or found[1] == "/"
                 verb = found[2].split()[0].strip(".,:") in GROUP.commands  # else the package, its folder, or its name

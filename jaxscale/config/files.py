@@ -41,7 +41,8 @@ def find_config(path: str | Path) -> Path:
     known = sorted({p.stem for sub in ("", "models") for p in (shipped / sub).glob("*.yaml")})
     if os.path.isdir(path):
         raise ValueError(f"{path} is no run's directory, as it has no config.yaml; give a YAML file, or a shipped name")
-    if "/" in str(path) and not str(path).startswith(("/", ".")) and not os.path.isdir(os.path.dirname(path)):
+    beside = os.path.dirname(path)
+    if beside and not str(path).startswith(("/", ".", "models/")) and not os.path.isdir(beside):
         raise ValueError(
             f"no config {path}, and nothing is downloaded: give hf:DIR, a directory with its config.json and "
             f"safetensors; shipped ones begin from random weights: {', '.join(known)}"

@@ -154,7 +154,7 @@ WRONG = [
 @pytest.mark.parametrize(("values", "says"), WRONG, ids=[str(v) for v, _ in WRONG])
 def test_what_changes_the_model_is_refused_by_its_name(published, tmp_path, values, says):
     directory = changed(published("llama")[0], tmp_path, **values)
-    with pytest.raises(ValueError, match="^[^\n]*$") as error:
+    with pytest.raises(ValueError, match=r"^[^\n]*$") as error:
         initial_of(directory)
     assert says in str(error.value), error.value
 
