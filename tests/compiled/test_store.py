@@ -24,7 +24,8 @@ BASES = {
     ),
 }  # fmt: skip
 OUTSIDE = {  # every key that does not reach the step, with another value than in the bases
-    "name": "other", "out": "elsewhere", "seed": 7, "init.from": "x", "init.step": 3, "model.name": "other", "model.init_std": 0.5,
+    "name": "other", "out": "elsewhere", "seed": 7, "model.name": "other", "model.init_std": 0.5,
+    "init.from": "x", "init.step": 3,
     "data.path": "x", "data.validation_path": "y", "data.vocab_size": 9, "data.separator_id": 3,
     "data.shuffle": False, "data.verify": "size",
     "data.prefetch": 9, "runtime.platform": "auto", "runtime.simulated_devices": 8, "runtime.distributed": "never",
