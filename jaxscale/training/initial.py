@@ -40,6 +40,8 @@ def blocks(config: cfg.Config) -> tuple[Block, str]:
     source = config.init.source
     assert source is not None
     if source.startswith(PUBLISHED):
+        if config.init.at is not None:
+            raise ValueError(f"init.step={config.init.at} is of a run's checkpoints, and {source} has none; remove it")
         directory = Path(source.removeprefix(PUBLISHED)).expanduser()
         found = read_published(directory)
         require_same(found.model.model_dump(mode="json"), config, source)

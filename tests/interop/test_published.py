@@ -166,6 +166,14 @@ def initial_of(directory):
         initial_state(config, setup.program, print)
 
 
+def test_a_published_model_has_no_steps(published):
+    config = config_of(published("llama")[0], data=1)
+    values = config.model_dump(mode="json")
+    config = cfg.validate(values | {"init": values["init"] | {"step": 3}}, source="test")
+    with pytest.raises(ValueError, match="init.step=3 is of a run's checkpoints"):
+        logits(config)
+
+
 def test_what_no_family_expresses_is_refused_by_its_name():
     model = cfg.load_config("llama3.2-1b", ["data.kind=synthetic", "data.path=null", "model.logits_softcap=30"]).model
     with pytest.raises(ValueError, match=r"model.logits_softcap=30.0: a config.json of llama"):
