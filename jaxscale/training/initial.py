@@ -30,9 +30,9 @@ def initial_state(config: cfg.Config, program: Program, say: Say) -> TrainState:
         )
     block, told = blocks(config)
     state = program.init()
-    params, bias = (filled(part, block) for part in (state.params, state.router_bias))
+    read = {name: filled(getattr(state, name), block) for name in ("params", "frozen", "router_bias")}
     say(told)
-    return state._replace(params=params, router_bias=bias)
+    return state._replace(**read)
 
 
 def blocks(config: cfg.Config) -> tuple[Block, str]:

@@ -170,7 +170,7 @@ def test_a_published_model_has_no_steps(published):
     config = config_of(published("llama")[0], data=1)
     values = config.model_dump(mode="json")
     config = cfg.validate(values | {"init": values["init"] | {"step": 3}}, source="test")
-    with pytest.raises(ValueError, match="init.step=3 is of a run's checkpoints"):
+    with pytest.raises(ValueError, match=r"init.step=3 is of a run's checkpoints"):
         logits(config)
 
 
