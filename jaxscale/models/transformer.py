@@ -16,6 +16,7 @@ from jaxscale.blueprint.decoder import decoder
 from jaxscale.kernels.plain import NEGATIVE
 from jaxscale.models.block import Auxiliary, Block, Cache
 from jaxscale.models.embedding import lookup
+from jaxscale.models.experts import sums_of
 from jaxscale.models.layers import Maker, Norm
 from jaxscale.models.rotary import rotations
 from jaxscale.parallel.sharding import (
@@ -140,6 +141,12 @@ class Transformer(nnx.Module):
     def stacks(self) -> list[Block]:
         """All layers, stacked by their kind, in order. Those with sums of their own come last."""
         return [self.dense_layers, self.layers] if self.model.dense_layers else [self.layers]
+
+    @property
+    def sums_of_layers(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes [L, ...] of the auxiliary sums."""
+        shapes = sums_of(self.model.moe) if self.model.moe else {}
+        return {name: (self.model.expert_layers, *shape) for name, shape in shapes.items()}
 
     def embed(self, tokens_BT: jax.Array, positions: jax.Array | None) -> jax.Array:
         """What the first layer reads: [B, T_tensor, D]."""
