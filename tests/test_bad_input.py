@@ -647,7 +647,7 @@ USAGE = [
     (["check", "x"], "No such command 'check'; did you mean puzzle check?"),
     (["generat"], "; did you mean generate?"),
     (["bench", "atention"], "; did you mean attention?"),
-    (["export"], "No such command 'export'; `"),  # near report and explain
+    (["deploy"], "No such command 'deploy'; `"),  # near no verb
     (["eval", "x"], "No such command 'eval'; `"),
     (["plot", "x"], "No such command 'plot'; `"),
     (["run", "x"], "No such command 'run'; `"),

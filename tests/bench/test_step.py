@@ -301,11 +301,11 @@ def test_a_benchmark_from_the_command_line(jaxscale_here, config_file, tmp_path)
         (["step", "quickstart", "--profile", "/proc/nowhere"], "cannot write to /proc/nowhere"),
         (
             ["collectives", "--mesh", "data=2,nope=4", "--platform", "cpu"],
-            "no axis 'nope'; there are replica, pipeline, data, fsdp, context, tensor",
+            "no axis 'nope'; there are replica, pipeline, data, fsdp, expert, context, tensor",
         ),
         (["attention", "--heads", "4", "--kv-heads", "3"], "--heads 4 is not a multiple of --kv-heads 3"),
         (["attention", "--context", "4", "--seq-len", "100", "--platform", "cpu"], "is not divisible by 2 * 4"),
-        (["sweep", "nothing-there"], "context, strong-scaling, weak-scaling, width"),
+        (["sweep", "nothing-there"], "context, experts, strong-scaling, weak-scaling, width"),
         (["step", "quickstart", "data.path=/nowhere"], "/nowhere"),
         (["memory", "-o", "/proc/nowhere/x.json"], "cannot write to /proc/nowhere/x.json"),
         (["compare", "/nowhere/a.json", "/nowhere/b.json"], "/nowhere/a.json"),
