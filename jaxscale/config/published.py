@@ -4,7 +4,6 @@ What changes the function and cannot be expressed is refused by its name. Both s
 the older one is written, which every reader knows and which wins where both are there.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,7 +100,6 @@ class Published:
     family: str
     model: Model
     fields: tuple[tuple[str, Any, str], ...]
-    separator: int | None
 
 
 def read(directory: Path) -> Published:
@@ -159,9 +157,7 @@ def as_ours(kind: str, values: Values, *, name: str) -> Published:
     own.setdefault("mlp_dim", 4 * own.get("embed_dim", 0))
     if moe:
         own["moe"] = {"mlp_dim": own["mlp_dim"]} | moe
-    bos, eos = given.get("bos_token_id"), given.get("eos_token_id")
-    separator = next((i for i in (bos, eos) if isinstance(i, int)), None)
-    return Published(kind, model_of(own), tuple(told), separator)
+    return Published(kind, model_of(own), tuple(told))
 
 
 def model_of(values: Values) -> Model:
@@ -236,7 +232,3 @@ def scaling_of(model: Model) -> Values | None:
         "high_freq_factor": rope.high_frequency_factor,
         "original_max_position_embeddings": rope.original_max_len,
     }
-
-
-def text_of(values: Values) -> str:
-    return json.dumps(values, indent=2) + "\n"

@@ -1,1 +1,1 @@
-"""Published models: their config.json and safetensors files, read and written. No jax."""
+"""Published models: their safetensors files, and which tensor is which weight, read and written. No jax."""

@@ -1,7 +1,7 @@
 """A model's weights in published files, block by block: what a device holds is read, and nothing else."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +22,8 @@ class Files:
 
     def __init__(self, directory: Path, family: str, model: cfg.Model):
         self.table, self.rows = decoder(model), rows_of(family, decoder(model))
-        self.tensors = self.renamed(tensors(directory), family)
-        wanted = {name: row for row in self.rows.values() for name in names(row, self.table)}
+        self.tensors = renamed(tensors(directory), family)
+        wanted = {name: parts[0][0] for name, parts in holders(self.rows, self.table).items()}
         found = {n for n in self.tensors if not n.endswith(BUFFERS)}
         if missing := sorted(set(wanted) - found):
             raise ValueError(f"{directory} lacks {missing[0]} ({len(missing)} of {len(wanted)} tensors are missing)")
@@ -33,12 +33,6 @@ class Files:
         for name, row in wanted.items():
             if (there := self.tensors[name].shape) != (own := shape(row, self.table)):
                 raise ValueError(f"{directory}: {name} is {list(there)}, and config.json asks for {list(own)}")
-
-    def renamed(self, found: dict[str, Place], family: str) -> dict[str, Place]:
-        """GPT-2's first files have no `transformer.` before their names."""
-        if family == "gpt2" and not any(name.startswith("transformer.") for name in found):
-            return {name if name == "lm_head.weight" else f"transformer.{name}": place for name, place in found.items()}
-        return found
 
     def block(self, weight: str, index: Index, dtype: np.dtype) -> np.ndarray:
         """A block of a weight, all its layers' dims in front; zeros where a table is padded.
@@ -59,6 +53,13 @@ class Files:
         return block
 
 
+def renamed(found: dict[str, Place], family: str) -> dict[str, Place]:
+    """GPT-2's first files have no `transformer.` before their names."""
+    if family == "gpt2" and not any(name.startswith("transformer.") for name in found):
+        return {name if name == "lm_head.weight" else f"transformer.{name}": place for name, place in found.items()}
+    return found
+
+
 def stacked_dims(weight: Weight, table: Blueprint) -> tuple[int, ...]:
     """Sizes of the leading dims that a tensor's name counts: layers, and experts."""
     layers = (table.layers_with(weight),) if weight.stacked else ()
@@ -66,10 +67,17 @@ def stacked_dims(weight: Weight, table: Blueprint) -> tuple[int, ...]:
     return (*layers, *experts)
 
 
-def names(row: Row, table: Blueprint) -> list[str]:
-    """Of all tensors that hold this weight."""
-    ranges = map(range, stacked_dims(table.weight(row.weight), table))
-    return [row.file.format(*place) for place in itertools.product(*ranges)]
+Held = tuple[Row, tuple[int, ...]]  # a weight of ours in a tensor, with its layer and expert
+
+
+def holders(rows: Mapping[str, Row], table: Blueprint) -> dict[str, list[Held]]:
+    """Name of each tensor, in the order of the step -> what it holds, by part."""
+    found: dict[str, list[Held]] = {}
+    for row in rows.values():
+        ranges = map(range, stacked_dims(table.weight(row.weight), table))
+        for place in itertools.product(*ranges):
+            found.setdefault(row.file.format(*place), []).append((row, place))
+    return {name: sorted(parts, key=lambda p: p[0].part) for name, parts in found.items()}
 
 
 # --- writing --------------------------------------------------------------------------------------------------
@@ -77,20 +85,16 @@ def names(row: Row, table: Blueprint) -> list[str]:
 Read = Callable[[Row, tuple[int, ...]], np.ndarray]  # a row, and layer and expert -> our weight there
 
 
-def shapes_of(family: str, model: cfg.Model) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of all tensors, in the order of the step."""
-    table = decoder(model)
-    return {name: shape(row, table) for row in rows_of(family, table).values() for name in names(row, table)}
+class Tensors:
+    """All tensors of a family's files for a model; `shapes` by name, in the order of the step."""
 
+    def __init__(self, family: str, model: cfg.Model):
+        self.table = decoder(model)
+        self.holders = holders(rows_of(family, self.table), self.table)
+        self.shapes = {name: shape(parts[0][0], self.table) for name, parts in self.holders.items()}
 
-def written(family: str, model: cfg.Model, wanted: list[str], read: Read, dtype: np.dtype) -> Iterator[np.ndarray]:
-    """The tensors of these names, one by one; of our weights at most those of one tensor are held."""
-    table = decoder(model)
-    holds: dict[str, list[tuple[Row, tuple[int, ...]]]] = {}
-    for row in rows_of(family, table).values():
-        ranges = map(range, stacked_dims(table.weight(row.weight), table))
-        for place in itertools.product(*ranges):
-            holds.setdefault(row.file.format(*place), []).append((row, place))
-    for name in wanted:
-        parts = sorted(holds[name], key=lambda p: p[0].part)
-        yield closed([read(row, place) for row, place in parts], parts[0][0], table).astype(dtype)
+    def written(self, wanted: Iterable[str], read: Read, dtype: np.dtype) -> Iterator[np.ndarray]:
+        """Those of these names, one by one; of our weights at most those of one tensor are held."""
+        for name in wanted:
+            parts = self.holders[name]
+            yield closed([read(row, place) for row, place in parts], parts[0][0], self.table).astype(dtype)

@@ -19,8 +19,8 @@ from jaxscale.training.run import write_run_files
 Say = Callable[[str], None]
 
 
-def bring_in(config: cfg.Config, *, say: Say) -> cfg.Config:
-    """Write the run of `config`, whose `init.from` names a published model; returns it.
+def bring_in(config: cfg.Config, *, say: Say) -> None:
+    """Write the run of `config`, whose `init.from` names a published model.
 
     Raises:
         ValueError: `out` has checkpoints already, or the model cannot be read.
@@ -51,7 +51,6 @@ def bring_in(config: cfg.Config, *, say: Say) -> cfg.Config:
             raise ValueError(str(error)) from error
         if problem := checkpointer.settle():
             raise ValueError(problem)
-    return config
 
 
 def tokenizer_of(directory: Path, say: Say) -> Tokenizer | None:

@@ -3,25 +3,23 @@
 import json
 import os
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from jaxscale import config as cfg
-from jaxscale.blueprint.decoder import decoder
 from jaxscale.checkpoint.stored import Stored
-from jaxscale.config.published import as_theirs, family_of, text_of
+from jaxscale.config.published import as_theirs, family_of
 from jaxscale.files.places import HALF_WRITTEN
 from jaxscale.interop import tensors
-from jaxscale.interop.tables import Row, own_letters
-from jaxscale.interop.weights import shapes_of, written
+from jaxscale.interop.tables import Row
+from jaxscale.interop.weights import Tensors
 from jaxscale.serving.serve import run_tokenizer
 
 DTYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float32": np.dtype(np.float32), "float16": np.dtype(np.float16)}
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -64,9 +62,8 @@ def export(
     try:
         half.mkdir(parents=True)
         files, size = write_weights(half, family, model, stored, DTYPES[dtype], most)
-        (half / "config.json").write_text(text_of(config))
-        ids = {"bos_token_id": separator, "eos_token_id": separator}
-        (half / "generation_config.json").write_text(json.dumps(ids, indent=2) + "\n")
+        write_json(half / "config.json", config)
+        write_json(half / "generation_config.json", {"bos_token_id": separator, "eos_token_id": separator})
         saved = codec.save(half) if codec else None
         if codec and saved:
             about = {
@@ -74,7 +71,7 @@ def export(
                 "bos_token": codec.separator,
                 "eos_token": codec.separator,
             }
-            (half / "tokenizer_config.json").write_text(json.dumps(about, indent=2) + "\n")
+            write_json(half / "tokenizer_config.json", about)
         os.replace(half, out)
     except OSError as error:
         shutil.rmtree(half, ignore_errors=True)
@@ -82,25 +79,25 @@ def export(
     return Exported(stored.step, family, files, size, bool(stored.decay), saved is not None)
 
 
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2) + "\n")
+
+
 def write_weights(
     directory: Path, family: str, model: cfg.Model, stored: Stored, dtype: np.dtype, most: int
 ) -> tuple[list[str], int]:
     """The weights in files of at most `most` bytes, and the index of several. Returns their names and bytes."""
-    shapes, total = shapes_of(family, model), 0
+    every, total = Tensors(family, model), 0
 
     def read(row: Row, place: tuple[int, ...]) -> np.ndarray:
-        return stored.block(row.path, tuple(slice(i, i + 1) for i in place)).reshape(*stored_shape(row))
+        block = stored.block(row.path, tuple(slice(i, i + 1) for i in place))
+        return block.reshape(block.shape[len(place) :])
 
-    def stored_shape(row: Row) -> tuple[int, ...]:
-        about = table.weight(row.weight)
-        return tuple(table.dims[c].size for c in own_letters(about, table))
-
-    table = decoder(model)
-    groups = tensors.shards(shapes, dtype, most)
+    groups = tensors.shards(every.shapes, dtype, most)
     names = tensors.file_names(len(groups))
     for name, wanted in zip(names, groups, strict=True):
-        own = {tensor: shapes[tensor] for tensor in wanted}
-        total += tensors.write(directory / name, own, dtype, written(family, model, wanted, read, dtype))
+        own = {tensor: every.shapes[tensor] for tensor in wanted}
+        total += tensors.write(directory / name, own, dtype, every.written(wanted, read, dtype))
     if len(names) > 1:
         (directory / tensors.INDEX).write_text(tensors.index_of(zip(names, groups, strict=True), total))
     return names, total
