@@ -1,19 +1,16 @@
 """Parameters of a checkpoint, block by block, read without devices: what nobody looks at is not read."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorstore
 
 from jaxscale import private
 from jaxscale.checkpoint.inventory import find_place, inventory, steps_of
 from jaxscale.checkpoint.object_store import reach
-from jaxscale.checkpoint.verify import in_short, read_meta
+from jaxscale.checkpoint.verify import SECONDS, in_short, open_array, read_meta
 from jaxscale.training.older import FORMAT
 
-SECONDS = 600.0  # for one block
 Index = tuple[slice, ...]
 
 
@@ -62,9 +59,7 @@ class Stored:
     def read(self, name: str, index: Index) -> np.ndarray:
         try:
             if name not in self.open:
-                kvstore = private.find("kvstore_spec")(os.fspath(self.state), name)
-                spec = {"driver": "zarr", "kvstore": kvstore, "fill_missing_data_reads": False}
-                self.open[name] = tensorstore.open(spec, open=True, read=True, context=self.context).result(SECONDS)
+                self.open[name] = open_array(self.state, name, self.context)
             found: np.ndarray = self.open[name][index].read().result(SECONDS)
         except Exception as error:  # tensorstore says "damaged" in many ways
             raise ValueError(

@@ -106,10 +106,15 @@ class Room:
         return self.bytes[:wanted].view(dtype).reshape(shape)
 
 
-def read_array(state: epath.Path, name: str, context: tensorstore.Context, room: Room) -> np.ndarray:
+def open_array(state: epath.Path, name: str, context: tensorstore.Context) -> tensorstore.TensorStore:
+    """An array of a state, of which nothing is read yet."""
     kvstore = private.find("kvstore_spec")(os.fspath(state), name)
     spec: dict[str, Any] = {"driver": "zarr", "kvstore": kvstore, "fill_missing_data_reads": False}
-    stored = tensorstore.open(spec, open=True, read=True, context=context).result(SECONDS)
+    return tensorstore.open(spec, open=True, read=True, context=context).result(SECONDS)
+
+
+def read_array(state: epath.Path, name: str, context: tensorstore.Context, room: Room) -> np.ndarray:
+    stored = open_array(state, name, context)
     array = room.take(stored.shape, stored.dtype.numpy_dtype)
     tensorstore.array(array).write(stored).result(SECONDS)
     return array
