@@ -148,6 +148,15 @@ def collectives(hlo: str, mesh) -> Counter:
     return found
 
 
+def bytes_by_axes(sent) -> dict[tuple[str, ...], float]:
+    """Bytes of a step over each of the mesh's axes, compiled or predicted; without scalars and vectors."""
+    found: dict[tuple[str, ...], float] = {}
+    for one in sent:
+        if one.bytes >= 1024:
+            found[one.axes] = found.get(one.axes, 0) + one.bytes * one.times
+    return found
+
+
 def poisoned(kernel: Kernel) -> Kernel:
     """Kernel of grouped matmuls with NaN in all that it leaves undefined: its results' rows that no expert has."""
 

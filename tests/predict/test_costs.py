@@ -4,7 +4,7 @@ from collections import Counter
 
 import jax
 import pytest
-from support import Setup, make_config
+from support import Setup, bytes_by_axes, make_config
 
 from jaxscale import config as cfg
 from jaxscale.blueprint.described import blueprint
@@ -132,14 +132,8 @@ def compare(config: cfg.Config) -> None:
     program = parse(setup.hlo())
     compiled = sum(m.flops * m.times for m in matmuls(program) if not is_attention(m.source))
     assert sum(m.step_flops for m in costs.matmuls(config, sizes)) == pytest.approx(compiled, rel=0.02)
-    sent: dict[tuple[str, ...], float] = {}
-    for c in collectives(program, sizes):
-        if c.bytes >= 1024:
-            sent[c.axes] = sent.get(c.axes, 0) + c.bytes * c.times
-    predicted: dict[tuple[str, ...], float] = {}
-    for t in traffic(config, sizes, platform="cpu"):
-        if t.bytes >= 1024:
-            predicted[t.axes] = predicted.get(t.axes, 0) + t.step_bytes
+    sent = bytes_by_axes(collectives(program, sizes))
+    predicted = bytes_by_axes(traffic(config, sizes, platform="cpu"))
     assert predicted == {axes: pytest.approx(sent.get(axes, 0), rel=0.1) for axes in predicted}
     assert set(sent) == set(predicted)
 

@@ -1,7 +1,7 @@
 """Experts by arithmetic: what goes to them beside XLA's programs, FLOPs, room for rows, published sizes."""
 
 import pytest
-from support import Setup, make_config
+from support import Setup, bytes_by_axes, make_config
 
 from jaxscale import config as cfg
 from jaxscale.blueprint.described import blueprint
@@ -49,14 +49,8 @@ def test_what_is_sent_is_what_the_compiled_program_sends(mesh, moe, step):
     config = make_config(mesh, model=model_of(moe), step=step)
     setup = Setup(config)
     sizes, program = dict(setup.mesh.shape), parse(setup.hlo())
-    sent: dict[tuple[str, ...], float] = {}
-    for c in collectives(program, sizes):
-        if c.bytes >= 1024:
-            sent[c.axes] = sent.get(c.axes, 0) + c.bytes * c.times
-    predicted: dict[tuple[str, ...], float] = {}
-    for t in traffic(config, sizes, platform="cpu"):
-        if t.bytes >= 1024:
-            predicted[t.axes] = predicted.get(t.axes, 0) + t.step_bytes
+    sent = bytes_by_axes(collectives(program, sizes))
+    predicted = bytes_by_axes(traffic(config, sizes, platform="cpu"))
     assert predicted == {axes: pytest.approx(n, rel=0.01) for axes, n in sent.items()}
 
 
