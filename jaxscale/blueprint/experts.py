@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from jaxscale.blueprint.cases import Axes
+from jaxscale.blueprint.cases import Axes, without
 from jaxscale.blueprint.rules import Rules, split_by
 
 
@@ -33,6 +33,5 @@ def most_rows(tokens: int, shards: int, top_k: int, local_experts: int) -> int:
 
 def token_axes(rules: Rules, sizes: Mapping[str, int]) -> tuple[Axes, Axes]:
     """The axes that split rows and tokens while experts see them: those between matmuls, less those of `expert_mlp`."""
-    mlp = rules.activations["expert_mlp"]
-    tokens = tuple(a for a in rules.activations["residual_sequence"] if a not in mlp)
+    tokens = without(rules.activations["residual_sequence"], rules.activations["expert_mlp"])
     return split_by(rules.activations["batch"], sizes), split_by(tokens, sizes)

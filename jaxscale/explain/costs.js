@@ -142,7 +142,7 @@ function attentionCost(config, sizes) {
 // --- what is sent ---------------------------------------------------------------------------------------------------
 
 /** Every collective of a step: {what, kind, axes, bytes (V of one run), times, phase, overlaps}. */
-const traffic = (config, sizes, chip) => 
+const traffic = (config, sizes, chip) =>
   [...matmulTraffic(config, sizes), ...otherTraffic(config, sizes, chip, expertTraffic(config, sizes, chip))].filter((t) => t.times && t.bytes);
 
 /** Collectives that belong to no matmul: the lookup's, repeated heads', attention's and the loss's; `experts`: those of rows for experts. */

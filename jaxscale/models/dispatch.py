@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxscale.blueprint.experts import most_rows
+from jaxscale.kernels.grouped_cpu import varying_zeros
 
 Axes = tuple[str, ...]
 
@@ -196,9 +197,7 @@ def exchange(rows: jax.Array, between: jax.Array, place: int, way: Way) -> jax.A
     send, receive = between[me], between[:, me]
     begin = jnp.cumsum(send) - send
     if way.platform != "cpu":
-        out = lax.pcast(
-            jnp.zeros((place, rows.shape[1]), rows.dtype), tuple(jax.typeof(rows).mat.varying), to="varying"
-        )
+        out = varying_zeros((place, rows.shape[1]), rows.dtype, rows)
         theirs = (jnp.cumsum(between, 0) - between)[me]
         numbers = (a.astype(jnp.int32) for a in (begin, send, theirs, receive))
         arrived: jax.Array = lax.ragged_all_to_all(rows, out, *numbers, axis_name=way.axes)

@@ -19,6 +19,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 from jaxscale import config as cfg
+from jaxscale.blueprint.cases import without
 from jaxscale.blueprint.experts import way
 from jaxscale.kernels.grouped import grouped_matmul
 from jaxscale.models.dispatch import Way, numbers_to_experts, route, to_experts, to_tokens
@@ -100,7 +101,7 @@ class Experts(nnx.Module):
     def multiply(self, x_BTD: jax.Array, index_BTK: jax.Array, weights_BTK: jax.Array) -> jax.Array:
         """For each token the weighted sum of its experts' outputs."""
         experts, split = axes_of("experts"), axes_of("expert_mlp")
-        sequence = tuple(a for a in axes_of("residual_sequence") if a not in split)
+        sequence = without(axes_of("residual_sequence"), split)
         # x[B, T_tensor, D] -> x[B, T, D]   gather over tensor, as each device has a part of every expert's mlp
         layout: list[Axes] = [axes_of("batch"), sequence, ()]
         with jax.named_scope("gather_for_experts"):

@@ -9,8 +9,7 @@ from jaxscale.blueprint.described import blueprint
 from jaxscale.blueprint.experts import most_rows, token_axes, way
 from jaxscale.blueprint.rules import count, rules_of, split_by
 from jaxscale.predict import costs
-
-LANES = 128  # elements to which a TPU pads the last dim of an array
+from jaxscale.predict.timing import LANES
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,9 @@ from jaxscale.blueprint.table import SEQUENCE
 from jaxscale.predict import costs
 from jaxscale.predict.attention import split_way
 from jaxscale.predict.costs import BYTES
-from jaxscale.predict.experts import LANES, exchange
+from jaxscale.predict.experts import exchange
 from jaxscale.predict.kept import held_bytes, is_of_experts, kept_bytes
+from jaxscale.predict.timing import LANES
 
 SCRATCH = 5 / 16  # of an array that the SparseCore scatters over three torus dims (libtpu 0.0.52; over two none)
 

@@ -44,7 +44,7 @@ SOFTWARE = {
 GAP = {"tpu": 1.2e-6, "gpu": 0.9e-6}
 FLASH1 = 0.5  # FlashAttention-2 is twice as fast as the first (arXiv:2307.08691)
 POWER = 1 / 3  # a capped GPU's clock: power grows with the clock times the voltage squared, and both go together
-LANES = 128  # a TPU pads heads to so many
+LANES = 128  # a TPU pads the last dim of an array, such as heads, to so many elements
 # Attention kernels compute whole blocks of keys on the diagonal: of the shipped splash kernel, and of GPU kernels
 BLOCK = {"tpu": 2048, "gpu": 128}
 # Slices wait for the slowest at each step: its expected delay grows with the logarithm of their number. Fitted to the
