@@ -426,7 +426,7 @@ RULES = {
     "loss.chunk=5": "data.seq_len 32 is not divisible by loss.chunk 5; try 4",
     "model={file: gpt2-124m, max_seq_len: 16}": "data.seq_len 32 is beyond the 16 learned positions",
     "optimizer.decay_steps=5": "decay_steps is only for schedule=wsd",
-    "model=nope": "no config models/nope; shipped ones: deepseek-v3, gpt-oss-120b, gpt2-124m, ",
+    "model=nope": "no config models/nope; shipped ones: deepseek-v3, gemma-2-9b, gemma-3-1b, ",
 }
 
 
