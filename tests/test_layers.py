@@ -46,7 +46,7 @@ BELOW = {
         "private", "blame", "codes", "cluster", "checkpoint", "models", "objectives", "vocabulary", "index", "interop",
     },
     "serving": {"files", "index", "data", "config", "blueprint", "parallel", "checkpoint", "training",
-                "interop"},
+                "interop", "cluster"},
     "aot": {"hardware", "config", "predict", "compiled", "parallel", "private", "training"},
     "sweep": {"files", "record", "compiled", "config"},
     "compare": {"record"},

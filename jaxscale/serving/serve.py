@@ -1,7 +1,8 @@
 """From a run's directory to text: its config, tokenizer and checkpoint, on any mesh."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -44,14 +45,8 @@ def continue_texts(
         say: told of a checkpoint that cannot be read.
         sampling: as for `generate`.
     """
-    if not (run / "config.yaml").is_file():
-        raise ValueError(f"{run} is not a run: it has no config.yaml; give the out= directory of `jaxscale train`")
-    config = cfg.load_config(run / "config.yaml", overrides)
-    codec = run_tokenizer(run, tokenizer)
-    if codec.vocab_size > config.model.vocab_size:
-        raise ValueError(
-            f"the tokenizer has {codec.vocab_size} tokens and the model {config.model.vocab_size}; give the run's own"
-        )
+    config = run_config(run, overrides)
+    codec = fitting(run_tokenizer(run, tokenizer), config)
     mesh = make_mesh(config.mesh, start_devices(config.runtime))
     rules = decode_rules(make_rules(config.sharding), mesh.shape, len(prompts))
     rules = fit_rules(rules, mesh.shape, without_batch(config, len(prompts)))
@@ -63,6 +58,22 @@ def continue_texts(
         program = build_on(config, mesh, rules).program
         params = restore_params(run, program, config, step, say)
         return complete(program, params, codec, prompts, config, **sampling)
+
+
+def run_config(run: Path, overrides: Sequence[str]) -> cfg.Config:
+    """The config of a run's directory. Raises ValueError for one that is none."""
+    if not (run / "config.yaml").is_file():
+        raise ValueError(f"{run} is not a run: it has no config.yaml; give the out= directory of `jaxscale train`")
+    return cfg.load_config(run / "config.yaml", list(overrides))
+
+
+def fitting(codec: Tokenizer, config: cfg.Config) -> Tokenizer:
+    """The tokenizer itself. Raises ValueError where it has more tokens than the model."""
+    if codec.vocab_size > config.model.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {codec.vocab_size} tokens and the model {config.model.vocab_size}; give the run's own"
+        )
+    return codec
 
 
 def whole_layers_note(config: cfg.Config, sizes: Mapping[str, int]) -> str | None:
@@ -154,7 +165,20 @@ def read_identity(path: Path) -> dict | None:
         raise ValueError(f"{path} is damaged ({reason(error)}); training a step more writes it again") from None
 
 
-def restore_params(run: Path, program: Program, config: cfg.Config, step: int | None, say: Say):
+class Restored(NamedTuple):
+    """All parameters of a checkpoint, its step, and whether they are averaged."""
+
+    params: Any
+    step: int
+    averaged: bool
+
+
+def restore_params(run: Path, program: Program, config: cfg.Config, step: int | None, say: Say) -> Any:
+    """`restore` without what it tells of the checkpoint."""
+    return restore(run, program, config, step, say).params
+
+
+def restore(run: Path, program: Program, config: cfg.Config, step: int | None, say: Say) -> Restored:
     """All parameters and nothing else (averaged where the run keeps an average), in this mesh's layout.
 
     They are those of the newest checkpoint that can be read, or of `step`.
@@ -193,7 +217,8 @@ def restore_params(run: Path, program: Program, config: cfg.Config, step: int | 
             params = found["outer"].params if abstract.outer else found["params"]
             if decay:  # of the checkpoint, which may be from before the average was turned on
                 params = average(sum_of(found["ema"], meta, candidate), params, decay, candidate)
-            return all_parameters(abstract._replace(**{name: found[name] for name in (own, *untrained)}), params)
+            state = abstract._replace(**{name: found[name] for name in (own, *untrained)})
+            return Restored(all_parameters(state, params), candidate, bool(decay))
     finally:
         checkpointer.close()
     raise ValueError(f"no checkpoint of {run} is left: {'; '.join(problems)}; --step names another one of {steps}")
