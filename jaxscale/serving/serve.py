@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
@@ -19,6 +18,7 @@ from jaxscale.data.tokenizer import Tokenizer, load_tokenizer
 from jaxscale.files.reading import parse_json
 from jaxscale.parallel.mesh import make_mesh, start_devices
 from jaxscale.parallel.sharding import fit_rules, make_rules, on_mesh
+from jaxscale.serving.chat import Manner, as_chat, as_documents
 from jaxscale.serving.generate import decode_rules, generate
 from jaxscale.training.average import average
 from jaxscale.training.build import build_on
@@ -35,6 +35,8 @@ def continue_texts(
     *,
     step: int | None = None,
     tokenizer: str | None = None,
+    chat: bool = False,
+    system: str | None = None,
     say: Say = lambda line: None,
     **sampling,
 ) -> list[str]:
@@ -42,11 +44,14 @@ def continue_texts(
 
     Args:
         overrides: `section.key=value`, for another mesh or platform than the run's.
+        chat: each prompt is a user's message, after the message `system` where that is given.
         say: told of a checkpoint that cannot be read.
         sampling: as for `generate`.
     """
     config = run_config(run, overrides)
     codec = fitting(run_tokenizer(run, tokenizer), config)
+    manner = manner_of(str(run), codec, chat=chat, system=system)
+    tokens = [manner.encode(prompt) for prompt in prompts]  # what a template refuses is refused before devices start
     mesh = make_mesh(config.mesh, start_devices(config.runtime))
     rules = decode_rules(make_rules(config.sharding), mesh.shape, len(prompts))
     rules = fit_rules(rules, mesh.shape, without_batch(config, len(prompts)))
@@ -57,7 +62,14 @@ def continue_texts(
     with on_mesh(mesh, rules):
         program = build_on(config, mesh, rules).program
         params = restore_params(run, program, config, step, say)
-        return complete(program, params, codec, prompts, config, **sampling)
+        return complete(program, params, codec, tokens, manner.stops, config, **sampling)
+
+
+def manner_of(source: str, codec: Tokenizer, *, chat: bool, system: str | None) -> Manner:
+    """How prompts are read. Raises ValueError for a system's message without a chat."""
+    if system is not None and not chat:
+        raise ValueError("--system is a message of a chat; give --chat too")
+    return as_chat(source, codec, system) if chat else as_documents(codec)
 
 
 def run_config(run: Path, overrides: Sequence[str]) -> cfg.Config:
@@ -90,10 +102,15 @@ def without_batch(config: cfg.Config, prompts: int) -> cfg.Config:
 
 
 def complete(
-    program: Program, params, codec: Tokenizer, prompts: list[str], config: cfg.Config, **sampling
+    program: Program,
+    params: Any,
+    codec: Tokenizer,
+    tokens: list[list[int]],
+    stops: tuple[int, ...],
+    config: cfg.Config,
+    **sampling: Any,
 ) -> list[str]:
-    """Decoded continuations; a document's separator begins every prompt and ends every continuation."""
-    tokens = [[codec.separator_id, *np.asarray(codec.encode(p)).tolist()] for p in prompts]
+    """Decoded continuations of prompts that are tokens already; each ends before one of `stops`."""
     longest = max(map(len, tokens)) + sampling["max_new_tokens"]
     if config.model.position == "learned" and longest > config.model.max_seq_len:
         raise ValueError(
@@ -105,7 +122,7 @@ def complete(
         params,
         tokens,
         vocab_size=min(codec.vocab_size, config.model.vocab_size),
-        stop_id=codec.separator_id,
+        stop_ids=stops,
         **sampling,
     )
     return [continuation(codec, prompt, ids) for prompt, ids in zip(tokens, new, strict=True)]
@@ -113,8 +130,8 @@ def complete(
 
 def continuation(codec: Tokenizer, prompt: list[int], new: list[int]) -> str:
     """The text of `new` as it stands after the prompt: some tokenizers drop a space where a text begins."""
-    before = codec.decode(prompt[1:])  # without the document's separator
-    whole = codec.decode(prompt[1:] + new)
+    before = codec.decode(prompt)  # which leaves separators out
+    whole = codec.decode(prompt + new)
     return whole.removeprefix(before) if whole.startswith(before) else codec.decode(new)
 
 
@@ -127,9 +144,9 @@ def sample_after(result: Result, config: cfg.Config, prompt: str, *, max_new_tok
         layout = jax.tree.map(lambda x: x.sharding, all_parameters(abstract, abstract.params))
         params = jax.device_put(used_parameters(config, result.state), layout)
         codec = run_tokenizer(result.out, None)
-        return complete(
-            program, params, codec, [prompt], config, max_new_tokens=max_new_tokens, temperature=0.8, top_p=0.95
-        )[0]
+        manner = as_documents(codec)
+        sampling = {"max_new_tokens": max_new_tokens, "temperature": 0.8, "top_p": 0.95}
+        return complete(program, params, codec, [manner.encode(prompt)], manner.stops, config, **sampling)[0]
 
 
 def run_tokenizer(run: Path, spec: str | None) -> Tokenizer:
