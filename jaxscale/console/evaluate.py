@@ -31,7 +31,7 @@ def cells(one: Evaluated) -> list[str]:
     return [
         f"{one.tokens:,}",
         f"{one.loss:.4f}",
-        f"{one.perplexity:,.4g}",
+        f"{one.perplexity:,.3f}" if one.perplexity < 1e5 else f"{one.perplexity:.3e}",
         "not known" if one.bytes is None else f"{one.bytes:,}",
         "" if bits is None else f"{bits:.4f}",
     ]

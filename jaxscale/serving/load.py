@@ -2,10 +2,11 @@
 
 import math
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -13,15 +14,27 @@ from jaxscale import config as cfg
 from jaxscale.blueprint.rules import Rules, count
 from jaxscale.config import PUBLISHED
 from jaxscale.data.tokenizer import Tokenizer, load_tokenizer
+from jaxscale.parallel.mesh import describe_mesh
 from jaxscale.parallel.sharding import make_rules, on_mesh
-from jaxscale.serving.serve import Restored, Say, fitting, restore, run_config, run_tokenizer
+from jaxscale.serving.generate import decode_rules
+from jaxscale.serving.serve import (
+    Restored,
+    Say,
+    complete,
+    fitting,
+    manner_of,
+    moved,
+    restore,
+    run_config,
+    run_tokenizer,
+)
 from jaxscale.training.build import build_on, rules_for
 from jaxscale.training.initial import blocks, filled
 from jaxscale.training.replicas import replica_axis
 from jaxscale.training.step import Program, all_parameters
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Loaded:
     """A model on its mesh. What computes with it runs inside `context()`.
 
@@ -36,9 +49,9 @@ class Loaded:
     config: cfg.Config
     mesh: Mesh
     rules: Rules
-    program: Program = field(repr=False)
-    params: Any = field(repr=False)
-    tokenizer: Tokenizer | None = field(repr=False)
+    program: Program
+    params: Any
+    tokenizer: Tokenizer | None
     step: int | None
     averaged: bool
 
@@ -55,6 +68,11 @@ class Loaded:
         """Which parameters these are, e.g. `step 200 of runs/x, averaged parameters`."""
         which = self.source if self.step is None else f"step {self.step} of {self.source}"
         return f"{which}, averaged parameters" if self.averaged else which
+
+    def __repr__(self) -> str:
+        count = sum(math.prod(x.shape) for x in jax.tree.leaves(self.params))
+        text = "its tokenizer" if self.tokenizer else "no tokenizer"
+        return f"<{self.words}: {count:,} parameters on mesh {describe_mesh(self.mesh)}, {text}>"
 
 
 def config_of(source: str, overrides: tuple[str, ...] | list[str] = ()) -> cfg.Config:
@@ -101,6 +119,24 @@ def load(
             found = restore(Path(source), program, config, step, say)
     given = None if source.startswith(PUBLISHED) else found.step
     return Loaded(source, config, mesh, rules, program, found.params, codec, given, found.averaged)
+
+
+def continued(
+    loaded: Loaded, prompts: list[str], *, chat: bool = False, system: str | None = None, **sampling: Any
+) -> list[str]:
+    """Continuations by a loaded model, its parameters moved to where decoding wants them.
+
+    Raises ValueError where it has no tokenizer.
+    """
+    if (codec := loaded.tokenizer) is None:
+        raise ValueError(f"{loaded.source} has no tokenizer; load it with tokenizer='byte' or a tokenizer.json")
+    manner = manner_of(loaded.source, codec, chat=chat, system=system)
+    tokens = [manner.encode(prompt) for prompt in prompts]
+    rules = decode_rules(loaded.rules, dict(loaded.mesh.shape), len(prompts))
+    with on_mesh(loaded.mesh, rules):
+        program = build_on(loaded.config, loaded.mesh, rules).program
+        params = moved(loaded.params, program)
+        return complete(program, params, codec, tokens, manner.stops, loaded.config, **sampling)
 
 
 def published(program: Program, config: cfg.Config, step: int | None) -> Restored:

@@ -140,13 +140,17 @@ def sample_after(result: Result, config: cfg.Config, prompt: str, *, max_new_tok
     rules = decode_rules(result.rules, result.mesh.shape, 1)
     with on_mesh(result.mesh, rules):
         program = build_on(config, result.mesh, rules).program
-        abstract = shaped_for(program.abstract, 0)
-        layout = jax.tree.map(lambda x: x.sharding, all_parameters(abstract, abstract.params))
-        params = jax.device_put(used_parameters(config, result.state), layout)
+        params = moved(used_parameters(config, result.state), program)
         codec = run_tokenizer(result.out, None)
         manner = as_documents(codec)
         sampling = {"max_new_tokens": max_new_tokens, "temperature": 0.8, "top_p": 0.95}
         return complete(program, params, codec, [manner.encode(prompt)], manner.stops, config, **sampling)[0]
+
+
+def moved(params: Any, program: Program) -> Any:
+    """All parameters in the layout of a program."""
+    abstract = shaped_for(program.abstract, 0)
+    return jax.device_put(params, jax.tree.map(lambda x: x.sharding, all_parameters(abstract, abstract.params)))
 
 
 def run_tokenizer(run: Path, spec: str | None) -> Tokenizer:
