@@ -9,6 +9,7 @@ import tokenizers
 from support import make_config
 from test_bad_input import Shell
 
+import jaxscale
 from jaxscale.data.chat import KEPT, Chat, read_published, render
 from jaxscale.data.prepare import prepare
 from jaxscale.data.sources import text_source
@@ -251,6 +252,19 @@ def test_a_run_chats_and_stops_at_its_end_of_turn(model, tmp_path, shell, monkey
     (tmp_path / "run" / KEPT).write_text(json.dumps(kept))
     shell.good(*words, "the wind", "--system", "Be a ship.")
     assert calls.pop()[2] == [free[: free.index(free[4])]]
+
+
+def test_the_library_chats_with_a_published_model_as_the_verb_does_with_its_run(model, tmp_path, shell):
+    shell.good("import", model, "--out", tmp_path / "run", *ONE)
+    words = ["--chat", "--temperature", 0, "--max-new-tokens", 9, "--prompt", "the wind", "--system", "Be a ship."]
+    out = shell.good("generate", tmp_path / "run", *words)
+    loaded = jaxscale.load(f"hf:{model}", mesh={"fsdp": 4, "tensor": 2}, **{"step.compute_dtype": "float32"})
+    options = {"max_new_tokens": 9, "temperature": 0, "chat": True, "system": "Be a ship."}
+    assert jaxscale.generate(loaded, "the wind", **options)[0] + "\n\n" == out
+    assert loaded.step is None
+    assert f"<hf:{model}: " in repr(loaded)
+    with pytest.raises(ValueError, match="step 3 is of a run's checkpoints"):
+        jaxscale.load(f"hf:{model}", 3)
 
 
 def test_without_chat_a_prompt_begins_a_document(model, tmp_path, shell, monkeypatch):

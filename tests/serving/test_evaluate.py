@@ -251,3 +251,25 @@ def test_a_run_without_a_tokenizer_reads_no_text(place, tmp_path, shell):
     assert "the model has no tokenizer to read" in message
     assert "data.kind=synthetic is no prepared dataset" in shell.refused("evaluate", tmp_path / "run")
     shell.good("evaluate", tmp_path / "run", "--data", place / "texts", "--tokenizer", "byte")
+
+
+def test_a_run_of_replicas_is_evaluated_by_its_outer_parameters(place, tmp_path):
+    """On its own mesh of replicas as on one device."""
+    config = make_config(
+        {"replica": 2, "fsdp": 2},
+        model=MODEL,
+        steps=4,
+        out=str(tmp_path / "run"),
+        data={"kind": "tokens", "path": str(place / "a"), "batch_size": 8, "seq_len": T},
+        outer={"every": 2},
+        evaluation={"batches": 1000},
+        runtime={"platform": "cpu", "simulated_devices": 4},
+    )
+    result = train(config)
+    on_both, on_one = (
+        evaluate_places(str(tmp_path / "run"), [], words, say=print).total
+        for words in ([], ["mesh={data: 1}", "runtime.simulated_devices=1", "outer.every=null"])
+    )
+    assert on_both.loss == pytest.approx(on_one.loss, rel=1e-5)
+    assert on_both.tokens == on_one.tokens
+    assert on_both.loss == pytest.approx(result.validation_loss, rel=0.01)  # which leaves out the last, shorter row
