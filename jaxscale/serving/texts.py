@@ -50,7 +50,7 @@ def open_sources(
     if not named:
         raise ValueError("no data to evaluate on; give --data with a prepared dataset, or with files of text")
     return [
-        of_dataset(name, codec, model, split) if (Path(name) / INDEX_NAME).is_file() else of_text(name, codec, say)
+        of_dataset(name, codec, model, split, say) if (Path(name) / INDEX_NAME).is_file() else of_text(name, codec, say)
         for name in named
     ]
 
@@ -63,7 +63,7 @@ def matches(place: str) -> list[str]:
     raise ValueError(f"{place!r} names no file; give files, directories, patterns or prepared datasets")
 
 
-def of_dataset(place: str, codec: Tokenizer | None, model: str, split: str) -> TextSource:
+def of_dataset(place: str, codec: Tokenizer | None, model: str, split: str, say: Say) -> TextSource:
     """A split of a prepared dataset. Its bytes are known where its tokens are bytes."""
     index = read_index(Path(place))
     made = index.tokenizer
@@ -72,6 +72,8 @@ def of_dataset(place: str, codec: Tokenizer | None, model: str, split: str) -> T
             f"{place} was made by tokenizer {made.spec} (fingerprint {made.fingerprint[:12]}), and {model} has another "
             f"({codec.fingerprint[:12]}); prepare the text with the model's, or give the files of text themselves"
         )
+    if codec is None:
+        say(f"{model} has no tokenizer, so nothing says whether {made.spec}, which made {place}, is its own")
     if not next(found.tokens for name, found in index.splits.items() if name == split):
         other = next(name for name in SPLITS if name != split)
         raise ValueError(f"{place} has no {split} tokens; give --split {other}, or data that has them")

@@ -251,6 +251,11 @@ def test_a_run_without_a_tokenizer_reads_no_text(place, tmp_path, shell):
     assert "the model has no tokenizer to read" in message
     assert "data.kind=synthetic is no prepared dataset" in shell.refused("evaluate", tmp_path / "run")
     shell.good("evaluate", tmp_path / "run", "--data", place / "texts", "--tokenizer", "byte")
+    said = []
+    evaluate_places(str(tmp_path / "run"), [str(place / "a")], say=said.append)
+    assert said == [
+        f"{tmp_path / 'run'} has no tokenizer, so nothing says whether byte, which made {place / 'a'}, is its own"
+    ]
 
 
 def test_a_run_of_replicas_is_evaluated_by_its_outer_parameters(place, tmp_path):
