@@ -8,7 +8,7 @@ STDLIB = data/stdlib
 PARALLEL = -n 2 --dist loadfile
 
 CHAPTERS = $(wildcard docs/course/[0-9]*.md)
-RAN = $(CHAPTERS:docs/course/%.md=build/course/%/outputs.json) build/course/models/outputs.json
+RAN = $(CHAPTERS:docs/course/%.md=build/course/%/outputs.json) build/course/models/outputs.json build/course/library/outputs.json
 SOURCES = $(shell find jaxscale configs -name '*.py' -o -name '*.yaml') docs/run_chapter.py docs/course/matplotlibrc
 
 .PHONY: quickstart test faults core check course docs figures lint types bench-gpu clean
@@ -29,7 +29,7 @@ core: $(VENV)/installed-dev
 	$(BIN)/python -m pytest $(PARALLEL) tests/blueprint tests/predict tests/compiled tests/test_predict.py tests/parallel tests/models tests/training/test_collectives.py tests/training/test_trainer.py \
 		tests/training/test_generate.py tests/training/test_feed.py tests/training/test_smallest.py tests/training/test_evaluation.py \
 		tests/training/test_step_time.py tests/training/test_shares.py tests/training/test_figures.py tests/training/test_precision.py tests/training/test_older.py tests/training/test_split_sequences.py tests/training/test_pipeline.py \
-		tests/training/test_replicas.py tests/training/test_experts.py tests/data tests/cluster tests/puzzles tests/faults/test_guard.py
+		tests/training/test_replicas.py tests/training/test_experts.py tests/serving tests/data tests/cluster tests/puzzles tests/faults/test_guard.py
 
 check: lint types test faults course docs
 
@@ -44,7 +44,7 @@ docs: $(VENV)/installed-docs $(RAN)
 build/course/%/outputs.json: docs/course/%.md $(SOURCES) | $(VENV)/installed-docs
 	$(BIN)/python docs/run_chapter.py $<
 
-build/course/models/outputs.json: docs/models.md $(SOURCES) | $(VENV)/installed-docs
+build/course/models/outputs.json build/course/library/outputs.json: build/course/%/outputs.json: docs/%.md $(SOURCES) | $(VENV)/installed-docs
 	$(BIN)/python docs/run_chapter.py $<
 
 # The chapters' figures in the repository, as their code draws them now.

@@ -50,8 +50,8 @@ def show_outputs(app, name, source):
 
 
 def runs(name):
-    """Whether a page's blocks are run: the course's chapters, and the page on models."""
-    return name.startswith("course/") or name == "models"
+    """Whether a page's blocks are run: the course's chapters, and the pages on models and the library."""
+    return name.startswith("course/") or name in ("models", "library")
 
 
 def warn(name, why):

@@ -1,6 +1,6 @@
 """jaxscale: a transformer is matmuls, cut across a mesh of machines.
 
-Everything here is loaded when first used: `import jaxscale` does not import jax.
+Everything here is loaded when first used: `import jaxscale` does not import jax. Types are in __init__.pyi.
 """
 
 from importlib import import_module
@@ -30,8 +30,13 @@ _WHERE = {
     "make_program": "jaxscale.training.step",
     "train": "jaxscale.training.trainer",
     "prepare": "jaxscale.data.prepare",
+    "load": "jaxscale.library.models",
+    "generate": "jaxscale.library.models",
+    "evaluate": "jaxscale.library.models",
+    "plan": "jaxscale.library.predictions",
 }
-__all__ = sorted(_WHERE)
+_ROOMS = ("explain",)  # rooms that are functions themselves
+__all__ = sorted([*_WHERE, *_ROOMS])
 
 
 def __getattr__(name: str) -> Any:
@@ -39,6 +44,8 @@ def __getattr__(name: str) -> Any:
         from importlib import metadata
 
         return metadata.version("jaxscale")
+    if name in _ROOMS:
+        return import_module(f"jaxscale.{name}")
     if name not in _WHERE:
         raise AttributeError(f"jaxscale has no {name}; it has {', '.join(__all__)}")
     return getattr(import_module(_WHERE[name]), name)

@@ -648,7 +648,7 @@ USAGE = [
     (["generat"], "; did you mean generate?"),
     (["bench", "atention"], "; did you mean attention?"),
     (["deploy"], "No such command 'deploy'; `"),  # near no verb
-    (["eval", "x"], "No such command 'eval'; `"),
+    (["eval", "x"], "No such command 'eval'; did you mean evaluate?"),
     (["plot", "x"], "No such command 'plot'; `"),
     (["run", "x"], "No such command 'run'; `"),
     (["test"], "No such command 'test'; `"),
@@ -667,6 +667,7 @@ USAGE = [
     (["train", "quickstart", "--steps", "5"], "No such option: --steps"),
     (["data", "prepare", "--stdlib"], "Missing option '--out'"),
     (["generate"], "Missing argument"),
+    (["evaluate"], "Missing argument"),
     (["generate", "x", "--top-p"], "requires an argument"),
     (["show", "gpt2-124m", "--devices", "0"], "Invalid value for '--devices'"),
     (["show", "gpt2-124m", "--devices", "7", "mesh.fsdp=2"], "2 does not divide 7 devices"),

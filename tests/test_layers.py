@@ -46,7 +46,7 @@ BELOW = {
         "private", "blame", "codes", "cluster", "checkpoint", "models", "objectives", "vocabulary", "index", "interop",
     },
     "serving": {"files", "index", "data", "config", "blueprint", "parallel", "checkpoint", "training",
-                "interop"},
+                "interop", "cluster"},
     "aot": {"hardware", "config", "predict", "compiled", "parallel", "private", "training"},
     "sweep": {"files", "record", "compiled", "config"},
     "compare": {"record"},
@@ -65,6 +65,9 @@ BELOW = {
     "console": {
         "files", "hardware", "index", "data", "config", "blueprint", "predict", "record", "compiled", "inventory",
         "training", "compare", "report", "explain", "puzzles", "serving", "vocabulary", "codes",
+    },
+    "library": {
+        "hardware", "process", "config", "predict", "compiled", "parallel", "explain", "serving", "console",
     },
     "cli": {
         "files", "hardware", "process", "data", "config", "predict", "record", "compiled", "blame", "inventory",
@@ -103,7 +106,8 @@ ROOMS_WITHOUT_JAX = (
 )  # fmt: skip
 NO_JAX = [f for f in FILES if f.startswith(ROOMS_WITHOUT_JAX) and not f.startswith(WITH_JAX_ALLOWED)] + [
     "bench/record.py", "bench/compare.py", "bench/sweep.py", "cluster/codes.py", "cluster/local.py",
-    "cluster/launch.py", "checkpoint/inventory.py",
+    "cluster/launch.py", "checkpoint/inventory.py", "library/views.py", "library/predictions.py",
+    "serving/evaluated.py",
 ]  # fmt: skip
 
 
@@ -215,6 +219,17 @@ def test_one_place_makes_a_program_of_a_config():
 def test_every_public_name_is_there(name):
     assert getattr(jaxscale, name) is not None
     assert name in jaxscale.__all__ or name == "__version__"
+
+
+def test_the_types_are_of_the_same_names():
+    tree = ast.parse((PACKAGE / "__init__.pyi").read_text())
+    typed = {alias.asname for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert typed == set(jaxscale.__all__)
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                there = getattr(importlib.import_module(node.module), alias.name)
+                assert getattr(jaxscale, alias.name) is there or alias.name == "explain"
 
 
 def test_an_unknown_name_says_what_there_is():

@@ -22,10 +22,14 @@ def verb(
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 0,
     step: Annotated[int | None, typer.Option(help="Of this checkpoint; by default the newest.")] = None,
     tokenizer: Annotated[str | None, typer.Option(help="byte or a tokenizer.json, where the run has none.")] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="The prompt is a user's message, by the chat template.")] = False,
+    system: Annotated[str | None, typer.Option(help="With --chat: a system message before it.")] = None,
 ) -> None:
     """Sample from a checkpoint, on any mesh."""
     from jaxscale.serving.serve import continue_texts
 
+    if chat and not prompt:
+        raise ValueError("--chat has no message; give it with --prompt")
     texts = continue_texts(
         run,
         prompt or [""],
@@ -37,8 +41,10 @@ def verb(
         seed=seed,
         step=step,
         tokenizer=tokenizer,
+        chat=chat,
+        system=system,
         say=lambda line: print(line, file=sys.stderr),
     )
     for start, text in zip(prompt or [""], texts, strict=True):
-        print(start + text)
+        print(text if chat else start + text)
         print()

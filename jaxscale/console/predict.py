@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterable
+from contextvars import ContextVar
 
 from rich import box
 from rich.console import Console
@@ -19,10 +20,13 @@ from jaxscale.predict.costs import CONVENTIONS
 from jaxscale.predict.timing import WHOLE
 
 WIDE, NARROW = 120, 80
+RECORDER: ContextVar[Console | None] = ContextVar("recorder", default=None)  # in place of the terminal
 
 
 def make_console(least: int = WIDE) -> Console:
     """At least so many columns, as a wrapped row cannot be read; `WIDE` where nobody says how many there are."""
+    if (recorder := RECORDER.get()) is not None:
+        return recorder
     console = Console(highlight=False)
     known = console.is_terminal or "COLUMNS" in os.environ
     width = max(least, console.width if known else WIDE)

@@ -45,6 +45,23 @@ class FileTokenizer:
                     (encodings[i],) = self.careful.encode_batch_fast([texts[i]], add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
 
+    def encode_rendered(self, text: str) -> np.ndarray:
+        """The ids of a text in which special tokens are spelled, as a chat template does; none is added."""
+        import tokenizers
+
+        with told_of("cannot encode a text"):
+            library = tokenizers.Tokenizer.from_str(self.content)
+            library.no_truncation()
+            library.no_padding()
+            if getattr(library.model, "dropout", None):
+                library.model.dropout = None
+            return np.array(library.encode(text, add_special_tokens=False).ids, dtype=np.int32)
+
+    def id_of(self, token: str) -> int | None:
+        """The id of a token, as the file spells it."""
+        found: int | None = self.library.token_to_id(token)
+        return found
+
     def encode_pieces(self, pieces: Sequence[Piece]) -> list[np.ndarray]:
         # What a library does at a text's start and end (a space before it, spaces stripped) it does at the context's.
         found = self.encode_batch([piece.context + piece.text for piece in pieces])

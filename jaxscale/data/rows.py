@@ -45,12 +45,16 @@ class RowSource(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Windows:
-    """Row i is tokens ``i*T .. i*T+T+1`` of a store. Made by ``windows``."""
+    """Row i is tokens ``i*T .. i*T+T+1`` of a store. Made by ``windows``.
+
+    With ``rest`` the last row may be shorter: it is filled up, and what fills it weighs nothing.
+    """
 
     store: TokenStore
     seq_len: int
     model_vocab_size: int | None = None
     mask_documents: bool = True
+    rest: bool = False
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -73,14 +77,21 @@ class Windows:
         return self.store.content
 
     def __len__(self) -> int:
-        return max(0, self.store.num_tokens - 1) // self.seq_len
+        targets = max(0, self.store.num_tokens - 1)
+        return -(-targets // self.seq_len) if self.rest else targets // self.seq_len
 
     def row(self, i: int) -> dict[str, np.ndarray]:
         if not 0 <= i < len(self):
             raise IndexError(f"window {i} is not within 0..{len(self)}")
-        tokens = self.store.read(i * self.seq_len, self.seq_len + 1)
+        start = i * self.seq_len
+        tokens = self.store.read(start, min(self.seq_len + 1, self.store.num_tokens - start))
         self._check_ids(tokens, i)
-        return make_row(tokens, self.store.separator_id, mask_documents=self.mask_documents)
+        if (targets := len(tokens) - 1) == self.seq_len:
+            return make_row(tokens, self.store.separator_id, mask_documents=self.mask_documents)
+        filled = np.pad(tokens, (0, self.seq_len - targets), mode="edge")
+        row = make_row(filled, self.store.separator_id, mask_documents=self.mask_documents)
+        row["weights"][targets:] = 0
+        return row
 
     def _check_ids(self, tokens: np.ndarray, i: int) -> None:
         limit = self.vocab_size if self.model_vocab_size is None else self.model_vocab_size
@@ -104,6 +115,7 @@ def windows(
     *,
     model_vocab_size: int | None = None,
     mask_documents: bool = True,
+    rest: bool = False,
 ) -> Windows:
     """Cut a store into windows of ``seq_len`` inputs, each token a target once: (num_tokens-1) // seq_len rows.
 
@@ -111,9 +123,10 @@ def windows(
         model_vocab_size: checked against the store's at once and against each row when it is read.
         mask_documents: number the documents of a row in ``segments`` and restart ``positions`` in each;
             False makes a row one document.
+        rest: keep the tokens after the last whole window, as a row that is filled up.
 
     Raises:
-        ValueError: not one window, or a vocabulary larger than the model's.
+        ValueError: not one window (with ``rest``: not one target), or a vocabulary larger than the model's.
     """
     if seq_len < 1:
         raise ValueError(f"seq_len {seq_len} is not positive; try 1024")
@@ -122,12 +135,14 @@ def windows(
             f"the tokens of {store.name} have vocab_size {store.vocab_size}, beyond the model's vocab_size "
             f"{model_vocab_size}; give the model {store.vocab_size} or more"
         )
-    if store.num_tokens < seq_len + 1:
+    if rest and store.num_tokens < 2:
+        raise ValueError(f"{store.name} has {store.num_tokens} tokens, so none follows another; give more text")
+    if not rest and store.num_tokens < seq_len + 1:
         raise ValueError(
             f"{store.name} has {store.num_tokens} tokens, one window needs seq_len + 1 = {seq_len + 1}; "
             + (f"try seq_len {store.num_tokens - 1} or more text" if store.num_tokens > 1 else "prepare more text")
         )
-    return Windows(store, seq_len, model_vocab_size, mask_documents)
+    return Windows(store, seq_len, model_vocab_size, mask_documents, rest)
 
 
 @dataclass(frozen=True)

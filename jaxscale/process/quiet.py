@@ -44,6 +44,18 @@ def quiet_logs() -> None:
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
 
+@contextlib.contextmanager
+def quiet_inside() -> Iterator[None]:
+    """As `quiet_logs`, and afterwards the loggers are as loud as before: for a process that is not ours alone."""
+    before = {name: logging.getLogger(name).level for name in ("absl", "asyncio")}
+    quiet_logs()
+    try:
+        yield
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
+
+
 def quiet_plugins() -> contextlib.AbstractContextManager[None]:
     """For jax's first look at devices: plugins that are here to compile complain of every driver that is missing.
 

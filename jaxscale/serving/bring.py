@@ -6,6 +6,7 @@ from pathlib import Path
 
 from jaxscale import config as cfg
 from jaxscale.checkpoint.checkpointer import Unsaved
+from jaxscale.data.chat import read_published
 from jaxscale.data.tokenizer import Tokenizer, load_tokenizer
 from jaxscale.parallel.mesh import start_devices
 from jaxscale.parallel.sharding import on_mesh
@@ -56,6 +57,7 @@ def bring_in(config: cfg.Config, *, say: Say) -> None:
 def tokenizer_of(directory: Path, say: Say) -> Tokenizer | None:
     path = directory / "tokenizer.json"
     if path.is_file():
+        read_published(directory)  # what is damaged is refused before anything is written
         return load_tokenizer(path)
     say(f"{directory} has no tokenizer.json: `generate` will need --tokenizer")
     return None

@@ -14,6 +14,7 @@ from jaxscale import config as cfg
 from jaxscale.checkpoint.stored import Stored
 from jaxscale.config.families import family_of
 from jaxscale.config.published import as_theirs
+from jaxscale.data.chat import CONFIG, GENERATION, IDS, read_kept
 from jaxscale.files.places import HALF_WRITTEN
 from jaxscale.interop import tensors
 from jaxscale.interop.tables import Row
@@ -56,15 +57,20 @@ def export(
     model = cfg.validate({**stored.config, "out": str(run)}, source=str(run)).model
     codec = run_tokenizer(run, None) if (run / "tokenizer-identity.json").is_file() else None
     separator = codec.separator_id if codec else None
+    chat = read_kept(run, codec.fingerprint) if codec else None
     family = family_of(model)
     config = as_theirs(model, dtype=dtype, separator=separator)
+    generation: dict[str, Any] = {"bos_token_id": separator, "eos_token_id": separator}
+    if chat:
+        generation |= chat.generation
+        config |= {name: chat.generation[name] for name in IDS if name in chat.generation}
     half = out.with_name(f"{out.name}{HALF_WRITTEN}")
     shutil.rmtree(half, ignore_errors=True)
     try:
         half.mkdir(parents=True)
         files, size = write_weights(half, family, model, stored, DTYPES[dtype], most)
         write_json(half / "config.json", config)
-        write_json(half / "generation_config.json", {"bos_token_id": separator, "eos_token_id": separator})
+        write_json(half / GENERATION, generation)
         saved = codec.save(half) if codec else None
         if codec and saved:
             about = {
@@ -72,7 +78,7 @@ def export(
                 "bos_token": codec.separator,
                 "eos_token": codec.separator,
             }
-            write_json(half / "tokenizer_config.json", about)
+            write_json(half / CONFIG, chat.config if chat else about)
         os.replace(half, out)
     except OSError as error:
         shutil.rmtree(half, ignore_errors=True)
@@ -81,7 +87,7 @@ def export(
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=2) + "\n")
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def write_weights(

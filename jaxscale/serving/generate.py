@@ -1,7 +1,7 @@
 """Sampling from a model with a key-value cache: a prompt pass, then one jitted loop, on any mesh."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -56,7 +56,7 @@ def generate(
     top_k: int | None = None,
     top_p: float | None = None,
     seed: int = 0,
-    stop_id: int | None = None,
+    stop_ids: Sequence[int] = (),
 ) -> list[list[int]]:
     """Continue each prompt; to be called inside `on_mesh(mesh, decode_rules(...))`.
 
@@ -64,7 +64,7 @@ def generate(
         merge: params -> module with `empty_cache` and `decode` (as `Transformer`).
         temperature: 0 is greedy.
         top_k, top_p: sample only from the k likeliest tokens, or from the fewest that hold probability p.
-        stop_id: a sequence ends before this token.
+        stop_ids: a sequence ends before the first of these tokens.
 
     Returns:
         The new tokens of each prompt.
@@ -72,7 +72,7 @@ def generate(
     check_sampling(prompts, max_new_tokens, temperature, top_k, top_p, vocab_size)
     tokens, mask = pad_prompts(prompts)
     pick = functools.partial(sample, temperature=temperature, top_k=top_k, top_p=top_p)
-    run = functools.partial(decode_loop, merge, pick, max_new_tokens, vocab_size, -1 if stop_id is None else stop_id)
+    run = functools.partial(decode_loop, merge, pick, max_new_tokens, vocab_size, tuple(stop_ids))
     out, length = jax.device_get(jax.jit(run)(params, tokens, mask, jax.random.key(seed)))
     return [row[:n].tolist() for row, n in zip(out, length, strict=True)]
 
@@ -97,7 +97,7 @@ def check_sampling(prompts, max_new_tokens, temperature, top_k, top_p, vocab_siz
         raise ValueError(f"top_p={top_p} must be above 0 and at most 1")
 
 
-def decode_loop(merge, pick, max_new, vocab_size, stop_id, params, tokens, mask, key):
+def decode_loop(merge, pick, max_new, vocab_size, stop_ids, params, tokens, mask, key):
     """Prompt [B, P] to new tokens [B, max_new] and how many of them count; one program."""
     model = merge(params)
     B, P = tokens.shape
@@ -108,7 +108,7 @@ def decode_loop(merge, pick, max_new, vocab_size, stop_id, params, tokens, mask,
     logits, cache = model.decode(tokens, cache, positions=positions, segments=segments, start=jnp.int32(0))
     first = choose(pick, logits, key, 0, vocab_size)
     out = jnp.zeros((B, max_new), jnp.int32).at[:, 0].set(first)
-    done = first == stop_id
+    done = among(first, stop_ids)
     length = jnp.where(done, 0, 1)
     position = jax.reshard(positions[:, -1:] + 1, spec("batch", None))
     state = (jnp.int32(1), out, length, done, first, position, segments, cache)
@@ -125,12 +125,17 @@ def decode_loop(merge, pick, max_new, vocab_size, stop_id, params, tokens, mask,
         last = jax.reshard(last, spec("batch"))[:, None]
         logits, cache = model.decode(last, cache, positions=position, segments=segments, start=start)
         token = choose(pick, logits, key, i, vocab_size)
-        done = done | (token == stop_id)
+        done = done | among(token, stop_ids)
         out = jax.lax.dynamic_update_slice_in_dim(out, token[:, None], i, 1)
         return i + 1, out, length + ~done, done, token, position + 1, segments, cache
 
     _, out, length, *_ = jax.lax.while_loop(going, advance, state)
     return out, length
+
+
+def among(tokens: jax.Array, ids: tuple[int, ...]) -> jax.Array:
+    """Whether each of `tokens` is one of `ids`."""
+    return functools.reduce(jnp.logical_or, (tokens == i for i in ids), jnp.zeros_like(tokens, bool))
 
 
 def choose(pick, logits_BV: jax.Array, key: jax.Array, i: Any, vocab_size: int) -> jax.Array:

@@ -1,10 +1,10 @@
 """From a run's directory to text: its config, tokenizer and checkpoint, on any mesh."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
@@ -18,6 +18,7 @@ from jaxscale.data.tokenizer import Tokenizer, load_tokenizer
 from jaxscale.files.reading import parse_json
 from jaxscale.parallel.mesh import make_mesh, start_devices
 from jaxscale.parallel.sharding import fit_rules, make_rules, on_mesh
+from jaxscale.serving.chat import Manner, as_chat, as_documents
 from jaxscale.serving.generate import decode_rules, generate
 from jaxscale.training.average import average
 from jaxscale.training.build import build_on
@@ -34,6 +35,8 @@ def continue_texts(
     *,
     step: int | None = None,
     tokenizer: str | None = None,
+    chat: bool = False,
+    system: str | None = None,
     say: Say = lambda line: None,
     **sampling,
 ) -> list[str]:
@@ -41,17 +44,14 @@ def continue_texts(
 
     Args:
         overrides: `section.key=value`, for another mesh or platform than the run's.
+        chat: each prompt is a user's message, after the message `system` where that is given.
         say: told of a checkpoint that cannot be read.
         sampling: as for `generate`.
     """
-    if not (run / "config.yaml").is_file():
-        raise ValueError(f"{run} is not a run: it has no config.yaml; give the out= directory of `jaxscale train`")
-    config = cfg.load_config(run / "config.yaml", overrides)
-    codec = run_tokenizer(run, tokenizer)
-    if codec.vocab_size > config.model.vocab_size:
-        raise ValueError(
-            f"the tokenizer has {codec.vocab_size} tokens and the model {config.model.vocab_size}; give the run's own"
-        )
+    config = run_config(run, overrides)
+    codec = fitting(run_tokenizer(run, tokenizer), config)
+    manner = manner_of(str(run), codec, chat=chat, system=system)
+    tokens = [manner.encode(prompt) for prompt in prompts]  # what a template refuses is refused before devices start
     mesh = make_mesh(config.mesh, start_devices(config.runtime))
     rules = decode_rules(make_rules(config.sharding), mesh.shape, len(prompts))
     rules = fit_rules(rules, mesh.shape, without_batch(config, len(prompts)))
@@ -62,7 +62,30 @@ def continue_texts(
     with on_mesh(mesh, rules):
         program = build_on(config, mesh, rules).program
         params = restore_params(run, program, config, step, say)
-        return complete(program, params, codec, prompts, config, **sampling)
+        return complete(program, params, codec, tokens, manner.stops, config, **sampling)
+
+
+def manner_of(source: str, codec: Tokenizer, *, chat: bool, system: str | None) -> Manner:
+    """How prompts are read. Raises ValueError for a system's message without a chat."""
+    if system is not None and not chat:
+        raise ValueError("--system is a message of a chat; give --chat too")
+    return as_chat(source, codec, system) if chat else as_documents(codec)
+
+
+def run_config(run: Path, overrides: Sequence[str]) -> cfg.Config:
+    """The config of a run's directory. Raises ValueError for one that is none."""
+    if not (run / "config.yaml").is_file():
+        raise ValueError(f"{run} is not a run: it has no config.yaml; give the out= directory of `jaxscale train`")
+    return cfg.load_config(run / "config.yaml", list(overrides))
+
+
+def fitting(codec: Tokenizer, config: cfg.Config) -> Tokenizer:
+    """The tokenizer itself. Raises ValueError where it has more tokens than the model."""
+    if codec.vocab_size > config.model.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {codec.vocab_size} tokens and the model {config.model.vocab_size}; give the run's own"
+        )
+    return codec
 
 
 def whole_layers_note(config: cfg.Config, sizes: Mapping[str, int]) -> str | None:
@@ -79,10 +102,15 @@ def without_batch(config: cfg.Config, prompts: int) -> cfg.Config:
 
 
 def complete(
-    program: Program, params, codec: Tokenizer, prompts: list[str], config: cfg.Config, **sampling
+    program: Program,
+    params: Any,
+    codec: Tokenizer,
+    tokens: list[list[int]],
+    stops: tuple[int, ...],
+    config: cfg.Config,
+    **sampling: Any,
 ) -> list[str]:
-    """Decoded continuations; a document's separator begins every prompt and ends every continuation."""
-    tokens = [[codec.separator_id, *np.asarray(codec.encode(p)).tolist()] for p in prompts]
+    """Decoded continuations of prompts that are tokens already; each ends before one of `stops`."""
     longest = max(map(len, tokens)) + sampling["max_new_tokens"]
     if config.model.position == "learned" and longest > config.model.max_seq_len:
         raise ValueError(
@@ -94,7 +122,7 @@ def complete(
         params,
         tokens,
         vocab_size=min(codec.vocab_size, config.model.vocab_size),
-        stop_id=codec.separator_id,
+        stop_ids=stops,
         **sampling,
     )
     return [continuation(codec, prompt, ids) for prompt, ids in zip(tokens, new, strict=True)]
@@ -102,8 +130,8 @@ def complete(
 
 def continuation(codec: Tokenizer, prompt: list[int], new: list[int]) -> str:
     """The text of `new` as it stands after the prompt: some tokenizers drop a space where a text begins."""
-    before = codec.decode(prompt[1:])  # without the document's separator
-    whole = codec.decode(prompt[1:] + new)
+    before = codec.decode(prompt)  # which leaves separators out
+    whole = codec.decode(prompt + new)
     return whole.removeprefix(before) if whole.startswith(before) else codec.decode(new)
 
 
@@ -112,13 +140,17 @@ def sample_after(result: Result, config: cfg.Config, prompt: str, *, max_new_tok
     rules = decode_rules(result.rules, result.mesh.shape, 1)
     with on_mesh(result.mesh, rules):
         program = build_on(config, result.mesh, rules).program
-        abstract = shaped_for(program.abstract, 0)
-        layout = jax.tree.map(lambda x: x.sharding, all_parameters(abstract, abstract.params))
-        params = jax.device_put(used_parameters(config, result.state), layout)
+        params = moved(used_parameters(config, result.state), program)
         codec = run_tokenizer(result.out, None)
-        return complete(
-            program, params, codec, [prompt], config, max_new_tokens=max_new_tokens, temperature=0.8, top_p=0.95
-        )[0]
+        manner = as_documents(codec)
+        sampling = {"max_new_tokens": max_new_tokens, "temperature": 0.8, "top_p": 0.95}
+        return complete(program, params, codec, [manner.encode(prompt)], manner.stops, config, **sampling)[0]
+
+
+def moved(params: Any, program: Program) -> Any:
+    """All parameters in the layout of a program."""
+    abstract = shaped_for(program.abstract, 0)
+    return jax.device_put(params, jax.tree.map(lambda x: x.sharding, all_parameters(abstract, abstract.params)))
 
 
 def run_tokenizer(run: Path, spec: str | None) -> Tokenizer:
@@ -154,7 +186,20 @@ def read_identity(path: Path) -> dict | None:
         raise ValueError(f"{path} is damaged ({reason(error)}); training a step more writes it again") from None
 
 
-def restore_params(run: Path, program: Program, config: cfg.Config, step: int | None, say: Say):
+class Restored(NamedTuple):
+    """All parameters of a checkpoint, its step, and whether they are averaged."""
+
+    params: Any
+    step: int
+    averaged: bool
+
+
+def restore_params(run: Path, program: Program, config: cfg.Config, step: int | None, say: Say) -> Any:
+    """`restore` without what it tells of the checkpoint."""
+    return restore(run, program, config, step, say).params
+
+
+def restore(run: Path, program: Program, config: cfg.Config, step: int | None, say: Say) -> Restored:
     """All parameters and nothing else (averaged where the run keeps an average), in this mesh's layout.
 
     They are those of the newest checkpoint that can be read, or of `step`.
@@ -193,7 +238,8 @@ def restore_params(run: Path, program: Program, config: cfg.Config, step: int | 
             params = found["outer"].params if abstract.outer else found["params"]
             if decay:  # of the checkpoint, which may be from before the average was turned on
                 params = average(sum_of(found["ema"], meta, candidate), params, decay, candidate)
-            return all_parameters(abstract._replace(**{name: found[name] for name in (own, *untrained)}), params)
+            state = abstract._replace(**{name: found[name] for name in (own, *untrained)})
+            return Restored(all_parameters(state, params), candidate, bool(decay))
     finally:
         checkpointer.close()
     raise ValueError(f"no checkpoint of {run} is left: {'; '.join(problems)}; --step names another one of {steps}")

@@ -64,11 +64,16 @@ def require_same(model: dict[str, Any], config: cfg.Config, source: str) -> None
 
 
 def filled(params: Any, block: Block) -> Any:
-    """Arrays of the same types with what was read; the old ones are freed before."""
+    """Arrays of the same types with what was read. Of `params` that are arrays the memory is freed before.
 
-    def one(path: Path_, old: jax.Array) -> jax.Array:
+    Args:
+        params: arrays, or their shapes with layouts.
+    """
+
+    def one(path: Path_, old: Any) -> jax.Array:
         shape, layout, dtype = old.shape, old.sharding, np.dtype(old.dtype)
-        old.delete()
+        if isinstance(old, jax.Array):
+            old.delete()
         known: dict[Any, np.ndarray] = {}  # devices that hold the same block ask for it one after the other
 
         def part(index: Any) -> np.ndarray:

@@ -11,8 +11,10 @@ import jax
 
 from jaxscale import config as cfg
 from jaxscale.compiled.store import versions
-from jaxscale.data.tokenizer import Tokenizer
+from jaxscale.data.chat import KEPT, Chat, kept_text, read_kept, read_published
+from jaxscale.data.tokenizer import Tokenizer, load_tokenizer
 from jaxscale.files.redact import command_line
+from jaxscale.files.urls import is_url
 from jaxscale.training.peak import Peak
 
 LIBRARIES = ("jaxscale", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "libtpu")
@@ -21,7 +23,9 @@ LIBRARIES = ("jaxscale", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "
 def write_run_files(
     out: Path, config: cfg.Config, devices: list[jax.Device], tokenizer: Tokenizer | None, peak: Peak | None
 ) -> None:
-    """config.yaml (resolved), environment.json (commit, versions, devices, MFU's peak, command), tokenizer.json."""
+    """config.yaml (resolved), environment.json (commit, versions, devices, MFU's peak, command), tokenizer.json; what a
+    published tokenizer says of conversations, of a run that began from one.
+    """
     if jax.process_index():
         return
     try:
@@ -36,10 +40,27 @@ def write_run_files(
                 "fingerprint": tokenizer.fingerprint,
             }
             (out / "tokenizer-identity.json").write_text(json.dumps(about, indent=2) + "\n")
+            if chat := brought_chat(config, tokenizer):
+                (out / KEPT).write_text(kept_text(chat, tokenizer.fingerprint), encoding="utf-8")
     except OSError as error:
         raise ValueError(
             f"cannot write to out={out}: {error.strerror}; choose a directory that can be written"
         ) from error
+
+
+def brought_chat(config: cfg.Config, tokenizer: Tokenizer) -> Chat | None:
+    """Special tokens and chat template of the model that `init.from` names, where that has the same tokenizer."""
+    source = config.init.source
+    if source is None or is_url(source):
+        return None
+    directory = Path(source.removeprefix(cfg.PUBLISHED)).expanduser()
+    if not source.startswith(cfg.PUBLISHED):
+        return read_kept(directory, tokenizer.fingerprint)
+    path = directory / "tokenizer.json"  # by now it may be gone: a run that goes on does not need it
+    if not path.is_file() or tokenizer.separator is None:
+        return None
+    same = load_tokenizer(path, separator=tokenizer.separator).fingerprint == tokenizer.fingerprint
+    return read_published(directory) if same else None
 
 
 def environment(devices: list[jax.Device], peak: Peak | None) -> dict[str, Any]:

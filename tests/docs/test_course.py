@@ -1,4 +1,4 @@
-"""Every chapter of the course runs, and the page on models: `make course`.
+"""Every chapter of the course runs, and the pages on models and the library: `make course`.
 
 What they leave in build/course is what `make docs` shows.
 """
@@ -14,7 +14,7 @@ CHAPTERS = sorted((DOCS / "course").glob("[0-9]*.md"))
 
 
 @pytest.mark.course
-@pytest.mark.parametrize("chapter", [*CHAPTERS, DOCS / "models.md"], ids=lambda c: c.stem)
+@pytest.mark.parametrize("chapter", [*CHAPTERS, DOCS / "models.md", DOCS / "library.md"], ids=lambda c: c.stem)
 def test_chapter(chapter):
     command = [sys.executable, str(DOCS / "run_chapter.py"), str(chapter)]
     ran = subprocess.run(

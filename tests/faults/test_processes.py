@@ -3,6 +3,7 @@
 A run in peace is what all others have to end as: bitwise on the same mesh, to 1e-5 on another.
 """
 
+import json
 import os
 import re
 import resource
@@ -288,3 +289,25 @@ def test_parts_are_started_and_rows_go_on_alike_on_two_processes_and_on_one(conf
         assert "optimizer.ema is on since step 4" in text
     assert losses(folder / "two") == losses(folder / "one")
     assert len(losses(folder / "two")) == 8
+
+
+def test_an_evaluation_on_two_processes_is_that_of_one(config, folder):
+    """One table, by process 0; an error is told by both."""
+    out, text = folder / "evaluated", folder / "text.txt"
+    text.write_text("the tide and the wind\n" * 40)
+    with train(config, out, ["model.vocab_size=257", "steps=2"]) as group:
+        assert group.wait() == [DONE, DONE], group.texts()
+    found = []
+    for processes in (2, 1):
+        words = ["evaluate", str(out), "--data", str(text), "--tokenizer", "byte", "--json"]
+        with Group(["-m", "jaxscale.cli", *words], folder / "evaluate-logs", processes=processes) as group:
+            assert group.wait() == [DONE] * processes, group.texts()
+            printed = [group.text(rank) for rank in range(processes)]
+            assert not any("{" in text for text in printed[1:])
+            found.append(json.loads(printed[0][printed[0].index("{") :])["total"])
+    assert found[0]["tokens"] == found[1]["tokens"] == len(text.read_text())
+    assert found[0]["loss"] == pytest.approx(found[1]["loss"], rel=1e-6)
+    words = ["evaluate", str(out), "--data", str(folder / "nowhere"), "--tokenizer", "byte"]
+    with Group(["-m", "jaxscale.cli", *words], folder / "evaluate-logs") as group:
+        assert group.wait() == [MENDABLE, MENDABLE], group.texts()
+        assert "names no file" in group.error(0) + group.error(1)

@@ -12,9 +12,11 @@ from jaxscale import config as cfg
 from jaxscale.cli.app import app
 from jaxscale.config.families import FAMILIES, family_of
 from jaxscale.config.published import as_theirs
+from jaxscale.data.tokenizer import character_tokenizer, load_tokenizer
 from jaxscale.interop.tensors import tensors
 from jaxscale.interop.weights import Tensors
 from jaxscale.parallel.sharding import on_mesh
+from jaxscale.serving.evaluate import evaluate_places
 from jaxscale.serving.export import export
 from jaxscale.training.build import build
 from jaxscale.training.initial import initial_state
@@ -214,6 +216,29 @@ def test_a_run_goes_on_from_another_run(published, tmp_path):
     config = config_of(directory, data=1)
     config = cfg.validate(config.model_dump(mode="json") | {"init": {"from": str(tmp_path / "run")}}, source="test")
     np.testing.assert_allclose(logits(config), wanted, atol=2e-5)
+
+
+def test_a_published_model_is_evaluated_as_transformers_does(published, tmp_path):
+    """Text as bytes of a small tokenizer: the mean loss of its tokens, and bits a byte."""
+    directory = tmp_path / "llama"
+    shutil.copytree(published("llama")[0], directory)
+    character_tokenizer("abcdefgh \n").save(directory)
+    text = "a bad cab\nfed a hag\n" * 5
+    (tmp_path / "text.txt").write_text(text)
+    overrides = ["mesh={data: 1}", "runtime.simulated_devices=1", "step.compute_dtype=float32", "data.seq_len=24"]
+    found = evaluate_places(f"hf:{directory}", [str(tmp_path / "text.txt")], overrides, say=print).total
+    codec = load_tokenizer(directory / "tokenizer.json")
+    ids = np.array([codec.separator_id, *codec.encode(text)])
+    model = transformers.AutoModelForCausalLM.from_pretrained(directory, attn_implementation="eager").eval()
+    nats = 0.0
+    for start in range(0, len(ids) - 1, 24):
+        row = torch.tensor(ids[start : start + 25])
+        with torch.no_grad():
+            log_p = model(row[None, :-1]).logits[0].double().log_softmax(-1)
+        nats -= float(log_p.gather(1, row[1:, None]).sum())
+    assert found.tokens == found.bytes == len(text)
+    assert found.loss == pytest.approx(nats / len(text), rel=1e-5)
+    assert found.bits_per_byte == pytest.approx(nats / len(text) / np.log(2), rel=1e-5)
 
 
 # --- what is refused ------------------------------------------------------------------------------------------

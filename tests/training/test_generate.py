@@ -73,8 +73,16 @@ def test_every_mesh_decodes_the_same_of_experts(mesh):
 def test_a_sequence_ends_before_the_separator():
     free = decode({}, {"data": 1})
     stop = free[0][4]
-    for row, whole in zip(decode({}, {"data": 1}, stop_id=stop), free, strict=True):
+    for row, whole in zip(decode({}, {"data": 1}, stop_ids=[stop]), free, strict=True):
         assert row == (whole[: whole.index(stop)] if stop in whole else whole)
+
+
+def test_a_sequence_ends_before_the_first_of_several_tokens():
+    free = decode({}, {"data": 1})
+    stops = [free[0][6], free[0][4], free[1][2]]
+    for row, whole in zip(decode({}, {"data": 1}, stop_ids=stops), free, strict=True):
+        ends = [i for i, token in enumerate(whole) if token in stops]
+        assert row == whole[: min(ends, default=len(whole))]
 
 
 def test_the_seed_decides():

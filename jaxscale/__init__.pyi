@@ -1,0 +1,30 @@
+from jaxscale.blueprint.described import described_by as described_by
+from jaxscale.blueprint.rules import Rules as Rules
+from jaxscale.blueprint.rules import make_rules as make_rules
+from jaxscale.blueprint.table import Activation as Activation
+from jaxscale.blueprint.table import Blueprint as Blueprint
+from jaxscale.blueprint.table import Dim as Dim
+from jaxscale.blueprint.table import Op as Op
+from jaxscale.blueprint.table import Weight as Weight
+from jaxscale.config import Config as Config
+from jaxscale.config import load_config as load_config
+from jaxscale.data.prepare import prepare as prepare
+from jaxscale.explain.here import explain_model as explain_model
+from jaxscale.hardware.topology import find_topology as find_topology
+from jaxscale.library.models import evaluate as evaluate
+from jaxscale.library.models import generate as generate
+from jaxscale.library.models import load as load
+from jaxscale.library.predictions import explain as explain
+from jaxscale.library.predictions import plan as plan
+from jaxscale.models.embedding import lookup as lookup
+from jaxscale.models.transformer import Transformer as Transformer
+from jaxscale.parallel.mesh import make_mesh as make_mesh
+from jaxscale.parallel.sharding import einsum as einsum
+from jaxscale.parallel.sharding import gather as gather
+from jaxscale.parallel.sharding import on_mesh as on_mesh
+from jaxscale.parallel.sharding import shard as shard
+from jaxscale.parallel.sharding import spec as spec
+from jaxscale.training.step import make_program as make_program
+from jaxscale.training.trainer import train as train
+
+__version__: str

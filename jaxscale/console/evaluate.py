@@ -1,0 +1,57 @@
+"""What `evaluate` prints."""
+
+import math
+from typing import Any
+
+from rich.markup import escape
+
+from jaxscale.config.mesh_text import mesh_text
+from jaxscale.console.predict import make_console, make_table
+from jaxscale.serving.evaluated import Evaluated, Evaluation
+
+
+def show(found: Evaluation) -> None:
+    """A line on what was evaluated, and a row for each source."""
+    console = make_console()
+    seen = "documents apart" if found.masked else "documents as one text"
+    console.print(
+        f"{found.model}; mesh {mesh_text(found.mesh) or 'one device'}; rows of {found.seq_len:,} tokens, {seen}",
+        markup=False,
+        soft_wrap=True,
+    )
+    table = make_table("", "source", "tokens", "loss\nnats a token", "perplexity", "bytes", "bits\na byte")
+    table.title = None
+    for one in found.rows:
+        table.add_row(escape(one.source), *cells(one), style="bold" if one not in found.sources else None)
+    console.print(table)
+
+
+def cells(one: Evaluated) -> list[str]:
+    bits = one.bits_per_byte
+    return [
+        f"{one.tokens:,}",
+        f"{one.loss:.4f}",
+        f"{one.perplexity:,.3f}" if one.perplexity < 1e5 else f"{one.perplexity:.3e}",
+        "not known" if one.bytes is None else f"{one.bytes:,}",
+        "" if bits is None else f"{bits:.4f}",
+    ]
+
+
+def as_json(found: Evaluation) -> dict[str, Any]:
+    """Everything, for programs; null for what is not known, or is no number."""
+    return {
+        "model": found.model,
+        "step": found.step,
+        "averaged": found.averaged,
+        "mesh": found.mesh,
+        "seq_len": found.seq_len,
+        "mask_documents": found.masked,
+        "sources": [values(one) for one in found.sources],
+        "total": values(found.total),
+    }
+
+
+def values(one: Evaluated) -> dict[str, Any]:
+    figures = {"nats": one.nats, "loss": one.loss, "perplexity": one.perplexity, "bits_per_byte": one.bits_per_byte}
+    numbers = {name: x if x is not None and math.isfinite(x) else None for name, x in figures.items()}
+    return {"source": one.source, "tokens": one.tokens, "bytes": one.bytes} | numbers

@@ -1,0 +1,121 @@
+"""Loss, perplexity and bits a byte of a model, source by source, with the evaluation that training uses.
+
+Each token but a source's first is a target once. A row of `data.seq_len` tokens sees nothing of the row before, as in
+training.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxscale import config as cfg
+from jaxscale.cluster.monitor import Monitor
+from jaxscale.cluster.signals import Stopped, watched
+from jaxscale.cluster.start import join_processes
+from jaxscale.data.rows import windows
+from jaxscale.parallel.mesh import make_mesh, start_devices
+from jaxscale.serving.evaluated import Evaluated, Evaluation
+from jaxscale.serving.load import Loaded, config_of, load, tokenizer_of
+from jaxscale.serving.texts import Say, TextSource, open_sources
+from jaxscale.training.evaluation import mean_loss
+from jaxscale.training.spikes import no_losses
+from jaxscale.training.step import TrainState, batch_sharding
+
+Evaluate = Callable[[Any, Any], dict[str, jax.Array]]
+
+
+def evaluate_places(
+    source: str,
+    places: Sequence[str],
+    overrides: Sequence[str] = (),
+    *,
+    split: str = "validation",
+    step: int | None = None,
+    tokenizer: str | None = None,
+    say: Say,
+) -> Evaluation:
+    """Evaluate a run or a published model on its config's mesh, on all processes that there are.
+
+    Args:
+        places: prepared datasets and text; none: the config's own data.
+
+    Raises:
+        ValueError: what cannot be read or does not go together; Stopped: after a signal.
+    """
+    config = config_of(source, list(overrides))
+    place = join_processes(config.runtime, config.watch)
+    say = say if place.process_id == 0 else lambda line: None
+    with watched(config, place) as monitor:
+        codec = tokenizer_of(source, tokenizer, config, needed=False)
+        sources = open_sources(places or own_places(config), codec, model=source, split=split, say=say)
+        mesh = make_mesh(config.mesh, start_devices(config.runtime, place.processes))
+        loaded = load(source, config, mesh, codec, step=step, say=say)
+        return evaluate(loaded, sources, monitor)
+
+
+def own_places(config: cfg.Config) -> list[str]:
+    """The datasets of a run, those of a mixture one by one."""
+    if config.data.kind != "tokens":
+        raise ValueError(
+            f"data.kind={config.data.kind} is no prepared dataset; give --data with one, or with files of text"
+        )
+    return config.data.places
+
+
+def evaluate(loaded: Loaded, sources: Sequence[TextSource], monitor: Monitor | None = None) -> Evaluation:
+    """The mean losses of a loaded model over each source.
+
+    Args:
+        monitor: hears of each batch, and may ask to stop before the next one.
+    """
+    config, data = loaded.config, loaded.config.data
+    rows = [
+        windows(
+            one.store,
+            data.seq_len,
+            model_vocab_size=config.model.vocab_size,
+            mask_documents=data.mask_documents,
+            rest=True,
+        )
+        for one in sources
+    ]
+    found = []
+    with loaded.context():
+        program = heard(loaded.program.evaluate, monitor) if monitor else loaded.program.evaluate
+        state, layout = as_state(loaded.params), batch_sharding(loaded.mesh)
+        for one, own in zip(sources, rows, strict=True):
+            batches = config.evaluation.model_copy(update={"batches": len(own)})  # as many as there are
+            means = mean_loss(program, state, own, config.model_copy(update={"evaluation": batches}), layout)
+            tokens = round(means["tokens"])
+            assert tokens == one.store.num_tokens - 1
+            found.append(Evaluated(one.name, tokens, means["loss"] * tokens, one.bytes))
+    about = (loaded.words, loaded.step, loaded.averaged, dict(loaded.mesh.shape))
+    return Evaluation(*about, data.seq_len, data.mask_documents, tuple(found))
+
+
+def as_state(params: Any) -> TrainState:
+    """What an evaluation reads of a state: all parameters, averaged already where they are."""
+    step, losses, rng = jax.jit(lambda: (jnp.int32(0), no_losses(), jax.random.key(0)))()  # on all processes
+    return TrainState(step, params, {}, losses, {}, {}, {}, rng, {})
+
+
+def heard(evaluate: Evaluate, monitor: Monitor) -> Evaluate:
+    """`evaluate`, of whose batches the monitor hears, and which stops on all processes after the same one."""
+    done = 0
+
+    def run(state: Any, batch: Any) -> dict[str, jax.Array]:
+        nonlocal done
+        done += 1
+        if not monitor.may_start(done):
+            raise Stopped(f"stopped after {done - 1} batches; nothing is kept of them", monitor.signal or "SIGTERM")
+        monitor.follow("evaluation", "start", done)
+        return evaluate(state, batch)
+
+    return run
+
+
+def first_process() -> bool:
+    """Is this the process that prints?"""
+    return jax.process_index() == 0

@@ -1,0 +1,158 @@
+"""A model to use: a run's or a published one, its parameters on a mesh, its tokenizer. No optimizer state is made."""
+
+import math
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh
+
+from jaxscale import config as cfg
+from jaxscale.blueprint.rules import Rules, count
+from jaxscale.config import PUBLISHED
+from jaxscale.data.tokenizer import Tokenizer, load_tokenizer
+from jaxscale.parallel.mesh import describe_mesh
+from jaxscale.parallel.sharding import make_rules, on_mesh
+from jaxscale.serving.generate import decode_rules
+from jaxscale.serving.serve import (
+    Restored,
+    Say,
+    complete,
+    fitting,
+    manner_of,
+    moved,
+    restore,
+    run_config,
+    run_tokenizer,
+)
+from jaxscale.training.build import build_on, rules_for
+from jaxscale.training.initial import blocks, filled
+from jaxscale.training.replicas import replica_axis
+from jaxscale.training.step import Program, all_parameters
+
+
+@dataclass(frozen=True, repr=False)
+class Loaded:
+    """A model on its mesh. What computes with it runs inside `context()`.
+
+    Attributes:
+        source: as it was given: a run's directory, or `hf:DIR`.
+        tokenizer: None where there is none.
+        step: of the checkpoint; None: of a published model.
+        averaged: the parameters are an average over steps (`optimizer.ema`).
+    """
+
+    source: str
+    config: cfg.Config
+    mesh: Mesh
+    rules: Rules
+    program: Program
+    params: Any
+    tokenizer: Tokenizer | None
+    step: int | None
+    averaged: bool
+
+    @property
+    def model(self) -> nnx.Module:
+        """The module that maps tokens [B, T] to logits [B, T, V]."""
+        return self.program.merge(self.params)
+
+    def context(self) -> AbstractContextManager[None]:
+        return on_mesh(self.mesh, self.rules)
+
+    @property
+    def words(self) -> str:
+        """Which parameters these are, e.g. `step 200 of runs/x, averaged parameters`."""
+        which = self.source if self.step is None else f"step {self.step} of {self.source}"
+        return f"{which}, averaged parameters" if self.averaged else which
+
+    def __repr__(self) -> str:
+        count = sum(math.prod(x.shape) for x in jax.tree.leaves(self.params))
+        text = "its tokenizer" if self.tokenizer else "no tokenizer"
+        return f"<{self.words}: {count:,} parameters on mesh {describe_mesh(self.mesh)}, {text}>"
+
+
+def config_of(source: str, overrides: tuple[str, ...] | list[str] = ()) -> cfg.Config:
+    """The config of a run's directory or of a published model. Raises ValueError for what is neither."""
+    return cfg.load_config(source, overrides) if source.startswith(PUBLISHED) else run_config(Path(source), overrides)
+
+
+def tokenizer_of(source: str, spec: str | None, config: cfg.Config, *, needed: bool) -> Tokenizer | None:
+    """The tokenizer beside a model, or `spec` if that is the same.
+
+    Args:
+        needed: raise ValueError where there is none; else None is returned.
+    """
+    if not source.startswith(PUBLISHED):
+        if spec is None and not needed and not (Path(source) / "tokenizer-identity.json").is_file():
+            return None
+        return fitting(run_tokenizer(Path(source), spec), config)
+    path = Path(source.removeprefix(PUBLISHED)).expanduser() / "tokenizer.json"
+    if spec is None and not path.is_file():
+        if needed:
+            raise ValueError(f"{path.parent} has no tokenizer.json; give --tokenizer with one")
+        return None
+    return fitting(load_tokenizer(spec or path), config)
+
+
+def load(
+    source: str, config: cfg.Config, mesh: Mesh, codec: Tokenizer | None, *, step: int | None = None, say: Say
+) -> Loaded:
+    """The parameters of a run's newest checkpoint (or `step`), or of a published model, on a mesh.
+
+    Args:
+        config: of `config_of`; rows are added to its batch until they fill the mesh.
+
+    Raises:
+        ValueError: the model does not fit the mesh, or there is no such checkpoint.
+    """
+    config = with_whole_rows(config, dict(mesh.shape))
+    rules = rules_for(config, mesh)
+    with on_mesh(mesh, rules):
+        program = build_on(config, mesh, rules).program
+        if source.startswith(PUBLISHED):
+            found = published(program, config, step)
+        else:
+            found = restore(Path(source), program, config, step, say)
+    given = None if source.startswith(PUBLISHED) else found.step
+    return Loaded(source, config, mesh, rules, program, found.params, codec, given, found.averaged)
+
+
+def continued(
+    loaded: Loaded, prompts: list[str], *, chat: bool = False, system: str | None = None, **sampling: Any
+) -> list[str]:
+    """Continuations by a loaded model, its parameters moved to where decoding wants them.
+
+    Raises ValueError where it has no tokenizer.
+    """
+    if (codec := loaded.tokenizer) is None:
+        raise ValueError(f"{loaded.source} has no tokenizer; load it with tokenizer='byte' or a tokenizer.json")
+    manner = manner_of(loaded.source, codec, chat=chat, system=system)
+    tokens = [manner.encode(prompt) for prompt in prompts]
+    rules = decode_rules(loaded.rules, dict(loaded.mesh.shape), len(prompts))
+    with on_mesh(loaded.mesh, rules):
+        program = build_on(loaded.config, loaded.mesh, rules).program
+        params = moved(loaded.params, program)
+        return complete(program, params, codec, tokens, manner.stops, loaded.config, **sampling)
+
+
+def published(program: Program, config: cfg.Config, step: int | None) -> Restored:
+    """The parameters that `init.from` names."""
+    if step is not None:
+        raise ValueError(f"step {step} is of a run's checkpoints, and {config.init.source} has none; leave it out")
+    if replica_axis() is not None:
+        raise ValueError(f"{config.init.source} is one model: set mesh.replica=1")
+    block, _ = blocks(config)
+    read = {name: filled(getattr(program.abstract, name), block) for name in ("params", "frozen", "router_bias")}
+    return Restored(all_parameters(program.abstract._replace(**read), read["params"]), 0, False)
+
+
+def with_whole_rows(config: cfg.Config, sizes: dict[str, int]) -> cfg.Config:
+    """`config` with as many rows a microbatch as the mesh needs, at least its own: they decide no result here."""
+    shards = count(make_rules(config.sharding).activations["batch"], sizes)
+    rows = math.ceil(config.data.batch_size / config.step.microbatches / shards) * shards
+    data = config.data.model_copy(update={"batch_size": rows * config.step.microbatches})
+    return config.model_copy(update={"data": data})
