@@ -5,15 +5,17 @@ import sys
 import threading
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
-from support import make_config
+from support import Setup, make_config
 
 from jaxscale import config as cfg
 from jaxscale.interop import tensors
 from jaxscale.interop.weights import Tensors
 from jaxscale.serving import export as room
 from jaxscale.serving.export import Share, export, files_of
+from jaxscale.training.initial import without_parameters
 from jaxscale.training.trainer import train
 
 
@@ -136,7 +138,7 @@ def test_as_a_person_types_it(run, tmp_path, jaxscale_here):
 
 
 def test_405b_on_paper():
-    """Llama-3.1-405B: 405.85e9 parameters in bfloat16, 820 GB in all with the head; its largest tensors are tables."""
+    """Llama-3.1-405B: 405.85e9 parameters, and the largest tensors are its two tables."""
     model = cfg.load_config("models/llama3.1-405b").model
     every = Tensors("llama", model)
     files = files_of(every, "bfloat16", 5 * 10**9)
@@ -146,3 +148,12 @@ def test_405b_on_paper():
     assert max(files.bytes) <= 5 * 10**9
     assert files.seconds(1, 1e9) == pytest.approx(811.7, abs=0.1)
     assert files.seconds(16, 1e9) == max(sum(files.bytes[i::16]) for i in range(16)) / 1e9
+
+
+def test_a_state_that_is_read_is_not_drawn_first():
+    """The program that makes the rest of the state holds less than a tenth of the parameters at any time."""
+    setup = Setup(make_config({"fsdp": 8}, optimizer={"name": "adafactor"}))
+    with setup.context():
+        memory = without_parameters(setup.program).lower().compile().memory_analysis()
+    whole = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(setup.program.abstract.params)) / 8
+    assert memory.temp_size_in_bytes < whole / 10
