@@ -24,9 +24,10 @@ test: $(VENV)/installed-dev
 faults: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m faults
 
-# What tells most in least time: shardings, models, collectives, whole runs, decoding. CI runs it on a second Python.
+# What tells most in least time: shardings, models, collectives, whole runs, decoding. CI runs it on a second Python,
+# without the cases marked slow, which `make test` runs on the first: one of each kind bears no such mark.
 core: $(VENV)/installed-dev
-	$(BIN)/python -m pytest $(PARALLEL) tests/blueprint tests/predict tests/compiled tests/test_predict.py tests/parallel tests/models tests/training/test_collectives.py tests/training/test_trainer.py \
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not faults and not course" tests/blueprint tests/predict tests/compiled tests/test_predict.py tests/parallel tests/models tests/training/test_collectives.py tests/training/test_trainer.py \
 		tests/training/test_generate.py tests/training/test_feed.py tests/training/test_smallest.py tests/training/test_evaluation.py \
 		tests/training/test_step_time.py tests/training/test_shares.py tests/training/test_figures.py tests/training/test_precision.py tests/training/test_older.py tests/training/test_split_sequences.py tests/training/test_pipeline.py \
 		tests/training/test_replicas.py tests/training/test_experts.py tests/serving tests/data tests/cluster tests/puzzles tests/faults/test_guard.py

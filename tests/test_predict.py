@@ -189,8 +189,7 @@ def check_report(report: dict, *, chips: int) -> None:
     assert report["tokens_per_second_per_chip"] * time["best"] * chips == pytest.approx(16 * 128)
 
 
-@TPU
-@pytest.mark.slow
+@TPU  # on each Python, whose libtpu is another one
 def test_compile_for_a_tpu_and_ask_again(jaxscale, process, run_file, tmp_path, home):
     """Splash attention and asynchronous all-gathers in the program; the second answer needs no compiler and no jax."""
     config, hlo = run_file(), tmp_path / "step.txt"

@@ -15,12 +15,19 @@ def verb(
     step: Annotated[int | None, typer.Option(min=0, help="Of this checkpoint; by default the newest.")] = None,
     dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32.")] = "bfloat16",
     max_shard: Annotated[str, typer.Option(help="Most bytes of a file, as 5GB or 500MB.")] = "5GB",
+    process: Annotated[int, typer.Option(min=0, help="Of several processes, this one; process 0 ends last.")] = 0,
+    processes: Annotated[int, typer.Option(min=1, help="How many share the files, e.g. as tasks of SLURM.")] = 1,
+    wait: Annotated[float, typer.Option(min=0, help="Seconds without progress until process 0 gives up.")] = 600.0,
 ) -> None:
     """Write a checkpoint as config.json and safetensors, which transformers and inference engines read."""
-    from jaxscale.serving.export import export
+    from jaxscale.serving.export import Share, export
 
-    found = export(run, out, step=step, dtype=dtype, most=size(max_shard))
+    share = Share(process, processes, wait)
+    found = export(run, out, step=step, dtype=dtype, most=size(max_shard), share=share)
     more = ", averaged parameters" if found.averaged else ""
+    if not found.finished:
+        print(f"process {process} of {processes}: {len(found.files)} files, {found.bytes:,} bytes; process 0 ends it")
+        return
     print(f"{out}: step {found.step} of {run} as {found.family}, {found.bytes:,} bytes in {dtype}{more}")
     if not found.tokenizer:
         print("without a tokenizer.json: the run has none")

@@ -37,3 +37,17 @@ def flat_matmul(
     y = jax.lax.dot_general(x.reshape(-1, size), matrix, dims, preferred_element_type=dtype)
     result: jax.Array = jax.reshard(y.reshape(shape), layout)
     return result
+
+
+def float32_sums(
+    formula: str, x: jax.Array, w: jax.Array, *, out_sharding: PartitionSpec, preferred_element_type: jnp.dtype | None
+) -> jax.Array:
+    """`jnp.einsum` that adds in float32 and rounds once, as the matrix units of TPUs and GPUs do, in its gradients too.
+
+    XLA's CPU backend adds in bfloat16 where it has no library for a product of bfloat16 (from jax 0.12 on): the
+    gradients of gate, up and down over 1,024 tokens were 2.5 % off. Older versions widen every operand themselves.
+    """
+    narrow = preferred_element_type or jnp.result_type(x, w)
+    wide = jnp.promote_types(narrow, jnp.float32)
+    y = jnp.einsum(formula, x.astype(wide), w.astype(wide), out_sharding=out_sharding)
+    return y.astype(narrow)

@@ -32,7 +32,7 @@ from jaxscale.blueprint.rules import (
 from jaxscale.blueprint.rules import make_rules as make_rules
 from jaxscale.blueprint.sequence import in_zigzag, order
 from jaxscale.parallel.local import mapped_axes, on_each_device
-from jaxscale.parallel.on_cpu import flat_matmul, is_matmul
+from jaxscale.parallel.on_cpu import flat_matmul, float32_sums, is_matmul
 
 PyTree = Any
 
@@ -246,10 +246,11 @@ def einsum(
         if current_mesh().size == 1 and is_matmul(formula):
             return jax.named_scope(formula)(flat_matmul)(formula, x, w, layout=spec(*out), dtype=dtype)
         x, w, result, contracted = align(formula, x, w, out=out)
+        multiply = float32_sums if platform() == "cpu" else jnp.einsum
         if not contracted:
-            return jnp.einsum(formula, x, w, out_sharding=to_spec(result), preferred_element_type=dtype)
+            return multiply(formula, x, w, out_sharding=to_spec(result), preferred_element_type=dtype)
         whole = to_spec([tuple(a for a in axes if a not in contracted) for axes in result], unreduced=contracted)
-        partial = jnp.einsum(formula, x, w, out_sharding=whole, preferred_element_type=dtype)
+        partial = multiply(formula, x, w, out_sharding=whole, preferred_element_type=dtype)
         summed: jax.Array = jax.reshard(partial, to_spec(result))
         return summed
 

@@ -1,8 +1,14 @@
-"""From a run's checkpoint to published files, without devices: of the weights one tensor is held at a time."""
+"""From a run's checkpoint to published files, without devices: of the weights one tensor is held at a time.
+
+Several processes share the files: process i writes files i, i + n, ... Process 0 writes what makes them a model, last.
+"""
 
 import json
 import os
 import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,18 +21,79 @@ from jaxscale.checkpoint.stored import Stored
 from jaxscale.config.families import family_of
 from jaxscale.config.published import as_theirs
 from jaxscale.data.chat import CONFIG, GENERATION, IDS, read_kept
+from jaxscale.data.tokenizer import Tokenizer
 from jaxscale.files.places import HALF_WRITTEN
+from jaxscale.files.whole import write_whole
 from jaxscale.interop import tensors
 from jaxscale.interop.tables import Row
 from jaxscale.interop.weights import Tensors
 from jaxscale.serving.serve import run_tokenizer
 
 DTYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float32": np.dtype(np.float32), "float16": np.dtype(np.float16)}
+ABOUT = "export.json"  # of a directory that is half-written: what is written there
+PART = ".part"  # ends the name of a file that is half-written
+POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which part of the files a process writes. Raises ValueError for a number that is out of range.
+
+    Attributes:
+        wait: seconds without progress of the others after which process 0 gives up.
+    """
+
+    process: int = 0
+    processes: int = 1
+    wait: float = 600.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.process < self.processes:
+            raise ValueError(
+                f"--process {self.process} --processes {self.processes}: processes are counted from 0 to "
+                f"{self.processes - 1}"
+            )
+
+
+ALONE = Share()
+
+
+@dataclass(frozen=True)
+class Files:
+    """The files of an export, from the model alone: what one process holds and writes.
+
+    Attributes:
+        groups: names of tensors by file. `largest`: a tensor's name, and its bytes as they are written.
+        bytes: of each file, without its header.
+    """
+
+    names: list[str]
+    groups: list[list[str]]
+    bytes: list[int]
+    largest: tuple[str, int]
+
+    def of(self, share: Share) -> range:
+        """Numbers of the files that a process writes."""
+        return range(share.process, len(self.names), share.processes)
+
+    def seconds(self, processes: int, bytes_per_second: float) -> float:
+        """Of the process with most to write, at a rate of each."""
+        shares = (sum(self.bytes[i::processes]) for i in range(processes))
+        return max(shares) / bytes_per_second
+
+
+def files_of(every: Tensors, dtype: str, most: int) -> Files:
+    """How a model's tensors are laid out in files of at most `most` bytes."""
+    kind = DTYPES[dtype]
+    sizes = {name: int(np.prod(shape, dtype=np.int64)) * kind.itemsize for name, shape in every.shapes.items()}
+    groups = tensors.shards(every.shapes, kind, most)
+    largest = max(sizes.items(), key=lambda item: item[1])
+    return Files(tensors.file_names(len(groups)), groups, [sum(sizes[n] for n in group) for group in groups], largest)
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written."""
+    """What was written; `finished` is false of a process that leaves the end to process 0."""
 
     step: int
     family: str
@@ -34,77 +101,150 @@ class Exported:
     bytes: int
     averaged: bool
     tokenizer: bool
+    finished: bool = True
 
 
 def export(
-    run: Path, out: Path, *, step: int | None = None, dtype: str = "bfloat16", most: int = 5 * 10**9
+    run: Path,
+    out: Path,
+    *,
+    step: int | None = None,
+    dtype: str = "bfloat16",
+    most: int = 5 * 10**9,
+    share: Share = ALONE,
 ) -> Exported:
     """Write the newest checkpoint of a run (or `step`) as files that `transformers` reads.
 
-    A directory that is half-written has another name, so nothing takes it for a whole one.
+    A directory that is half-written has another name, so nothing takes it for a whole one. Files that are whole in it
+    are kept: an export that was killed goes on.
 
     Args:
         most: bytes of a file.
 
     Raises:
-        ValueError: `out` is there, the model is of no known family, or a disk is full.
+        ValueError: `out` is there, the model is of no known family, another export was begun, others do not come, or
+            a disk is full.
     """
     if dtype not in DTYPES:
         raise ValueError(f"--dtype {dtype}: it is one of {', '.join(DTYPES)}")
-    if out.exists():
+    if out.exists() and not share.process:
         raise ValueError(f"{out} is there already; give a directory that is not")
     stored = Stored(run, step)
     model = cfg.validate({**stored.config, "out": str(run)}, source=str(run)).model
     codec = run_tokenizer(run, None) if (run / "tokenizer-identity.json").is_file() else None
-    separator = codec.separator_id if codec else None
-    chat = read_kept(run, codec.fingerprint) if codec else None
-    family = family_of(model)
-    config = as_theirs(model, dtype=dtype, separator=separator)
-    generation: dict[str, Any] = {"bos_token_id": separator, "eos_token_id": separator}
-    if chat:
-        generation |= chat.generation
-        config |= {name: chat.generation[name] for name in IDS if name in chat.generation}
+    family, beside = family_of(model), beside_weights(run, model, codec, dtype)
+    every = Tensors(family, model)
+    files = files_of(every, dtype, most)
+    about = {"run": str(run.absolute()), "step": stored.step, "dtype": dtype, "files": files.names, "beside": beside}
     half = out.with_name(f"{out.name}{HALF_WRITTEN}")
-    shutil.rmtree(half, ignore_errors=True)
+    own = files.of(share)
+    if out.exists() and own:
+        raise ValueError(f"{out} is there already; give a directory that is not")
+    with told(out, half, share):
+        if own:
+            begin(half, about, share)
+        for i in own:
+            write_file(half / files.names[i], every, files.groups[i], stored, DTYPES[dtype])
+        if share.process == 0:
+            wait_for(half, files.names, share)
+            finish(half, out, files, beside, codec)
+    saved = codec is not None and (out / "tokenizer.json").is_file()
+    numbers = own if share.process else range(len(files.names))
+    written, size = [files.names[i] for i in numbers], sum(files.bytes[i] for i in numbers)
+    return Exported(stored.step, family, written, size, bool(stored.decay), saved, share.process == 0)
+
+
+def beside_weights(run: Path, model: cfg.Model, codec: Tokenizer | None, dtype: str) -> dict[str, dict[str, Any]]:
+    """What the small files say, by name; that of a tokenizer is written where the tokenizer is.
+
+    A run that began from a chat model keeps its template and special tokens.
+    """
+    separator = codec.separator_id if codec else None
+    config = as_theirs(model, dtype=dtype, separator=separator)
+    found: dict[str, dict[str, Any]] = {GENERATION: {"bos_token_id": separator, "eos_token_id": separator}}
+    if codec:
+        tokens = {"bos_token": codec.separator, "eos_token": codec.separator}
+        found[CONFIG] = {"tokenizer_class": "PreTrainedTokenizerFast"} | tokens
+    if codec and (chat := read_kept(run, codec.fingerprint)):
+        found[GENERATION] |= chat.generation
+        found[CONFIG] = chat.config
+        config |= {name: chat.generation[name] for name in IDS if name in chat.generation}
+    return found | {"config.json": config}
+
+
+@contextmanager
+def told(out: Path, half: Path, share: Share) -> Iterator[None]:
+    """A line for what a disk refuses. One process alone leaves nothing then; of several, the others' files stay."""
     try:
-        half.mkdir(parents=True)
-        files, size = write_weights(half, family, model, stored, DTYPES[dtype], most)
-        write_json(half / "config.json", config)
-        write_json(half / GENERATION, generation)
-        saved = codec.save(half) if codec else None
-        if codec and saved:
-            about = {
-                "tokenizer_class": "PreTrainedTokenizerFast",
-                "bos_token": codec.separator,
-                "eos_token": codec.separator,
-            }
-            write_json(half / CONFIG, chat.config if chat else about)
-        os.replace(half, out)
+        yield
     except OSError as error:
-        shutil.rmtree(half, ignore_errors=True)
-        raise ValueError(f"cannot write {out}: {error.strerror or error}; nothing of it is left") from error
-    return Exported(stored.step, family, files, size, bool(stored.decay), saved is not None)
+        why = error.strerror or error
+        if share.processes == 1:
+            shutil.rmtree(half, ignore_errors=True)
+            raise ValueError(f"cannot write {out}: {why}; nothing of it is left") from error
+        raise ValueError(f"cannot write {half}: {why}; once that is mended, run this process again") from error
 
 
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+def begin(half: Path, about: dict[str, Any], share: Share) -> None:
+    """Make the directory, or go on in it where it is of this export.
+
+    One process alone begins anew where it is of another one; several could not agree on that: ValueError.
+    """
+    path, text = half / ABOUT, json.dumps(about, indent=2, sort_keys=True) + "\n"
+    if half.is_dir() and (not path.is_file() or path.read_text() != text):
+        if share.processes == 1:
+            shutil.rmtree(half)
+        elif path.is_file() or any(half.glob("*.safetensors")):
+            raise ValueError(f"{half} is of another export (step, dtype or sizes); remove it, or give its options")
+    half.mkdir(parents=True, exist_ok=True)
+    if not path.is_file():
+        write_whole(path, text)
 
 
-def write_weights(
-    directory: Path, family: str, model: cfg.Model, stored: Stored, dtype: np.dtype, most: int
-) -> tuple[list[str], int]:
-    """The weights in files of at most `most` bytes, and the index of several. Returns their names and bytes."""
-    every, total = Tensors(family, model), 0
+def write_file(path: Path, every: Tensors, wanted: list[str], stored: Stored, dtype: np.dtype) -> None:
+    """One file of weights, unless it is there: it has its name once it is whole."""
+    if path.is_file():
+        return
 
     def read(row: Row, place: tuple[int, ...]) -> np.ndarray:
         block = stored.block(row.path, tuple(slice(i, i + 1) for i in place))
         return block.reshape(block.shape[len(place) :])
 
-    groups = tensors.shards(every.shapes, dtype, most)
-    names = tensors.file_names(len(groups))
-    for name, wanted in zip(names, groups, strict=True):
-        own = {tensor: every.shapes[tensor] for tensor in wanted}
-        total += tensors.write(directory / name, own, dtype, every.written(wanted, read, dtype))
-    if len(names) > 1:
-        (directory / tensors.INDEX).write_text(tensors.index_of(zip(names, groups, strict=True), total))
-    return names, total
+    part = path.with_name(path.name + PART)
+    shapes = {tensor: every.shapes[tensor] for tensor in wanted}
+    tensors.write(part, shapes, dtype, every.written(wanted, read, dtype))
+    os.replace(part, path)
+
+
+def wait_for(half: Path, names: list[str], share: Share) -> None:
+    """Until all files are there. ValueError where nothing in the directory has grown for `share.wait` seconds."""
+    last, since = -1, time.monotonic()
+    while missing := [i for i, name in enumerate(names) if not (half / name).is_file()]:
+        size = sum(path.stat().st_size for name in names if (path := half / name).exists())
+        size += sum(path.stat().st_size for name in names if (path := half / f"{name}{PART}").exists())
+        if size != last:
+            last, since = size, time.monotonic()
+        if time.monotonic() - since > share.wait:
+            late = sorted({i % share.processes for i in missing})
+            raise ValueError(
+                f"{names[missing[0]]} has not come within {share.wait:.0f} s ({len(missing)} of {len(names)} files are "
+                f"missing, of process {', '.join(map(str, late))}); run these processes again, and process 0 last"
+            )
+        time.sleep(POLL_SECONDS)
+
+
+def finish(half: Path, out: Path, files: Files, beside: dict[str, dict[str, Any]], codec: Tokenizer | None) -> None:
+    """Index, config and tokenizer, and then the name: before it nothing takes the directory for a model."""
+    if len(files.names) > 1:
+        index = tensors.index_of(zip(files.names, files.groups, strict=True), sum(files.bytes))
+        (half / tensors.INDEX).write_text(index)
+    saved = codec is not None and codec.save(half)
+    for name, values in beside.items():  # config.json is the last
+        if name != CONFIG or saved:
+            write_json(half / name, values)
+    os.replace(half, out)
+    (out / ABOUT).unlink()
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

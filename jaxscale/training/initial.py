@@ -29,10 +29,18 @@ def initial_state(config: cfg.Config, program: Program, say: Say) -> TrainState:
             f"init.from={config.init.source} with replicas: begin without them (mesh.replica=1), and go on with them"
         )
     block, told = blocks(config)
-    state = program.init()
-    read = {name: filled(getattr(state, name), block) for name in ("params", "frozen", "router_bias")}
+    state = without_parameters(program)()
+    read = {name: filled(getattr(program.abstract, name), block) for name in ("params", "frozen", "router_bias")}
     say(told)
     return state._replace(**read)
+
+
+def without_parameters(program: Program) -> Callable[[], TrainState]:
+    """The state before the first step with nothing in the place of what is read; jitted.
+
+    XLA leaves out what nobody asks for: the random parameters would be several times as large as what is read.
+    """
+    return jax.jit(lambda: program.init()._replace(params={}, frozen={}, router_bias={}))
 
 
 def blocks(config: cfg.Config) -> tuple[Block, str]:
@@ -64,16 +72,10 @@ def require_same(model: dict[str, Any], config: cfg.Config, source: str) -> None
 
 
 def filled(params: Any, block: Block) -> Any:
-    """Arrays of the same types with what was read. Of `params` that are arrays the memory is freed before.
+    """Arrays of these types with what was read."""
 
-    Args:
-        params: arrays, or their shapes with layouts.
-    """
-
-    def one(path: Path_, old: Any) -> jax.Array:
-        shape, layout, dtype = old.shape, old.sharding, np.dtype(old.dtype)
-        if isinstance(old, jax.Array):
-            old.delete()
+    def one(path: Path_, kind: jax.ShapeDtypeStruct) -> jax.Array:
+        shape, layout, dtype = kind.shape, kind.sharding, np.dtype(kind.dtype)
         known: dict[Any, np.ndarray] = {}  # devices that hold the same block ask for it one after the other
 
         def part(index: Any) -> np.ndarray:
@@ -86,7 +88,7 @@ def filled(params: Any, block: Block) -> Any:
 
         return jax.make_array_from_callback(shape, layout, part)
 
-    return nested({path: one(path, old) for path, old in by_path(params).items()}) if params else params
+    return nested({path: one(path, kind) for path, kind in by_path(params).items()}) if params else params
 
 
 MOST_BLOCKS = 8  # of one array

@@ -1,7 +1,7 @@
 """The central test: every mesh gives the losses and the gradients of one device."""
 
 import functools
-from itertools import product
+from itertools import combinations, product
 
 import jax
 import numpy as np
@@ -13,6 +13,7 @@ from support import Setup, assert_gradients_equal, make_batch, make_config, rand
 from jaxscale.blueprint.sequence import order
 from jaxscale.training.step import gradients
 
+AXES = ("data", "fsdp", "context", "tensor")
 SIZES = (1, 2, 4, 8)
 FACTORISATIONS = [(d, f, 1, 8 // d // f) for d, f in product(SIZES, SIZES) if 8 % (d * f) == 0]
 SPLIT = [(d, f, c, 8 // d // f // c) for d, f, c in product(SIZES, SIZES, SIZES[1:]) if 8 % (d * f * c) == 0]
@@ -63,10 +64,16 @@ def check(mesh, sections):
     assert_same(loss_and_gradients(config, params), wanted)
 
 
-@pytest.mark.parametrize("sections", [PLAIN, ALL_AT_ONCE], ids=["plain", "accumulation, remat, chunked loss"])
 @pytest.mark.parametrize(("data", "fsdp", "context", "tensor"), FACTORISATIONS + SPLIT)
-def test_every_factorisation_equals_one_device(data, fsdp, context, tensor, sections):
-    check({"data": data, "fsdp": fsdp, "context": context, "tensor": tensor}, sections)
+def test_every_factorisation_equals_one_device(data, fsdp, context, tensor):
+    check({"data": data, "fsdp": fsdp, "context": context, "tensor": tensor}, ALL_AT_ONCE)
+
+
+@pytest.mark.parametrize("mesh", [{axis: 8} for axis in AXES] + [dict.fromkeys(m, 2) for m in combinations(AXES, 3)],
+                         ids=str)  # fmt: skip
+def test_a_step_in_one_piece_equals_one_device(mesh):
+    """Each axis alone and every three of them: two are met as two of three."""
+    check(mesh, PLAIN)
 
 
 def test_expert_is_fsdp_to_a_model_without_experts():
@@ -112,7 +119,7 @@ def runs(draw):
     microbatches = draw(st.sampled_from([1, 2, 3]))
     T = 16
     model = {
-        "vocab_size": draw(st.integers(11, 300)), "num_layers": draw(st.integers(1, 3)),
+        "vocab_size": draw(st.integers(11, 300)), "num_layers": draw(st.integers(1, 2)),
         "embed_dim": 8 * draw(st.integers(1, 4)), "num_heads": heads, "num_kv_heads": kv_heads,
         "head_dim": draw(st.sampled_from([4, 8])), "mlp_dim": 8 * draw(tensor_multiple),
         "norm": draw(st.sampled_from(["rmsnorm", "layernorm"])), "position": draw(st.sampled_from(["rope", "learned"])),

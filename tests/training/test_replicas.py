@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from support import Listener, Setup, make_batch, make_config
+from support import Listener, Setup, make_batch, make_config, place
 
 from jaxscale.checkpoint.checkpointer import Checkpointer
 from jaxscale.checkpoint.inventory import find_place, inventory
@@ -57,6 +57,15 @@ def assert_trees_equal(got, wanted) -> None:
 # --- the step of each replica ----------------------------------------------------------------------------------
 
 
+def by_themselves(config, batches: list[dict], steps: int) -> list:
+    """What `Setup.steps` gives for each batch, from one start and by one program."""
+    setup, found = Setup(config, batch=batches[0]), []
+    for batch in batches:
+        setup.batch = place(batch, setup.batch_sharding)
+        found.append(setup.steps(steps))
+    return found
+
+
 @pytest.fixture(scope="module")
 def alone():
     """replicas -> losses, gradient norms and parameters of each by itself, on one device, after two steps."""
@@ -67,7 +76,7 @@ def alone():
             whole, rows = make_batch(replicated(MESHES[0])), 16 // replicas
             config = make_config({"data": 1}, data={"batch_size": rows}, step={"remat": "full"})
             batches = [{k: v[r * rows : (r + 1) * rows] for k, v in whole.items()} for r in range(replicas)]
-            kept[replicas] = [Setup(config, batch=batch).steps(2) for batch in batches]
+            kept[replicas] = by_themselves(config, batches, 2)
         return kept[replicas]
 
     return run
@@ -102,9 +111,9 @@ def test_other_optimizers_keep_replicas_apart_too(name):
     sections = {"optimizer": {"name": name}, "model": {"embed_dim": 128, "mlp_dim": 256, "num_layers": 1}}
     setup = Setup(replicated({"replica": 2, "fsdp": 2, "tensor": 2}, **sections))
     losses, norms, state = setup.steps(3)
-    for r in range(2):
-        own = {k: v[8 * r : 8 * r + 8] for k, v in make_batch(setup.config).items()}
-        wanted_losses, wanted_norms, _ = Setup(make_config({"data": 1}, **sections), batch=own).steps(3)
+    rows = [{k: v[8 * r : 8 * r + 8] for k, v in make_batch(setup.config).items()} for r in range(2)]
+    for r, wanted in enumerate(by_themselves(make_config({"data": 1}, **sections), rows, 3)):
+        wanted_losses, wanted_norms, _ = wanted
         np.testing.assert_allclose(losses[:, r], wanted_losses, rtol=1e-5)
         np.testing.assert_allclose(norms[:, r], wanted_norms, rtol=1e-5)
     assert not [c for c in collectives(parse(setup.hlo()), dict(setup.mesh.shape)) if "replica" in c.axes or not c.axes]
@@ -116,9 +125,8 @@ def test_microbatches_are_shared_out_row_by_row(alone):
     batch, config = make_batch(replicated({"replica": 2})), replicated({"replica": 2}, step={"microbatches": 2})
     losses, _, _ = Setup(config).steps(1)
     order = np.arange(16).reshape(2, 2, 4).swapaxes(0, 1).reshape(2, 8)  # [replica, its rows]
-    for r in range(2):
-        own = {k: v[order[r]] for k, v in batch.items()}
-        wanted, _, _ = Setup(make_config({"data": 1}), batch=own).steps(1)
+    rows = [{k: v[order[r]] for k, v in batch.items()} for r in range(2)]
+    for r, (wanted, _, _) in enumerate(by_themselves(make_config({"data": 1}), rows, 1)):
         np.testing.assert_allclose(losses[:, r], wanted, rtol=1e-5)
 
 
@@ -448,9 +456,8 @@ def test_replicas_of_experts_train_apart_and_share_the_mean_of_their_biases():
     whole, rows = make_batch(config), 8
     one = make_config({"data": 1}, data={"batch_size": rows}, model=model, step={"remat": "full"})
     biases = []
-    for r in range(2):
-        batch = {k: v[r * rows : (r + 1) * rows] for k, v in whole.items()}
-        _, _, wanted = Setup(one, batch=batch).steps(2)
+    batches = [{k: v[r * rows : (r + 1) * rows] for k, v in whole.items()} for r in range(2)]
+    for r, (_, _, wanted) in enumerate(by_themselves(one, batches, 2)):
         (own,), (bias,) = leaves(state.router_bias), leaves(wanted.router_bias)
         np.testing.assert_allclose(own[r], bias, atol=1e-7)
         biases.append(bias)
