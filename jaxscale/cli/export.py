@@ -13,15 +13,21 @@ def verb(
     run: Annotated[Path, typer.Argument(help="The directory of a run.")],
     out: Annotated[Path, typer.Argument(help="The directory that is made.")],
     step: Annotated[int | None, typer.Option(min=0, help="Of this checkpoint; by default the newest.")] = None,
-    dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32.")] = "bfloat16",
+    dtype: Annotated[
+        str | None, typer.Option(help="bfloat16, float16 or float32; by default bfloat16, and of --adapter float32.")
+    ] = None,
+    adapter: Annotated[bool, typer.Option("--adapter", help="LoRA's matrices alone, as PEFT reads them.")] = False,
     max_shard: Annotated[str, typer.Option(help="Most bytes of a file, as 5GB or 500MB.")] = "5GB",
 ) -> None:
     """Write a checkpoint as config.json and safetensors, which transformers and inference engines read."""
     from jaxscale.serving.export import export
 
-    found = export(run, out, step=step, dtype=dtype, most=size(max_shard))
+    found = export(run, out, step=step, dtype=dtype, most=size(max_shard), only_adapter=adapter)
     more = ", averaged parameters" if found.averaged else ""
-    print(f"{out}: step {found.step} of {run} as {found.family}, {found.bytes:,} bytes in {dtype}{more}")
+    if adapter:
+        print(f"{out}: step {found.step} of {run} as PEFT's adapter, {found.bytes:,} bytes in {dtype or 'float32'}{more}")
+        return
+    print(f"{out}: step {found.step} of {run} as {found.family}, {found.bytes:,} bytes in {dtype or 'bfloat16'}{more}")
     if not found.tokenizer:
         print("without a tokenizer.json: the run has none")
 

@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import model_validator
 
 from jaxscale.config.errors import divisors
+from jaxscale.config.lora import Lora, require_matrices
 from jaxscale.config.values import Above0, AtLeast0, NonNegative, Positive, Section
 from jaxscale.data.vocabulary import VocabSize
 
@@ -70,6 +71,7 @@ class Model(Section):
     head_dim: Positive | None = None  # None: embed_dim / num_heads
     mlp_dim: Positive
     moe: Moe | None = None  # experts in place of the MLP
+    lora: Lora | None = None  # train these matrices alone
     max_seq_len: Positive = 8192
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
     norm_eps: Above0 = 1e-5
@@ -103,6 +105,8 @@ class Model(Section):
             raise ValueError(f"head_dim {self.head_dim} is odd; rotary positions turn pairs, so make it even")
         if self.moe and (self.mlp != "swiglu" or self.mlp_bias):
             raise ValueError("moe: experts are SwiGLUs without biases; set mlp=swiglu and mlp_bias=false")
+        if self.lora:
+            require_matrices(self.lora, self)
         if self.moe and self.moe.dense_layers >= self.num_layers:
             raise ValueError(
                 f"moe.dense_layers {self.moe.dense_layers} leaves no layer of {self.num_layers} with experts; lower it"

@@ -6,7 +6,7 @@ H head dim, F mlp, V vocab (padded), L layers.
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from jaxscale import config as cfg
@@ -108,6 +108,30 @@ def parameter_elements(key: Key) -> int:
     return sum(_shard(key, weight.name) for weight in key[0].weights if weight.trained)
 
 
+def bytes_held(config: cfg.Config, sizes: Mapping[str, int], chosen: Callable[[Weight], bool]) -> int:
+    """Bytes of the parameters for which `chosen` holds, as one device keeps them."""
+    return _bytes_held(key_of(config, sizes), config.step.param_dtype, chosen)
+
+
+@functools.lru_cache(maxsize=KEPT)
+def _bytes_held(key: Key, dtype: str, chosen: Callable[[Weight], bool]) -> int:
+    rows = (w for w in key[0].weights if chosen(w))
+    return sum(_shard(key, w.name) * BYTES["float32" if w.float32 else dtype] for w in rows)
+
+
+def is_trained(weight: Weight) -> bool:
+    return weight.trained
+
+
+def is_ruled(weight: Weight) -> bool:
+    return weight.ruled
+
+
+def is_frozen(weight: Weight) -> bool:
+    """It stays as it is: the model's own, with LoRA."""
+    return not weight.trained and not weight.ruled
+
+
 # --- parameters -----------------------------------------------------------------------------------------------
 
 
@@ -134,14 +158,18 @@ def parameter_words(model: cfg.Model) -> str | None:
     return f"{whole / 1e9:,.3g}B parameters, of which {active / 1e9:,.3g}B are active for a token"
 
 
-def matmul_parameters(model: cfg.Model) -> int:
+def matmul_parameters(model: cfg.Model, *, chosen: Callable[[Weight], bool] | None = None) -> int:
     """Parameters that a token is multiplied by: all matrices of the layers, and the unembedding (tied or not).
 
     Of a layer's experts, those that one token goes to: active parameters.
+
+    Args:
+        chosen: count those alone for which it holds.
     """
     described = blueprint(model)
-    weights = (described.weight(op.weight_name) for op in described.ops)
-    return round(sum(described.published_size(weight) * described.active(weight) for weight in weights))
+    weights = [described.weight(op.weight_name) for op in described.ops]
+    counted = [w for w in weights if chosen is None or chosen(w)]
+    return round(sum(described.published_size(weight) * described.active(weight) for weight in counted))
 
 
 def state_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> dict[str, int]:
@@ -152,14 +180,15 @@ def state_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> dict[str, int]:
     own = parameter_elements(key_of(config, sizes))
     scalars = OPTIMIZERS[config.optimizer.name].scalars
     outer = {"outer parameters and momentum": 2 * 4 * own} if split_by(REPLICA_AXES, sizes) else {}
-    biases = 4 * sum(shard(w, config, sizes) for w in blueprint(config.model).weights if not w.trained)
+    biases, frozen = bytes_held(config, sizes, is_ruled), bytes_held(config, sizes, is_frozen)
     return (
         {
-            "parameters": own * BYTES[config.step.param_dtype],
+            "parameters": bytes_held(config, sizes, is_trained),
             "optimizer state": slot_bytes(config, sizes) + scalars,
             "averaged parameters": 4 * own if config.optimizer.ema else 0,
             "losses' statistics": LOSSES,
         }
+        | ({"frozen parameters": frozen} if frozen else {})
         | ({"routers' biases": biases} if biases else {})
         | outer
     )
@@ -218,15 +247,18 @@ def visible_keys(model: cfg.Model, seq_len: int) -> float:
 def train_flops_per_token(model: cfg.Model, seq_len: int, *, convention: str = "causal") -> float:
     """Model FLOPs of one token, forward and backward: 6 * matmul parameters + 12 * L * N * H * keys.
 
+    A matrix that is not trained has no gradient of its own: 4 in place of 6.
+
     `keys` is how many tokens a query meets: T in PaLM's convention (arXiv:2204.02311, appendix B); on average half of
     T counted causally, or W * (1 - W / 2T) under a sliding window W < T. Recompute is not counted.
     """
     described = blueprint(model)
+    matrices = 6 * matmul_parameters(model) - 2 * matmul_parameters(model, chosen=is_frozen)
     if described.attention is None:
-        return 6.0 * matmul_parameters(model)
+        return float(matrices)
     keys = visible_keys(model, seq_len) if convention == "causal" else float(seq_len)
     width = math.prod(described.dims[c].size for c in described.attention.q if c in described.dims)
-    return 6 * matmul_parameters(model) + 12 * described.num_layers * width * keys
+    return matrices + 12 * described.num_layers * width * keys
 
 
 @dataclass(frozen=True)
@@ -285,7 +317,8 @@ def matmuls(config: cfg.Config, sizes: Mapping[str, int]) -> list[Matmul]:
         m, k, n = (math.prod(here[c] for c in letters) for letters in groups)
         each = math.prod(here[c] for c in x if c in out and c in w)
         runs = runs_of(one, config, sizes)
-        found.append(Matmul(one.name, m, k, n, runs, 2 * runs, runs * (one.name in again), one.stacked, each))
+        back = (2 if blueprint(config.model).weight(one.weight).trained else 1) * runs
+        found.append(Matmul(one.name, m, k, n, runs, back, runs * (one.name in again), one.stacked, each))
     return found
 
 

@@ -1,8 +1,13 @@
-"""From a run's checkpoint to published files, without devices: of the weights one tensor is held at a time."""
+"""From a run's checkpoint to published files, without devices: of the weights one tensor is held at a time.
 
+What LoRA has learnt is added to its matrices, or written by itself as an adapter.
+"""
+
+import contextlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +17,11 @@ import numpy as np
 
 from jaxscale import config as cfg
 from jaxscale.checkpoint.stored import Stored
+from jaxscale.config import PUBLISHED
 from jaxscale.config.published import as_theirs, family_of
 from jaxscale.files.places import HALF_WRITTEN
-from jaxscale.interop import tensors
+from jaxscale.interop import adapter, tensors
+from jaxscale.interop.adapter import base_of
 from jaxscale.interop.tables import Row
 from jaxscale.interop.weights import Tensors
 from jaxscale.serving.serve import run_tokenizer
@@ -35,7 +42,13 @@ class Exported:
 
 
 def export(
-    run: Path, out: Path, *, step: int | None = None, dtype: str = "bfloat16", most: int = 5 * 10**9
+    run: Path,
+    out: Path,
+    *,
+    step: int | None = None,
+    dtype: str | None = None,
+    most: int = 5 * 10**9,
+    only_adapter: bool = False,
 ) -> Exported:
     """Write the newest checkpoint of a run (or `step`) as files that `transformers` reads.
 
@@ -43,24 +56,26 @@ def export(
 
     Args:
         most: bytes of a file.
+        dtype: of what is written; None: bfloat16, and of an adapter float32.
+        only_adapter: LoRA's matrices alone, as PEFT reads them.
 
     Raises:
-        ValueError: `out` is there, the model is of no known family, or a disk is full.
+        ValueError: `out` is there, the run has no LoRA to write by itself, the model is of no known family, or a disk is full.
     """
+    dtype = dtype or ("float32" if only_adapter else "bfloat16")
     if dtype not in DTYPES:
         raise ValueError(f"--dtype {dtype}: it is one of {', '.join(DTYPES)}")
     if out.exists():
         raise ValueError(f"{out} is there already; give a directory that is not")
     stored = Stored(run, step)
     model = cfg.validate({**stored.config, "out": str(run)}, source=str(run)).model
+    if only_adapter:
+        return write_adapter(out, model, stored, DTYPES[dtype])
     codec = run_tokenizer(run, None) if (run / "tokenizer-identity.json").is_file() else None
     separator = codec.separator_id if codec else None
-    family = family_of(model)
-    config = as_theirs(model, dtype=dtype, separator=separator)
-    half = out.with_name(f"{out.name}{HALF_WRITTEN}")
-    shutil.rmtree(half, ignore_errors=True)
-    try:
-        half.mkdir(parents=True)
+    family = family_of(base_of(model))
+    config = as_theirs(base_of(model), dtype=dtype, separator=separator)
+    with half_written(out) as half:
         files, size = write_weights(half, family, model, stored, DTYPES[dtype], most)
         write_json(half / "config.json", config)
         write_json(half / "generation_config.json", {"bos_token_id": separator, "eos_token_id": separator})
@@ -72,11 +87,39 @@ def export(
                 "eos_token": codec.separator,
             }
             write_json(half / "tokenizer_config.json", about)
+    return Exported(stored.step, family, files, size, bool(stored.decay), saved is not None)
+
+
+@contextlib.contextmanager
+def half_written(out: Path) -> Iterator[Path]:
+    """A directory to write in, which becomes `out` at the end; of one that could not be written nothing is left."""
+    half = out.with_name(f"{out.name}{HALF_WRITTEN}")
+    shutil.rmtree(half, ignore_errors=True)
+    try:
+        half.mkdir(parents=True)
+        yield half
         os.replace(half, out)
     except OSError as error:
         shutil.rmtree(half, ignore_errors=True)
         raise ValueError(f"cannot write {out}: {error.strerror or error}; nothing of it is left") from error
-    return Exported(stored.step, family, files, size, bool(stored.decay), saved is not None)
+
+
+def write_adapter(out: Path, model: cfg.Model, stored: Stored, dtype: np.dtype) -> Exported:
+    """LoRA's matrices alone, as PEFT has them."""
+    if model.lora is None:
+        raise ValueError("--adapter: the run has no model.lora; leave --adapter out, which exports the whole model")
+    family = family_of(base_of(model))
+    rows = adapter.matrix_rows(family, model)
+    base = (stored.config["init"].get("from") or "").removeprefix(PUBLISHED) or None
+
+    def read(path: tuple[str, ...], layer: int) -> np.ndarray:
+        return stored.block(path, (slice(layer, layer + 1),))[0]
+
+    with half_written(out) as half:
+        write_json(half / adapter.CONFIG, adapter.config_values(rows, model, base))
+        shapes, arrays = adapter.tensor_shapes(rows, model), adapter.arrays(rows, model, read)
+        size = tensors.write(half / adapter.TENSORS, shapes, dtype, (x.astype(dtype) for x in arrays))
+    return Exported(stored.step, family, [adapter.TENSORS], size, bool(stored.decay), False)
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
@@ -87,11 +130,18 @@ def write_weights(
     directory: Path, family: str, model: cfg.Model, stored: Stored, dtype: np.dtype, most: int
 ) -> tuple[list[str], int]:
     """The weights in files of at most `most` bytes, and the index of several. Returns their names and bytes."""
-    every, total = Tensors(family, model), 0
+    every, total = Tensors(family, base_of(model)), 0
+    adapted = model.lora.on if model.lora else ()
+
+    def one(path: tuple[str, ...], place: tuple[int, ...]) -> np.ndarray:
+        block = stored.block(path, tuple(slice(i, i + 1) for i in place))
+        return block.reshape(block.shape[len(place) :])
 
     def read(row: Row, place: tuple[int, ...]) -> np.ndarray:
-        block = stored.block(row.path, tuple(slice(i, i + 1) for i in place))
-        return block.reshape(block.shape[len(place) :])
+        if row.weight not in adapted:
+            return one(row.path, place)
+        a, b = (one(path, place) for path in adapter.pair_paths(row))
+        return adapter.merged(row, one(row.path, place), a, b, model)
 
     groups = tensors.shards(every.shapes, dtype, most)
     names = tensors.file_names(len(groups))

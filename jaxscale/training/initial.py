@@ -1,6 +1,7 @@
 """What a run begins from: random parameters, another run's, or a published model's. Each device reads its part."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,30 @@ import numpy as np
 from jaxscale import config as cfg
 from jaxscale.checkpoint.stored import Stored
 from jaxscale.config import PUBLISHED, read_published
+from jaxscale.config.published import family_of
+from jaxscale.interop.adapter import Adapter, base_of
 from jaxscale.interop.weights import Files
-from jaxscale.training.frozen import by_path, nested
+from jaxscale.training.frozen import LORA, by_path, nested
 from jaxscale.training.replicas import replica_axis
 from jaxscale.training.step import Program, TrainState
 
 Path_ = tuple[str, ...]
 Block = Callable[[Path_, tuple[slice, ...], np.dtype], np.ndarray]  # of a parameter
 Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What parameters are read from.
+
+    Attributes:
+        has: is this parameter there? One that is not begins as in any run.
+        told: a line on where they come from.
+    """
+
+    block: Block
+    has: Callable[[Path_], bool]
+    told: str
 
 
 def initial_state(config: cfg.Config, program: Program, say: Say) -> TrainState:
@@ -28,15 +45,17 @@ def initial_state(config: cfg.Config, program: Program, say: Say) -> TrainState:
         raise ValueError(
             f"init.from={config.init.source} with replicas: begin without them (mesh.replica=1), and go on with them"
         )
-    block, told = blocks(config)
+    sources = [beginning(config), *([adapter(config)] if config.init.adapter_directory else [])]
     state = program.init()
-    read = {name: filled(getattr(state, name), block) for name in ("params", "frozen", "router_bias")}
-    say(told)
-    return state._replace(**read)
+    for source in sources:
+        read = {name: filled(getattr(state, name), source) for name in ("params", "frozen", "router_bias")}
+        state = state._replace(**read)
+        say(source.told)
+    return state
 
 
-def blocks(config: cfg.Config) -> tuple[Block, str]:
-    """How blocks of parameters are read, and a line on where they come from. ValueError where they do not fit."""
+def beginning(config: cfg.Config) -> Beginning:
+    """How the parameters of `init.from` are read. ValueError where they do not fit."""
     source = config.init.source
     assert source is not None
     if source.startswith(PUBLISHED):
@@ -45,26 +64,36 @@ def blocks(config: cfg.Config) -> tuple[Block, str]:
         directory = Path(source.removeprefix(PUBLISHED)).expanduser()
         found = read_published(directory)
         require_same(found.model.model_dump(mode="json"), config, source)
-        files = Files(directory, found.family, config.model)
+        files = Files(directory, found.family, base_of(config.model))
         weights = {row.path: name for name, row in files.rows.items()}
         published: Block = lambda path, index, dtype: files.block(weights[path], index, dtype)  # noqa: E731
-        return published, f"begins from {found.family} in {directory}"
+        return Beginning(published, weights.__contains__, f"begins from {found.family} in {directory}")
     stored = Stored(source, config.init.at)
     require_same(stored.config["model"], config, source)
     read: Block = lambda path, index, dtype: stored.block(path, index).astype(dtype)  # noqa: E731
-    return read, f"begins from step {stored.step} of {source}"
+    own = stored.config["model"].get("lora") is not None
+    has = lambda path: own or LORA not in path  # noqa: E731
+    return Beginning(read, has, f"begins from step {stored.step} of {source}")
+
+
+def adapter(config: cfg.Config) -> Beginning:
+    """How LoRA's matrices of `init.adapter` are read."""
+    assert config.init.adapter_directory
+    directory = Path(config.init.adapter_directory).expanduser()
+    found = Adapter(directory, family_of(base_of(config.model)), config.model)
+    return Beginning(found.block, found.has, f"LoRA's matrices begin from {directory}")
 
 
 def require_same(model: dict[str, Any], config: cfg.Config, source: str) -> None:
     """ValueError for a model that is another one than the config's."""
     own = config.model.model_dump(mode="json")
-    free = {"name", "init_std"} | ({"max_seq_len"} if config.model.position == "rope" else set())
+    free = {"name", "init_std", *(["lora"] if model.get("lora") is None else [])} | ({"max_seq_len"} if config.model.position == "rope" else set())
     if differ := [f"model.{k}: {model[k]} -> {own[k]}" for k in own if k not in free and model.get(k) != own[k]]:
         raise ValueError(f"init.from={source} is another model ({'; '.join(differ)}); leave these as they are there")
 
 
-def filled(params: Any, block: Block) -> Any:
-    """Arrays of the same types with what was read; the old ones are freed before."""
+def filled(params: Any, source: Beginning) -> Any:
+    """Arrays of the same types with what was read; the old ones are freed before. What is not there stays."""
 
     def one(path: Path_, old: jax.Array) -> jax.Array:
         shape, layout, dtype = old.shape, old.sharding, np.dtype(old.dtype)
@@ -76,12 +105,13 @@ def filled(params: Any, block: Block) -> Any:
             if key not in known:
                 if len(known) >= MOST_BLOCKS:
                     known.clear()
-                known[key] = block(path, index, dtype)
+                known[key] = source.block(path, index, dtype)
             return known[key]
 
         return jax.make_array_from_callback(shape, layout, part)
 
-    return nested({path: one(path, old) for path, old in by_path(params).items()}) if params else params
+    read = {path: one(path, old) if source.has(path) else old for path, old in by_path(params).items()}
+    return nested(read) if params else params
 
 
 MOST_BLOCKS = 8  # of one array
