@@ -24,11 +24,9 @@ def verb(
 
     found = export(run, out, step=step, dtype=dtype, most=size(max_shard), only_adapter=adapter)
     more = ", averaged parameters" if found.averaged else ""
-    if adapter:
-        print(f"{out}: step {found.step} of {run} as PEFT's adapter, {found.bytes:,} bytes in {dtype or 'float32'}{more}")
-        return
-    print(f"{out}: step {found.step} of {run} as {found.family}, {found.bytes:,} bytes in {dtype or 'bfloat16'}{more}")
-    if not found.tokenizer:
+    kind = "PEFT's adapter" if adapter else found.family
+    print(f"{out}: step {found.step} of {run} as {kind}, {found.bytes:,} bytes in {found.dtype}{more}")
+    if not found.tokenizer and not adapter:
         print("without a tokenizer.json: the run has none")
 
 

@@ -27,7 +27,7 @@ from jaxscale.files.spelling import nearest
 
 __all__ = [
     "ACTIVATIONS", "AXES", "NO_DECAY", "OVER_SLICES", "PUBLISHED", "AxisNames", "Checkpoint", "Config", "Data", "Dcn",
-    "Evaluation", "Lora", "Loss", "Mesh", "Model", "Moe", "Objective", "Optimizer", "Outer", "Positive", "Runtime", "Section",
-    "Sharding", "Step", "Watch", "describe", "divisors", "dump_config", "find_config", "load_config", "nearest",
-    "read_published", "read_yaml", "shipped_configs", "validate",
+    "Evaluation", "Lora", "Loss", "Mesh", "Model", "Moe", "Objective", "Optimizer", "Outer", "Positive", "Runtime",
+    "Section", "Sharding", "Step", "Watch", "describe", "divisors", "dump_config", "find_config", "load_config",
+    "nearest", "read_published", "read_yaml", "shipped_configs", "validate",
 ]  # fmt: skip

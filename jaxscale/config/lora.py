@@ -10,7 +10,7 @@ from jaxscale.files.spelling import nearest
 if TYPE_CHECKING:
     from jaxscale.config.model import Model
 
-MATRICES = ("q", "k", "v", "out", "gate", "up", "down")  # of a layer, by their names in the blueprint
+MATRICES: tuple[str, ...] = ("q", "k", "v", "out", "gate", "up", "down")  # of a layer, by their names in the blueprint
 
 
 class Lora(Section):

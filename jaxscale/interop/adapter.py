@@ -95,7 +95,7 @@ def config_values(rows: dict[str, Row], model: cfg.Model, base: str | None) -> d
 def tensor_shapes(rows: dict[str, Row], model: cfg.Model) -> dict[str, tuple[int, ...]]:
     """Name -> shape, in the order in which `arrays` gives them."""
     assert model.lora
-    table, found = decoder(model), {}
+    table, found = decoder(model), dict[str, tuple[int, ...]]()
     for layer, (name, row) in itertools.product(range(model.num_layers), rows.items()):
         before, after = sides(table.op(name), table.weight(name).letters)
         width, height = (math.prod(table.dims[c].size for c in letters) for letters in (before, after))

@@ -4,6 +4,7 @@ Dims: Z rank, the others as in `models.block`.
 """
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -48,8 +49,8 @@ class Adapters(nnx.Module):
         # z[B, T_tensor, Z] · b[Z, N_tensor, H] -> y[B, T, N_tensor, H]   gather z over tensor
         b = self.weight(f"{name}_b")
         b = b if repeat is None else jax.named_scope(a_and_b(name)[1])(repeat)(b, 1)
-        # The factor is of this side, so that the gradient that arrives is the result of an operation. A loop's carry has
-        # no layout of its own in the program, and XLA (jax 0.10.2) aborts on the gradient of b.
+        # The factor stands here, so that b's gradient reads the result of an operation and not a loop's carry. That has
+        # no layout of its own in the program, and XLA (jax 0.10.2) would abort.
         return y + self.factor * einsum(of_b, z, b, out=out_b, name=a_and_b(name)[1])
 
     def matmul(self, row: str) -> tuple[str, tuple[str, ...]]:
@@ -63,7 +64,7 @@ class Adapters(nnx.Module):
         return weight
 
 
-def give_adapters(block: nnx.Module, model: cfg.Model, step: cfg.Step, rngs: nnx.Rngs) -> None:
+def give_adapters(block: Any, model: cfg.Model, step: cfg.Step, rngs: nnx.Rngs) -> None:
     """To a layer's attention and MLP, when all else is made: so the base is what it would be without them."""
     if model.lora is None:
         return

@@ -37,6 +37,7 @@ class Exported:
     family: str
     files: list[str]
     bytes: int
+    dtype: str
     averaged: bool
     tokenizer: bool
 
@@ -60,7 +61,8 @@ def export(
         only_adapter: LoRA's matrices alone, as PEFT reads them.
 
     Raises:
-        ValueError: `out` is there, the run has no LoRA to write by itself, the model is of no known family, or a disk is full.
+        ValueError: `out` is there, the run has no LoRA to write by itself, the model is of no known family, or a disk
+            is full.
     """
     dtype = dtype or ("float32" if only_adapter else "bfloat16")
     if dtype not in DTYPES:
@@ -70,7 +72,7 @@ def export(
     stored = Stored(run, step)
     model = cfg.validate({**stored.config, "out": str(run)}, source=str(run)).model
     if only_adapter:
-        return write_adapter(out, model, stored, DTYPES[dtype])
+        return write_adapter(out, model, stored, dtype)
     codec = run_tokenizer(run, None) if (run / "tokenizer-identity.json").is_file() else None
     separator = codec.separator_id if codec else None
     family = family_of(base_of(model))
@@ -87,7 +89,7 @@ def export(
                 "eos_token": codec.separator,
             }
             write_json(half / "tokenizer_config.json", about)
-    return Exported(stored.step, family, files, size, bool(stored.decay), saved is not None)
+    return Exported(stored.step, family, files, size, dtype, bool(stored.decay), saved is not None)
 
 
 @contextlib.contextmanager
@@ -104,7 +106,7 @@ def half_written(out: Path) -> Iterator[Path]:
         raise ValueError(f"cannot write {out}: {error.strerror or error}; nothing of it is left") from error
 
 
-def write_adapter(out: Path, model: cfg.Model, stored: Stored, dtype: np.dtype) -> Exported:
+def write_adapter(out: Path, model: cfg.Model, stored: Stored, dtype: str) -> Exported:
     """LoRA's matrices alone, as PEFT has them."""
     if model.lora is None:
         raise ValueError("--adapter: the run has no model.lora; leave --adapter out, which exports the whole model")
@@ -118,8 +120,9 @@ def write_adapter(out: Path, model: cfg.Model, stored: Stored, dtype: np.dtype) 
     with half_written(out) as half:
         write_json(half / adapter.CONFIG, adapter.config_values(rows, model, base))
         shapes, arrays = adapter.tensor_shapes(rows, model), adapter.arrays(rows, model, read)
-        size = tensors.write(half / adapter.TENSORS, shapes, dtype, (x.astype(dtype) for x in arrays))
-    return Exported(stored.step, family, [adapter.TENSORS], size, bool(stored.decay), False)
+        each = (x.astype(DTYPES[dtype]) for x in arrays)
+        size = tensors.write(half / adapter.TENSORS, shapes, DTYPES[dtype], each)
+    return Exported(stored.step, family, [adapter.TENSORS], size, dtype, bool(stored.decay), False)
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

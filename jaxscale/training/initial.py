@@ -87,7 +87,8 @@ def adapter(config: cfg.Config) -> Beginning:
 def require_same(model: dict[str, Any], config: cfg.Config, source: str) -> None:
     """ValueError for a model that is another one than the config's."""
     own = config.model.model_dump(mode="json")
-    free = {"name", "init_std", *(["lora"] if model.get("lora") is None else [])} | ({"max_seq_len"} if config.model.position == "rope" else set())
+    free = {"name", "init_std"} | ({"max_seq_len"} if config.model.position == "rope" else set())
+    free |= {"lora"} if model.get("lora") is None else set()
     if differ := [f"model.{k}: {model[k]} -> {own[k]}" for k in own if k not in free and model.get(k) != own[k]]:
         raise ValueError(f"init.from={source} is another model ({'; '.join(differ)}); leave these as they are there")
 
