@@ -60,6 +60,15 @@ class Weight:
     ruled: bool = False
     float32: bool = False
 
+    @property
+    def frozen(self) -> bool:
+        """It stays as it is: the model's own, with LoRA."""
+        return not self.trained and not self.ruled
+
+    def kept_in(self, dtype: str) -> str:
+        """Its dtype, where parameters have this one."""
+        return "float32" if self.float32 else dtype
+
 
 @dataclass(frozen=True)
 class Op:

@@ -1,14 +1,9 @@
 """The section `model.lora`: small matrices that are trained beside a model that stays as it is (arXiv:2106.09685)."""
 
-from typing import TYPE_CHECKING
-
 from pydantic import model_validator
 
 from jaxscale.config.values import Above0, Positive, Section
 from jaxscale.files.spelling import nearest
-
-if TYPE_CHECKING:
-    from jaxscale.config.model import Model
 
 MATRICES: tuple[str, ...] = ("q", "k", "v", "out", "gate", "up", "down")  # of a layer, by their names in the blueprint
 
@@ -38,13 +33,10 @@ class Lora(Section):
         return self.alpha / self.rank
 
 
-def require_matrices(lora: Lora, model: "Model") -> None:
-    """ValueError for a matrix that the model has not."""
-    there = MATRICES
-    if model.moe:
-        there = ("q", "k", "v", "out")
-    elif model.mlp != "swiglu":
-        there = tuple(name for name in MATRICES if name != "gate")
+def require_matrices(lora: Lora, *, mlp: str, experts: bool) -> None:
+    """ValueError for a matrix that a model with such an MLP has not, or with experts has not once."""
+    left_out = MATRICES[4:] if experts else () if mlp == "swiglu" else MATRICES[4:5]
+    there = [name for name in MATRICES if name not in left_out]
     if missing := [name for name in lora.on if name not in there]:
-        kind = "experts" if model.moe else f"mlp={model.mlp}"
+        kind = "experts" if experts else f"mlp={mlp}"
         raise ValueError(f"lora.on: {missing[0]} with {kind}; LoRA is for {', '.join(there)} there, so remove it")

@@ -106,7 +106,7 @@ class Model(Section):
         if self.moe and (self.mlp != "swiglu" or self.mlp_bias):
             raise ValueError("moe: experts are SwiGLUs without biases; set mlp=swiglu and mlp_bias=false")
         if self.lora:
-            require_matrices(self.lora, self)
+            require_matrices(self.lora, mlp=self.mlp, experts=self.moe is not None)
         if self.moe and self.moe.dense_layers >= self.num_layers:
             raise ValueError(
                 f"moe.dense_layers {self.moe.dense_layers} leaves no layer of {self.num_layers} with experts; lower it"

@@ -22,7 +22,7 @@ class Maker:
         """The parameter of that row, of one layer: normal, ones, or zeros."""
         weight = self.table.weight(name)
         shape, axes = self.table.layer_shape(weight), self.table.layer_axes(weight)
-        dtype = "float32" if weight.float32 else self.dtype
+        dtype = weight.kept_in(self.dtype)
         if weight.scale is None:
             value = jnp.ones(shape, dtype)
         elif std := weight.scale * self.model.init_std if weight.std is None else weight.std:

@@ -6,7 +6,7 @@ H head dim, F mlp, V vocab (padded), L layers.
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from jaxscale import config as cfg
@@ -108,28 +108,15 @@ def parameter_elements(key: Key) -> int:
     return sum(_shard(key, weight.name) for weight in key[0].weights if weight.trained)
 
 
-def bytes_held(config: cfg.Config, sizes: Mapping[str, int], chosen: Callable[[Weight], bool]) -> int:
-    """Bytes of the parameters for which `chosen` holds, as one device keeps them."""
-    return _bytes_held(key_of(config, sizes), config.step.param_dtype, chosen)
+def bytes_held(config: cfg.Config, sizes: Mapping[str, int], which: str) -> int:
+    """Bytes of the parameters that one device holds: of those that are `trained`, `frozen` or `ruled`."""
+    return _bytes_held(key_of(config, sizes), config.step.param_dtype, which)
 
 
 @functools.lru_cache(maxsize=KEPT)
-def _bytes_held(key: Key, dtype: str, chosen: Callable[[Weight], bool]) -> int:
-    rows = (w for w in key[0].weights if chosen(w))
-    return sum(_shard(key, w.name) * BYTES["float32" if w.float32 else dtype] for w in rows)
-
-
-def is_trained(weight: Weight) -> bool:
-    return weight.trained
-
-
-def is_ruled(weight: Weight) -> bool:
-    return weight.ruled
-
-
-def is_frozen(weight: Weight) -> bool:
-    """It stays as it is: the model's own, with LoRA."""
-    return not weight.trained and not weight.ruled
+def _bytes_held(key: Key, dtype: str, which: str) -> int:
+    rows = (w for w in key[0].weights if getattr(w, which))
+    return sum(_shard(key, w.name) * BYTES[w.kept_in(dtype)] for w in rows)
 
 
 # --- parameters -----------------------------------------------------------------------------------------------
@@ -158,18 +145,14 @@ def parameter_words(model: cfg.Model) -> str | None:
     return f"{whole / 1e9:,.3g}B parameters, of which {active / 1e9:,.3g}B are active for a token"
 
 
-def matmul_parameters(model: cfg.Model, *, chosen: Callable[[Weight], bool] | None = None) -> int:
+def matmul_parameters(model: cfg.Model, *, frozen: bool = False) -> int:
     """Parameters that a token is multiplied by: all matrices of the layers, and the unembedding (tied or not).
 
-    Of a layer's experts, those that one token goes to: active parameters.
-
-    Args:
-        chosen: count those alone for which it holds.
+    Of a layer's experts, those that one token goes to: active parameters. `frozen`: those alone that are frozen.
     """
     described = blueprint(model)
-    weights = [described.weight(op.weight_name) for op in described.ops]
-    counted = [w for w in weights if chosen is None or chosen(w)]
-    return round(sum(described.published_size(weight) * described.active(weight) for weight in counted))
+    weights = (described.weight(op.weight_name) for op in described.ops)
+    return round(sum(described.published_size(w) * described.active(w) for w in weights if w.frozen or not frozen))
 
 
 def state_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> dict[str, int]:
@@ -180,10 +163,10 @@ def state_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> dict[str, int]:
     own = parameter_elements(key_of(config, sizes))
     scalars = OPTIMIZERS[config.optimizer.name].scalars
     outer = {"outer parameters and momentum": 2 * 4 * own} if split_by(REPLICA_AXES, sizes) else {}
-    biases, frozen = bytes_held(config, sizes, is_ruled), bytes_held(config, sizes, is_frozen)
+    biases, frozen = (bytes_held(config, sizes, which) for which in ("ruled", "frozen"))
     return (
         {
-            "parameters": bytes_held(config, sizes, is_trained),
+            "parameters": bytes_held(config, sizes, "trained"),
             "optimizer state": slot_bytes(config, sizes) + scalars,
             "averaged parameters": 4 * own if config.optimizer.ema else 0,
             "losses' statistics": LOSSES,
@@ -253,7 +236,7 @@ def train_flops_per_token(model: cfg.Model, seq_len: int, *, convention: str = "
     T counted causally, or W * (1 - W / 2T) under a sliding window W < T. Recompute is not counted.
     """
     described = blueprint(model)
-    matrices = 6 * matmul_parameters(model) - 2 * matmul_parameters(model, chosen=is_frozen)
+    matrices = 6 * matmul_parameters(model) - 2 * matmul_parameters(model, frozen=True)
     if described.attention is None:
         return float(matrices)
     keys = visible_keys(model, seq_len) if convention == "causal" else float(seq_len)

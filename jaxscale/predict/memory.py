@@ -285,13 +285,17 @@ def layer_passes(config: cfg.Config, sizes: Mapping[str, int]) -> list[Pass]:
 def own_bytes(config: cfg.Config, sizes: Mapping[str, int], name: str) -> float:
     """A device's shard of a weight, all layers, as it is kept."""
     weight = blueprint(config.model).weight(name)
-    return costs.shard(weight, config, sizes) * BYTES["float32" if weight.float32 else config.step.param_dtype]
+    return costs.shard(weight, config, sizes) * BYTES[weight.kept_in(config.step.param_dtype)]
 
 
 def cast_bytes(config: cfg.Config, sizes: Mapping[str, int], weight: Weight) -> float:
     """A device's shard of a weight in the compute dtype; 0 where it is kept in it, or set by a rule."""
-    kept, width = "float32" if weight.float32 else config.step.param_dtype, config.step.compute_dtype
-    return 0.0 if kept == width or weight.ruled else float(costs.shard(weight, config, sizes) * BYTES[width])
+    width = config.step.compute_dtype
+    return (
+        0.0
+        if weight.kept_in(config.step.param_dtype) == width or weight.ruled
+        else float(costs.shard(weight, config, sizes) * BYTES[width])
+    )
 
 
 def whole_bytes(config: cfg.Config, sizes: Mapping[str, int], one: Pass) -> float:
