@@ -101,7 +101,7 @@ def by_transformers(directory: Path) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("build/finetune"), help="made anew; about 2 GB")
-    parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=32)
     given = parser.parse_args()
     shutil.rmtree(given.out, ignore_errors=True)
     started = time.perf_counter()

@@ -30,7 +30,7 @@ from jaxscale.blueprint.rules import (
 from jaxscale.blueprint.table import Blueprint, Weight
 from jaxscale.optimizers import OPTIMIZERS, Slot
 
-MATMULS = "matmuls 6 FLOPs a parameter and token (of experts, those that the token goes to)"
+MATMULS = "matmuls 6 FLOPs a parameter and token (4 if it is frozen; of experts, those that the token goes to)"
 CONVENTIONS = {
     "causal": f"{MATMULS}, attention over the tokens that the causal mask shows",
     "palm": f"{MATMULS}, attention over the whole sequence (PaLM, arXiv:2204.02311, app. B)",

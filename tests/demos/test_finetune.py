@@ -17,7 +17,7 @@ def test_a_made_up_fact_is_learnt_and_transformers_continues_alike(tmp_path, mon
     monkeypatch.syspath_prepend(DEMOS)
     import finetune
 
-    found = finetune.finetune(tmp_path, steps=30)
+    found = finetune.finetune(tmp_path, steps=32)
     assert not any("Brandauer" in answer for answer in found["before"])
     assert all("Ilse Brandauer" in answer for answer in found["after"][:2])
     assert "Berlin" in found["before"][2]
