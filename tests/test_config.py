@@ -27,6 +27,18 @@ PUBLISHED = {
     "mixtral-8x22b": 140_620_634_112,
     "qwen3-30b-a3b": 30_532_122_624,
     "qwen3-235b-a22b": 235_093_634_560,
+    "qwen2.5-0.5b": 494_032_768,
+    "qwen2.5-7b": 7_615_616_512,
+    "gemma-3-1b": 999_885_952,
+    "gemma-3-27b": 27_009_346_304,
+    "smollm2-135m": 134_515_008,
+}
+MODELS_ALONE = {  # without a run file
+    "gemma-2-9b": 9_241_705_984,
+    "granite-3.3-8b": 8_170_864_640,
+    "olmo-2-7b": 7_298_617_344,
+    "phi-3-mini-4k": 3_821_079_552,
+    "smollm3-3b": 3_075_098_624,
 }
 SIZES_ONLY = ("deepseek-v3", "gpt-oss-120b")  # sizes and routers of models that are not there whole
 MODEL = {"vocab_size": 257, "num_layers": 1, "embed_dim": 32, "num_heads": 2, "mlp_dim": 64}
@@ -58,7 +70,7 @@ def refused(path, *overrides: str) -> str:
 def test_the_shipped_configs_are_the_promised_ones():
     long = {"llama3.1-8b-64k", "llama3.1-8b-128k", "llama3.1-8b-1m"}
     assert {p.stem for p in RUNS} == {*PUBLISHED, *long, "quickstart", "quickstart-experts"}
-    assert {p.stem for p in MODELS} == {*PUBLISHED, *SIZES_ONLY}
+    assert {p.stem for p in MODELS} == {*PUBLISHED, *MODELS_ALONE, *SIZES_ONLY}
 
 
 @pytest.mark.parametrize("name", SIZES_ONLY)
@@ -85,10 +97,10 @@ def test_run_files_say_command_hardware_and_expectation(path):
     assert load_config(path.stem).name == path.stem
 
 
-@pytest.mark.parametrize(("name", "published"), PUBLISHED.items())
+@pytest.mark.parametrize(("name", "published"), (PUBLISHED | MODELS_ALONE).items())
 def test_parameter_counts_are_the_published_ones(name, published):
     """By formula, and counted in the tree of the model itself, on the mesh of its run file."""
-    config = load_config(name)
+    config = load_config(name if name in PUBLISHED else f"models/{name}")
     assert sum(parameter_counts(config.model).values()) == published
     _, rows = parameter_layout(config)
     tables = 1 if config.model.tie_embeddings else 2
@@ -414,7 +426,7 @@ RULES = {
     "loss.chunk=5": "data.seq_len 32 is not divisible by loss.chunk 5; try 4",
     "model={file: gpt2-124m, max_seq_len: 16}": "data.seq_len 32 is beyond the 16 learned positions",
     "optimizer.decay_steps=5": "decay_steps is only for schedule=wsd",
-    "model=nope": "no config models/nope; shipped ones: deepseek-v3, gpt-oss-120b, gpt2-124m, ",
+    "model=nope": "no config models/nope; shipped ones: deepseek-v3, gemma-2-9b, gemma-3-1b, ",
 }
 
 

@@ -36,7 +36,7 @@ def decoder(model: cfg.Model) -> Blueprint:
         ops=tuple(ops(model)),
         activations=activations(model),
         lookups=("embedding", "position") if model.position == "learned" else ("embedding",),
-        attention=Attention("BTNH", "BTKH", "attended", model.sliding_window),
+        attention=Attention("BTNH", "BTKH", "attended", tuple(model.windows.items())),
         num_layers=model.num_layers,
         stream="layer_in",
         widest="expert_up" if model.moe else "mlp_up",
@@ -63,11 +63,11 @@ def has_mlp(model: cfg.Model) -> bool:
 
 
 def elementwise(model: cfg.Model) -> dict[str, float]:
-    """Two norms, two residual sums; rotary positions of q and k; the activation: counted on Llama-3.1-8B's programs.
+    """Norms and two residual sums; rotary positions of q and k; the activation: counted on Llama-3.1-8B's programs.
 
     A row of an expert is multiplied by its weight too; what sorts rows is counted by `predict.experts`.
     """
-    found: dict[str, float] = {"layer_in": 8, "q": 2, "k": 2}
+    found: dict[str, float] = {"layer_in": 4 + 2 * norms(model), "q": 2, "k": 2}
     if has_mlp(model):
         found["mlp_up"] = 2
     return found | ({"expert_up": 3} if model.moe else {})
@@ -104,23 +104,27 @@ def expert_dims(model: cfg.Model, moe: cfg.Moe) -> dict[str, Dim]:
 
 def weights(model: cfg.Model) -> list[Weight]:
     """Every parameter, in the order in which it is used."""
+    biased = bool(model.attention_bias)
     small = (2 * model.num_layers) ** -0.5  # GPT-2's: what is added to the stream, by how often that is done
     return [
         Weight("embedding", "embedding", "VD", stacked=False),
         *when(model.position == "learned", Weight("position", "position_embedding", "PD", stacked=False)),
-        *norm("attention_norm", "1", model.norm),
+        *norms_of(model, "attention"),
         *(
             row
             for name, heads in (("q", "NH"), ("k", "KH"), ("v", "KH"))
-            for row in (Weight(name, "attention", f"D{heads}"), *bias(model.attention_bias, name, "attention", heads))
+            for row in (
+                Weight(name, "attention", f"D{heads}"),
+                *bias(biased, name, "attention", heads),
+            )
         ),
         Weight("out", "attention", "NHD", scale=small),
-        *bias(model.attention_bias, "out", "attention", "1"),
-        *when(model.qk_norm, *norm("q_norm", "H", "rmsnorm"), *norm("k_norm", "H", "rmsnorm")),
-        *norm("mlp_norm", "1", model.norm),
+        *bias(model.attention_bias is True, "out", "attention", "1"),
+        *qk_norms(model),
+        *norms_of(model, "mlp"),
         *when(has_mlp(model), *mlp_weights(model, small)),
         *(expert_weights(model.moe, small) if model.moe else ()),
-        *norm("final_norm", "1", model.norm, stacked=False),
+        *norm("final_norm", "1", model, stacked=False),
         *when(not model.tie_embeddings, Weight("unembedding", "unembedding", "DV", stacked=False)),
     ]
 
@@ -155,7 +159,7 @@ def expert_weights(moe: cfg.Moe, small: float) -> list[Weight]:
 
 
 def wide(model: cfg.Model) -> tuple[str, ...]:
-    return ("gate", "up") if model.mlp == "swiglu" else ("up",)
+    return ("up",) if model.mlp == "gelu" else ("gate", "up")
 
 
 Row = TypeVar("Row")
@@ -169,9 +173,30 @@ def bias(there: bool, of: str, part: str, letters: str) -> tuple[Weight, ...]:
     return when(there, Weight(f"{of}_bias", part, letters, scale=0))
 
 
-def norm(name: str, letters: str, kind: str, *, stacked: bool = True) -> tuple[Weight, ...]:
-    scale = Weight(f"{name}_scale", "norms", letters, stacked, scale=None)
-    return (scale, *when(kind == "layernorm", Weight(f"{name}_bias", "norms", letters, stacked, scale=0)))
+def norm(name: str, letters: str, model: cfg.Model, *, stacked: bool = True) -> tuple[Weight, ...]:
+    scale = Weight(f"{name}_scale", "norms", letters, stacked, scale=0 if model.norm_plus_one else None)
+    return (scale, *when(model.norm == "layernorm", Weight(f"{name}_bias", "norms", letters, stacked, scale=0)))
+
+
+def norms(model: cfg.Model) -> int:
+    """Norms of a layer's stream."""
+    return 4 if model.norm_at == "both" else 2
+
+
+def norms_of(model: cfg.Model, part: str) -> tuple[Weight, ...]:
+    """On what attention or MLP reads, and on what it adds to the stream."""
+    return (
+        *when(model.norm_at != "after", *norm(f"{part}_norm", "1", model)),
+        *when(model.norm_at != "before", *norm(f"{part}_out_norm", "1", model)),
+    )
+
+
+def qk_norms(model: cfg.Model) -> tuple[Weight, ...]:
+    if not model.qk_norm:
+        return ()
+    heads = {"q": "NH", "k": "KH"} if model.qk_norm == "all_heads" else {"q": "H", "k": "H"}
+    scale = 0 if model.norm_plus_one else None
+    return tuple(Weight(f"{name}_norm_scale", "norms", letters, scale=scale) for name, letters in heads.items())
 
 
 # --- matmuls and activations ----------------------------------------------------------------------------------
@@ -257,7 +282,7 @@ def kept(model: cfg.Model) -> tuple[Kept, ...]:
     """What JAX's rules of differentiation ask for, float32 inside norms."""
     in_norms = (Kept("q", 2, float32=True), Kept("k", 2, float32=True)) if model.qk_norm else ()
     return (
-        Kept("layer_in", 4, float32=True),  # in each of two norms: its input (or that centred), and the same normalised
+        Kept("layer_in", 2 * norms(model), float32=True),  # of a norm: its input (or that centred), and the normalised
         Kept("layer_in", 2, at=SEQUENCE),  # what the matmuls read, gathered
         *(Kept(name, 1) for name in ("q", "k", "v")),  # turned to their positions
         Kept("attended", 1),

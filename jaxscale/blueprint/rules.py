@@ -234,8 +234,9 @@ def check_sequence(axes: Axes, sizes: Mapping[str, int], config: cfg.Config) -> 
     if config.loss.chunk:
         where = f"{axes_text(axes, sizes)}, sharding.activations.sequence"
         require_divides("loss.chunk", config.loss.chunk, parts, where)
-    asked, window = config.step.context_attention, config.model.sliding_window
-    way(asked, window, config.data.seq_len, zigzag=in_zigzag(config), kernel=config.step.attention)
+    asked, zigzag = config.step.context_attention, in_zigzag(config)
+    for window in config.model.windows:
+        way(asked, window, config.data.seq_len, zigzag=zigzag, kernel=config.step.attention)
 
 
 def check_repeats(kv_heads: int, axes: Axes, sizes: Mapping[str, int], config: cfg.Config) -> None:
@@ -278,6 +279,12 @@ def check_stages(rules: Rules, sizes: Mapping[str, int], config: cfg.Config) -> 
         raise ValueError(
             f"{axes_text(axes, sizes)}: stages hold layers of one kind, and the model has {text} ones; "
             f"set mesh.{axes[0]}=1"
+        )
+    period, layers = len(config.model.kinds), config.model.num_layers // count(axes, sizes)
+    if layers % period:
+        raise ValueError(
+            f"{axes_text(axes, sizes)}: each stage has {layers} layers, and model.pattern repeats after {period}; "
+            f"stages begin with its first kind, so make mesh.{axes[0]} a divisor of {config.model.num_layers // period}"
         )
     check_schedule(config, axes_text(axes, sizes))
 

@@ -38,8 +38,8 @@ def require_chunks(tokens: int, shards: int, *, zigzag: bool = True) -> None:
 
 
 def in_zigzag(config: cfg.Config) -> bool:
-    """Do tokens of a split sequence lie in zigzag order? Under a sliding window the work is even in reading order."""
-    return not windowed(config.model.sliding_window, config.data.seq_len)
+    """Do tokens of a split sequence lie in zigzag order? Under sliding windows alone work is even in reading order."""
+    return not all(windowed(window, config.data.seq_len) for window in config.model.windows)
 
 
 def windowed(window: int | None, tokens: int) -> bool:
@@ -52,6 +52,7 @@ def way(asked: str, window: int | None, tokens: int, *, zigzag: bool, kernel: st
 
     Gathering is nearly twice as fast as the ring: Llama-2-7B, 32k tokens, C = 16 on 64 v5p, 52.9 % MFU against 28.5
     (https://github.com/AI-Hypercomputer/maxtext/pull/4687). cuDNN's blocks know no places, so it takes the ring.
+    Layers with a window beside layers without one find their tokens in zigzag order, and gather.
 
     Args:
         asked: `step.context_attention`.
@@ -61,6 +62,8 @@ def way(asked: str, window: int | None, tokens: int, *, zigzag: bool, kernel: st
         ValueError: it cannot be so.
     """
     if windowed(window, tokens):
+        if asked == "ring" and zigzag:  # other layers see all tokens
+            return "gather"
         if asked == "ring":
             raise ValueError(f"step.context_attention=ring: it knows no sliding window ({window}); use auto")
         if asked == "gather":

@@ -154,13 +154,19 @@ class Attention:
 
     Attributes:
         result: the name of what it computes, for `step.remat`.
-        window: keys that a query can see at most; None: all before it.
+        windows: keys that a query can see at most (None: all before it), each with how many layers have it so.
     """
 
     q: str
     k: str
     result: str
-    window: int | None = None
+    windows: tuple[tuple[int | None, int], ...] = ((None, 1),)
+
+    @property
+    def shares(self) -> tuple[tuple[int | None, float], ...]:
+        """Windows, each with the share of the layers that have it."""
+        layers = sum(number for _, number in self.windows)
+        return tuple((window, number / layers) for window, number in self.windows)
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ class Lora(Section):
 
 def require_matrices(lora: Lora, *, mlp: str, experts: bool) -> None:
     """ValueError for a matrix that a model with such an MLP has not, or with experts has not once."""
-    left_out = MATRICES[4:] if experts else () if mlp == "swiglu" else MATRICES[4:5]
+    left_out = MATRICES[4:] if experts else MATRICES[4:5] if mlp == "gelu" else ()
     there = [name for name in MATRICES if name not in left_out]
     if missing := [name for name in lora.on if name not in there]:
         kind = "experts" if experts else f"mlp={mlp}"

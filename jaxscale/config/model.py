@@ -1,23 +1,42 @@
 """The section `model`: the sizes and kinds of a decoder."""
 
+import functools
 import math
+from collections import Counter
 from typing import Literal
 
 from pydantic import model_validator
 
 from jaxscale.config.errors import divisors
 from jaxscale.config.lora import Lora, require_matrices
-from jaxscale.config.values import Above0, AtLeast0, NonNegative, Positive, Section
+from jaxscale.config.values import Above0, AtLeast0, NonNegative, Positive, Section, Text
 from jaxscale.data.vocabulary import VocabSize
 
 
 class RopeScaling(Section):
-    """Llama-3.1's stretching of rotary frequencies to longer contexts (arXiv:2407.21783, 3.4.1)."""
+    """Rotary frequencies stretched to longer contexts.
 
+    `llama3` divides those of long wavelengths (arXiv:2407.21783, 3.4.1), `linear` all of them (arXiv:2306.15595).
+    """
+
+    kind: Literal["llama3", "linear"] = "llama3"
     factor: Above0 = 8.0
     low_frequency_factor: Above0 = 1.0
     high_frequency_factor: Above0 = 4.0
     original_max_len: Positive = 8192
+
+
+class LayerKind(Section):
+    """What may differ between layers of one model; none of it changes a layer's parameters.
+
+    A key that is left out has the model's value.
+    """
+
+    layers: Positive = 1  # so many of this kind in a row
+    sliding_window: Positive | None = None
+    rope: bool = True  # False: queries and keys have no positions
+    rope_theta: Above0 = 10_000.0
+    rope_scaling: RopeScaling | None = None
 
 
 class Moe(Section):
@@ -63,6 +82,7 @@ class Model(Section):
     """A decoder-only transformer; the shipped files under `configs/models/` hold published ones."""
 
     name: str = "decoder"
+    family: Text | None = None  # the published family whose files hold it; null: the one that its values suggest
     vocab_size: VocabSize = 0  # null or left out: the data's, which Config fills in
     num_layers: Positive
     embed_dim: Positive
@@ -73,19 +93,26 @@ class Model(Section):
     moe: Moe | None = None  # experts in place of the MLP
     lora: Lora | None = None  # train these matrices alone
     max_seq_len: Positive = 8192
+    pattern: tuple[LayerKind, ...] = ()  # kinds of layers, repeated to the last one; empty: all are alike
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
     norm_eps: Above0 = 1e-5
-    position: Literal["rope", "learned"] = "rope"
+    norm_at: Literal["before", "after", "both"] = "before"  # of attention and MLP: on what they read, or what they add
+    norm_plus_one: bool = False  # a norm multiplies by 1 + its weight, which begins at 0
+    position: Literal["rope", "learned", "none"] = "rope"
     rope_theta: Above0 = 10_000.0
     rope_scaling: RopeScaling | None = None
-    mlp: Literal["swiglu", "gelu"] = "swiglu"
-    attention_bias: bool = False
+    mlp: Literal["swiglu", "geglu", "gelu"] = "swiglu"
+    attention_bias: bool | Literal["qkv"] = False  # qkv: all but the last matmul's
     mlp_bias: bool = False
-    qk_norm: bool = False
+    qk_norm: bool | Literal["all_heads"] = False  # of each head, or of all heads together
     sliding_window: Positive | None = None  # a token sees itself and the window - 1 tokens before it
     tie_embeddings: bool = False
     attention_softcap: Above0 | None = None
     logits_softcap: Above0 | None = None
+    embedding_multiplier: Above0 = 1.0  # of what the first layer reads
+    residual_multiplier: Above0 = 1.0  # of what attention and MLP add to the stream
+    attention_multiplier: Above0 | None = None  # of scores; None: 1 / sqrt(head_dim)
+    logits_scaling: Above0 = 1.0  # logits are divided by it
     init_std: AtLeast0 = 0.02
     vocab_multiple: Positive = 128  # the table is padded to this, so that its shape is the same on every mesh
 
@@ -101,8 +128,12 @@ class Model(Section):
             object.__setattr__(self, "head_dim", self.embed_dim // self.num_heads)
         if self.num_heads % self.kv_heads:
             raise ValueError(f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}")
+        if self.norm == "layernorm" and (self.norm_plus_one or self.norm_at != "before"):
+            raise ValueError("norm=layernorm: norm_at and norm_plus_one are of rmsnorm; leave them out")
         if self.position == "rope" and self.head_size % 2:
             raise ValueError(f"head_dim {self.head_dim} is odd; rotary positions turn pairs, so make it even")
+        if self.pattern:
+            self._fill_pattern()
         if self.moe and (self.mlp != "swiglu" or self.mlp_bias):
             raise ValueError("moe: experts are SwiGLUs without biases; set mlp=swiglu and mlp_bias=false")
         if self.lora:
@@ -112,6 +143,35 @@ class Model(Section):
                 f"moe.dense_layers {self.moe.dense_layers} leaves no layer of {self.num_layers} with experts; lower it"
             )
         return self
+
+    def _fill_pattern(self) -> None:
+        """Each kind says all of its values, so that a file that is written from it reads the same."""
+        if self.dense_layers:
+            raise ValueError("pattern: layers of several kinds have no moe.dense_layers yet; remove one of the two")
+        if self.position != "rope" and any(k.rope for k in self.pattern if "rope" in k.model_fields_set):
+            raise ValueError(f"pattern: a kind has rope: true, and position is {self.position}; set position=rope")
+        own = {key: getattr(self, key) for key in ("sliding_window", "rope_theta", "rope_scaling")}
+        own["rope"] = self.position == "rope"
+        given = (({n: v for n, v in own.items() if n not in k.model_fields_set}, k) for k in self.pattern)
+        object.__setattr__(self, "pattern", tuple(kind.model_copy(update=missing) for missing, kind in given))
+
+    @functools.cached_property
+    def kinds(self) -> tuple[LayerKind, ...]:
+        """The kinds of layers 0, 1, ... of one period; layer i is of kind i modulo their number."""
+        one = LayerKind(
+            sliding_window=self.sliding_window,
+            rope=self.position == "rope",
+            rope_theta=self.rope_theta,
+            rope_scaling=self.rope_scaling,
+        )
+        pattern = tuple(k.model_copy(update={"layers": 1}) for k in self.pattern for _ in range(k.layers)) or (one,)
+        return pattern[:1] if len(set(pattern)) == 1 else pattern[: self.num_layers]
+
+    @functools.cached_property
+    def windows(self) -> dict[int | None, int]:
+        """Sliding window -> how many layers have it."""
+        kinds = self.kinds
+        return dict(Counter(kinds[i % len(kinds)].sliding_window for i in range(self.num_layers)))
 
     @property
     def expert_layers(self) -> int:

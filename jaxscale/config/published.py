@@ -4,93 +4,20 @@ What changes the function and cannot be expressed is refused by its name. Both s
 the older one is written, which every reader knows and which wins where both are there.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from jaxscale.config.errors import describe, in_one
-from jaxscale.config.model import Model
+from jaxscale.config.families import ABOUT, FAMILIES, FULL, KINDS, ROPE, SLIDING, Family, Values, family_of
+from jaxscale.config.model import LayerKind, Model
 from jaxscale.files.reading import parse_json
 
-Values = dict[str, Any]
-
-# What says nothing of the function, or is about training alone
-ABOUT = {
-    "_name_or_path", "architectures", "attention_dropout", "attn_implementation", "attn_pdrop", "auto_map",
-    "bos_token_id", "chunk_size_feed_forward", "dtype", "embd_pdrop", "eos_token_id", "id2label", "is_encoder_decoder",
-    "keys_to_ignore_at_inference", "label2id", "max_window_layers", "model_type", "output_attentions",
-    "output_hidden_states", "output_router_logits", "pad_token_id", "pretraining_tp", "problem_type",
-    "reorder_and_upcast_attn", "resid_pdrop", "return_dict", "router_aux_loss_coef", "router_jitter_noise",
-    "summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type", "summary_use_proj",
-    "task_specific_params", "torch_dtype", "transformers_version", "unk_token_id", "use_cache", "n_ctx",
-    "gradient_checkpointing", "is_llama_config", "rope_interleaved", "transformers.js_config",
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Family:
-    """A kind of config.json.
-
-    Attributes:
-        fields: its key -> ours, `moe.` for those of experts.
-        fixed: our values that every model of the family has.
-        only: its keys that must have this value where they are there.
-        defaults: its keys' values where they are not there.
-    """
-
-    architecture: str
-    fields: Mapping[str, str]
-    fixed: Values = field(default_factory=dict)
-    only: Values = field(default_factory=dict)
-    defaults: Values = field(default_factory=dict)
-
-
-DECODER = {
-    "vocab_size": "vocab_size", "hidden_size": "embed_dim", "num_hidden_layers": "num_layers",
-    "num_attention_heads": "num_heads", "num_key_value_heads": "num_kv_heads", "head_dim": "head_dim",
-    "intermediate_size": "mlp_dim", "max_position_embeddings": "max_seq_len", "rms_norm_eps": "norm_eps",
-    "tie_word_embeddings": "tie_embeddings", "initializer_range": "init_std", "sliding_window": "sliding_window",
-}  # fmt: skip
-ROPE = ("rope_theta", "rope_scaling", "rope_parameters")
-SILU = {"hidden_act": "silu", "partial_rotary_factor": 1.0, "quantization_config": None}
-FULL = SILU | {"use_sliding_window": False}
-BIASES = {"attention_bias": "attention_bias", "mlp_bias": "mlp_bias"}
-MIXTURE = {"num_experts_per_tok": "moe.top_k"}
-FAMILIES = {
-    "llama": Family(
-        "LlamaForCausalLM", DECODER | BIASES, {"qk_norm": False}, SILU, {"tie_word_embeddings": False}
-    ),
-    "mistral": Family("MistralForCausalLM", DECODER, {"qk_norm": False}, SILU, {"tie_word_embeddings": False}),
-    "qwen3": Family(
-        "Qwen3ForCausalLM", DECODER | {"attention_bias": "attention_bias"}, {"qk_norm": True}, FULL,
-        {"tie_word_embeddings": False, "head_dim": 128},
-    ),
-    "mixtral": Family(
-        "MixtralForCausalLM", DECODER | MIXTURE | {"num_local_experts": "moe.num_experts"}, {"qk_norm": False}, SILU,
-        {"tie_word_embeddings": False, "rope_theta": 1e6},
-    ),
-    "qwen3_moe": Family(
-        "Qwen3MoeForCausalLM",
-        DECODER | MIXTURE | {"attention_bias": "attention_bias", "num_experts": "moe.num_experts",
-                             "num_local_experts": "moe.num_experts", "moe_intermediate_size": "moe.mlp_dim",
-                             "norm_topk_prob": "moe.normalize"},
-        {"qk_norm": True}, FULL | {"mlp_only_layers": [], "decoder_sparse_step": 1},
-        {"tie_word_embeddings": False, "norm_topk_prob": False},
-    ),
-    "gpt2": Family(
-        "GPT2LMHeadModel",
-        {"vocab_size": "vocab_size", "n_embd": "embed_dim", "n_layer": "num_layers", "n_head": "num_heads",
-         "n_positions": "max_seq_len", "n_inner": "mlp_dim", "layer_norm_epsilon": "norm_eps",
-         "tie_word_embeddings": "tie_embeddings", "initializer_range": "init_std"},
-        {"norm": "layernorm", "position": "learned", "mlp": "gelu", "attention_bias": True, "mlp_bias": True},
-        {"activation_function": "gelu_new", "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False,
-         "add_cross_attention": False, "quantization_config": None},
-        {"tie_word_embeddings": True},
-    ),
-}  # fmt: skip
+ELSEWHERE = "says nothing of the model"
+STRETCHED = {"factor": "factor", "low_freq_factor": "low_frequency_factor", "high_freq_factor": "high_frequency_factor",
+             "original_max_position_embeddings": "original_max_len"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -121,16 +48,43 @@ def read(directory: Path) -> Published:
 
 
 def as_ours(kind: str, values: Values, *, name: str) -> Published:
-    family, told = FAMILIES[kind], []
+    """The model of a config.json's values."""
+    family = FAMILIES[kind]
+    told: list[tuple[str, Any, str]] = []
+    if family.inside:
+        inner = values.get(family.inside)
+        if not isinstance(inner, dict):
+            raise ValueError(f"{family.inside} is not there, which says what its decoder is")
+        told = [
+            (key, "...", "left out: only the decoder is read") for key in values if key not in (family.inside, *ABOUT)
+        ]
+        values = {k: v for k, v in values.items() if k == "tie_word_embeddings"} | inner
     absent = {k: v for k, v in family.defaults.items() if k not in values}
     if "rope_parameters" in values:  # it says theta, wherever that is
-        absent.pop("rope_theta", None)
+        absent = {k: v for k, v in absent.items() if k not in ROPE}
     given = absent | values
-    own: Values = {"name": name, **family.fixed}
+    own, moe = translated(family, given, told)
+    own |= {"name": name} | family.derived(given)
+    if kind != "gpt2":
+        own |= settled(layers_of(family, given, own))
+        told.append(("rope", {k: given[k] for k in ROPE if k in given}, "model.rope_theta, model.rope_scaling"))
+        told += [(k, shown(given[k]), "model.sliding_window, model.pattern") for k in KINDS if k in given]
+    own.setdefault("mlp_dim", 4 * own.get("embed_dim", 0))
+    if moe:
+        own["moe"] = {"mlp_dim": own["mlp_dim"]} | moe
+    model = model_of(own)
+    if family_of(model) != kind and not family.inside:
+        model = model_of(own | {"family": kind})
+    return Published(kind, model, tuple(told))
+
+
+def translated(family: Family, given: Values, told: list[tuple[str, Any, str]]) -> tuple[Values, Values]:
+    """Our values that have a key of their own, and those of experts; each key is told."""
+    own: Values = dict(family.fixed)
     moe: Values = {}
     for key, value in given.items():
         if key in family.fields:
-            if value is None or (key == "sliding_window" and given.get("use_sliding_window") is False):
+            if value is None:
                 told.append((key, value, "not used"))
                 continue
             ours = family.fields[key]
@@ -143,21 +97,15 @@ def as_ours(kind: str, values: Values, *, name: str) -> Published:
             if value is not None and value != family.only[key]:
                 raise ValueError(f"{key}={value} changes the model, and only {family.only[key]} can be expressed")
             told.append((key, value, "as here"))
-        elif key == "layer_types":
-            if set(value or []) - {"full_attention", *(["sliding_attention"] if own.get("sliding_window") else [])}:
-                raise ValueError(f"{key}={sorted(set(value))}: layers of several kinds cannot be expressed")
-            told.append((key, "...", "as here"))
-        elif key not in ROPE or kind == "gpt2":
-            if key not in ABOUT:
+        elif key not in (*ROPE, *KINDS) or family.architecture == FAMILIES["gpt2"].architecture:
+            if key not in ABOUT and key not in family.ignored:
                 raise ValueError(f"{key}={value} is not known, and may change the model")
-            told.append((key, value, "says nothing of the model"))
-    if kind != "gpt2":
-        own |= positions(given)
-        told.append(("rope", {k: given[k] for k in ROPE if k in given}, "model.rope_theta, model.rope_scaling"))
-    own.setdefault("mlp_dim", 4 * own.get("embed_dim", 0))
-    if moe:
-        own["moe"] = {"mlp_dim": own["mlp_dim"]} | moe
-    return Published(kind, model_of(own), tuple(told))
+            told.append((key, value, "model, with other keys" if key in family.ignored else ELSEWHERE))
+    return own, moe
+
+
+def shown(value: Any) -> Any:
+    return "..." if isinstance(value, list) else value
 
 
 def model_of(values: Values) -> Model:
@@ -168,35 +116,73 @@ def model_of(values: Values) -> Model:
         raise ValueError(in_one([describe(e, Model) for e in error.errors()])) from None
 
 
-def positions(given: Values) -> Values:
-    """Rotary positions, in the older spelling where it is there, or in the newer one."""
+# --- layers ---------------------------------------------------------------------------------------------------
+
+
+def layers_of(family: Family, given: Values, own: Values) -> list[Values]:
+    """What each layer has of its own: its window and its rotary positions."""
+    number, window = own.get("num_layers", 0), given.get("sliding_window")
+    if given.get("use_sliding_window") is False:
+        window = None
+    types = given.get("layer_types") or (family.types(given, number) if family.types else [SLIDING] * number)
+    roped = given.get("no_rope_layers") or rope_by_interval(given.get("no_rope_layer_interval"), number)
+    if len(types) != number or len(roped) != number:
+        raise ValueError(f"layer_types or no_rope_layers are of {len(types)} and {len(roped)} layers, not {number}")
+    if other := sorted(set(types) - {FULL, SLIDING}):
+        raise ValueError(f"layer_types={other}: layers of this kind cannot be expressed")
+    positions = {kind: positions_of(given, kind) for kind in dict.fromkeys(types)}
+    return [
+        {"sliding_window": window if kind == SLIDING else None, "rope": bool(rope), **positions[kind]}
+        for kind, rope in zip(types, roped, strict=True)
+    ]
+
+
+def rope_by_interval(interval: int | None, layers: int) -> list[bool]:
+    return [interval is None or (i + 1) % interval != 0 for i in range(layers)]
+
+
+def settled(layers: list[Values]) -> Values:
+    """Our values of layers that are alike; or a pattern, with the values of the period's last layer as the model's."""
+    if not layers:
+        return {}
+    period = next(p for p in range(1, len(layers) + 1) if all(one == layers[i % p] for i, one in enumerate(layers)))
+    kinds = layers[:period]
+    rest = {k: v for k, v in kinds[-1].items() if k != "rope"}
+    if period == 1:
+        return rest | {"position": "rope" if kinds[0]["rope"] else "none"}
+    pattern: list[Values] = []
+    for kind in kinds:
+        if pattern and pattern[-1] == kind | {"layers": pattern[-1]["layers"]}:
+            pattern[-1]["layers"] += 1
+        else:
+            pattern.append(kind | {"layers": 1})
+    return rest | {"sliding_window": None, "pattern": pattern}
+
+
+def positions_of(given: Values, layer_type: str) -> Values:
+    """Rotary positions of a type of layers, in the older spelling where it is there, or in the newer one."""
     newer = given.get("rope_parameters") or {}
     if any(isinstance(v, dict) for v in newer.values()):
-        raise ValueError(f"rope_parameters={newer}: positions by kind of layer cannot be expressed")
+        newer = newer.get(layer_type) or {}
     scaling = given.get("rope_scaling") or {k: v for k, v in newer.items() if k != "rope_theta"}
     theta = given.get("rope_theta", newer.get("rope_theta", 10_000.0))
+    if layer_type == SLIDING and given.get("rope_local_base_freq"):  # the rest is of layers that see all tokens
+        theta, scaling = given["rope_local_base_freq"], {}
     kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind == "default":
-        return {"rope_theta": float(theta)}
-    names = {"factor": "factor", "low_freq_factor": "low_frequency_factor", "high_freq_factor": "high_frequency_factor",
-             "original_max_position_embeddings": "original_max_len"}  # fmt: skip
-    if kind != "llama3" or set(scaling) - {*names, "rope_type", "type"}:
-        raise ValueError(f"rope_scaling={scaling}: of these only llama3 can be expressed")
-    return {"rope_theta": float(theta), "rope_scaling": {ours: scaling[theirs] for theirs, ours in names.items()}}
+    unused = set(scaling) - {"rope_type", "type"}
+    if kind == "default" and scaling.get("partial_rotary_factor", 1.0) == 1.0:
+        return {"rope_theta": float(theta), "rope_scaling": None}
+    if kind == "linear" and unused == {"factor"}:
+        return {"rope_theta": float(theta), "rope_scaling": {"kind": "linear", "factor": scaling["factor"]}}
+    if kind != "llama3" or unused - set(STRETCHED):
+        raise ValueError(f"rope_scaling={scaling}: of these only llama3 and linear can be expressed")
+    return {
+        "rope_theta": float(theta),
+        "rope_scaling": {ours: scaling[theirs] for theirs, ours in STRETCHED.items() if theirs in scaling},
+    }
 
 
 # --- back -----------------------------------------------------------------------------------------------------
-
-
-def family_of(model: Model) -> str:
-    """The family whose files hold a model like this one."""
-    if model.norm == "layernorm":
-        return "gpt2"
-    if model.moe:
-        return "qwen3_moe" if model.qk_norm else "mixtral"
-    if model.qk_norm:
-        return "qwen3"
-    return "mistral" if model.sliding_window else "llama"
 
 
 def as_theirs(model: Model, *, dtype: str, separator: int | None) -> Values:
@@ -208,27 +194,58 @@ def as_theirs(model: Model, *, dtype: str, separator: int | None) -> Values:
     values: Values = {"architectures": [family.architecture], "model_type": kind, "torch_dtype": dtype}
     values |= {key: own[ours] for key, ours in family.fields.items() if key != "num_local_experts" or kind == "mixtral"}
     values |= {key: value for key, value in family.only.items() if value is not None and key != "partial_rotary_factor"}
-    values |= {"bos_token_id": separator, "eos_token_id": separator}
+    values |= {"bos_token_id": separator, "eos_token_id": separator, "pad_token_id": None} | family.back(model)
     if kind == "mixtral":
         values["intermediate_size"] = own["moe.mlp_dim"]
     if kind != "gpt2":
-        values |= {"rope_theta": model.rope_theta, "rope_scaling": scaling_of(model)}
+        values |= layers_back(family, model)
     again = as_ours(kind, values, name=model.name).model
-    same = ("name", "vocab_multiple", "mlp_dim") if model.moe else ("name", "vocab_multiple")
-    lost = [k for k, v in again.model_dump().items() if k not in same and v != model.model_dump()[k]]
+    same = {"name", "vocab_multiple", "family"} | ({"mlp_dim"} if model.moe else set())
+    lost = [k for k, v in comparable(again).items() if k not in same and v != comparable(model)[k]]
     if lost:
         told = ", ".join(f"model.{k}={getattr(model, k)}" for k in lost)
         raise ValueError(f"{told}: a config.json of {kind}, the nearest family, cannot express it")
     return values
 
 
-def scaling_of(model: Model) -> Values | None:
-    if (rope := model.rope_scaling) is None:
+def comparable(model: Model) -> Values:
+    """A model's values, layers by what they are and not by how a config says it."""
+    values = model.model_dump(exclude={"pattern", "sliding_window", "rope_theta", "rope_scaling", "position"})
+    if model.attention_multiplier is None:
+        values["attention_multiplier"] = model.head_size**-0.5
+    kinds = model.kinds
+    layers = [kinds[i % len(kinds)] for i in range(model.num_layers)]
+    return values | {"pattern": [k if k.rope else k.model_copy(update=NO_ROPE) for k in layers]} | {
+        "position": "learned" if model.position == "learned" else "rope"
+    }  # fmt: skip
+
+
+NO_ROPE = {"rope_theta": 1.0, "rope_scaling": None}  # whatever they are, nothing reads them
+
+
+def layers_back(family: Family, model: Model) -> Values:
+    """The keys that say what each layer has of its own; those of all layers where they are alike."""
+    kinds = model.kinds
+    layers = [kinds[i % len(kinds)] for i in range(model.num_layers)]
+    windows = {k.sliding_window for k in layers if k.sliding_window}
+    whole = next((k for k in reversed(kinds) if k.sliding_window is None and k.rope), kinds[-1])
+    values: Values = {"sliding_window": max(windows, default=None)}
+    values |= {"rope_theta": whole.rope_theta, "rope_scaling": scaling_of(whole)}
+    if family.types:
+        values["layer_types"] = [FULL if k.sliding_window is None else SLIDING for k in layers]
+    if family.types is FAMILIES["qwen2"].types:
+        values |= {"use_sliding_window": bool(windows), "max_window_layers": values["layer_types"].count(FULL)}
+    if "rope_local_base_freq" in family.defaults:
+        local = next((k for k in kinds if k.sliding_window), whole)
+        values["rope_local_base_freq"] = local.rope_theta
+    if "no_rope_layer_interval" in family.defaults:
+        values |= {"no_rope_layers": [int(k.rope) for k in layers], "use_sliding_window": False}
+    return values
+
+
+def scaling_of(kind: LayerKind) -> Values | None:
+    if (rope := kind.rope_scaling) is None:
         return None
-    return {
-        "rope_type": "llama3",
-        "factor": rope.factor,
-        "low_freq_factor": rope.low_frequency_factor,
-        "high_freq_factor": rope.high_frequency_factor,
-        "original_max_position_embeddings": rope.original_max_len,
-    }
+    if rope.kind == "linear":
+        return {"rope_type": "linear", "factor": rope.factor}
+    return {"rope_type": "llama3"} | {theirs: getattr(rope, ours) for theirs, ours in STRETCHED.items()}

@@ -83,8 +83,9 @@ function microbatchTokens(config, sizes) {
 
 function visibleKeys(config) {
   const length = config.data.seq_len,
-    window = Math.min((config.table.attention && config.table.attention.window) || length, length);
-  return window * (1 - window / (2 * length));
+    { windows } = config.table.attention || { windows: [] },
+    keys = (window) => window * (1 - window / (2 * length));
+  return total(windows.map(({ window, share }) => share * keys(Math.min(window || length, length))));
 }
 
 function trainFlopsPerToken(config) {
@@ -251,31 +252,33 @@ function splitSequences(config, sizes, chip) {
   const shards = count(axes, sizes),
     width = widthOf(config),
     own = 2 * activationElements(config, sizes, attention.k),
-    runs = config.step.microbatches * layers,
     again = kept === null || attention.result in kept ? 0 : 1,
-    platform = PAGE.machines.chips[chip].node ? "gpu" : "tpu",
-    way = attention.ways[platform];
+    platform = PAGE.machines.chips[chip].node ? "gpu" : "tpu";
   const keys = (...rest) => sent("keys and values", ...rest),
     gradients = (...rest) => sent("gradients of keys and values", ...rest);
-  if (way === "gather")
-    return [
-      keys("all-gather", axes, own * shards * width, 2 * runs, "forward", true),
-      gradients("reduce-scatter", axes, own * shards * width, runs, "backward", true),
-    ];
-  if (way === "ring")
-    return [
-      keys("collective-permute", axes, own * width, ((shards - 1) * (2 + again) - again) * runs, "forward", true),
-      gradients("collective-permute", axes, own * 4, shards * runs, "backward", true),
-    ];
-  const tokens = Math.floor(config.data.seq_len / shards),
-    multiple = attention.multiples[platform],
-    wanted = Math.ceil((attention.window - 1) / multiple) * multiple,
-    hops = Math.min(shards - 1, Math.ceil(wanted / tokens)),
-    parts = Array.from({ length: hops }, (_, hop) => Math.min(tokens, wanted - hop * tokens));
-  return parts.flatMap((part) => [
-    keys("collective-permute", axes, (own / tokens) * part * width, (1 + again) * runs, "forward", false),
-    gradients("collective-permute", axes, (own / tokens) * part * width, runs, "backward", false),
-  ]);
+  return attention.windows.flatMap(({ window, share, ways }) => {
+    const way = ways[platform],
+      runs = Math.round(config.step.microbatches * layers * share);
+    if (way === "gather")
+      return [
+        keys("all-gather", axes, own * shards * width, 2 * runs, "forward", true),
+        gradients("reduce-scatter", axes, own * shards * width, runs, "backward", true),
+      ];
+    if (way === "ring")
+      return [
+        keys("collective-permute", axes, own * width, ((shards - 1) * (2 + again) - again) * runs, "forward", true),
+        gradients("collective-permute", axes, own * 4, shards * runs, "backward", true),
+      ];
+    const tokens = Math.floor(config.data.seq_len / shards),
+      multiple = attention.multiples[platform],
+      wanted = Math.ceil((window - 1) / multiple) * multiple,
+      hops = Math.min(shards - 1, Math.ceil(wanted / tokens)),
+      parts = Array.from({ length: hops }, (_, hop) => Math.min(tokens, wanted - hop * tokens));
+    return parts.flatMap((part) => [
+      keys("collective-permute", axes, (own / tokens) * part * width, (1 + again) * runs, "forward", false),
+      gradients("collective-permute", axes, (own / tokens) * part * width, runs, "backward", false),
+    ]);
+  });
 }
 
 /** Attention's gradients over axes along which all devices attend to the same heads and rows. */

@@ -22,7 +22,7 @@ from jaxscale.explain.rows import CASES
 from jaxscale.files.whole import write_whole
 from jaxscale.optimizers import OPTIMIZERS
 from jaxscale.predict import costs, experts, forecast, timing
-from jaxscale.predict.attention import kernel_of, split_way
+from jaxscale.predict.attention import kernel_of, split_ways
 from jaxscale.report.page import assembled, package_texts
 
 SCRIPTS = (
@@ -86,7 +86,7 @@ def table(config: cfg.Config) -> dict[str, Any]:
         "padding": model.padding,
         "multiplied": [op.weight_name for op in model.ops],
         "lookups": model.lookups,
-        "attention": vars(model.attention) | split_of(config) if model.attention else None,
+        "attention": attention(config),
         "kept": costs.kept(config),
         "activations": {a.name: [a.letters, a.at, a.only] for a in model.activations},
         "float32": [op.name for op in model.ops if op.float32],
@@ -116,11 +116,18 @@ def routed(config: cfg.Config) -> dict[str, Any] | None:
     return vars(model.routed) | {"tokens": tokens, "ops": [op.name for op in model.ops if op.rows_move]}
 
 
-def split_of(config: cfg.Config) -> dict[str, dict[str, Any]]:
-    """By platform: how a split sequence attends, and of how many keys a halo is a multiple."""
+def attention(config: cfg.Config) -> dict[str, Any] | None:
+    """The model's attention; by platform how a split sequence attends, and of how many keys a halo is a multiple."""
+    if (row := blueprint(config.model).attention) is None:
+        return None
     platforms = ("tpu", "gpu")
+    ways = {platform: split_ways(config, platform) for platform in platforms}
     return {
-        "ways": {platform: split_way(config, platform) for platform in platforms},
+        **vars(row),
+        "windows": [
+            {"window": window, "share": share, "ways": {platform: ways[platform][window] for platform in platforms}}
+            for window, share in row.shares
+        ],
         "multiples": {platform: MULTIPLE[kernel_of(config, platform)] for platform in platforms},
     }
 

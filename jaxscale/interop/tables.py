@@ -1,7 +1,7 @@
 """Which tensor of a family's files holds which weight of ours: one row each, for reading and for writing.
 
 Letters are the model's own (`blueprint.decoder`). A file's dim may hold several of ours, in brackets: `(NH)D` is a
-matrix [N H, D]. `%` counts the parts of a file's dim that holds several weights one after the other.
+matrix [N H, D]. It may hold several weights one after the other, in brackets too: `(NH+KH+KH)D`.
 """
 
 import math
@@ -13,8 +13,6 @@ import numpy as np
 
 from jaxscale.blueprint.table import Blueprint, Weight
 
-PART = "%"
-
 
 @dataclass(frozen=True)
 class Row:
@@ -24,7 +22,7 @@ class Row:
         weight: its name in the model's table; `path`: where it is among the parameters.
         file: its tensor's name; the first {} is the layer, the second the expert.
         letters: of the tensor's dims.
-        part, parts: which part of a tensor that holds several weights.
+        part: which of the weights that share a dim.
     """
 
     weight: str
@@ -32,16 +30,21 @@ class Row:
     file: str
     letters: str
     part: int = 0
-    parts: int = 1
 
     @property
-    def groups(self) -> list[str]:
-        """Our letters in each of the tensor's dims."""
-        return [group.strip("()") for group in re.findall(r"\([^)]*\)|[^()]", self.letters)]
+    def dims(self) -> list[list[str]]:
+        """For each of the tensor's dims our letters; of several weights that share it, those of each."""
+        return [group.strip("()").split("+") for group in re.findall(r"\([^)]*\)|[^()]", self.letters)]
 
     @property
     def flat(self) -> str:
-        return "".join(self.groups)
+        """Letters of this weight, in the tensor's order."""
+        return "".join(parts[self.part] if len(parts) > 1 else parts[0] for parts in self.dims)
+
+    @property
+    def shared(self) -> int | None:
+        """The dim that several weights share."""
+        return next((i for i, parts in enumerate(self.dims) if len(parts) > 1), None)
 
 
 def rows(prefix: str, at: tuple[str, ...], *found: tuple[str, str, str, str]) -> list[Row]:
@@ -79,16 +82,16 @@ def experts(prefix: str, router: str, gate: str, up: str, down: str) -> list[Row
                 ("expert_down", "expert_down", f"{one}{down}.weight", "GM"))  # fmt: skip
 
 
-def thirds(weight: str, part: int, dims: str) -> list[Row]:
-    """q, k or v of GPT-2, which lie in one matrix."""
-    matrix = Row(
-        weight, (*LAYER, "attention", weight), "transformer.h.{}.attn.c_attn.weight", f"D({PART}{dims})", part, 3
-    )
-    name = f"{weight}_bias"
-    return [
-        matrix,
-        Row(name, (*LAYER, "attention", name), "transformer.h.{}.attn.c_attn.bias", f"({PART}{dims})", part, 3),
-    ]
+def together(names: str, at: tuple[str, ...], file: str, letters: str) -> list[Row]:
+    """Weights that lie in one tensor, in this order."""
+    return [Row(name, (*at, name), file, letters, part) for part, name in enumerate(names.split())]
+
+
+def without(rows: list[Row], *names: str) -> list[Row]:
+    return [row for row in rows if row.weight not in names]
+
+
+QKV = "(NH+KH+KH)"
 
 
 def norms(ours: str, at: tuple[str, ...], file: str) -> list[Row]:
@@ -102,7 +105,8 @@ GPT2 = [
     *norms("attention_norm", LAYER, "h.{}.ln_1"),
     *norms("mlp_norm", LAYER, "h.{}.ln_2"),
     *norms("final_norm", (), "ln_f"),
-    *thirds("q", 0, "NH"), *thirds("k", 1, "KH"), *thirds("v", 2, "KH"),
+    *together("q k v", (*LAYER, "attention"), "transformer.h.{}.attn.c_attn.weight", f"D{QKV}"),
+    *together("q_bias k_bias v_bias", (*LAYER, "attention"), "transformer.h.{}.attn.c_attn.bias", QKV),
     *rows("transformer.h.{}.attn.c_proj.", (*LAYER, "attention"), ("out", "out", "weight", "(NH)D"),
           ("out_bias", "out_bias", "bias", "1")),
     *rows("transformer.h.{}.mlp.", (*LAYER, "mlp"),
@@ -110,10 +114,30 @@ GPT2 = [
           ("down", "down", "c_proj.weight", "FD"), ("down_bias", "down_bias", "c_proj.bias", "1")),
 ]  # fmt: skip
 
+# Four norms, of which the second is another one than Llama's of that name
+GEMMA = [
+    *without(LLAMA, "mlp_norm_scale"), *MLP,
+    *rows(IN_LAYER, LAYER,
+          ("attention_out_norm_scale", "attention_out_norm.scale", "post_attention_layernorm.weight", "1"),
+          ("mlp_norm_scale", "mlp_norm.scale", "pre_feedforward_layernorm.weight", "1"),
+          ("mlp_out_norm_scale", "mlp_out_norm.scale", "post_feedforward_layernorm.weight", "1")),
+]  # fmt: skip
+OLMO2 = [
+    *without(GEMMA, "attention_norm_scale", "mlp_norm_scale", "q_norm_scale", "k_norm_scale"),
+    *rows(f"{IN_LAYER}self_attn.", (*LAYER, "attention"), ("q_norm_scale", "q_norm.scale", "q_norm.weight", "(NH)"),
+          ("k_norm_scale", "k_norm.scale", "k_norm.weight", "(KH)")),
+]  # fmt: skip
+PHI3 = [
+    *without(LLAMA, "q", "k", "v"), *without(MLP, "gate", "up"),
+    *together("q k v", (*LAYER, "attention"), f"{IN_LAYER}self_attn.qkv_proj.weight", f"{QKV}D"),
+    *together("gate up", (*LAYER, "mlp"), f"{IN_LAYER}mlp.gate_up_proj.weight", "(F+F)D"),
+]  # fmt: skip
+
 TABLES: Mapping[str, list[Row]] = {
-    "llama": LLAMA + MLP,
-    "mistral": LLAMA + MLP,
-    "qwen3": LLAMA + MLP,
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "smollm3", "granite"), LLAMA + MLP),
+    **dict.fromkeys(("gemma2", "gemma3", "gemma3_text"), GEMMA),
+    "olmo2": OLMO2,
+    "phi3": PHI3,
     "mixtral": LLAMA + experts("block_sparse_moe", "gate", "w1", "w3", "w2"),
     "qwen3_moe": LLAMA + experts("mlp", "gate", "gate_proj", "up_proj", "down_proj"),
     "gpt2": GPT2,
@@ -130,14 +154,19 @@ def rows_of(family: str, model: Blueprint) -> dict[str, Row]:
 
 def sizes(row: Row, model: Blueprint) -> dict[str, int]:
     """Letter -> its size in the files: without the padding of a table."""
-    found = {c: model.dims[c].size - model.padding.get(c, 0) for c in row.flat if c != PART}
-    return found | {PART: row.parts}
+    letters = {c for parts in row.dims for part in parts for c in part}
+    return {c: model.dims[c].size - model.padding.get(c, 0) for c in letters}
 
 
 def shape(row: Row, model: Blueprint) -> tuple[int, ...]:
     """Of the tensor in the files."""
+    return tuple(sum(parts) for parts in parts_of(row, model))
+
+
+def parts_of(row: Row, model: Blueprint) -> list[list[int]]:
+    """For each of the tensor's dims how much of it each weight has."""
     size = sizes(row, model)
-    return tuple(math.prod(size[c] for c in group) for group in row.groups)
+    return [[math.prod(size[c] for c in part) for part in parts] for parts in row.dims]
 
 
 def own_letters(weight: Weight, model: Blueprint) -> str:
@@ -147,18 +176,21 @@ def own_letters(weight: Weight, model: Blueprint) -> str:
 
 def opened(tensor: np.ndarray, row: Row, model: Blueprint) -> np.ndarray:
     """A tensor of the files as our weight of one layer and expert: a view."""
-    size, wanted = sizes(row, model), own_letters(model.weight(row.weight), model)
-    array = tensor.reshape([size[c] for c in row.flat])
-    letters = row.flat
-    if PART in letters:
-        array, letters = np.take(array, row.part, letters.index(PART)), letters.replace(PART, "")
-    return array.transpose([letters.index(c) for c in wanted])
+    size, wanted, letters = sizes(row, model), own_letters(model.weight(row.weight), model), row.flat
+    if (dim := row.shared) is not None:
+        parts = parts_of(row, model)[dim]
+        start = sum(parts[: row.part])
+        tensor = tensor[(slice(None),) * dim + (slice(start, start + parts[row.part]),)]
+    return tensor.reshape([size[c] for c in letters]).transpose([letters.index(c) for c in wanted])
 
 
-def closed(arrays: list[np.ndarray], row: Row, model: Blueprint) -> np.ndarray:
-    """The tensor of one row's weight, or of all parts' weights in their order; without padding."""
-    letters = own_letters(model.weight(row.weight), model)
-    size, flat = sizes(row, model), row.flat.replace(PART, "")
-    cut = [a[tuple(slice(size[c]) for c in letters)].transpose([letters.index(c) for c in flat]) for a in arrays]
-    whole = np.stack(cut, row.flat.index(PART)) if PART in row.flat else cut[0]
-    return np.ascontiguousarray(whole.reshape(shape(row, model)))
+def closed(parts: list[tuple[Row, np.ndarray]], model: Blueprint) -> np.ndarray:
+    """The tensor of one row's weight, or of all weights that share it in their order; without padding."""
+    cut = []
+    for row, array in parts:
+        size, letters = sizes(row, model), own_letters(model.weight(row.weight), model)
+        own = array[tuple(slice(size[c]) for c in letters)].transpose([letters.index(c) for c in row.flat])
+        dims = [each[row.part if len(each) > 1 else 0] for each in parts_of(row, model)]
+        cut.append(own.reshape(dims))
+    shared = parts[0][0].shared
+    return np.ascontiguousarray(cut[0] if shared is None else np.concatenate(cut, shared))

@@ -9,6 +9,7 @@ import numpy as np
 from jaxscale import config as cfg
 from jaxscale.blueprint.decoder import decoder
 from jaxscale.blueprint.table import Blueprint, Weight
+from jaxscale.config.families import FAMILIES
 from jaxscale.interop.tables import Row, closed, opened, rows_of, shape
 from jaxscale.interop.tensors import Place, tensors
 
@@ -53,11 +54,21 @@ class Files:
         return block
 
 
+# In files of models that see too: what is no part of their decoder, and what stands before the decoder's names
+OTHERS = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
+DECODER = ("model.language_model.", "language_model.model.")
+
+
 def renamed(found: dict[str, Place], family: str) -> dict[str, Place]:
-    """GPT-2's first files have no `transformer.` before their names."""
+    """By the names of the family's decoder alone. GPT-2's first files have no `transformer.` before their names."""
     if family == "gpt2" and not any(name.startswith("transformer.") for name in found):
         return {name if name == "lm_head.weight" else f"transformer.{name}": place for name, place in found.items()}
-    return found
+    if not FAMILIES[family].inside:
+        return found
+    own = {name: place for name, place in found.items() if not name.startswith(OTHERS)}
+    for before in DECODER:
+        own = {f"model.{name.removeprefix(before)}" if name.startswith(before) else name: own[name] for name in own}
+    return {name.removeprefix("language_model."): place for name, place in own.items()}
 
 
 def stacked_dims(weight: Weight, table: Blueprint) -> tuple[int, ...]:
@@ -97,4 +108,4 @@ class Tensors:
         """Those of these names, one by one; of our weights at most those of one tensor are held."""
         for name in wanted:
             parts = self.holders[name]
-            yield closed([read(row, place) for row, place in parts], parts[0][0], self.table).astype(dtype)
+            yield closed([(row, read(row, place)) for row, place in parts], self.table).astype(dtype)

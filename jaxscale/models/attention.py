@@ -123,9 +123,10 @@ def choose(how: Attention, q: jax.Array | jax.ShapeDtypeStruct) -> str:
 def require_attention(config: cfg.Config) -> None:
     """Ask for the attention of a config's decoder before anything is compiled; raises as `choose` does."""
     model, step = config.model, config.step
-    how = Attention(model.sliding_window, model.attention_softcap, step.attention)
     shape = (config.data.batch_size, config.data.seq_len, model.num_heads, model.head_size)
-    choose(how, jax.ShapeDtypeStruct(shape, step.compute_dtype))
+    for window in model.windows:
+        how = Attention(window, model.attention_softcap, step.attention)
+        choose(how, jax.ShapeDtypeStruct(shape, step.compute_dtype))
 
 
 def cudnn_problem(how: Attention, dtype: jnp.dtype, shape: tuple[int, ...], where: str) -> str | None:

@@ -4,6 +4,9 @@ Dims: B batch, T sequence, D embed, N query heads, K kv heads, H head dim, F mlp
 Parameters are kept in `param_dtype` and cast where they are used, before they are gathered.
 """
 
+from dataclasses import replace
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -14,7 +17,7 @@ from jaxscale import config as cfg
 from jaxscale.kernels.plain import visible
 from jaxscale.models.attention import Attention, attend, attention
 from jaxscale.models.experts import Experts
-from jaxscale.models.layers import Maker, Norm
+from jaxscale.models.layers import Maker, Norm, scaled
 from jaxscale.models.lora import adapted, give_adapters
 from jaxscale.models.rotary import Rope, rotate
 from jaxscale.models.sums import add_bias
@@ -42,25 +45,39 @@ class SelfAttention(nnx.Module):
 
     def __init__(self, model: cfg.Model, step: cfg.Step, rngs: nnx.Rngs):
         self.model, self.step, self.dtype = model, step, jnp.dtype(step.compute_dtype)
-        self.how = Attention(model.sliding_window, model.attention_softcap, step.attention, step.context_attention)
+        self.how = Attention(None, model.attention_softcap, step.attention, step.context_attention)
+        asked, usual = model.attention_multiplier, model.head_size**-0.5  # the kernels' own
+        self.of_queries = 1.0 if asked is None else asked / usual
         make = Maker(model, step.param_dtype, rngs)
         self.q, self.k, self.v, self.out = make("q"), make("k"), make("v"), make("out")
         if model.attention_bias:
             self.q_bias, self.k_bias, self.v_bias = make("q_bias"), make("k_bias"), make("v_bias")
+        if model.attention_bias is True:
             self.out_bias = make("out_bias")
         if model.qk_norm:
-            self.q_norm, self.k_norm = Norm("q_norm", make), Norm("k_norm", make)
+            whole = model.qk_norm == "all_heads"
+            self.q_norm = Norm("q_norm", make)
+            self.k_norm = Norm("k_norm", make, partial(repeat_heads, dim=0) if whole else None)
 
-    def __call__(self, x_BTD: jax.Array, rope: Rope | None, segments: jax.Array | None) -> jax.Array:
+    def __call__(
+        self, x_BTD: jax.Array, rope: Rope | None, window: int | None, segments: jax.Array | None
+    ) -> jax.Array:
+        """Attention to the layer's window of tokens; None: to all."""
         q, k, v = self.queries_keys_values(x_BTD, rope)
-        return self.output(attention(q, k, v, segments, self.how))
+        return self.output(attention(q, k, v, segments, replace(self.how, sliding_window=window)))
 
     def decode(
-        self, x_BTD: jax.Array, rope: Rope | None, segments: jax.Array, cache: Cache, start: jax.Array
+        self,
+        x_BTD: jax.Array,
+        rope: Rope | None,
+        window: int | None,
+        segments: jax.Array,
+        cache: Cache,
+        start: jax.Array,
     ) -> tuple[jax.Array, Cache]:
         """The same for the next T tokens, which attend to the cache too; and the cache with them, from `start` on."""
         q, k, v = self.queries_keys_values(x_BTD, rope)
-        cache, attended = self.attend_cached(q, k, v, cache, segments, start)
+        cache, attended = self.attend_cached(q, k, v, cache, segments, start, window=window)
         return self.output(attended), cache
 
     def queries_keys_values(self, x_BTD: jax.Array, rope: Rope | None) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -70,16 +87,18 @@ class SelfAttention(nnx.Module):
         v = checkpoint_name(adapted(self, "v", here, self.project(x_BTD, "v", "kv_heads"), repeat_heads), "v")
         if self.model.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
-        if rope is not None:
-            q, k = rotate(q, *rope), rotate(k, *rope)
-        return q, k, v
+        if rope is None:
+            return scaled(q, self.of_queries), k, v
+        sin, cos = rope
+        # in float32 with the rotation: queries are not rounded once more
+        return rotate(q, *(scaled(x, self.of_queries) for x in rope)), rotate(k, sin, cos), v
 
     def output(self, attended: jax.Array) -> jax.Array:
         # a[B, T, N_tensor, H] · w[N_tensor, H, D_fsdp] -> y[B, T_tensor, D]   gather w over fsdp; reduce-scatter y
         y = einsum(
             "btnh,nhd->btd", attended, self.weight("out"), out=("batch", "residual_sequence", "embed"), name="out"
         )
-        if self.model.attention_bias:
+        if self.model.attention_bias is True:
             y = add_bias(y, self.weight("out_bias"))
         y = adapted(self, "out", attended, y)
         return named(y, "attention_out", self.step)
@@ -101,7 +120,15 @@ class SelfAttention(nnx.Module):
         return y
 
     def attend_cached(
-        self, q: jax.Array, k: jax.Array, v: jax.Array, cache: Cache, segments: jax.Array, start: jax.Array
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        cache: Cache,
+        segments: jax.Array,
+        start: jax.Array,
+        *,
+        window: int | None,
     ) -> tuple[Cache, jax.Array]:
         """Write k, v at `start` of the cache and attend to all of it; `segments` [B, S] is 0 where nothing is."""
         cache = {
@@ -112,7 +139,7 @@ class SelfAttention(nnx.Module):
         T, S = q.shape[1], segments.shape[1]
 
         def local(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array, start: jax.Array) -> jax.Array:
-            mask_TS = visible(start + jnp.arange(T)[:, None], jnp.arange(S)[None, :], self.how.sliding_window)
+            mask_TS = visible(start + jnp.arange(T)[:, None], jnp.arange(S)[None, :], window)
             own = jax.lax.dynamic_slice_in_dim(segments, start, T, 1)
             mask = mask_TS & (own[:, :, None] == segments[:, None, :])
             return attend(q, k, v, mask, softcap=self.how.softcap)
@@ -141,7 +168,7 @@ def repeat_heads(w: jax.Array, dim: int) -> jax.Array:
 
 
 class Mlp(nnx.Module):
-    """SwiGLU (arXiv:2002.05202) or a gelu of two matmuls.
+    """SwiGLU or GeGLU (arXiv:2002.05202), or a gelu of two matmuls.
 
     Args:
         prefix: of its names in the model's table: the MLP that all tokens go to beside experts is `shared_`.
@@ -150,21 +177,22 @@ class Mlp(nnx.Module):
     def __init__(self, model: cfg.Model, step: cfg.Step, rngs: nnx.Rngs, prefix: str = ""):
         self.model, self.dtype, self.prefix = model, jnp.dtype(step.compute_dtype), prefix
         make = Maker(model, step.param_dtype, rngs)
-        if model.mlp == "swiglu":
+        self.gated = model.mlp != "gelu"
+        if self.gated:
             self.gate = make(f"{prefix}gate")
         self.up, self.down = make(f"{prefix}up"), make(f"{prefix}down")
         if model.mlp_bias:
             self.up_bias, self.down_bias = make("up_bias"), make("down_bias")
-            if model.mlp == "swiglu":
+            if self.gated:
                 self.gate_bias = make("gate_bias")
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         here, x_BTD = x_BTD, gather(x_BTD, "batch", "sequence", "embed", over="mlp")
         saved = self.prefix or "mlp_"
         up = checkpoint_name(adapted(self, "up", here, self.project(x_BTD, "up")), f"{saved}up")
-        if self.model.mlp == "swiglu":
+        if self.gated:
             gate = checkpoint_name(adapted(self, "gate", here, self.project(x_BTD, "gate")), f"{saved}gate")
-            h_BTF = jax.nn.silu(gate) * up
+            h_BTF = (jax.nn.silu(gate) if self.model.mlp == "swiglu" else jax.nn.gelu(gate, approximate=True)) * up
         else:
             h_BTF = jax.nn.gelu(up, approximate=True)
         # h[B, T, F_tensor] · w[F_tensor, D_fsdp] -> y[B, T_tensor, D]   gather w over fsdp; reduce-scatter y
@@ -189,29 +217,52 @@ class Mlp(nnx.Module):
 class Block(nnx.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)). x[B, T_tensor, D] between the matmuls.
 
+    The norms may be on what is added instead, or on both: `norm_at`.
+
     Args:
         experts: an MLP of experts, and beside it one that all tokens go to, where the model has one.
     """
 
     def __init__(self, model: cfg.Model, step: cfg.Step, rngs: nnx.Rngs, *, experts: bool = False):
         make = Maker(model, step.param_dtype, rngs)
-        self.attention_norm = Norm("attention_norm", make)
+        self.before, self.after = model.norm_at != "after", model.norm_at != "before"
+        if self.before:
+            self.attention_norm, self.mlp_norm = Norm("attention_norm", make), Norm("mlp_norm", make)
+        if self.after:
+            self.attention_out_norm = Norm("attention_out_norm", make)
+            self.mlp_out_norm = Norm("mlp_out_norm", make)
         self.attention = SelfAttention(model, step, rngs)
-        self.mlp_norm = Norm("mlp_norm", make)
         self.mlp = Experts(model, step, rngs) if experts else Mlp(model, step, rngs)
         if experts and model.moe and model.moe.shared_mlp_dim:
             self.shared = Mlp(model, step, rngs, "shared_")
         give_adapters(self, model, step, rngs)
-        self.step = step
+        self.model, self.step = model, step
 
     def __call__(
-        self, x_BTD: jax.Array, rope: Rope | None, segments: jax.Array | None, counted: jax.Array | None = None
+        self,
+        x_BTD: jax.Array,
+        rope: Rope | None,
+        window: int | None,
+        segments: jax.Array | None,
+        counted: jax.Array | None = None,
     ) -> tuple[jax.Array, Auxiliary]:
         """The layer's output and its auxiliary sums, where a token counts `counted` [B, T]; a dense layer has none."""
         x_BTD = named(x_BTD, "layer_in", self.step)
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rope, segments)
-        y, sums = self.feed_forward(self.mlp_norm(x_BTD), counted)
-        return x_BTD + y, sums
+        y = self.attention(self.read(x_BTD, "attention"), rope, window, segments)
+        x_BTD = self.added(x_BTD, y, "attention")
+        y, sums = self.feed_forward(self.read(x_BTD, "mlp"), counted)
+        return self.added(x_BTD, y, "mlp"), sums
+
+    def read(self, x_BTD: jax.Array, part: str) -> jax.Array:
+        """What attention or MLP reads of the stream."""
+        normed: jax.Array = getattr(self, f"{part}_norm")(x_BTD) if self.before else x_BTD
+        return normed
+
+    def added(self, x_BTD: jax.Array, y: jax.Array, part: str) -> jax.Array:
+        """The stream with what attention or MLP makes of it."""
+        if self.after:
+            y = getattr(self, f"{part}_out_norm")(y)
+        return x_BTD + scaled(y, self.model.residual_multiplier)
 
     def feed_forward(self, x_BTD: jax.Array, counted: jax.Array | None) -> tuple[jax.Array, Auxiliary]:
         """The MLP, or the experts; and their sums."""
@@ -221,9 +272,15 @@ class Block(nnx.Module):
         return (y + self.shared(x_BTD) if hasattr(self, "shared") else y), sums
 
     def decode(
-        self, x_BTD: jax.Array, rope: Rope | None, segments: jax.Array, cache: Cache, start: jax.Array
+        self,
+        x_BTD: jax.Array,
+        rope: Rope | None,
+        window: int | None,
+        segments: jax.Array,
+        cache: Cache,
+        start: jax.Array,
     ) -> tuple[jax.Array, Cache]:
         """The layer's output for the next T tokens, and its cache with them."""
-        y, cache = self.attention.decode(self.attention_norm(x_BTD), rope, segments, cache, start)
-        x_BTD = x_BTD + y
-        return x_BTD + self.feed_forward(self.mlp_norm(x_BTD), None)[0], cache
+        y, cache = self.attention.decode(self.read(x_BTD, "attention"), rope, window, segments, cache, start)
+        x_BTD = self.added(x_BTD, y, "attention")
+        return self.added(x_BTD, self.feed_forward(self.read(x_BTD, "mlp"), None)[0], "mlp"), cache

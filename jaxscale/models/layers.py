@@ -1,5 +1,7 @@
 """Parameters made from the model's table, and the norms that layers share."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -35,11 +37,20 @@ class Maker:
         return self.table.has(name)
 
 
-class Norm(nnx.Module):
-    """RMSNorm (arXiv:1910.07467), or with a bias LayerNorm, computed in float32."""
+def scaled(x: jax.Array, factor: float) -> jax.Array:
+    """`x` times a number of the config, in x's dtype; no operation for 1."""
+    return x if factor == 1 else x * factor
 
-    def __init__(self, name: str, make: Maker):
+
+class Norm(nnx.Module):
+    """RMSNorm (arXiv:1910.07467), or with a bias LayerNorm, computed in float32.
+
+    Over as many of the last dims as its scale has; `repeat` makes the scale that of repeated heads.
+    """
+
+    def __init__(self, name: str, make: Maker, repeat: Callable[[jax.Array], jax.Array] | None = None):
         self.centred, self.eps = make.has(f"{name}_bias"), make.model.norm_eps
+        self.repeat, self.plus = repeat, 1.0 if make.model.norm_plus_one else 0.0
         self.scale = make(f"{name}_scale")
         if self.centred:
             self.bias = make(f"{name}_bias")
@@ -48,7 +59,13 @@ class Norm(nnx.Module):
         y = x.astype(jnp.float32)
         if self.centred:
             y = y - y.mean(-1, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + self.eps)
-        vectors = [self.scale, self.bias] if self.centred else [self.scale]
-        y = with_vectors(lambda y, w, *b: y * w + b[0] if b else y * w, y, *(v[...].astype(x.dtype) for v in vectors))
-        return y.astype(x.dtype)
+        vectors = [v[...].astype(x.dtype) for v in ([self.scale, self.bias] if self.centred else [self.scale])]
+        dims = tuple(range(-vectors[0].ndim, 0))
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, dims, keepdims=True) + self.eps)
+        if self.repeat is not None:
+            vectors = [self.repeat(v) for v in vectors]
+        return with_vectors(self.weighted, y, *vectors).astype(x.dtype)
+
+    def weighted(self, y: jax.Array, w: jax.Array, *b: jax.Array) -> jax.Array:
+        y = y * (w + self.plus) if self.plus else y * w
+        return y + b[0] if b else y

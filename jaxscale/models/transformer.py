@@ -1,4 +1,4 @@
-"""One decoder that is Llama, Mistral, Qwen3 or GPT-2 by config: flax.nnx modules that know logical axes only.
+"""One decoder that is Llama, Qwen, Gemma, GPT-2 and others by config: flax.nnx modules that know logical axes only.
 
 Dims: B batch, T sequence, D embed, N query heads, K kv heads, H head dim, F mlp, V vocab, L layers.
 Parameters are kept in `param_dtype` and cast where they are used, before they are gathered.
@@ -14,11 +14,12 @@ from flax import nnx
 from jaxscale import config as cfg
 from jaxscale.blueprint.decoder import decoder
 from jaxscale.kernels.plain import NEGATIVE
+from jaxscale.models import pattern
 from jaxscale.models.block import Auxiliary, Block, Cache
 from jaxscale.models.embedding import lookup
 from jaxscale.models.experts import sums_of
-from jaxscale.models.layers import Maker, Norm
-from jaxscale.models.rotary import rotations
+from jaxscale.models.layers import Maker, Norm, scaled
+from jaxscale.models.rotary import Rope, rotations
 from jaxscale.parallel.sharding import (
     align,
     axes_of,
@@ -134,7 +135,8 @@ class Transformer(nnx.Module):
         sums: Auxiliary = {}
         for layers in self.stacks:
             layer = self.remat(self.layer(tokens_BT.shape, positions, segments, counted, layers=layers))
-            x_BTD, sums = jax.lax.scan(layer, x_BTD, nnx.split(layers)[1], unroll=self.unroll)
+            state = nnx.split(layers)[1]
+            x_BTD, sums = pattern.scan(layer, x_BTD, state, self.model.kinds, unroll=self.unroll)
         return self.final_norm(x_BTD), sums
 
     @property
@@ -154,7 +156,11 @@ class Transformer(nnx.Module):
         if self.model.position == "learned":
             positions = in_layout(positions, tokens_BT.shape)
             x_BTD = x_BTD + lookup(self.position_embedding[...], positions, dtype=self.dtype)
-        return x_BTD
+        return scaled(x_BTD, self.model.embedding_multiplier)
+
+    def ropes(self, positions: jax.Array) -> dict[cfg.LayerKind, Rope | None]:
+        """Rotary positions of each kind of layers."""
+        return {kind: rotations(positions, kind, self.model.head_size) for kind in dict.fromkeys(self.model.kinds)}
 
     def layer(
         self,
@@ -164,18 +170,19 @@ class Transformer(nnx.Module):
         counted: jax.Array | None = None,
         *,
         layers: Block | None = None,
-    ) -> Callable[[jax.Array, Any], tuple[jax.Array, Auxiliary]]:
-        """One layer, for tokens of this shape [B, T]: x and the layer's own parameters to its output and its sums.
+    ) -> Callable[[jax.Array, Any, cfg.LayerKind], tuple[jax.Array, Auxiliary]]:
+        """One layer, for tokens of this shape [B, T]: x, its own parameters and its kind to its output and its sums.
 
         Args:
             layers: the stack that it is of; None: the last.
         """
         graph, _ = nnx.split(layers or self.layers)
-        rope = rotations(in_layout(positions, shape), self.model)
+        ropes = self.ropes(in_layout(positions, shape))
         segments = None if segments is None else shard(segments, "batch", "sequence")
 
-        def run(x_BTD: jax.Array, block: Any) -> tuple[jax.Array, Auxiliary]:
-            both: tuple[jax.Array, Auxiliary] = nnx.merge(graph, block)(x_BTD, rope, segments, counted)
+        def run(x_BTD: jax.Array, block: Any, kind: cfg.LayerKind) -> tuple[jax.Array, Auxiliary]:
+            own = ropes[kind], kind.sliding_window
+            both: tuple[jax.Array, Auxiliary] = nnx.merge(graph, block)(x_BTD, *own, segments, counted)
             return both
 
         return run
@@ -205,7 +212,7 @@ class Transformer(nnx.Module):
                 offload_src="device",
                 offload_dst="pinned_host",
             )
-        return jax.checkpoint(layer, policy=policy, prevent_cse=self.unroll)
+        return jax.checkpoint(layer, policy=policy, prevent_cse=self.unroll, static_argnums=(2,))
 
     def head(self, x_BTD: jax.Array) -> jax.Array:
         """The matrix of the last matmul, gathered once for all the calls of `unembed` that will use it."""
@@ -242,6 +249,7 @@ class Transformer(nnx.Module):
 
     def finish(self, logits: jax.Array) -> jax.Array:
         """What `multiply` made, capped where the config says so, columns of padding never the largest."""
+        logits = scaled(logits, 1 / self.model.logits_scaling)
         if self.model.logits_softcap is not None:
             logits = self.model.logits_softcap * jnp.tanh(logits / self.model.logits_softcap)
         if self.model.padded_vocab_size > self.model.vocab_size:
@@ -270,21 +278,24 @@ class Transformer(nnx.Module):
             positions: [B, T], their positions.
             segments: [B, S] over the whole cache: 0 where there is padding or nothing yet, else 1.
         """
-        rope = rotations(positions, self.model)
+        ropes = self.ropes(positions)
         x_BTD, first, caches = self.embed(tokens_BT, positions), 0, []
         for layers in self.stacks:
             graph, state = nnx.split(layers)
             number = len(jax.tree.leaves(state)[0])
 
-            def layer(x: jax.Array, inputs: tuple[Any, Cache], graph: Any = graph) -> tuple[jax.Array, Cache]:
+            def layer(
+                x: jax.Array, inputs: tuple[Any, Cache], kind: cfg.LayerKind, graph: Any = graph
+            ) -> tuple[jax.Array, Cache]:
                 block_state, layer_cache = inputs
+                own = ropes[kind], kind.sliding_window
                 both: tuple[jax.Array, Cache] = nnx.merge(graph, block_state).decode(
-                    x, rope, segments, layer_cache, start
+                    x, *own, segments, layer_cache, start
                 )
                 return both
 
             own = jax.tree.map(lambda c, i=first, n=number: c[i : i + n], cache)
-            x_BTD, own = jax.lax.scan(layer, x_BTD, (state, own))
+            x_BTD, own = pattern.scan(layer, x_BTD, (state, own), self.model.kinds)
             caches.append(own)
             first += number
         cache = {name: jnp.concatenate([own[name] for own in caches]) for name in cache}

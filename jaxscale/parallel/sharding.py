@@ -192,19 +192,26 @@ gradient_first.defvjp(lambda x, w: ((x, w), None), lambda _, gradients: jax.lax.
 def with_vectors(run: Callable[..., jax.Array], x: jax.Array, *vectors: jax.Array) -> jax.Array:
     """An elementwise `run(x, *vectors)` in x's dtype; the vectors' gradients cross the mesh in their own.
 
+    A vector may have several dims: they are x's last ones, and split as these.
+
     shard_map, because outside one a vector is widened first, and its gradient would be summed over the mesh as wide.
     """
-    axes = tuple(a for dim in dims_of(x) for a in dim)
+    dims = dims_of(x)
     if current_mesh().size == 1:
         return run(x, *(v.astype(x.dtype) for v in vectors))
 
-    def local(x: jax.Array, *vectors: jax.Array) -> jax.Array:
-        return run(x, *(jax.lax.pcast(v, axes, to="varying").astype(x.dtype) for v in vectors))
+    def everywhere(v: jax.Array) -> jax.Array:
+        others = tuple(a for dim in dims[: x.ndim - v.ndim] for a in dim)
+        varying: jax.Array = jax.lax.pcast(v, others, to="varying")
+        return varying
 
-    here, whole = to_spec(dims_of(x)), PartitionSpec()
-    body = on_each_device(local, (here, *[whole] * len(vectors)), here)
+    def local(x: jax.Array, *vectors: jax.Array) -> jax.Array:
+        return run(x, *(everywhere(v).astype(x.dtype) for v in vectors))
+
+    here, own = to_spec(dims), [to_spec(dims[x.ndim - v.ndim :]) for v in vectors]
+    body = on_each_device(local, (here, *own), here)
     with jax.named_scope("norm"):
-        result: jax.Array = body(x, *(jax.reshard(v, whole) for v in vectors))
+        result: jax.Array = body(x, *(jax.reshard(v, s) for v, s in zip(vectors, own, strict=True)))
         return result
 
 

@@ -44,16 +44,17 @@ def attention_cost(config: cfg.Config, sizes: Mapping[str, int], *, platform: st
     again = names is not None and model.attention.result not in names
     runs = costs.layer_runs(config, sizes)
     shards = count(rules_of(config, sizes).activations["sequence"], sizes)
-    blocks = 2 * shards - 1 if shards > 1 and split_way(config, platform) == "ring" else 1
+    rings = shards > 1 and "ring" in split_ways(config, platform).values()
+    blocks = 2 * shards - 1 if rings else 1
     return AttentionCost(forward, 2.5 * forward, runs * (2 if again else 1), runs, blocks)
 
 
-def split_way(config: cfg.Config, platform: str) -> str:
-    """How a split sequence attends on a platform: see `blueprint.sequence.way`."""
+def split_ways(config: cfg.Config, platform: str) -> dict[int | None, str]:
+    """How a split sequence attends on a platform, by sliding window: see `blueprint.sequence.way`."""
     attention, kernel = blueprint(config.model).attention, kernel_of(config, platform)
-    window = attention.window if attention else None
-    asked = config.step.context_attention
-    return way(asked, window, config.data.seq_len, zigzag=in_zigzag(config), kernel=kernel)
+    asked, tokens, zigzag = config.step.context_attention, config.data.seq_len, in_zigzag(config)
+    windows = [window for window, _ in attention.windows] if attention else []
+    return {window: way(asked, window, tokens, zigzag=zigzag, kernel=kernel) for window in windows}
 
 
 def kernel_of(config: cfg.Config, platform: str) -> str:

@@ -222,9 +222,14 @@ def packs_documents(config: cfg.Config) -> bool:
 
 
 def visible_keys(model: cfg.Model, seq_len: int) -> float:
-    """Keys that a query meets on average under the causal mask: T/2, or W (1 - W/2T) under a sliding window W < T."""
-    window = min(model.sliding_window or seq_len, seq_len)
-    return window * (1 - window / (2 * seq_len))
+    """Keys that a query meets on average under the causal mask: T/2, or W (1 - W/2T) under a sliding window W < T.
+
+    On average over the layers too, where windows differ.
+    """
+    attention = blueprint(model).attention
+    shares = attention.shares if attention else ((None, 1.0),)
+    windows = [(min(window or seq_len, seq_len), share) for window, share in shares]
+    return sum(share * window * (1 - window / (2 * seq_len)) for window, share in windows)
 
 
 def train_flops_per_token(model: cfg.Model, seq_len: int, *, convention: str = "causal") -> float:

@@ -17,7 +17,7 @@ from jaxscale.blueprint.passes import Pass
 from jaxscale.blueprint.rules import count, rules_of, schedule
 from jaxscale.blueprint.table import SEQUENCE, Weight
 from jaxscale.predict import costs
-from jaxscale.predict.attention import split_way
+from jaxscale.predict.attention import split_ways
 from jaxscale.predict.costs import BYTES
 from jaxscale.predict.experts import exchange
 from jaxscale.predict.kept import held_bytes, is_of_experts, kept_bytes
@@ -141,7 +141,7 @@ def split_attention_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> float
     if model.attention is None or shards == 1:
         return 0.0
     keys = 2 * costs.activation_elements(config, sizes, model.attention.k) * shards
-    gathered = 2 * keys if split_way(config, "tpu") == "gather" else 0.0
+    gathered = 2 * keys if "gather" in split_ways(config, "tpu").values() else 0.0
     return (gathered + QUERIES * costs.activation_elements(config, sizes, model.attention.q)) * width
 
 

@@ -16,7 +16,7 @@ from jaxscale.blueprint.rules import REPLICA_AXES, count, key_of, rules_of, sche
 from jaxscale.blueprint.sequence import halo
 from jaxscale.blueprint.table import RESIDUAL
 from jaxscale.predict import costs
-from jaxscale.predict.attention import kernel_of, split_way
+from jaxscale.predict.attention import kernel_of, split_ways
 from jaxscale.predict.costs import BYTES, elements, letter_sizes
 from jaxscale.predict.experts import Exchange, exchange, times
 
@@ -140,7 +140,7 @@ def split_sequences(config: cfg.Config, sizes: Mapping[str, int], *, platform: s
     """Keys and values where sequences are split, and their gradients: see `models.context`.
 
     V of a gather is all keys and values of the rows: 2 B S K H. A ring sends a C-th of it in each of its turns; a
-    halo sends what the window shows of the tokens before. Gradients go round in float32.
+    halo sends what the window shows of the tokens before. Gradients go round in float32. Layers differ by window.
     """
     model, rules = blueprint(config.model), rules_of(config, sizes)
     axes = split_by(rules.activations["sequence"], sizes)
@@ -148,24 +148,24 @@ def split_sequences(config: cfg.Config, sizes: Mapping[str, int], *, platform: s
         return
     shards, width = count(axes, sizes), BYTES[config.step.compute_dtype]
     own = 2 * costs.activation_elements(config, sizes, model.attention.k)  # elements of a device's keys and values
-    runs, names = costs.layer_runs(config, sizes), costs.kept(config)
+    names, ways = costs.kept(config), split_ways(config, platform)
     again = names is not None and model.attention.result not in names
-    chosen = split_way(config, platform)
     keys, gradients = "keys and values", "gradients of keys and values"
-    if chosen == "gather":  # of the recomputed and of the backward pass one gather is left: they have one operand
-        yield Traffic(keys, "all-gather", axes, own * shards * width, 2 * runs, "forward", True)
-        yield Traffic(gradients, "reduce-scatter", axes, own * shards * width, runs, "backward", True)
-    elif chosen == "ring":
-        turns = 3 * (shards - 1) - 1 if again else 2 * (shards - 1)  # the first turn of both later passes is one
-        yield Traffic(keys, "collective-permute", axes, own * width, turns * runs, "forward", True)
-        yield Traffic(gradients, "collective-permute", axes, own * 4, shards * runs, "backward", True)
-    else:
-        for tokens in halo(
-            config.data.seq_len // shards, shards, model.attention.window or 0, kernel_of(config, platform)
-        ):
-            size = own / (config.data.seq_len // shards) * tokens * width
-            yield Traffic(keys, "collective-permute", axes, size, (2 if again else 1) * runs, "forward", False)
-            yield Traffic(gradients, "collective-permute", axes, size, runs, "backward", False)
+    for window, share in model.attention.shares:
+        runs, chosen = round(costs.layer_runs(config, sizes) * share), ways[window]
+        if chosen == "gather":  # of the recomputed and of the backward pass one gather is left: they have one operand
+            yield Traffic(keys, "all-gather", axes, own * shards * width, 2 * runs, "forward", True)
+            yield Traffic(gradients, "reduce-scatter", axes, own * shards * width, runs, "backward", True)
+        elif chosen == "ring":
+            turns = 3 * (shards - 1) - 1 if again else 2 * (shards - 1)  # the first turn of both later passes is one
+            yield Traffic(keys, "collective-permute", axes, own * width, turns * runs, "forward", True)
+            yield Traffic(gradients, "collective-permute", axes, own * 4, shards * runs, "backward", True)
+        else:
+            here = config.data.seq_len // shards
+            for tokens in halo(here, shards, window or 0, kernel_of(config, platform)):
+                size = own / here * tokens * width
+                yield Traffic(keys, "collective-permute", axes, size, (2 if again else 1) * runs, "forward", False)
+                yield Traffic(gradients, "collective-permute", axes, size, runs, "backward", False)
 
 
 def experts(config: cfg.Config, sizes: Mapping[str, int], *, platform: str) -> Iterator[Traffic]:

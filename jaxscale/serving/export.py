@@ -18,7 +18,8 @@ import numpy as np
 from jaxscale import config as cfg
 from jaxscale.checkpoint.stored import Stored
 from jaxscale.config import PUBLISHED
-from jaxscale.config.published import as_theirs, family_of
+from jaxscale.config.families import family_of
+from jaxscale.config.published import as_theirs
 from jaxscale.files.places import HALF_WRITTEN
 from jaxscale.interop import adapter, tensors
 from jaxscale.interop.adapter import base_of

@@ -11,7 +11,7 @@ import numpy as np
 from jaxscale import config as cfg
 from jaxscale.checkpoint.stored import Stored
 from jaxscale.config import PUBLISHED, read_published
-from jaxscale.config.published import family_of
+from jaxscale.config.families import family_of
 from jaxscale.interop.adapter import Adapter, base_of
 from jaxscale.interop.weights import Files
 from jaxscale.training.frozen import LORA, by_path, nested

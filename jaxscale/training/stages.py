@@ -19,6 +19,7 @@ from flax import nnx
 
 from jaxscale import config as cfg
 from jaxscale.data.columns import DOCUMENTS
+from jaxscale.models import pattern
 from jaxscale.objectives.objective import Batch, Sums
 from jaxscale.parallel.local import on_each_device, over_axis
 from jaxscale.parallel.sharding import axes_of, current_mesh, dims_of, spec, stage_axes, to_spec
@@ -131,8 +132,10 @@ class Stages:
     def run(self, blocks: PyTree, x: jax.Array, documents: Batch) -> tuple[jax.Array, jax.Array]:
         """One stage forward: its output, and the inputs of its layers [L/S, B, T, D]."""
         layer = self.layer(x.shape, documents)
-        y, inputs = jax.lax.scan(lambda x, block: (layer(block, x)[0], x), x, blocks, unroll=self.model.unroll)
-        return y, inputs
+        both: tuple[jax.Array, jax.Array] = pattern.scan(
+            lambda x, block, kind: (layer(block, x, kind)[0], x), x, blocks, self.kinds, unroll=self.model.unroll
+        )
+        return both
 
     def pull(
         self,
@@ -151,18 +154,31 @@ class Stages:
         """
         layer = self.layer(dy.shape, documents)
 
-        def back(dy: jax.Array, at: tuple[PyTree, jax.Array, Sums, PyTree]) -> tuple[jax.Array, PyTree]:
+        def back(
+            dy: jax.Array, at: tuple[PyTree, jax.Array, Sums, PyTree], kind: cfg.LayerKind
+        ) -> tuple[jax.Array, PyTree]:
             block, x, dsums, total = at
-            (_, sums), pull = jax.vjp(layer, block, x)
+            (_, sums), pull = jax.vjp(lambda block, x: layer(block, x, kind), block, x)
             d_block, dx = pull((dy, dsums))
             return dx, add(total, (d_block, sums))
 
-        return jax.lax.scan(back, dy, (blocks, inputs, dsums, total), reverse=True, unroll=self.model.unroll)
+        xs = (blocks, inputs, dsums, total)
+        both: tuple[jax.Array, tuple[PyTree, Sums]] = pattern.scan(
+            back, dy, xs, self.kinds, reverse=True, unroll=self.model.unroll
+        )
+        return both
 
-    def layer(self, shape: tuple[int, ...], documents: Batch) -> Callable[[PyTree, jax.Array], tuple[jax.Array, Sums]]:
-        """(parameters of a layer, its input) -> its output and sums, for inputs of this shape [B, T, D]."""
+    def layer(
+        self, shape: tuple[int, ...], documents: Batch
+    ) -> Callable[[PyTree, jax.Array, cfg.LayerKind], tuple[jax.Array, Sums]]:
+        """(parameters of a layer, its input, its kind) -> its output and sums, for inputs of this shape [B, T, D]."""
         run = self.model.layer(shape[:2], *(documents.get(name) for name in (*DOCUMENTS, COUNTED)))
-        return lambda block, x: run(x, block)
+        return lambda block, x, kind: run(x, block, kind)
+
+    @property
+    def kinds(self) -> tuple[cfg.LayerKind, ...]:
+        """Of a stage's layers: each stage begins with the first kind (`blueprint.rules.check_stages`)."""
+        return self.config.model.kinds
 
     # --- between stages
 

@@ -106,8 +106,9 @@ def test_the_step_reads_nothing_that_is_outside(base, monkeypatch):
     setup = Setup(BASES[base])
     with setup.context():
         jax.eval_shape(setup.program.step, setup.program.abstract, setup.batch)
-    names = {"Config": "", **{kind.__name__: f"{key}." for key, annotation in keys_of(cfg.Config).items()
-                              if (kind := section_of(annotation))}}  # fmt: skip
+    names = {"Config": "", "LayerKind": "model.pattern."}
+    names |= {kind.__name__: f"{key}." for key, annotation in keys_of(cfg.Config).items()
+              if (kind := section_of(annotation))}  # fmt: skip
     sections = {key for key, kinds in keys_of(cfg.Config).items() if section_of(kinds)}
     keys = {names[owner] + name for owner, name in read} - sections
     assert "optimizer.b1" in keys or base == "plain"
