@@ -40,7 +40,6 @@ BYTES = {"bfloat16": 2, "float32": 4}
 
 # --- sizes ----------------------------------------------------------------------------------------------------
 
-
 Key = tuple[Blueprint, Overrides, Sizes]  # see `rules.key_of`
 KEPT = 16384  # answers, each of some numbers
 
@@ -235,10 +234,8 @@ def visible_keys(model: cfg.Model, seq_len: int) -> float:
 def train_flops_per_token(model: cfg.Model, seq_len: int, *, convention: str = "causal") -> float:
     """Model FLOPs of one token, forward and backward: 6 * matmul parameters + 12 * L * N * H * keys.
 
-    A matrix that is not trained has no gradient of its own: 4 in place of 6.
-
     `keys` is how many tokens a query meets: T in PaLM's convention (arXiv:2204.02311, appendix B); on average half of
-    T counted causally, or W * (1 - W / 2T) under a sliding window W < T. Recompute is not counted.
+    T counted causally, or W * (1 - W / 2T) under a sliding window W < T. Frozen matrices count 4. Recompute counts none.
     """
     described = blueprint(model)
     matrices = 6 * matmul_parameters(model) - 2 * matmul_parameters(model, frozen=True)
