@@ -235,7 +235,7 @@ def train_flops_per_token(model: cfg.Model, seq_len: int, *, convention: str = "
     """Model FLOPs of one token, forward and backward: 6 * matmul parameters + 12 * L * N * H * keys.
 
     `keys` is how many tokens a query meets: T in PaLM's convention (arXiv:2204.02311, appendix B); on average half of
-    T counted causally, or W * (1 - W / 2T) under a sliding window W < T. Frozen matrices count 4. Recompute counts none.
+    T counted causally, or W * (1 - W / 2T) under a sliding window W < T. Frozen matrices count 4, and recompute 0.
     """
     described = blueprint(model)
     matrices = 6 * matmul_parameters(model) - 2 * matmul_parameters(model, frozen=True)
