@@ -53,6 +53,7 @@ OTHERWISE: dict[str, dict[str, str]] = {
     "explain/matmuls.js": {"context": "a row of attention", "k": "a size of a matmul: m, k, n"},
     "explain/names.js": {"tensor": "an array, as a class of CSS"},
     "explain/page.js": {"data": "the element that holds the page's figures"},
+    "config/lora.py": dict.fromkeys(("gate", "up", "down"), "matrices that a user names in `model.lora.on`"),
     "report/page.js": {"data": "the element that holds the page's figures"},
     "report/numbers.js": {"k": "a thousand"},
 }

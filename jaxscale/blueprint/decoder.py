@@ -10,6 +10,7 @@ from functools import partial
 from typing import TypeVar
 
 from jaxscale import config as cfg
+from jaxscale.blueprint.lora import adapted
 from jaxscale.blueprint.table import (
     RESIDUAL,
     SEQUENCE,
@@ -29,7 +30,7 @@ DENSE, EXPERTS = "dense", "experts"  # kinds of layers, in a model where some ha
 @functools.cache
 def decoder(model: cfg.Model) -> Blueprint:
     """Llama, Mistral, Qwen3, GPT-2 and the like, by config."""
-    return Blueprint(
+    found = Blueprint(
         dims=dims(model),
         weights=tuple(weights(model)),
         ops=tuple(ops(model)),
@@ -47,6 +48,7 @@ def decoder(model: cfg.Model) -> Blueprint:
         kinds={DENSE: model.dense_layers, EXPERTS: model.expert_layers} if model.moe else {},
         routed=Routed(EXPERTS, "E", "C", "M", "BTD", "expert_in", model.moe.top_k) if model.moe else None,
     )
+    return adapted(found, model.lora) if model.lora else found
 
 
 def parts(model: cfg.Model) -> tuple[str, ...]:
@@ -145,7 +147,7 @@ def expert_weights(moe: cfg.Moe, small: float) -> list[Weight]:
     return [
         of("router", "router", "DR"),
         *when(moe.linear_bias, of("router_bias", "router", "R", scale=0)),
-        *when(moe.bias, of("balance_bias", "router", "R", scale=0, trained=False)),
+        *when(moe.bias, of("balance_bias", "router", "R", scale=0, trained=False, ruled=True, float32=True)),
         *(of(f"expert_{name}", "experts", "EGM") for name in ("gate", "up")),
         of("expert_down", "experts", "EMG", scale=small),
         *when(

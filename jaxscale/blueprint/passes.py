@@ -151,12 +151,22 @@ class Passes:
             if op.name in self.again:
                 yield self.recomputed(op, again)
             yield self.gradient_of_x(op, gathers=not (op.once or op.name in self.again or self.keeps_gathered(op)))
+            if not self.trained(op):
+                continue
             x_is_there = op.once or self.keeps_all or bool(again)
             yield self.gradient_of_w(op, gathered=self.keeps_all and not op.once, gathers=not x_is_there)
 
     def group(self, op: Op) -> list[Op]:
         """The matmuls that read the same x."""
         return [o for o in self.model.ops if o.group == op.group]
+
+    def trained(self, op: Op) -> bool:
+        """Has its weight a gradient?"""
+        return self.model.weight(op.weight_name).trained
+
+    def gradients_of_w(self, ops: Sequence[Op]) -> tuple[str, ...]:
+        """Titles of those that there are."""
+        return titles([o.name for o in ops if self.trained(o)], W)
 
     def keeps_gathered(self, op: Op) -> bool:
         """Remat `none` keeps gathered weights too, but those gathered over tokens' axes: see `Transformer.remat`."""
@@ -191,7 +201,7 @@ class Passes:
         """A gather is listed with the first matmul that it serves, a sum with the last, in the order of the step."""
         at, group, sends = self.cut(op), [o.name for o in self.group(op)], []
         if op.name == group[0]:
-            served = titles(group, W) if op.once else tuple(group[1:])
+            served = self.gradients_of_w(self.group(op)) if op.once else tuple(group[1:])
             sends += self.sends("x", at.gathers_x, served, FORWARD not in op.exposed)
         served = titles([op.name], X) if op.once else ()
         sends += self.sends("w", at.gathers_w, served, not op.once)
@@ -201,7 +211,7 @@ class Passes:
         """`again`: of the matmuls that read the same x, those that are recomputed."""
         at, sends = self.cut(op), []
         if op.name == again[0]:
-            served = titles(again[1:], AGAIN) + titles([o.name for o in self.group(op)][::-1], W)
+            served = titles(again[1:], AGAIN) + self.gradients_of_w(self.group(op)[::-1])
             sends += self.sends("x", at.gathers_x, served, RECOMPUTED not in op.exposed)
         return self.product(op, at, RECOMPUTED, [*sends, *self.sends("w", at.gathers_w, titles([op.name], X))])
 
@@ -215,6 +225,8 @@ class Passes:
         """dy · w -> dx. `gathers`: w, as no matmul before it has."""
         at, first = self.cut(op), self.group(op)[0].name == op.name
         sends = self.sends("w", at.gathers_w) if gathers else []
+        if not self.trained(op):  # else the gradient of w has it, which comes first
+            sends = [*self.sends("x", at.scatters_y, (), BACKWARD not in op.exposed), *sends]
         after = at.x_at_rest if at.sums_of_dx else at.x
         out = tensor(op.x, at.x, after, self.ordered(at.sums_of_dx))
         if first and not op.rows_move:

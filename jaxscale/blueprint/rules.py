@@ -27,6 +27,7 @@ PARAMETERS: dict[str, Axes] = {
     "expert_embed": ("fsdp", "context"),
     "expert_mlp": ("tensor",),
     "router": (),
+    "rank": (),
 }
 ACTIVATIONS: dict[str, Axes] = {
     "batch": ("replica", "data", "fsdp", "expert"),
@@ -42,6 +43,7 @@ ACTIVATIONS: dict[str, Axes] = {
     "expert_embed": (),
     "expert_mlp": ("tensor",),
     "router": (),
+    "rank": (),
 }
 EXPERT_ROWS = "expert_rows"  # logical axis of the rows of an expert: what splits its tokens, but not the experts
 
@@ -267,6 +269,10 @@ def check_stages(rules: Rules, sizes: Mapping[str, int], config: cfg.Config) -> 
     if replicas := split_by(REPLICA_AXES, sizes):
         text = f"{axes_text(replicas, sizes)}, {axes_text(axes, sizes)}"
         raise ValueError(f"{text}: replicas have no pipeline yet; set mesh.{axes[0]}=1 or mesh.{replicas[0]}=1")
+    if config.model.lora:
+        raise ValueError(
+            f"{axes_text(axes, sizes)}: a pipeline trains all parameters, and model.lora few; set mesh.{axes[0]}=1"
+        )
     kinds = {kind: n for kind, n in blueprint(config.model).kinds.items() if n}
     if len(kinds) > 1:
         text = " and ".join(f"{n} {kind}" for kind, n in kinds.items())

@@ -43,7 +43,10 @@ class Weight:
         stacked: every layer has one.
         scale: spread at the start, in units of `model.init_std`; 0 gives zeros, None ones.
         only: of which layers, where not all have one (`Blueprint.kinds`).
-        trained: False: the step sets it by a rule of its own; it is float32 and has no gradient.
+        std: spread at the start, whatever `model.init_std`; None: as `scale` says.
+        trained: False: it has no gradient and no optimizer state.
+        ruled: the step sets it by a rule of its own; it is not trained.
+        float32: it is kept so, whatever `step.param_dtype`.
     """
 
     name: str
@@ -52,7 +55,19 @@ class Weight:
     stacked: bool = True
     scale: float | None = 1.0
     only: str = ""
+    std: float | None = None
     trained: bool = True
+    ruled: bool = False
+    float32: bool = False
+
+    @property
+    def frozen(self) -> bool:
+        """It stays as it is: the model's own, with LoRA."""
+        return not self.trained and not self.ruled
+
+    def kept_in(self, dtype: str) -> str:
+        """Its dtype, where parameters have this one."""
+        return "float32" if self.float32 else dtype
 
 
 @dataclass(frozen=True)

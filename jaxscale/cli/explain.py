@@ -67,6 +67,8 @@ def verb(
     if not (compare or tensor is not None or out is not None or as_json) and (staged := story.stages(*loaded[0])):
         show_timeline(*staged)
         return
+    if out is not None and loaded[0][0].model.lora:
+        raise ValueError(f"-o {out}: the page's sliders know no model.lora yet; leave -o out, or set model.lora=null")
     found = [story.explain(*one, compiler=compiler, verbose=verbose) for one in loaded]
     if compare:
         if as_json:

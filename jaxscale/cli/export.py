@@ -13,7 +13,10 @@ def verb(
     run: Annotated[Path, typer.Argument(help="The directory of a run.")],
     out: Annotated[Path, typer.Argument(help="The directory that is made.")],
     step: Annotated[int | None, typer.Option(min=0, help="Of this checkpoint; by default the newest.")] = None,
-    dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32.")] = "bfloat16",
+    dtype: Annotated[
+        str | None, typer.Option(help="bfloat16, float16 or float32; by default bfloat16, and of --adapter float32.")
+    ] = None,
+    adapter: Annotated[bool, typer.Option("--adapter", help="LoRA's matrices alone, as PEFT reads them.")] = False,
     max_shard: Annotated[str, typer.Option(help="Most bytes of a file, as 5GB or 500MB.")] = "5GB",
     process: Annotated[int, typer.Option(min=0, help="Of several processes, this one; process 0 ends last.")] = 0,
     processes: Annotated[int, typer.Option(min=1, help="How many share the files, e.g. as tasks of SLURM.")] = 1,
@@ -23,13 +26,14 @@ def verb(
     from jaxscale.serving.export import Share, export
 
     share = Share(process, processes, wait)
-    found = export(run, out, step=step, dtype=dtype, most=size(max_shard), share=share)
+    found = export(run, out, step=step, dtype=dtype, most=size(max_shard), share=share, only_adapter=adapter)
     more = ", averaged parameters" if found.averaged else ""
     if not found.finished:
         print(f"process {process} of {processes}: {len(found.files)} files, {found.bytes:,} bytes; process 0 ends it")
         return
-    print(f"{out}: step {found.step} of {run} as {found.family}, {found.bytes:,} bytes in {dtype}{more}")
-    if not found.tokenizer:
+    kind = "PEFT's adapter" if adapter else found.family
+    print(f"{out}: step {found.step} of {run} as {kind}, {found.bytes:,} bytes in {found.dtype}{more}")
+    if not found.tokenizer and not adapter:
         print("without a tokenizer.json: the run has none")
 
 

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import model_validator
 
 from jaxscale.config.errors import divisors
+from jaxscale.config.lora import Lora, require_matrices
 from jaxscale.config.values import Above0, AtLeast0, NonNegative, Positive, Section, Text
 from jaxscale.data.vocabulary import VocabSize
 
@@ -90,6 +91,7 @@ class Model(Section):
     head_dim: Positive | None = None  # None: embed_dim / num_heads
     mlp_dim: Positive
     moe: Moe | None = None  # experts in place of the MLP
+    lora: Lora | None = None  # train these matrices alone
     max_seq_len: Positive = 8192
     pattern: tuple[LayerKind, ...] = ()  # kinds of layers, repeated to the last one; empty: all are alike
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
@@ -134,6 +136,8 @@ class Model(Section):
             self._fill_pattern()
         if self.moe and (self.mlp != "swiglu" or self.mlp_bias):
             raise ValueError("moe: experts are SwiGLUs without biases; set mlp=swiglu and mlp_bias=false")
+        if self.lora:
+            require_matrices(self.lora, mlp=self.mlp, experts=self.moe is not None)
         if self.moe and self.moe.dense_layers >= self.num_layers:
             raise ValueError(
                 f"moe.dense_layers {self.moe.dense_layers} leaves no layer of {self.num_layers} with experts; lower it"

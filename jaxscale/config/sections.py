@@ -64,12 +64,15 @@ class Step(Section):
 
 class Init(
     create_model(  # type: ignore[misc]  # Python's syntax allows no field called `from`
-        "Init", __base__=Section, **{"from": (Text | None, None), "step": (NonNegative | None, None)}
+        "Init",
+        __base__=Section,
+        **{"from": (Text | None, None), "step": (NonNegative | None, None), "adapter": (Text | None, None)},
     )
 ):
     """What the parameters begin from: a run's directory, at a step (None: its newest), or `hf:DIR`, a published model.
 
-    Everything else begins as in any run: step 0, a fresh optimizer.
+    `adapter`: what LoRA's matrices begin from, a directory in PEFT's format. Everything else begins as in any run:
+    step 0, a fresh optimizer.
     """
 
     @property
@@ -80,6 +83,11 @@ class Init(
     @property
     def at(self) -> int | None:
         found: int | None = self.step  # type: ignore[attr-defined]
+        return found
+
+    @property
+    def adapter_directory(self) -> str | None:
+        found: str | None = self.adapter  # type: ignore[attr-defined]
         return found
 
 
@@ -245,6 +253,7 @@ class Config(Section):
             )
         self._check_replicas()
         self._check_experts()
+        self._check_lora()
         if isinstance(self.step.remat, dict) and "mlp_gate" in self.step.remat and self.model.mlp != "swiglu":
             raise ValueError(f"step.remat.mlp_gate: model.mlp={self.model.mlp} has no gate; remove it")
         if self.loss.chunk and self.data.seq_len % self.loss.chunk:
@@ -268,6 +277,17 @@ class Config(Section):
         for key in remat:
             if moe is None and key.startswith(("expert_", "router_", "shared_")):
                 raise ValueError(f"step.remat.{key}: the model has no experts; remove it")
+
+    def _check_lora(self) -> None:
+        lora, moe, adapter = self.model.lora, self.model.moe, self.init.adapter_directory
+        if adapter and (lora is None or self.init.source is None):
+            what = "init.from, the model that it is for" if lora else "model.lora, with its rank, alpha and matrices"
+            raise ValueError(f"init.adapter={adapter} needs {what}; set it")
+        if lora and moe and moe.bias and self.loss.bias_rate:
+            raise ValueError(
+                f"loss.bias_rate={self.loss.bias_rate} moves the experts' biases, and with model.lora the model stays "
+                "as it is; set loss.bias_rate=0"
+            )
 
     def _check_replicas(self) -> None:
         replicas, every = self.mesh.replicas, self.outer.every

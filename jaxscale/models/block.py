@@ -18,6 +18,7 @@ from jaxscale.kernels.plain import visible
 from jaxscale.models.attention import Attention, attend, attention
 from jaxscale.models.experts import Experts
 from jaxscale.models.layers import Maker, Norm, scaled
+from jaxscale.models.lora import adapted, give_adapters
 from jaxscale.models.rotary import Rope, rotate
 from jaxscale.models.sums import add_bias
 from jaxscale.parallel.local import on_each_device
@@ -80,10 +81,10 @@ class SelfAttention(nnx.Module):
         return self.output(attended), cache
 
     def queries_keys_values(self, x_BTD: jax.Array, rope: Rope | None) -> tuple[jax.Array, jax.Array, jax.Array]:
-        x_BTD = gather(x_BTD, "batch", "sequence", "embed", over="heads")
-        q = checkpoint_name(self.project(x_BTD, "q", "heads"), "q")
-        k = checkpoint_name(self.project(x_BTD, "k", "kv_heads"), "k")
-        v = checkpoint_name(self.project(x_BTD, "v", "kv_heads"), "v")
+        here, x_BTD = x_BTD, gather(x_BTD, "batch", "sequence", "embed", over="heads")
+        q = checkpoint_name(adapted(self, "q", here, self.project(x_BTD, "q", "heads")), "q")
+        k = checkpoint_name(adapted(self, "k", here, self.project(x_BTD, "k", "kv_heads"), repeat_heads), "k")
+        v = checkpoint_name(adapted(self, "v", here, self.project(x_BTD, "v", "kv_heads"), repeat_heads), "v")
         if self.model.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         if rope is None:
@@ -99,6 +100,7 @@ class SelfAttention(nnx.Module):
         )
         if self.model.attention_bias is True:
             y = add_bias(y, self.weight("out_bias"))
+        y = adapted(self, "out", attended, y)
         return named(y, "attention_out", self.step)
 
     def weight(self, name: str) -> jax.Array:
@@ -185,11 +187,11 @@ class Mlp(nnx.Module):
                 self.gate_bias = make("gate_bias")
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        x_BTD = gather(x_BTD, "batch", "sequence", "embed", over="mlp")
+        here, x_BTD = x_BTD, gather(x_BTD, "batch", "sequence", "embed", over="mlp")
         saved = self.prefix or "mlp_"
-        up = checkpoint_name(self.project(x_BTD, "up"), f"{saved}up")
+        up = checkpoint_name(adapted(self, "up", here, self.project(x_BTD, "up")), f"{saved}up")
         if self.gated:
-            gate = checkpoint_name(self.project(x_BTD, "gate"), f"{saved}gate")
+            gate = checkpoint_name(adapted(self, "gate", here, self.project(x_BTD, "gate")), f"{saved}gate")
             h_BTF = (jax.nn.silu(gate) if self.model.mlp == "swiglu" else jax.nn.gelu(gate, approximate=True)) * up
         else:
             h_BTF = jax.nn.gelu(up, approximate=True)
@@ -199,6 +201,7 @@ class Mlp(nnx.Module):
         y = einsum("btf,fd->btd", h_BTF, down, out=out, name=f"{self.prefix}down")
         if self.model.mlp_bias:
             y = add_bias(y, self.down_bias[...].astype(self.dtype))
+        y = adapted(self, "down", h_BTF, y)
         tagged: jax.Array = checkpoint_name(y, f"{saved}out")
         return tagged
 
@@ -232,6 +235,7 @@ class Block(nnx.Module):
         self.mlp = Experts(model, step, rngs) if experts else Mlp(model, step, rngs)
         if experts and model.moe and model.moe.shared_mlp_dim:
             self.shared = Mlp(model, step, rngs, "shared_")
+        give_adapters(self, model, step, rngs)
         self.model, self.step = model, step
 
     def __call__(

@@ -24,10 +24,10 @@ class Maker:
         """The parameter of that row, of one layer: normal, ones, or zeros."""
         weight = self.table.weight(name)
         shape, axes = self.table.layer_shape(weight), self.table.layer_axes(weight)
-        dtype = self.dtype if weight.trained else "float32"
+        dtype = weight.kept_in(self.dtype)
         if weight.scale is None:
             value = jnp.ones(shape, dtype)
-        elif std := weight.scale * self.model.init_std:
+        elif std := weight.scale * self.model.init_std if weight.std is None else weight.std:
             value = std * jax.random.normal(self.rngs.params(), shape, dtype)
         else:
             value = jnp.zeros(shape, dtype)

@@ -219,6 +219,11 @@ class Transformer(nnx.Module):
         return self.gathered(x_BTD, self.last_matrix)
 
     @property
+    def trains_head(self) -> bool:
+        """Has the last matrix a gradient? With LoRA it stays as it is."""
+        return self.model.lora is None
+
+    @property
     def last_matrix(self) -> jax.Array:
         """The head's matrix as it is kept."""
         return (self.embedding if self.model.tie_embeddings else self.unembedding)[...]

@@ -28,6 +28,7 @@ from jaxscale.parallel.sharding import (
 # (logits [B, T, V], columns [B, T], divisor) -> sums, `objective` among them
 OfLogits = Callable[[jax.Array, Batch, jax.Array | float], Sums]
 Multiply = Callable[[jax.Array, jax.Array], jax.Array]  # hidden states, head -> logits
+PyTree = Any
 Saved = tuple[jax.Array, jax.Array, jax.Array]  # from the forward to the backward pass
 
 
@@ -121,9 +122,10 @@ def chunked_sums(
     rest = (columns, jnp.asarray(divisor, jnp.float32))
     if chunk is None or chunk >= x_BTD.shape[1]:
         return sums(multiply(x_BTD, head), *rest)
-    if splits(model) and keeps_gradient(x_BTD, head):
+    trained = trains_head(model)
+    if splits(model) and (keeps_gradient(x_BTD, head) and trained):
         return keeping_gradient(sums, multiply, chunk)(x_BTD, head, *rest)
-    return adding_gradients(sums, multiply, chunk, linear=splits(model))(x_BTD, head, *rest)
+    return adding_gradients(sums, multiply, chunk, linear=splits(model), trained=trained)(x_BTD, head, *rest)
 
 
 def with_head(model: Any, hidden_BTD: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -131,9 +133,17 @@ def with_head(model: Any, hidden_BTD: jax.Array) -> tuple[jax.Array, jax.Array]:
     if not splits(model):
         x_BTD = gather(hidden_BTD, "batch", "sequence", "embed", over="vocab")
         return x_BTD, model.head(x_BTD)
-    hidden_BTD, matrix = gradient_first(hidden_BTD, model.last_matrix)
+    matrix = model.last_matrix
+    if trains_head(model):
+        hidden_BTD, matrix = gradient_first(hidden_BTD, matrix)
     x_BTD = gather(hidden_BTD, "batch", "sequence", "embed", over="vocab")
     return x_BTD, model.gathered(x_BTD, matrix)
+
+
+def trains_head(model: Any) -> bool:
+    """Has its last matrix a gradient? A model may say that it has none (`trains_head`)."""
+    trained: bool = getattr(model, "trains_head", True)
+    return trained
 
 
 def splits(model: Any) -> bool:
@@ -176,7 +186,9 @@ def no_sums(sums: OfLogits, multiply: Multiply, chunk: int, *arguments: Any) -> 
     return {name: jnp.zeros(()) for name in jax.eval_shape(first, *arguments)}
 
 
-def adding_gradients(sums: OfLogits, multiply: Multiply, chunk: int, *, linear: bool) -> Callable[..., Sums]:
+def adding_gradients(
+    sums: OfLogits, multiply: Multiply, chunk: int, *, linear: bool, trained: bool
+) -> Callable[..., Sums]:
     """`(x, head, columns, divisor)` to sums, in chunks, with the gradient made in the forward pass.
 
     A chunk's logits are there once: their gradient is taken at once, for a cotangent of 1, and scaled in the backward
@@ -186,34 +198,38 @@ def adding_gradients(sums: OfLogits, multiply: Multiply, chunk: int, *, linear: 
 
     Args:
         linear: `multiply` is linear in the head; otherwise each chunk's gradient of the head is rounded too.
+        trained: the head has a gradient.
     """
     run = jax.custom_vjp(forward_in_chunks(sums, multiply, chunk))
     gradient = logits_gradient(sums)
 
-    def forward(x: jax.Array, head: jax.Array, columns: Batch, divisor: jax.Array) -> tuple[Sums, Saved]:
-        def chunk_gradient(i: jax.Array | int) -> tuple[tuple[jax.Array, jax.Array], Sums]:
+    def forward(x: jax.Array, head: jax.Array, columns: Batch, divisor: jax.Array) -> tuple[Sums, PyTree]:
+        def chunk_gradient(i: jax.Array | int) -> tuple[tuple[jax.Array, tuple[jax.Array, ...]], Sums]:
             x_i, columns_i = part(i, chunk, (x, columns))
             logits, back = jax.vjp(multiply, x_i, head)
             dlogits, found = gradient(logits, columns_i, divisor)
             dx, dhead = back(dlogits)
-            return (dx, head_gradient(multiply, x_i, head, dlogits) if linear else dhead.astype(jnp.float32)), found
+            if not trained:
+                return (dx, ()), found
+            dhead = head_gradient(multiply, x_i, head, dlogits) if linear else dhead.astype(jnp.float32)
+            return (dx, (dhead,)), found
 
-        def body(carry: tuple[Sums, jax.Array], i: jax.Array) -> tuple[tuple[Sums, jax.Array], jax.Array]:
-            total, dhead = carry
+        def body(carry: PyTree, i: jax.Array) -> tuple[PyTree, jax.Array]:
             (dx_i, dhead_i), found = chunk_gradient(i)
-            return (jax.tree.map(jnp.add, total, found), dhead + dhead_i), dx_i
+            return jax.tree.map(jnp.add, carry, (found, dhead_i)), dx_i
 
         first, total = chunk_gradient(0)
         # the first chunk ends before the others begin, or its logits would be kept beside theirs
         dx_0, dhead = jax.lax.optimization_barrier(first)
         (total, dhead), dx = jax.lax.scan(body, (total, dhead), jnp.arange(1, x.shape[1] // chunk))
-        return total, (dx_0, dx, dhead.astype(head.dtype))
+        return total, (dx_0, dx, tuple(d.astype(head.dtype) for d in dhead))
 
-    def backward(saved: Saved, cotangent: Sums) -> tuple[jax.Array, jax.Array, None, None]:
+    def backward(saved: PyTree, cotangent: Sums) -> tuple[jax.Array, jax.Array | None, None, None]:
         dx_0, dx, dhead = saved
         rest = [jax.lax.squeeze(jax.lax.slice_in_dim(dx, i, i + 1), (0,)) for i in range(dx.shape[0])]
         dx = joined([dx_0, *rest])  # reshape knows no arrays that are unreduced
-        return scaled(dx, cotangent), scaled(dhead, cotangent), None, None
+        of_head = scaled(dhead[0], cotangent) if trained else None
+        return scaled(dx, cotangent), of_head, None, None
 
     run.defvjp(forward, backward)
     return run

@@ -30,7 +30,7 @@ from jaxscale.blueprint.rules import (
 from jaxscale.blueprint.table import Blueprint, Weight
 from jaxscale.optimizers import OPTIMIZERS, Slot
 
-MATMULS = "matmuls 6 FLOPs a parameter and token (of experts, those that the token goes to)"
+MATMULS = "matmuls 6 FLOPs a parameter and token (4 if it is frozen; of experts, those that the token goes to)"
 CONVENTIONS = {
     "causal": f"{MATMULS}, attention over the tokens that the causal mask shows",
     "palm": f"{MATMULS}, attention over the whole sequence (PaLM, arXiv:2204.02311, app. B)",
@@ -39,7 +39,6 @@ BYTES = {"bfloat16": 2, "float32": 4}
 
 
 # --- sizes ----------------------------------------------------------------------------------------------------
-
 
 Key = tuple[Blueprint, Overrides, Sizes]  # see `rules.key_of`
 KEPT = 16384  # answers, each of some numbers
@@ -108,6 +107,17 @@ def parameter_elements(key: Key) -> int:
     return sum(_shard(key, weight.name) for weight in key[0].weights if weight.trained)
 
 
+def bytes_held(config: cfg.Config, sizes: Mapping[str, int], which: str) -> int:
+    """Bytes of the parameters that one device holds: of those that are `trained`, `frozen` or `ruled`."""
+    return _bytes_held(key_of(config, sizes), config.step.param_dtype, which)
+
+
+@functools.lru_cache(maxsize=KEPT)
+def _bytes_held(key: Key, dtype: str, which: str) -> int:
+    rows = (w for w in key[0].weights if getattr(w, which))
+    return sum(_shard(key, w.name) * BYTES[w.kept_in(dtype)] for w in rows)
+
+
 # --- parameters -----------------------------------------------------------------------------------------------
 
 
@@ -134,14 +144,14 @@ def parameter_words(model: cfg.Model) -> str | None:
     return f"{whole / 1e9:,.3g}B parameters, of which {active / 1e9:,.3g}B are active for a token"
 
 
-def matmul_parameters(model: cfg.Model) -> int:
+def matmul_parameters(model: cfg.Model, *, frozen: bool = False) -> int:
     """Parameters that a token is multiplied by: all matrices of the layers, and the unembedding (tied or not).
 
-    Of a layer's experts, those that one token goes to: active parameters.
+    Of a layer's experts, those that one token goes to: active parameters. `frozen`: those alone that are frozen.
     """
     described = blueprint(model)
     weights = (described.weight(op.weight_name) for op in described.ops)
-    return round(sum(described.published_size(weight) * described.active(weight) for weight in weights))
+    return round(sum(described.published_size(w) * described.active(w) for w in weights if w.frozen or not frozen))
 
 
 def state_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> dict[str, int]:
@@ -152,14 +162,15 @@ def state_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> dict[str, int]:
     own = parameter_elements(key_of(config, sizes))
     scalars = OPTIMIZERS[config.optimizer.name].scalars
     outer = {"outer parameters and momentum": 2 * 4 * own} if split_by(REPLICA_AXES, sizes) else {}
-    biases = 4 * sum(shard(w, config, sizes) for w in blueprint(config.model).weights if not w.trained)
+    biases, frozen = (bytes_held(config, sizes, which) for which in ("ruled", "frozen"))
     return (
         {
-            "parameters": own * BYTES[config.step.param_dtype],
+            "parameters": bytes_held(config, sizes, "trained"),
             "optimizer state": slot_bytes(config, sizes) + scalars,
             "averaged parameters": 4 * own if config.optimizer.ema else 0,
             "losses' statistics": LOSSES,
         }
+        | ({"frozen parameters": frozen} if frozen else {})
         | ({"routers' biases": biases} if biases else {})
         | outer
     )
@@ -224,14 +235,15 @@ def train_flops_per_token(model: cfg.Model, seq_len: int, *, convention: str = "
     """Model FLOPs of one token, forward and backward: 6 * matmul parameters + 12 * L * N * H * keys.
 
     `keys` is how many tokens a query meets: T in PaLM's convention (arXiv:2204.02311, appendix B); on average half of
-    T counted causally, or W * (1 - W / 2T) under a sliding window W < T. Recompute is not counted.
+    T counted causally, or W * (1 - W / 2T) under a sliding window W < T. Frozen matrices count 4, and recompute 0.
     """
     described = blueprint(model)
+    matrices = 6 * matmul_parameters(model) - 2 * matmul_parameters(model, frozen=True)
     if described.attention is None:
-        return 6.0 * matmul_parameters(model)
+        return float(matrices)
     keys = visible_keys(model, seq_len) if convention == "causal" else float(seq_len)
     width = math.prod(described.dims[c].size for c in described.attention.q if c in described.dims)
-    return 6 * matmul_parameters(model) + 12 * described.num_layers * width * keys
+    return matrices + 12 * described.num_layers * width * keys
 
 
 @dataclass(frozen=True)
@@ -290,7 +302,8 @@ def matmuls(config: cfg.Config, sizes: Mapping[str, int]) -> list[Matmul]:
         m, k, n = (math.prod(here[c] for c in letters) for letters in groups)
         each = math.prod(here[c] for c in x if c in out and c in w)
         runs = runs_of(one, config, sizes)
-        found.append(Matmul(one.name, m, k, n, runs, 2 * runs, runs * (one.name in again), one.stacked, each))
+        back = (2 if blueprint(config.model).weight(one.weight).trained else 1) * runs
+        found.append(Matmul(one.name, m, k, n, runs, back, runs * (one.name in again), one.stacked, each))
     return found
 
 

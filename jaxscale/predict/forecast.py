@@ -258,16 +258,15 @@ def quantizing_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> float:
 
 def optimizer_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> float:
     """Gradients written and read, parameters and what the optimizer keeps read and written."""
-    own = costs.parameter_elements(key_of(config, sizes))
-    passes = 2 * schedule(config, sizes).ticks + 2
-    return own * costs.BYTES[config.step.param_dtype] * passes + 2 * costs.slot_bytes(config, sizes)
+    own, passes = costs.bytes_held(config, sizes, "trained"), 2 * schedule(config, sizes).ticks + 2
+    return own * passes + 2 * costs.slot_bytes(config, sizes)
 
 
 def outer_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> float:
     """HBM bytes of an outer step: the mean of what replicas learnt written and read, their parameters, the outer ones
     and the momentum read and written."""
-    own = costs.parameter_elements(key_of(config, sizes))
-    return own * (2 * 4 + 2 * costs.BYTES[config.step.param_dtype] + 2 * 2 * 4)
+    own, kept = costs.parameter_elements(key_of(config, sizes)), costs.bytes_held(config, sizes, "trained")
+    return own * (2 * 4 + 2 * 2 * 4) + 2 * kept
 
 
 def offloaded_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> float:

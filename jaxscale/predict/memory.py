@@ -15,7 +15,7 @@ from jaxscale import config as cfg
 from jaxscale.blueprint.described import blueprint
 from jaxscale.blueprint.passes import Pass
 from jaxscale.blueprint.rules import count, rules_of, schedule
-from jaxscale.blueprint.table import SEQUENCE
+from jaxscale.blueprint.table import SEQUENCE, Weight
 from jaxscale.predict import costs
 from jaxscale.predict.attention import split_ways
 from jaxscale.predict.costs import BYTES
@@ -78,10 +78,9 @@ def tpu_moments(config: cfg.Config, sizes: Mapping[str, int], own: float) -> tup
     It casts the stacked parameters once, before the loop over layers. The last matrix's gradient is scattered before
     the layers' backward pass.
     """
-    width, param = BYTES[config.step.compute_dtype], BYTES[config.step.param_dtype]
     always = {
         "gradients": own,
-        "parameters in compute dtype": own * width / param if width != param else 0.0,
+        "parameters in compute dtype": sum(cast_bytes(config, sizes, w) for w in blueprint(config.model).weights),
     }
     loss = tpu_head(config, sizes) | {"the last layer's output": 4 * stream_bytes(config, sizes, SEQUENCE)}
     worst: Parts = max([tpu_layer(config, sizes, kind) for kind in kinds_of(config)], key=total)
@@ -151,13 +150,15 @@ def tpu_head(config: cfg.Config, sizes: Mapping[str, int]) -> Parts:
     logits' gradients of all tokens are kept, in the compute dtype; a chunk's logits are there once."""
     head, logits = head_bytes(config, sizes), logits_bytes(config, sizes)
     if not chunked(config):
-        return {"last matrix and its gradient": 2 * head, "logits": logits}
+        return {"last matrix and its gradient": (1 + trains_head(config)) * head, "logits": logits}
     width = BYTES[config.step.compute_dtype]
     parts = {
         **({"gradients": 0.0} if schedule(config, sizes).stages == 1 else {}),  # the layers' are not there yet
         "logits": logits,
         "scratch of the matrix's scatter": head * SCRATCH if gathered_weights(config, sizes) else 0.0,
     }
+    if not trains_head(config):
+        return parts | {"last matrix": head}
     if costs.microbatch_tokens(config, sizes) * width <= stream_width(config) * 4:  # as `objectives.token_sums` decides
         return parts | {"last matrix": head, "gradient of the logits": whole_logits(config, sizes) * width}
     return parts | {"last matrix and its float32 gradient": head + head / width * 4}
@@ -175,17 +176,16 @@ def gpu_moments(config: cfg.Config, sizes: Mapping[str, int], own: float) -> tup
     Parameters are cast layer by layer, but those whose last dim fsdp splits are copied whole, turned, before the loops.
     """
     step, layer = config.step, layer_passes(config, sizes)
-    width, param = BYTES[step.compute_dtype], BYTES[step.param_dtype]
-    layers = sum(own_bytes(config, sizes, p.weight) for p in layer)
+    model = blueprint(config.model)
+    cast = sum(cast_bytes(config, sizes, model.weight(p.weight)) for p in layer)
     always = {
-        "gradients": layers,
+        "gradients": sum(own_bytes(config, sizes, p.weight) for p in layer if model.weight(p.weight).trained),
         "gradients of a microbatch": own if step.microbatches > 1 else 0.0,
-        "parameters in compute dtype": layers * width / param if step.remat == "none" and width != param else 0.0,
+        "parameters in compute dtype": cast if step.remat == "none" else 0.0,
         "copies of parameters, turned": sum(own_bytes(config, sizes, name) for name in turned(config, sizes)),
     }
     output = stream_bytes(config, sizes, SEQUENCE)
     loss, waiting = gpu_head(config, sizes, output)
-    model = blueprint(config.model)
     again = bool(model.widest) and recomputes(config, model.widest)
     heads = sum(costs.activation_bytes(config, sizes, a.name) for a in model.activations if a.padded)
     # [B, T, D] of all layers, gathered along T, turned from the order in which it arrived
@@ -234,6 +234,8 @@ def gpu_head(config: cfg.Config, sizes: Mapping[str, int], output: float) -> tup
     """
     head, logits = head_bytes(config, sizes), logits_bytes(config, sizes)
     last = {"the last layer's output": 3 * output}
+    if not trains_head(config):
+        return {"last matrix": head, "logits": logits} | last, {}
     if chunked(config):
         early = {"gradients": 0.0, "logits": logits}  # the layers' gradients are not there yet
         summed = {"last matrix and its float32 gradient": head + head / BYTES[config.step.compute_dtype] * 4}
@@ -258,6 +260,12 @@ def head_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> float:
     return whole_bytes(config, sizes, head) if head else 0.0
 
 
+def trains_head(config: cfg.Config) -> bool:
+    """Has the last matrix a gradient?"""
+    model = blueprint(config.model)
+    return model.head is not None and model.weight(model.head.weight_name).trained
+
+
 def gathered_weights(config: cfg.Config, sizes: Mapping[str, int]) -> bool:
     """Are weights gathered before they are used?"""
     return any(p.w.stored != p.w.used for p in costs.forward_passes(config, sizes))
@@ -276,7 +284,18 @@ def layer_passes(config: cfg.Config, sizes: Mapping[str, int]) -> list[Pass]:
 
 def own_bytes(config: cfg.Config, sizes: Mapping[str, int], name: str) -> float:
     """A device's shard of a weight, all layers, as it is kept."""
-    return costs.shard(blueprint(config.model).weight(name), config, sizes) * BYTES[config.step.param_dtype]
+    weight = blueprint(config.model).weight(name)
+    return costs.shard(weight, config, sizes) * BYTES[weight.kept_in(config.step.param_dtype)]
+
+
+def cast_bytes(config: cfg.Config, sizes: Mapping[str, int], weight: Weight) -> float:
+    """A device's shard of a weight in the compute dtype; 0 where it is kept in it, or set by a rule."""
+    width = config.step.compute_dtype
+    return (
+        0.0
+        if weight.kept_in(config.step.param_dtype) == width or weight.ruled
+        else float(costs.shard(weight, config, sizes) * BYTES[width])
+    )
 
 
 def whole_bytes(config: cfg.Config, sizes: Mapping[str, int], one: Pass) -> float:

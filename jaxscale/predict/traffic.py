@@ -105,6 +105,7 @@ def lookups(config: cfg.Config, sizes: Mapping[str, int]) -> Iterator[Traffic]:
     batch = without(batch, REPLICA_AXES)
     for name in model.lookups:
         table = model.weight(name)
+        back = parts if table.trained else 0
         ids_split, embed = (split_by(rules.parameters[axis], sizes) for axis in model.axes(table))
         vocab, trades = without(ids_split, (*batch, *sequence)), (both(embed, batch), both(embed, sequence))
         trade = (*trades[0], *trades[1])
@@ -122,17 +123,17 @@ def lookups(config: cfg.Config, sizes: Mapping[str, int]) -> Iterator[Traffic]:
                 ids *= count(axes, sizes)
                 yield Traffic("token ids", "all-gather", axes, ids, again * parts, "forward", False)
                 traded = rows / count(scatter, sizes)
-                yield Traffic("looked-up rows", "all-to-all", axes, traded, 2 * parts, "forward", False)
+                yield Traffic("looked-up rows", "all-to-all", axes, traded, parts + back, "forward", False)
         if scatter:
             yield Traffic("looked-up rows", "reduce-scatter", scatter, rows, parts, "forward", False)
-            yield Traffic("rows' gradients", "all-gather", scatter, rows, parts, "backward", False)
+            yield Traffic("rows' gradients", "all-gather", scatter, rows, back, "backward", False)
         if summed := without(vocab, scatter):
             yield Traffic("looked-up rows", "all-reduce", summed, rows / count(scatter, sizes), parts, "forward", False)
         if sliced := without(residual, (*sequence, *scatter)):
-            yield Traffic("rows' gradients", "all-gather", sliced, rows, parts, "backward", False)
+            yield Traffic("rows' gradients", "all-gather", sliced, rows, back, "backward", False)
         if tokens_over := without((*batch, *sequence), (*vocab, *trade)):
             size = elements(table.letters, layout, whole, sizes) * 4
-            yield Traffic(f"{name} gradient", "all-reduce", tokens_over, size, parts, "backward", True, weight=True)
+            yield Traffic(f"{name} gradient", "all-reduce", tokens_over, size, back, "backward", True, weight=True)
 
 
 def split_sequences(config: cfg.Config, sizes: Mapping[str, int], *, platform: str) -> Iterator[Traffic]:

@@ -1,6 +1,7 @@
 """From a run's checkpoint to published files, without devices: of the weights one tensor is held at a time.
 
 Several processes share the files: process i writes files i, i + n, ... Process 0 writes what makes them a model, last.
+What LoRA has learnt is added to its matrices, or written by itself as an adapter.
 """
 
 import json
@@ -18,15 +19,17 @@ import numpy as np
 
 from jaxscale import config as cfg
 from jaxscale.checkpoint.stored import Stored
+from jaxscale.config import PUBLISHED
 from jaxscale.config.families import family_of
 from jaxscale.config.published import as_theirs
 from jaxscale.data.chat import CONFIG, GENERATION, IDS, read_kept
 from jaxscale.data.tokenizer import Tokenizer
 from jaxscale.files.places import HALF_WRITTEN
 from jaxscale.files.whole import write_whole
-from jaxscale.interop import tensors
+from jaxscale.interop import adapter, tensors
+from jaxscale.interop.adapter import base_of
 from jaxscale.interop.tables import Row
-from jaxscale.interop.weights import Tensors
+from jaxscale.interop.weights import Read, Tensors
 from jaxscale.serving.serve import run_tokenizer
 
 DTYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float32": np.dtype(np.float32), "float16": np.dtype(np.float16)}
@@ -99,6 +102,7 @@ class Exported:
     family: str
     files: list[str]
     bytes: int
+    dtype: str
     averaged: bool
     tokenizer: bool
     finished: bool = True
@@ -109,9 +113,10 @@ def export(
     out: Path,
     *,
     step: int | None = None,
-    dtype: str = "bfloat16",
+    dtype: str | None = None,
     most: int = 5 * 10**9,
     share: Share = ALONE,
+    only_adapter: bool = False,
 ) -> Exported:
     """Write the newest checkpoint of a run (or `step`) as files that `transformers` reads.
 
@@ -120,20 +125,26 @@ def export(
 
     Args:
         most: bytes of a file.
+        dtype: of what is written; None: bfloat16, and of an adapter float32.
+        only_adapter: LoRA's matrices alone, as PEFT reads them, by one process.
 
     Raises:
-        ValueError: `out` is there, the model is of no known family, another export was begun, others do not come, or
-            a disk is full.
+        ValueError: `out` is there, the run has no LoRA to write by itself, the model is of no known family, another
+            export was begun, others do not come, or a disk is full.
     """
+    dtype = dtype or ("float32" if only_adapter else "bfloat16")
     if dtype not in DTYPES:
         raise ValueError(f"--dtype {dtype}: it is one of {', '.join(DTYPES)}")
     if out.exists() and not share.process:
         raise ValueError(f"{out} is there already; give a directory that is not")
     stored = Stored(run, step)
     model = cfg.validate({**stored.config, "out": str(run)}, source=str(run)).model
+    if only_adapter:
+        return write_adapter(out, model, stored, dtype, share)
     codec = run_tokenizer(run, None) if (run / "tokenizer-identity.json").is_file() else None
-    family, beside = family_of(model), beside_weights(run, model, codec, dtype)
-    every = Tensors(family, model)
+    base = base_of(model)
+    family, beside = family_of(base), beside_weights(run, base, codec, dtype)
+    every = Tensors(family, base)
     files = files_of(every, dtype, most)
     about = {"run": str(run.absolute()), "step": stored.step, "dtype": dtype, "files": files.names, "beside": beside}
     half = out.with_name(f"{out.name}{HALF_WRITTEN}")
@@ -144,14 +155,14 @@ def export(
         if own:
             begin(half, about, share)
         for i in own:
-            write_file(half / files.names[i], every, files.groups[i], stored, DTYPES[dtype])
+            write_file(half / files.names[i], every, files.groups[i], reader(stored, model), DTYPES[dtype])
         if share.process == 0:
             wait_for(half, files.names, share)
             finish(half, out, files, beside, codec)
     saved = codec is not None and (out / "tokenizer.json").is_file()
     numbers = own if share.process else range(len(files.names))
     written, size = [files.names[i] for i in numbers], sum(files.bytes[i] for i in numbers)
-    return Exported(stored.step, family, written, size, bool(stored.decay), saved, share.process == 0)
+    return Exported(stored.step, family, written, size, dtype, bool(stored.decay), saved, share.process == 0)
 
 
 def beside_weights(run: Path, model: cfg.Model, codec: Tokenizer | None, dtype: str) -> dict[str, dict[str, Any]]:
@@ -201,15 +212,52 @@ def begin(half: Path, about: dict[str, Any], share: Share) -> None:
         write_whole(path, text)
 
 
-def write_file(path: Path, every: Tensors, wanted: list[str], stored: Stored, dtype: np.dtype) -> None:
+def write_adapter(out: Path, model: cfg.Model, stored: Stored, dtype: str, share: Share) -> Exported:
+    """LoRA's matrices alone, as PEFT has them."""
+    if model.lora is None:
+        raise ValueError("--adapter: the run has no model.lora; leave --adapter out, which exports the whole model")
+    if share.processes > 1:
+        raise ValueError(f"--adapter --processes {share.processes}: an adapter is one file; leave --processes out")
+    family = family_of(base_of(model))
+    rows = adapter.matrix_rows(family, model)
+    base = (stored.config["init"].get("from") or "").removeprefix(PUBLISHED) or None
+
+    def read(path: tuple[str, ...], layer: int) -> np.ndarray:
+        return stored.block(path, (slice(layer, layer + 1),))[0]
+
+    half = out.with_name(f"{out.name}{HALF_WRITTEN}")
+    shutil.rmtree(half, ignore_errors=True)
+    with told(out, half, share):
+        half.mkdir(parents=True)
+        write_json(half / adapter.CONFIG, adapter.config_values(rows, model, base))
+        shapes, arrays = adapter.tensor_shapes(rows, model), adapter.arrays(rows, model, read)
+        each = (x.astype(DTYPES[dtype]) for x in arrays)
+        size = tensors.write(half / adapter.TENSORS, shapes, DTYPES[dtype], each)
+        os.replace(half, out)
+    return Exported(stored.step, family, [adapter.TENSORS], size, dtype, bool(stored.decay), False)
+
+
+def reader(stored: Stored, model: cfg.Model) -> Read:
+    """Reads a weight of one layer and expert, with what LoRA has learnt of it."""
+    adapted = model.lora.on if model.lora else ()
+
+    def one(path: tuple[str, ...], place: tuple[int, ...]) -> np.ndarray:
+        block = stored.block(path, tuple(slice(i, i + 1) for i in place))
+        return block.reshape(block.shape[len(place) :])
+
+    def read(row: Row, place: tuple[int, ...]) -> np.ndarray:
+        if row.weight not in adapted:
+            return one(row.path, place)
+        a, b = (one(path, place) for path in adapter.pair_paths(row))
+        return adapter.merged(row, one(row.path, place), a, b, model)
+
+    return read
+
+
+def write_file(path: Path, every: Tensors, wanted: list[str], read: Read, dtype: np.dtype) -> None:
     """One file of weights, unless it is there: it has its name once it is whole."""
     if path.is_file():
         return
-
-    def read(row: Row, place: tuple[int, ...]) -> np.ndarray:
-        block = stored.block(row.path, tuple(slice(i, i + 1) for i in place))
-        return block.reshape(block.shape[len(place) :])
-
     part = path.with_name(path.name + PART)
     shapes = {tensor: every.shapes[tensor] for tensor in wanted}
     tensors.write(part, shapes, dtype, every.written(wanted, read, dtype))

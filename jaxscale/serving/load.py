@@ -29,7 +29,7 @@ from jaxscale.serving.serve import (
     run_tokenizer,
 )
 from jaxscale.training.build import build_on, rules_for
-from jaxscale.training.initial import blocks, filled
+from jaxscale.training.initial import GROUPS, read, sources_of, unread
 from jaxscale.training.replicas import replica_axis
 from jaxscale.training.step import Program, all_parameters
 
@@ -145,9 +145,11 @@ def published(program: Program, config: cfg.Config, step: int | None) -> Restore
         raise ValueError(f"step {step} is of a run's checkpoints, and {config.init.source} has none; leave it out")
     if replica_axis() is not None:
         raise ValueError(f"{config.init.source} is one model: set mesh.replica=1")
-    block, _ = blocks(config)
-    read = {name: filled(getattr(program.abstract, name), block) for name in ("params", "frozen", "router_bias")}
-    return Restored(all_parameters(program.abstract._replace(**read), read["params"]), 0, False)
+    sources = sources_of(config)
+    start = unread(program, sources)
+    drawn = jax.jit(lambda: {name: getattr(start(), name) for name in GROUPS})()
+    found = read(program, sources, drawn)
+    return Restored(all_parameters(program.abstract._replace(**found), found["params"]), 0, False)
 
 
 def with_whole_rows(config: cfg.Config, sizes: dict[str, int]) -> cfg.Config:

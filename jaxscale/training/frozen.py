@@ -21,6 +21,22 @@ def split(params: PyTree, names: tuple[str, ...]) -> tuple[PyTree, PyTree]:
     return nested({path: leaf for path, leaf in leaves.items() if path not in frozen}), nested(frozen)
 
 
+LORA = "lora"  # in the paths of its matrices
+
+
+def divided(params: PyTree, *, lora: bool, names: tuple[str, ...]) -> tuple[PyTree, PyTree]:
+    """The trained parameters and the frozen ones; with LoRA its matrices are trained, and all others frozen.
+
+    Args:
+        names: as for `split`: what the objective does not train.
+    """
+    params, frozen = split(params, names)
+    if not lora:
+        return params, frozen
+    base, own = split(params, (LORA,))
+    return own, whole(base, frozen)
+
+
 def whole(trained: PyTree, frozen: PyTree) -> PyTree:
     """The inverse of `split`."""
     return nested(by_path(trained) | by_path(frozen)) if frozen else trained

@@ -1,6 +1,7 @@
 """What a run begins from: random parameters, another run's, or a published model's. Each device reads its part."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,31 @@ import numpy as np
 from jaxscale import config as cfg
 from jaxscale.checkpoint.stored import Stored
 from jaxscale.config import PUBLISHED, read_published
+from jaxscale.config.families import family_of
+from jaxscale.interop.adapter import Adapter, base_of
 from jaxscale.interop.weights import Files
-from jaxscale.training.frozen import by_path, nested
+from jaxscale.training.frozen import LORA, by_path, nested
 from jaxscale.training.replicas import replica_axis
 from jaxscale.training.step import Program, TrainState
 
 Path_ = tuple[str, ...]
 Block = Callable[[Path_, tuple[slice, ...], np.dtype], np.ndarray]  # of a parameter
 Say = Callable[[str], None]
+GROUPS = ("params", "frozen", "router_bias")  # of a state: those that are parameters
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What parameters are read from.
+
+    Attributes:
+        has: is this parameter there? One that is not begins as in any run.
+        told: a line on where they come from.
+    """
+
+    block: Block
+    has: Callable[[Path_], bool]
+    told: str
 
 
 def initial_state(config: cfg.Config, program: Program, say: Say) -> TrainState:
@@ -28,23 +46,41 @@ def initial_state(config: cfg.Config, program: Program, say: Say) -> TrainState:
         raise ValueError(
             f"init.from={config.init.source} with replicas: begin without them (mesh.replica=1), and go on with them"
         )
-    block, told = blocks(config)
-    state = without_parameters(program)()
-    read = {name: filled(getattr(program.abstract, name), block) for name in ("params", "frozen", "router_bias")}
-    say(told)
-    return state._replace(**read)
+    sources = sources_of(config)
+    state = unread(program, sources)()
+    for source in sources:
+        say(source.told)
+    return state._replace(**read(program, sources, {name: getattr(state, name) for name in GROUPS}))
 
 
-def without_parameters(program: Program) -> Callable[[], TrainState]:
-    """The state before the first step with nothing in the place of what is read; jitted.
+def sources_of(config: cfg.Config) -> list[Beginning]:
+    """What `init` names; a later one comes before those above it."""
+    return [beginning(config), *([adapter(config)] if config.init.adapter_directory else [])]
+
+
+def unread(program: Program, sources: list[Beginning]) -> Callable[[], TrainState]:
+    """The state before the first step with only those parameters that no source has; jitted.
 
     XLA leaves out what nobody asks for: the random parameters would be several times as large as what is read.
     """
-    return jax.jit(lambda: program.init()._replace(params={}, frozen={}, router_bias={}))
+
+    def rest(params: Any) -> Any:
+        return nested({path: x for path, x in by_path(params).items() if not any(s.has(path) for s in sources)})
+
+    def start() -> TrainState:
+        state = program.init()
+        return state._replace(**{name: rest(getattr(state, name)) for name in GROUPS})
+
+    return jax.jit(start)
 
 
-def blocks(config: cfg.Config) -> tuple[Block, str]:
-    """How blocks of parameters are read, and a line on where they come from. ValueError where they do not fit."""
+def read(program: Program, sources: list[Beginning], drawn: dict[str, Any]) -> dict[str, Any]:
+    """All parameters: read where a source has them, or as they were drawn."""
+    return {name: filled(getattr(program.abstract, name), sources, drawn[name]) for name in GROUPS}
+
+
+def beginning(config: cfg.Config) -> Beginning:
+    """How the parameters of `init.from` are read. ValueError where they do not fit."""
     source = config.init.source
     assert source is not None
     if source.startswith(PUBLISHED):
@@ -53,28 +89,44 @@ def blocks(config: cfg.Config) -> tuple[Block, str]:
         directory = Path(source.removeprefix(PUBLISHED)).expanduser()
         found = read_published(directory)
         require_same(found.model.model_dump(mode="json"), config, source)
-        files = Files(directory, found.family, config.model)
+        files = Files(directory, found.family, base_of(config.model))
         weights = {row.path: name for name, row in files.rows.items()}
         published: Block = lambda path, index, dtype: files.block(weights[path], index, dtype)  # noqa: E731
-        return published, f"begins from {found.family} in {directory}"
+        return Beginning(published, weights.__contains__, f"begins from {found.family} in {directory}")
     stored = Stored(source, config.init.at)
     require_same(stored.config["model"], config, source)
     read: Block = lambda path, index, dtype: stored.block(path, index).astype(dtype)  # noqa: E731
-    return read, f"begins from step {stored.step} of {source}"
+    own = stored.config["model"].get("lora") is not None
+    has = lambda path: own or LORA not in path  # noqa: E731
+    return Beginning(read, has, f"begins from step {stored.step} of {source}")
+
+
+def adapter(config: cfg.Config) -> Beginning:
+    """How LoRA's matrices of `init.adapter` are read."""
+    assert config.init.adapter_directory
+    directory = Path(config.init.adapter_directory).expanduser()
+    found = Adapter(directory, family_of(base_of(config.model)), config.model)
+    return Beginning(found.block, found.has, f"LoRA's matrices begin from {directory}")
 
 
 def require_same(model: dict[str, Any], config: cfg.Config, source: str) -> None:
     """ValueError for a model that is another one than the config's."""
     own = config.model.model_dump(mode="json")
     free = {"name", "init_std"} | ({"max_seq_len"} if config.model.position == "rope" else set())
+    free |= {"lora"} if model.get("lora") is None else set()
     if differ := [f"model.{k}: {model[k]} -> {own[k]}" for k in own if k not in free and model.get(k) != own[k]]:
         raise ValueError(f"init.from={source} is another model ({'; '.join(differ)}); leave these as they are there")
 
 
-def filled(params: Any, block: Block) -> Any:
-    """Arrays of these types with what was read."""
+def filled(params: Any, sources: list[Beginning], drawn: Any) -> Any:
+    """Arrays of these types: read from the last source that has them, or else those of `drawn`."""
+    others = by_path(drawn)
 
     def one(path: Path_, kind: jax.ShapeDtypeStruct) -> jax.Array:
+        source = next((s for s in reversed(sources) if s.has(path)), None)
+        if source is None:
+            own: jax.Array = others[path]
+            return own
         shape, layout, dtype = kind.shape, kind.sharding, np.dtype(kind.dtype)
         known: dict[Any, np.ndarray] = {}  # devices that hold the same block ask for it one after the other
 
@@ -83,7 +135,7 @@ def filled(params: Any, block: Block) -> Any:
             if key not in known:
                 if len(known) >= MOST_BLOCKS:
                     known.clear()
-                known[key] = block(path, index, dtype)
+                known[key] = source.block(path, index, dtype)
             return known[key]
 
         return jax.make_array_from_callback(shape, layout, part)

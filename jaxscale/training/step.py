@@ -27,7 +27,7 @@ from jaxscale.parallel.sharding import device, mesh_here, on_devices, spec
 from jaxscale.training import pipeline
 from jaxscale.training.average import add_to_sum, average, empty_sum
 from jaxscale.training.cut import in_parts
-from jaxscale.training.frozen import split, whole
+from jaxscale.training.frozen import divided, split, whole
 from jaxscale.training.optimizer import count_from, global_norm, make_optimizer, make_schedule
 from jaxscale.training.replicas import Outer, alone, combined, mean, outer_step, replica_axis, started
 from jaxscale.training.spikes import LossStatistics, judge, no_losses
@@ -53,7 +53,7 @@ class TrainState(NamedTuple):
     losses: LossStatistics
     ema: PyTree  # float32, or {}; see `training.average`
     router_bias: PyTree  # parameters that no gradient moves: of the choice of experts; {} in a model without
-    frozen: PyTree  # parameters that the objective does not train, or {}
+    frozen: PyTree  # parameters that the objective or LoRA does not train, or {}
     rng: jax.Array  # typed key; a step folds its number in
     outer: Outer | dict[str, Any]  # of replicas, or {}
 
@@ -91,18 +91,18 @@ def make_program(config: cfg.Config, model: ModelFactory | None = None) -> Progr
     with blaming_layouts(layouts):
         params, axes, merge = abstract_model(factory)
     objective, replicas = make_objective(config), replica_axis() is not None
-    biases = () if model else tuple(w.name for w in blueprint(config.model).weights if not w.trained)
+    biases = () if model else tuple(w.name for w in blueprint(config.model).weights if w.ruled)
     if has_stages():
         pipeline.require_pieces(config, merge(params), objective)
-    names = objective.frozen
-    axes, _ = split(axes, (*names, *biases))
+    apart = partial(divided, lora=config.model.lora is not None, names=objective.frozen)
+    axes, _ = apart(split(axes, biases)[0])
     optimizer = make_optimizer(config.optimizer, axes, steps=config.steps)
 
     def init() -> TrainState:
         key = jax.random.key(config.seed)
         module = factory(nnx.Rngs(params=jax.random.fold_in(key, 0)))
         params, router_bias = split(nnx.to_pure_dict(nnx.split(module, nnx.Param, ...)[1]), biases)
-        params, frozen = split(params, names)
+        params, frozen = apart(params)
         state = TrainState(
             step=jnp.int32(0),
             params=params,

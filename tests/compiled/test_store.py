@@ -37,7 +37,7 @@ OUTSIDE = {  # every key that does not reach the step, with another value than i
     "metrics.every": 9, "metrics.tensorboard": True, "metrics.wandb": True,
     "metrics.wandb_project": "p", "metrics.wandb_entity": "e", "metrics.wandb_tags": ["t"], "metrics.mfu": "palm",
 }  # fmt: skip
-OUTSIDE_ALONE = {"data.mixture", "outer.every"}  # in place of data.path; with replicas
+OUTSIDE_ALONE = {"data.mixture", "outer.every", "init.adapter"}  # in place of data.path; with replicas; with LoRA
 INSIDE_BY_ANOTHER_NAME = {"data.kind", "data.mask_documents"}  # as `documents`
 
 
