@@ -29,7 +29,7 @@ DENSE, EXPERTS = "dense", "experts"  # kinds of layers, in a model where some ha
 
 @functools.cache
 def decoder(model: cfg.Model) -> Blueprint:
-    """Llama, Mistral, Qwen3, GPT-2 and the like, by config."""
+    """Llama, Qwen, Gemma, GPT-2 and the like, by config."""
     found = Blueprint(
         dims=dims(model),
         weights=tuple(weights(model)),

@@ -24,6 +24,7 @@ from jax.experimental import topologies
 
 from jaxscale import config as cfg
 from jaxscale import private
+from jaxscale.compiled.memory_error import too_large_for_vmem
 from jaxscale.compiled.store import Compiled, Memory
 from jaxscale.hardware.gpu_targets import CUDNN, target_config
 from jaxscale.hardware.topology import Topology, find_topology
@@ -88,6 +89,8 @@ def compile_on(config: cfg.Config, devices: list[jax.Device], *, documents: bool
         except jax.errors.JaxRuntimeError as error:
             if "compile option" in str(error) or "Failed to parse" in str(error) or "not a valid" in str(error):
                 raise ValueError(f"runtime.compiler_options: {first_line(error)}") from error
+            if kernel := too_large_for_vmem(str(error)):
+                raise ValueError(f"the compiler refuses the program: {kernel}") from error
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise ValueError(f"the compiler refuses the program: {first_line(error)}") from error
             seconds = time.perf_counter() - start

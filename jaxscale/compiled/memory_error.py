@@ -21,6 +21,20 @@ def needed_bytes(error: str, arguments: int) -> int | None:
     return size_of(*found.groups()) + arguments if found else None
 
 
+def too_large_for_vmem(error: str) -> str | None:
+    """Which kernel wants more than a TPU's on-chip memory, which is no matter of HBM; None: it is another error.
+
+    libtpu says `memory space vmem while allocating on stack for %splash_mha_dkv...  Scoped allocation with size 16.14M
+    and limit 16.00M`.
+    """
+    if "memory space vmem" not in error:
+        return None
+    name = re.search(r"allocating on stack for %([\w.]+)", error)
+    sizes = re.search(r"allocation with size ([\d.]+[KMGT]?) and limit ([\d.]+[KMGT]?)", error)
+    wanted = f"wants {sizes[1]} of {sizes[2]}" if sizes else "wants more than there is"
+    return f"the kernel {name[1] if name else 'of one operation'} {wanted} VMEM (on-chip memory)"
+
+
 def buffers_of(error: str) -> list[tuple[str, int]]:
     """The largest allocations that the message lists: (jax operation or shape, bytes)."""
     found = []

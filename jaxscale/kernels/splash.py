@@ -38,7 +38,7 @@ def attention(
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
 
     T = q_BTNH.shape[1]
-    masks, sizes = masks_of(np.arange(T), T, window)
+    masks, sizes = masks_of(np.arange(T), k_BTKH.shape, window)
     run = kernel.SplashAttentionKernel(
         *masks,
         **options(sizes, window, softcap, interpret),
@@ -76,7 +76,7 @@ def forward(
     """
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
 
-    masks, sizes = masks_of(positions, k_BSKH.shape[1], window, rank)
+    masks, sizes = masks_of(positions, k_BSKH.shape, window, rank)
     run = kernel.SplashAttentionKernel(
         *masks, **options(sizes, window, softcap, interpret), save_residuals=True, residual_checkpoint_name=None
     )
@@ -108,7 +108,7 @@ def backward(
     Returns:
         dq, dk, dv in the dtypes of q, k, v. A row with lse NEGATIVE adds nothing to them.
     """
-    masks, sizes = masks_of(positions, k_BSKH.shape[1], window, rank)
+    masks, sizes = masks_of(positions, k_BSKH.shape, window, rank)
     kernels = functools.partial(
         private.find("splash_backward"),
         **options(sizes, window, softcap, interpret),
@@ -160,11 +160,14 @@ def mask_function(window: int | None) -> Any:
     return functools.partial(visible, sliding_window=window)
 
 
-def block_sizes(T: int, S: int) -> "BlockSizes":
-    """Large blocks: fewer steps, fewer partial dqs. Fused backward where FUSED_COPIES allows it."""
+def block_sizes(T: int, S: int, head_size: int = 128) -> "BlockSizes":
+    """Large blocks: fewer steps, fewer partial dqs. Fused backward where FUSED_COPIES allows it.
+
+    Heads of 256 have blocks half as long: 2,048 keys of them are 144 KiB more than v5p's 16 MiB of scoped VMEM.
+    """
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
 
-    block, wide = largest((512, 256, 128), T), largest((2048, 1024, 512, 256, 128), S)
+    block, wide = largest((512, 256, 128), T), largest((2048, 1024, 512, 256, 128)[head_size > 128 :], S)
     compute = largest((512, 256, 128), wide)
     fused = S // wide <= FUSED_COPIES
     return kernel.BlockSizes(
@@ -199,13 +202,18 @@ class Masks(NamedTuple):
 
 
 def masks_of(
-    positions: np.ndarray, S: int, window: int | None, rank: jax.Array | None = None
+    positions: np.ndarray, keys: tuple[int, ...], window: int | None, rank: jax.Array | None = None
 ) -> tuple[Masks, "BlockSizes"]:
-    """Masks and block sizes; of `rank`, where positions are [C, T] of all ranks: then shapes are the same on each."""
+    """Masks and block sizes; of `rank`, where positions are [C, T] of all ranks: then shapes are the same on each.
+
+    Args:
+        keys: the shape [B, S, K, H].
+    """
+    S = keys[1]
     positions = np.ascontiguousarray(positions, np.int32)
     if positions.ndim != (1 if rank is None else 2):
         raise ValueError(f"positions are [T], or [C, T] with a rank, not {list(positions.shape)}")
-    sizes = block_sizes(positions.shape[-1], S)
+    sizes = block_sizes(positions.shape[-1], S, keys[3])
     stacked = stacked_masks(positions.tobytes(), positions.shape[-1], S, window, sizes)
     if rank is None:
         return jax.tree.map(lambda x: x[0], stacked), sizes

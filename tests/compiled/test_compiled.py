@@ -15,6 +15,7 @@ from jaxscale.compiled.collectives import collectives
 from jaxscale.compiled.hlo import parse
 from jaxscale.compiled.instructions import Array, parse_instruction
 from jaxscale.compiled.live import largest_buffers, peak
+from jaxscale.compiled.memory_error import too_large_for_vmem
 from jaxscale.compiled.work import Worker, attention_kernel, convolution_flops, kernels, matmuls
 
 TEXTS = Path(__file__).parent / "texts"
@@ -251,3 +252,13 @@ ENTRY %main (p: bf16[64,8], x: bf16[16,64]) -> bf16[64,8] {
     assert (reduce.kind, reduce.axes, reduce.bytes, reduce.between_slices) == ("all-reduce", ("data",), 1024, True)
     assert reduce.asynchronous
     assert reduce.meanwhile.flops == 2 * 16 * 64 * 8
+
+
+def test_a_kernel_too_large_for_vmem_is_no_matter_of_hbm():
+    error = (
+        "RESOURCE_EXHAUSTED: E1001: CompileTimeScopedVmemOom: Ran out of memory in memory space vmem while allocating "
+        "on stack for %splash_mha_dkv.2 = (bf16[8,4]) custom-call. Scoped allocation with size 16.14M and limit 16.00M "
+        "exceeded scoped vmem limit by 144.0K."
+    )
+    assert too_large_for_vmem(error) == "the kernel splash_mha_dkv.2 wants 16.14M of 16.00M VMEM (on-chip memory)"
+    assert too_large_for_vmem("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 161G of 95G hbm") is None

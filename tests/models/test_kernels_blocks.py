@@ -290,6 +290,7 @@ def test_splash_fuses_its_backward_only_where_the_partial_dqs_are_few():
     assert splash.block_sizes(16_384, 16_384).use_fused_bwd_kernel
     assert not splash.block_sizes(32_768, 32_768).use_fused_bwd_kernel
     assert not splash.block_sizes(4_096, 131_072).use_fused_bwd_kernel  # a device's queries against all keys
+    assert splash.block_sizes(8_192, 8_192, 256).block_kv_dkv == 1024  # more does not fit into VMEM
     with pytest.raises(ValueError, match="splash wants sequences that are a multiple of 128, not 200"):
         splash.block_sizes(200, 256)
 

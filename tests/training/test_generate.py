@@ -15,6 +15,14 @@ MODELS = {
     "gpt2": {"position": "learned", "norm": "layernorm", "mlp": "gelu", "attention_bias": True, "tie_embeddings": True},
     "mistral": {"sliding_window": 4},
     "qwen": {"qk_norm": True},
+    "gemma": {
+        "num_layers": 3,
+        "pattern": [{"sliding_window": 4}, {"rope": False}],
+        "norm_at": "both",
+        "mlp": "geglu",
+        "attention_multiplier": 0.3,
+        "residual_multiplier": 0.5,
+    },
     "mixture": {
         "num_layers": 3,
         "moe": {"num_experts": 8, "top_k": 2, "mlp_dim": 32, "shared_mlp_dim": 16, "dense_layers": 1},
