@@ -23,17 +23,17 @@ def show(found: Explanation, *, backward: bool) -> None:
     tell = lambda line, style="": console.print(line, style=style, markup=False, soft_wrap=True)  # noqa: E731
     for line in header(found):
         tell(line)
-    served: dict[str, list[str]] = {}  # a matmul -> what is sent for it where another one stands
+    served: dict[str, dict[str, None]] = {}  # a matmul -> what is sent for it where another one stands
     for row in found.rows:
         for send in row.sends:
             for title in send.shared:
-                served.setdefault(title, []).append(f"{row.words(send)}: with {row.title}")
+                served.setdefault(title, {})[f"{row.words(send)}: with {row.title}"] = None  # once, of several loops
     parts = [("forward", found.phase("forward"))]
     parts += [("backward, with what is recomputed", found.phase("recomputed", "backward"))] if backward else []
     for title, rows in parts:
         tell(f"\n{title}", "bold")
         for row in rows:
-            for line, style in matmul_lines(row, served.get(row.title, [])):
+            for line, style in matmul_lines(row, list(served.get(row.title, {}))):
                 tell(line, style)
     if others := [o for o in found.others if o.bytes >= SMALL]:
         tell("\nsent for no matmul", "bold")
