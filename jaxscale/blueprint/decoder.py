@@ -120,6 +120,7 @@ def weights(model: cfg.Model) -> list[Weight]:
         ),
         Weight("out", "attention", "NHD", scale=small),
         *bias(model.attention_bias is True, "out", "attention", "1"),
+        *when(model.attention_sinks, Weight("sinks", "attention", "N")),
         *qk_norms(model),
         *norms_of(model, "mlp"),
         *when(has_mlp(model), *mlp_weights(model, small)),
@@ -150,6 +151,11 @@ def expert_weights(moe: cfg.Moe, small: float) -> list[Weight]:
         *when(moe.bias, of("balance_bias", "router", "R", scale=0, trained=False, ruled=True, float32=True)),
         *(of(f"expert_{name}", "experts", "EGM") for name in ("gate", "up")),
         of("expert_down", "experts", "EMG", scale=small),
+        *when(
+            moe.mlp_bias,
+            *(of(f"expert_{name}_bias", "experts", "EM", scale=0) for name in ("gate", "up")),
+            of("expert_down_bias", "experts", "EG", scale=0),
+        ),
         *when(
             moe.shared_mlp_dim > 0,
             *(of(f"shared_{name}", "shared_experts", "DU") for name in ("gate", "up")),

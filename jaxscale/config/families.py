@@ -161,6 +161,17 @@ FAMILIES = {
         {"qk_norm": True}, SILU | {"mlp_only_layers": [], "decoder_sparse_step": 1},
         UNTIED | {"norm_topk_prob": False}, types=above_first,
     ),
+    "gpt_oss": Family(
+        "GptOssForCausalLM",
+        DECODER | MIXTURE | ATTENTION_BIAS | {"num_local_experts": "moe.num_experts", "swiglu_limit": "moe.limit"},
+        {"qk_norm": False, "attention_sinks": True, "moe.linear_bias": True, "moe.mlp_bias": True},
+        SILU | {"swiglu_alpha": 1.702},
+        UNTIED | {"attention_bias": True, "sliding_window": 128, "head_dim": 64, "rope_theta": 150_000.0,
+                  "swiglu_limit": 7.0,
+                  "rope_scaling": {"rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0,
+                                   "truncate": False, "original_max_position_embeddings": 4096}},
+        ignored=("experts_per_token", "initial_context_length"), types=lambda given, layers: every(2, layers),
+    ),
     "gpt2": Family(
         "GPT2LMHeadModel",
         {"vocab_size": "vocab_size", "n_embd": "embed_dim", "n_layer": "num_layers", "n_head": "num_heads",
@@ -182,6 +193,7 @@ def family_of(model: Model) -> str:
     tests = {
         model.family: model.family,
         "gpt2": model.norm == "layernorm",
+        "gpt_oss": model.attention_sinks,
         "qwen3_moe": model.moe and model.qk_norm,
         "mixtral": model.moe,
         "gemma3_text": model.norm_at == "both" and model.qk_norm,

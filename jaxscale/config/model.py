@@ -17,13 +17,18 @@ class RopeScaling(Section):
     """Rotary frequencies stretched to longer contexts.
 
     `llama3` divides those of long wavelengths (arXiv:2407.21783, 3.4.1), `linear` all of them (arXiv:2306.15595).
+    `yarn` divides those that turn seldom, with a ramp before, and scales what is rotated (arXiv:2309.00071).
     """
 
-    kind: Literal["llama3", "linear"] = "llama3"
+    kind: Literal["llama3", "linear", "yarn"] = "llama3"
     factor: Above0 = 8.0
     low_frequency_factor: Above0 = 1.0
     high_frequency_factor: Above0 = 4.0
     original_max_len: Positive = 8192
+    beta_fast: Above0 = 32.0  # yarn: pairs that turn more often within original_max_len stay as they are
+    beta_slow: Above0 = 1.0  # yarn: those that turn less often are divided by factor
+    truncate: bool = True  # yarn: the ramp begins and ends at whole pairs
+    attention_factor: Above0 | None = None  # yarn: of queries and keys; None: 1 + 0.1 ln(factor)
 
 
 class LayerKind(Section):
@@ -58,6 +63,8 @@ class Moe(Section):
     top_groups: Positive = 1
     bias: bool = False  # of the choice alone, moved after each step so that loads become even (arXiv:2408.15664)
     linear_bias: bool = False  # a trained bias of the router's matmul
+    mlp_bias: bool = False  # of the experts' matmuls
+    limit: Above0 | None = None  # gpt-oss's SwiGLU: gate and up are clamped, gate sigmoid(1.702 gate) (up + 1)
 
     @model_validator(mode="after")
     def _check(self) -> "Moe":
@@ -107,6 +114,7 @@ class Model(Section):
     qk_norm: bool | Literal["all_heads"] = False  # of each head, or of all heads together
     sliding_window: Positive | None = None  # a token sees itself and the window - 1 tokens before it
     tie_embeddings: bool = False
+    attention_sinks: bool = False  # a trained score of each head for no token at all (arXiv:2309.17453)
     attention_softcap: Above0 | None = None
     logits_softcap: Above0 | None = None
     embedding_multiplier: Above0 = 1.0  # of what the first layer reads

@@ -5,6 +5,7 @@ the older one is written, which every reader knows and which wins where both are
 """
 
 from dataclasses import dataclass
+from math import log
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,14 @@ from jaxscale.config.families import ABOUT, FAMILIES, FULL, KINDS, ROPE, SLIDING
 from jaxscale.config.model import LayerKind, Model
 from jaxscale.files.reading import parse_json
 
+OF_EXPERTS = "moe."  # begins keys of a section of their own
 ELSEWHERE = "says nothing of the model"
 STRETCHED = {"factor": "factor", "low_freq_factor": "low_frequency_factor", "high_freq_factor": "high_frequency_factor",
              "original_max_position_embeddings": "original_max_len"}  # fmt: skip
+
+
+YARN = {"factor": "factor", "original_max_position_embeddings": "original_max_len", "beta_fast": "beta_fast",
+        "beta_slow": "beta_slow", "truncate": "truncate", "attention_factor": "attention_factor"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -80,15 +86,15 @@ def as_ours(kind: str, values: Values, *, name: str) -> Published:
 
 def translated(family: Family, given: Values, told: list[tuple[str, Any, str]]) -> tuple[Values, Values]:
     """Our values that have a key of their own, and those of experts; each key is told."""
-    own: Values = dict(family.fixed)
-    moe: Values = {}
+    own: Values = {k: v for k, v in family.fixed.items() if not k.startswith(OF_EXPERTS)}
+    moe: Values = {k.removeprefix(OF_EXPERTS): v for k, v in family.fixed.items() if k.startswith(OF_EXPERTS)}
     for key, value in given.items():
         if key in family.fields:
             if value is None:
                 told.append((key, value, "not used"))
                 continue
             ours = family.fields[key]
-            place, short = (moe, ours.removeprefix("moe.")) if ours.startswith("moe.") else (own, ours)
+            place, short = (moe, ours.removeprefix(OF_EXPERTS)) if ours.startswith(OF_EXPERTS) else (own, ours)
             if place.get(short, value) != value:
                 raise ValueError(f"{key}={value}, and another key says {place[short]}")
             place[short] = value
@@ -174,8 +180,15 @@ def positions_of(given: Values, layer_type: str) -> Values:
         return {"rope_theta": float(theta), "rope_scaling": None}
     if kind == "linear" and unused == {"factor"}:
         return {"rope_theta": float(theta), "rope_scaling": {"kind": "linear", "factor": scaling["factor"]}}
+    if kind == "yarn" and not unused - set(YARN) - {"mscale", "mscale_all_dim"}:
+        found = {ours: scaling[theirs] for theirs, ours in YARN.items() if scaling.get(theirs) is not None}
+        found.setdefault("original_max_len", given.get("max_position_embeddings"))
+        if "mscale" in scaling and "mscale_all_dim" in scaling:
+            wanted, all_dims = (1 + 0.1 * scaling[m] * log(scaling["factor"]) for m in ("mscale", "mscale_all_dim"))
+            found.setdefault("attention_factor", wanted / all_dims)
+        return {"rope_theta": float(theta), "rope_scaling": {"kind": "yarn"} | found}
     if kind != "llama3" or unused - set(STRETCHED):
-        raise ValueError(f"rope_scaling={scaling}: of these only llama3 and linear can be expressed")
+        raise ValueError(f"rope_scaling={scaling}: of these only llama3, linear and yarn can be expressed")
     return {
         "rope_theta": float(theta),
         "rope_scaling": {ours: scaling[theirs] for theirs, ours in STRETCHED.items() if theirs in scaling},
@@ -192,10 +205,12 @@ def as_theirs(model: Model, *, dtype: str, separator: int | None) -> Values:
     own = model.model_dump(mode="json")
     own |= {f"moe.{k}": v for k, v in (own.get("moe") or {}).items()}
     values: Values = {"architectures": [family.architecture], "model_type": kind, "torch_dtype": dtype}
-    values |= {key: own[ours] for key, ours in family.fields.items() if key != "num_local_experts" or kind == "mixtral"}
+    values |= {
+        key: own[ours] for key, ours in family.fields.items() if key != "num_local_experts" or kind != "qwen3_moe"
+    }
     values |= {key: value for key, value in family.only.items() if value is not None and key != "partial_rotary_factor"}
     values |= {"bos_token_id": separator, "eos_token_id": separator, "pad_token_id": None} | family.back(model)
-    if kind == "mixtral":
+    if model.moe and "intermediate_size" in family.fields and "moe_intermediate_size" not in family.fields:
         values["intermediate_size"] = own["moe.mlp_dim"]
     if kind != "gpt2":
         values |= layers_back(family, model)
@@ -248,4 +263,7 @@ def scaling_of(kind: LayerKind) -> Values | None:
         return None
     if rope.kind == "linear":
         return {"rope_type": "linear", "factor": rope.factor}
+    if rope.kind == "yarn":
+        own = {theirs: getattr(rope, ours) for theirs, ours in YARN.items()}
+        return {"rope_type": "yarn"} | {key: value for key, value in own.items() if value is not None}
     return {"rope_type": "llama3"} | {theirs: getattr(rope, ours) for theirs, ours in STRETCHED.items()}

@@ -105,7 +105,7 @@ class Loss(Section):
     bias_rate: AtLeast0 = 0.001  # how far a step moves each bias of model.moe.bias (arXiv:2412.19437)
 
 
-NO_DECAY = ("norm", "bias")
+NO_DECAY = ("norm", "bias", "sinks")
 
 
 class Optimizer(Section):

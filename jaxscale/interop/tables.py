@@ -1,7 +1,8 @@
 """Which tensor of a family's files holds which weight of ours: one row each, for reading and for writing.
 
 Letters are the model's own (`blueprint.decoder`). A file's dim may hold several of ours, in brackets: `(NH)D` is a
-matrix [N H, D]. It may hold several weights one after the other, in brackets too: `(NH+KH+KH)D`.
+matrix [N H, D]. It may hold several weights one after the other, in brackets too: `(NH+KH+KH)D`; or in turns: `(M~M)`.
+A tensor whose letters have the experts' own holds all of them, else one.
 """
 
 import math
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxscale.blueprint.table import Blueprint, Weight
+from jaxscale.blueprint.table import Blueprint
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Row:
     @property
     def dims(self) -> list[list[str]]:
         """For each of the tensor's dims our letters; of several weights that share it, those of each."""
-        return [group.strip("()").split("+") for group in re.findall(r"\([^)]*\)|[^()]", self.letters)]
+        return [re.split(r"[+~]", group.strip("()")) for group in re.findall(r"\([^)]*\)|[^()]", self.letters)]
 
     @property
     def flat(self) -> str:
@@ -45,6 +46,11 @@ class Row:
     def shared(self) -> int | None:
         """The dim that several weights share."""
         return next((i for i, parts in enumerate(self.dims) if len(parts) > 1), None)
+
+    @property
+    def in_turns(self) -> bool:
+        """Do they lie in turns, one number of each?"""
+        return "~" in self.letters
 
 
 def rows(prefix: str, at: tuple[str, ...], *found: tuple[str, str, str, str]) -> list[Row]:
@@ -133,11 +139,23 @@ PHI3 = [
     *together("gate up", (*LAYER, "mlp"), f"{IN_LAYER}mlp.gate_up_proj.weight", "(F+F)D"),
 ]  # fmt: skip
 
+# All experts in one tensor, gate and up in turns
+GPT_OSS = [
+    *LLAMA, *rows(f"{IN_LAYER}self_attn.", (*LAYER, "attention"), ("sinks", "sinks", "sinks", "N")),
+    *rows(f"{IN_LAYER}mlp.", (*LAYER, "mlp"), ("router", "router", "router.weight", "RD"),
+          ("router_bias", "router_bias", "router.bias", "R"),
+          ("expert_down", "expert_down", "experts.down_proj", "EMG"),
+          ("expert_down_bias", "expert_down_bias", "experts.down_proj_bias", "EG")),
+    *together("expert_gate expert_up", (*LAYER, "mlp"), f"{IN_LAYER}mlp.experts.gate_up_proj", "EG(M~M)"),
+    *together("expert_gate_bias expert_up_bias", (*LAYER, "mlp"), f"{IN_LAYER}mlp.experts.gate_up_proj_bias", "E(M~M)"),
+]  # fmt: skip
+
 TABLES: Mapping[str, list[Row]] = {
     **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "smollm3", "granite"), LLAMA + MLP),
     **dict.fromkeys(("gemma2", "gemma3", "gemma3_text"), GEMMA),
     "olmo2": OLMO2,
     "phi3": PHI3,
+    "gpt_oss": GPT_OSS,
     "mixtral": LLAMA + experts("block_sparse_moe", "gate", "w1", "w3", "w2"),
     "qwen3_moe": LLAMA + experts("mlp", "gate", "gate_proj", "up_proj", "down_proj"),
     "gpt2": GPT2,
@@ -169,18 +187,25 @@ def parts_of(row: Row, model: Blueprint) -> list[list[int]]:
     return [[math.prod(size[c] for c in part) for part in parts] for parts in row.dims]
 
 
-def own_letters(weight: Weight, model: Blueprint) -> str:
-    """Letters of what one tensor holds: of one layer, and of one expert."""
-    return "".join(c for c in weight.letters if model.routed is None or c != model.routed.experts)
+def counted_experts(row: Row, model: Blueprint) -> str:
+    """The letter of the experts, where each has a tensor of its own; else nothing."""
+    letters = model.weight(row.weight).letters
+    return model.routed.experts if model.routed and model.routed.experts in set(letters) - set(row.flat) else ""
+
+
+def own_letters(row: Row, model: Blueprint) -> str:
+    """Letters of what one tensor holds: of one layer, and of one expert where each has its own."""
+    return "".join(c for c in model.weight(row.weight).letters if c != counted_experts(row, model))
 
 
 def opened(tensor: np.ndarray, row: Row, model: Blueprint) -> np.ndarray:
     """A tensor of the files as our weight of one layer and expert: a view."""
-    size, wanted, letters = sizes(row, model), own_letters(model.weight(row.weight), model), row.flat
+    size, wanted, letters = sizes(row, model), own_letters(row, model), row.flat
     if (dim := row.shared) is not None:
         parts = parts_of(row, model)[dim]
         start = sum(parts[: row.part])
-        tensor = tensor[(slice(None),) * dim + (slice(start, start + parts[row.part]),)]
+        own = slice(row.part, None, len(parts)) if row.in_turns else slice(start, start + parts[row.part])
+        tensor = tensor[(slice(None),) * dim + (own,)]
     return tensor.reshape([size[c] for c in letters]).transpose([letters.index(c) for c in wanted])
 
 
@@ -188,9 +213,11 @@ def closed(parts: list[tuple[Row, np.ndarray]], model: Blueprint) -> np.ndarray:
     """The tensor of one row's weight, or of all weights that share it in their order; without padding."""
     cut = []
     for row, array in parts:
-        size, letters = sizes(row, model), own_letters(model.weight(row.weight), model)
+        size, letters = sizes(row, model), own_letters(row, model)
         own = array[tuple(slice(size[c]) for c in letters)].transpose([letters.index(c) for c in row.flat])
         dims = [each[row.part if len(each) > 1 else 0] for each in parts_of(row, model)]
         cut.append(own.reshape(dims))
     shared = parts[0][0].shared
+    if shared is not None and parts[0][0].in_turns:
+        return np.stack(cut, shared + 1).reshape(shape(parts[0][0], model))
     return np.ascontiguousarray(cut[0] if shared is None else np.concatenate(cut, shared))

@@ -8,9 +8,9 @@ import numpy as np
 
 from jaxscale import config as cfg
 from jaxscale.blueprint.decoder import decoder
-from jaxscale.blueprint.table import Blueprint, Weight
+from jaxscale.blueprint.table import Blueprint
 from jaxscale.config.families import FAMILIES
-from jaxscale.interop.tables import Row, closed, opened, rows_of, shape
+from jaxscale.interop.tables import Row, closed, counted_experts, opened, rows_of, shape
 from jaxscale.interop.tensors import Place, tensors
 
 Index = tuple[slice, ...]
@@ -45,7 +45,7 @@ class Files:
         size = self.table.shape(about)
         bounds = [s.indices(n) for s, n in zip(index, size, strict=True)]
         block = np.zeros([stop - start for start, stop, _ in bounds], dtype)
-        outer = len(stacked_dims(about, self.table))
+        outer = len(stacked_dims(row, self.table))
         inner = tuple(slice(start, stop) for start, stop, _ in bounds[outer:])
         for place in itertools.product(*(range(start, stop) for start, stop, _ in bounds[:outer])):
             view = opened(self.tensors[row.file.format(*place)].read(), row, self.table)[inner]
@@ -71,11 +71,11 @@ def renamed(found: dict[str, Place], family: str) -> dict[str, Place]:
     return {name.removeprefix("language_model."): place for name, place in own.items()}
 
 
-def stacked_dims(weight: Weight, table: Blueprint) -> tuple[int, ...]:
+def stacked_dims(row: Row, table: Blueprint) -> tuple[int, ...]:
     """Sizes of the leading dims that a tensor's name counts: layers, and experts."""
+    weight = table.weight(row.weight)
     layers = (table.layers_with(weight),) if weight.stacked else ()
-    experts = [table.dims[c].size for c in weight.letters if table.routed and c == table.routed.experts]
-    return (*layers, *experts)
+    return (*layers, *(table.dims[c].size for c in counted_experts(row, table)))
 
 
 Held = tuple[Row, tuple[int, ...]]  # a weight of ours in a tensor, with its layer and expert
@@ -85,7 +85,7 @@ def holders(rows: Mapping[str, Row], table: Blueprint) -> dict[str, list[Held]]:
     """Name of each tensor, in the order of the step -> what it holds, by part."""
     found: dict[str, list[Held]] = {}
     for row in rows.values():
-        ranges = map(range, stacked_dims(table.weight(row.weight), table))
+        ranges = map(range, stacked_dims(row, table))
         for place in itertools.product(*ranges):
             found.setdefault(row.file.format(*place), []).append((row, place))
     return {name: sorted(parts, key=lambda p: p[0].part) for name, parts in found.items()}

@@ -16,9 +16,15 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxscale import config as cfg
 from jaxscale.blueprint.sequence import way
 from jaxscale.kernels import cudnn, splash
-from jaxscale.kernels.blocks import KERNELS, Kernel
+from jaxscale.kernels.blocks import KERNELS, Kernel, Seen
 from jaxscale.kernels.plain import NEGATIVE, block_of, visible
-from jaxscale.models.context import Split, gather_attention, halo_attention, ring_attention
+from jaxscale.models.context import (
+    Split,
+    block_attention,
+    gather_attention,
+    halo_attention,
+    ring_attention,
+)
 from jaxscale.parallel.local import on_each_device
 from jaxscale.parallel.sharding import axes_of, device, in_zigzag_here, platform, shard_count, spec
 
@@ -41,13 +47,19 @@ class Attention:
 
 
 def attention(
-    q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, segments_BT: jax.Array | None, how: Attention
+    q_BTNH: jax.Array,
+    k_BTKH: jax.Array,
+    v_BTKH: jax.Array,
+    segments_BT: jax.Array | None,
+    how: Attention,
+    sinks_N: jax.Array | None = None,
 ) -> jax.Array:
     """Causal attention within documents; heads split over the mesh. Where sequences are split, keys are sent.
 
     Args:
         q_BTNH: queries; N is a multiple of K, query head n reads kv head n // (N / K).
         segments_BT: document numbers: a token sees only its own document. None: one document a row.
+        sinks_N: a score of each head for no token at all.
 
     Returns:
         What each query gathers of the values: [B, T, N, H], in q's dtype, named `attended` for remat.
@@ -57,23 +69,29 @@ def attention(
     if shards > 1:
         split = Split(axes_of("sequence"), shards, q_BTNH.shape[1] // shards, in_zigzag_here())
         run: Any = partial(split_attention, split=split, kernel=KERNELS[chosen](how.sliding_window, how.softcap))
+    elif sinks_N is not None:
+        run = partial(whole_attention, kernel=KERNELS[chosen](how.sliding_window, how.softcap))
     else:
         run = {"xla": xla_attention, "cudnn": cudnn_attention, "splash": splash_attention}[chosen]
     qs, ks = (spec("batch", "sequence", heads, None) for heads in ("heads", "kv_heads"))
     ss = spec("batch", "sequence")
     # Every device has its own heads, so the body is local, but for split sequences. shard_map, because the kernels are
     # custom calls without rules for explicit axes, and because splitting N into (K, N/K) would need one too.
-    more = () if segments_BT is None else (segments_BT,)
+    given = {"segments": (segments_BT, ss), "sinks": (sinks_N, spec("heads"))}
+    given = {name: pair for name, pair in given.items() if pair[0] is not None}
 
-    def local(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array | None = None) -> jax.Array:
-        found: jax.Array = run(q, k, v, segments, how=how)
+    def local(q: jax.Array, k: jax.Array, v: jax.Array, *more: jax.Array) -> jax.Array:
+        own = dict(zip(given, more, strict=True))
+        sinks = {"sinks": own["sinks"]} if "sinks" in own else {}
+        found: jax.Array = run(q, k, v, own.get("segments"), how=how, **sinks)
         return found
 
     with jax.named_scope("attention"):  # by this name a profile tells its time from the other matmuls'
-        body = on_each_device(local, (qs, ks, ks, ss)[: 3 + len(more)], qs, check_vma=False)
-        attended: jax.Array = body(q_BTNH, k_BTKH, v_BTKH, *more)
-    # splash and split attention name their own output: named here too, remat would keep it twice
-    if not (shards > 1 or chosen == "splash"):
+        specs = (qs, ks, ks, *(layout for _, layout in given.values()))
+        body = on_each_device(local, specs, qs, check_vma=False)
+        attended: jax.Array = body(q_BTNH, k_BTKH, v_BTKH, *(array for array, _ in given.values()))
+    # splash and blocks of attention name their own output: named here too, remat would keep it twice
+    if not (shards > 1 or chosen == "splash" or sinks_N is not None):
         attended = checkpoint_name(attended, "attended")
     return attended
 
@@ -93,15 +111,25 @@ def split_attention(
     how: Attention,
     split: Split,
     kernel: Kernel,
+    sinks: jax.Array | None = None,
 ) -> jax.Array:
     """Attention of one device's tokens to those of all devices."""
     T = split.tokens * split.shards
     chosen = way(how.split, how.sliding_window, T, zigzag=split.zigzag, kernel=kernel.name)
     if chosen == "halo":
         assert how.sliding_window
-        attended: jax.Array = halo_attention(q, k, v, documents, kernel, split, how.sliding_window)
+        attended: jax.Array = halo_attention(q, k, v, documents, sinks, kernel, split, how.sliding_window)
     else:
-        attended = (ring_attention if chosen == "ring" else gather_attention)(q, k, v, documents, kernel, split)
+        attended = (ring_attention if chosen == "ring" else gather_attention)(q, k, v, documents, sinks, kernel, split)
+    return attended
+
+
+def whole_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, documents: jax.Array | None, *, how: Attention, kernel: Kernel, sinks: Any
+) -> jax.Array:
+    """Attention of whole sequences with sinks, by the pair of functions of a block."""
+    seen = Seen(np.arange(q.shape[1], dtype=np.int32)[None])
+    attended: jax.Array = block_attention(kernel, seen)(q, k, v, documents, documents, sinks)
     return attended
 
 
@@ -181,9 +209,17 @@ def xla_attention(
 
 
 def attend(
-    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask_BTS: Any, *, softcap: float | None
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    mask_BTS: Any,
+    *,
+    softcap: float | None,
+    sinks_N: jax.Array | None = None,
 ) -> jax.Array:
     """softmax(q k^T / sqrt(H)) v over the visible keys; local arrays, any number of kv heads K that divides N.
+
+    With sinks the softmax is over them too, and they have no value.
 
     One batch dim of B*K and the N/K queries of a kv head folded into rows: the form in which XLA's CPU backend finds
     its fast matmul (110 GFLOP/s where a batched einsum over [B, T, N, H] reached 50, of the same machine's 300).
@@ -196,7 +232,11 @@ def attend(
     scores = jnp.einsum("gth,gsh->gts", q, k, preferred_element_type=jnp.float32).reshape(B, K, R, T, S) * H**-0.5
     if softcap is not None:
         scores = softcap * jnp.tanh(scores / softcap)
-    weights = jax.nn.softmax(jnp.where(mask_BTS[:, None, None], scores, NEGATIVE), axis=-1).astype(q_BTNH.dtype)
+    scores = jnp.where(mask_BTS[:, None, None], scores, NEGATIVE)
+    if sinks_N is not None:
+        sinks = jnp.broadcast_to(sinks_N.astype(scores.dtype).reshape(K, R, 1, 1), (B, K, R, T, 1))
+        scores = jnp.concatenate([scores, sinks], axis=-1)
+    weights = jax.nn.softmax(scores, axis=-1)[..., :S].astype(q_BTNH.dtype)
     context = jnp.einsum("gts,gsh->gth", weights.reshape(G, R * T, S), v)
     return context.reshape(B, K, R, T, H).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
 

@@ -22,7 +22,7 @@ from jaxscale.models.lora import adapted, give_adapters
 from jaxscale.models.rotary import Rope, rotate
 from jaxscale.models.sums import add_bias
 from jaxscale.parallel.local import on_each_device
-from jaxscale.parallel.sharding import dims_of, einsum, gather, shard_count, spec, to_spec
+from jaxscale.parallel.sharding import dims_of, einsum, gather, shard, shard_count, spec, to_spec
 
 Cache = dict[str, jax.Array]  # k, v: [B, S, K, H]
 Auxiliary = dict[str, jax.Array]  # what a layer tells its objective beside its output, as sums over its tokens
@@ -54,6 +54,8 @@ class SelfAttention(nnx.Module):
             self.q_bias, self.k_bias, self.v_bias = make("q_bias"), make("k_bias"), make("v_bias")
         if model.attention_bias is True:
             self.out_bias = make("out_bias")
+        if model.attention_sinks:
+            self.sinks = make("sinks")
         if model.qk_norm:
             whole = model.qk_norm == "all_heads"
             self.q_norm = Norm("q_norm", make)
@@ -64,7 +66,8 @@ class SelfAttention(nnx.Module):
     ) -> jax.Array:
         """Attention to the layer's window of tokens; None: to all."""
         q, k, v = self.queries_keys_values(x_BTD, rope)
-        return self.output(attention(q, k, v, segments, replace(self.how, sliding_window=window)))
+        how = replace(self.how, sliding_window=window)
+        return self.output(attention(q, k, v, segments, how, self.of_no_token))
 
     def decode(
         self,
@@ -79,6 +82,11 @@ class SelfAttention(nnx.Module):
         q, k, v = self.queries_keys_values(x_BTD, rope)
         cache, attended = self.attend_cached(q, k, v, cache, segments, start, window=window)
         return self.output(attended), cache
+
+    @property
+    def of_no_token(self) -> jax.Array | None:
+        """The heads' sinks [N], split over the mesh as the queries' heads, in float32; None: there are none."""
+        return shard(self.sinks[...].astype(jnp.float32), "heads") if self.model.attention_sinks else None
 
     def queries_keys_values(self, x_BTD: jax.Array, rope: Rope | None) -> tuple[jax.Array, jax.Array, jax.Array]:
         here, x_BTD = x_BTD, gather(x_BTD, "batch", "sequence", "embed", over="heads")
@@ -138,15 +146,20 @@ class SelfAttention(nnx.Module):
         heads, kv = spec("batch", None, "heads", None), spec("batch", None, "kv_heads", None)
         T, S = q.shape[1], segments.shape[1]
 
-        def local(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array, start: jax.Array) -> jax.Array:
+        sinks = self.of_no_token
+
+        def local(
+            q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array, start: jax.Array, *sinks: jax.Array
+        ) -> jax.Array:
             mask_TS = visible(start + jnp.arange(T)[:, None], jnp.arange(S)[None, :], window)
             own = jax.lax.dynamic_slice_in_dim(segments, start, T, 1)
             mask = mask_TS & (own[:, :, None] == segments[:, None, :])
-            return attend(q, k, v, mask, softcap=self.how.softcap)
+            return attend(q, k, v, mask, softcap=self.how.softcap, sinks_N=sinks[0] if sinks else None)
 
-        specs = (heads, kv, kv, spec("batch", None), spec())
+        more = () if sinks is None else (sinks,)
+        specs = (heads, kv, kv, spec("batch", None), spec(), *[spec("heads")] * len(more))
         run = on_each_device(local, specs, heads, check_vma=False)
-        return cache, run(q, cache["k"], cache["v"], segments, start)
+        return cache, run(q, cache["k"], cache["v"], segments, start, *more)
 
 
 def repeat_heads(w: jax.Array, dim: int) -> jax.Array:

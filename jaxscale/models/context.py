@@ -8,6 +8,7 @@ Tokens lie as `blueprint.sequence` orders them. There are three ways:
 
 Each works with any kernel: two functions of a block of queries and keys. Backward they take the result and the
 log-sum-exp of the whole row, so that the gradients of a row's blocks add up (FlashAttention-2, arXiv:2307.08691).
+A head's sink is one more key of each row, whose value is zero: it is added to that sum, and no kernel knows of it.
 
 Dims: B batch, T tokens of a device, S keys, N query heads, K kv heads, H head dim; C devices along the sequence.
 """
@@ -76,6 +77,26 @@ def named(out: jax.Array, lse: jax.Array) -> tuple[jax.Array, jax.Array]:
     return checkpoint_name(out, "attended"), checkpoint_name(lse, "attended")
 
 
+Sinks = jax.Array | None  # [N]: a score of each head for no token; None: there are none
+
+
+def drained(out: jax.Array, lse: jax.Array, sinks: Sinks) -> tuple[jax.Array, jax.Array]:
+    """Result and log-sum-exp [B, T, N] of rows with the sinks among their keys."""
+    if sinks is None:
+        return out, lse
+    total = jnp.logaddexp(lse, sinks.astype(lse.dtype))
+    return (out.astype(jnp.float32) * jnp.exp(lse - total)[..., None]).astype(out.dtype), total
+
+
+def of_sinks(sinks: Sinks, out: jax.Array, lse: jax.Array, dout: jax.Array) -> Sinks:
+    """Their gradient: of a key whose value is zero, given result and log-sum-exp of the whole rows."""
+    if sinks is None:
+        return None
+    delta = (out.astype(jnp.float32) * dout.astype(jnp.float32)).sum(-1)
+    gradient: jax.Array = -(jnp.exp(sinks.astype(lse.dtype) - lse) * delta).sum((0, 1))
+    return gradient.astype(sinks.dtype)
+
+
 def with_documents(x: Documents, like: jax.Array) -> jax.Array:
     return jnp.ones(like.shape[:2], jnp.int32) if x is None else x
 
@@ -83,33 +104,37 @@ def with_documents(x: Documents, like: jax.Array) -> jax.Array:
 # --- gather ---------------------------------------------------------------------------------------------------
 
 
-def gather_attention(q: jax.Array, k: jax.Array, v: jax.Array, documents: Documents, kernel: Kernel, at: Split) -> Any:
+def gather_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, documents: Documents, sinks: Sinks, kernel: Kernel, at: Split
+) -> Any:
     """Keys and values are gathered, and gathered again in the backward pass; only the device's own are kept between."""
 
     def keys(k: jax.Array, v: jax.Array, documents: Documents) -> tuple[jax.Array, jax.Array, Documents]:
         return at.whole(k), at.whole(v), None if documents is None else at.whole(documents)
 
-    def forward(q: jax.Array, k: jax.Array, v: jax.Array, documents: Documents) -> tuple[jax.Array, Any]:
+    def forward(q: jax.Array, k: jax.Array, v: jax.Array, documents: Documents, sinks: Sinks) -> tuple[jax.Array, Any]:
         every_k, every_v, every = keys(k, v, documents)
-        out, lse = named(*kernel.forward(q, every_k, every_v, documents, every, at.seen()))
-        return out, (q, k, v, documents, out, lse)
+        out, lse = kernel.forward(q, every_k, every_v, documents, every, at.seen())
+        out, lse = named(*drained(out, lse, sinks))
+        return out, (q, k, v, documents, sinks, out, lse)
 
-    def backward(saved: Any, dout: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, None]:
-        q, k, v, documents, out, lse = saved
+    def backward(saved: Any, dout: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, None, Sinks]:
+        q, k, v, documents, sinks, out, lse = saved
         every_k, every_v, every = keys(k, v, documents)
         dq, dk, dv = kernel.backward(q, every_k, every_v, documents, every, at.seen(), out, lse, dout)
-        return dq.astype(q.dtype), at.summed(dk.astype(k.dtype)), at.summed(dv.astype(v.dtype)), None
+        dk, dv = at.summed(dk.astype(k.dtype)), at.summed(dv.astype(v.dtype))
+        return dq.astype(q.dtype), dk, dv, None, of_sinks(sinks, out, lse, dout)
 
     run = jax.custom_vjp(lambda *arrays: forward(*arrays)[0])
     run.defvjp(forward, backward)
-    return run(q, k, v, documents)
+    return run(q, k, v, documents, sinks)
 
 
 # --- halo -----------------------------------------------------------------------------------------------------
 
 
 def halo_attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, documents: Documents, kernel: Kernel, at: Split, window: int
+    q: jax.Array, k: jax.Array, v: jax.Array, documents: Documents, sinks: Sinks, kernel: Kernel, at: Split, window: int
 ) -> Any:
     """A sliding window in reading order: the last window - 1 keys before a device's own come from its neighbours."""
     documents = with_documents(documents, q)
@@ -118,7 +143,7 @@ def halo_attention(
     k, v, other = (jnp.concatenate([*parts, x], axis=1) for parts, x in zip(before, (k, v, documents), strict=True))
     more = k.shape[1] - at.tokens
     seen = Seen(more + np.arange(at.tokens, dtype=np.int32)[None])
-    return block_attention(kernel, seen)(q, k, v, documents, other)
+    return block_attention(kernel, seen)(q, k, v, documents, other, sinks)
 
 
 def neighbours(x: jax.Array, at: Split, window: int, kernel: str) -> list[jax.Array]:
@@ -133,14 +158,17 @@ def neighbours(x: jax.Array, at: Split, window: int, kernel: str) -> list[jax.Ar
 def block_attention(kernel: Kernel, seen: Seen) -> Callable[..., jax.Array]:
     """A kernel's pair as one differentiable function of local arrays."""
 
-    def forward(q: jax.Array, k: jax.Array, v: jax.Array, own: jax.Array, other: jax.Array) -> tuple[jax.Array, Arrays]:
-        out, lse = named(*kernel.forward(q, k, v, own, other, seen))
-        return out, (q, k, v, own, other, out, lse)
+    def forward(
+        q: jax.Array, k: jax.Array, v: jax.Array, own: Documents, other: Documents, sinks: Sinks
+    ) -> tuple[jax.Array, Any]:
+        out, lse = named(*drained(*kernel.forward(q, k, v, own, other, seen), sinks))
+        return out, (q, k, v, own, other, sinks, out, lse)
 
-    def backward(saved: Arrays, dout: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, None, None]:
-        q, k, v, own, other, out, lse = saved
+    def backward(saved: Any, dout: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, None, None, Sinks]:
+        q, k, v, own, other, sinks, out, lse = saved
         dq, dk, dv = kernel.backward(q, k, v, own, other, seen, out, lse, dout)
-        return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None, None
+        gradient = of_sinks(sinks, out, lse, dout)
+        return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None, None, gradient
 
     run = jax.custom_vjp(lambda *arrays: forward(*arrays)[0])
     run.defvjp(forward, backward)
@@ -151,7 +179,9 @@ def block_attention(kernel: Kernel, seen: Seen) -> Callable[..., jax.Array]:
 # --- ring -----------------------------------------------------------------------------------------------------
 
 
-def ring_attention(q: jax.Array, k: jax.Array, v: jax.Array, documents: Documents, kernel: Kernel, at: Split) -> Any:
+def ring_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, documents: Documents, sinks: Sinks, kernel: Kernel, at: Split
+) -> Any:
     """Zigzag ring: keys go round while each device multiplies with those that it has.
 
     The own block is causal in local order, as chunk r lies before chunk 2C - 1 - r. In each other step two of the four
@@ -161,7 +191,7 @@ def ring_attention(q: jax.Array, k: jax.Array, v: jax.Array, documents: Document
     ring = Ring(kernel, at)
     run = jax.custom_vjp(lambda *arrays: ring.forward(*arrays)[0])
     run.defvjp(ring.forward, ring.backward)
-    return run(q, k, v, documents)
+    return run(q, k, v, documents, sinks)
 
 
 def chunks(x: Any) -> tuple[Any, Any]:
@@ -206,7 +236,9 @@ class Ring:
         lower: jax.Array = (self.at.rank - j) % self.at.shards < self.at.rank
         return lower
 
-    def forward(self, q: jax.Array, k: jax.Array, v: jax.Array, documents: Documents) -> tuple[jax.Array, Any]:
+    def forward(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, documents: Documents, sinks: Sinks
+    ) -> tuple[jax.Array, Any]:
         early, late = chunks((q, documents))
 
         def meet(so_far: Arrays, queries: Any, keys: Any) -> Arrays:
@@ -223,12 +255,13 @@ class Ring:
         out, lse = self.kernel.forward(q, k, v, documents, documents, self.causal)
         carry = chunks((out.astype(jnp.float32), lse))
         (early_out, early_lse), (late_out, late_lse) = self.around(step, carry, (k, v, documents))
-        out, lse = named(both(early_out, late_out).astype(q.dtype), both(early_lse, late_lse))
-        return out, (q, k, v, documents, out, lse)
+        out, lse = drained(both(early_out, late_out), both(early_lse, late_lse), sinks)
+        out, lse = named(out.astype(q.dtype), lse)
+        return out, (q, k, v, documents, sinks, out, lse)
 
-    def backward(self, saved: Any, dout: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, None]:
+    def backward(self, saved: Any, dout: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, None, Sinks]:
         """Gradients of keys travel with their keys, in float32, and come home with the last turn."""
-        q, k, v, documents, out, lse = saved
+        q, k, v, documents, sinks, out, lse = saved
         early, late = chunks((q, documents, out, lse, dout))
 
         def of(queries: Any, keys: Any) -> Arrays:
@@ -251,4 +284,4 @@ class Ring:
         own = self.kernel.backward(q, k, v, documents, documents, self.causal, out, lse, dout)
         dq, dk, dv = self.around(step, tuple(x.astype(jnp.float32) for x in own), (k, v, documents))
         dk, dv = self.at.turned((dk, dv))  # home
-        return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None
+        return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None, of_sinks(sinks, out, lse, dout)

@@ -24,6 +24,7 @@ from jaxscale.blueprint.experts import way
 from jaxscale.kernels.grouped import grouped_matmul
 from jaxscale.models.dispatch import Way, numbers_to_experts, route, to_experts, to_tokens
 from jaxscale.models.layers import Maker
+from jaxscale.models.sums import take
 from jaxscale.parallel.local import on_each_device
 from jaxscale.parallel.sharding import (
     axes_of,
@@ -55,6 +56,9 @@ class Experts(nnx.Module):
         if self.moe.bias:
             self.balance_bias = make("balance_bias")
         self.expert_gate, self.expert_up, self.expert_down = (make(f"expert_{n}") for n in ("gate", "up", "down"))
+        if self.moe.mlp_bias:
+            self.expert_gate_bias, self.expert_up_bias = make("expert_gate_bias"), make("expert_up_bias")
+            self.expert_down_bias = make("expert_down_bias")
 
     def __call__(self, x_BTD: jax.Array, counted: jax.Array | None) -> tuple[jax.Array, Sums]:
         """The experts' output in the layout of x, and sums over tokens for the log and for losses.
@@ -114,6 +118,10 @@ class Experts(nnx.Module):
         up = [self.weight(name, [experts, (), split], over) for name in ("expert_gate", "expert_up")]
         down = self.weight("expert_down", [experts, split, ()], over)
         operands = (x_BTD, weights_BTK, index_BTK, *up, down)
+        if self.moe.mlp_bias:
+            layouts = {"expert_gate_bias": [experts, split], "expert_up_bias": [experts, split]}
+            layouts |= {"expert_down_bias": [experts, ()]}
+            operands += tuple(self.weight(name, dims, over) for name, dims in layouts.items())
         body = _Local(self.moe, self.exchange, experts, split, platform(), shard_count("experts"))
         run = on_each_device(
             body, [jax.typeof(a).sharding.spec for a in operands], to_spec(layout, unreduced=set(split))
@@ -188,11 +196,10 @@ class _Local:
     platform: str
     shards: int
 
-    def __call__(
-        self, x_BTD: jax.Array, weights: jax.Array, index: jax.Array, gate: jax.Array, up: jax.Array, down: jax.Array
-    ) -> jax.Array:
+    def __call__(self, *operands: jax.Array) -> jax.Array:
+        """Of x [B, T, D], weights and numbers of experts [B, T, K], matrices, and biases where there are some."""
+        x_BTD, weights, index, gate, up, down, *biases = _alike(*operands)
         B, T, D = x_BTD.shape
-        x_BTD, weights, index, gate, up, down = _alike(x_BTD, weights, index, gate, up, down)
         how = way(self.exchange, self.shards, self.moe.top_k)
         there = Way(how, self.experts, self.platform, self.shards, self.moe.num_experts, B * T, self.moe.top_k)
         with jax.named_scope("dispatch"):
@@ -200,13 +207,42 @@ class _Local:
             rows = checkpoint_name(to_experts(x_BTD.reshape(B * T, D), there, path), "expert_in")
             weight_R = numbers_to_experts(weights.reshape(B * T, -1), there, path)
         multiply = partial(grouped_matmul, sizes_E=path.sizes, platform=self.platform)
-        h = jax.nn.silu(checkpoint_name(multiply(rows, gate), "expert_gate"))
-        h = h * checkpoint_name(multiply(rows, up), "expert_up")
+        of_rows = [bias_of_rows(bias, path.sizes, len(rows)) for bias in biases]
+        gate_RM, up_RM = (
+            checkpoint_name(multiply(rows, w), f"expert_{name}") for name, w in (("gate", gate), ("up", up))
+        )
+        if of_rows:
+            gate_RM, up_RM = gate_RM + of_rows[0], up_RM + of_rows[1]
+        h = gated(gate_RM, up_RM, self.moe.limit)
         h = (h.astype(jnp.float32) * weight_R[:, None]).astype(h.dtype)
         y_RD = multiply(h, down)
+        if of_rows:
+            y_RD = y_RD + (self.once(of_rows[2]).astype(jnp.float32) * weight_R[:, None]).astype(y_RD.dtype)
         with jax.named_scope("combine"):
             y = to_tokens(y_RD, there, path).reshape(B, T, D)
         return lax.pcast(y, self.split, to="unreduced") if self.split else y
+
+    def once(self, bias: jax.Array) -> jax.Array:
+        """What is added to partial sums over the experts' mlp: on one device of those that hold them."""
+        return bias * (lax.axis_index(self.split) == 0).astype(bias.dtype) if self.split else bias
+
+
+def gated(gate: jax.Array, up: jax.Array, limit: float | None) -> jax.Array:
+    """SwiGLU, or with a limit gpt-oss's (arXiv:2508.10925)."""
+    if limit is None:
+        return jax.nn.silu(gate) * up
+    gate, up = jnp.minimum(gate, limit), jnp.clip(up, -limit, limit)
+    return gate * jax.nn.sigmoid(1.702 * gate) * (up + 1)
+
+
+def bias_of_rows(bias_EM: jax.Array, sizes_E: jax.Array, rows: int) -> jax.Array:
+    """The bias of each row's expert [R, M]; 0 for rows that nobody owns, whose gradients may hold anything."""
+    experts = len(sizes_E)
+    ends = jnp.cumsum(sizes_E)
+    owner = (jnp.arange(rows)[:, None] >= ends).sum(1)  # the number of experts for those
+    # a product of ones and zeros would keep NaN of the gradients; a lookup puts them where nobody reads
+    table = jnp.concatenate([bias_EM, jnp.zeros_like(bias_EM[:1])])
+    return take(table, jnp.minimum(owner, experts))
 
 
 def _alike(*arrays: jax.Array) -> list[jax.Array]:

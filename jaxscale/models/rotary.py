@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxscale import config as cfg
+from jaxscale.models.layers import scaled
 from jaxscale.models.on_cpu import drops_barriers, looked_up
 
 Rope = tuple[jax.Array, jax.Array]  # sine and cosine: [B, T, 1, H/2], float32
@@ -19,7 +20,8 @@ def rotations(positions_BT: jax.Array, kind: cfg.LayerKind, head_size: int) -> R
     if not kind.rope:
         return None
     angle = positions_BT.astype(jnp.float32)[..., None, None] * rope_frequencies(kind, head_size)
-    sin, cos = jax.lax.optimization_barrier((jnp.sin(angle), jnp.cos(angle)))
+    factor = yarn_factor(kind.rope_scaling)
+    sin, cos = jax.lax.optimization_barrier((scaled(jnp.sin(angle), factor), scaled(jnp.cos(angle), factor)))
     return looked_up(sin, cos) if drops_barriers() else (sin, cos)
 
 
@@ -38,7 +40,31 @@ def rope_frequencies(kind: cfg.LayerKind, head_size: int) -> jax.Array:
         return frequency
     if scaling.kind == "linear":
         return frequency / scaling.factor
+    if scaling.kind == "yarn":
+        keep = 1 - yarn_ramp(scaling, kind.rope_theta, half)
+        return frequency * (keep + (1 - keep) / scaling.factor)
     turns = scaling.original_max_len * frequency / (2 * math.pi)  # within the context trained on first
     low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
     keep = jnp.clip((turns - low) / (high - low), 0, 1)
     return frequency * (keep + (1 - keep) / scaling.factor)
+
+
+def yarn_ramp(scaling: cfg.RopeScaling, theta: float, half: int) -> jax.Array:
+    """[H/2] from 0 (a pair stays as it is) to 1 (its frequency is divided): YaRN, arXiv:2309.00071, 3.2."""
+
+    def pair(turns: float) -> float:
+        """The pair that turns so often within the original length."""
+        return half * math.log(scaling.original_max_len / (turns * 2 * math.pi)) / math.log(theta)
+
+    low, high = pair(scaling.beta_fast), pair(scaling.beta_slow)
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, 2 * half - 1)
+    return jnp.clip((jnp.arange(half, dtype=jnp.float32) - low) / max(high - low, 1e-3), 0, 1)
+
+
+def yarn_factor(scaling: cfg.RopeScaling | None) -> float:
+    """Of queries and of keys: longer contexts make attention flatter."""
+    if scaling is None or scaling.kind != "yarn":
+        return 1.0
+    return scaling.attention_factor or 1 + 0.1 * max(math.log(scaling.factor), 0)

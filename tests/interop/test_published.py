@@ -70,6 +70,21 @@ MODELS = {
         attention_bias=True,
     ),
     "phi3": lambda: transformers.Phi3Config(**WITHOUT_HEAD_DIM, sliding_window=9),
+    "gpt_oss": lambda: transformers.GptOssConfig(
+        **COMMON,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        sliding_window=7,
+        rope_parameters={
+            "rope_type": "yarn",
+            "rope_theta": 1e4,
+            "factor": 4.0,
+            "beta_fast": 8.0,
+            "beta_slow": 1.0,
+            "truncate": False,
+            "original_max_position_embeddings": 16,
+        },
+    ),
     "gpt2": lambda: transformers.GPT2Config(
         vocab_size=V, n_positions=T, n_embd=D, n_layer=3, n_head=N, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0
     ),
@@ -125,7 +140,7 @@ def test_logits_are_those_of_transformers(published, name):
 @pytest.mark.parametrize("name", [n for n in MODELS if n not in ("llama tied", "qwen2 windows")])
 def test_logits_on_a_mesh(published, name):
     directory, wanted = published(name)
-    third = {"expert": 2} if name in ("mixtral", "qwen3_moe") else {"data": 2}
+    third = {"expert": 2} if name in ("mixtral", "qwen3_moe", "gpt_oss") else {"data": 2}
     np.testing.assert_allclose(logits(config_of(directory, fsdp=2, tensor=2, **third)), wanted, atol=2e-5)
 
 
