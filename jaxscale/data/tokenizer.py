@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 BYTE_SEPARATOR_ID = 256
 DEFAULT_SEPARATOR = "<|endoftext|>"
-# Which special token separates documents when the user names none: end-of-text tokens first (what GPT-2,
-# GPT-NeoX, Llama-3, Qwen, T5 and Mistral files hold), then begin-of-text ones.
+# Which special token separates documents when the user names none and the file's template puts none before a text:
+# end-of-text tokens first (what GPT-2, GPT-NeoX, Qwen and T5 files hold), then begin-of-text ones.
 SEPARATOR_PREFERENCE = (
     "<|endoftext|>",
     "<|end_of_text|>",
@@ -131,8 +131,8 @@ def load_tokenizer(spec: str | Path, *, separator: str | None = None) -> Tokeniz
 
     Args:
         spec: ``byte`` or a path.
-        separator: the token that separates documents, as the file spells it. None picks the first of
-            ``SEPARATOR_PREFERENCE`` among the file's added tokens.
+        separator: the token that separates documents, as the file spells it. None picks the one that the file's
+            post-processor puts before a text, or the first of ``SEPARATOR_PREFERENCE`` among its added tokens.
 
     Raises:
         ValueError: no such file, not a tokenizer file, or no separator found in it.
@@ -207,7 +207,7 @@ def _from_content(content: str, separator: str | None, *, where: str) -> FileTok
         highest = max(library.get_vocab(with_added_tokens=True).values(), default=0)
     if highest >= 2**31 - 1:
         raise ValueError(f"{where} has a token of id {highest}, beyond int32; give the `tokenizer.json` of a model")
-    token, token_id = _pick_separator(library, separator, where)
+    token, token_id = _pick_separator(content, library, separator, where)
     with told_of(f"{where} is not a Hugging Face tokenizer file"), quiet():
         for_text = hide_special_tokens(content, library, token)
         encoder = library if for_text == content else tokenizers.Tokenizer.from_str(for_text)
@@ -247,7 +247,9 @@ def _unknown_id(content: str, library: "tokenizers.Tokenizer") -> int | None:
     return library.token_to_id(model["unk_token"]) if model.get("unk_token") else None
 
 
-def _pick_separator(library: "tokenizers.Tokenizer", separator: str | None, where: str) -> tuple[str, int]:
+def _pick_separator(
+    content: str, library: "tokenizers.Tokenizer", separator: str | None, where: str
+) -> tuple[str, int]:
     added = {token.content: token_id for token_id, token in library.get_added_tokens_decoder().items()}
     if separator is not None:
         token_id = library.token_to_id(separator)
@@ -257,13 +259,23 @@ def _pick_separator(library: "tokenizers.Tokenizer", separator: str | None, wher
                 + (f", e.g. {', '.join(list(added)[:8])}" if added else "")
             )
         return separator, token_id
-    for token in SEPARATOR_PREFERENCE:
+    for token in (*_own_beginning(content), *SEPARATOR_PREFERENCE):
         if token in added:
             return token, added[token]
     raise ValueError(
         f"{where} has no token known to separate documents (looked for {', '.join(SEPARATOR_PREFERENCE)}); "
         f"pass --separator TOKEN, one of its tokens" + (f", e.g. {', '.join(list(added)[:8])}" if added else "")
     )
+
+
+def _own_beginning(content: str) -> list[str]:
+    """The token that the file's own template puts before a text, where it adds that one alone."""
+    processor = json.loads(content).get("post_processor") or {}
+    for one in (processor, *processor.get("processors", [])):
+        template = one.get("single", []) if one.get("type") == "TemplateProcessing" else []
+        if [list(part) for part in template] == [["SpecialToken"], ["Sequence"]]:
+            return [template[0]["SpecialToken"]["id"]]
+    return []
 
 
 def _fingerprint(content: str, separator: str) -> str:

@@ -70,7 +70,7 @@ class Walk:
         self.moves: list[tuple[Move, str]] = []  # each with the operand that it serves
         self.others: list[Other] = []
         self.q = self.k = Tensor("", (), (), (), (), "")
-        self.multiplied: set[tuple[str, str]] = set()
+        self.multiplied: set[str] = set()
         self.model = model = blueprint(config.model)
         self.weights = {model.layer_shape(model.weight(op.name)) for op in model.ops if op.rows_move}
 
@@ -163,7 +163,7 @@ class Walk:
         if attends and any(e.primitive.name in KERNELS for e, _, _ in local_equations(eqn.params["jaxpr"], 1, "")):
             self.attention(eqn, path, times)
         if clean(path)[-1:] == [EXPERTS] and self.multiplies(eqn):
-            self.experts(path, times)
+            self.experts(path)
         for inner, inner_times, inner_path in local_equations(eqn.params["jaxpr"], times, path):
             kind = COLLECTIVES.get(inner.primitive.name)
             axes = self.ordered(inner.params.get("axis_name", inner.params.get("axes", ()))) if kind else ()
@@ -267,12 +267,17 @@ class Walk:
         """Does it take weights of experts, or give their gradients?"""
         return any(v.aval.shape in self.weights for v in (*eqn.invars, *eqn.outvars))
 
-    def experts(self, path: str, times: int) -> None:
-        """Rows of the experts' matmuls: their program knows sorted rows, not an expert's share."""
-        kind = phase(path)
-        if (path, kind) in self.multiplied:  # remat takes the program apart
+    def experts(self, path: str) -> None:
+        """Rows of the experts' matmuls: their program knows sorted rows, not an expert's share.
+
+        Remat takes the program of a layer apart, and a loop's body may have several layers. So they are counted once,
+        for all layers.
+        """
+        kind, routed = phase(path), self.model.routed
+        if kind in self.multiplied or routed is None:
             return
-        self.multiplied.add((path, kind))
+        self.multiplied.add(kind)
+        times = costs.layer_runs(self.config, self.mesh, routed.layers)
         whole = costs.letter_sizes(self.config, self.mesh)
         for one in costs.passes(self.config, self.mesh):
             if one.phase == kind and self.model.op(one.name).rows_move:

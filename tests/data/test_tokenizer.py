@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -162,3 +163,22 @@ def test_token_ids_beyond_int32(tmp_path):
     path = words(tmp_path, type="WordLevel", vocab={"<s>": 0, "one": 2**32 - 1}, unk_token="<s>")
     with pytest.raises(ValueError, match="a token of id 4294967295, beyond int32"):
         load_tokenizer(path)
+
+
+@pytest.mark.parametrize(
+    ("single", "separator"),
+    [("<s> $A", "<s>"), ("$A", "</s>"), ("<s> $A </s>", "</s>"), ("$A </s>", "</s>")],
+)
+def test_the_separator_is_what_the_file_itself_puts_before_a_text(tmp_path, single, separator):
+    def template(library):
+        processors = tokenizers.processors
+        ids = [(t, library.token_to_id(t)) for t in ("<s>", "</s>")]
+        library.post_processor = processors.Sequence(
+            [processors.ByteLevel(), processors.TemplateProcessing(single=single, special_tokens=ids)]
+        )
+        return library
+
+    path = make_file(tmp_path, special=["<s>", "</s>"])
+    path.write_text(template(tokenizers.Tokenizer.from_file(str(path))).to_str())
+    assert load_tokenizer(path).separator == separator
+    assert load_tokenizer(path, separator="</s>").separator == "</s>"

@@ -315,7 +315,7 @@ SHIPPED = {
     "mixtral-8x7b": "mixtral", "qwen3-30b-a3b": "qwen3_moe", "gpt2-124m": "gpt2", "qwen2.5-0.5b": "qwen2",
     "qwen2.5-7b": "qwen2", "gemma-2-9b": "gemma2", "gemma-3-1b": "gemma3_text", "gemma-3-27b": "gemma3_text",
     "olmo-2-7b": "olmo2", "smollm2-135m": "llama", "smollm3-3b": "smollm3", "granite-3.3-8b": "granite",
-    "phi-3-mini-4k": "phi3",
+    "phi-3-mini-4k": "phi3", "gpt-oss-120b": "gpt_oss",
 }  # fmt: skip
 
 
