@@ -39,7 +39,7 @@ def require_same_state(meta: dict, abstract: Any, config: cfg.Config, *, where: 
 
 
 # what decides the arrays of a state, and what they mean; of model, whose keys nearly all do, those that do not
-NOT_IN_STATE = ("name", "init_std", "max_seq_len")  # learned positions have max_seq_len in their shape
+NOT_IN_STATE = ("name", "family", "init_std", "max_seq_len")  # learned positions have max_seq_len in their shape
 STATE_KEYS = {"optimizer": ("name", "ema"), "step": ("param_dtype",)}
 
 
@@ -56,5 +56,4 @@ def config_differences(saved: dict, wanted: dict) -> list[str]:
 
 def default(section: str, key: str) -> Any:
     """What a checkpoint means that was written before this setting existed."""
-    field = getattr(cfg, section.capitalize()).model_fields[key]
-    return None if field.is_required() else field.get_default()
+    return cfg.default_of(getattr(cfg, section.capitalize()), key)

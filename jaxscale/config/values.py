@@ -3,6 +3,7 @@
 from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic_core import to_jsonable_python
 
 from jaxscale.files.redact import redact
 from jaxscale.files.typed import convert
@@ -34,3 +35,9 @@ class Section(BaseModel):
         if isinstance(value, bool) and bool not in (annotation, *get_args(annotation)):
             raise ValueError(f"{str(value).lower()} is not a value that it takes; give a number or a name")
         return value
+
+
+def default_of(section: type[BaseModel], key: str) -> Any:
+    """What a config means that does not say this key, as JSON has it; None where it must be said."""
+    field = section.model_fields[key]
+    return None if field.is_required() else to_jsonable_python(field.get_default())

@@ -161,10 +161,8 @@ def mask_function(window: int | None) -> Any:
 
 
 def block_sizes(T: int, S: int, head_size: int = 128) -> "BlockSizes":
-    """Large blocks: fewer steps, fewer partial dqs. Fused backward where FUSED_COPIES allows it.
-
-    Heads of 256 have blocks half as long: 2,048 keys of them are 144 KiB more than v5p's 16 MiB of scoped VMEM.
-    """
+    """Large blocks: fewer steps, fewer partial dqs. Fused backward where FUSED_COPIES allows it. Heads of 256 have
+    blocks half as long: 2,048 keys of them are 144 KiB more than v5p's 16 MiB of scoped VMEM."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
 
     block, wide = largest((512, 256, 128), T), largest((2048, 1024, 512, 256, 128)[head_size > 128 :], S)
@@ -204,17 +202,13 @@ class Masks(NamedTuple):
 def masks_of(
     positions: np.ndarray, keys: tuple[int, ...], window: int | None, rank: jax.Array | None = None
 ) -> tuple[Masks, "BlockSizes"]:
-    """Masks and block sizes; of `rank`, where positions are [C, T] of all ranks: then shapes are the same on each.
-
-    Args:
-        keys: the shape [B, S, K, H].
-    """
-    S = keys[1]
+    """Masks and block sizes for keys of shape [B, S, K, H]; of `rank`, where positions are [C, T] of all ranks: then
+    shapes are the same on each."""
     positions = np.ascontiguousarray(positions, np.int32)
     if positions.ndim != (1 if rank is None else 2):
         raise ValueError(f"positions are [T], or [C, T] with a rank, not {list(positions.shape)}")
-    sizes = block_sizes(positions.shape[-1], S, keys[3])
-    stacked = stacked_masks(positions.tobytes(), positions.shape[-1], S, window, sizes)
+    sizes = block_sizes(positions.shape[-1], keys[1], keys[3])
+    stacked = stacked_masks(positions.tobytes(), positions.shape[-1], keys[1], window, sizes)
     if rank is None:
         return jax.tree.map(lambda x: x[0], stacked), sizes
     return jax.tree.map(lambda x: lax.dynamic_index_in_dim(jnp.asarray(x), rank, keepdims=False), stacked), sizes

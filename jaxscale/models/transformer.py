@@ -49,6 +49,12 @@ def all_but_gathered_parameters(primitive: Any, *_: Any, **parameters: Any) -> b
     return not set(parameters["dst_sharding"].spec.reduced) & set(axes_of_tokens())
 
 
+def all_but_gathered_parameters_on_cpu(primitive: Any, *types: Any, **parameters: Any) -> bool:
+    """The same where matmuls widen their operands (`parallel.on_cpu`): a gathered weight is kept in neither dtype."""
+    widened = primitive.name == "convert_element_type" and parameters["new_dtype"] == jnp.float32
+    return not widened and all_but_gathered_parameters(primitive, *types, **parameters)
+
+
 def axes_of_tokens() -> tuple[str, ...]:
     """The mesh axes that split rows or their tokens: over these a weight may be gathered."""
     return (*axes_of("batch"), *axes_of("sequence"))
@@ -199,7 +205,8 @@ class Transformer(nnx.Module):
             split = {axis for axes in dims_of(self.layers.attention.q[...]) for axis in axes}
             if not split & set(axes_of_tokens()):
                 return layer
-            policy = all_but_gathered_parameters
+            cpu = platform() == "cpu"
+            policy = all_but_gathered_parameters_on_cpu if cpu else all_but_gathered_parameters
         elif remat == "full":
             policy = None
         elif remat == "dots":

@@ -80,10 +80,9 @@ def config_changes(saved: dict[str, Any], config: cfg.Config) -> list[Change]:
 def compare(saved: Any, section: cfg.Section, prefix: str = "") -> list[Change]:
     saved = saved if isinstance(saved, dict) else {}
     values, found = section.model_dump(mode="json"), []
-    for name, field in type(section).model_fields.items():
+    for name in type(section).model_fields:
         key, inner = f"{prefix}{name}", getattr(section, name)
-        default = None if field.is_required() else field.get_default()
-        old = saved.get(name, default.model_dump(mode="json") if isinstance(default, cfg.Section) else default)
+        old = saved.get(name, cfg.default_of(type(section), name))
         if isinstance(inner, cfg.Section) and isinstance(old, dict):
             found += compare(old, inner, f"{key}.")
         elif old != values[name]:

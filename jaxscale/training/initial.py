@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from jaxscale import config as cfg
+from jaxscale.checkpoint.identity import default
 from jaxscale.checkpoint.stored import Stored
 from jaxscale.config import PUBLISHED, read_published
 from jaxscale.config.families import family_of
@@ -112,9 +113,10 @@ def adapter(config: cfg.Config) -> Beginning:
 def require_same(model: dict[str, Any], config: cfg.Config, source: str) -> None:
     """ValueError for a model that is another one than the config's."""
     own = config.model.model_dump(mode="json")
-    free = {"name", "init_std"} | ({"max_seq_len"} if config.model.position == "rope" else set())
+    free = {"name", "family", "init_std"} | ({"max_seq_len"} if config.model.position == "rope" else set())
     free |= {"lora"} if model.get("lora") is None else set()
-    if differ := [f"model.{k}: {model[k]} -> {own[k]}" for k in own if k not in free and model.get(k) != own[k]]:
+    theirs = {key: model.get(key, default("model", key)) for key in own}
+    if differ := [f"model.{k}: {theirs[k]} -> {own[k]}" for k in own if k not in free and theirs[k] != own[k]]:
         raise ValueError(f"init.from={source} is another model ({'; '.join(differ)}); leave these as they are there")
 
 

@@ -83,8 +83,8 @@ def test_its_flops_are_counted(monkeypatch):
 class Counting(transformer.Block):
     """A block with auxiliary sums: its tokens in each half of the sequence, and the squares of its input."""
 
-    def __call__(self, x_BTD, rope, segments, counted=None):
-        y, sums = super().__call__(x_BTD, rope, segments, counted)
+    def __call__(self, x_BTD, rope, window, segments, counted=None):
+        y, sums = super().__call__(x_BTD, rope, window, segments, counted)
         assert sums == {}
         halves = jnp.full(2, x_BTD.shape[0] * x_BTD.shape[1] / 2, jnp.float32)
         return y, {"tokens_of": halves, "squares": jnp.square(x_BTD.astype(jnp.float32)).sum()}

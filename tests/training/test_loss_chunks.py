@@ -26,7 +26,9 @@ class Head:
     )  # fmt: skip
 
     def __init__(self, matrix: jax.Array):
-        self.model = SimpleNamespace(tie_embeddings=False, logits_softcap=None, padded_vocab_size=256, vocab_size=VOCAB)
+        self.model = SimpleNamespace(
+            tie_embeddings=False, logits_softcap=None, logits_scaling=1.0, padded_vocab_size=256, vocab_size=VOCAB
+        )
         self.dtype, self.last_matrix = jnp.bfloat16, matrix
 
 
