@@ -28,6 +28,7 @@ from jaxscale.files.spelling import nearest
 __all__ = [
     "ACTIVATIONS", "AXES", "NO_DECAY", "OVER_SLICES", "PUBLISHED", "AxisNames", "Checkpoint", "Config", "Data",
     "Dcn", "Evaluation", "LayerKind", "Lora", "Loss", "Mesh", "Model", "Moe", "Objective", "Optimizer", "Outer",
-    "Positive", "RopeScaling", "Runtime", "Section", "Sharding", "Step", "Watch", "default_of", "describe", "divisors", "dump_config",
-    "find_config", "load_config", "nearest", "read_published", "read_yaml", "shipped_configs", "validate",
+    "Positive", "RopeScaling", "Runtime", "Section", "Sharding", "Step", "Watch", "default_of", "describe",
+    "divisors", "dump_config", "find_config", "load_config", "nearest", "read_published", "read_yaml",
+    "shipped_configs", "validate",
 ]  # fmt: skip

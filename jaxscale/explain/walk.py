@@ -268,11 +268,8 @@ class Walk:
         return any(v.aval.shape in self.weights for v in (*eqn.invars, *eqn.outvars))
 
     def experts(self, path: str) -> None:
-        """Rows of the experts' matmuls: their program knows sorted rows, not an expert's share.
-
-        Remat takes the program of a layer apart, and a loop's body may have several layers. So they are counted once,
-        for all layers.
-        """
+        """Rows of the experts' matmuls, whose program knows sorted rows and not an expert's share: once for all layers,
+        as remat takes a layer's program apart, and a loop's body may have several."""
         kind, routed = phase(path), self.model.routed
         if kind in self.multiplied or routed is None:
             return
