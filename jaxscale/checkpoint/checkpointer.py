@@ -29,7 +29,21 @@ from jaxscale.training.position import require_position
 from jaxscale.training.step import TrainState
 
 Say = Callable[[str], None]
+PARAMETERS = ("params", "frozen", "ema", "outer")  # of a state: what others than a resumed run read too
+STACKS = ("layers", "dense_layers")  # names of stacked layers
 PATIENCE = 600.0  # seconds that the others wait for what process 0 says of a directory
+
+
+def by_layer(state: TrainState) -> TrainState:
+    """How each array is cut into chunks: matrices of layers by layer, or one that reads a layer would read them all."""
+
+    def one(path: tuple[Any, ...], x: jax.Array) -> ocp.SaveArgs:
+        names = jax.tree_util.keystr(path, simple=True, separator=".").split(".")
+        stacked = names[0] in PARAMETERS and any(name in STACKS for name in names) and x.ndim > 2
+        return ocp.SaveArgs(shard_axes=(0,)) if stacked else ocp.SaveArgs()
+
+    args: TrainState = jax.tree_util.tree_map_with_path(one, state)
+    return args
 
 
 class Checkpointer:
@@ -78,7 +92,7 @@ class Checkpointer:
         meta: dict[str, Any] = {"config": config.model_dump(mode="json"), "state": shapes(state), "data": data}
         meta["format"] = FORMAT
         late = late_meta(meta, Sums(state), self.barrier)
-        arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=late)
+        arguments = ocp.args.Composite(state=ocp.args.StandardSave(state, save_args=by_layer(state)), meta=late)
         self.writing = step, start
         problem = ""
         try:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from jaxscale.config.errors import describe, in_one
 from jaxscale.config.families import ABOUT, FAMILIES, FULL, KINDS, ROPE, SLIDING, Family, Values, family_of
 from jaxscale.config.model import LayerKind, Model
-from jaxscale.files.reading import parse_json
+from jaxscale.files.reading import read_json_table
 
 OF_EXPERTS = "moe."  # begins keys of a section of their own
 ELSEWHERE = "says nothing of the model"
@@ -38,12 +38,7 @@ class Published:
 def read(directory: Path) -> Published:
     """The model of a directory's config.json. Raises ValueError for what cannot be expressed, by its name."""
     path = directory / "config.json"
-    try:
-        values = parse_json(path.read_text(encoding="utf-8"))
-        if not isinstance(values, dict):
-            raise ValueError("it is no table")
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
+    values = read_json_table(path)
     kind = values.get("model_type")
     if kind not in FAMILIES:
         raise ValueError(f"{path}: model_type {kind} is not known; there are {', '.join(FAMILIES)}")

@@ -7,6 +7,7 @@ twice, nesting deeper than any file of ours, aliases that unfold to more than a 
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -135,6 +136,17 @@ def parse_json(text: str | bytes) -> Any:
     begins = text.count("[") + text.count("{") if isinstance(text, str) else text.count(b"[") + text.count(b"{")
     if begins > DEPTH and depth(values) > DEPTH:
         raise ValueError(f"nested deeper than {DEPTH} levels")
+    return values
+
+
+def read_json_table(path: Path) -> dict[str, Any]:
+    """The table of a JSON file. ValueError for one that cannot be read or is no table."""
+    try:
+        values = parse_json(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError("it is no table")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
     return values
 
 

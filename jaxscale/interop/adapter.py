@@ -15,7 +15,7 @@ import numpy as np
 from jaxscale import config as cfg
 from jaxscale.blueprint.decoder import decoder
 from jaxscale.blueprint.lora import a_and_b, sides
-from jaxscale.files.reading import parse_json
+from jaxscale.files.reading import read_json_table
 from jaxscale.interop.tables import Row, rows_of
 from jaxscale.interop.tensors import Place, places
 
@@ -151,12 +151,7 @@ class Adapter:
 def require_same_adapter(directory: Path, rows: dict[str, Row], lora: cfg.Lora) -> None:
     """ValueError for an adapter that is not as model.lora says, or means what cannot be expressed."""
     path = directory / CONFIG
-    try:
-        values = parse_json(path.read_text(encoding="utf-8"))
-        if not isinstance(values, dict):
-            raise ValueError("it is no table")
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
+    values = read_json_table(path)
     for key, wanted in FIXED.items():
         if (found := values.get(key) or None) != (wanted or None):
             raise ValueError(f"{path}: {key}={found} changes the model, and only {wanted} can be expressed")

@@ -11,6 +11,7 @@ import pytest
 from support import Setup, make_config
 
 from jaxscale import config as cfg
+from jaxscale.checkpoint.stored import Stored
 from jaxscale.interop import tensors
 from jaxscale.interop.weights import Tensors
 from jaxscale.serving import export as room
@@ -158,3 +159,12 @@ def test_a_state_that_is_read_is_not_drawn_first():
         memory = unread(setup.program, [everything]).lower().compile().memory_analysis()
     whole = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(setup.program.abstract.params)) / 8
     assert memory.temp_size_in_bytes < whole / 10
+
+
+def test_a_layer_is_a_chunk_of_its_own(run):
+    """Or an export, which goes layer by layer, would read all layers for each."""
+    stored = Stored(run)
+    for name in ("params.layers.attention.q", "params.layers.mlp.down"):
+        whole = stored.read(name, (slice(None),))
+        chunk = stored.open[name].chunk_layout.read_chunk.shape
+        assert (whole.shape[0], chunk[0]) == (2, 1)

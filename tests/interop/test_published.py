@@ -269,7 +269,7 @@ def changed(directory, tmp_path, **values):
 
 WRONG = [
     ({"hidden_act": "gelu"}, "hidden_act=gelu changes the model"),
-    ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "of these only llama3"),
+    ({"rope_scaling": {"rope_type": "longrope", "factor": 2.0}}, "of these only llama3"),
     ({"model_type": "bert"}, "model_type bert is not known; there are llama, mistral"),
     ({"embedding_multiplier": 2.0}, "embedding_multiplier=2.0 is not known"),
     ({"quantization_config": {"bits": 4}}, "quantization_config={'bits': 4} changes the model"),
