@@ -22,7 +22,10 @@ from jaxscale.predict.traffic import traffic
 
 from .conftest import EXPERTS, Page
 
-MODELS = ("gpt2-124m", "llama3.1-405b", "llama3.1-70b", "llama3.1-8b", "llama3.2-1b", "mistral-7b", "qwen3-8b")
+MODELS = (
+    "gpt2-124m", "llama3.1-405b", "llama3.1-70b", "llama3.1-8b", "llama3.2-1b", "mistral-7b", "qwen3-8b", "gemma-3-27b",
+    "gemma-3-1b",
+)  # fmt: skip
 REMATS = ["none", "full", "dots", {"q": "save", "k": "save", "v": "save", "attended": "save"},
           dict.fromkeys(("layer_in", "q", "k", "v", "attention_out"), "offload"),
           {"mlp_up": "save", "attention_out": "save", "layer_in": "recompute"}]  # fmt: skip
