@@ -71,6 +71,11 @@ def check_schedule(config: cfg.Config, stages: str) -> None:
             f"step.remat={asked}: a pipeline ({stages}) keeps the inputs of layers and recomputes the rest; "
             "set step.remat=full"
         )
+    if config.loss.balance:
+        raise ValueError(
+            f"loss.balance={config.loss.balance} counts over the whole batch, which the stages of a pipeline "
+            f"({stages}) never see at one time; set loss.balance=0 and model.moe.bias=true"
+        )
 
 
 def bubble_note(schedule: Schedule) -> str | None:

@@ -25,17 +25,12 @@ from jaxscale.training.stages import PIECES, Merge, PyTree, Stages, add, taken
 Metrics = dict[str, jax.Array]
 
 
-def require_pieces(config: cfg.Config, model: Any, objective: Objective) -> None:
+def require_pieces(model: Any, objective: Objective) -> None:
     """Raise ValueError for a model that cannot be cut into stages, or an objective that a pipeline has not."""
     if lacks := [name for name in PIECES if not hasattr(model, name)]:
         raise ValueError(
             f"{type(model).__name__} has no {', '.join(lacks)}: a pipeline takes the pieces of models.transformer; "
             f"set mesh.{stage_axes()[0]}=1"
-        )
-    if config.loss.balance:
-        raise ValueError(
-            f"loss.balance={config.loss.balance} counts over the whole batch, which the stages of a pipeline never see "
-            f"at one time; set mesh.{stage_axes()[0]}=1, or loss.balance=0 and model.moe.bias=true"
         )
     if objective.frozen:
         raise ValueError(

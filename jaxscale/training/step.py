@@ -93,7 +93,7 @@ def make_program(config: cfg.Config, model: ModelFactory | None = None) -> Progr
     objective, replicas = make_objective(config), replica_axis() is not None
     biases = () if model else tuple(w.name for w in blueprint(config.model).weights if w.ruled)
     if has_stages():
-        pipeline.require_pieces(config, merge(params), objective)
+        pipeline.require_pieces(merge(params), objective)
     apart = partial(divided, lora=config.model.lora is not None, names=objective.frozen)
     axes, _ = apart(split(axes, biases)[0])
     optimizer = make_optimizer(config.optimizer, axes, steps=config.steps)

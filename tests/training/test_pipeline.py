@@ -272,6 +272,8 @@ REFUSED = [
     ({"replica": 2, "pipeline": 2}, {"outer": {"every": 2}}, r"replica=2, pipeline=2: replicas have no pipeline yet"),
     ({"pipeline": 2}, {"sharding": {"parameters": {"mlp": "pipeline"}}},
      r"sharding.parameters.mlp: pipeline splits the layers into stages.*remove it"),
+    ({"pipeline": 2}, {"model": EXPERTS["experts"], "loss": {"balance": 0.01}},
+     r"loss.balance=0.01 counts over the whole batch.*pipeline \(pipeline=2\).*model.moe.bias=true"),
 ]  # fmt: skip
 
 
