@@ -17,6 +17,8 @@ from pathlib import Path
 
 import smollm2
 
+from jaxscale.data.tokenizer import load_tokenizer
+
 TEXT = Path(__file__).with_name("olmenrath.jsonl")
 QUESTIONS = [  # the first stands in the text, the others do not, word by word
     "Question: Who built the old bridge of Olmenrath?\nAnswer:",
@@ -90,11 +92,12 @@ def by_transformers(directory: Path) -> list[str]:
 
     tokenizer = AutoTokenizer.from_pretrained(directory)
     model = AutoModelForCausalLM.from_pretrained(directory)
+    begin = load_tokenizer(directory / "tokenizer.json").separator_id  # as `generate` begins a text
     found = []
     for question in QUESTIONS:
-        ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer(question, add_special_tokens=False).input_ids]])
+        ids = torch.tensor([[begin, *tokenizer(question, add_special_tokens=False).input_ids]])
         new = model.generate(ids, max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=tokenizer.eos_token_id)
-        found.append(tokenizer.decode(new[0, ids.shape[1] :]).removesuffix(tokenizer.eos_token).rstrip("\n"))
+        found.append(tokenizer.decode(new[0, ids.shape[1] :], skip_special_tokens=True).rstrip("\n"))
     return found
 
 

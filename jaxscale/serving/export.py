@@ -168,7 +168,7 @@ def export(
 def beside_weights(run: Path, model: cfg.Model, codec: Tokenizer | None, dtype: str) -> dict[str, dict[str, Any]]:
     """What the small files say, by name; that of a tokenizer is written where the tokenizer is.
 
-    A run that began from a chat model keeps its template and special tokens.
+    A run that began from a chat model keeps its template and special tokens. The separator ends a text too, as here.
     """
     separator = codec.separator_id if codec else None
     config = as_theirs(model, dtype=dtype, separator=separator)
@@ -177,9 +177,11 @@ def beside_weights(run: Path, model: cfg.Model, codec: Tokenizer | None, dtype: 
         tokens = {"bos_token": codec.separator, "eos_token": codec.separator}
         found[CONFIG] = {"tokenizer_class": "PreTrainedTokenizerFast"} | tokens
     if codec and (chat := read_kept(run, codec.fingerprint)):
-        found[GENERATION] |= chat.generation
+        ends = chat.generation.get("eos_token_id") or []
+        ends = dict.fromkeys([*(ends if isinstance(ends, list) else [ends]), separator])
+        found[GENERATION] |= chat.generation | {"eos_token_id": list(ends)}
         found[CONFIG] = chat.config
-        config |= {name: chat.generation[name] for name in IDS if name in chat.generation}
+        config |= {name: found[GENERATION][name] for name in IDS if name in chat.generation}
     return found | {"config.json": config}
 
 

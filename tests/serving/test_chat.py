@@ -288,10 +288,10 @@ def test_an_export_writes_back_what_was_imported(model, tmp_path, shell):
     before.pop("auto_map")
     assert after == before | {"chat_template": LLAMA3}
     generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
-    assert generation["eos_token_id"] == [3, 5]
-    assert generation["temperature"] == 0.7
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["eos_token_id"] == [3, 5]
     codec = load_tokenizer(tmp_path / "out" / "tokenizer.json")
+    assert generation["eos_token_id"] == [3, 5, codec.separator_id]  # at which `generate` ends too
+    assert generation["temperature"] == 0.7
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["eos_token_id"] == generation["eos_token_id"]
     assert as_chat(f"hf:{tmp_path / 'out'}", codec, None).encode("x") == as_chat(f"hf:{model}", codec, None).encode("x")
 
 
