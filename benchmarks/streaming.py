@@ -135,7 +135,7 @@ def anonymous(pid: int) -> int:
 def paper(name: str, rate: float = 1e9) -> None:
     """From the config: files, the largest tensor, and seconds of writing at so many bytes per second and process.
 
-    Reading is not in it: an import reads each byte once, an export a chunk of the checkpoint for each layer in it.
+    Reading is not in it: import and export read each byte once.
     """
     model = cfg.load_config(name).model
     every = Tensors("llama", model)

@@ -294,6 +294,11 @@ class Blueprint:
         """The matmul that makes the logits."""
         return next((op for op in self.ops if op.once), None)
 
+    @property
+    def trains_head(self) -> bool:
+        """Has the last matrix a gradient?"""
+        return self.head is not None and self.weight(self.head.weight_name).trained
+
     @functools.cached_property
     def saved_by_dots(self) -> tuple[str, ...]:
         """What remat `dots` keeps: the matmuls' results, by name.

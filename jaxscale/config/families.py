@@ -1,7 +1,7 @@
 """The families of published models: what each key of their config.json is here. No file is read here."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from jaxscale.config.model import Model
@@ -36,7 +36,7 @@ class Family:
         fixed: our values that every model of the family has.
         only: its keys that must have this value where they are there.
         defaults: its keys' values where they are not there.
-        ignored: its keys that say nothing of the function.
+        ignored: its keys that say nothing of the function, or that `derived` reads.
         types: layer types where no key tells them, of (values, number of layers); None: all layers see all tokens, or
             all have the window.
         derived: our values that follow from several keys; `back`: these keys from a model.
@@ -53,6 +53,11 @@ class Family:
     derived: Callable[[Values], Values] = lambda given: {}
     back: Callable[[Model], Values] = lambda model: {}
     inside: str = ""
+
+    @property
+    def rotary(self) -> bool:
+        """Has it rotary positions, and so keys for them?"""
+        return self.fixed.get("position", "rope") == "rope"
 
 
 def every(interval: int, layers: int) -> list[str]:
@@ -131,7 +136,7 @@ FAMILIES = {
         ignored=("query_pre_attn_scalar",),
     ),
     "gemma3_text": GEMMA3,
-    "gemma3": GEMMA3.__class__(**vars(GEMMA3) | {"inside": "text_config"}),
+    "gemma3": replace(GEMMA3, inside="text_config"),
     "olmo2": Family(
         "Olmo2ForCausalLM", DECODER | ATTENTION_BIAS, {"norm_at": "after", "qk_norm": "all_heads"}, SILU, UNTIED
     ),

@@ -175,11 +175,15 @@ class Model(Section):
         pattern = tuple(k.model_copy(update={"layers": 1}) for k in self.pattern for _ in range(k.layers)) or (one,)
         return pattern[:1] if len(set(pattern)) == 1 else pattern[: self.num_layers]
 
+    @property
+    def layer_kinds(self) -> list[LayerKind]:
+        """The kind of every layer."""
+        return [self.kinds[i % len(self.kinds)] for i in range(self.num_layers)]
+
     @functools.cached_property
     def windows(self) -> dict[int | None, int]:
         """Sliding window -> how many layers have it."""
-        kinds = self.kinds
-        return dict(Counter(kinds[i % len(kinds)].sliding_window for i in range(self.num_layers)))
+        return dict(Counter(kind.sliding_window for kind in self.layer_kinds))
 
     @property
     def expert_layers(self) -> int:

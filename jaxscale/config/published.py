@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from jaxscale.config.errors import describe, in_one
-from jaxscale.config.families import ABOUT, FAMILIES, FULL, KINDS, ROPE, SLIDING, Family, Values, family_of
+from jaxscale.config.families import ABOUT, FAMILIES, FULL, KINDS, ROPE, SLIDING, Family, Values, above_first, family_of
 from jaxscale.config.model import LayerKind, Model
 from jaxscale.files.reading import read_json_table
 
@@ -66,7 +66,7 @@ def as_ours(kind: str, values: Values, *, name: str) -> Published:
     given = absent | values
     own, moe = translated(family, given, told)
     own |= {"name": name} | family.derived(given)
-    if kind != "gpt2":
+    if family.rotary:
         own |= settled(layers_of(family, given, own))
         told.append(("rope", {k: given[k] for k in ROPE if k in given}, "model.rope_theta, model.rope_scaling"))
         told += [(k, shown(given[k]), "model.sliding_window, model.pattern") for k in KINDS if k in given]
@@ -98,7 +98,7 @@ def translated(family: Family, given: Values, told: list[tuple[str, Any, str]]) 
             if value is not None and value != family.only[key]:
                 raise ValueError(f"{key}={value} changes the model, and only {family.only[key]} can be expressed")
             told.append((key, value, "as here"))
-        elif key not in (*ROPE, *KINDS) or family.architecture == FAMILIES["gpt2"].architecture:
+        elif key not in (*ROPE, *KINDS) or not family.rotary:
             if key not in ABOUT and key not in family.ignored:
                 raise ValueError(f"{key}={value} is not known, and may change the model")
             told.append((key, value, "model, with other keys" if key in family.ignored else ELSEWHERE))
@@ -207,7 +207,7 @@ def as_theirs(model: Model, *, dtype: str, separator: int | None) -> Values:
     values |= {"bos_token_id": separator, "eos_token_id": separator, "pad_token_id": None} | family.back(model)
     if model.moe and "intermediate_size" in family.fields and "moe_intermediate_size" not in family.fields:
         values["intermediate_size"] = own["moe.mlp_dim"]
-    if kind != "gpt2":
+    if family.rotary:
         values |= layers_back(family, model)
     again = as_ours(kind, values, name=model.name).model
     same = {"name", "vocab_multiple", "family"} | ({"mlp_dim"} if model.moe else set())
@@ -223,11 +223,8 @@ def comparable(model: Model) -> Values:
     values = model.model_dump(exclude={"pattern", "sliding_window", "rope_theta", "rope_scaling", "position"})
     if model.attention_multiplier is None:
         values["attention_multiplier"] = model.head_size**-0.5
-    kinds = model.kinds
-    layers = [kinds[i % len(kinds)] for i in range(model.num_layers)]
-    return values | {"pattern": [k if k.rope else k.model_copy(update=NO_ROPE) for k in layers]} | {
-        "position": "learned" if model.position == "learned" else "rope"
-    }  # fmt: skip
+    values["pattern"] = [k if k.rope else k.model_copy(update=NO_ROPE) for k in model.layer_kinds]
+    return values | {"position": "learned" if model.position == "learned" else "rope"}
 
 
 NO_ROPE = {"rope_theta": 1.0, "rope_scaling": None}  # whatever they are, nothing reads them
@@ -235,15 +232,14 @@ NO_ROPE = {"rope_theta": 1.0, "rope_scaling": None}  # whatever they are, nothin
 
 def layers_back(family: Family, model: Model) -> Values:
     """The keys that say what each layer has of its own; those of all layers where they are alike."""
-    kinds = model.kinds
-    layers = [kinds[i % len(kinds)] for i in range(model.num_layers)]
+    kinds, layers = model.kinds, model.layer_kinds
     windows = {k.sliding_window for k in layers if k.sliding_window}
     whole = next((k for k in reversed(kinds) if k.sliding_window is None and k.rope), kinds[-1])
     values: Values = {"sliding_window": max(windows, default=None)}
     values |= {"rope_theta": whole.rope_theta, "rope_scaling": scaling_of(whole)}
     if family.types:
         values["layer_types"] = [FULL if k.sliding_window is None else SLIDING for k in layers]
-    if family.types is FAMILIES["qwen2"].types:
+    if family.types is above_first:
         values |= {"use_sliding_window": bool(windows), "max_window_layers": values["layer_types"].count(FULL)}
     if "rope_local_base_freq" in family.defaults:
         local = next((k for k in kinds if k.sliding_window), whole)

@@ -1,5 +1,6 @@
 """Results as a notebook shows them: the verbs' own tables, as HTML or as text. No jax."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
@@ -15,12 +16,12 @@ from jaxscale.serving.evaluated import Evaluation
 ROWS = 10  # of a plan
 
 
-class View:
+class View(ABC):
     """A result that shows itself: as HTML in a notebook, as text at a prompt."""
 
+    @abstractmethod
     def show(self) -> None:
         """Print what the verb prints."""
-        raise NotImplementedError
 
     def _repr_html_(self) -> str:
         return as_html(self.show)

@@ -207,7 +207,8 @@ class _Local:
             rows = checkpoint_name(to_experts(x_BTD.reshape(B * T, D), there, path), "expert_in")
             weight_R = numbers_to_experts(weights.reshape(B * T, -1), there, path)
         multiply = partial(grouped_matmul, sizes_E=path.sizes, platform=self.platform)
-        of_rows = [bias_of_rows(bias, path.sizes, len(rows)) for bias in biases]
+        owners = owners_of_rows(path.sizes, len(rows))
+        of_rows = [bias_of_rows(bias, owners) for bias in biases]
         gate_RM, up_RM = (
             checkpoint_name(multiply(rows, w), f"expert_{name}") for name, w in (("gate", gate), ("up", up))
         )
@@ -235,14 +236,15 @@ def gated(gate: jax.Array, up: jax.Array, limit: float | None) -> jax.Array:
     return gate * jax.nn.sigmoid(1.702 * gate) * (up + 1)
 
 
-def bias_of_rows(bias_EM: jax.Array, sizes_E: jax.Array, rows: int) -> jax.Array:
+def owners_of_rows(sizes_E: jax.Array, rows: int) -> jax.Array:
+    """The expert of each row [R]; of rows that nobody owns the number of experts."""
+    return (jnp.arange(rows)[:, None] >= jnp.cumsum(sizes_E)).sum(1)
+
+
+def bias_of_rows(bias_EM: jax.Array, owners_R: jax.Array) -> jax.Array:
     """The bias of each row's expert [R, M]; 0 for rows that nobody owns, whose gradients may hold anything."""
-    experts = len(sizes_E)
-    ends = jnp.cumsum(sizes_E)
-    owner = (jnp.arange(rows)[:, None] >= ends).sum(1)  # the number of experts for those
     # a product of ones and zeros would keep NaN of the gradients; a lookup puts them where nobody reads
-    table = jnp.concatenate([bias_EM, jnp.zeros_like(bias_EM[:1])])
-    return take(table, jnp.minimum(owner, experts))
+    return take(jnp.concatenate([bias_EM, jnp.zeros_like(bias_EM[:1])]), owners_R)
 
 
 def _alike(*arrays: jax.Array) -> list[jax.Array]:

@@ -230,7 +230,7 @@ class Transformer(nnx.Module):
     @property
     def trains_head(self) -> bool:
         """Has the last matrix a gradient? With LoRA it stays as it is."""
-        return self.model.lora is None
+        return decoder(self.model).trains_head
 
     @property
     def last_matrix(self) -> jax.Array:

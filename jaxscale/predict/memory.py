@@ -262,8 +262,7 @@ def head_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> float:
 
 def trains_head(config: cfg.Config) -> bool:
     """Has the last matrix a gradient?"""
-    model = blueprint(config.model)
-    return model.head is not None and model.weight(model.head.weight_name).trained
+    return blueprint(config.model).trains_head
 
 
 def gathered_weights(config: cfg.Config, sizes: Mapping[str, int]) -> bool:

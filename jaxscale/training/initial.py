@@ -9,7 +9,6 @@ import jax
 import numpy as np
 
 from jaxscale import config as cfg
-from jaxscale.checkpoint.identity import default
 from jaxscale.checkpoint.stored import Stored
 from jaxscale.config import PUBLISHED, read_published
 from jaxscale.config.families import family_of
@@ -115,7 +114,7 @@ def require_same(model: dict[str, Any], config: cfg.Config, source: str) -> None
     own = config.model.model_dump(mode="json")
     free = {"name", "family", "init_std"} | ({"max_seq_len"} if config.model.position == "rope" else set())
     free |= {"lora"} if model.get("lora") is None else set()
-    theirs = {key: model.get(key, default("model", key)) for key in own}
+    theirs = {key: model.get(key, cfg.default_of(cfg.Model, key)) for key in own}
     if differ := [f"model.{k}: {theirs[k]} -> {own[k]}" for k in own if k not in free and theirs[k] != own[k]]:
         raise ValueError(f"init.from={source} is another model ({'; '.join(differ)}); leave these as they are there")
 
