@@ -54,6 +54,7 @@ BELOW = {
         "files", "hardware", "data", "config", "blueprint", "predict", "record", "compiled", "parallel", "checkpoint",
         "models", "training", "aot", "sweep",
     },
+    "scaling": {"files", "hardware", "config", "blueprint", "predict", "compiled"},
     "report": {"files", "config", "predict", "record", "hardware"},
     "explain": {"files", "hardware", "optimizers", "config", "blueprint", "predict", "compiled", "report"},
     "trace": {"hardware", "config", "blueprint", "predict", "parallel", "training", "aot", "explain"},
@@ -64,7 +65,7 @@ BELOW = {
     "launch": {"files", "codes", "inventory", "local", "config"},
     "console": {
         "files", "hardware", "index", "data", "config", "blueprint", "predict", "record", "compiled", "inventory",
-        "training", "compare", "report", "explain", "puzzles", "serving", "vocabulary", "codes",
+        "training", "compare", "report", "explain", "puzzles", "serving", "vocabulary", "codes", "scaling",
     },
     "library": {
         "hardware", "process", "config", "predict", "compiled", "parallel", "explain", "serving", "console",
@@ -72,7 +73,7 @@ BELOW = {
     "cli": {
         "files", "hardware", "process", "data", "config", "predict", "record", "compiled", "blame", "inventory",
         "checkpoint", "training", "sweep", "bench", "compare", "report", "explain", "puzzles", "serving", "console",
-        "launch", "parallel",
+        "launch", "parallel", "scaling",
     },
 }  # fmt: skip
 OWN_ROOM = {
@@ -101,7 +102,7 @@ WITH_JAX_ALLOWED = (
     "puzzles/exercises/", "console/train.py", "cli/app.py",
 )  # fmt: skip
 ROOMS_WITHOUT_JAX = (
-    "files/", "hardware/", "config/", "data/", "blueprint/", "predict/", "compiled/", "report/", "explain/", "puzzles/",
+    "files/", "hardware/", "config/", "data/", "blueprint/", "predict/", "compiled/", "scaling/", "report/", "explain/", "puzzles/",
     "console/", "cli/", "process/", "interop/", "optimizers", "private", "blame", "__init__",
 )  # fmt: skip
 NO_JAX = [f for f in FILES if f.startswith(ROOMS_WITHOUT_JAX) and not f.startswith(WITH_JAX_ALLOWED)] + [
