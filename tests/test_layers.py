@@ -102,8 +102,8 @@ WITH_JAX_ALLOWED = (
     "puzzles/exercises/", "console/train.py", "cli/app.py",
 )  # fmt: skip
 ROOMS_WITHOUT_JAX = (
-    "files/", "hardware/", "config/", "data/", "blueprint/", "predict/", "compiled/", "scaling/", "report/", "explain/", "puzzles/",
-    "console/", "cli/", "process/", "interop/", "optimizers", "private", "blame", "__init__",
+    "files/", "hardware/", "config/", "data/", "blueprint/", "predict/", "compiled/", "scaling/", "report/", "explain/",
+    "puzzles/", "console/", "cli/", "process/", "interop/", "optimizers", "private", "blame", "__init__",
 )  # fmt: skip
 NO_JAX = [f for f in FILES if f.startswith(ROOMS_WITHOUT_JAX) and not f.startswith(WITH_JAX_ALLOWED)] + [
     "bench/record.py", "bench/compare.py", "bench/sweep.py", "cluster/codes.py", "cluster/local.py",
