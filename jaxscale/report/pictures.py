@@ -56,7 +56,7 @@ def draw_lines(axes: Any, plot: Plot) -> None:
         every = 1 if series.marks else max(1, len(points) // MOST_MARKS)
         marked = series.marks or (len(plot.series) > 1 and series.line == "solid")
         marker = MARKERS[series.marker % 8] if marked else ""
-        face = "white" if series.basis == "predicted" else style["color"]
+        face = "white" if series.basis == "predicted" or series.hollow else style["color"]
         xs, ys = zip(*points, strict=True)
         style |= {"marker": marker, "markevery": every, "markersize": 4.5, "markerfacecolor": face}
         axes.plot(xs, ys, label=plain(series.name), **style)
