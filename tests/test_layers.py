@@ -76,7 +76,7 @@ BELOW = {
     "cli": {
         "files", "hardware", "process", "data", "config", "predict", "record", "compiled", "blame", "inventory",
         "checkpoint", "training", "sweep", "bench", "compare", "report", "explain", "puzzles", "serving", "console",
-        "launch", "parallel",
+        "launch", "parallel", "abilities",
     },
 }  # fmt: skip
 OWN_ROOM = {

@@ -19,6 +19,7 @@ Split = Literal["train", "held_out"]
 SPLITS: tuple[Split, ...] = ("train", "held_out")
 HELD_OUT_FILES = 0.05  # share of the files
 BEFORE = 80  # characters of a file that a prompt shows, at most
+SHOWN = 500  # characters of a document
 CLOSING = ")]}"
 SWAP = "len, print = print, len\n"
 
@@ -28,9 +29,8 @@ def files(split: Split) -> tuple[str, ...]:
     """The texts of a split's files, in the order of their names."""
     source = stdlib_source()
     every = documents(source, Progress("reading", source.size_bytes))
-    return tuple(
-        "".join(one.chunks) for one in every if (name_hash(one.name) < HELD_OUT_FILES) == (split == "held_out")
-    )
+    wanted = ("".join(one.chunks) for one in every if (name_hash(one.name) < HELD_OUT_FILES) == (split == "held_out"))
+    return tuple(text for text in wanted if text)
 
 
 def library_text(split: str) -> list[str]:
@@ -76,8 +76,10 @@ class OfLibrary:
     shots: tuple[int, ...] = (0,)
 
     def document(self, r: Draw) -> str:
-        """A file of the library, to train on."""
-        return r.pick(files("train"))
+        """Some lines of the library, to train on."""
+        text = r.pick(files("train"))
+        start = text.rfind("\n", 0, r.below(len(text)) + 1) + 1
+        return text[start : start + SHOWN]
 
     def place(self, r: Draw, pattern: str, *, most: int | None = None) -> tuple[str, int]:
         """The text and the start of a match that is drawn from the held-out files, of all or of `most` of them."""

@@ -18,8 +18,9 @@ DRAWS = 40  # for each example that is wanted, before a set of examples counts a
 
 def find(name: str) -> Ability:
     """The ability of this name. Raises ValueError for another name."""
+    known = ", ".join(ABILITIES)
     if name not in ABILITIES:
-        raise ValueError(f"no ability {name!r}{nearest(name, ABILITIES)}; there are {', '.join(ABILITIES)}")
+        raise ValueError(f"no ability {name!r}{nearest(name, ABILITIES) or f'; there are {known}'}")
     return ABILITIES[name]
 
 
