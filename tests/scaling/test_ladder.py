@@ -162,7 +162,7 @@ def climbed(tmp_path_factory, stdlib):
             break
     time.sleep(0.5)
     first.send_signal(signal.SIGKILL)
-    first.wait()
+    first.communicate()
     done = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
     return place, command, done
 
