@@ -17,8 +17,15 @@ MOST_MARKS = 12  # along a line that does not mark every point
 
 
 def draw_pictures(page: Page, folder: Path) -> list[Path]:
-    """One file a plot, named by it. A plot without a figure to show has none."""
-    return [draw(plot, folder / f"{plot.id}.png", page) for plot in page.plots if plot.y and any(map(len, plot.series))]
+    """One file a plot, named by it, and one a wall of panels. A plot without a figure to show has none."""
+    found = []
+    for section in page.sections:
+        plots = [plot for plot in section.plots if plot.y and any(map(len, plot.series))]
+        if section.wall and plots:
+            found.append(draw_wall(section.title, plots, folder / f"{section.id}.png"))
+        else:
+            found += [draw(plot, folder / f"{plot.id}.png", page) for plot in plots]
+    return found
 
 
 def draw(plot: Plot, path: Path, page: Page) -> Path:
@@ -43,6 +50,31 @@ def draw(plot: Plot, path: Path, page: Page) -> Path:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # names in letters that its font lacks
         figure.savefig(path)
+    return path
+
+
+def draw_wall(name: str, plots: list[Plot], path: Path) -> Path:
+    """Small panels side by side, of lines."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = min(4, len(plots))
+    rows = math.ceil(len(plots) / columns)
+    figure = Figure(figsize=(3.1 * columns, 0.6 + 2.3 * rows), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes, plot in zip(grid, plots, strict=False):
+        draw_lines(axes, plot)
+        axes.set_title(plain(plot.title), fontsize=9)
+        axes.set_xlabel("")
+        axes.tick_params(labelsize=7)
+        axes.yaxis.label.set_size(7)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in grid[len(plots) :]:
+        axes.set_axis_off()
+    figure.suptitle(f"{plain(name)} over {plots[0].x[0].label}")
+    figure.savefig(path)
     return path
 
 

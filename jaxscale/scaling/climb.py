@@ -132,14 +132,15 @@ def result(rung: Rung) -> Result | None:
     size = rung.config.data.batch_size * rung.config.data.seq_len
     curve = {r["step"] * size: float(r["loss"]) for r in found}  # a step that was done again stands once
     seconds, training = spent(rung)
-    return Result(float(last["loss"]), sorted(curve.items()), measured(rung, last), seconds, training)
+    return Result(float(last["loss"]), sorted(curve.items()), measured(rung, metrics), seconds, training)
 
 
-def measured(rung: Rung, last: dict[str, Any]) -> list[Measured]:
+def measured(rung: Rung, metrics: Sequence[dict[str, Any]]) -> list[Measured]:
     """The abilities of a run's last evaluation."""
+    found = [r for r in metrics if r.get("kind") == "abilities" and r.get("step") == rung.config.steps]
     try:
-        return [Measured.model_validate(one) for one in last.get("abilities") or []]
-    except (ValidationError, TypeError) as error:
+        return [Measured.model_validate(one) for one in found[-1]["abilities"]] if found else []
+    except (ValidationError, TypeError, KeyError) as error:
         raise ValueError(f"{rung.config.out_dir}/metrics.jsonl: an ability is damaged; run the rung again") from error
 
 

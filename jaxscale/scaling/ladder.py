@@ -18,6 +18,7 @@ from jaxscale.predict.costs import parameter_counts, train_flops_per_token
 
 FEWEST_FITTED = 5  # runs that a law of three or more parameters needs
 FEWEST_STEPS = 10
+MOST_RUNS = 500
 FOLDER = Path("runs/ladder")
 HELD = ("optimizer.warmup_steps", "optimizer.decay_steps", "steps", "seed", "name", "out", "model.embed_dim",
         "model.num_layers", "model.num_heads")  # fmt: skip
@@ -33,7 +34,12 @@ class Scaled(Section):
     multiple_of: Positive | None = None
 
     def of(self, width: int) -> float:
-        found = self.value * (width / self.at) ** self.power
+        try:
+            found = self.value * (width / self.at) ** self.power
+        except OverflowError:
+            raise ValueError(
+                f"{self.value:g} * ({width} / {self.at}) ** {self.power:g} is no number; change power"
+            ) from None
         return found if self.multiple_of is None else max(1, round(found / self.multiple_of)) * self.multiple_of
 
 
@@ -207,6 +213,9 @@ def rungs_of(ladder: Ladder, overrides: list[str] | None = None) -> list[Rung]:
     base = cfg.load_config(ladder.config, common)
     check_warmup(ladder, base)
     sizes = ladder.widths.sizes() if ladder.widths else ladder.rungs
+    count = sum((size.seeds or ladder.seeds) * max(1, len(ladder.flops)) for size in sizes)
+    if count > MOST_RUNS:
+        raise ValueError(f"ladder {ladder.name} has {count:,} runs; give {MOST_RUNS} or fewer, by fewer sizes or seeds")
     found = [
         rung_of(ladder, common, size, seed, flops)
         for size in sizes
