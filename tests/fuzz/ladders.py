@@ -16,7 +16,8 @@ LADDER = {
     "name": "small", "config": "run.yaml", "set": ["data.kind=synthetic", "data.path=null"],
     "rungs": [*SIZES[:5], SIZES[5] | {"tokens": 30_000, "seeds": 2}], "tokens": 20_000,
     "learning_rate": {"at": 64, "value": 3e-3, "power": -0.5}, "batch": {"at": 8, "value": 8, "multiple_of": 8},
-    "warmup_fraction": 0.1, "decay_fraction": 0.2, "held_out": 1, "law": "compute", "evaluate": ["copy"], "examples": 16, "evaluations": 2,
+    "warmup_fraction": 0.1, "decay_fraction": 0.2, "held_out": 1, "law": "compute",
+    "evaluate": ["copy"], "examples": 16, "evaluations": 2,
     "target": {"config": "run.yaml", "tokens": 1e9},
 }  # fmt: skip
 BY_RULE = {k: v for k, v in LADDER.items() if k != "rungs"} | {
