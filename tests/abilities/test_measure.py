@@ -187,16 +187,14 @@ def test_training_teaches(place):
     assert values[-1] < 3
 
 
-def test_one_program_for_all_evaluations(place, monkeypatch, tmp_path):
-    made = []
-    run = Measure.run
-    monkeypatch.setattr(Measure, "run", lambda self, config: made.append(run(self, config)) or made[-1])
-    train(
-        run_config(place, out=str(tmp_path / "run"), steps=4, evaluation={"every": 2, "abilities": ["count", "coin"]})
-    )
-    assert len(made) == 3
-    assert len({id(program) for program in made}) == 1
-    assert made[0]._cache_size() == 1
+def test_one_program_for_all_evaluations(place, tmp_path, caplog):
+    """JAX says what it compiles: once, for the three evaluations of all abilities."""
+    sections = {"steps": 4, "evaluation": {"every": 2, "abilities": ["count", "coin", "rule"]}}
+    with jax.log_compiles():
+        train(run_config(place, out=str(tmp_path / "run"), **sections))
+    compiled = [r.getMessage() for r in caplog.records if "Finished XLA compilation" in r.getMessage()]
+    assert sum("jit(token_scores)" in line for line in compiled) == 1
+    assert len([r for r in read_records(tmp_path / "run" / "metrics.jsonl") if r["kind"] == "abilities"]) == 3
 
 
 def test_a_run_without_a_validation_split_measures_abilities(place, tmp_path):
