@@ -4,6 +4,7 @@ Each of its `examples` has `input`, and `target` or `target_scores`. The fields 
 BIG-bench's docs/doc.md. Nothing of a task is run as code.
 """
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -103,6 +104,12 @@ def read_file(path: Path) -> File:
         raise ValueError(f"{path} is no task of BIG-bench: {where!r}: {' '.join(first['msg'].split())}") from None
     if not file.examples:
         raise ValueError(f"{path} has no examples")
+    try:
+        json.dumps(values, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"{path} holds half of a surrogate pair, which is no text; write the whole character"
+        ) from None
     return file
 
 

@@ -110,7 +110,8 @@ class Rule:
     def example(self, r: Draw, shots: int = 0) -> Example:
         shift, letters = 1 + r.below(len(LETTERS) - 1), r.shuffled(LETTERS)
         question, answer = letters[shots], self.shifted(letters[shots], shift)
-        others = [letter for letter in LETTERS if letter not in (question, answer)]
+        told = [self.shifted(letter, shift) for letter in letters[:shots]]  # no letter is the answer twice
+        others = [letter for letter in LETTERS if letter not in (question, answer, *told)]
         return one_of("R:" + self.solved(letters[:shots], shift) + f"{question}>", answer, r.shuffled(others)[:3], r)
 
     def solved(self, letters: list[str], shift: int) -> str:

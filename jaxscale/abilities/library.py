@@ -94,8 +94,9 @@ class Bracket(OfLibrary):
     """Which bracket closes here; each of the three is the answer equally often."""
 
     def example(self, r: Draw, shots: int = 0) -> Example:
+        least = min(len(places(re.escape(closing))) for closing in CLOSING)
         answer = r.pick(CLOSING)
-        text, start = self.place(r, re.escape(answer))
+        text, start = self.place(r, re.escape(answer), most=least)
         return one_of(before(text, start), answer, [other for other in CLOSING if other != answer], r)
 
 
