@@ -1,1 +1,1 @@
-"""Scaling laws: fitted to a ladder of runs, with intervals, and what they forecast. No jax."""
+"""Ladders of small runs, the laws that are fitted to them, and what emerges along them. No jax."""

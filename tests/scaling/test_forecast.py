@@ -43,7 +43,7 @@ def write_run(config, losses, *, time=2e9, step=None):
 def test_n_and_c_are_those_of_the_models_one_description(small, law_file):
     found = forecast(read_law(law_file), small)
     each = train_flops_per_token(small.model, 64)
-    assert (found.parameters, found.tokens, found.flops) == (each / 6, 100 * 8 * 64, each * 100 * 8 * 64)
+    assert (found.parameters, found.tokens, found.flops) == (round(each / 6), 100 * 8 * 64, each * 100 * 8 * 64)
     rows, _ = chinchilla_rows()
     with_embeddings = fit("chinchilla", make_table(rows, "t", counts="with"), draws=20)
     assert forecast(with_embeddings, small).parameters == sum(parameter_counts(small.model).values())

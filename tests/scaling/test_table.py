@@ -144,9 +144,9 @@ def test_a_file_that_cannot_be(tmp_path, text, message):
 
 
 RECORDS = {
-    "is no ladder's record, which has kind: ladder": ([], {"kind": "law"}),
-    "is damaged: rungs.0.tokens": ([rung(tokens="many")], {}),
-    "row 1 has no loss": ([rung(loss=None)], {}),
+    "is no ladder's record: .*kind": ([], {"kind": "law"}),
+    "is no ladder's record: .*tokens": ([rung(tokens="many")], {}),
+    "is no ladder's record: .*loss": ([rung(loss=None)], {}),
     "a has no ability add; it has copy": ([rung()], {}),
 }
 
