@@ -82,12 +82,12 @@ class OfLibrary:
         start = text.rfind("\n", 0, r.below(len(text)) + 1) + 1
         return text[start : start + SHOWN]
 
-    def place(self, r: Draw, pattern: str) -> tuple[str, int]:
-        """The text and the start of a match that is drawn from the held-out files."""
-        if not (found := places(pattern)):
-            raise ValueError(f"{self.name}: the held-out files of the standard library have no {pattern!r}")
+    def place(self, r: Draw, pattern: str, *, most: int | None = None, split: Split = "held_out") -> tuple[str, int]:
+        """The text and the start of a match that is drawn from a split's files, of all or of `most` of them."""
+        if not (found := places(pattern, split)[:most]):
+            raise ValueError(f"{self.name}: the {split} files of the standard library have no {pattern!r}")
         number, start = r.pick(found)
-        return files("held_out")[number], start
+        return files(split)[number], start
 
 
 class Bracket(OfLibrary):
@@ -117,12 +117,12 @@ class Swap(OfLibrary):
     """
 
     def example(self, r: Draw, shots: int = 0) -> Example:
+        code = r"^[^'\"#\n]*?(?<![.\w])(?P<at>{}\()"  # not of strings or comments
+        calls = {name: code.format(name) for name in ("len", "print")}
+        least = min(len(places(call, "train")) for call in calls.values())  # as many of each, though one is rarer
         usual, other = r.pick((("len", "print"), ("print", "len")))
-        found = places(rf"^[^'\"#\n]*?(?<![.\w])(?P<at>{usual}\()", "train")  # of code, not of strings or comments
-        if not found:
-            raise ValueError(f"{self.name}: the standard library calls {usual} nowhere")
-        number, start = r.pick(found)
-        return one_of(SWAP + before(files("train")[number], start), f"{other}(", [f"{usual}("], r)
+        text, start = self.place(r, calls[usual], most=least, split="train")
+        return one_of(SWAP + before(text, start), f"{other}(", [f"{usual}("], r)
 
 
 OF_LIBRARY = (
