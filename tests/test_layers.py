@@ -52,13 +52,17 @@ BELOW = {
     "serving": {"abilities", "measuring", "files", "index", "data", "config", "blueprint", "parallel", "checkpoint",
                 "training", "interop", "cluster"},
     "aot": {"hardware", "config", "predict", "compiled", "parallel", "private", "training"},
+    # what a law, a ladder and an ability's curve are; `climb` starts processes of the command line's
+    "scaling": {
+        "files", "hardware", "index", "config", "blueprint", "predict", "compiled", "codes", "local",
+    },
     "sweep": {"files", "record", "compiled", "config"},
     "compare": {"record"},
     "bench": {
         "files", "hardware", "data", "config", "blueprint", "predict", "record", "compiled", "parallel", "checkpoint",
         "models", "training", "aot", "sweep",
     },
-    "report": {"files", "config", "predict", "record", "hardware"},
+    "report": {"files", "config", "predict", "record", "hardware", "scaling"},
     "explain": {"files", "hardware", "optimizers", "config", "blueprint", "predict", "compiled", "report"},
     "trace": {"hardware", "config", "blueprint", "predict", "parallel", "training", "aot", "explain"},
     "puzzles": {"files", "compiled"},
@@ -68,7 +72,7 @@ BELOW = {
     "launch": {"files", "codes", "inventory", "local", "config"},
     "console": {
         "files", "hardware", "index", "data", "config", "blueprint", "predict", "record", "compiled", "inventory",
-        "training", "compare", "report", "explain", "puzzles", "serving", "vocabulary", "codes",
+        "training", "compare", "report", "explain", "puzzles", "serving", "vocabulary", "codes", "scaling",
     },
     "library": {
         "hardware", "process", "config", "predict", "compiled", "parallel", "explain", "serving", "console",
@@ -76,7 +80,7 @@ BELOW = {
     "cli": {
         "files", "hardware", "process", "data", "config", "predict", "record", "compiled", "blame", "inventory",
         "checkpoint", "training", "sweep", "bench", "compare", "report", "explain", "puzzles", "serving", "console",
-        "launch", "parallel", "abilities",
+        "launch", "parallel", "scaling", "abilities",
     },
 }  # fmt: skip
 OWN_ROOM = {
@@ -108,7 +112,8 @@ WITH_JAX_ALLOWED = (
 )  # fmt: skip
 ROOMS_WITHOUT_JAX = (
     "files/", "hardware/", "config/", "data/", "blueprint/", "predict/", "compiled/", "report/", "explain/", "puzzles/",
-    "console/", "cli/", "process/", "abilities/", "interop/", "optimizers", "private", "blame", "__init__",
+    "console/", "cli/", "process/", "abilities/", "interop/", "scaling/", "optimizers", "private", "blame",
+    "__init__",
 )  # fmt: skip
 NO_JAX = [f for f in FILES if f.startswith(ROOMS_WITHOUT_JAX) and not f.startswith(WITH_JAX_ALLOWED)] + [
     "bench/record.py", "bench/compare.py", "bench/sweep.py", "cluster/codes.py", "cluster/local.py",

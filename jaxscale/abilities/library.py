@@ -54,14 +54,15 @@ def before(text: str, end: int) -> str:
 
 
 @cache
-def places(pattern: str) -> tuple[tuple[int, int], ...]:
-    """(file, start) of every match in the held-out files."""
+def places(pattern: str, split: Split = "held_out") -> tuple[tuple[int, int], ...]:
+    """(file, start) of every match in the files of a split: where the group `at` is, or else the match."""
     compiled = re.compile(pattern, re.MULTILINE | re.ASCII)
+    at = "at" if "at" in compiled.groupindex else 0
     return tuple(
-        (number, match.start())
-        for number, text in enumerate(files("held_out"))
+        (number, match.start(at))
+        for number, text in enumerate(files(split))
         for match in compiled.finditer(text)
-        if match.start()
+        if match.start(at)
     )
 
 
@@ -81,9 +82,9 @@ class OfLibrary:
         start = text.rfind("\n", 0, r.below(len(text)) + 1) + 1
         return text[start : start + SHOWN]
 
-    def place(self, r: Draw, pattern: str, *, most: int | None = None) -> tuple[str, int]:
-        """The text and the start of a match that is drawn from the held-out files, of all or of `most` of them."""
-        if not (found := places(pattern)[:most]):
+    def place(self, r: Draw, pattern: str) -> tuple[str, int]:
+        """The text and the start of a match that is drawn from the held-out files."""
+        if not (found := places(pattern)):
             raise ValueError(f"{self.name}: the held-out files of the standard library have no {pattern!r}")
         number, start = r.pick(found)
         return files("held_out")[number], start
@@ -110,14 +111,18 @@ class Indent(OfLibrary):
 
 
 class Swap(OfLibrary):
-    """Which name is called after `len` and `print` were exchanged (arXiv:2305.15507); both equally often."""
+    """Which name is called after `len` and `print` were exchanged (arXiv:2305.15507); both equally often.
+
+    The lines are of the training files: held-out ones hold too few. Whoever has learnt a line by heart is wrong.
+    """
 
     def example(self, r: Draw, shots: int = 0) -> Example:
-        calls = {name: rf"(?<![.\w]){name}\(" for name in ("len", "print")}
-        least = min(len(places(call)) for call in calls.values())  # as many of each, though one is rarer
         usual, other = r.pick((("len", "print"), ("print", "len")))
-        text, start = self.place(r, calls[usual], most=least)
-        return one_of(SWAP + before(text, start), f"{other}(", [f"{usual}("], r)
+        found = places(rf"^[^'\"#\n]*?(?<![.\w])(?P<at>{usual}\()", "train")  # of code, not of strings or comments
+        if not found:
+            raise ValueError(f"{self.name}: the standard library calls {usual} nowhere")
+        number, start = r.pick(found)
+        return one_of(SWAP + before(files("train")[number], start), f"{other}(", [f"{usual}("], r)
 
 
 OF_LIBRARY = (

@@ -14,6 +14,7 @@ from jaxscale.files.reading import parse_json, parse_yaml
 from jaxscale.files.redact import redact
 from jaxscale.predict.costs import CONVENTIONS
 from jaxscale.report.plots import Source, finite
+from jaxscale.scaling.record import LADDER, LadderRecord, read_ladder_record
 
 RUN_FILES = ("metrics.jsonl", "events.jsonl")
 
@@ -32,10 +33,11 @@ class Run:
 
 @dataclass
 class Inputs:
-    """What was read; `skipped` are files of a directory that no benchmark wrote."""
+    """What was read; `skipped` are files of a directory that no benchmark and no ladder wrote."""
 
     runs: list[Run] = field(default_factory=list)
     records: list[tuple[Path, BenchRecord]] = field(default_factory=list)
+    ladders: list[tuple[Path, LadderRecord]] = field(default_factory=list)
     skipped: list[Path] = field(default_factory=list)
 
 
@@ -49,7 +51,7 @@ def read_inputs(paths: list[Path]) -> Inputs:
         if not path.exists():
             raise ValueError(f"{path} is not there; give directories of runs, or records that `jaxscale bench` wrote")
         if not path.is_dir():
-            found.records.append((path, read_record(path)))
+            add_file(path, found)
         elif any((path / name).is_file() for name in RUN_FILES):
             found.runs.append(read_run(path))
         else:
@@ -57,21 +59,29 @@ def read_inputs(paths: list[Path]) -> Inputs:
     return found
 
 
+def add_file(path: Path, found: Inputs) -> None:
+    """A ladder's record, or a benchmark's: what is neither is told as no benchmark's."""
+    if kind_of(path) == LADDER:
+        found.ladders.append((path, read_ladder_record(path)))
+    else:
+        found.records.append((path, read_record(path)))
+
+
 def add_directory(path: Path, found: Inputs, seen: set[Path]) -> None:
     """The records in it; JSON that is of something else is passed over, and named on the page."""
-    before = len(found.records)
+    before = len(found.records) + len(found.ladders)
     for file in sorted(path.glob("*.json")):
         if file.resolve() in seen:
             continue
         seen.add(file.resolve())
         if is_record(file):
-            found.records.append((file, read_record(file)))
+            add_file(file, found)
         else:
             found.skipped.append(file)
-    if len(found.records) == before:
+    if len(found.records) + len(found.ladders) == before:
         raise ValueError(
             f"{path} is neither a run (it has no {' or '.join(RUN_FILES)}) nor a directory of records (no .json of "
-            "`jaxscale bench` in it); give e.g. runs/quickstart"
+            "`jaxscale bench` or `jaxscale ladder` in it); give e.g. runs/quickstart"
         )
 
 
@@ -81,7 +91,16 @@ def is_record(file: Path) -> bool:
         values = parse_json(file.read_text(encoding="utf-8"))
     except ValueError:
         return True
-    return isinstance(values, dict) and "schema_version" in values
+    return isinstance(values, dict) and ("schema_version" in values or values.get("kind") == LADDER)
+
+
+def kind_of(file: Path) -> Any:
+    """What a JSON file says that it is; None where it is damaged, or says nothing."""
+    try:
+        values = parse_json(file.read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+    return values.get("kind") if isinstance(values, dict) else None
 
 
 def read_run(path: Path) -> Run:
@@ -194,6 +213,12 @@ def record_source(path: Path, record: BenchRecord) -> Source:
         "config": yaml.safe_dump(record.config, sort_keys=False) if record.config else "",
     }
     return Source(record.name, record.kind, str(path), {k: redact(v) for k, v in facts.items() if v})
+
+
+def ladder_source(path: Path, record: LadderRecord) -> Source:
+    facts = {"law": record.law, "basis": "measured", "versions": pairs(record.versions)}
+    runs = ", ".join(r.run for r in record.rungs)
+    return Source(record.name, "ladder", str(path), {k: redact(v) for k, v in (facts | {"runs": runs}).items() if v})
 
 
 def tell_apart(sources: list[Source]) -> None:
