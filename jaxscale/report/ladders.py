@@ -155,16 +155,18 @@ def pair(with_steps: tuple[int, Curve], at_once: tuple[int, Curve]) -> Plot:
     return plot
 
 
-SCORE = Axis("score", "share that is right", "share", zero=True)
+SCORE = Axis("score", "share that is right", "share", zero=True, top=1.0)
 
 
 def shots_plots(curves: list[tuple[int, Curve]]) -> list[Plot]:
     """Abilities that were asked with several numbers of examples in the prompt."""
     plots = []
-    for ability in dict.fromkeys(c.ability for _, c in curves):
-        mine = [(source, c) for source, c in curves if c.ability == ability]
+    for where, ability in dict.fromkeys((source, c.ability) for source, c in curves):
+        mine = [(source, c) for source, c in curves if (source, c.ability) == (where, ability)]
         if len(mine) > 1:
-            plot = Plot(f"shots-{slug(ability)}", f"{ability}: examples in the prompt", "lines", y=[SCORE], x=[FLOPS])
+            plot = Plot(
+                f"shots-{slug(ability)}-{where}", f"{ability}: examples in the prompt", "lines", y=[SCORE], x=[FLOPS]
+            )
             for order, (source, curve) in enumerate(mine):
                 mean, _ = by_rung(series_columns(curve.metric, curve.points), curve)
                 columns = {"flops": mean["flops"], SCORE.key: mean[curve.metric]}
@@ -213,7 +215,7 @@ def verdict_table(curves: list[tuple[int, Curve]]) -> Table:
 
 def metric_axis(metric: str | None) -> Axis:
     share = metric in ("exact", "choice", "final", "p_exact")
-    return Axis(metric or "", metric_words(metric), "share" if share else "", zero=share)
+    return Axis(metric or "", metric_words(metric), "share" if share else "", zero=share, top=1.0 if share else None)
 
 
 def metric_words(metric: str | None) -> str:

@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 from jaxscale import config as cfg
 from jaxscale.config.values import Above0, NonNegative, Positive, Section, Share, Text
 from jaxscale.files.reading import parse_yaml
-from jaxscale.scaling.counts import size_of, tokens_of
+from jaxscale.scaling.counts import law_parameters, size_of, tokens_of
 
 FEWEST_FITTED = 5  # runs that a law of three or more parameters needs
 FEWEST_STEPS = 10
@@ -240,13 +240,13 @@ def rung_of(ladder: Ladder, common: list[str], size: Size, seed: int, flops: flo
         config = cfg.load_config(ladder.config, [*values, *lengths(ladder, draft, size, flops)])
     except ValueError as error:
         raise ValueError(f"rung {name}: {error}") from error
-    n, tokens = round(size_of(config, "without")), tokens_of(config)
+    n, tokens = law_parameters(config), tokens_of(config)
     return Rung(name, seed, False, config, n, round(size_of(config, "with")), tokens, 6.0 * n * tokens)
 
 
 def lengths(ladder: Ladder, draft: cfg.Config, size: Size, flops: float | None) -> list[str]:
     """Overrides for a run's steps, its warm-up and decay, and its evaluations."""
-    n = size_of(draft, "without")
+    n = law_parameters(draft)
     wanted = size.tokens or ladder.tokens or (flops or 0) / (6 * n) or (ladder.tokens_per_parameter or 0) * n
     steps = math.ceil(wanted / (draft.data.batch_size * draft.data.seq_len))
     if steps < FEWEST_STEPS:
