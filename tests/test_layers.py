@@ -279,6 +279,8 @@ def test_importing_is_light():
         ["plan", "llama3.1-8b", "--topology", "v5p:8x8x8"],
         ["compile", "llama3.1-8b", "--topology", "v5p:9x9"],
         ["report", "nowhere"],
+        ["law", "fit", "nowhere.csv"],
+        ["law", "forecast", "nowhere.json"],
         ["checkpoint", "verify", "--help"],
         ["checkpoint", "list", "nowhere"],
         ["puzzle", "list"],
