@@ -279,7 +279,7 @@ REFUSED = [
     (["--tasks", "copy", "--step", "x"], "--step x: give the number of a checkpoint's step, or with --tasks `all`"),
     (["--step", "all"], "--step all: give the number of a checkpoint's step; `all` is for --tasks"),
     (["--tasks", "copy", "--data", "x"], "--tasks makes or reads its own examples; leave out --data and --split"),
-    (["--examples", "4"], "--examples and --seed are of tasks; give --tasks too"),
+    (["--examples", "4"], "--examples, --seed and --tasks-from are of tasks; give --tasks too"),
     (["--tasks", "copy", "--examples", "0"], "greater than or equal to 1"),
     (["--tasks", "copy:9"], "and the model reads 128 (data.seq_len)"),
 ]
