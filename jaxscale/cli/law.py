@@ -22,8 +22,11 @@ AsJson = Annotated[bool, typer.Option("--json", help="Everything, for programs."
 def fit(
     file: Annotated[Path, typer.Argument(help="A ladder's record, or a CSV or Parquet file with a row for each run.")],
     form: Annotated[
-        str, typer.Option(help="compute, chinchilla, isoflop, envelope, data or task; see docs/laws.md.")
-    ] = "chinchilla",
+        str | None,
+        typer.Option(
+            help="compute, chinchilla, isoflop, envelope, data or task; by default the ladder's own, or chinchilla."
+        ),
+    ] = None,
     hold_out: Annotated[
         str | None,
         typer.Option(help="Do not fit the largest rung (`largest`), or the largest N; say how they come out."),
@@ -42,14 +45,17 @@ def fit(
     from jaxscale.scaling import laws, table
     from jaxscale.scaling.law import write_law
 
-    laws.form_of(form)
+    if form is not None:
+        laws.form_of(form)
     require_file(out, give="give -o")
     if form == "task" and file.suffix == ".json" and ability is None:
         raise ValueError(f"--form task: say which ability of {file} with --ability NAME")
     runs = table.read_table(file, columns=pairs(column or []), ability=ability, embeddings=with_embeddings)
     if hold_out is not None:
         runs = table.hold_out(runs, hold_out)
-    law = laws.fit(form, runs)
+    if form is None and runs.form == "none":
+        raise ValueError(f"{file} is of a ladder for abilities alone; give --form to fit a law all the same")
+    law = laws.fit(form or runs.form, runs)
     write_law(law, out)
     if as_json:
         console.print_json(law)

@@ -15,6 +15,11 @@ def flops_per_token(config: cfg.Config) -> float:
     return train_flops_per_token(config.model, config.data.seq_len, convention=config.metrics.mfu)
 
 
+def law_parameters(config: cfg.Config) -> int:
+    """N of a law: a token's model FLOPs / 6, so active matrices and attention, by the convention of `metrics.mfu`."""
+    return round(flops_per_token(config) / 6)
+
+
 def size_of(config: cfg.Config, counts: str) -> float:
     """N: `with` embeddings all parameters, else FLOPs a token / 6, so that C = 6 N D.
 
@@ -23,7 +28,7 @@ def size_of(config: cfg.Config, counts: str) -> float:
     """
     if counts == "with":
         return float(sum(parameter_counts(config.model).values()))
-    return flops_per_token(config) / 6
+    return float(law_parameters(config))
 
 
 def tokens_of(config: cfg.Config) -> int:

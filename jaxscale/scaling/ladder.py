@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 from jaxscale import config as cfg
 from jaxscale.config.values import Above0, NonNegative, Positive, Section, Share, Text
 from jaxscale.files.reading import parse_yaml
-from jaxscale.predict.costs import parameter_counts, train_flops_per_token
+from jaxscale.scaling.counts import size_of, tokens_of
 
 FEWEST_FITTED = 5  # runs that a law of three or more parameters needs
 FEWEST_STEPS = 10
@@ -167,12 +167,6 @@ def key_of(override: str) -> str:
     return override.partition("=")[0].strip()
 
 
-def law_parameters(config: cfg.Config) -> int:
-    """N of a law: a token's model FLOPs / 6, so active matrices and attention, by the convention of `metrics.mfu`."""
-    per_token = train_flops_per_token(config.model, config.data.seq_len, convention=config.metrics.mfu)
-    return round(per_token / 6)
-
-
 def read_ladder(name: str) -> Ladder:
     """From a path, or the name of a shipped one. Raises ValueError, in one line."""
     path = Path(name)
@@ -246,14 +240,13 @@ def rung_of(ladder: Ladder, common: list[str], size: Size, seed: int, flops: flo
         config = cfg.load_config(ladder.config, [*values, *lengths(ladder, draft, size, flops)])
     except ValueError as error:
         raise ValueError(f"rung {name}: {error}") from error
-    n, tokens = law_parameters(config), config.steps * config.data.batch_size * config.data.seq_len
-    whole = sum(parameter_counts(config.model).values())
-    return Rung(name, seed, False, config, n, whole, tokens, 6.0 * n * tokens)
+    n, tokens = round(size_of(config, "without")), tokens_of(config)
+    return Rung(name, seed, False, config, n, round(size_of(config, "with")), tokens, 6.0 * n * tokens)
 
 
 def lengths(ladder: Ladder, draft: cfg.Config, size: Size, flops: float | None) -> list[str]:
     """Overrides for a run's steps, its warm-up and decay, and its evaluations."""
-    n = law_parameters(draft)
+    n = size_of(draft, "without")
     wanted = size.tokens or ladder.tokens or (flops or 0) / (6 * n) or (ladder.tokens_per_parameter or 0) * n
     steps = math.ceil(wanted / (draft.data.batch_size * draft.data.seq_len))
     if steps < FEWEST_STEPS:

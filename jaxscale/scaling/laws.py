@@ -148,7 +148,7 @@ def require(form: Form, table: Table, seen: Table) -> None:
         if missing.any():
             where = "has no" if missing.all() else f"has for {table.names[int(missing.argmax())]} no"
             raise ValueError(
-                f"{table.source} {where} {name}, which --form {form.name} needs; add it, or use another form"
+                f"{table.source} {where} {name}, which --form {form.name} needs; add it, or fit another form"
             )
     distinct = len(set(seen.rungs.tolist()))
     if distinct < form.rungs:

@@ -185,7 +185,10 @@ def command(request: Request, shaped: cfg.Config, changed: Sizes, choice: Choice
         before, after = shaped.model_dump(mode="json"), choice.config.model_dump(mode="json")
         for key in VARIED:
             old, new = (in_section(values, key) for values in (before, after))
-            words += [f"{name}={flow(value)}" for name, value in changes(key, old, new)]
+            given = changes(key, old, new)
+            if key == "mesh" and given:  # an axis that the file leaves out may take all devices (-1)
+                given = list(dict(given + changes(key, cfg.Mesh().model_dump(mode="json"), new)).items())
+            words += [f"{name}={flow(value)}" for name, value in given]
     return " ".join(shlex.quote(word) for word in words)
 
 

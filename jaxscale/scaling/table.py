@@ -6,14 +6,15 @@ Dims: n runs. What is wrong with a row is a ValueError that names the row.
 import csv
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxscale.scaling.columns import could_be, quantities
-from jaxscale.scaling.ladder_record import read_ladder
+from jaxscale.scaling.ladder_rows import ladder_rows
+from jaxscale.scaling.record import read_ladder_record
 
 LARGEST_FILE = 100_000_000  # bytes of a CSV, which is read whole
 LARGEST = 1e60  # of a number, so that products of them are numbers too
@@ -34,6 +35,7 @@ class Table:
         held_out: runs that the law does not see, and that it is tested on.
         counts: whether N is `without` or `with` embeddings; `unknown` for a file that does not say.
         curves: of each run its (tokens, loss) while it trained; empty where the file has none.
+        form: of the law that the runs are for; `none` for a ladder of abilities alone.
         not_read: columns of the file that mean nothing here.
     """
 
@@ -50,7 +52,8 @@ class Table:
     accuracy: Array
     counts: str = "unknown"
     curves: tuple[Curve, ...] = ()
-    not_read: tuple[str, ...] = field(default=())
+    form: str = "chinchilla"
+    not_read: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -97,8 +100,9 @@ def read_table(
     if path.suffix == ".json":
         if columns:
             raise ValueError(f"--column: {path} is a ladder's record, whose columns are known; leave it out")
-        rows = read_ladder(path, ability=ability, embeddings=embeddings)
-        return make_table(rows, str(path), counts="with" if embeddings else "without")
+        record = read_ladder_record(path)
+        rows = ladder_rows(record, path, ability=ability, embeddings=embeddings)
+        return replace(make_table(rows, str(path), counts="with" if embeddings else "without"), form=record.law)
     if ability is not None:
         raise ValueError(f"--ability {ability}: {path} is no ladder's record; give columns bits_per_byte and accuracy")
     names, lines = parquet_rows(path) if path.suffix == ".parquet" else csv_rows(path)
