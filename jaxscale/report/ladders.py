@@ -192,7 +192,8 @@ def position_plots(items: list[Item]) -> list[Plot]:
                     one.ability,
                     Plot(f"positions-{slug(one.ability)}", f"{one.ability}: loss by position", "lines", y=[y], x=[x]),
                 )
-                columns = {"position": list(range(1, len(one.curve) + 1)), "nats": [finite(v) for v in one.curve]}
+                places: list[Number] = [float(i) for i in range(1, len(one.curve) + 1)]
+                columns: dict[str, list[Number]] = {"position": places, "nats": [finite(v) for v in one.curve]}
                 several = f"{name}, " if len(items) > 1 else ""
                 order = len(plot.series)
                 plot.series.append(Series(f"{several}{rung.name}", source, columns, color=order % 10, marker=order % 8))

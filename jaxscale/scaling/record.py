@@ -28,10 +28,12 @@ class Metric(Part):
 
 
 class Measured(Part):
-    """An ability at one checkpoint, with so many examples (`shots`) in the prompt.
+    """An ability at one checkpoint.
 
-    `chance`: what guessing gives; `main`: the metric that it is judged by, whose `partner` stands beside it; `curve`: nats of each
-    position, where an ability is scored by position.
+    Attributes:
+        shots: solved examples in the prompt. `chance`: what guessing gives.
+        main: the metric that it is judged by; its `partner` stands beside it.
+        curve: mean nats of each position, where an ability is scored by position.
     """
 
     ability: str
