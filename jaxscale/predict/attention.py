@@ -15,7 +15,7 @@ class AttentionCost:
     """Attention of a device and step, scores and context: FLOPs of one forward call of one layer, and calls a step.
 
     Attributes:
-        forward_flops: 4 * tokens * heads * H * keys (two matmuls).
+        forward_flops: 4 * tokens * heads * H * keys (two matmuls), H the mean of keys' and values' head dim.
         backward_flops: 5 matmuls in a kernel that makes the scores again (FlashAttention-2, arXiv:2307.08691), 4 where
             they were kept.
         forward_calls, backward_calls: with recompute.
@@ -39,7 +39,7 @@ def attention_cost(config: cfg.Config, sizes: Mapping[str, int], *, platform: st
     if model.attention is None:
         return AttentionCost(0.0, 0.0, 0, 0)
     keys = costs.visible_keys(config.model, config.data.seq_len)
-    forward = 4.0 * costs.activation_elements(config, sizes, model.attention.q) * keys
+    forward = 2.0 * sum(costs.activation_elements(config, sizes, row) for row in model.attention.both) * keys
     names = costs.kept(config)
     again = names is not None and model.attention.result not in names
     runs = costs.layer_runs(config, sizes)

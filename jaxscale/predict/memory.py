@@ -140,7 +140,8 @@ def split_attention_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> float
     shards = count(rules_of(config, sizes).activations["sequence"], sizes)
     if model.attention is None or shards == 1:
         return 0.0
-    keys = 2 * costs.activation_elements(config, sizes, model.attention.k) * shards
+    both = (costs.activation_elements(config, sizes, x) for x in (model.attention.k, model.attention.values))
+    keys = sum(both) * shards
     gathered = 2 * keys if "gather" in split_ways(config, "tpu").values() else 0.0
     return (gathered + QUERIES * costs.activation_elements(config, sizes, model.attention.q)) * width
 

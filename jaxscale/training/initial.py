@@ -90,9 +90,7 @@ def beginning(config: cfg.Config) -> Beginning:
         found = read_published(directory)
         require_same(found.model.model_dump(mode="json"), config, source)
         files = Files(directory, found.family, base_of(config.model))
-        weights = {row.path: name for name, row in files.rows.items()}
-        published: Block = lambda path, index, dtype: files.block(weights[path], index, dtype)  # noqa: E731
-        return Beginning(published, weights.__contains__, f"begins from {found.family} in {directory}")
+        return Beginning(files.block, files.paths.__contains__, f"begins from {found.family} in {directory}")
     stored = Stored(source, config.init.at)
     require_same(stored.config["model"], config, source)
     read: Block = lambda path, index, dtype: stored.block(path, index).astype(dtype)  # noqa: E731
