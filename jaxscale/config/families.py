@@ -41,6 +41,7 @@ class Family:
         types: layer types where no key tells them, of (values, number of layers); None: all layers see all tokens, or
             all have the window.
         derived: our values that follow from several keys; `back`: these keys from a model.
+        quantised: `quant_method` of files that are read all the same; weights are exported in bfloat16.
         inside: the key that holds all this, in a file of a larger model of which the decoder is read.
     """
 
@@ -54,6 +55,7 @@ class Family:
     derived: Callable[[Values], Values] = lambda given: {}
     back: Callable[[Model], Values] = lambda model: {}
     inside: str = ""
+    quantised: str = ""
 
     @property
     def rotary(self) -> bool:
@@ -208,6 +210,7 @@ FAMILIES = {
                   "rope_scaling": {"rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0,
                                    "truncate": False, "original_max_position_embeddings": 4096}},
         ignored=("experts_per_token", "initial_context_length"), types=lambda given, layers: every(2, layers),
+        quantised="mxfp4",
     ),
     "deepseek_v3": Family(
         "DeepseekV3ForCausalLM",
@@ -224,6 +227,7 @@ FAMILIES = {
         UNTIED | DEEPSEEK_SIZES, derived=deepseek, back=deepseek_back,
         ignored=("n_shared_experts", "head_dim", "qk_head_dim", "num_nextn_predict_layers", "ep_size", "seq_aux",
                  "aux_loss_alpha"),
+        quantised="fp8",
     ),
     "gpt2": Family(
         "GPT2LMHeadModel",

@@ -102,6 +102,11 @@ def translated(family: Family, given: Values, told: list[tuple[str, Any, str]]) 
                 continue
             put(own, family.fields[key], value)
             told.append((key, value, f"model.{family.fields[key]}"))
+        elif (
+            key == "quantization_config" and family.quantised and (value or {}).get("quant_method") == family.quantised
+        ):
+            require_blocks(value)
+            told.append((key, family.quantised, "not kept: weights are numbers here, and exported so"))
         elif key in family.only:
             if value is not None and value != family.only[key]:
                 raise ValueError(f"{key}={value} changes the model, and only {family.only[key]} can be expressed")
@@ -111,6 +116,13 @@ def translated(family: Family, given: Values, told: list[tuple[str, Any, str]]) 
                 raise ValueError(f"{key}={value} is not known, and may change the model")
             told.append((key, value, "model, with other keys" if key in family.ignored else ELSEWHERE))
     return own
+
+
+def require_blocks(quantisation: Values) -> None:
+    """FP8 has a scale for each block of 128 x 128, and numbers of 4 bits of exponent."""
+    for key, wanted in (("weight_block_size", [128, 128]), ("fmt", "e4m3")):
+        if quantisation.get(key, wanted) != wanted:
+            raise ValueError(f"quantization_config.{key}={quantisation[key]}: only {wanted} is read")
 
 
 def shown(value: Any) -> Any:

@@ -231,9 +231,15 @@ def own_letters(row: Row, model: Blueprint) -> str:
     return "".join(c for c in model.weight(row.weight).letters if c != counted_experts(row, model))
 
 
-def opened(tensor: np.ndarray, row: Row, model: Blueprint) -> np.ndarray:
-    """A tensor of the files as our weight of one layer and expert: a view."""
+def opened(tensor: np.ndarray, row: Row, model: Blueprint, *, experts: int | None = None) -> np.ndarray:
+    """A tensor of the files as our weight of one layer and expert: a view.
+
+    Args:
+        experts: how many of them are there, of a tensor that has all; None: all.
+    """
     size, wanted, letters = sizes(row, model), own_letters(row, model), row.flat
+    if model.routed and experts is not None:
+        size[model.routed.experts] = experts
     if (dim := row.shared) is not None:
         parts = parts_of(row, model)[dim]
         start = sum(parts[: row.part])

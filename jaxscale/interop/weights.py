@@ -10,6 +10,7 @@ from jaxscale import config as cfg
 from jaxscale.blueprint.decoder import decoder
 from jaxscale.blueprint.table import Blueprint
 from jaxscale.config.families import FAMILIES
+from jaxscale.interop.quantised import Packed, joined
 from jaxscale.interop.tables import Row, closed, counted_experts, opened, paths, rows_of, shape
 from jaxscale.interop.tensors import Place, tensors
 
@@ -23,7 +24,10 @@ class Files:
 
     def __init__(self, directory: Path, family: str, model: cfg.Model):
         self.table, self.rows = decoder(model), rows_of(family, decoder(model))
-        self.tensors = renamed(tensors(directory), family, model)
+        try:
+            self.tensors = joined(renamed(tensors(directory), family, model))
+        except ValueError as error:
+            raise ValueError(f"{directory}: {error}") from None
         self.paths = {
             path: (row, layers) for row in self.rows.values() for path, layers in paths(row, self.table).items()
         }
@@ -53,10 +57,20 @@ class Files:
         inner = tuple(slice(start, stop) for start, stop, _ in bounds[outer:])
         for place in itertools.product(*(range(start, stop) for start, stop, _ in bounds[:outer])):
             of = (layers[place[0]], *place[1:]) if about.stacked else place
-            view = opened(self.tensors[row.file.format(*of)].read(), row, self.table)[inner]
             at = tuple(i - b[0] for i, b in zip(place, bounds, strict=False))
-            block[at][tuple(slice(n) for n in view.shape)] = view
+            for begin, view in self.views(row, row.file.format(*of), inner):
+                block[at][tuple(slice(i, i + n) for i, n in zip(begin, view.shape, strict=True))] = view
         return block
+
+    def views(self, row: Row, name: str, inner: Index) -> Iterator[tuple[tuple[int, ...], np.ndarray]]:
+        """What a tensor has of a block, and where that begins in it: of a packed one expert after expert."""
+        tensor = self.tensors[name]
+        if not isinstance(tensor, Packed):
+            yield (0,) * len(inner), opened(tensor.read(), row, self.table)[inner]
+            return
+        for i, expert in enumerate(range(inner[0].start, inner[0].stop)):
+            numbers = opened(tensor.read(slice(expert, expert + 1)), row, self.table, experts=1)
+            yield (i, *[0] * (len(inner) - 1)), numbers[(slice(None), *inner[1:])]
 
 
 # In files of models that see too: what is no part of their decoder, and what stands before the decoder's names
