@@ -15,10 +15,11 @@ from jaxscale.config.published import as_theirs
 from jaxscale.data.tokenizer import character_tokenizer, load_tokenizer
 from jaxscale.interop.tables import found_at
 from jaxscale.interop.tensors import tensors
-from jaxscale.interop.weights import Tensors
+from jaxscale.interop.weights import Files, Tensors
 from jaxscale.parallel.sharding import on_mesh
 from jaxscale.serving.evaluate import evaluate_places
 from jaxscale.serving.export import export
+from jaxscale.training import initial
 from jaxscale.training.build import build
 from jaxscale.training.frozen import whole
 from jaxscale.training.initial import initial_state
@@ -256,6 +257,26 @@ def test_a_run_is_exported_as_it_came(published, name, tmp_path):
     assert not info["unexpected_keys"]
     with torch.no_grad():
         np.testing.assert_allclose(model.eval()(torch.tensor(TOKENS)).logits.numpy(), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["llama", "deepseek_v3"])
+@pytest.mark.parametrize("mesh", [{"data": 1}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=str)
+def test_a_large_block_is_read_layer_by_layer(published, monkeypatch, name, mesh):
+    """The same bits, in the same layout; of a source no more than a layer is asked for at one time."""
+    config = config_of(published(name)[0], **mesh)
+    setup = build(config, jax.devices()[: int(np.prod(list(mesh.values())))])
+    asked = []
+    with setup.context():
+        whole_blocks = initial_state(config, setup.program, print)
+        monkeypatch.setattr(initial, "LARGE", 0)
+        block = Files.block
+        monkeypatch.setattr(Files, "block", lambda self, *a: asked.append(block(self, *a)) or asked[-1])
+        slices = initial_state(config, setup.program, print)
+    for a, b in zip(jax.tree.leaves(whole_blocks), jax.tree.leaves(slices), strict=True):
+        assert a.sharding == b.sharding
+        if a.dtype != jax.random.key(0).dtype:
+            np.testing.assert_array_equal(a, b)
+    assert {len(x) for x in asked if x.ndim > 2} == {1}
 
 
 def run(words):
