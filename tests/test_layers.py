@@ -41,20 +41,28 @@ BELOW = {
     "inventory": {"files"},
     # training's state is below the checkpointer and its trainer above: `test_the_layers_form_no_circle` holds each file
     "checkpoint": {"files", "private", "cluster", "inventory", "training", "parallel", "config"},
+    "abilities": {"files", "data"},
+    # measures by training's step, and is called by its evaluations: no file is in a circle
+    "measuring": {"abilities", "config", "blueprint", "data", "objectives", "parallel", "training"},
     "training": {
-        "files", "hardware", "optimizers", "columns", "data", "config", "blueprint", "predict", "compiled", "parallel",
-        "private", "blame", "codes", "cluster", "checkpoint", "models", "objectives", "vocabulary", "index", "interop",
+        "measuring", "files", "hardware", "optimizers", "columns", "data", "config", "blueprint", "predict", "compiled",
+        "parallel", "private", "blame", "codes", "cluster", "checkpoint", "models", "objectives", "vocabulary", "index",
+        "interop",
     },
-    "serving": {"files", "index", "data", "config", "blueprint", "parallel", "checkpoint", "training",
-                "interop", "cluster"},
+    "serving": {"abilities", "measuring", "files", "index", "data", "config", "blueprint", "parallel", "checkpoint",
+                "training", "interop", "cluster"},
     "aot": {"hardware", "config", "predict", "compiled", "parallel", "private", "training"},
+    # what a law, a ladder and an ability's curve are; `climb` starts processes of the command line's
+    "scaling": {
+        "files", "hardware", "index", "config", "blueprint", "predict", "compiled", "codes", "local",
+    },
     "sweep": {"files", "record", "compiled", "config"},
     "compare": {"record"},
     "bench": {
         "files", "hardware", "data", "config", "blueprint", "predict", "record", "compiled", "parallel", "checkpoint",
         "models", "training", "aot", "sweep",
     },
-    "report": {"files", "config", "predict", "record", "hardware"},
+    "report": {"files", "config", "predict", "record", "hardware", "scaling"},
     "explain": {"files", "hardware", "optimizers", "config", "blueprint", "predict", "compiled", "report"},
     "trace": {"hardware", "config", "blueprint", "predict", "parallel", "training", "aot", "explain"},
     "puzzles": {"files", "compiled"},
@@ -64,7 +72,7 @@ BELOW = {
     "launch": {"files", "codes", "inventory", "local", "config"},
     "console": {
         "files", "hardware", "index", "data", "config", "blueprint", "predict", "record", "compiled", "inventory",
-        "training", "compare", "report", "explain", "puzzles", "serving", "vocabulary", "codes",
+        "training", "compare", "report", "explain", "puzzles", "serving", "vocabulary", "codes", "scaling",
     },
     "library": {
         "hardware", "process", "config", "predict", "compiled", "parallel", "explain", "serving", "console",
@@ -72,7 +80,7 @@ BELOW = {
     "cli": {
         "files", "hardware", "process", "data", "config", "predict", "record", "compiled", "blame", "inventory",
         "checkpoint", "training", "sweep", "bench", "compare", "report", "explain", "puzzles", "serving", "console",
-        "launch", "parallel",
+        "launch", "parallel", "scaling", "abilities",
     },
 }  # fmt: skip
 OWN_ROOM = {
@@ -89,6 +97,8 @@ OWN_ROOM = {
     "jaxscale.explain.walk": "trace",
     "jaxscale.explain.jaxpr": "trace",
     "jaxscale.explain.here": "trace",
+    "jaxscale.abilities.measure": "measuring",
+    "jaxscale.abilities.in_training": "measuring",
     "jaxscale.bench.record": "record",
     "jaxscale.bench.compare": "compare",
     "jaxscale.bench.sweep": "sweep",
@@ -98,11 +108,12 @@ OWN_ROOM = {
 WITH_JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "grain"}
 WITH_JAX_ALLOWED = (
     "compiled/aot.py", "explain/trace.py", "explain/walk.py", "explain/jaxpr.py", "explain/here.py", "puzzles/grader/",
-    "puzzles/exercises/", "console/train.py", "cli/app.py",
+    "puzzles/exercises/", "console/train.py", "cli/app.py", "abilities/measure.py", "abilities/in_training.py",
 )  # fmt: skip
 ROOMS_WITHOUT_JAX = (
     "files/", "hardware/", "config/", "data/", "blueprint/", "predict/", "compiled/", "report/", "explain/", "puzzles/",
-    "console/", "cli/", "process/", "interop/", "optimizers", "private", "blame", "__init__",
+    "console/", "cli/", "process/", "abilities/", "interop/", "scaling/", "optimizers", "private", "blame",
+    "__init__",
 )  # fmt: skip
 NO_JAX = [f for f in FILES if f.startswith(ROOMS_WITHOUT_JAX) and not f.startswith(WITH_JAX_ALLOWED)] + [
     "bench/record.py", "bench/compare.py", "bench/sweep.py", "cluster/codes.py", "cluster/local.py",

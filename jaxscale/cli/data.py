@@ -113,3 +113,28 @@ def show(
     from jaxscale.console import data as console_data
 
     console_data.show_dataset(directory, documents=documents, characters=characters)
+
+
+@app.command()
+def abilities(
+    names: Annotated[str, typer.Argument(help="Abilities whose documents stand in turn, as copy,count,parity.")],
+    out: Annotated[Path, typer.Option(help="A file of JSON lines, for `data prepare --jsonl`.")],
+    count: Annotated[int, typer.Option(min=1, help="How many documents of them all together.")] = 10_000,
+    seed: Annotated[int, typer.Option(min=0, help="Of the documents.")] = 0,
+    library: Annotated[
+        bool, typer.Option("--library", help="And the files of Python's standard library that are not held out.")
+    ] = False,
+) -> None:
+    """Text that teaches abilities; none of it is an example that `evaluate --tasks` asks."""
+    import json
+
+    from jaxscale.abilities import documents, library_text
+    from jaxscale.files.whole import write_whole
+
+    if out.exists():
+        raise ValueError(f"{out} exists; remove it, or choose another --out")
+    texts = documents([name.strip() for name in names.split(",")], seed, count)
+    texts += library_text("train") if library else []
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(out, "".join(json.dumps({"text": text}) + "\n" for text in texts))
+    print(f"{out}: {len(texts):,} documents, {sum(map(len, texts)):,} characters")

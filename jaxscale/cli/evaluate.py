@@ -2,7 +2,8 @@
 
 import json
 import sys
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
 
@@ -19,23 +20,92 @@ def verb(
         list[str] | None,
         typer.Option(help="A prepared dataset, or a file or directory of text; several times. Else the run's."),
     ] = None,
-    split: Annotated[str, typer.Option(help="Of prepared datasets: validation or train.")] = "validation",
-    step: Annotated[int | None, typer.Option(help="Of this checkpoint; by default the newest.")] = None,
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option(help="Instead of text: abilities, as copy,rule:4, or BIG-bench's FILE.json; several times."),
+    ] = None,
+    examples: Annotated[int | None, typer.Option(min=1, help="With --tasks: of each, at most; by default 256.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="With --tasks: of the examples; by default 0.")] = None,
+    split: Annotated[str | None, typer.Option(help="Of prepared datasets: validation (by default) or train.")] = None,
+    step: Annotated[
+        str | None, typer.Option(help="Of this checkpoint; by default the newest. With --tasks also: all.")
+    ] = None,
     tokenizer: Annotated[str | None, typer.Option(help="byte or a tokenizer.json, where the run has none.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Everything, for programs.")] = False,
 ) -> None:
-    """Loss, perplexity and bits a byte of a model on text, source by source, on any mesh. Nothing is trained."""
+    """Loss, perplexity and bits a byte of a model on text, or how well it answers tasks, on any mesh.
+
+    Nothing is trained.
+    """
+    say = lambda line: print(line, file=sys.stderr)  # noqa: E731
+    if tasks is None:
+        if examples is not None or seed is not None:
+            raise ValueError("--examples and --seed are of tasks; give --tasks too")
+        ask = lambda: on_text(run, overrides, data, split, step_number(step), tokenizer, as_json, say)  # noqa: E731
+    else:
+        if data or split:
+            raise ValueError("--tasks makes or reads its own examples; leave out --data and --split")
+        names = [name.strip() for word in tasks for name in word.split(",")]
+        drawn = {"examples": examples or 256, "seed": seed or 0}
+        at = "all" if step == "all" else step_number(step)
+        ask = lambda: on_tasks(run, overrides, names, at, tokenizer, as_json, say, drawn)  # noqa: E731
+    try:
+        ask()
+    except KeyboardInterrupt as error:
+        sys.exit(fail(str(error) or "stopped", getattr(error, "code", 130)))
+
+
+def step_number(step: str | None) -> int | None:
+    """Raises ValueError for what is no step."""
+    if step is None:
+        return None
+    if not (step.isascii() and step.isdecimal()):
+        also = "; `all` is for --tasks" if step == "all" else ", or with --tasks `all`"
+        raise ValueError(f"--step {step}: give the number of a checkpoint's step{also}")
+    return int(step)
+
+
+def on_text(
+    run: str,
+    overrides: list[str] | None,
+    data: list[str] | None,
+    split: str | None,
+    step: int | None,
+    tokenizer: str | None,
+    as_json: bool,
+    say: Callable[[str], None],
+) -> None:
     from jaxscale.console import evaluate as console
     from jaxscale.serving.evaluate import evaluate_places, first_process
 
-    say = lambda line: print(line, file=sys.stderr)  # noqa: E731
-    try:
-        found = evaluate_places(run, data or [], overrides or [], split=split, step=step, tokenizer=tokenizer, say=say)
-    except KeyboardInterrupt as error:
-        sys.exit(fail(str(error) or "stopped", getattr(error, "code", 130)))
+    options: dict[str, Any] = {"split": split or "validation", "step": step, "tokenizer": tokenizer, "say": say}
+    found = evaluate_places(run, data or [], overrides or [], **options)
     if not first_process():
         return
     if as_json:
         print(json.dumps(console.as_json(found), indent=1))
     else:
         console.show(found)
+
+
+def on_tasks(
+    run: str,
+    overrides: list[str] | None,
+    names: list[str],
+    step: Any,
+    tokenizer: str | None,
+    as_json: bool,
+    say: Callable[[str], None],
+    drawn: dict[str, int],
+) -> None:
+    from jaxscale.console import abilities as console
+    from jaxscale.serving.evaluate import first_process
+    from jaxscale.serving.tasks import evaluate_tasks
+
+    records = evaluate_tasks(run, names, overrides or [], step=step, tokenizer=tokenizer, say=say, **drawn)
+    if not first_process():
+        return
+    if as_json:
+        print(json.dumps({"records": records} if step == "all" else records[0], indent=1))
+    else:
+        console.show(records)

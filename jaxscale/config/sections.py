@@ -190,6 +190,8 @@ class Watch(Section):
 class Evaluation(Section):
     every: NonNegative = 0  # steps; 0: only at the end
     batches: Positive = 8
+    abilities: list[Text] = []  # measured too, by name: docs/abilities.md
+    examples: Positive = 256  # of each ability
 
 
 class Metrics(Section):

@@ -47,14 +47,17 @@ def with_objective(sums: Sums, z_loss: float, divisor: jax.Array | float) -> Sum
 
 
 def cross_entropy_sums(logits_BTV: jax.Array, targets: jax.Array, weights: jax.Array, *, vocab_size: int) -> Sums:
-    """-log softmax(logits)[target] and log(Z)^2, weighted and summed; columns beyond `vocab_size` do not count.
+    """-log softmax(logits)[target] and log(Z)^2, weighted and summed; `targets` and `weights` are [B, T]."""
+    _, _, log_z, target = parts_of_softmax(logits_BTV, targets, vocab_size=vocab_size)
+    return {"cross_entropy": ((log_z - target) * weights).sum(), "z": (jnp.square(log_z) * weights).sum()}
+
+
+def parts_of_softmax(logits_BTV: jax.Array, targets: jax.Array, *, vocab_size: int) -> tuple[jax.Array, ...]:
+    """Float32 logits without columns beyond `vocab_size`, their numbers, and of each target log(Z) and the logit.
 
     The target's logit is picked by comparing with the column's number: with vocab split, each device compares its
     own columns and two numbers a token are all-reduced (Megatron's parallel cross entropy, arXiv:1909.08053); an
     index lookup would gather the logits.
-
-    Args:
-        targets, weights: [B, T].
     """
     vocab = dims_of(logits_BTV)[2]
     logits = jax.reshard(logits_BTV.astype(jnp.float32), to_spec([*dims_of(targets), vocab]))
@@ -63,5 +66,4 @@ def cross_entropy_sums(logits_BTV: jax.Array, targets: jax.Array, weights: jax.A
         logits = jnp.where(column < vocab_size, logits, -1e30)
     highest = jax.lax.stop_gradient(logits.max(-1))
     log_z = jnp.log(jnp.exp(logits - highest[..., None]).sum(-1)) + highest
-    target = jnp.where(column == targets[..., None], logits, 0).sum(-1)
-    return {"cross_entropy": ((log_z - target) * weights).sum(), "z": (jnp.square(log_z) * weights).sum()}
+    return logits, column, log_z, jnp.where(column == targets[..., None], logits, 0).sum(-1)

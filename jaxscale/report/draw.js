@@ -59,7 +59,7 @@ function placed(series, view) {
 
 function drawLines(plot, view, width) {
   const shown = view.series.map((series) => ({ series, points: placed(series, view) })).filter((s) => s.points.length);
-  const height = width < 520 ? 270 : 340;
+  const height = width < 300 ? 220 : width < 520 ? 270 : 340;
   const svg = shape("svg", { width, height, viewBox: `0 0 ${width} ${height}` });
   if (!shown.length) return { svg: empty(svg, width), points: [] };
   const frame = axes(svg, plot, view, shown, width, height);
@@ -154,7 +154,7 @@ function curve(series, at, view, frame, count) {
     for (let k = offset; k < drawn.length; k += every) {
       const p = drawn[k];
       if (series.marks) group.append(...whisker(series, p, view, frame));
-      group.append(shape("path", { d: MARKS[series.marker % 8](series.marks ? 4 : 3.5), transform: `translate(${p.px.toFixed(1)},${p.py.toFixed(1)})`, class: `mark${series.basis === "predicted" ? " hollow" : ""}` }));
+      group.append(shape("path", { d: MARKS[series.marker % 8](series.marks ? 4 : 3.5), transform: `translate(${p.px.toFixed(1)},${p.py.toFixed(1)})`, class: `mark${series.basis === "predicted" || series.hollow ? " hollow" : ""}` }));
     }
   }
   return group;

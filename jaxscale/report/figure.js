@@ -207,7 +207,7 @@ function swatch(series, plot) {
     return svg;
   }
   if (series.line !== "none") svg.append(shape("path", { d: "M0,7H30", class: `line ${series.line}` }));
-  if (marked(series, plot.series.length)) svg.append(shape("path", { d: MARKS[series.marker % 8](4), transform: "translate(15,7)", class: `mark${series.basis === "predicted" ? " hollow" : ""}` }));
+  if (marked(series, plot.series.length)) svg.append(shape("path", { d: MARKS[series.marker % 8](4), transform: "translate(15,7)", class: `mark${series.basis === "predicted" || series.hollow ? " hollow" : ""}` }));
   return svg;
 }
 

@@ -14,7 +14,10 @@ from jaxscale.files.reading import parse_json, parse_yaml
 from jaxscale.files.redact import redact
 from jaxscale.predict.costs import CONVENTIONS
 from jaxscale.report.plots import Source, finite
+from jaxscale.scaling.law import Law, read_law
+from jaxscale.scaling.record import LADDER, LadderRecord, read_ladder_record
 
+LAW = "law"  # the kind that a law's file says it is
 RUN_FILES = ("metrics.jsonl", "events.jsonl")
 
 
@@ -32,11 +35,18 @@ class Run:
 
 @dataclass
 class Inputs:
-    """What was read; `skipped` are files of a directory that no benchmark wrote."""
+    """What was read; `skipped` are files of a directory that no verb of ours wrote."""
 
     runs: list[Run] = field(default_factory=list)
     records: list[tuple[Path, BenchRecord]] = field(default_factory=list)
+    ladders: list[tuple[Path, LadderRecord]] = field(default_factory=list)
+    laws: list[tuple[Path, Law]] = field(default_factory=list)
     skipped: list[Path] = field(default_factory=list)
+
+    @property
+    def found(self) -> int:
+        """How many records, ladders and laws there are."""
+        return len(self.records) + len(self.ladders) + len(self.laws)
 
 
 def read_inputs(paths: list[Path]) -> Inputs:
@@ -49,7 +59,7 @@ def read_inputs(paths: list[Path]) -> Inputs:
         if not path.exists():
             raise ValueError(f"{path} is not there; give directories of runs, or records that `jaxscale bench` wrote")
         if not path.is_dir():
-            found.records.append((path, read_record(path)))
+            add_file(path, found)
         elif any((path / name).is_file() for name in RUN_FILES):
             found.runs.append(read_run(path))
         else:
@@ -57,21 +67,32 @@ def read_inputs(paths: list[Path]) -> Inputs:
     return found
 
 
+def add_file(path: Path, found: Inputs) -> None:
+    """A ladder's record, a law, or a benchmark's record: what is none of them is told as no benchmark's."""
+    kind = kind_of(path)
+    if kind == LADDER:
+        found.ladders.append((path, read_ladder_record(path)))
+    elif kind == LAW:
+        found.laws.append((path, read_law(path)))
+    else:
+        found.records.append((path, read_record(path)))
+
+
 def add_directory(path: Path, found: Inputs, seen: set[Path]) -> None:
     """The records in it; JSON that is of something else is passed over, and named on the page."""
-    before = len(found.records)
+    before = found.found
     for file in sorted(path.glob("*.json")):
         if file.resolve() in seen:
             continue
         seen.add(file.resolve())
         if is_record(file):
-            found.records.append((file, read_record(file)))
+            add_file(file, found)
         else:
             found.skipped.append(file)
-    if len(found.records) == before:
+    if found.found == before:
         raise ValueError(
             f"{path} is neither a run (it has no {' or '.join(RUN_FILES)}) nor a directory of records (no .json of "
-            "`jaxscale bench` in it); give e.g. runs/quickstart"
+            "`jaxscale bench`, `ladder` or `law` in it); give e.g. runs/quickstart"
         )
 
 
@@ -81,7 +102,16 @@ def is_record(file: Path) -> bool:
         values = parse_json(file.read_text(encoding="utf-8"))
     except ValueError:
         return True
-    return isinstance(values, dict) and "schema_version" in values
+    return isinstance(values, dict) and ("schema_version" in values or values.get("kind") in (LADDER, LAW))
+
+
+def kind_of(file: Path) -> Any:
+    """What a JSON file says that it is; None where it is damaged, or says nothing."""
+    try:
+        values = parse_json(file.read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+    return values.get("kind") if isinstance(values, dict) else None
 
 
 def read_run(path: Path) -> Run:
@@ -194,6 +224,22 @@ def record_source(path: Path, record: BenchRecord) -> Source:
         "config": yaml.safe_dump(record.config, sort_keys=False) if record.config else "",
     }
     return Source(record.name, record.kind, str(path), {k: redact(v) for k, v in facts.items() if v})
+
+
+def ladder_source(path: Path, record: LadderRecord) -> Source:
+    facts = {"law": record.law, "basis": "measured", "versions": pairs(record.versions)}
+    runs = ", ".join(r.run for r in record.rungs)
+    return Source(record.name, "ladder", str(path), {k: redact(v) for k, v in (facts | {"runs": runs}).items() if v})
+
+
+def law_source(path: Path, law: Law) -> Source:
+    facts = {
+        "runs": law.source,
+        "form": f"{law.form}: {law.formula}",
+        "basis": "predicted",
+        "versions": pairs(law.versions),
+    }
+    return Source(path.stem, "law", str(path), {k: redact(v) for k, v in facts.items() if v})
 
 
 def tell_apart(sources: list[Source]) -> None:

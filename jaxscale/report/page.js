@@ -11,7 +11,7 @@ function sectionNode(section, sources) {
   node.append(...section.tables.map((t) => tableNode(t, sources)));
   const controls = sectionControls(section, sources, state, refresh);
   if (controls.children.length) node.append(controls);
-  node.append(make("div", { class: "figures" }, ...figures.map((f) => f.node)));
+  node.append(make("div", { class: section.wall ? "figures wall" : "figures" }, ...figures.map((f) => f.node)));
   return { node, refresh };
 }
 

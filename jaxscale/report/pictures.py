@@ -17,8 +17,15 @@ MOST_MARKS = 12  # along a line that does not mark every point
 
 
 def draw_pictures(page: Page, folder: Path) -> list[Path]:
-    """One file a plot, named by it. A plot without a figure to show has none."""
-    return [draw(plot, folder / f"{plot.id}.png", page) for plot in page.plots if plot.y and any(map(len, plot.series))]
+    """One file a plot, named by it, and one a wall of panels. A plot without a figure to show has none."""
+    found = []
+    for section in page.sections:
+        plots = [plot for plot in section.plots if plot.y and any(map(len, plot.series))]
+        if section.wall and plots:
+            found.append(draw_wall(section.title, plots, folder / f"{section.id}.png"))
+        else:
+            found += [draw(plot, folder / f"{plot.id}.png", page) for plot in plots]
+    return found
 
 
 def draw(plot: Plot, path: Path, page: Page) -> Path:
@@ -46,6 +53,34 @@ def draw(plot: Plot, path: Path, page: Page) -> Path:
     return path
 
 
+def draw_wall(name: str, plots: list[Plot], path: Path) -> Path:
+    """Small panels side by side, of lines."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
+
+    columns = min(4, len(plots))
+    rows = math.ceil(len(plots) / columns)
+    figure = Figure(figsize=(3.1 * columns, 0.6 + 2.3 * rows), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes, plot in zip(grid, plots, strict=False):
+        draw_lines(axes, plot)
+        axes.set_title(plain(plot.title), fontsize=9)
+        if plot.x[0].log:  # powers of ten alone: there is little room
+            axes.xaxis.set_major_locator(LogLocator(numticks=4))
+        axes.set_xlabel("")
+        axes.tick_params(labelsize=7)
+        axes.yaxis.label.set_size(7)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in grid[len(plots) :]:
+        axes.set_axis_off()
+    figure.suptitle(f"{plain(name)} over {plots[0].x[0].label}")
+    figure.savefig(path)
+    return path
+
+
 def draw_lines(axes: Any, plot: Plot) -> None:
     x, y, said = plot.x[0], plot.y[0], set[str]()
     for series in plot.series:
@@ -56,7 +91,7 @@ def draw_lines(axes: Any, plot: Plot) -> None:
         every = 1 if series.marks else max(1, len(points) // MOST_MARKS)
         marked = series.marks or (len(plot.series) > 1 and series.line == "solid")
         marker = MARKERS[series.marker % 8] if marked else ""
-        face = "white" if series.basis == "predicted" else style["color"]
+        face = "white" if series.basis == "predicted" or series.hollow else style["color"]
         xs, ys = zip(*points, strict=True)
         style |= {"marker": marker, "markevery": every, "markersize": 4.5, "markerfacecolor": face}
         axes.plot(xs, ys, label=plain(series.name), **style)
@@ -69,7 +104,7 @@ def draw_lines(axes: Any, plot: Plot) -> None:
             getattr(axes, f"set_{which}scale")("log")
             log_ticks(axis, [v for s in plot.series for pair in shown(s, x, y) for v in pair[which == "y" :][:1]])
     if y.zero and not y.log:
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, None if y.top is None else max(y.top, axes.get_ylim()[1]))
     axes.set(xlabel=title(x), ylabel=title(y))
     units(axes.xaxis, x)
     units(axes.yaxis, y)

@@ -25,7 +25,7 @@ class Axis:
         key: of the columns of each series.
         unit: as in `bench.record.Figure`; with an empty one numbers are shown plain.
         log: how the axis opens; a person may switch it.
-        zero: a linear axis begins at 0.
+        zero: a linear axis begins at 0, and ends at `top` at least.
     """
 
     key: str
@@ -33,6 +33,7 @@ class Axis:
     unit: str = ""
     log: bool = False
     zero: bool = False
+    top: float | None = None
 
 
 @dataclass
@@ -47,6 +48,7 @@ class Series:
         name: unique within the plot.
         color, marker: number within the palette and the marks.
         marks: a mark at every point, not only here and there.
+        hollow: marks are not filled, as of what is predicted.
         labels: what each point is, where a number does not say it; the categories of bars.
         bases: of each point, where they differ from `basis`.
         tags: short names that are written beside points.
@@ -61,6 +63,7 @@ class Series:
     marker: int = 0
     line: Line = "solid"
     marks: bool = False
+    hollow: bool = False
     labels: list[str] = field(default_factory=list)
     bases: Sequence[str] = field(default_factory=list)
     tags: list[str] = field(default_factory=list)
@@ -114,13 +117,18 @@ class Table:
 
 @dataclass
 class Section:
-    """What belongs together; `about` is what a reader must know, a paragraph each."""
+    """What belongs together; `about` is what a reader must know, a paragraph each.
+
+    Attributes:
+        wall: its plots are small panels, seen together; as a picture they are one.
+    """
 
     id: str
     title: str
     about: list[str] = field(default_factory=list)
     plots: list[Plot] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
+    wall: bool = False
 
 
 @dataclass

@@ -15,10 +15,11 @@ def report(paths: list[Path], out: Path, pictures: Path | None = None) -> list[s
     inputs = read_inputs(paths)
     page = make_page(inputs)
     write_page(page, out)
-    holds = (
-        f"{count(len(inputs.runs), 'run')}, {count(len(inputs.records), 'record')}, {count(len(page.plots), 'plot')}"
-    )
-    lines = [f"{path}: not a record of a benchmark, passed over" for path in inputs.skipped]
+    there = [count(len(inputs.runs), "run"), count(len(inputs.records), "record")]
+    there += [count(len(inputs.ladders), "ladder")] if inputs.ladders else []
+    there += [count(len(inputs.laws), "law")] if inputs.laws else []
+    holds = ", ".join([*there, count(len(page.plots), "plot")])
+    lines = [f"{path}: not a record of a benchmark or a ladder, passed over" for path in inputs.skipped]
     lines.append(f"{out}: {size(out)}; {holds}")
     if pictures is not None:
         from jaxscale.report.pictures import draw_pictures

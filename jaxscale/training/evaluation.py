@@ -1,17 +1,79 @@
-"""The loss of the validation split: each of its rows once, in parts no larger than the step's."""
+"""What an evaluation measures of a state: first the loss of the validation split.
+
+Each row of the split counts once, in parts no larger than the step's. Other measurers stand beside it.
+"""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 
 from jaxscale import config as cfg
+from jaxscale.data.tokenizer import Tokenizer
 from jaxscale.data.tokens import RowSource
 from jaxscale.objectives import make_objective
-from jaxscale.training.feed import Feed
+from jaxscale.training.feed import Feed, open_source
+from jaxscale.training.step import Program, TrainState, batch_sharding
+
+
+class Measurer(Protocol):
+    """Something that each evaluation measures, always of the same examples; called inside `on_mesh`.
+
+    Attributes:
+        kind: of its records in metrics.jsonl.
+    """
+
+    @property
+    def kind(self) -> str: ...
+
+    def __call__(self, program: Program, mesh: jax.sharding.Mesh, state: TrainState) -> Mapping[str, Any]:
+        """The record's values; `loss` among them is the run's validation loss."""
+        ...
+
+    def numbers(self, found: Mapping[str, Any]) -> Mapping[str, float]:
+        """Those of them that TensorBoard and wandb plot."""
+        ...
+
+    def line(self, found: Mapping[str, Any]) -> str:
+        """What the console says of them."""
+        ...
+
+
+def open_measurers(config: cfg.Config, tokenizer: Tokenizer | None, *, say: Callable[[str], None]) -> list[Measurer]:
+    """All that a run's evaluations measure, in their order.
+
+    Raises:
+        ValueError: data or abilities that cannot be used.
+    """
+    found: list[Measurer] = []
+    if (rows := open_source(config, "validation", say=say)) is not None:
+        found.append(ValidationLoss(rows, config))
+    if config.evaluation.abilities:
+        from jaxscale.abilities.in_training import OfAbilities
+
+        found.append(OfAbilities(config, tokenizer))
+    return found
+
+
+@dataclass(frozen=True)
+class ValidationLoss:
+    """The mean loss a token over the first rows of the validation split."""
+
+    rows: RowSource
+    config: cfg.Config
+    kind: str = "validation"
+
+    def __call__(self, program: Program, mesh: jax.sharding.Mesh, state: TrainState) -> dict[str, float]:
+        return mean_loss(program.evaluate, state, self.rows, self.config, batch_sharding(mesh))
+
+    def numbers(self, found: Mapping[str, Any]) -> Mapping[str, float]:
+        return found
+
+    def line(self, found: Mapping[str, Any]) -> str:
+        return f"validation loss {found['loss']:.4f}"
 
 
 @dataclass(frozen=True)

@@ -72,8 +72,8 @@ def gradients(config: cfg.Config, merge: Merge, params: PyTree, batch: Batch, rn
     return step.stages.joined(of_outer, of_blocks), metrics | {objective.unit: count}
 
 
-def evaluated(config: cfg.Config, merge: Merge, params: PyTree, parts: Batch, sums: Callable[..., Sums]) -> Sums:
-    """`sums(model, part)`, added up over parts [n, B, T]: the ticks of a pipeline that only runs forward.
+def evaluated(config: cfg.Config, merge: Merge, params: PyTree, parts: Batch, read: Callable[..., Sums]) -> Sums:
+    """`read(model, part)` of each of the parts [n, B, T], stacked: the ticks of a pipeline that only runs forward.
 
     The layers are not gathered: a device would hold those of all stages.
     """
@@ -85,12 +85,11 @@ def evaluated(config: cfg.Config, merge: Merge, params: PyTree, parts: Batch, su
 
     def both(y: jax.Array, t: jax.Array) -> tuple[jax.Array, Sums]:
         y, _ = stages.forward(y, parts, t)
-        return y, sums(stages.finished(stages.outer, stages.of_last(y)), taken(parts, t - ticks.ramp))
+        return y, read(stages.finished(stages.outer, stages.of_last(y)), taken(parts, t - ticks.ramp))
 
     y, _ = jax.lax.scan(first, stages.stream(parts["tokens"].shape[1]), jnp.arange(ticks.ramp))
-    _, found = jax.lax.scan(both, y, jnp.arange(ticks.ramp, ticks.ticks))
-    totals: Sums = jax.tree.map(jnp.sum, found)
-    return totals
+    found: Sums = jax.lax.scan(both, y, jnp.arange(ticks.ramp, ticks.ticks))[1]
+    return found
 
 
 def outputs(config: cfg.Config, merge: Merge, params: PyTree, batch: Batch) -> jax.Array:

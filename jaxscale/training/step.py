@@ -252,33 +252,42 @@ def all_parameters(state: TrainState, trained: PyTree) -> PyTree:
 
 
 def make_evaluate(config: cfg.Config, merge: Merge) -> Callable[[TrainState, Batch], Metrics]:
-    objective, most = make_objective(config), config.data.batch_size // config.step.microbatches
+    """The objective's sums and count over a batch [parts, B, T]."""
+    objective = make_objective(config)
 
-    def evaluate(state: TrainState, batch: Batch) -> Metrics:
-        """The objective's sums and count over a batch [parts, B, T], with averaged parameters where there are any.
+    def sums_of(model: nnx.Module, part: Batch) -> Metrics:
+        every = objective.sums(model, part)
+        wanted = (objective.means[name] for name in objective.validated)
+        return {name: every[name] for name in wanted} | {objective.unit: objective.count(part)}
 
-        However the batch is cut, at most a microbatch's rows are computed at one time: so an evaluation fits where the
-        step does.
-        """
+    run = over_parts(config, merge, sums_of)
+    return lambda state, batch: jax.tree.map(jnp.sum, run(state, batch))
+
+
+def over_parts(
+    config: cfg.Config, merge: Merge, read: Callable[[nnx.Module, Batch], Metrics]
+) -> Callable[[TrainState, Batch], Metrics]:
+    """`read(model, part)` of each part of a batch [parts, B, T], stacked, with averaged parameters if there are any.
+
+    However the batch is cut, at most a microbatch's rows are computed at one time: so an evaluation fits where the
+    step does.
+    """
+    most = config.data.batch_size // config.step.microbatches
+
+    def run(state: TrainState, batch: Batch) -> Metrics:
         params = used_parameters(config, state)
         model = merge(params)
         model.eval()
-
-        def sums_of(model: nnx.Module, part: Batch) -> Metrics:
-            every = objective.sums(model, part)
-            wanted = (objective.means[name] for name in objective.validated)
-            return {name: every[name] for name in wanted} | {objective.unit: objective.count(part)}
-
         parts = jax.tree.map(lambda x: in_parts(x, most), batch)
         if has_stages():
-            return pipeline.evaluated(config, merge, params, parts, sums_of)
+            return pipeline.evaluated(config, merge, params, parts, read)
         if len(parts["tokens"]) == 1:
-            return sums_of(model, jax.tree.map(lambda x: x[0], parts))
-        _, found = jax.lax.scan(lambda _, part: (None, sums_of(model, part)), None, parts)
-        totals: Metrics = jax.tree.map(jnp.sum, found)
-        return totals
+            only = read(model, jax.tree.map(lambda x: x[0], parts))
+            return {name: jnp.expand_dims(x, 0) for name, x in only.items()}
+        found: Metrics = jax.lax.scan(lambda _, part: (None, read(model, part)), None, parts)[1]
+        return found
 
-    return evaluate
+    return run
 
 
 def abstract_batch(

@@ -25,7 +25,7 @@ from jaxscale.parallel.mesh import describe_mesh, start_devices
 from jaxscale.parallel.sharding import on_mesh
 from jaxscale.training.build import build_on, mesh_and_rules
 from jaxscale.training.changes import told_of_changes
-from jaxscale.training.evaluation import mean_loss
+from jaxscale.training.evaluation import Measurer, open_measurers
 from jaxscale.training.events import Events
 from jaxscale.training.executable import load_executable
 from jaxscale.training.feed import Feed, has_documents, open_run_tokenizer, open_source
@@ -92,11 +92,10 @@ def train(
             peak = find_peak(devices, config.step.compute_dtype)
         # --- data
         with events.during("data"):
-            rows, validation_rows = open_source(config, "train"), open_source(config, "validation", say=watcher.say)
+            rows, tokenizer = open_source(config, "train"), open_run_tokenizer(config)
             assert rows is not None
-            tokenizer = open_run_tokenizer(config)
-        about = about_data(config, rows)
-        kind = devices[0].device_kind
+            measurers = open_measurers(config, tokenizer, say=watcher.say)
+        about, kind = about_data(config, rows), devices[0].device_kind
         watcher.say(f"mesh {describe_mesh(mesh)} of {kind}; {len(rows):,} rows of {rows.seq_len} tokens")
         notes = older_libtpu() if devices[0].platform == "tpu" else None, bubble_note(schedule(config, mesh.shape))
         for note in filter(None, notes):
@@ -124,7 +123,7 @@ def train(
                 # --- the loop
                 run.open(int(state.step), Meter(config, peak, model_flops_per_token(config, model)))
                 events.write("init", "end", int(state.step))
-                state = run.go(state, rows, validation_rows)
+                state = run.go(state, rows, measurers)
             finally:
                 watcher.finish()
                 if run:
@@ -199,12 +198,12 @@ class Run:
         if hasattr(self, "writer"):
             self.writer.close()
 
-    def go(self, state: TrainState, rows: Any, validation_rows: Any) -> TrainState:
+    def go(self, state: TrainState, rows: Any, measurers: list[Measurer]) -> TrainState:
         """All steps to the last, going back to a checkpoint as often as the guard says."""
         config, first = self.config, int(state.step)
         self.watcher.start(first, config)
-        if first == 0 and config.evaluation.every and validation_rows is not None:
-            self.evaluate(state, 0, validation_rows)
+        if first == 0 and config.evaluation.every:
+            self.evaluate(state, 0, measurers)
         while True:
             feed = Feed(
                 rows,
@@ -218,7 +217,7 @@ class Run:
             )
             try:
                 with contextlib.closing(feed):
-                    return self.loop(state, first, feed, validation_rows)
+                    return self.loop(state, first, feed, measurers)
             except Rollback as found:
                 bad = found.with_traceback(None)  # the loop's frame holds the state
             del state
@@ -244,7 +243,7 @@ class Run:
         self.events.write("rollback", "end", first)
         return state
 
-    def loop(self, state: TrainState, first: int, feed: Feed, validation_rows: Any) -> TrainState:
+    def loop(self, state: TrainState, first: int, feed: Feed, measurers: list[Measurer]) -> TrainState:
         """Steps first .. config.steps. The host reads a step's metrics after it has dispatched the next one."""
         config, done = self.config, first
         before: Pending | None = None
@@ -277,8 +276,8 @@ class Run:
                 if together:
                     state = self.outer_step(state, step)
                 self.check_peak(step)
-                if validation_rows is not None and (due(step, config.evaluation.every) or step == config.steps):
-                    self.evaluate(state, step, validation_rows)
+                if due(step, config.evaluation.every) or step == config.steps:
+                    self.evaluate(state, step, measurers)
                 if due(step, config.checkpoint.every) and step < config.steps:
                     self.save(state, step)
         if before:
@@ -334,13 +333,14 @@ class Run:
                 self.meter.peak = measure_again(peak, jax.local_devices()[0], self.config.step.compute_dtype)
                 self.writer.write("peak", step, asdict(self.meter.peak))
 
-    def evaluate(self, state: TrainState, step: int, rows: Any) -> None:
-        """Mean loss a token over the first rows of the validation split, always the same ones."""
-        with self.events.during("evaluation", step):
-            found = mean_loss(self.program.evaluate, state, rows, self.config, batch_sharding(self.mesh))
-            self.validation_loss = found["loss"]
-            self.writer.write("validation", step, found)
-            self.watcher.say(f"step {step}: validation loss {self.validation_loss:.4f}")
+    def evaluate(self, state: TrainState, step: int, measurers: list[Measurer]) -> None:
+        """What each measurer finds in the state; nothing is written of an evaluation without any."""
+        for measurer in measurers:
+            with self.events.during("evaluation", step):
+                found = measurer(self.program, self.mesh, state)
+                self.validation_loss = found.get("loss", self.validation_loss)
+                self.writer.write(measurer.kind, step, found, plotted=measurer.numbers(found))
+                self.watcher.say(f"step {step}: {measurer.line(found)}")
 
     def save(self, state: TrainState, step: int, *, last: bool = False) -> None:
         self.saves.save(state, step, self.about_data | self.position.as_data(step), self.writer, last=last)

@@ -29,12 +29,15 @@ class MetricsWriter:
         self.board = open_tensorboard(out, say) if config.metrics.tensorboard else None
         self.wandb = WandbRun(out, config, say) if config.metrics.wandb else None
 
-    def write(self, kind: str, step: int, values: Mapping[str, float | str]) -> None:
+    def write(
+        self, kind: str, step: int, values: Mapping[str, Any], *, plotted: Mapping[str, Any] | None = None
+    ) -> None:
+        """A record of these values, and the numbers among `plotted` (None: all of them) for TensorBoard and wandb."""
         if not self.active:
             return
-        finite = {k: (v if not isinstance(v, float) or math.isfinite(v) else str(v)) for k, v in values.items()}
-        self.file.write({"kind": kind, "step": step, "time": time.time()} | finite)
-        numbers = {f"{kind}/{k}": v for k, v in values.items() if isinstance(v, (int, float))}
+        self.file.write({"kind": kind, "step": step, "time": time.time()} | finite(values))
+        plots = values if plotted is None else plotted
+        numbers = {f"{kind}/{k}": v for k, v in plots.items() if isinstance(v, (int, float))}
         if self.board:
             for name, value in numbers.items():
                 self.board.add_scalar(name, value, step)
@@ -61,6 +64,15 @@ class MetricsWriter:
             self.board.close()
         if self.wandb:
             self.wandb.finish()
+
+
+def finite(values: Any) -> Any:
+    """The same values as JSON can hold them: a float that is no number is text."""
+    if isinstance(values, Mapping):
+        return {name: finite(value) for name, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [finite(value) for value in values]
+    return str(values) if isinstance(values, float) and not math.isfinite(values) else values
 
 
 def require_writers(config: cfg.Config) -> None:

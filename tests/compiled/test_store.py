@@ -33,7 +33,8 @@ OUTSIDE = {  # every key that does not reach the step, with another value than i
     "checkpoint.every": 5, "checkpoint.keep_last": 5, "checkpoint.keep_every": 5, "checkpoint.resume": False,
     "checkpoint.directory": "/tmp/y", "watch.enabled": False, "watch.start": 9, "watch.compile": 9, "watch.step": 9,
     "watch.save": 9, "watch.peer": 9, "guard.max_rollbacks": 9, "guard.recompute_every": 9, "evaluation.every": 9,
-    "evaluation.batches": 9, "outer.learning_rate": 0.5, "outer.momentum": 0.5,
+    "evaluation.batches": 9, "evaluation.abilities": ["copy"], "evaluation.examples": 9,
+    "outer.learning_rate": 0.5, "outer.momentum": 0.5,
     "metrics.every": 9, "metrics.tensorboard": True, "metrics.wandb": True,
     "metrics.wandb_project": "p", "metrics.wandb_entity": "e", "metrics.wandb_tags": ["t"], "metrics.mfu": "palm",
 }  # fmt: skip

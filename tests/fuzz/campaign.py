@@ -9,11 +9,14 @@ from pathlib import Path
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import seed as seeded
 
-from fuzz import checkpoints, processes, reports, targets, tokens
+from fuzz import checkpoints, ladders, processes, reports, targets, tasks, tokens
 from fuzz.oracle import Outcome, Place
 from fuzz.targets import Case, Target
 
-ALL = [*targets.TARGETS, *tokens.TARGETS, *reports.TARGETS, *checkpoints.TARGETS, *processes.TARGETS]
+ALL = [
+    *targets.TARGETS, *tokens.TARGETS, *tasks.TARGETS, *ladders.TARGETS, *reports.TARGETS, *checkpoints.TARGETS,
+    *processes.TARGETS,
+]  # fmt: skip
 
 
 @dataclass

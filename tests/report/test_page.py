@@ -51,7 +51,7 @@ def test_runs_records_and_directories_of_records(tmp_path, run, records, capsys)
         lines = report([run, single, records, run], tmp_path / "out.html", tmp_path / "pictures")
     finally:
         (records / "stray.json").unlink()
-    assert lines[0].endswith("stray.json: not a record of a benchmark, passed over")
+    assert lines[0].endswith("stray.json: not a record of a benchmark or a ladder, passed over")
     assert re.fullmatch(rf".*out\.html: \d+ kB; 1 run, {len(ALL) + 1} records, \d+ plots", lines[1])
     page = data_of((tmp_path / "out.html").read_text())
     assert [s["kind"] for s in page["sources"]][:2] == ["run", "step"]

@@ -13,7 +13,7 @@ from jaxscale.data import opening
 from jaxscale.data.tokens import Synthetic
 from jaxscale.training import feed
 from jaxscale.training.cut import in_parts
-from jaxscale.training.evaluation import EachOnce
+from jaxscale.training.evaluation import EachOnce, ValidationLoss
 from jaxscale.training.events import Events
 from jaxscale.training.spikes import no_losses
 from jaxscale.training.step import TrainState
@@ -121,8 +121,8 @@ def test_every_row_of_the_split_counts_once(tmp_path, rows, batches, counted, mi
     with setup.context():
         program = SimpleNamespace(evaluate=evaluate)
         run = Run(config, program, None, {}, Listener(), None, setup.mesh, Events())
-        run.writer = SimpleNamespace(write=lambda *record: written.append(record))
-        run.evaluate(None, 5, source)
+        run.writer = SimpleNamespace(write=lambda *record, plotted: written.append(record))
+        run.evaluate(None, 5, [ValidationLoss(source, config)])
     wanted = [source.row(i) for i in range(counted)]
     assert seen == [tuple(r["tokens"]) for r in wanted]
     assert run.validation_loss == pytest.approx(np.mean([r["targets"] for r in wanted]), rel=1e-12)

@@ -1,0 +1,140 @@
+"""How well a model knows the answers of tasks: one pass over prompt and answer, on any mesh.
+
+Rows are split over the mesh as a batch of training is. All rows of one call have one length, so one program runs them.
+"""
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from jaxscale import config as cfg
+from jaxscale.abilities.rows import Prepared, Row
+from jaxscale.abilities.score import Scored, measured
+from jaxscale.blueprint.sequence import in_zigzag
+from jaxscale.objectives.objective import Batch, Sums
+from jaxscale.objectives.token_values import token_values
+from jaxscale.parallel.presets import compiler_options
+from jaxscale.parallel.sharding import device
+from jaxscale.training.feed import Feed
+from jaxscale.training.step import Program, TrainState, batch_sharding, over_parts
+
+LEAST = 16  # tokens of a row, at least; on devices whose kernels want them LEAST_OF_A_KERNEL
+LEAST_OF_A_KERNEL = 128
+Run = Callable[[TrainState, Batch], Sums]
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Rows as a source of data: padded to one length, what fills them weighs nothing. See `data.rows.RowSource`."""
+
+    rows: Sequence[Row]
+    seq_len: int
+    vocab_size: int
+    columns: tuple[str, ...] = ("tokens", "targets", "weights")
+    separator_id: int | None = None  # each row is one document
+    fingerprint: str | None = None
+    content: str | None = None
+    num_rows: int = 0
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+    def row(self, i: int) -> dict[str, np.ndarray]:
+        tokens, targets = np.zeros((2, self.seq_len), np.int32)
+        weights = np.zeros(self.seq_len, np.float32)
+        if i < len(self.rows):
+            one, n = self.rows[i], len(self.rows[i].tokens) - 1
+            tokens[:n], targets[:n], weights[one.start - 1 : n] = one.tokens[:-1], one.tokens[1:], 1
+        return {"tokens": tokens, "targets": targets, "weights": weights}
+
+
+@dataclass
+class Measure:
+    """Measures tasks by a program's model, as often as is asked; a length of rows is compiled once.
+
+    Call it inside `on_mesh`.
+    """
+
+    config: cfg.Config
+    program: Program
+    mesh: jax.sharding.Mesh
+    runs: dict[int, Run] = field(default_factory=dict)
+
+    def __call__(
+        self, state: TrainState, tasks: Sequence[Prepared], *, before: Callable[[int], None] = lambda batch: None
+    ) -> list[dict[str, Any]]:
+        """A record of each task; see `score.measured`.
+
+        Args:
+            before: told of each batch, from 1.
+        """
+        every = [row for one in tasks for texts in one.rows for row in texts.values()]
+        scores = iter(self.scores(state, every, before=before))
+        return [measured(one.task, [{text: next(scores) for text in texts} for texts in one.rows]) for one in tasks]
+
+    def scores(
+        self, state: TrainState, rows: Sequence[Row], *, before: Callable[[int], None] = lambda batch: None
+    ) -> list[Scored]:
+        """The scored tokens of each row."""
+        size, vocab = self.config.data.batch_size, self.config.model.vocab_size
+        config = with_length(self.config, max(len(row.tokens) - 1 for row in rows), self.mesh)
+        batches = -(-len(rows) // size)
+        source = Rows(rows, config.data.seq_len, vocab, num_rows=batches * size)
+        feed = Feed(
+            source,
+            config,
+            batch_sharding(self.mesh),
+            stop_step=batches,
+            shuffle=False,
+            microbatches=config.step.microbatches,
+        )
+        run, found = self.run(config), []
+        with contextlib.closing(feed):
+            for number, batch in enumerate(feed, start=1):
+                before(number)
+                found.append(run(state, batch))
+                jax.block_until_ready(found[-2:-1])  # one batch waits on the devices, not all of them
+        host = jax.device_get(found)
+        places = np.arange(config.data.seq_len) if feed.order is None else np.argsort(feed.order)
+        log_p, right = (
+            np.concatenate([one[name].reshape(size, -1)[:, places] for one in host]) for name in ("log_p", "right")
+        )
+        spans = [slice(row.start - 1, len(row.tokens) - 1) for row in rows]
+        return [Scored(log_p[i, span], right[i, span] == 1) for i, span in enumerate(spans)]
+
+    def run(self, config: cfg.Config) -> Run:
+        """The program for rows of this length: scores [parts, B, T], whole on every device."""
+        length = config.data.seq_len
+        if length not in self.runs:
+
+            def read(model: nnx.Module, part: Batch) -> Sums:
+                values = token_values(model, part, vocab_size=config.model.vocab_size, chunk=config.loss.chunk)
+                whole: Sums = jax.tree.map(lambda x: jax.reshard(x, jax.P(None, None)), values)
+                return whole
+
+            run = over_parts(config, self.program.merge, read)
+
+            def token_scores(state: TrainState, batch: Batch) -> Sums:  # by this name a profile tells it
+                return run(state, batch)
+
+            options = compiler_options(device().device_kind, config.runtime)
+            self.runs[length] = jax.jit(token_scores, compiler_options=options or None)
+        return self.runs[length]
+
+
+def with_length(config: cfg.Config, tokens: int, mesh: jax.sharding.Mesh) -> cfg.Config:
+    """`config` with rows of `data.seq_len` halved as often as these tokens, the mesh and its kernels allow."""
+    length, least = config.data.seq_len, LEAST if device().platform == "cpu" else LEAST_OF_A_KERNEL
+    while (half := length // 2) >= max(tokens, least) and length % 2 == 0 and half % (2 * mesh.size) == 0:
+        length = half
+    shorter = config.model_copy(update={"data": config.data.model_copy(update={"seq_len": length})})
+    if in_zigzag(shorter) != in_zigzag(config):  # rows under a sliding window lie in another order
+        return config
+    if config.loss.chunk and length % config.loss.chunk:
+        shorter = shorter.model_copy(update={"loss": config.loss.model_copy(update={"chunk": None})})
+    return shorter

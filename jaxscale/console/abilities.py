@@ -1,0 +1,52 @@
+"""What `evaluate --tasks` prints."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from rich.markup import escape
+
+from jaxscale.config.mesh_text import mesh_text
+from jaxscale.console.predict import make_console, make_table
+
+Z = 1.959964  # of a normal distribution, 95 %
+
+
+def show(records: Sequence[dict[str, Any]]) -> None:
+    """A table for each checkpoint: the main metric with its interval, chance, and the continuous partner."""
+    console = make_console()
+    for record in records:
+        mesh = mesh_text(record["mesh"]) or "one device"
+        console.print(f"{record['model']}; mesh {mesh}", markup=False, soft_wrap=True)
+        table = make_table(
+            "", "task", "shots", "examples", "<metric", "value", "95 %", "chance", "<partner", "value", "std"
+        )
+        table.title = None
+        for one in record["abilities"]:
+            table.add_row(*cells(one))
+        console.print(table)
+
+
+def cells(one: dict[str, Any]) -> list[str]:
+    main = one["metrics"][one["main"]]
+    partner = one["metrics"].get(main["partner"])
+    low, high = wilson(main["value"], main["n"]) if main["sharp"] else (None, None)
+    return [
+        escape(one["ability"]),
+        str(one["shots"]),
+        str(one["examples"]),
+        one["main"],
+        f"{main['value']:.3f}",
+        "" if low is None else f"{low:.3f} to {high:.3f}",
+        "" if one["chance"] is None else f"{one['chance']:.3f}",
+        main["partner"] if partner else "",
+        f"{partner['value']:.3f}" if partner else "",
+        f"{partner['std']:.3f}" if partner and "std" in partner else "",
+    ]
+
+
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """The 95 % interval of a share of n (Wilson, 1927)."""
+    centre, scale = share + Z**2 / (2 * n), 1 + Z**2 / n
+    half = Z * math.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
+    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)

@@ -1,0 +1,91 @@
+"""What `ladder` prints."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from jaxscale.console.predict import NARROW, make_console, make_table
+from jaxscale.hardware.topology import Topology
+from jaxscale.scaling.classes import Verdict
+from jaxscale.scaling.costed import Ladders
+from jaxscale.scaling.ladder import Ladder
+from jaxscale.scaling.record import read_ladder_record
+from jaxscale.scaling.verdicts import LEAST_RUNGS, Curve, curves_of
+
+
+def show_plan(ladder: Ladder, found: Ladders, topology: Topology | None) -> None:
+    console = make_console(NARROW)
+    where = f" on {topology.name}, seconds predicted" if topology else "; give --topology for seconds"
+    console.print(f"Ladder {ladder.name}: {len(found.costs)} runs for law={ladder.law}{where}", markup=False)
+    last = ["seconds", "<mesh"] if topology else []
+    table = make_table("The cheapest first", "rung", "N", "D", "D/N", "FLOPs", "lr", "steps", *last, narrow=True)
+    for cost in found.costs:
+        r = cost.rung
+        cells = [r.name + " (held out)" * r.held_out, short(r.parameters), short(r.tokens)]
+        cells += [f"{r.tokens / r.parameters:.3g}", f"{r.flops:.2e}"]
+        cells += [f"{r.config.optimizer.learning_rate:.2e}", f"{r.config.steps:,}"]
+        table.add_row(*cells, *([f"{cost.seconds:,.3g}", cost.mesh] if topology else []))
+    console.print(table)
+    for line in totals(found):
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def totals(found: Ladders) -> list[str]:
+    lines = [f"all of them: {found.flops:.3g} FLOPs (6 N D; N leaves out the table of embeddings)"]
+    if all(c.seconds is not None for c in found.costs):
+        lines[0] += f", {sum(c.seconds or 0 for c in found.costs):,.0f} s predicted, without starting and compiling"
+    if found.target_flops:
+        lines.append(
+            f"the target: {found.target_flops:.3g} FLOPs; the ladder costs {found.flops / found.target_flops:.2%}"
+        )
+    return lines
+
+
+def plan_as_json(ladder: Ladder, found: Ladders, topology: Topology | None) -> dict[str, Any]:
+    rungs = []
+    for cost in found.costs:
+        own = {k: v for k, v in asdict(cost.rung).items() if k != "config"}
+        config = cost.rung.config
+        own |= {"steps": config.steps, "batch_size": config.data.batch_size, "seconds": cost.seconds, "mesh": cost.mesh}
+        rungs.append(own | {"learning_rate": config.optimizer.learning_rate})
+    return {
+        "kind": "ladder plan",
+        "name": ladder.name,
+        "law": ladder.law,
+        "topology": topology.name if topology else None,
+        "basis": "predicted",
+        "flops": found.flops,
+        "target_flops": found.target_flops,
+        "rungs": rungs,
+    }
+
+
+def show_record(path: Path) -> None:
+    """The rungs of a record, and the kind of each ability's curve."""
+    record = read_ladder_record(path)
+    console = make_console(NARROW)
+    table = make_table(f"Ladder {record.name}, measured", "rung", "N", "D", "FLOPs", "loss", "s", narrow=True)
+    for row in record.rungs:
+        name = row.name + " (held out)" * row.held_out
+        cells = [short(row.parameters), short(row.tokens), f"{row.flops:.2e}", f"{row.loss:.4f}"]
+        table.add_row(name, *cells, f"{row.seconds:.0f}")
+    console.print(table)
+    for curve in curves_of(record):
+        console.print(told(curve), markup=False, soft_wrap=True)
+    console.print(f"the record is in {path}", markup=False, soft_wrap=True)
+
+
+def told(curve: Curve) -> str:
+    """An ability's verdict in a line, with its continuous partner's kind."""
+    if curve.verdict is None:
+        return f"{curve.name}: {len(curve.points)} runs, no kind below {LEAST_RUNGS} rungs"
+    partner = f"; {curve.partner_metric}: {curve.partner.kind}" if isinstance(curve.partner, Verdict) else ""
+    return f"{curve.name}, {curve.metric}: {curve.verdict}{partner}"
+
+
+def short(count: float) -> str:
+    """1,234,567 -> 1.23M."""
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if count >= size:
+            return f"{count / size:.3g}{unit}"
+    return f"{count:.3g}"

@@ -1,0 +1,80 @@
+"""The record of a ladder, JSON: what `ladder run` writes and `law`, `report` read. No jax."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from jaxscale.config.errors import describe
+from jaxscale.files.reading import parse_json
+
+LADDER = "ladder"  # the kind that a record says it is
+
+
+class Part(BaseModel):
+    """A part of the record; a later version may add keys."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
+
+
+class Metric(Part):
+    """A metric's mean over `n` examples. `sharp`: a share of right ones; else continuous, with its `std`."""
+
+    value: float
+    n: int
+    sharp: bool
+    std: float | None = None
+
+
+class Measured(Part):
+    """An ability at one checkpoint, with so many examples (`shots`) in the prompt; `chance`: what guessing gives."""
+
+    ability: str
+    shots: int = 0
+    chance: float
+    metrics: dict[str, Metric]
+
+
+class Run(Part):
+    """One rung.
+
+    Attributes:
+        parameters: N, 1/6 of a token's model FLOPs. `flops`: 6 N D.
+        loss: nats a token on held-out text; `curve`: (tokens, loss) of each evaluation on the way.
+        seconds: of its processes; `training_seconds`: of its steps.
+    """
+
+    name: str
+    seed: int = 0
+    held_out: bool = False
+    run: str = ""
+    parameters: float
+    parameters_with_embeddings: float | None = None
+    tokens: float
+    unique_tokens: float | None = None
+    flops: float
+    loss: float
+    seconds: float = 0.0
+    training_seconds: float = 0.0
+    curve: list[tuple[float, float]] = []
+    abilities: list[Measured] = []
+
+
+class LadderRecord(Part):
+    """All rungs that are done, the cheapest first. `law`: the form that they were run for."""
+
+    kind: Literal["ladder"] = "ladder"
+    name: str
+    law: str = "chinchilla"
+    versions: dict[str, str] = {}
+    rungs: list[Run]
+
+
+def read_ladder_record(path: Path) -> LadderRecord:
+    """Raises ValueError, in one line, for what no ladder wrote."""
+    try:
+        return LadderRecord.model_validate(parse_json(path.read_text(encoding="utf-8")))
+    except ValidationError as error:
+        raise ValueError(f"{path} is no ladder's record: {describe(error.errors()[0], LadderRecord)}") from error
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is no ladder's record: {error}") from error

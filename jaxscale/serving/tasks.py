@@ -1,0 +1,120 @@
+"""A run or a published model, measured on tasks: abilities by name, and files of BIG-bench."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from jaxscale.abilities.bigbench import read_task
+from jaxscale.abilities.example import Task
+from jaxscale.abilities.measure import Measure
+from jaxscale.abilities.rows import Prepared, prepare
+from jaxscale.abilities.table import tasks_of
+from jaxscale.checkpoint.checkpointer import Checkpointer
+from jaxscale.cluster.monitor import Monitor
+from jaxscale.cluster.signals import Stopped, watched
+from jaxscale.cluster.start import join_processes
+from jaxscale.config import PUBLISHED
+from jaxscale.parallel.mesh import make_mesh, start_devices
+from jaxscale.serving.evaluate import as_state
+from jaxscale.serving.load import Loaded, config_of, load, tokenizer_of
+from jaxscale.serving.serve import restore
+from jaxscale.serving.texts import Say
+
+Step = int | Literal["all"] | None
+Record = dict[str, Any]
+FILE = re.compile(r"(.+\.json)(?::(\d{1,2}))?")  # FILE.json, or FILE.json:SHOTS
+
+
+def evaluate_tasks(
+    source: str,
+    names: Sequence[str],
+    overrides: Sequence[str] = (),
+    *,
+    step: Step = None,
+    examples: int = 256,
+    seed: int = 0,
+    tokenizer: str | None = None,
+    say: Say,
+) -> list[Record]:
+    """Measure a model on its config's mesh, on all processes that there are: a record for each checkpoint.
+
+    Args:
+        names: abilities, with `:SHOTS` for solved examples in the prompt, and files of BIG-bench.
+        step: of a run's checkpoint; None: the newest; `all`: each of them in turn.
+        examples: of each task, at most.
+        seed: of the examples.
+
+    Raises:
+        ValueError: what cannot be read or measured; Stopped: after a signal.
+    """
+    config = config_of(source, list(overrides))
+    place = join_processes(config.runtime, config.watch)
+    say = say if place.process_id == 0 else lambda line: None
+    with watched(config, place) as monitor:
+        codec = tokenizer_of(source, tokenizer, config, needed=True)
+        assert codec is not None
+        tasks = [task for name in names for task in named(name, seed=seed, count=examples, say=say)]
+        prepared = prepare(tasks, codec, seq_len=config.data.seq_len)
+        steps: list[int] | list[int | None] = steps_of(source, config) if step == "all" else [step]
+        mesh = make_mesh(config.mesh, start_devices(config.runtime, place.processes))
+        loaded = load(source, config, mesh, codec, step=steps[0], say=say)
+        measure = Measure(loaded.config, loaded.program, mesh)
+        records = []
+        for number, at in enumerate(steps):
+            loaded = loaded if number == 0 else at_step(loaded, at, say)
+            records.append(record(loaded, measure, prepared, monitor) | {"seed": seed})
+        return records
+
+
+def named(name: str, *, seed: int, count: int, say: Say) -> list[Task]:
+    """The tasks that a word of `--tasks` means."""
+    if found := FILE.fullmatch(name):
+        return [read_task(Path(found[1]), shots=int(found[2] or 0), seed=seed, count=count, say=say)]
+    return tasks_of(name, seed=seed, count=count)
+
+
+def steps_of(source: str, config: Any) -> list[int]:
+    """All checkpoints of a run. Raises ValueError where there are none."""
+    if source.startswith(PUBLISHED):
+        raise ValueError(f"--step all: {source} is one model, without checkpoints; leave it out")
+    place = config.checkpoint.directory or Path(source) / "checkpoints"
+    found: list[int] = []
+    if not isinstance(place, Path) or place.is_dir():
+        checkpointer = Checkpointer(place)
+        found = checkpointer.steps()
+        checkpointer.close()
+    if not found:
+        raise ValueError(f"{source} has no checkpoints yet; train it first")
+    return found
+
+
+def at_step(loaded: Loaded, step: int | None, say: Say) -> Loaded:
+    """The same model with the parameters of another checkpoint: nothing is compiled again."""
+    with loaded.context():
+        found = restore(Path(loaded.source), loaded.program, loaded.config, step, say)
+    return replace(loaded, params=found.params, step=found.step, averaged=found.averaged)
+
+
+def record(loaded: Loaded, measure: Measure, tasks: Sequence[Prepared], monitor: Monitor | None = None) -> Record:
+    """What a loaded model comes to on these tasks. Raises Stopped after a signal."""
+
+    def before(batch: int) -> None:
+        if monitor is None:
+            return
+        if not monitor.may_start(batch):
+            raise Stopped(f"stopped after {batch - 1} batches; nothing is kept of them", monitor.signal or "SIGTERM")
+        monitor.follow("evaluation", "start", batch)
+
+    with loaded.context():
+        found = measure(as_state(loaded.params), tasks, before=before)
+    return {
+        "kind": "abilities",
+        "model": loaded.words,
+        "step": loaded.step,
+        "averaged": loaded.averaged,
+        "mesh": dict(loaded.mesh.shape),
+        "seq_len": loaded.config.data.seq_len,
+        "abilities": found,
+    }
