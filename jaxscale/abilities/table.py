@@ -1,5 +1,7 @@
 """All abilities by name, and what is made of them: documents to train on, tasks to measure."""
 
+import math
+from collections import Counter
 from collections.abc import Sequence
 
 from jaxscale.abilities.draw import Draw
@@ -62,11 +64,19 @@ def shows(ability: Ability, shots: int) -> bool:
 
 
 def examples(ability: Ability, seed: int, count: int, shots: int) -> tuple[Example, ...]:
-    """`count` examples, none twice; fewer where there are not so many."""
+    """`count` examples, none twice; fewer where there are not so many.
+
+    Of few possible answers each is right equally often: who always says the same is right by chance alone.
+    """
     found: dict[tuple[str, tuple[str, ...]], Example] = {}
+    right: Counter[tuple[str, ...]] = Counter()
+    most = math.ceil(count * ability.chance) if ability.chance else count
     for i in range(DRAWS * count):
         one = ability.example(Draw("example", ability.name, shots, seed, i), shots)
-        found.setdefault((one.prompt, one.answers), one)
+        if (one.prompt, one.answers) in found or right[one.answers] == most:
+            continue
+        found[one.prompt, one.answers] = one
+        right[one.answers] += 1
         if len(found) == count:
             break
     return tuple(found.values())

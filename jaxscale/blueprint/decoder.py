@@ -2,7 +2,7 @@
 
 Letters: B batch, T sequence, D embed, N query heads, K kv heads, H head dim, F mlp, V vocab (padded), P positions, 1 a
 vector of D that no mesh axis splits. Of experts: E experts, C rows of one of them, G embed, M mlp of one, R experts as
-a router scores them, U mlp of the shared ones.
+a router scores them, U mlp of the shared ones. Of latents: see `blueprint.latent`.
 """
 
 import functools
@@ -10,6 +10,7 @@ from functools import partial
 from typing import TypeVar
 
 from jaxscale import config as cfg
+from jaxscale.blueprint import latent
 from jaxscale.blueprint.lora import adapted
 from jaxscale.blueprint.table import (
     RESIDUAL,
@@ -36,7 +37,7 @@ def decoder(model: cfg.Model) -> Blueprint:
         ops=tuple(ops(model)),
         activations=activations(model),
         lookups=("embedding", "position") if model.position == "learned" else ("embedding",),
-        attention=Attention("BTNH", "BTKH", "attended", tuple(model.windows.items())),
+        attention=attention(model),
         num_layers=model.num_layers,
         stream="layer_in",
         widest="expert_up" if model.moe else "mlp_up",
@@ -49,6 +50,11 @@ def decoder(model: cfg.Model) -> Blueprint:
         routed=Routed(EXPERTS, "E", "C", "M", "BTD", "expert_in", model.moe.top_k) if model.moe else None,
     )
     return adapted(found, model.lora) if model.lora else found
+
+
+def attention(model: cfg.Model) -> Attention:
+    windows = tuple(model.windows.items())
+    return latent.attention(windows) if model.latent else Attention("BTNH", "BTKH", "attended", windows)
 
 
 def parts(model: cfg.Model) -> tuple[str, ...]:
@@ -67,7 +73,8 @@ def elementwise(model: cfg.Model) -> dict[str, float]:
 
     A row of an expert is multiplied by its weight too; what sorts rows is counted by `predict.experts`.
     """
-    found: dict[str, float] = {"layer_in": 4 + 2 * norms(model), "q": 2, "k": 2}
+    heads = latent.elementwise(model.latent) if model.latent else {"q": 2, "k": 2}
+    found: dict[str, float] = {"layer_in": 4 + 2 * norms(model), **heads}
     if has_mlp(model):
         found["mlp_up"] = 2
     return found | ({"expert_up": 3} if model.moe else {})
@@ -87,6 +94,9 @@ def dims(model: cfg.Model) -> dict[str, Dim]:
     }
     if not has_mlp(model):
         del found["F"]
+    if model.latent:
+        del found["K"]
+        found |= latent.dims(model.latent)
     return found | (expert_dims(model, model.moe) if model.moe else {})
 
 
@@ -104,12 +114,23 @@ def expert_dims(model: cfg.Model, moe: cfg.Moe) -> dict[str, Dim]:
 
 def weights(model: cfg.Model) -> list[Weight]:
     """Every parameter, in the order in which it is used."""
-    biased = bool(model.attention_bias)
     small = (2 * model.num_layers) ** -0.5  # GPT-2's: what is added to the stream, by how often that is done
     return [
         Weight("embedding", "embedding", "VD", stacked=False),
         *when(model.position == "learned", Weight("position", "position_embedding", "PD", stacked=False)),
         *norms_of(model, "attention"),
+        *(latent.weights(model.latent, small) if model.latent else attention_weights(model, small)),
+        *norms_of(model, "mlp"),
+        *when(has_mlp(model), *mlp_weights(model, small)),
+        *(expert_weights(model.moe, small) if model.moe else ()),
+        *norm("final_norm", "1", model, stacked=False),
+        *when(not model.tie_embeddings, Weight("unembedding", "unembedding", "DV", stacked=False)),
+    ]
+
+
+def attention_weights(model: cfg.Model, small: float) -> list[Weight]:
+    biased = bool(model.attention_bias)
+    return [
         *(
             row
             for name, heads in (("q", "NH"), ("k", "KH"), ("v", "KH"))
@@ -122,11 +143,6 @@ def weights(model: cfg.Model) -> list[Weight]:
         *bias(model.attention_bias is True, "out", "attention", "1"),
         *when(model.attention_sinks, Weight("sinks", "attention", "N")),
         *qk_norms(model),
-        *norms_of(model, "mlp"),
-        *when(has_mlp(model), *mlp_weights(model, small)),
-        *(expert_weights(model.moe, small) if model.moe else ()),
-        *norm("final_norm", "1", model, stacked=False),
-        *when(not model.tie_embeddings, Weight("unembedding", "unembedding", "DV", stacked=False)),
     ]
 
 
@@ -211,11 +227,10 @@ def qk_norms(model: cfg.Model) -> tuple[Weight, ...]:
 def ops(model: cfg.Model) -> list[Op]:
     """Every matmul with a weight, in the order of the forward pass."""
     first = partial(Op, group="qkv", x_at=RESIDUAL, exposed=("forward", "recomputed"))
+    heads = first("q", "BTD", "BTNH", "q"), first("k", "BTD", "BTKH", "k"), first("v", "BTD", "BTKH", "v")
     return [
-        first("q", "BTD", "BTNH", "q"),
-        first("k", "BTD", "BTKH", "k"),
-        first("v", "BTD", "BTKH", "v"),
-        Op("out", "BTNH", "BTD", "attention_out", "out", y_at=RESIDUAL, whole=True),
+        *(latent.ops(model.latent) if model.latent else heads),
+        Op("out", attention(model).gathered, "BTD", "attention_out", "out", y_at=RESIDUAL, whole=True),
         *when(has_mlp(model), *mlp_ops(wide(model), "", "F", DENSE if model.moe else "")),
         *(expert_ops(model.moe) if model.moe else ()),
         Op("unembedding", "BTD", "BTV", "logits", "head", "embedding" if model.tie_embeddings else "", x_at=RESIDUAL,
@@ -260,7 +275,7 @@ ACTIVATIONS = (
 def activations(model: cfg.Model) -> tuple[Activation, ...]:
     dense = partial(Activation, only=DENSE if model.moe else "")
     return (
-        *ACTIVATIONS,
+        *(latent.activations(model.latent) if model.latent else ACTIVATIONS),
         *when(has_mlp(model), *(dense(f"mlp_{name}", "BTF") for name in wide(model))),
         *(expert_activations(model.moe) if model.moe else ()),
         Activation("mlp_out", "BTD", RESIDUAL, read=False),
@@ -284,13 +299,16 @@ def expert_activations(moe: cfg.Moe) -> list[Activation]:
     ]
 
 
+HEADS_KEPT = tuple(Kept(name, 1) for name in ("q", "k", "v"))  # turned to their positions
+
+
 def kept(model: cfg.Model) -> tuple[Kept, ...]:
     """What JAX's rules of differentiation ask for, float32 inside norms."""
     in_norms = (Kept("q", 2, float32=True), Kept("k", 2, float32=True)) if model.qk_norm else ()
     return (
         Kept("layer_in", 2 * norms(model), float32=True),  # of a norm: its input (or that centred), and the normalised
         Kept("layer_in", 2, at=SEQUENCE),  # what the matmuls read, gathered
-        *(Kept(name, 1) for name in ("q", "k", "v")),  # turned to their positions
+        *(latent.kept(model.latent) if model.latent else HEADS_KEPT),
         Kept("attended", 1),
         *in_norms,
         *when(has_mlp(model), Kept("mlp_up", 6)),

@@ -28,6 +28,8 @@ PARAMETERS: dict[str, Axes] = {
     "expert_mlp": ("tensor",),
     "router": (),
     "rank": (),
+    "latent": ("fsdp", "expert", "context"),  # as a matmul reads it
+    "latent_out": (),
 }
 ACTIVATIONS: dict[str, Axes] = {
     "batch": ("replica", "data", "fsdp", "expert"),
@@ -44,6 +46,8 @@ ACTIVATIONS: dict[str, Axes] = {
     "expert_mlp": ("tensor",),
     "router": (),
     "rank": (),
+    "latent": (),
+    "latent_out": (),
 }
 EXPERT_ROWS = "expert_rows"  # logical axis of the rows of an expert: what splits its tokens, but not the experts
 

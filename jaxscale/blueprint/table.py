@@ -150,9 +150,11 @@ class Kept:
 
 @dataclass(frozen=True)
 class Attention:
-    """Scores and weighted sums of one layer. `q`, `k`: letters; `k` is that of keys and of values.
+    """Scores and weighted sums of one layer. `q`, `k`: letters; `k` is that of keys, and of values without `v`.
 
     Attributes:
+        v: letters of values, and of what a query gathers of them, where they are not those of keys and queries.
+        shared: letters of the part of keys that all heads share, which no matmul moves to where attention runs.
         result: the name of what it computes, for `step.remat`.
         windows: keys that a query can see at most (None: all before it), each with how many layers have it so.
     """
@@ -161,6 +163,23 @@ class Attention:
     k: str
     result: str
     windows: tuple[tuple[int | None, int], ...] = ((None, 1),)
+    v: str = ""
+    shared: str = ""
+
+    @property
+    def values(self) -> str:
+        """Letters of values."""
+        return self.v or self.k
+
+    @property
+    def gathered(self) -> str:
+        """Letters of the result."""
+        return self.v or self.q
+
+    @property
+    def both(self) -> tuple[str, str]:
+        """Letters of the queries and of the result: each is as large as one of the two matmuls for each key."""
+        return self.q, self.gathered
 
     @property
     def shares(self) -> tuple[tuple[int | None, float], ...]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from math import log
 from typing import Any
 
 from jaxscale.config.model import Model
@@ -32,7 +33,7 @@ class Family:
     """A kind of config.json.
 
     Attributes:
-        fields: its key -> ours, `moe.` for those of experts.
+        fields: its key -> ours, `moe.` and `latent.` for those of these sections.
         fixed: our values that every model of the family has.
         only: its keys that must have this value where they are there.
         defaults: its keys' values where they are not there.
@@ -40,6 +41,7 @@ class Family:
         types: layer types where no key tells them, of (values, number of layers); None: all layers see all tokens, or
             all have the window.
         derived: our values that follow from several keys; `back`: these keys from a model.
+        quantised: `quant_method` of files that are read all the same; weights are exported in bfloat16.
         inside: the key that holds all this, in a file of a larger model of which the decoder is read.
     """
 
@@ -53,6 +55,7 @@ class Family:
     derived: Callable[[Values], Values] = lambda given: {}
     back: Callable[[Model], Values] = lambda model: {}
     inside: str = ""
+    quantised: str = ""
 
     @property
     def rotary(self) -> bool:
@@ -119,6 +122,37 @@ GEMMA3 = Family(
     ),
     derived=gemma, back=gemma_back, ignored=("query_pre_attn_scalar",),
 )  # fmt: skip
+DEEPSEEK_SIZES = {
+    "num_attention_heads": 128, "n_shared_experts": 1, "n_routed_experts": 256, "routed_scaling_factor": 2.5,
+    "kv_lora_rank": 512, "q_lora_rank": 1536, "qk_rope_head_dim": 64, "v_head_dim": 128, "qk_nope_head_dim": 128,
+    "n_group": 8, "topk_group": 4, "num_experts_per_tok": 8, "first_k_dense_replace": 3, "norm_topk_prob": True,
+    "moe_intermediate_size": 2048, "rope_interleave": True, "rms_norm_eps": 1e-6,
+}  # fmt: skip
+
+
+def deepseek(given: Values) -> Values:
+    """Shared experts are so many of an expert's size. YaRN changes the scores' scale too (`mscale_all_dim`)."""
+    found: Values = {"moe.shared_mlp_dim": given["n_shared_experts"] * given["moe_intermediate_size"]}
+    scaling = given.get("rope_scaling") or given.get("rope_parameters") or {}
+    if (wanted := scaling.get("mscale_all_dim")) and scaling.get("type", scaling.get("rope_type")) == "yarn":
+        of_scores = (given["qk_nope_head_dim"] + given["qk_rope_head_dim"]) ** -0.5
+        found["attention_multiplier"] = of_scores * (1 + 0.1 * wanted * log(scaling["factor"])) ** 2
+    return found
+
+
+def deepseek_back(model: Model) -> Values:
+    moe, rope, values = model.moe, model.rope_scaling, Values(num_nextn_predict_layers=0)
+    if moe is None or model.latent is None:
+        raise ValueError("a config.json of deepseek_v3 has model.latent and model.moe, and this model lacks one")
+    if moe.shared_mlp_dim % moe.mlp_dim == 0:
+        values["n_shared_experts"] = moe.shared_mlp_dim // moe.mlp_dim
+    if rope and rope.kind == "yarn" and model.attention_multiplier:
+        more = (model.attention_multiplier * model.head_size**0.5) ** 0.5 - 1
+        wanted = round(10 * more / log(rope.factor), 6)
+        values["rope_scaling"] = {"mscale": wanted, "mscale_all_dim": wanted}
+    return values
+
+
 FAMILIES = {
     "llama": LLAMA,
     "mistral": Family("MistralForCausalLM", DECODER, {"qk_norm": False}, SILU, UNTIED),
@@ -176,6 +210,24 @@ FAMILIES = {
                   "rope_scaling": {"rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0,
                                    "truncate": False, "original_max_position_embeddings": 4096}},
         ignored=("experts_per_token", "initial_context_length"), types=lambda given, layers: every(2, layers),
+        quantised="mxfp4",
+    ),
+    "deepseek_v3": Family(
+        "DeepseekV3ForCausalLM",
+        {k: v for k, v in DECODER.items() if k != "head_dim"} | MIXTURE | {
+            "n_routed_experts": "moe.num_experts", "moe_intermediate_size": "moe.mlp_dim",
+            "first_k_dense_replace": "moe.dense_layers", "n_group": "moe.groups", "topk_group": "moe.top_groups",
+            "norm_topk_prob": "moe.normalize", "routed_scaling_factor": "moe.scale",
+            "q_lora_rank": "latent.q_rank", "kv_lora_rank": "latent.kv_rank", "v_head_dim": "latent.value_head_dim",
+            "qk_nope_head_dim": "latent.nope_head_dim", "qk_rope_head_dim": "latent.rope_head_dim",
+            "rope_interleave": "latent.interleaved",
+        },
+        {"qk_norm": False, "moe.score": "sigmoid", "moe.bias": True},
+        SILU | {"attention_bias": False, "moe_layer_freq": 1, "scoring_func": "sigmoid", "topk_method": "noaux_tc"},
+        UNTIED | DEEPSEEK_SIZES, derived=deepseek, back=deepseek_back,
+        ignored=("n_shared_experts", "head_dim", "qk_head_dim", "num_nextn_predict_layers", "ep_size", "seq_aux",
+                 "aux_loss_alpha"),
+        quantised="fp8",
     ),
     "gpt2": Family(
         "GPT2LMHeadModel",
@@ -199,6 +251,7 @@ def family_of(model: Model) -> str:
         model.family: model.family,
         "gpt2": model.norm == "layernorm",
         "gpt_oss": model.attention_sinks,
+        "deepseek_v3": model.latent,
         "qwen3_moe": model.moe and model.qk_norm,
         "mixtral": model.moe,
         "gemma3_text": model.norm_at == "both" and model.qk_norm,

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import model_validator
 
 from jaxscale.config.errors import divisors
+from jaxscale.config.latent import Latent, require_latent
 from jaxscale.config.lora import Lora, require_matrices
 from jaxscale.config.values import Above0, AtLeast0, NonNegative, Positive, Section, Text
 from jaxscale.data.vocabulary import VocabSize
@@ -95,7 +96,8 @@ class Model(Section):
     embed_dim: Positive
     num_heads: Positive
     num_kv_heads: Positive | None = None  # None: as many as num_heads
-    head_dim: Positive | None = None  # None: embed_dim / num_heads
+    head_dim: Positive | None = None  # None: embed_dim / num_heads, or latent's
+    latent: Latent | None = None  # multi-head latent attention
     mlp_dim: Positive
     moe: Moe | None = None  # experts in place of the MLP
     lora: Lora | None = None  # train these matrices alone
@@ -128,6 +130,8 @@ class Model(Section):
     def _fill_and_check(self) -> "Model":
         if self.num_kv_heads is None:
             object.__setattr__(self, "num_kv_heads", self.num_heads)
+        if self.head_dim is None and self.latent:
+            object.__setattr__(self, "head_dim", self.latent.head_dim)
         if self.head_dim is None:
             if self.embed_dim % self.num_heads:
                 raise ValueError(
@@ -138,10 +142,15 @@ class Model(Section):
             raise ValueError(f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}")
         if self.norm == "layernorm" and (self.norm_plus_one or self.norm_at != "before"):
             raise ValueError("norm=layernorm: norm_at and norm_plus_one are of rmsnorm; leave them out")
-        if self.position == "rope" and self.head_size % 2:
+        if self.position == "rope" and not self.latent and self.head_size % 2:
             raise ValueError(f"head_dim {self.head_dim} is odd; rotary positions turn pairs, so make it even")
         if self.pattern:
             self._fill_pattern()
+        if self.latent:
+            heads, rotary = (self.num_heads, self.kv_heads, self.head_size), all(kind.rope for kind in self.kinds)
+            names = "norm_plus_one", "attention_bias", "qk_norm", "attention_sinks", "lora"
+            others = {name: getattr(self, name) for name in names} | {"norm=layernorm": self.norm == "layernorm"}
+            require_latent(self.latent, heads=heads, rotary=rotary, others=others)
         if self.moe and (self.mlp != "swiglu" or self.mlp_bias):
             raise ValueError("moe: experts are SwiGLUs without biases; set mlp=swiglu and mlp_bias=false")
         if self.lora:
@@ -204,6 +213,11 @@ class Model(Section):
     def head_size(self) -> int:
         assert self.head_dim is not None
         return self.head_dim
+
+    @property
+    def rotary_size(self) -> int:
+        """Of a head's queries and keys, what is turned to its position."""
+        return self.latent.rope_head_dim if self.latent else self.head_size
 
     @property
     def padded_vocab_size(self) -> int:

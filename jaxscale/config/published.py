@@ -16,7 +16,7 @@ from jaxscale.config.families import ABOUT, FAMILIES, FULL, KINDS, ROPE, SLIDING
 from jaxscale.config.model import LayerKind, Model
 from jaxscale.files.reading import read_json_table
 
-OF_EXPERTS = "moe."  # begins keys of a section of their own
+SECTIONS = ("moe", "latent")  # of a model, whose keys begin with their names
 ELSEWHERE = "says nothing of the model"
 STRETCHED = {"factor": "factor", "low_freq_factor": "low_frequency_factor", "high_freq_factor": "high_frequency_factor",
              "original_max_position_embeddings": "original_max_len"}  # fmt: skip
@@ -64,36 +64,49 @@ def as_ours(kind: str, values: Values, *, name: str) -> Published:
     if "rope_parameters" in values:  # it says theta, wherever that is
         absent = {k: v for k, v in absent.items() if k not in ROPE}
     given = absent | values
-    own, moe = translated(family, given, told)
-    own |= {"name": name} | family.derived(given)
+    own = translated(family, given, told)
+    own["name"] = name
+    for key, value in family.derived(given).items():
+        put(own, key, value)
     if family.rotary:
         own |= settled(layers_of(family, given, own))
         told.append(("rope", {k: given[k] for k in ROPE if k in given}, "model.rope_theta, model.rope_scaling"))
         told += [(k, shown(given[k]), "model.sliding_window, model.pattern") for k in KINDS if k in given]
     own.setdefault("mlp_dim", 4 * own.get("embed_dim", 0))
-    if moe:
-        own["moe"] = {"mlp_dim": own["mlp_dim"]} | moe
+    if "moe" in own:
+        own["moe"].setdefault("mlp_dim", own["mlp_dim"])
     model = model_of(own)
     if family_of(model) != kind and not family.inside:
         model = model_of(own | {"family": kind})
     return Published(kind, model, tuple(told))
 
 
-def translated(family: Family, given: Values, told: list[tuple[str, Any, str]]) -> tuple[Values, Values]:
-    """Our values that have a key of their own, and those of experts; each key is told."""
-    own: Values = {k: v for k, v in family.fixed.items() if not k.startswith(OF_EXPERTS)}
-    moe: Values = {k.removeprefix(OF_EXPERTS): v for k, v in family.fixed.items() if k.startswith(OF_EXPERTS)}
+def put(own: Values, ours: str, value: Any) -> None:
+    """A value at its key, in its section."""
+    section, _, key = ours.rpartition(".")
+    place = own.setdefault(section, {}) if section else own
+    if place.get(key, value) != value:
+        raise ValueError(f"{ours}={value}, and another key says {place[key]}")
+    place[key] = value
+
+
+def translated(family: Family, given: Values, told: list[tuple[str, Any, str]]) -> Values:
+    """Our values that have a key of their own; each key is told."""
+    own: Values = {}
+    for ours, value in family.fixed.items():
+        put(own, ours, value)
     for key, value in given.items():
         if key in family.fields:
             if value is None:
                 told.append((key, value, "not used"))
                 continue
-            ours = family.fields[key]
-            place, short = (moe, ours.removeprefix(OF_EXPERTS)) if ours.startswith(OF_EXPERTS) else (own, ours)
-            if place.get(short, value) != value:
-                raise ValueError(f"{key}={value}, and another key says {place[short]}")
-            place[short] = value
-            told.append((key, value, f"model.{ours}"))
+            put(own, family.fields[key], value)
+            told.append((key, value, f"model.{family.fields[key]}"))
+        elif (
+            key == "quantization_config" and family.quantised and (value or {}).get("quant_method") == family.quantised
+        ):
+            require_blocks(value)
+            told.append((key, family.quantised, "not kept: weights are numbers here, and exported so"))
         elif key in family.only:
             if value is not None and value != family.only[key]:
                 raise ValueError(f"{key}={value} changes the model, and only {family.only[key]} can be expressed")
@@ -102,7 +115,14 @@ def translated(family: Family, given: Values, told: list[tuple[str, Any, str]]) 
             if key not in ABOUT and key not in family.ignored:
                 raise ValueError(f"{key}={value} is not known, and may change the model")
             told.append((key, value, "model, with other keys" if key in family.ignored else ELSEWHERE))
-    return own, moe
+    return own
+
+
+def require_blocks(quantisation: Values) -> None:
+    """FP8 has a scale for each block of 128 x 128, and numbers of 4 bits of exponent."""
+    for key, wanted in (("weight_block_size", [128, 128]), ("fmt", "e4m3")):
+        if quantisation.get(key, wanted) != wanted:
+            raise ValueError(f"quantization_config.{key}={quantisation[key]}: only {wanted} is read")
 
 
 def shown(value: Any) -> Any:
@@ -198,19 +218,24 @@ def as_theirs(model: Model, *, dtype: str, separator: int | None) -> Values:
     kind = family_of(model)
     family = FAMILIES[kind]
     own = model.model_dump(mode="json")
-    own |= {f"moe.{k}": v for k, v in (own.get("moe") or {}).items()}
+    own |= {f"{section}.{k}": v for section in SECTIONS for k, v in (own.get(section) or {}).items()}
     values: Values = {"architectures": [family.architecture], "model_type": kind, "torch_dtype": dtype}
+    back = family.back(model)
+    of_rope = back.pop("rope_scaling", {})
     values |= {
         key: own[ours] for key, ours in family.fields.items() if key != "num_local_experts" or kind != "qwen3_moe"
     }
     values |= {key: value for key, value in family.only.items() if value is not None and key != "partial_rotary_factor"}
-    values |= {"bos_token_id": separator, "eos_token_id": separator, "pad_token_id": None} | family.back(model)
+    values |= {"bos_token_id": separator, "eos_token_id": separator, "pad_token_id": None}
+    values |= back
     if model.moe and "intermediate_size" in family.fields and "moe_intermediate_size" not in family.fields:
         values["intermediate_size"] = own["moe.mlp_dim"]
     if family.rotary:
         values |= layers_back(family, model)
+        if of_rope:
+            values["rope_scaling"] = values["rope_scaling"] | of_rope
     again = as_ours(kind, values, name=model.name).model
-    same = {"name", "vocab_multiple", "family"} | ({"mlp_dim"} if model.moe else set())
+    same = {"name", "vocab_multiple", "family"} | ({"mlp_dim"} if model.moe and not model.dense_layers else set())
     lost = [k for k, v in comparable(again).items() if k not in same and v != comparable(model)[k]]
     if lost:
         told = ", ".join(f"model.{k}={getattr(model, k)}" for k in lost)

@@ -14,6 +14,7 @@ from jaxscale import optimizers
 from jaxscale.config.data import Data
 from jaxscale.config.errors import divisors, nearest_divisor
 from jaxscale.config.files import RENAMED
+from jaxscale.config.latent import require_activations
 from jaxscale.config.mesh import Mesh, Sharding
 from jaxscale.config.model import Model
 from jaxscale.config.values import Above0, AtLeast0, Decay, NonNegative, Positive, Section, Share, Text
@@ -35,7 +36,7 @@ class Runtime(Section):
 RematAction = Literal["save", "offload", "recompute"]
 ACTIVATIONS = (
     "layer_in", "q", "k", "v", "attended", "attention_out", "mlp_gate", "mlp_up", "mlp_out", "router_logits",
-    "expert_in", "expert_gate", "expert_up", "shared_gate", "shared_up",
+    "expert_in", "expert_gate", "expert_up", "shared_gate", "shared_up", "q_latent", "kv_latent", "kv",
 )  # fmt: skip
 
 
@@ -256,6 +257,7 @@ class Config(Section):
         self._check_replicas()
         self._check_experts()
         self._check_lora()
+        require_activations(self.model.latent, self.step.remat)
         if isinstance(self.step.remat, dict) and "mlp_gate" in self.step.remat and self.model.mlp != "swiglu":
             raise ValueError(f"step.remat.mlp_gate: model.mlp={self.model.mlp} has no gate; remove it")
         if self.loss.chunk and self.data.seq_len % self.loss.chunk:

@@ -53,9 +53,12 @@ def header(found: Explanation) -> list[str]:
     model, data, step = found.config.model, found.config.data, found.config.step
     devices = found.topology.devices
     rows = data.batch_size // step.microbatches
+    heads = f"K={model.kv_heads} H={model.head_size}"
+    if model.latent:
+        heads = f"H={model.head_size} O={model.latent.value_head_dim} J={model.latent.kv_rank} X={model.latent.q_rank}"
     sizes = (
-        f"B={rows} T={data.seq_len} D={model.embed_dim} F={model.mlp_dim} N={model.num_heads} K={model.kv_heads} "
-        f"H={model.head_size} V={model.padded_vocab_size} L={model.num_layers}"
+        f"B={rows} T={data.seq_len} D={model.embed_dim} F={model.mlp_dim} N={model.num_heads} "
+        f"{heads} V={model.padded_vocab_size} L={model.num_layers}"
     )
     if len(found.mesh) == 1 and devices == 1:
         sizes += " (BT: B and T as one dim)"

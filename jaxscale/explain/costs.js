@@ -41,6 +41,9 @@ const shapeOf = (weight, table, padding = {}) =>
 /** Pairs of letters: heads of queries, and of the keys that they read. */
 const headPairs = ({ attention }) => (attention ? [...attention.q].map((c, i) => [c, attention.k[i]]).filter(([q, k]) => q !== k) : []);
 
+/** Letters of attention's values and of its result, which have those of keys and queries where no others are given. */
+const ofValues = ({ q, k, v }) => ({ values: v || k, gathered: v || q });
+
 /** Elements of an array that one device holds. */
 const elements = (letters, layout, whole, sizes) => product([...letters].map((c, i) => Math.floor(whole[c] / count(layout[i], sizes))));
 
@@ -94,8 +97,8 @@ function trainFlopsPerToken(config) {
     matrices = Math.round(total(weights.filter((w) => multiplied.includes(w.name)).map(active)));
   if (!attention) return 6 * matrices;
   const keys = config.metrics.mfu === "causal" ? visibleKeys(config) : config.data.seq_len,
-    heads = [...attention.q].filter((c) => c in dims).map((c) => dims[c].size);
-  return 6 * matrices + 12 * layers * product(heads) * keys;
+    heads = (letters) => product([...letters].filter((c) => c in dims).map((c) => dims[c].size));
+  return 6 * matrices + 6 * layers * (heads(attention.q) + heads(ofValues(attention).gathered)) * keys;
 }
 
 /** The rows of the matmuls on a mesh: a layout may be another where an axis is missing. */
@@ -133,7 +136,8 @@ const matmulRuns = (m) => m.forward + m.backward + m.recomputed;
 function attentionCost(config, sizes) {
   const { attention, kept, layers } = config.table;
   if (!attention) return { forward: 0, backward: 0, calls: 0, backwardCalls: 0, flops: 0 };
-  const forward = 4 * activationElements(config, sizes, attention.q) * visibleKeys(config),
+  const both = [attention.q, ofValues(attention).gathered].map((letters) => activationElements(config, sizes, letters)),
+    forward = 2 * total(both) * visibleKeys(config),
     again = kept !== null && !(attention.result in kept),
     runs = layers * config.step.microbatches,
     calls = runs * (again ? 2 : 1);
@@ -149,6 +153,7 @@ const traffic = (config, sizes, chip) =>
 /** Collectives that belong to no matmul: the lookup's, repeated heads', attention's and the loss's; `experts`: those of rows for experts. */
 const otherTraffic = (config, sizes, chip, experts = []) => [
   ...repeatedHeads(config, sizes),
+  ...sharedKeys(config, sizes),
   ...lookups(config, sizes),
   ...splitSequences(config, sizes, chip),
   ...experts,
@@ -195,6 +200,21 @@ function repeatedHeads(config, sizes) {
           return sent(`${row.name} gradient`, "all-gather", live(config.rules.activations[dims[c].axis], sizes), bytes, runsOf(row, config), "backward", true);
         }),
     );
+}
+
+/** The part of keys that all heads share, moved to where attention runs, and its gradient: see `models/latent.py`. */
+function sharedKeys(config, sizes) {
+  const { attention, dims, kept, layers } = config.table,
+    { activations } = config.rules;
+  if (!attention || !attention.shared) return [];
+  const [residual, sequence, heads] = ["residual_sequence", "sequence", dims[attention.q[2]].axis].map((name) => live(activations[name], sizes)),
+    gathered = residual.filter((a) => !sequence.includes(a)),
+    bytes = activationElements(config, sizes, attention.shared) * widthOf(config),
+    runs = config.step.microbatches * layers,
+    found = [];
+  if (gathered.length) found.push(sent("shared keys", "all-gather", gathered, bytes, runs * (kept === null ? 1 : 2), "forward", false));
+  if (heads.length) found.push(sent("shared keys' gradients", "all-reduce", heads, bytes, runs, "backward", true));
+  return found;
 }
 
 /** A table's rows by token: see `models/embedding.py`. */
@@ -251,7 +271,7 @@ function splitSequences(config, sizes, chip) {
   if (!attention || !axes.length) return [];
   const shards = count(axes, sizes),
     width = widthOf(config),
-    own = 2 * activationElements(config, sizes, attention.k),
+    own = total([attention.k, ofValues(attention).values].map((letters) => activationElements(config, sizes, letters))),
     again = kept === null || attention.result in kept ? 0 : 1,
     platform = PAGE.machines.chips[chip].node ? "gpu" : "tpu";
   const keys = (...rest) => sent("keys and values", ...rest),
@@ -291,7 +311,7 @@ function idleAxes(config, sizes) {
     each = (letters) => activationElements(config, sizes, letters) * widthOf(config),
     runs = config.step.microbatches * layers;
   if (!axes.length) return [];
-  return [attention.q, attention.k, attention.k].map((letters) =>
+  return [attention.q, attention.k, ofValues(attention).values].map((letters) =>
     sent("attention's gradients", "all-reduce", axes, each(letters), runs, "backward", true),
   );
 }

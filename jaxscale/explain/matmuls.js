@@ -109,13 +109,15 @@ function attentionFigures(row, config, chip, sizes, rates) {
     { attention, dims } = config.table,
     keys = visibleKeys(config),
     width = widthOf(config),
-    H = dims[attention.q[attention.q.length - 1]].size,
+    { values, gathered } = ofValues(attention),
+    [H, O] = [attention.q, gathered].map((letters) => dims[letters[letters.length - 1]].size),
     m = activationElements(config, sizes, attention.q) / H,
-    once = (activationElements(config, sizes, attention.q) + activationElements(config, sizes, attention.k)) * width;
+    held = (...each) => total(each.map((letters) => activationElements(config, sizes, letters))) * width,
+    [keysHeld, valuesHeld] = [held(attention.q, attention.k), held(values, gathered)];
   const [k, n, flops, moved] = {
-    scores: [H, keys, cost.forward / 2, once],
-    context: [Math.round(keys), H, cost.forward / 2, once],
-    attention: [H, 5 * keys, cost.backward, 3 * once],
+    scores: [H, keys, (cost.forward * H) / (H + O), keysHeld],
+    context: [Math.round(keys), O, (cost.forward * O) / (H + O), valuesHeld],
+    attention: [H, 5 * keys, cost.backward, 1.5 * (keysHeld + valuesHeld)],
   }[row.name];
   const seconds = { compute: flops / (rates.attention_flops * attentionShare(config, chip)), HBM: moved / rates.memory };
   return { per_device: { m, k, n }, flops, hbm_bytes: moved, intensity: flops / moved, sends: [], seconds, bound: longest(seconds) };

@@ -13,6 +13,7 @@ from typing import Any
 from jaxscale import config as cfg
 from jaxscale.blueprint.described import blueprint
 from jaxscale.blueprint.table import Blueprint
+from jaxscale.explain.attention import attention_rows, of_keys
 from jaxscale.explain.jaxpr import (
     NOTHING,
     Formula,
@@ -39,7 +40,6 @@ from jaxscale.explain.paths import FORMULA, clean, join, name_of, phase, what
 from jaxscale.explain.routes import EVEN, EXPERTS, INSIDE, also_for, expert_row, ordered, scope_of, sent_of, served
 from jaxscale.explain.rows import Axes, Other, Row, Send, Tensor
 from jaxscale.predict import costs
-from jaxscale.predict.attention import attention_cost
 
 # one operand, the same elements: what was sent for it was sent for the result
 PASSED_ON = ("convert_element_type", "copy", "name", "transpose", "squeeze", "reshape",
@@ -69,7 +69,7 @@ class Walk:
         self.rows: list[Row] = []
         self.moves: list[tuple[Move, str]] = []  # each with the operand that it serves
         self.others: list[Other] = []
-        self.q = self.k = Tensor("", (), (), (), (), "")
+        self.heads: list[Tensor] = []  # queries, keys and values
         self.multiplied: set[str] = set()
         self.model = model = blueprint(config.model)
         self.weights = {model.layer_shape(model.weight(op.name)) for op in model.ops if op.rows_move}
@@ -238,30 +238,15 @@ class Walk:
         return max(fits)[1:] if fits else None
 
     def attention(self, eqn: Any, path: str, times: int) -> None:
-        """Two rows forward; one backward, as `attention_cost` counts a kernel that makes the scores again."""
-        kind, cost, T = phase(path), attention_cost(self.config, self.mesh), self.config.data.seq_len
-        keys, H = costs.visible_keys(self.config.model, T), self.config.model.head_size
-        if kind == "forward":
-            heads = [v.aval for v in eqn.invars if v.aval.ndim == 4 and v.aval.shape[1::2] == (T, H)][:3]
-            self.q, self.k = tensor("q", "btnh", heads[0], None), tensor("k", "bskh", heads[1], None)
-        q, k = self.q, self.k
-        layout_BNTS = (q.used[0], q.used[2], q.used[1], ())
-        scores = Tensor("scores", tuple("BNTS"), (q.sizes[0], q.sizes[2], T, T), layout_BNTS, layout_BNTS, q.dtype)
-        m, half = math.prod(q.local(self.mesh)[:3]), cost.forward_flops / 2
-        moved = float(q.local_bytes(self.mesh) + k.local_bytes(self.mesh))  # a kernel keeps the scores on the chip
-        first, second = "btnh,bskh->bnts", "bnts,bskh->btnh"
-        found: list[tuple] = [
-            ("scores", "", first, q, k, scores, m, H, keys, half, moved),
-            ("context", "", second, scores, replace(k, name="v"), replace(q, name="context"), m, round(keys), H, half,
-             moved),
-        ]  # fmt: skip
-        if kind == "backward":
-            own = (replace(q, name="d_context"), replace(k, name="k and v"), replace(q, name="d_q, d_k, d_v"))
-            found = [("attention", "its 5 matmuls", first, *own, m, H, 5 * keys, cost.backward_flops, 3 * moved)]
-        note = f"FLOPs by formula: a query sees {keys:,.0f} of {T:,} keys on average; a kernel keeps scores on the chip"
-        for one in found:
-            name, gradient, *more = one
-            self.rows.append(replace(Row(len(self.rows), name, kind, gradient, times, *more), note=note))
+        """Its queries, keys and values are an equation's first arrays of heads."""
+        letters, T = self.model.attention, self.config.data.seq_len
+        assert letters is not None
+        if phase(path) == "forward":
+            heads = [v.aval for v in eqn.invars if v.aval.ndim == 4 and v.aval.shape[1] == T][:3]
+            names = zip("qkv", (letters.q, of_keys(letters.k), of_keys(letters.values)), heads, strict=True)
+            self.heads = [tensor(name, c, aval, None) for name, c, aval in names]
+        rows = attention_rows(self.config, self.mesh, phase(path), self.heads, letters)
+        self.rows += [replace(row, id=len(self.rows) + i, times=times) for i, row in enumerate(rows)]
 
     def multiplies(self, eqn: Any) -> bool:
         """Does it take weights of experts, or give their gradients?"""

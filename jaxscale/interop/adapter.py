@@ -16,8 +16,9 @@ from jaxscale import config as cfg
 from jaxscale.blueprint.decoder import decoder
 from jaxscale.blueprint.lora import a_and_b, sides
 from jaxscale.files.reading import read_json_table
+from jaxscale.interop.quantised import Tensor, joined
 from jaxscale.interop.tables import Row, rows_of
-from jaxscale.interop.tensors import Place, places
+from jaxscale.interop.tensors import places
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 BEFORE = "base_model.model."  # each name of the base
@@ -124,7 +125,7 @@ class Adapter:
         assert model.lora
         self.model, rows = model, matrix_rows(family, model)
         require_same_adapter(directory, rows, model.lora)
-        self.tensors: dict[str, Place] = places(directory / TENSORS)
+        self.tensors: dict[str, Tensor] = joined(places(directory / TENSORS))
         wanted = tensor_shapes(rows, model)
         if missing := sorted(set(wanted) - set(self.tensors)):
             raise ValueError(f"{directory} lacks {missing[0]} ({len(missing)} of {len(wanted)} tensors are missing)")

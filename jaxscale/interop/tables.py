@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from jaxscale.blueprint.decoder import DENSE, EXPERTS
 from jaxscale.blueprint.table import Blueprint
 
 
@@ -20,7 +21,7 @@ class Row:
     """One weight of ours in the files.
 
     Attributes:
-        weight: its name in the model's table; `path`: where it is among the parameters.
+        weight: its name in the model's table; `path`: where it is among the parameters, see `paths` for layers.
         file: its tensor's name; the first {} is the layer, the second the expert.
         letters: of the tensor's dims.
         part: which of the weights that share a dim.
@@ -150,6 +151,19 @@ GPT_OSS = [
     *together("expert_gate_bias expert_up_bias", (*LAYER, "mlp"), f"{IN_LAYER}mlp.experts.gate_up_proj_bias", "E(M~M)"),
 ]  # fmt: skip
 
+DEEPSEEK = [
+    *without(LLAMA, "k", "v", "out"), *MLP, *experts("mlp", "gate", "gate_proj", "up_proj", "down_proj"),
+    *rows(f"{IN_LAYER}self_attn.", (*LAYER, "attention"),
+          ("q_down", "q_down", "q_a_proj.weight", "QD"), ("q_up", "q_up", "q_b_proj.weight", "(NH)X"),
+          ("q_latent_norm_scale", "q_latent_norm.scale", "q_a_layernorm.weight", "Q"),
+          ("kv_down", "kv_down", "kv_a_proj_with_mqa.weight", "AD"), ("kv_up", "kv_up", "kv_b_proj.weight", "(NW)J"),
+          ("kv_latent_norm_scale", "kv_latent_norm.scale", "kv_a_layernorm.weight", "J"),
+          ("out", "out", "o_proj.weight", "D(NO)")),
+    *rows(f"{IN_LAYER}mlp.", (*LAYER, "mlp"), ("balance_bias", "balance_bias", "gate.e_score_correction_bias", "R")),
+    *rows(f"{IN_LAYER}mlp.shared_experts.", (*LAYER, "shared"), ("shared_gate", "gate", "gate_proj.weight", "UD"),
+          ("shared_up", "up", "up_proj.weight", "UD"), ("shared_down", "down", "down_proj.weight", "DU")),
+]  # fmt: skip
+
 TABLES: Mapping[str, list[Row]] = {
     **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "smollm3", "granite"), LLAMA + MLP),
     **dict.fromkeys(("gemma2", "gemma3", "gemma3_text"), GEMMA),
@@ -158,6 +172,7 @@ TABLES: Mapping[str, list[Row]] = {
     "gpt_oss": GPT_OSS,
     "mixtral": LLAMA + experts("block_sparse_moe", "gate", "w1", "w3", "w2"),
     "qwen3_moe": LLAMA + experts("mlp", "gate", "gate_proj", "up_proj", "down_proj"),
+    "deepseek_v3": DEEPSEEK,
     "gpt2": GPT2,
 }
 
@@ -168,6 +183,24 @@ def rows_of(family: str, model: Blueprint) -> dict[str, Row]:
     if missing := [w.name for w in model.weights if w.name not in known]:
         raise ValueError(f"files of {family} have no place for {', '.join(missing)}")
     return {w.name: known[w.name] for w in model.weights}
+
+
+def paths(row: Row, model: Blueprint) -> dict[tuple[str, ...], range]:
+    """Where a weight is among the parameters, and which layers are there: dense layers before others are a stack."""
+    weight, dense = model.weight(row.weight), model.kinds.get(DENSE, 0)
+    every = range(model.num_layers if weight.stacked else 0)
+    if not weight.stacked or not dense:
+        return {row.path: every}
+    stacks = {DENSE: (("dense_layers", *row.path[1:]), every[:dense]), EXPERTS: (row.path, every[dense:])}
+    return dict(stacks[kind] for kind in ([weight.only] if weight.only else stacks))
+
+
+def found_at(row: Row, place: tuple[int, ...], model: Blueprint) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """The parameter that has a weight of this layer (and expert), and where in it."""
+    if not place:
+        return row.path, place
+    path, layers = next((path, layers) for path, layers in paths(row, model).items() if place[0] in layers)
+    return path, (place[0] - layers.start, *place[1:])
 
 
 def sizes(row: Row, model: Blueprint) -> dict[str, int]:
@@ -198,9 +231,15 @@ def own_letters(row: Row, model: Blueprint) -> str:
     return "".join(c for c in model.weight(row.weight).letters if c != counted_experts(row, model))
 
 
-def opened(tensor: np.ndarray, row: Row, model: Blueprint) -> np.ndarray:
-    """A tensor of the files as our weight of one layer and expert: a view."""
+def opened(tensor: np.ndarray, row: Row, model: Blueprint, *, experts: int | None = None) -> np.ndarray:
+    """A tensor of the files as our weight of one layer and expert: a view.
+
+    Args:
+        experts: how many of them are there, of a tensor that has all; None: all.
+    """
     size, wanted, letters = sizes(row, model), own_letters(row, model), row.flat
+    if model.routed and experts is not None:
+        size[model.routed.experts] = experts
     if (dim := row.shared) is not None:
         parts = parts_of(row, model)[dim]
         start = sum(parts[: row.part])

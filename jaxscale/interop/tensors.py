@@ -18,8 +18,9 @@ import numpy as np
 
 from jaxscale.files.reading import parse_json
 
-DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
-NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
+FLOATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+DTYPES = FLOATS | {"U8": np.uint8, "F8_E4M3": ml_dtypes.float8_e4m3fn}  # the others are of quantised tensors
+NAMES = {np.dtype(dtype): name for name, dtype in FLOATS.items()}
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 LONGEST_HEADER = 100_000_000  # bytes, as the library has it
 
@@ -93,7 +94,7 @@ def place(path: Path, name: str, about: Any, begin: int, size: int) -> Place:
     except (KeyError, TypeError, ValueError):
         raise ValueError(f"{name} has no dtype, shape and data_offsets") from None
     if dtype not in DTYPES:
-        raise ValueError(f"{name} is {dtype}; weights are {', '.join(DTYPES)}, and quantised files are not read")
+        raise ValueError(f"{name} is {dtype}; weights are {', '.join(DTYPES)}, and other quantised files are not read")
     kind = np.dtype(DTYPES[dtype])
     if end - start != math.prod(shape) * kind.itemsize or begin + end > size:
         raise ValueError(f"{name}, {dtype}{list(shape)}, cannot be bytes {start:,} to {end:,} of {size - begin:,}")

@@ -10,7 +10,8 @@ from jaxscale import config as cfg
 from jaxscale.blueprint.decoder import decoder
 from jaxscale.blueprint.table import Blueprint
 from jaxscale.config.families import FAMILIES
-from jaxscale.interop.tables import Row, closed, counted_experts, opened, rows_of, shape
+from jaxscale.interop.quantised import Packed, joined
+from jaxscale.interop.tables import Row, closed, counted_experts, opened, paths, rows_of, shape
 from jaxscale.interop.tensors import Place, tensors
 
 Index = tuple[slice, ...]
@@ -23,7 +24,13 @@ class Files:
 
     def __init__(self, directory: Path, family: str, model: cfg.Model):
         self.table, self.rows = decoder(model), rows_of(family, decoder(model))
-        self.tensors = renamed(tensors(directory), family)
+        try:
+            self.tensors = joined(renamed(tensors(directory), family, model))
+        except ValueError as error:
+            raise ValueError(f"{directory}: {error}") from None
+        self.paths = {
+            path: (row, layers) for row in self.rows.values() for path, layers in paths(row, self.table).items()
+        }
         wanted = {name: parts[0][0] for name, parts in holders(self.rows, self.table).items()}
         found = {n for n in self.tensors if not n.endswith(BUFFERS)}
         if missing := sorted(set(wanted) - found):
@@ -35,23 +42,35 @@ class Files:
             if (there := self.tensors[name].shape) != (own := shape(row, self.table)):
                 raise ValueError(f"{directory}: {name} is {list(there)}, and config.json asks for {list(own)}")
 
-    def block(self, weight: str, index: Index, dtype: np.dtype) -> np.ndarray:
-        """A block of a weight, all its layers' dims in front; zeros where a table is padded.
+    def block(self, path: tuple[str, ...], index: Index, dtype: np.dtype) -> np.ndarray:
+        """A block of a parameter, its layers' dim in front; zeros where a table is padded.
 
         Args:
-            index: a slice for each dim of the weight as the model has it.
+            index: a slice for each dim of the parameter as the model has it.
         """
-        row, about = self.rows[weight], self.table.weight(weight)
-        size = self.table.shape(about)
+        row, layers = self.paths[path]
+        about = self.table.weight(row.weight)
+        size = (*([len(layers)] if about.stacked else []), *self.table.layer_shape(about))
         bounds = [s.indices(n) for s, n in zip(index, size, strict=True)]
         block = np.zeros([stop - start for start, stop, _ in bounds], dtype)
         outer = len(stacked_dims(row, self.table))
         inner = tuple(slice(start, stop) for start, stop, _ in bounds[outer:])
         for place in itertools.product(*(range(start, stop) for start, stop, _ in bounds[:outer])):
-            view = opened(self.tensors[row.file.format(*place)].read(), row, self.table)[inner]
+            of = (layers[place[0]], *place[1:]) if about.stacked else place
             at = tuple(i - b[0] for i, b in zip(place, bounds, strict=False))
-            block[at][tuple(slice(n) for n in view.shape)] = view
+            for begin, view in self.views(row, row.file.format(*of), inner):
+                block[at][tuple(slice(i, i + n) for i, n in zip(begin, view.shape, strict=True))] = view
         return block
+
+    def views(self, row: Row, name: str, inner: Index) -> Iterator[tuple[tuple[int, ...], np.ndarray]]:
+        """What a tensor has of a block, and where that begins in it: of a packed one expert after expert."""
+        tensor = self.tensors[name]
+        if not isinstance(tensor, Packed):
+            yield (0,) * len(inner), opened(tensor.read(), row, self.table)[inner]
+            return
+        for i, expert in enumerate(range(inner[0].start, inner[0].stop)):
+            numbers = opened(tensor.read(slice(expert, expert + 1)), row, self.table, experts=1)
+            yield (i, *[0] * (len(inner) - 1)), numbers[(slice(None), *inner[1:])]
 
 
 # In files of models that see too: what is no part of their decoder, and what stands before the decoder's names
@@ -59,8 +78,13 @@ OTHERS = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "mod
 DECODER = ("model.language_model.", "language_model.model.")
 
 
-def renamed(found: dict[str, Place], family: str) -> dict[str, Place]:
-    """By the names of the family's decoder alone. GPT-2's first files have no `transformer.` before their names."""
+def renamed(found: dict[str, Place], family: str, model: cfg.Model) -> dict[str, Place]:
+    """By the names of the family's decoder alone. GPT-2's first files have no `transformer.` before their names.
+
+    DeepSeek's have a layer more, which predicts a second token.
+    """
+    if family == "deepseek_v3":
+        return {name: found[name] for name in found if not name.startswith(f"model.layers.{model.num_layers}.")}
     if family == "gpt2" and not any(name.startswith("transformer.") for name in found):
         return {name if name == "lm_head.weight" else f"transformer.{name}": place for name, place in found.items()}
     if not FAMILIES[family].inside:
@@ -71,11 +95,11 @@ def renamed(found: dict[str, Place], family: str) -> dict[str, Place]:
     return {name.removeprefix("language_model."): place for name, place in own.items()}
 
 
-def stacked_dims(row: Row, table: Blueprint) -> tuple[int, ...]:
-    """Sizes of the leading dims that a tensor's name counts: layers, and experts."""
-    weight = table.weight(row.weight)
-    layers = (table.layers_with(weight),) if weight.stacked else ()
-    return (*layers, *(table.dims[c].size for c in counted_experts(row, table)))
+def stacked_dims(row: Row, table: Blueprint) -> tuple[range, ...]:
+    """The numbers that a tensor's name has: of its layer, and of its expert."""
+    layers = sorted(i for each in paths(row, table).values() for i in each)
+    of = (range(layers[0], layers[-1] + 1),) if table.weight(row.weight).stacked else ()
+    return (*of, *(range(table.dims[c].size) for c in counted_experts(row, table)))
 
 
 Held = tuple[Row, tuple[int, ...]]  # a weight of ours in a tensor, with its layer and expert
@@ -85,8 +109,7 @@ def holders(rows: Mapping[str, Row], table: Blueprint) -> dict[str, list[Held]]:
     """Name of each tensor, in the order of the step -> what it holds, by part."""
     found: dict[str, list[Held]] = {}
     for row in rows.values():
-        ranges = map(range, stacked_dims(row, table))
-        for place in itertools.product(*ranges):
+        for place in itertools.product(*stacked_dims(row, table)):
             found.setdefault(row.file.format(*place), []).append((row, place))
     return {name: sorted(parts, key=lambda p: p[0].part) for name, parts in found.items()}
 

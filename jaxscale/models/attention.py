@@ -62,7 +62,8 @@ def attention(
         sinks_N: a score of each head for no token at all.
 
     Returns:
-        What each query gathers of the values: [B, T, N, H], in q's dtype, named `attended` for remat.
+        What each query gathers of the values: [B, T, N, H], in q's dtype, named `attended` for remat. The last dim is
+        that of the values, which may be smaller.
     """
     shards = shard_count("sequence")
     chosen = choose(how, jax.ShapeDtypeStruct(block_shape(q_BTNH.shape, shards), q_BTNH.dtype))
@@ -228,7 +229,7 @@ def attend(
     S, K = k_BSKH.shape[1:3]
     G, R = B * K, N // K
     q = q_BTNH.reshape(B, T, K, R, H).transpose(0, 2, 3, 1, 4).reshape(G, R * T, H)
-    k, v = (x.transpose(0, 2, 1, 3).reshape(G, S, H) for x in (k_BSKH, v_BSKH))
+    k, v = (x.transpose(0, 2, 1, 3).reshape(G, S, x.shape[-1]) for x in (k_BSKH, v_BSKH))
     scores = jnp.einsum("gth,gsh->gts", q, k, preferred_element_type=jnp.float32).reshape(B, K, R, T, S) * H**-0.5
     if softcap is not None:
         scores = softcap * jnp.tanh(scores / softcap)
@@ -238,7 +239,7 @@ def attend(
         scores = jnp.concatenate([scores, sinks], axis=-1)
     weights = jax.nn.softmax(scores, axis=-1)[..., :S].astype(q_BTNH.dtype)
     context = jnp.einsum("gts,gsh->gth", weights.reshape(G, R * T, S), v)
-    return context.reshape(B, K, R, T, H).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
+    return context.reshape(B, K, R, T, -1).transpose(0, 3, 1, 2, 4).reshape(B, T, N, -1)
 
 
 # --- kernels --------------------------------------------------------------------------------------------------

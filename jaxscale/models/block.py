@@ -11,33 +11,22 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
-from jax.experimental.layout import Layout, with_layout_constraint
 
 from jaxscale import config as cfg
 from jaxscale.kernels.plain import visible
 from jaxscale.models.attention import Attention, attend, attention
 from jaxscale.models.experts import Experts
+from jaxscale.models.latent import LatentAttention
 from jaxscale.models.layers import Maker, Norm, scaled
 from jaxscale.models.lora import adapted, give_adapters
+from jaxscale.models.names import named
 from jaxscale.models.rotary import Rope, rotate
 from jaxscale.models.sums import add_bias
 from jaxscale.parallel.local import on_each_device
 from jaxscale.parallel.sharding import dims_of, einsum, gather, shard, shard_count, spec, to_spec
 
-Cache = dict[str, jax.Array]  # k, v: [B, S, K, H]
+Cache = dict[str, jax.Array]  # k, v: [B, S, K, H]; of latents see `models.latent`
 Auxiliary = dict[str, jax.Array]  # what a layer tells its objective beside its output, as sums over its tokens
-
-
-def named(x: jax.Array, name: str, step: cfg.Step) -> jax.Array:
-    """A name for `step.remat`. What is offloaded keeps its dims' order in memory.
-
-    Left to the compiler, the forward and the backward loop of a TPU program choose other layouts, and the offloaded
-    arrays of all layers come back into HBM at one time to be turned: 27 GiB where 10 were needed.
-    """
-    if isinstance(step.remat, dict) and step.remat.get(name) == "offload":
-        x = with_layout_constraint(x, Layout(tuple(range(x.ndim))))
-    tagged: jax.Array = checkpoint_name(x, name)
-    return tagged
 
 
 class SelfAttention(nnx.Module):
@@ -244,7 +233,7 @@ class Block(nnx.Module):
         if self.after:
             self.attention_out_norm = Norm("attention_out_norm", make)
             self.mlp_out_norm = Norm("mlp_out_norm", make)
-        self.attention = SelfAttention(model, step, rngs)
+        self.attention = (LatentAttention if model.latent else SelfAttention)(model, step, rngs)
         self.mlp = Experts(model, step, rngs) if experts else Mlp(model, step, rngs)
         if experts and model.moe and model.moe.shared_mlp_dim:
             self.shared = Mlp(model, step, rngs, "shared_")

@@ -25,9 +25,14 @@ def rotations(positions_BT: jax.Array, kind: cfg.LayerKind, head_size: int) -> R
     return looked_up(sin, cos) if drops_barriers() else (sin, cos)
 
 
-def rotate(x_BTNH: jax.Array, sin: jax.Array, cos: jax.Array) -> jax.Array:
-    """Rotary positions (arXiv:2104.09864), halves paired as in Llama's published weights."""
-    a, b = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
+def rotate(x_BTNH: jax.Array, sin: jax.Array, cos: jax.Array, *, interleaved: bool = False) -> jax.Array:
+    """Rotary positions (arXiv:2104.09864), halves paired as in Llama's published weights.
+
+    Args:
+        interleaved: neighbours are paired, and come out as halves: scores are the same, if queries and keys are so.
+    """
+    x = x_BTNH.astype(jnp.float32)
+    a, b = (x[..., 0::2], x[..., 1::2]) if interleaved else jnp.split(x, 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BTNH.dtype)
 
 

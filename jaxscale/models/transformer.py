@@ -14,7 +14,7 @@ from flax import nnx
 from jaxscale import config as cfg
 from jaxscale.blueprint.decoder import decoder
 from jaxscale.kernels.plain import NEGATIVE
-from jaxscale.models import pattern
+from jaxscale.models import latent, pattern
 from jaxscale.models.block import Auxiliary, Block, Cache
 from jaxscale.models.embedding import lookup
 from jaxscale.models.experts import sums_of
@@ -166,7 +166,7 @@ class Transformer(nnx.Module):
 
     def ropes(self, positions: jax.Array) -> dict[cfg.LayerKind, Rope | None]:
         """Rotary positions of each kind of layers."""
-        return {kind: rotations(positions, kind, self.model.head_size) for kind in dict.fromkeys(self.model.kinds)}
+        return {kind: rotations(positions, kind, self.model.rotary_size) for kind in dict.fromkeys(self.model.kinds)}
 
     def layer(
         self,
@@ -202,7 +202,7 @@ class Transformer(nnx.Module):
         """`layer` with the activations that the backward pass recomputes, keeps, or takes from host memory."""
         remat, policies = self.step.remat, jax.checkpoint_policies
         if remat == "none":
-            split = {axis for axes in dims_of(self.layers.attention.q[...]) for axis in axes}
+            split = {axis for axes in dims_of(self.layers.attention.out[...]) for axis in axes}
             if not split & set(axes_of_tokens()):
                 return layer
             cpu = platform() == "cpu"
@@ -271,7 +271,9 @@ class Transformer(nnx.Module):
     # --- decoding ---
 
     def empty_cache(self, batch_size: int, length: int) -> Cache:
-        """Keys and values of every layer: [L, B, S, K, H], kv heads split over the mesh."""
+        """Keys and values of every layer: [L, B, S, K, H], kv heads split over the mesh; or latents."""
+        if self.model.latent:
+            return latent.empty_cache(self.model, batch_size, length, self.dtype)
         heads = max(self.model.kv_heads, shard_count("kv_heads"))
         shape = (self.model.num_layers, batch_size, length, heads, self.model.head_size)
         layout = spec(None, "batch", None, "kv_heads", None)

@@ -234,16 +234,16 @@ def visible_keys(model: cfg.Model, seq_len: int) -> float:
 def train_flops_per_token(model: cfg.Model, seq_len: int, *, convention: str = "causal") -> float:
     """Model FLOPs of one token, forward and backward: 6 * matmul parameters + 12 * L * N * H * keys.
 
-    `keys` is how many tokens a query meets: T in PaLM's convention (arXiv:2204.02311, appendix B); on average half of
-    T counted causally, or W * (1 - W / 2T) under a sliding window W < T. Frozen matrices count 4, and recompute 0.
+    H is the mean of keys' and values' head dim. A query meets so many `keys`: T in PaLM's convention (arXiv:2204.02311,
+    app. B); causally T/2 on average, or W * (1 - W / 2T) in a window W < T. Frozen matrices count 4, and recompute 0.
     """
-    described = blueprint(model)
+    described, dims = blueprint(model), blueprint(model).dims
     matrices = 6 * matmul_parameters(model) - 2 * matmul_parameters(model, frozen=True)
     if described.attention is None:
         return float(matrices)
     keys = visible_keys(model, seq_len) if convention == "causal" else float(seq_len)
-    width = math.prod(described.dims[c].size for c in described.attention.q if c in described.dims)
-    return matrices + 12 * described.num_layers * width * keys
+    width = sum(math.prod(dims[c].size for c in row if c in dims) for row in described.attention.both)
+    return matrices + 6 * described.num_layers * width * keys
 
 
 @dataclass(frozen=True)

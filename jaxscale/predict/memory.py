@@ -17,7 +17,7 @@ from jaxscale.blueprint.passes import Pass
 from jaxscale.blueprint.rules import count, rules_of, schedule
 from jaxscale.blueprint.table import SEQUENCE, Weight
 from jaxscale.predict import costs
-from jaxscale.predict.attention import split_ways
+from jaxscale.predict.attention import heads_bytes, split_ways
 from jaxscale.predict.costs import BYTES
 from jaxscale.predict.experts import exchange
 from jaxscale.predict.kept import held_bytes, is_of_experts, kept_bytes
@@ -97,11 +97,13 @@ def tpu_layer(config: cfg.Config, sizes: Mapping[str, int], kind: str) -> Parts:
     activations = max(
         working_bytes(config, sizes, kind, widest=5, stream=4, whole=3.5), split_attention_bytes(config, sizes)
     )
+    rows, heads = expert_bytes(config, sizes, kind), heads_bytes(config, sizes)
+    if heads > activations + rows:  # attention's backward pass comes after that of the MLP
+        activations, rows = heads, 0.0
     parts = {
         "a layer's weights, or their gradients": sum(whole_bytes(config, sizes, p) for p in layer),
         "a layer's activations": activations,
     }
-    rows = expert_bytes(config, sizes, kind)
     return parts | ({"rows of experts": rows} if rows else {})
 
 
@@ -140,7 +142,8 @@ def split_attention_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> float
     shards = count(rules_of(config, sizes).activations["sequence"], sizes)
     if model.attention is None or shards == 1:
         return 0.0
-    keys = 2 * costs.activation_elements(config, sizes, model.attention.k) * shards
+    both = (costs.activation_elements(config, sizes, x) for x in (model.attention.k, model.attention.values))
+    keys = sum(both) * shards
     gathered = 2 * keys if "gather" in split_ways(config, "tpu").values() else 0.0
     return (gathered + QUERIES * costs.activation_elements(config, sizes, model.attention.q)) * width
 

@@ -14,7 +14,7 @@ from jaxscale.blueprint.described import blueprint
 from jaxscale.blueprint.passes import Pass, Send
 from jaxscale.blueprint.rules import REPLICA_AXES, count, key_of, rules_of, schedule, split_by
 from jaxscale.blueprint.sequence import halo
-from jaxscale.blueprint.table import RESIDUAL
+from jaxscale.blueprint.table import RESIDUAL, SEQUENCE
 from jaxscale.predict import costs
 from jaxscale.predict.attention import kernel_of, split_ways
 from jaxscale.predict.costs import BYTES, elements, letter_sizes
@@ -53,7 +53,7 @@ def traffic(config: cfg.Config, sizes: Mapping[str, int], *, platform: str = "tp
         platform: `tpu`, `gpu` or `cpu`; it has a say in how split sequences attend, and how rows go to experts.
     """
     ways = partial(split_sequences, platform=platform), partial(experts, platform=platform)
-    rest = (repeated_heads, lookups, *ways, idle_axes, losses, stages)
+    rest = (repeated_heads, shared_keys, lookups, *ways, idle_axes, losses, stages)
     found = [*matmul_traffic(config, sizes), *(t for part in rest for t in part(config, sizes))]
     return [t for t in found if t.times and t.bytes]
 
@@ -93,6 +93,23 @@ def repeated_heads(config: cfg.Config, sizes: Mapping[str, int]) -> Iterator[Tra
             yield Traffic(
                 f"{one.name} gradient", "all-gather", axes, size, costs.runs_of(one, config, sizes), "backward", True
             )
+
+
+def shared_keys(config: cfg.Config, sizes: Mapping[str, int]) -> Iterator[Traffic]:
+    """The part of keys that all heads share, from where tokens lie between matmuls to where attention runs; and its
+    gradient, summed over the heads: see `models.latent`."""
+    attention, rules = blueprint(config.model).attention, rules_of(config, sizes)
+    if attention is None or not attention.shared:
+        return
+    runs, again = costs.layer_runs(config, sizes), int(costs.kept(config) is not None)
+    size = costs.activation_elements(config, sizes, attention.shared) * BYTES[config.step.compute_dtype]
+    residual, sequence = (split_by(rules.activations[name], sizes) for name in (RESIDUAL, SEQUENCE))
+    gathered = without(residual, sequence)
+    heads = split_by(rules.activations[blueprint(config.model).dims[attention.q[2]].axis], sizes)
+    if gathered:
+        yield Traffic("shared keys", "all-gather", gathered, size, runs * (1 + again), "forward", False)
+    if heads:
+        yield Traffic("shared keys' gradients", "all-reduce", heads, size, runs, "backward", True)
 
 
 def lookups(config: cfg.Config, sizes: Mapping[str, int]) -> Iterator[Traffic]:
@@ -139,15 +156,17 @@ def lookups(config: cfg.Config, sizes: Mapping[str, int]) -> Iterator[Traffic]:
 def split_sequences(config: cfg.Config, sizes: Mapping[str, int], *, platform: str) -> Iterator[Traffic]:
     """Keys and values where sequences are split, and their gradients: see `models.context`.
 
-    V of a gather is all keys and values of the rows: 2 B S K H. A ring sends a C-th of it in each of its turns; a
-    halo sends what the window shows of the tokens before. Gradients go round in float32. Layers differ by window.
+    V of a gather is all keys and values of the rows: 2 B S K H, or B S N (H + O). A ring sends a C-th of it in
+    each of its turns; a halo sends what the window shows of the tokens before. Gradients go round in float32. Layers
+    differ by window.
     """
     model, rules = blueprint(config.model), rules_of(config, sizes)
     axes = split_by(rules.activations["sequence"], sizes)
     if model.attention is None or not axes:
         return
     shards, width = count(axes, sizes), BYTES[config.step.compute_dtype]
-    own = 2 * costs.activation_elements(config, sizes, model.attention.k)  # elements of a device's keys and values
+    both = (costs.activation_elements(config, sizes, x) for x in (model.attention.k, model.attention.values))
+    own = sum(both)  # elements of a device's keys and values
     names, ways = costs.kept(config), split_ways(config, platform)
     again = names is not None and model.attention.result not in names
     keys, gradients = "keys and values", "gradients of keys and values"
@@ -235,7 +254,7 @@ def idle_axes(config: cfg.Config, sizes: Mapping[str, int]) -> Iterator[Traffic]
         return
     used = [a for axis in ("batch", "sequence", model.dims[model.attention.q[2]].axis) for a in rules.activations[axis]]
     axes = without(split_by(cfg.AXES, sizes), (*used, *rules.parameters["layers"]))
-    for letters in (model.attention.q, model.attention.k, model.attention.k) if axes else ():
+    for letters in (model.attention.q, model.attention.k, model.attention.values) if axes else ():
         size = costs.activation_elements(config, sizes, letters) * BYTES[config.step.compute_dtype]
         runs = costs.layer_runs(config, sizes)
         yield Traffic("attention's gradients", "all-reduce", axes, size, runs, "backward", True)

@@ -14,8 +14,10 @@ from jaxscale.files.reading import parse_json, parse_yaml
 from jaxscale.files.redact import redact
 from jaxscale.predict.costs import CONVENTIONS
 from jaxscale.report.plots import Source, finite
+from jaxscale.scaling.law import Law, read_law
 from jaxscale.scaling.record import LADDER, LadderRecord, read_ladder_record
 
+LAW = "law"  # the kind that a law's file says it is
 RUN_FILES = ("metrics.jsonl", "events.jsonl")
 
 
@@ -33,12 +35,18 @@ class Run:
 
 @dataclass
 class Inputs:
-    """What was read; `skipped` are files of a directory that no benchmark and no ladder wrote."""
+    """What was read; `skipped` are files of a directory that no verb of ours wrote."""
 
     runs: list[Run] = field(default_factory=list)
     records: list[tuple[Path, BenchRecord]] = field(default_factory=list)
     ladders: list[tuple[Path, LadderRecord]] = field(default_factory=list)
+    laws: list[tuple[Path, Law]] = field(default_factory=list)
     skipped: list[Path] = field(default_factory=list)
+
+    @property
+    def found(self) -> int:
+        """How many records, ladders and laws there are."""
+        return len(self.records) + len(self.ladders) + len(self.laws)
 
 
 def read_inputs(paths: list[Path]) -> Inputs:
@@ -60,16 +68,19 @@ def read_inputs(paths: list[Path]) -> Inputs:
 
 
 def add_file(path: Path, found: Inputs) -> None:
-    """A ladder's record, or a benchmark's: what is neither is told as no benchmark's."""
-    if kind_of(path) == LADDER:
+    """A ladder's record, a law, or a benchmark's record: what is none of them is told as no benchmark's."""
+    kind = kind_of(path)
+    if kind == LADDER:
         found.ladders.append((path, read_ladder_record(path)))
+    elif kind == LAW:
+        found.laws.append((path, read_law(path)))
     else:
         found.records.append((path, read_record(path)))
 
 
 def add_directory(path: Path, found: Inputs, seen: set[Path]) -> None:
     """The records in it; JSON that is of something else is passed over, and named on the page."""
-    before = len(found.records) + len(found.ladders)
+    before = found.found
     for file in sorted(path.glob("*.json")):
         if file.resolve() in seen:
             continue
@@ -78,10 +89,10 @@ def add_directory(path: Path, found: Inputs, seen: set[Path]) -> None:
             add_file(file, found)
         else:
             found.skipped.append(file)
-    if len(found.records) + len(found.ladders) == before:
+    if found.found == before:
         raise ValueError(
             f"{path} is neither a run (it has no {' or '.join(RUN_FILES)}) nor a directory of records (no .json of "
-            "`jaxscale bench` or `jaxscale ladder` in it); give e.g. runs/quickstart"
+            "`jaxscale bench`, `ladder` or `law` in it); give e.g. runs/quickstart"
         )
 
 
@@ -91,7 +102,7 @@ def is_record(file: Path) -> bool:
         values = parse_json(file.read_text(encoding="utf-8"))
     except ValueError:
         return True
-    return isinstance(values, dict) and ("schema_version" in values or values.get("kind") == LADDER)
+    return isinstance(values, dict) and ("schema_version" in values or values.get("kind") in (LADDER, LAW))
 
 
 def kind_of(file: Path) -> Any:
@@ -219,6 +230,16 @@ def ladder_source(path: Path, record: LadderRecord) -> Source:
     facts = {"law": record.law, "basis": "measured", "versions": pairs(record.versions)}
     runs = ", ".join(r.run for r in record.rungs)
     return Source(record.name, "ladder", str(path), {k: redact(v) for k, v in (facts | {"runs": runs}).items() if v})
+
+
+def law_source(path: Path, law: Law) -> Source:
+    facts = {
+        "runs": law.source,
+        "form": f"{law.form}: {law.formula}",
+        "basis": "predicted",
+        "versions": pairs(law.versions),
+    }
+    return Source(path.stem, "law", str(path), {k: redact(v) for k, v in facts.items() if v})
 
 
 def tell_apart(sources: list[Source]) -> None:

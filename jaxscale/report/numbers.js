@@ -103,6 +103,7 @@ function range(values, axis, log) {
     return [low / room, high * room];
   }
   if (axis.zero) low = Math.min(0, low);
+  if (axis.top) high = Math.max(axis.top, high);
   if (low === high) return low === 0 ? [0, 1] : [low - Math.abs(low) / 2, high + Math.abs(high) / 2];
   const room = (high - low) * 0.05;
   return [axis.zero && low === 0 ? 0 : low - room, high + room];

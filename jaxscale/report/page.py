@@ -13,8 +13,9 @@ from typing import Any
 from jaxscale.bench.record import now
 from jaxscale.files.whole import write_whole
 from jaxscale.report.benchmarks import benchmark_sections, records_section
-from jaxscale.report.inputs import Inputs, ladder_source, record_source, run_source, tell_apart
+from jaxscale.report.inputs import Inputs, ladder_source, law_source, record_source, run_source, tell_apart
 from jaxscale.report.ladders import ladder_sections
+from jaxscale.report.laws import laws_sections
 from jaxscale.report.plots import Plot, Section, Source
 from jaxscale.report.runs import runs_section
 
@@ -36,9 +37,10 @@ class Page:
 
 
 def make_page(inputs: Inputs) -> Page:
-    """Everything that is shown. Sources are the runs, then the records, then the ladders."""
+    """Everything that is shown. Sources are the runs, then the records, the ladders, the laws."""
     sources = [run_source(run) for run in inputs.runs] + [record_source(*item) for item in inputs.records]
     sources += [ladder_source(*item) for item in inputs.ladders]
+    sources += [law_source(*item) for item in inputs.laws]
     tell_apart(sources)
     names = [source.name for source in sources]
     first = len(inputs.runs)
@@ -47,6 +49,8 @@ def make_page(inputs: Inputs) -> Page:
     sections += benchmark_sections(items)
     after = first + len(items)
     sections += ladder_sections([(after + i, names[after + i], ladder) for i, (_, ladder) in enumerate(inputs.ladders)])
+    after += len(inputs.ladders)
+    sections += laws_sections([(after + i, names[after + i], law) for i, (_, law) in enumerate(inputs.laws)])
     sections += [records_section(items)] if items else []
     notes = [f"{path} is not a record of a benchmark or a ladder and was passed over." for path in inputs.skipped]
     different = list(dict.fromkeys(names))

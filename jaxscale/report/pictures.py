@@ -57,6 +57,7 @@ def draw_wall(name: str, plots: list[Plot], path: Path) -> Path:
     """Small panels side by side, of lines."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
 
     columns = min(4, len(plots))
     rows = math.ceil(len(plots) / columns)
@@ -66,6 +67,8 @@ def draw_wall(name: str, plots: list[Plot], path: Path) -> Path:
     for axes, plot in zip(grid, plots, strict=False):
         draw_lines(axes, plot)
         axes.set_title(plain(plot.title), fontsize=9)
+        if plot.x[0].log:  # powers of ten alone: there is little room
+            axes.xaxis.set_major_locator(LogLocator(numticks=4))
         axes.set_xlabel("")
         axes.tick_params(labelsize=7)
         axes.yaxis.label.set_size(7)
@@ -101,7 +104,7 @@ def draw_lines(axes: Any, plot: Plot) -> None:
             getattr(axes, f"set_{which}scale")("log")
             log_ticks(axis, [v for s in plot.series for pair in shown(s, x, y) for v in pair[which == "y" :][:1]])
     if y.zero and not y.log:
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, None if y.top is None else max(y.top, axes.get_ylim()[1]))
     axes.set(xlabel=title(x), ylabel=title(y))
     units(axes.xaxis, x)
     units(axes.yaxis, y)

@@ -25,7 +25,7 @@ class Axis:
         key: of the columns of each series.
         unit: as in `bench.record.Figure`; with an empty one numbers are shown plain.
         log: how the axis opens; a person may switch it.
-        zero: a linear axis begins at 0.
+        zero: a linear axis begins at 0, and ends at `top` at least.
     """
 
     key: str
@@ -33,6 +33,7 @@ class Axis:
     unit: str = ""
     log: bool = False
     zero: bool = False
+    top: float | None = None
 
 
 @dataclass

@@ -17,6 +17,7 @@ def report(paths: list[Path], out: Path, pictures: Path | None = None) -> list[s
     write_page(page, out)
     there = [count(len(inputs.runs), "run"), count(len(inputs.records), "record")]
     there += [count(len(inputs.ladders), "ladder")] if inputs.ladders else []
+    there += [count(len(inputs.laws), "law")] if inputs.laws else []
     holds = ", ".join([*there, count(len(page.plots), "plot")])
     lines = [f"{path}: not a record of a benchmark or a ladder, passed over" for path in inputs.skipped]
     lines.append(f"{out}: {size(out)}; {holds}")

@@ -8,7 +8,7 @@ from jaxscale.config.mesh_text import mesh_text
 from jaxscale.hardware.topology import Topology
 from jaxscale.predict.costs import packs_documents
 from jaxscale.predict.plan import plan
-from jaxscale.scaling.counts import law_parameters
+from jaxscale.scaling.counts import law_parameters, tokens_of
 from jaxscale.scaling.ladder import Ladder, Rung
 
 
@@ -66,5 +66,4 @@ def target_flops(ladder: Ladder) -> float | None:
     if ladder.target is None:
         return None
     config = cfg.load_config(ladder.target.config)
-    tokens = ladder.target.tokens or config.steps * config.data.batch_size * config.data.seq_len
-    return 6.0 * law_parameters(config) * tokens
+    return 6.0 * law_parameters(config) * (ladder.target.tokens or tokens_of(config))

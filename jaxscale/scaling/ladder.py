@@ -14,8 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 from jaxscale import config as cfg
 from jaxscale.config.values import Above0, NonNegative, Positive, Section, Share, Text
 from jaxscale.files.reading import parse_yaml
-from jaxscale.predict.costs import parameter_counts
-from jaxscale.scaling.counts import law_parameters
+from jaxscale.scaling.counts import law_parameters, size_of, tokens_of
 
 FEWEST_FITTED = 5  # runs that a law of three or more parameters needs
 FEWEST_STEPS = 10
@@ -241,9 +240,8 @@ def rung_of(ladder: Ladder, common: list[str], size: Size, seed: int, flops: flo
         config = cfg.load_config(ladder.config, [*values, *lengths(ladder, draft, size, flops)])
     except ValueError as error:
         raise ValueError(f"rung {name}: {error}") from error
-    n, tokens = law_parameters(config), config.steps * config.data.batch_size * config.data.seq_len
-    whole = sum(parameter_counts(config.model).values())
-    return Rung(name, seed, False, config, n, whole, tokens, 6.0 * n * tokens)
+    n, tokens = law_parameters(config), tokens_of(config)
+    return Rung(name, seed, False, config, n, round(size_of(config, "with")), tokens, 6.0 * n * tokens)
 
 
 def lengths(ladder: Ladder, draft: cfg.Config, size: Size, flops: float | None) -> list[str]:

@@ -18,6 +18,7 @@ import ml_dtypes
 import numpy as np
 
 from jaxscale import config as cfg
+from jaxscale.blueprint.decoder import decoder
 from jaxscale.checkpoint.stored import Stored
 from jaxscale.config import PUBLISHED
 from jaxscale.config.families import family_of
@@ -28,7 +29,7 @@ from jaxscale.files.places import HALF_WRITTEN
 from jaxscale.files.whole import write_whole
 from jaxscale.interop import adapter, tensors
 from jaxscale.interop.adapter import base_of
-from jaxscale.interop.tables import Row
+from jaxscale.interop.tables import Row, found_at
 from jaxscale.interop.weights import Read, Tensors
 from jaxscale.serving.serve import run_tokenizer
 
@@ -241,7 +242,7 @@ def write_adapter(out: Path, model: cfg.Model, stored: Stored, dtype: str, share
 
 def reader(stored: Stored, model: cfg.Model) -> Read:
     """Reads a weight of one layer and expert, with what LoRA has learnt of it."""
-    adapted = model.lora.on if model.lora else ()
+    adapted, table = model.lora.on if model.lora else (), decoder(base_of(model))
 
     def one(path: tuple[str, ...], place: tuple[int, ...]) -> np.ndarray:
         block = stored.block(path, tuple(slice(i, i + 1) for i in place))
@@ -249,7 +250,7 @@ def reader(stored: Stored, model: cfg.Model) -> Read:
 
     def read(row: Row, place: tuple[int, ...]) -> np.ndarray:
         if row.weight not in adapted:
-            return one(row.path, place)
+            return one(*found_at(row, place, table))
         a, b = (one(path, place) for path in adapter.pair_paths(row))
         return adapter.merged(row, one(row.path, place), a, b, model)
 

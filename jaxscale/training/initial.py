@@ -1,11 +1,14 @@
 """What a run begins from: random parameters, another run's, or a published model's. Each device reads its part."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxscale import config as cfg
@@ -90,9 +93,7 @@ def beginning(config: cfg.Config) -> Beginning:
         found = read_published(directory)
         require_same(found.model.model_dump(mode="json"), config, source)
         files = Files(directory, found.family, base_of(config.model))
-        weights = {row.path: name for name, row in files.rows.items()}
-        published: Block = lambda path, index, dtype: files.block(weights[path], index, dtype)  # noqa: E731
-        return Beginning(published, weights.__contains__, f"begins from {found.family} in {directory}")
+        return Beginning(files.block, files.paths.__contains__, f"begins from {found.family} in {directory}")
     stored = Stored(source, config.init.at)
     require_same(stored.config["model"], config, source)
     read: Block = lambda path, index, dtype: stored.block(path, index).astype(dtype)  # noqa: E731
@@ -128,20 +129,50 @@ def filled(params: Any, sources: list[Beginning], drawn: Any) -> Any:
         if source is None:
             own: jax.Array = others[path]
             return own
-        shape, layout, dtype = kind.shape, kind.sharding, np.dtype(kind.dtype)
-        known: dict[Any, np.ndarray] = {}  # devices that hold the same block ask for it one after the other
-
-        def part(index: Any) -> np.ndarray:
-            key = tuple(s.indices(n) for s, n in zip(index, shape, strict=True))
-            if key not in known:
-                if len(known) >= MOST_BLOCKS:
-                    known.clear()
-                known[key] = source.block(path, index, dtype)
-            return known[key]
-
-        return jax.make_array_from_callback(shape, layout, part)
+        return placed(kind, lambda index: source.block(path, index, np.dtype(kind.dtype)))
 
     return nested({path: one(path, kind) for path, kind in by_path(params).items()}) if params else params
 
 
 MOST_BLOCKS = 8  # of one array
+LARGE = 2**28  # bytes of a device's part of a stack of matrices from which on it is read layer by layer
+OfIndex = Callable[[tuple[slice, ...]], np.ndarray]
+
+
+def placed(kind: jax.ShapeDtypeStruct, block: OfIndex) -> jax.Array:
+    """An array of this type on its devices. Of a large stack of matrices the host holds one layer at a time."""
+    layers, layout = kind.shape[:1], kind.sharding
+    part = math.prod(layout.shard_shape(kind.shape)) * np.dtype(kind.dtype).itemsize
+    if len(kind.shape) < 3 or part <= LARGE or layout.shard_shape(kind.shape)[:1] != layers:
+        return from_blocks(kind.shape, layout, block)
+    found = jnp.zeros(kind.shape, kind.dtype, device=layout)
+    for i in range(*layers):
+        of_layer = partial(at_layer, block, i)
+        found = put(found, from_blocks((1, *kind.shape[1:]), layout, of_layer), i)
+        found.block_until_ready()  # else the host runs ahead, and holds what waits
+    return found
+
+
+def at_layer(block: OfIndex, layer: int, index: tuple[slice, ...]) -> np.ndarray:
+    return block((slice(layer, layer + 1), *index[1:]))
+
+
+@partial(jax.jit, donate_argnums=0)
+def put(whole: jax.Array, one: jax.Array, i: jax.Array) -> jax.Array:
+    """`whole` with layer i set, in place."""
+    return jax.lax.dynamic_update_slice_in_dim(whole, one, i, 0)
+
+
+def from_blocks(shape: tuple[int, ...], layout: jax.sharding.Sharding, block: OfIndex) -> jax.Array:
+    """Each device's part is read once, also where several devices hold the same."""
+    known: dict[Any, np.ndarray] = {}  # devices that hold the same block ask for it one after the other
+
+    def part(index: Any) -> np.ndarray:
+        key = tuple(s.indices(n) for s, n in zip(index, shape, strict=True))
+        if key not in known:
+            if len(known) >= MOST_BLOCKS:
+                known.clear()
+            known[key] = block(index)
+        return known[key]
+
+    return jax.make_array_from_callback(shape, layout, part)

@@ -26,6 +26,11 @@ from jaxscale.training.build import build
 
 CUBE = {"data": 2, "fsdp": 2, "tensor": 2}
 MODEL = {"vocab_size": 1000, "num_layers": 3, "embed_dim": 128, "num_heads": 8, "num_kv_heads": 4, "mlp_dim": 384}
+LATENT = MODEL | {
+    "num_kv_heads": 8,
+    "head_dim": 24,
+    "latent": {"kv_rank": 64, "q_rank": 96, "nope_head_dim": 16, "rope_head_dim": 8, "value_head_dim": 32},
+}
 
 
 def traced(mesh, **sections):
@@ -80,6 +85,10 @@ def sent(rows, others) -> Counter:
         (CUBE, {"step": {"compute_dtype": "bfloat16"}, "model": MODEL | {"mlp": "gelu", "norm": "layernorm"}}),
         (CUBE, {"model": MODEL | {"position": "learned"}}),
         ({"data": 2, "fsdp": 4}, {"model": MODEL | {"position": "learned"}}),
+        (CUBE, {"model": LATENT}),
+        ({"fsdp": 2, "tensor": 4}, {"model": LATENT, "step": {"remat": "full"}}),
+        ({"fsdp": 4, "tensor": 2}, {"model": LATENT, "step": {"remat": "dots", "microbatches": 2}}),
+        (CUBE, {"model": LATENT | {"latent": LATENT["latent"] | {"q_rank": None}}}),
     ],
 )
 def test_rows_are_the_cost_models_to_the_byte(mesh, sections):

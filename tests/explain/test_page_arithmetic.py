@@ -215,6 +215,32 @@ def test_the_arithmetic_of_experts_is_pythons(page_of_experts):
     assert [d for i, (a, b) in enumerate(zip(got, wanted, strict=True)) for d in same(a, b, f"case {i}")] == []
 
 
+LATENT = {"kv_rank": 64, "q_rank": 96, "nope_head_dim": 32, "rope_head_dim": 16, "value_head_dim": 24}
+WITH_LATENTS = {"num_heads": 8, "num_kv_heads": 8, "head_dim": 48, "qk_norm": False}
+
+
+def latent_cases(seed: int, number: int) -> list[tuple[cfg.Config, dict[str, int], str]]:
+    """The same models with latent attention, with and without the queries' own."""
+    found = []
+    for i, (config, sizes, chip) in enumerate(expert_cases(seed, number)):
+        values = config.model_dump(mode="json")
+        if isinstance(remat := values["step"]["remat"], dict):
+            values["step"]["remat"] = {n: a for n, a in remat.items() if n not in ("k", "v")} | {"kv_latent": "save"}
+        values["model"] |= WITH_LATENTS | {"latent": LATENT | {"q_rank": (96, None)[i % 2]}}
+        found.append((cfg.validate(values, source="random"), sizes, chip))
+    return found
+
+
+@in_browser
+def test_the_arithmetic_of_latents_is_pythons(page_of_experts):
+    cases = latent_cases(2, 60)
+    wanted = [by_python(*case) for case in cases]
+    assert sum("shared keys" in {t[0] for t in w["traffic"]} for w in wanted if w["rule"] is None) > 3
+    got = page_of_experts.ask(BY_PAGE, as_text([[needed(config), sizes, chip] for config, sizes, chip in cases]))
+    assert [d for i, (a, b) in enumerate(zip(got, wanted, strict=True)) for d in same(a, b, f"case {i}")] == []
+    check_rows(page_of_experts, [case for case, w in zip(cases, wanted, strict=True) if w["rule"] is None])
+
+
 BY_ROWS = """((cases) => cases.map(([config, sizes, chip]) => {
     const machine = machineOf(chip, sizes);
     const rows = passesOf(config, sizes).map(l =>
@@ -308,11 +334,15 @@ AT_REST = """(() => {
 })()"""
 
 
+LATENT_MODEL = "model.num_kv_heads=null model.head_dim=null " + " ".join(
+    f"model.latent.{name}={size}" for name, size in LATENT.items()
+)
 TRACED = {
     "step.remat=none": "data=2,fsdp=2,tensor=2",
     "step.remat=full loss.chunk=32 step.compute_dtype=bfloat16": "data=2,fsdp=2,tensor=2",
     f"{EXPERTS} model.moe.shared_mlp_dim=64 model.moe.dense_layers=1": "fsdp=2,expert=2,tensor=2",
     f"{EXPERTS} step.remat=full step.expert_exchange=gather": "fsdp=2,expert=4",
+    f"step.remat=full {LATENT_MODEL}": "data=2,fsdp=2,tensor=2",
 }
 
 

@@ -307,6 +307,18 @@ def test_an_evaluation_on_two_processes_is_that_of_one(config, folder):
             found.append(json.loads(printed[0][printed[0].index("{") :])["total"])
     assert found[0]["tokens"] == found[1]["tokens"] == len(text.read_text())
     assert found[0]["loss"] == pytest.approx(found[1]["loss"], rel=1e-6)
+    tasks = []
+    for processes in (2, 1):
+        words = ["evaluate", str(out), "--tasks", "count,coin", "--examples", "12", "--tokenizer", "byte", "--json"]
+        with Group(["-m", "jaxscale.cli", *words], folder / "evaluate-logs", processes=processes) as group:
+            assert group.wait() == [DONE] * processes, group.texts()
+            printed = [group.text(rank) for rank in range(processes)]
+            assert not any("{" in text for text in printed[1:])
+            tasks.append(json.loads(printed[0][printed[0].index("{") :])["abilities"])
+    for two, one in zip(*tasks, strict=True):
+        assert two["examples"] == one["examples"] == 12
+        for name, metric in two["metrics"].items():
+            assert metric["value"] == pytest.approx(one["metrics"][name]["value"], rel=1e-5, abs=1e-6), name
     words = ["evaluate", str(out), "--data", str(folder / "nowhere"), "--tokenizer", "byte"]
     with Group(["-m", "jaxscale.cli", *words], folder / "evaluate-logs") as group:
         assert group.wait() == [MENDABLE, MENDABLE], group.texts()

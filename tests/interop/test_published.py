@@ -13,14 +13,17 @@ from jaxscale.cli.app import app
 from jaxscale.config.families import FAMILIES, family_of
 from jaxscale.config.published import as_theirs
 from jaxscale.data.tokenizer import character_tokenizer, load_tokenizer
+from jaxscale.interop.tables import found_at
 from jaxscale.interop.tensors import tensors
-from jaxscale.interop.weights import Tensors
+from jaxscale.interop.weights import Files, Tensors
 from jaxscale.parallel.sharding import on_mesh
 from jaxscale.serving.evaluate import evaluate_places
 from jaxscale.serving.export import export
+from jaxscale.training import initial
 from jaxscale.training.build import build
+from jaxscale.training.frozen import whole
 from jaxscale.training.initial import initial_state
-from jaxscale.training.step import gradients
+from jaxscale.training.step import all_parameters, gradients
 
 torch = pytest.importorskip("torch", reason="torch has a CPU build for Python 3.11 only; CI runs this there")
 transformers = pytest.importorskip("transformers")
@@ -35,6 +38,14 @@ COMMON = {
 WITHOUT_HEAD_DIM = {k: v for k, v in COMMON.items() if k != "head_dim"}
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 16}  # fmt: skip
+DEEPSEEK = {
+    **{k: v for k, v in COMMON.items() if k not in ("head_dim", "num_key_value_heads", "num_hidden_layers")},
+    "num_key_value_heads": N, "kv_lora_rank": 16, "qk_nope_head_dim": 10, "qk_rope_head_dim": 6, "v_head_dim": 8,
+    "first_k_dense_replace": 1, "n_routed_experts": 8, "num_experts_per_tok": 3, "n_group": 4, "topk_group": 2,
+    "moe_intermediate_size": 24, "n_shared_experts": 2, "num_mtp_layers": 0,
+}  # fmt: skip
+DEEPSEEK_ROPE = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "beta_fast": 8.0, "beta_slow": 1.0,
+                 "mscale": 1.0, "mscale_all_dim": 0.707, "original_max_position_embeddings": 16}  # fmt: skip
 MODELS = {
     "llama": lambda: transformers.LlamaConfig(**COMMON, rope_parameters=LLAMA3, attention_bias=True, mlp_bias=True),
     "llama tied": lambda: transformers.LlamaConfig(**COMMON, tie_word_embeddings=True),
@@ -85,6 +96,12 @@ MODELS = {
             "original_max_position_embeddings": 16,
         },
     ),
+    "deepseek_v3": lambda: transformers.DeepseekV3Config(
+        **DEEPSEEK, q_lora_rank=12, num_hidden_layers=4, rope_parameters=DEEPSEEK_ROPE
+    ),
+    "deepseek_v3 halves": lambda: transformers.DeepseekV3Config(
+        **DEEPSEEK, q_lora_rank=None, num_hidden_layers=3, rope_interleave=False
+    ),
     "gpt2": lambda: transformers.GPT2Config(
         vocab_size=V, n_positions=T, n_embd=D, n_layer=3, n_head=N, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0
     ),
@@ -101,7 +118,8 @@ def published(tmp_path_factory):
             torch.manual_seed(0)
             model = transformers.AutoModelForCausalLM.from_config(MODELS[name](), attn_implementation="eager").eval()
             with torch.no_grad():
-                for p in model.parameters():
+                biases = [b for n, b in model.named_buffers() if "correction_bias" in n]
+                for p in (*model.parameters(), *biases):
                     p.add_(0.1 * torch.randn_like(p))
                 out = tmp_path_factory.mktemp("published") / name.replace(" ", "-")
                 model.save_pretrained(out)
@@ -111,6 +129,7 @@ def published(tmp_path_factory):
     return get
 
 
+EXPERTS = ("mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3", "deepseek_v3 halves")
 TOKENS = np.random.default_rng(0).integers(0, V, (8, T))
 
 
@@ -127,7 +146,7 @@ def logits(config):
     setup = build(config, jax.devices()[: int(np.prod(list(config.mesh.sizes(None).values())))])
     with setup.context():
         state = initial_state(config, setup.program, print)
-        model = setup.program.merge(state.params)
+        model = setup.program.merge(all_parameters(state, state.params))
         return np.asarray(jax.jit(model)(TOKENS.astype(np.int32)))[:, :, :V]
 
 
@@ -140,7 +159,7 @@ def test_logits_are_those_of_transformers(published, name):
 @pytest.mark.parametrize("name", [n for n in MODELS if n not in ("llama tied", "qwen2 windows")])
 def test_logits_on_a_mesh(published, name):
     directory, wanted = published(name)
-    third = {"expert": 2} if name in ("mixtral", "qwen3_moe", "gpt_oss") else {"data": 2}
+    third = {"expert": 2} if name in EXPERTS else {"data": 2}
     np.testing.assert_allclose(logits(config_of(directory, fsdp=2, tensor=2, **third)), wanted, atol=2e-5)
 
 
@@ -155,11 +174,25 @@ def as_published(values, config):
 
     def read(row, place):
         at = values
-        for key in row.path:
+        path, place = found_at(row, place, files.table)
+        for key in path:
             at = at[key]
         return np.asarray(at)[place]
 
     return dict(zip(files.shapes, files.written(files.shapes, read, np.float32), strict=True))
+
+
+def as_in_files(name, value, family):
+    """Experts of a layer are one array there; DeepSeek's files have each by itself."""
+    above, _, matrix = name.partition(".mlp.experts.")
+    if "deepseek" not in family or not matrix:
+        return [(name, value)]
+    parts = ("gate_proj", "up_proj") if matrix == "gate_up_proj" else ("down_proj",)
+    return [
+        (f"{above}.mlp.experts.{expert}.{part}.weight", half)
+        for expert, of in enumerate(value)
+        for part, half in zip(parts, np.split(of, len(parts)), strict=True)
+    ]
 
 
 def their_steps(directory):
@@ -171,7 +204,11 @@ def their_steps(directory):
         optimizer.zero_grad()
         loss = torch.nn.functional.cross_entropy(model(tokens).logits.reshape(-1, V), tokens.roll(-1, 1).reshape(-1))
         loss.backward()
-        grads = grads or {n: p.grad.numpy().copy() for n, p in model.named_parameters()}
+        grads = grads or {
+            k: v
+            for n, p in model.named_parameters()
+            for k, v in as_in_files(n, p.grad.numpy().copy(), model.config.model_type)
+        }
         optimizer.step()
         losses.append(loss.item())
     return grads, losses
@@ -182,21 +219,22 @@ def test_gradients_and_steps_are_those_of_transformers(published, name):
     """Of experts `test_experts_oracle` asks: transformers holds them in other arrays."""
     directory, _ = published(name)
     adamw = [f"optimizer.learning_rate={RATE}", "optimizer.b2=0.95", "optimizer.weight_decay=0",
-             "optimizer.warmup_steps=0", "optimizer.schedule=constant", "optimizer.clip_norm=null"]  # fmt: skip
+             "optimizer.warmup_steps=0", "optimizer.schedule=constant", "optimizer.clip_norm=null",
+             "loss.bias_rate=0"]  # fmt: skip
     config = cfg.load_config(f"hf:{directory}", [*overrides(data=1), *adamw])
     setup = Setup(config, batch={"tokens": TOKENS.astype(np.int32), "targets": np.roll(TOKENS, -1, 1).astype(np.int32),
                                  "weights": np.ones(TOKENS.shape, np.float32)})  # fmt: skip
     with setup.context():
         state = initial_state(config, setup.program, print)
-        merge = setup.program.merge
+        merge = lambda p: setup.program.merge(all_parameters(state, p))  # noqa: E731
         grads = jax.jit(lambda p, b: gradients(config, merge, p, b, jax.random.key(0))[0])(state.params, setup.batch)
-        grads, losses = as_published(jax.device_get(grads), config), []
+        grads, losses = as_published(jax.device_get(whole(grads, state.router_bias)), config), []
         for _ in range(STEPS):
             state, metrics = setup.program.step(state, setup.batch)
             losses.append(float(metrics["loss"]))
     wanted, their_losses = their_steps(directory)
     largest = max(np.abs(w).max() for w in wanted.values())
-    for key, own in grads.items():
+    for key, own in ((key, own) for key, own in grads.items() if "correction_bias" not in key):
         error = np.abs(own - wanted[key]).max() / max(np.abs(wanted[key]).max(), largest / 100)
         assert error < 2e-5, f"gradient of {key} differs by {error:.1e}"
     np.testing.assert_allclose(losses, their_losses, rtol=2e-5)
@@ -219,6 +257,26 @@ def test_a_run_is_exported_as_it_came(published, name, tmp_path):
     assert not info["unexpected_keys"]
     with torch.no_grad():
         np.testing.assert_allclose(model.eval()(torch.tensor(TOKENS)).logits.numpy(), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["llama", "deepseek_v3"])
+@pytest.mark.parametrize("mesh", [{"data": 1}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=str)
+def test_a_large_block_is_read_layer_by_layer(published, monkeypatch, name, mesh):
+    """The same bits, in the same layout; of a source no more than a layer is asked for at one time."""
+    config = config_of(published(name)[0], **mesh)
+    setup = build(config, jax.devices()[: int(np.prod(list(mesh.values())))])
+    asked = []
+    with setup.context():
+        whole_blocks = initial_state(config, setup.program, print)
+        monkeypatch.setattr(initial, "LARGE", 0)
+        block = Files.block
+        monkeypatch.setattr(Files, "block", lambda self, *a: asked.append(block(self, *a)) or asked[-1])
+        slices = initial_state(config, setup.program, print)
+    for a, b in zip(jax.tree.leaves(whole_blocks), jax.tree.leaves(slices), strict=True):
+        assert a.sharding == b.sharding
+        if a.dtype != jax.random.key(0).dtype:
+            np.testing.assert_array_equal(a, b)
+    assert {len(x) for x in asked if x.ndim > 2} == {1}
 
 
 def run(words):
@@ -316,6 +374,7 @@ SHIPPED = {
     "qwen2.5-7b": "qwen2", "gemma-2-9b": "gemma2", "gemma-3-1b": "gemma3_text", "gemma-3-27b": "gemma3_text",
     "olmo-2-7b": "olmo2", "smollm2-135m": "llama", "smollm3-3b": "smollm3", "granite-3.3-8b": "granite",
     "phi-3-mini-4k": "phi3", "gpt-oss-120b": "gpt_oss",
+    "deepseek-v3": "deepseek_v3",
 }  # fmt: skip
 
 

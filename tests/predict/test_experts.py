@@ -84,7 +84,7 @@ def shipped(name: str, *overrides: str) -> cfg.Config:
         ("mixtral-8x22b", 141, 39),
         ("qwen3-30b-a3b", 30.5, 3.35),
         ("qwen3-235b-a22b", 235, 22.2),
-        ("deepseek-v3", 671, 37.8),
+        ("deepseek-v3", 671, 37.6),
         ("gpt-oss-120b", 116.8, 5.7),
     ],
 )

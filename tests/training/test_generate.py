@@ -23,6 +23,13 @@ MODELS = {
         "attention_multiplier": 0.3,
         "residual_multiplier": 0.5,
     },
+    "latent": {
+        "num_kv_heads": 8,
+        "head_dim": 24,
+        "sliding_window": 6,
+        "attention_multiplier": 0.3,
+        "latent": {"kv_rank": 16, "q_rank": 24, "nope_head_dim": 16, "rope_head_dim": 8, "value_head_dim": 12},
+    },
     "mixture": {
         "num_layers": 3,
         "moe": {"num_experts": 8, "top_k": 2, "mlp_dim": 32, "shared_mlp_dim": 16, "dense_layers": 1},
