@@ -43,6 +43,7 @@ LONG = (
     "test_predict.py",
     "faults/test_storage.py",
     "bench/test_step.py",
+    "scaling/test_fit.py",
     "training/test_meshes.py",
     "training/test_experts.py",
     "training/test_pipeline.py",
