@@ -138,7 +138,10 @@ def optimum(
     else:
         base = load_config(config, overrides or [])
     request = best.Request(read, base, config, tuple(overrides or ()), where, batch_tokens)
-    found = best.optimum_of_days(request, days) if days is not None else best.optimum(request, read_budget(str(flops)))
+    if days is not None:
+        found = best.optimum_of_days(request, days)
+    else:
+        found = best.optimum(request, read_budget(str(flops), option="--flops"))
     if as_json:
         console.print_optimum_json(found)
     else:

@@ -213,7 +213,7 @@ class Budget:
     chips: int
 
 
-def read_budget(text: str) -> float:
+def read_budget(text: str, *, option: str = "--budget") -> float:
     """`1e24`, `1mol`, `2.5 mol`: FLOPs. Raises ValueError for another form."""
     number, mol = text.strip().removesuffix("mol").strip(), text.strip().endswith("mol")
     try:
@@ -221,7 +221,7 @@ def read_budget(text: str) -> float:
     except ValueError:
         value = 0.0
     if not 0 < value < 1e40:
-        raise ValueError(f"--budget {text!r} is no number of FLOPs; give e.g. 1e24, or 1mol for {MOL:.3g}")
+        raise ValueError(f"{option} {text!r} is no number of FLOPs; give e.g. 1e24, or 1mol for {MOL:.3g}")
     return value * (MOL if mol else 1)
 
 

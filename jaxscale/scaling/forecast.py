@@ -13,6 +13,7 @@ from jaxscale.scaling.laws import form_of
 
 Array = np.ndarray
 FRONTIERS = ("isoflop", "envelope")
+EXPERTS = "the model has experts, and a law of dense models knows nothing of those that a token does not go to"
 FAR = 1.05  # times the largest run, from which a forecast lies outside
 
 
@@ -85,7 +86,7 @@ def forecast(
         beyond=beyond(law, N, D, C),
         spread=law.spread,
         left_out_error=law.largest.error if law.largest else None,
-        doubts=doubts(law, N, C, unique_tokens),
+        doubts=doubts(law, N, C, unique_tokens) + ([EXPERTS] if config.model.moe else []),
     )
 
 

@@ -89,7 +89,7 @@ REFUSED = {
     "--config is missing": ("forecast", "good.json"),
     "no config nope": ("forecast", "good.json", "--config", "nope"),
     "give the budget once": ("optimum", "good.json"),
-    "--budget 'much' is no number of FLOPs": ("optimum", "good.json", "--flops", "much"),
+    "--flops 'much' is no number of FLOPs": ("optimum", "good.json", "--flops", "much"),
     "--topology is missing": ("optimum", "good.json", "--days", "7"),
     "--days -1: give a number of days above 0": ("optimum", "good.json", "--days", "-1", "--topology", "h100:8"),
     "has experts, and a law sizes a dense model": ("optimum", "good.json", "--flops=1e22", "--config", "mixtral-8x7b"),
