@@ -51,6 +51,7 @@ LONG = (
     "faults/test_guard.py",
     "predict/test_costs.py",
     "explain/test_explain.py",
+    "abilities/test_measure.py",
     "test_cli.py",
     "fuzz/test_fuzz.py",
     "training/test_split_sequences.py",

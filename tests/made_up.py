@@ -148,7 +148,7 @@ def run(monkeypatch, folder, machine, *, wait=0.0, steps=12, peak=None, flops_pe
 
     for module in (trainer, evaluation):
         monkeypatch.setattr(module, "Feed", feed)
-    monkeypatch.setattr(trainer, "batch_sharding", lambda mesh: None)
+        monkeypatch.setattr(module, "batch_sharding", lambda mesh: None)
 
     def evaluate(state, batch):
         machine.spend(EVALUATION)
@@ -165,7 +165,7 @@ def run(monkeypatch, folder, machine, *, wait=0.0, steps=12, peak=None, flops_pe
     one.open(0, Meter(config, peak, flops_per_token))
     one.final = None
     try:
-        one.final = one.go(State(0), range(1000), range(8))
+        one.final = one.go(State(0), range(1000), [evaluation.ValidationLoss(range(8), config)])
     finally:
         one.close()
         events.close()

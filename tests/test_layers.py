@@ -43,7 +43,7 @@ BELOW = {
     "checkpoint": {"files", "private", "cluster", "inventory", "training", "parallel", "config"},
     "abilities": {"files", "data"},
     # measures by training's step, and is called by its evaluations: no file is in a circle
-    "measuring": {"abilities", "config", "blueprint", "data", "objectives", "parallel", "training"},
+    "measuring": {"abilities", "config", "blueprint", "data", "models", "objectives", "parallel", "training"},
     "training": {
         "measuring", "files", "hardware", "optimizers", "columns", "data", "config", "blueprint", "predict", "compiled",
         "parallel", "private", "blame", "codes", "cluster", "checkpoint", "models", "objectives", "vocabulary", "index",
@@ -279,6 +279,8 @@ def test_importing_is_light():
         ["plan", "llama3.1-8b", "--topology", "v5p:8x8x8"],
         ["compile", "llama3.1-8b", "--topology", "v5p:9x9"],
         ["report", "nowhere"],
+        ["law", "fit", "nowhere.csv"],
+        ["law", "forecast", "nowhere.json"],
         ["checkpoint", "verify", "--help"],
         ["checkpoint", "list", "nowhere"],
         ["puzzle", "list"],

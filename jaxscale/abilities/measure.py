@@ -6,6 +6,7 @@ Rows are split over the mesh as a batch of training is. All rows of one call hav
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -16,12 +17,14 @@ from jaxscale import config as cfg
 from jaxscale.abilities.rows import Prepared, Row
 from jaxscale.abilities.score import Scored, measured
 from jaxscale.blueprint.sequence import in_zigzag
+from jaxscale.models.transformer import Transformer
 from jaxscale.objectives.objective import Batch, Sums
 from jaxscale.objectives.token_values import token_values
 from jaxscale.parallel.presets import compiler_options
 from jaxscale.parallel.sharding import device
 from jaxscale.training.feed import Feed
-from jaxscale.training.step import Program, TrainState, batch_sharding, over_parts
+from jaxscale.training.regroup import shaped_for
+from jaxscale.training.step import Program, TrainState, all_parameters, batch_sharding, over_parts
 
 LEAST = 16  # tokens of a row, at least; on devices whose kernels want them LEAST_OF_A_KERNEL
 LEAST_OF_A_KERNEL = 128
@@ -82,7 +85,8 @@ class Measure:
     ) -> list[Scored]:
         """The scored tokens of each row."""
         size, vocab = self.config.data.batch_size, self.config.model.vocab_size
-        config = with_length(self.config, max(len(row.tokens) - 1 for row in rows), self.mesh)
+        longest = max(len(row.tokens) - 1 for row in rows)
+        config = with_length(self.config, longest, self.mesh) if self.reads_any_length else self.config
         batches = -(-len(rows) // size)
         source = Rows(rows, config.data.seq_len, vocab, num_rows=batches * size)
         feed = Feed(
@@ -106,6 +110,12 @@ class Measure:
         )
         spans = [slice(row.start - 1, len(row.tokens) - 1) for row in rows]
         return [Scored(log_p[i, span], right[i, span] == 1) for i, span in enumerate(spans)]
+
+    @cached_property
+    def reads_any_length(self) -> bool:
+        """Is it the decoder? A model of the user's own may have parameters for every position of a row."""
+        abstract = shaped_for(self.program.abstract, 0)
+        return isinstance(self.program.merge(all_parameters(abstract, abstract.params)), Transformer)
 
     def run(self, config: cfg.Config) -> Run:
         """The program for rows of this length: scores [parts, B, T], whole on every device."""

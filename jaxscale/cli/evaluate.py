@@ -22,9 +22,14 @@ def verb(
     ] = None,
     tasks: Annotated[
         list[str] | None,
-        typer.Option(help="Instead of text: abilities, as copy,rule:4, or BIG-bench's FILE.json; several times."),
+        typer.Option(
+            help="Instead of text: abilities, as copy,rule:4, BIG-bench's FILE.json, lm_eval:NAME; several times."
+        ),
     ] = None,
-    examples: Annotated[int | None, typer.Option(min=1, help="With --tasks: of each, at most; by default 256.")] = None,
+    tasks_from: Annotated[str | None, typer.Option(help="A folder of YAML files with tasks of lm_eval.")] = None,
+    examples: Annotated[
+        int | None, typer.Option(min=1, help="With --tasks: of each, at most; by default 256, of lm_eval's all.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="With --tasks: of the examples; by default 0.")] = None,
     split: Annotated[str | None, typer.Option(help="Of prepared datasets: validation (by default) or train.")] = None,
     step: Annotated[
@@ -39,14 +44,14 @@ def verb(
     """
     say = lambda line: print(line, file=sys.stderr)  # noqa: E731
     if tasks is None:
-        if examples is not None or seed is not None:
-            raise ValueError("--examples and --seed are of tasks; give --tasks too")
+        if examples is not None or seed is not None or tasks_from is not None:
+            raise ValueError("--examples, --seed and --tasks-from are of tasks; give --tasks too")
         ask = lambda: on_text(run, overrides, data, split, step_number(step), tokenizer, as_json, say)  # noqa: E731
     else:
         if data or split:
             raise ValueError("--tasks makes or reads its own examples; leave out --data and --split")
         names = [name.strip() for word in tasks for name in word.split(",")]
-        drawn = {"examples": examples or 256, "seed": seed or 0}
+        drawn = {"examples": examples, "seed": seed or 0, "folder": tasks_from}
         at = "all" if step == "all" else step_number(step)
         ask = lambda: on_tasks(run, overrides, names, at, tokenizer, as_json, say, drawn)  # noqa: E731
     try:
@@ -96,7 +101,7 @@ def on_tasks(
     tokenizer: str | None,
     as_json: bool,
     say: Callable[[str], None],
-    drawn: dict[str, int],
+    drawn: dict[str, Any],
 ) -> None:
     from jaxscale.console import abilities as console
     from jaxscale.serving.evaluate import first_process

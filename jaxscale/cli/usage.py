@@ -9,7 +9,7 @@ from jaxscale.config.overrides import keys_of
 from jaxscale.files.spelling import near
 from jaxscale.files.urls import is_url
 
-FILES = ("-o", "--out", "--png", "--hlo", "--save", "--executable", "--folder", "--profile", "--measured")
+FILES = ("-o", "--out", "--png", "--hlo", "--save", "--executable", "--folder", "--profile", "--measured", "--register")
 
 
 def usage_message(error: Any) -> str:

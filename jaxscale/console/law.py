@@ -68,9 +68,12 @@ def show_law(law: Law, path: Path, not_read: tuple[str, ...]) -> None:
 
 
 def errors_table(title: str, rows: list[LeaveOut]) -> Table:
-    table = make_table(title, "rung", "FLOPs", "<", "measured", "predicted", "error", narrow=True)
+    interval = ["90 % interval"] if rows[0].low is not None else []
+    table = make_table(title, "rung", "FLOPs", "<", "measured", "predicted", "error", *interval, narrow=True)
     for row in rows:
-        cells = (f"{row.flops:.3g}", row.quantity, number(row.measured), number(row.predicted), percent(row))
+        cells = [f"{row.flops:.3g}", row.quantity, number(row.measured), number(row.predicted), percent(row)]
+        if row.low is not None and row.high is not None:
+            cells.append(f"{number(row.low)} to {number(row.high)}")
         table.add_row(escape(row.what), *cells)
     return table
 

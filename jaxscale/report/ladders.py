@@ -91,6 +91,7 @@ def together_section(items: list[Item]) -> Section | None:
     named = {c.ability: (source, c) for source, c in curves if not c.shots}
     plots = [pair(named[a], named[b]) for a, b in TOGETHER if a in named and b in named]
     plots += shots_plots(curves)
+    plots += position_plots(items)
     if any(c.verdict for _, c in curves):
         plots.append(census_plot(curves))
     return Section("abilities-compared", "Abilities compared", plots=plots) if plots else None
@@ -177,6 +178,28 @@ def shots_plots(curves: list[tuple[int, Curve]]) -> list[Plot]:
     return plots
 
 
+def position_plots(items: list[Item]) -> list[Plot]:
+    """Loss by position of what repeats in its context, a series a rung: where it falls, the context is used."""
+    plots: dict[str, Plot] = {}
+    for source, name, record in items:
+        for rung in record.rungs:
+            for one in (a for a in rung.abilities if a.curve):
+                x, y = (
+                    Axis("position", "position in the repeated text"),
+                    Axis("nats", "loss", "nats a token", zero=True),
+                )
+                plot = plots.setdefault(
+                    one.ability,
+                    Plot(f"positions-{slug(one.ability)}", f"{one.ability}: loss by position", "lines", y=[y], x=[x]),
+                )
+                places: list[Number] = [float(i) for i in range(1, len(one.curve) + 1)]
+                columns: dict[str, list[Number]] = {"position": places, "nats": [finite(v) for v in one.curve]}
+                several = f"{name}, " if len(items) > 1 else ""
+                order = len(plot.series)
+                plot.series.append(Series(f"{several}{rung.name}", source, columns, color=order % 10, marker=order % 8))
+    return list(plots.values())
+
+
 def census_plot(curves: list[tuple[int, Curve]]) -> Plot:
     """Shares of each kind, ours and BIG-bench's."""
     counts = census([c for _, c in curves])
@@ -214,7 +237,7 @@ def verdict_table(curves: list[tuple[int, Curve]]) -> Table:
 
 
 def metric_axis(metric: str | None) -> Axis:
-    share = metric in ("exact", "choice", "final", "p_exact")
+    share = metric in ("exact", "choice", "final", "p_exact", "late_right")
     return Axis(metric or "", metric_words(metric), "share" if share else "", zero=share, top=1.0 if share else None)
 
 
@@ -227,6 +250,9 @@ def metric_words(metric: str | None) -> str:
         "p_exact": "probability of the answer",
         "log_odds": "log-odds of the right choice",
         "brier": "Brier score, turned",
+        "final_nll": "log-likelihood of the last token",
+        "late_right": "right 100th token",
+        "late_nll": "log-likelihood of the 100th token",
     }.get(metric or "", metric or "")
 
 

@@ -12,6 +12,7 @@ import numpy as np
 Array = np.ndarray
 LEAST = 1e-4  # of the smallest loss: a start's coefficient that is 0 begins here, as it is a logarithm inside
 COEFFICIENT, EXPONENT, RATE = (-60.0, 60.0), (-9.0, 3.0), (-5.0, 12.0)  # bounds of these logarithms inside
+NOTHING = 1e-9  # nats, below which E is 0
 MOST = 300.0  # of what is raised to a power of e
 
 
@@ -68,7 +69,13 @@ class PowerSum:
         alpha = np.exp(inside[:, 1 + m :])
         A = np.exp(inside[:, 1 : 1 + m] + alpha * self.centre)
         pairs = np.stack([A, alpha], -1).reshape(len(inside), 2 * m)
-        return np.concatenate([np.exp(inside[:, :1]), pairs], 1)
+        return np.concatenate([floor_of(inside[:, :1]), pairs], 1)
+
+
+def floor_of(log_E: Array) -> Array:
+    """E; 0 where its logarithm has gone where nothing changes any more."""
+    E = np.exp(log_E)
+    return np.where(E < NOTHING, 0.0, E)
 
 
 def power_sum(parameters: Array, *sizes: Array | float) -> Array:
@@ -154,7 +161,7 @@ class Repeated:
         """E, A, alpha, B, beta, rD, rN [S, 7], of sizes as they are."""
         alpha, beta = np.exp(inside[:, 3]), np.exp(inside[:, 4])
         A, B = np.exp(inside[:, 1] + alpha * self.centre[0]), np.exp(inside[:, 2] + beta * self.centre[1])
-        return np.stack([np.exp(inside[:, 0]), A, alpha, B, beta, np.exp(inside[:, 5]), np.exp(inside[:, 6])], -1)
+        return np.stack([floor_of(inside[:, 0]), A, alpha, B, beta, np.exp(inside[:, 5]), np.exp(inside[:, 6])], -1)
 
 
 def saturated(excess: Array, r: Array) -> tuple[Array, Array]:

@@ -32,8 +32,7 @@ def not_identified(intervals: Mapping[str, tuple[float, float]], smallest: float
         else:
             unknown = low <= 0 or high / low > FACTOR
         if unknown:
-            tiny = 0 < low < 1e-6 * smallest  # a logarithm inside: it cannot reach 0
-            found[name] = f"{name}: {0.0 if tiny else low:.2g} to {high:.2g}"
+            found[name] = f"{name}: {low:.2g} to {high:.2g}"
     if "beta" in intervals and together(table):
         found["beta"] = (
             "A, alpha and B, beta: every rung has the same tokens per parameter, so they stand for each other"

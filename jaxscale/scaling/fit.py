@@ -19,6 +19,7 @@ SMOOTH = 1.0  # a delta that no residual of log L exceeds: least squares
 EXPONENTS = np.geomspace(0.03, 1.5, 14)
 RATES = (4.0, 15.0, 60.0)  # rD and rN, where a fit begins
 BEST = 8  # starts that are refined
+TRIAL = 60  # evaluations of each start; the best one has more
 STEPS = 60  # of the fits side by side: most end before
 CHUNK = 4_000_000  # numbers of a Jacobian that is held at one time
 
@@ -83,11 +84,14 @@ def sigmoid_starts(curve: Sigmoid, y: Array, *, best: int = BEST) -> Array:
 
 def fit_one(curve: Curve, y: Array, begin: Array, *, delta: float = DELTA) -> tuple[Array, float]:
     """(parameters inside [p], objective: the sum of Huber losses) of the best of the starts `begin` [k, p]."""
-    ends = [refine(curve, y, one, delta=delta) for one in begin]
-    return min(ends, key=lambda end: end[1])
+    ends = [refine(curve, y, one, delta=delta, evaluations=TRIAL) for one in begin]
+    best = min(ends, key=lambda end: end[1])
+    return min(best, refine(curve, y, best[0], delta=delta), key=lambda end: end[1])
 
 
-def refine(curve: Curve, y: Array, begin: Array, *, delta: float = DELTA) -> tuple[Array, float]:
+def refine(
+    curve: Curve, y: Array, begin: Array, *, delta: float = DELTA, evaluations: int = 400
+) -> tuple[Array, float]:
     """The minimum that is reached from one start [p]: scipy's trust region with the analytic Jacobian.
 
     First of least squares, then with residuals from `delta` on counting by their size: far from the minimum all of
@@ -107,7 +111,7 @@ def refine(curve: Curve, y: Array, begin: Array, *, delta: float = DELTA) -> tup
             ftol=1e-15,
             xtol=1e-15,
             gtol=1e-15,
-            max_nfev=400,
+            max_nfev=evaluations,
         )
         inside = found.x
     return inside, float(found.cost)

@@ -47,13 +47,18 @@ class UsedRow(Part):
 
 
 class LeaveOut(Part):
-    """A rung that the law was fitted without: `error` is predicted over measured, less 1."""
+    """A rung that the law was fitted without: `error` is predicted over measured, less 1.
+
+    `low` to `high`: 90 % of what was predicted, of runs that were held out.
+    """
 
     what: str
     flops: float
     quantity: str
     measured: float
     predicted: float
+    low: float | None = None
+    high: float | None = None
 
     @property
     def error(self) -> float:

@@ -130,7 +130,7 @@ def fit(form: str, table: Table, *, draws: int = DRAWS, seed: int = 0) -> Law:
         draws=[[float(x) for x in draw] for draw in drawn],
         draws_fitted=fitted,
         leave_out=left,
-        held_out=[] if form in ("isoflop",) else tested(found, best, table),
+        held_out=tested(found, best, drawn, table),
         not_identified=not_identified(intervals, float(np.nanmin(losses(found, seen))), seen),
         warnings=[*problem.notes, *warnings_of(form, seen, fitted)],
         versions={name: metadata.version(name) for name in ("jaxscale", "numpy", "scipy")},
@@ -190,10 +190,15 @@ def left_out(one: Omission, parameters: Array) -> LeaveOut:
     )
 
 
-def tested(form: Form, best: Array, table: Table) -> list[LeaveOut]:
-    """The law on the runs that were held out."""
+def tested(form: Form, best: Array, drawn: Array, table: Table) -> list[LeaveOut]:
+    """The law on the runs that were held out; a frontier's on the best of them, as it is of the best sizes alone."""
     held = table.take(table.held_out)
+    if form.parameters == FRONTIER and len(held):
+        held = held.take(held.loss == held.loss.min())
+        if len(best) < len(FRONTIER):
+            return tested_size(best, drawn, held)
     quantity = "bits_per_byte" if form.name == "task" else "loss"
+    between = [np.percentile(form.value(drawn, point_of(held, i)), INTERVAL) for i in range(len(held))]
     return [
         LeaveOut(
             what=held.names[i],
@@ -201,8 +206,27 @@ def tested(form: Form, best: Array, table: Table) -> list[LeaveOut]:
             quantity=quantity,
             measured=float(losses(form, held)[i]),
             predicted=float(form.value(best, point_of(held, i))),
+            low=float(between[i][0]),
+            high=float(between[i][1]),
         )
         for i in range(len(held))
+    ]
+
+
+def tested_size(best: Array, drawn: Array, held: Table) -> list[LeaveOut]:
+    """N* of a frontier that says no loss, beside the best of the sizes that were held out."""
+    C = float(held.flops[0])
+    low, high = np.percentile(frontier_size(drawn, C), INTERVAL)
+    return [
+        LeaveOut(
+            what=held.names[0],
+            flops=C,
+            quantity="N*",
+            measured=float(held.parameters[0]),
+            predicted=float(frontier_size(best, C)),
+            low=float(low),
+            high=float(high),
+        )
     ]
 
 

@@ -175,7 +175,7 @@ def fastest(request: Request, config: cfg.Config) -> Choice:
 
 
 def command(request: Request, shaped: cfg.Config, changed: Sizes, choice: Choice | None) -> str:
-    """`jaxscale train BASE key=value ...`, which makes the same config."""
+    """The command that trains it: the base with overrides that make the same config."""
     words = ["jaxscale", "train", request.named, *request.overrides]
     words += [f"model.{key}={value!r}" for key, value in changed.items()]
     words += [f"name={shaped.name}", f"steps={shaped.steps}"]

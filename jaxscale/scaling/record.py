@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from jaxscale.config.errors import describe
 from jaxscale.files.reading import parse_json
@@ -24,15 +24,31 @@ class Metric(Part):
     n: int
     sharp: bool
     std: float | None = None
+    partner: str | None = None
 
 
 class Measured(Part):
-    """An ability at one checkpoint, with so many examples (`shots`) in the prompt; `chance`: what guessing gives."""
+    """An ability at one checkpoint.
+
+    Attributes:
+        shots: solved examples in the prompt. `chance`: what guessing gives.
+        main: the metric that it is judged by; its `partner` stands beside it.
+        curve: mean nats of each position, where an ability is scored by position.
+    """
 
     ability: str
     shots: int = 0
     chance: float
+    main: str | None = None
     metrics: dict[str, Metric]
+    curve: list[float] = []
+
+    @model_validator(mode="after")
+    def _check(self) -> "Measured":
+        for name in (self.main, *(metric.partner for metric in self.metrics.values())):
+            if name is not None and name not in self.metrics:
+                raise ValueError(f"{self.ability} has no metric {name}")
+        return self
 
 
 class Run(Part):

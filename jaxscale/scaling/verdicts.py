@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from jaxscale.scaling.classes import KINDS, LEAST_RUNGS, Point, Verdict, classify
 from jaxscale.scaling.record import LadderRecord, Measured
 
-LOWER_IS_BETTER = ("nll", "brier")
+LOWER_IS_BETTER = ("nll", "brier")  # ends of their names
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,9 @@ def curve_of(ability: str, shots: int, rows: Sequence[tuple[float, Measured]]) -
     first = rows[0][1]
     sharp = next((k for k, v in first.metrics.items() if v.sharp), None)
     soft = next((k for k, v in first.metrics.items() if not v.sharp), None)
-    metric, partner = (sharp, soft) if sharp else (soft or "", None)
+    metric = first.main or sharp or soft or ""
+    sharp = metric if first.metrics[metric].sharp else None
+    partner = (first.metrics[metric].partner or soft) if sharp else None
     points, more = points_of(rows, metric), points_of(rows, partner) if partner else ()
     verdict = verdict_of(points, first.chance if sharp else None)
     return Curve(ability, shots, metric, first.chance, points, partner, more, verdict, verdict_of(more, None))
@@ -55,7 +57,7 @@ def curve_of(ability: str, shots: int, rows: Sequence[tuple[float, Measured]]) -
 
 def points_of(rows: Sequence[tuple[float, Measured]], metric: str) -> tuple[Point, ...]:
     """Higher is better: what falls as it gets better is turned."""
-    sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
+    sign = -1.0 if metric.endswith(LOWER_IS_BETTER) else 1.0
     found = [(flops, one.metrics[metric]) for flops, one in rows if metric in one.metrics]
     return tuple(Point(flops, sign * m.value, m.n, None if m.sharp else m.std or 0.0) for flops, m in found)
 

@@ -131,12 +131,18 @@ def continued(
     if (codec := loaded.tokenizer) is None:
         raise ValueError(f"{loaded.source} has no tokenizer; load it with tokenizer='byte' or a tokenizer.json")
     manner = manner_of(loaded.source, codec, chat=chat, system=system)
-    tokens = [manner.encode(prompt) for prompt in prompts]
-    rules = decode_rules(loaded.rules, dict(loaded.mesh.shape), len(prompts))
+    return continued_tokens(loaded, codec, [manner.encode(prompt) for prompt in prompts], manner.stops, **sampling)
+
+
+def continued_tokens(
+    loaded: Loaded, codec: Tokenizer, tokens: list[list[int]], stops: tuple[int, ...], **sampling: Any
+) -> list[str]:
+    """Continuations of prompts that are tokens already; each ends before one of `stops`."""
+    rules = decode_rules(loaded.rules, dict(loaded.mesh.shape), len(tokens))
     with on_mesh(loaded.mesh, rules):
         program = build_on(loaded.config, loaded.mesh, rules).program
         params = moved(loaded.params, program)
-        return complete(program, params, codec, tokens, manner.stops, loaded.config, **sampling)
+        return complete(program, params, codec, tokens, stops, loaded.config, **sampling)
 
 
 def published(program: Program, config: cfg.Config, step: int | None) -> Restored:

@@ -1,4 +1,4 @@
-"""A run or a published model, measured on tasks: abilities by name, and files of BIG-bench."""
+"""A run or a published model, measured on tasks: abilities by name, files of BIG-bench, tasks of lm_eval."""
 
 import re
 from collections.abc import Sequence
@@ -18,12 +18,14 @@ from jaxscale.cluster.start import join_processes
 from jaxscale.config import PUBLISHED
 from jaxscale.parallel.mesh import make_mesh, start_devices
 from jaxscale.serving.evaluate import as_state
+from jaxscale.serving.harness import by_harness, require_harness
 from jaxscale.serving.load import Loaded, config_of, load, tokenizer_of
 from jaxscale.serving.serve import restore
 from jaxscale.serving.texts import Say
 
 Step = int | Literal["all"] | None
 Record = dict[str, Any]
+HARNESS = "lm_eval:"
 FILE = re.compile(r"(.+\.json)(?::(\d{1,2}))?")  # FILE.json, or FILE.json:SHOTS
 
 
@@ -33,18 +35,20 @@ def evaluate_tasks(
     overrides: Sequence[str] = (),
     *,
     step: Step = None,
-    examples: int = 256,
+    examples: int | None = None,
     seed: int = 0,
     tokenizer: str | None = None,
+    folder: str | None = None,
     say: Say,
 ) -> list[Record]:
     """Measure a model on its config's mesh, on all processes that there are: a record for each checkpoint.
 
     Args:
-        names: abilities, with `:SHOTS` for solved examples in the prompt, and files of BIG-bench.
+        names: abilities, with `:SHOTS` for solved examples in the prompt, files of BIG-bench, and `lm_eval:NAME`.
         step: of a run's checkpoint; None: the newest; `all`: each of them in turn.
-        examples: of each task, at most.
+        examples: of each task, at most; None: 256, and of lm_eval's tasks all.
         seed: of the examples.
+        folder: of YAML files that describe tasks of lm_eval; None: the tasks that it brings along.
 
     Raises:
         ValueError: what cannot be read or measured; Stopped: after a signal.
@@ -55,7 +59,13 @@ def evaluate_tasks(
     with watched(config, place) as monitor:
         codec = tokenizer_of(source, tokenizer, config, needed=True)
         assert codec is not None
-        tasks = [task for name in names for task in named(name, seed=seed, count=examples, say=say)]
+        harness = [name.removeprefix(HARNESS) for name in names if name.startswith(HARNESS)]
+        ours = [name for name in names if not name.startswith(HARNESS)]
+        if harness:
+            require_harness(harness, folder)
+        elif folder:
+            raise ValueError(f"--tasks-from {folder} is for tasks of lm_eval; give one as --tasks {HARNESS}NAME")
+        tasks = [task for name in ours for task in named(name, seed=seed, count=examples or 256, say=say)]
         prepared = prepare(tasks, codec, seq_len=config.data.seq_len)
         steps: list[int] | list[int | None] = steps_of(source, config) if step == "all" else [step]
         mesh = make_mesh(config.mesh, start_devices(config.runtime, place.processes))
@@ -64,7 +74,10 @@ def evaluate_tasks(
         records = []
         for number, at in enumerate(steps):
             loaded = loaded if number == 0 else at_step(loaded, at, say)
-            records.append(record(loaded, measure, prepared, monitor) | {"seed": seed})
+            found = record(loaded, measure, prepared, monitor) | {"seed": seed}
+            if harness:
+                found["abilities"] += by_harness(loaded, measure, harness, folder, examples)
+            records.append(found)
         return records
 
 
@@ -108,7 +121,7 @@ def record(loaded: Loaded, measure: Measure, tasks: Sequence[Prepared], monitor:
         monitor.follow("evaluation", "start", batch)
 
     with loaded.context():
-        found = measure(as_state(loaded.params), tasks, before=before)
+        found = measure(as_state(loaded.params), tasks, before=before) if tasks else []
     return {
         "kind": "abilities",
         "model": loaded.words,

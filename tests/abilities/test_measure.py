@@ -4,11 +4,14 @@ import json
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from support import Listener, make_config
 from test_bad_input import Shell
 
+import jaxscale
 from jaxscale import abilities
 from jaxscale.abilities.measure import Measure, with_length
 from jaxscale.abilities.rows import prepare
@@ -160,6 +163,57 @@ def test_experts_are_measured_too(tmp_path, place):
     same(*found)
 
 
+def test_replicas_are_measured_by_their_outer_parameters(tmp_path, place):
+    """While they train on a mesh of replicas, and afterwards on one device."""
+    data = {"kind": "tokens", "path": str(place / "data"), "batch_size": 16, "seq_len": 128}
+    config = make_config(
+        {"replica": 2, "fsdp": 2},
+        model=MODEL,
+        steps=4,
+        out=str(tmp_path / "run"),
+        data=data,
+        outer={"every": 2},
+        evaluation={"abilities": ["count", "coin"], "examples": 16},
+        runtime={"platform": "cpu", "simulated_devices": 4},
+    )
+    train(config)
+    (written,) = [r for r in read_records(tmp_path / "run" / "metrics.jsonl") if r["kind"] == "abilities"]
+    words = [*ONE, "outer.every=null"]
+    (found,) = evaluate_tasks(str(tmp_path / "run"), ["count", "coin"], words, examples=16, say=print)
+    same(found["abilities"], written["abilities"])
+
+
+class FixedLength(nnx.Module):
+    """A model of the user's own, with a parameter for each of 64 positions: it cannot read shorter rows."""
+
+    def __init__(self, rngs, vocab=384, T=64, D=16):
+        def make(shape, axes):
+            return nnx.Param(jax.random.normal(rngs.params(), shape), out_sharding=axes)
+
+        self.embedding, self.places = make((vocab, D), ("vocab", "embed")), make((T, D), ("positions", "embed"))
+
+    def __call__(self, tokens):
+        x = jaxscale.lookup(self.embedding[...], tokens, dtype=jnp.float32)
+        x = jaxscale.shard(x, "batch", "sequence", "embed") + jax.reshard(self.places[...], jax.P(None, None))
+        return jaxscale.einsum("btd,vd->btv", x, self.embedding[...], out=("batch", "sequence", "vocab"))
+
+
+def test_a_model_of_ones_own_reads_rows_of_its_length(tmp_path, place):
+    """Without `hidden` and `head`; its log-probabilities are those of its logits."""
+    data = {"kind": "tokens", "path": str(place / "data"), "batch_size": 8, "seq_len": 64}
+    more = {"optimizer": {"ema": None}, "steps": 2, "data": data, "out": str(tmp_path / "run")}
+    config = run_config(place, **more, evaluation={"abilities": ["count", "coin"], "examples": 8})
+    result = train(config, model=FixedLength)
+    (written,) = [r for r in read_records(tmp_path / "run" / "metrics.jsonl") if r["kind"] == "abilities"]
+    table, places = (np.asarray(result.state.params[name], np.float64) for name in ("embedding", "places"))
+    nats = []
+    for example in tasks_of("count", seed=0, count=8)[0].examples:
+        tokens = [256, *example.prompt.encode()]
+        logits = ((table[tokens[-1]] + places[len(tokens) - 1]) @ table.T)[:257]
+        nats.append(np.log(np.exp(logits - logits.max()).sum()) + logits.max() - logits[ord(example.answers[0])])
+    assert written["abilities"][0]["metrics"]["nll"]["value"] == pytest.approx(np.mean(nats), rel=1e-4)
+
+
 # --- while it trains --------------------------------------------------------------------------------------------
 
 
@@ -279,7 +333,7 @@ REFUSED = [
     (["--tasks", "copy", "--step", "x"], "--step x: give the number of a checkpoint's step, or with --tasks `all`"),
     (["--step", "all"], "--step all: give the number of a checkpoint's step; `all` is for --tasks"),
     (["--tasks", "copy", "--data", "x"], "--tasks makes or reads its own examples; leave out --data and --split"),
-    (["--examples", "4"], "--examples and --seed are of tasks; give --tasks too"),
+    (["--examples", "4"], "--examples, --seed and --tasks-from are of tasks; give --tasks too"),
     (["--tasks", "copy", "--examples", "0"], "greater than or equal to 1"),
     (["--tasks", "copy:9"], "and the model reads 128 (data.seq_len)"),
 ]

@@ -9,6 +9,7 @@ from jaxscale.scaling.laws import FORMS, fit
 
 N, D, U = 2e10, 4e11, 5e10  # a run of ten times the largest size
 C = 6 * N * D
+DRAWS = 100  # of each ladder: percentiles of 300 hold the truth as often
 
 
 def asked(form: str, p: np.ndarray) -> np.ndarray:
@@ -35,7 +36,7 @@ def held(form: str, count: int, *, first: int = 0) -> float:
     inside = 0
     for seed in range(first, first + count):
         table, truth = ladder(form, np.random.default_rng(seed))
-        law = fit(form, table, seed=seed)
+        law = fit(form, table, draws=DRAWS, seed=seed)
         low, high = np.percentile(asked(form, law.drawn), (5, 95))
         inside += bool(low <= truth_of(form, truth) <= high)
     return inside / count

@@ -32,9 +32,9 @@ def chinchilla_rows(rng=None, noise=NOISE):
     return rows, EPOCH
 
 
-def isoflop_rows(rng=None, noise=NOISE):
+def isoflop_rows(rng=None, noise=NOISE, budgets=5):
     rows = []
-    for C in np.geomspace(1e18, 1e21, 5):
+    for C in np.geomspace(1e18, 1e21, budgets):
         best = size_of(EQUAL, C)
         for share in np.geomspace(0.2, 5, 9):
             N = best * share

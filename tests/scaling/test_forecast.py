@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 import yaml
-from scaling.ladders import EPOCH, chinchilla_rows, ladder
+from scaling.ladders import EPOCH, chinchilla_rows, isoflop_rows, ladder
 
 from jaxscale import config as cfg
 from jaxscale.predict.costs import parameter_counts, train_flops_per_token
@@ -100,6 +100,17 @@ def test_isoflop_of_four_budgets_says_no_loss():
     assert list(law.parameters) == ["k", "power"]
     with pytest.raises(ValueError, match="fewer than 5 budgets and so says N\\* and D\\* alone, no loss"):
         forecast(law, cfg.load_config("llama3.1-8b"))
+
+
+@pytest.mark.parametrize(("budgets", "quantity"), [(6, "loss"), (5, "N*")])
+def test_isoflop_is_judged_by_the_best_run_that_was_held_out(budgets, quantity):
+    rows = isoflop_rows(budgets=budgets)[0]
+    largest = max(row["flops"] for row in rows)
+    law = fit("isoflop", make_table([row | {"held_out": row["flops"] > largest / 2} for row in rows], "t"), draws=20)
+    (one,) = law.held_out
+    assert one.quantity == quantity
+    assert one.measured == pytest.approx(one.predicted, rel=0.01)
+    assert one.low is not None
 
 
 def test_a_forecast_registered_twice_is_the_same_bytes(tmp_path, small, law_file):

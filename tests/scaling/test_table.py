@@ -288,7 +288,7 @@ def test_any_csv_is_fitted_or_refused_in_one_line(tmp_path_factory, names, rows,
     judge(lambda: fit(form, read_table(path), draws=5))
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data(), form=st.sampled_from(sorted(FORMS)))
 def test_runs_of_any_numbers_are_fitted_or_refused(data, form):
     """Rows that are read, with numbers of any size: a fit ends, with numbers or with a line."""
