@@ -643,14 +643,14 @@ def test_tokenizers_that_do_not_match(trained, tmp_path, shell):
 USAGE = [
     (["trian", "quickstart"], "No such command 'trian'; did you mean train?"),
     (["prepare"], "No such command 'prepare'; did you mean data prepare?"),
-    (["verify", "runs/x"], "No such command 'verify'; did you mean checkpoint verify?"),
+    (["verify", "runs/x"], "No such command 'verify'; did you mean checkpoint verify or law verify?"),
     (["check", "x"], "No such command 'check'; did you mean puzzle check?"),
     (["generat"], "; did you mean generate?"),
     (["bench", "atention"], "; did you mean attention?"),
     (["deploy"], "No such command 'deploy'; `"),  # near no verb
     (["eval", "x"], "No such command 'eval'; did you mean evaluate?"),
     (["plot", "x"], "No such command 'plot'; `"),
-    (["run", "x"], "No such command 'run'; `"),
+    (["run", "x"], "No such command 'run'; did you mean ladder run?"),
     (["test"], "No such command 'test'; `"),
     (["restore"], "No such command 'restore'; `"),
     (["checkpoint", "ls"], "No such command 'ls'; `"),

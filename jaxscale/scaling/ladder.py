@@ -15,8 +15,8 @@ from jaxscale import config as cfg
 from jaxscale.config.values import Above0, NonNegative, Positive, Section, Share, Text
 from jaxscale.files.reading import parse_yaml
 from jaxscale.scaling.counts import law_parameters, size_of, tokens_of
+from jaxscale.scaling.laws import form_of
 
-FEWEST_FITTED = 5  # runs that a law of three or more parameters needs
 FEWEST_STEPS = 10
 MOST_RUNS = 500
 FOLDER = Path("runs/ladder")
@@ -293,9 +293,10 @@ def held_out(ladder: Ladder, rungs: list[Rung]) -> list[Rung]:
 
 def checked(ladder: Ladder, rungs: list[Rung]) -> list[Rung]:
     fitted = {(r.parameters, r.tokens) for r in rungs if not r.held_out}
-    if ladder.law != "none" and len(fitted) < FEWEST_FITTED:
+    needs = 0 if ladder.law == "none" else form_of(ladder.law).rungs
+    if len(fitted) < needs:
         raise ValueError(
             f"ladder {ladder.name} has {len(fitted)} rungs to fit (of {len(rungs)} runs), and law={ladder.law} needs "
-            f"{FEWEST_FITTED} or more of different size or length; add rungs, or say law: none"
+            f"{needs} or more of different size or length; add rungs, or say law: none"
         )
     return rungs
