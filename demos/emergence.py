@@ -10,12 +10,14 @@ moment, and then goes on.
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+from jaxscale.cluster.local import die_with
 from jaxscale.scaling.record import read_ladder_record
 from jaxscale.scaling.verdicts import curves_of
 
@@ -29,7 +31,8 @@ def jaxscale(*words: object) -> None:
     print("\n$ jaxscale", *(repr(w) if " " in w else w for w in shown), flush=True)
     started = time.perf_counter()
     try:
-        code = subprocess.run([sys.executable, "-m", "jaxscale.cli", *shown], check=False).returncode
+        command = [sys.executable, "-m", "jaxscale.cli", *shown]
+        code = subprocess.run(command, check=False, preexec_fn=die_with(os.getpid())).returncode
     except KeyboardInterrupt:  # the command has had it too, and saves
         sys.exit(130)
     if code:

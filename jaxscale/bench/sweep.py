@@ -13,13 +13,12 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from jaxscale import config as cfg
 from jaxscale.bench.record import BenchRecord, Clock, Figure, Label, Row, read_record
 from jaxscale.compiled.source import source_hash
 from jaxscale.compiled.store import versions
-from jaxscale.files.reading import parse_yaml
 
 KEPT = ("step_seconds", "tokens_per_second", "tokens_per_second_per_device", "mfu_causal", "mfu_palm",
         "hfu_causal", "hfu_palm", "compile_seconds", "peak_memory_bytes", "compiled_memory_bytes",
@@ -52,23 +51,7 @@ class Grid(cfg.Section):
 
 def read_grid(name: str) -> Grid:
     """From a path, or the name of a shipped one. Raises ValueError, in one line."""
-    path = Path(name)
-    if not path.exists():
-        shipped = cfg.shipped_configs() / "grids" / f"{name.removesuffix('.yaml')}.yaml"
-        if not shipped.exists():
-            there = ", ".join(sorted(p.stem for p in shipped.parent.glob("*.yaml")))
-            raise ValueError(f"no grid {name}: neither a file nor a shipped one ({there})")
-        path = shipped
-    try:
-        values = parse_yaml(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{path} is no grid, which is YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} is no grid: it holds no keys; it needs name, config, and vary or runs")
-    try:
-        grid = Grid.model_validate(values)
-    except ValidationError as error:
-        raise ValueError(f"{path}: {cfg.describe(error.errors()[0], Grid)}") from error
+    path, grid = cfg.read_kind(name, "grid", Grid, "name, config, and vary or runs")
     if bool(grid.vary) == bool(grid.runs):
         raise ValueError(f"{path}: give either vary (every combination) or runs (one by one)")
     if "/" in grid.name:

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from jaxscale import config as cfg
 from jaxscale.config.values import Above0, NonNegative, Positive, Section, Share, Text
-from jaxscale.files.reading import parse_yaml
 from jaxscale.scaling.counts import law_parameters, size_of, tokens_of
 from jaxscale.scaling.laws import form_of
 
@@ -169,23 +168,7 @@ def key_of(override: str) -> str:
 
 def read_ladder(name: str) -> Ladder:
     """From a path, or the name of a shipped one. Raises ValueError, in one line."""
-    path = Path(name)
-    if not path.is_file():
-        shipped = cfg.shipped_configs() / "ladders" / f"{name.removesuffix('.yaml')}.yaml"
-        if not shipped.exists():
-            there = ", ".join(sorted(p.stem for p in shipped.parent.glob("*.yaml")))
-            raise ValueError(f"no ladder {name}: neither a file nor a shipped one ({there})")
-        path = shipped
-    try:
-        values = parse_yaml(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{path} is no ladder, which is YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} is no ladder: it holds no keys; it needs name, config, and rungs or widths")
-    try:
-        found = Ladder.model_validate(values)
-    except ValidationError as error:
-        raise ValueError(f"{path}: {cfg.describe(error.errors()[0], Ladder)}") from error
+    path, found = cfg.read_kind(name, "ladder", Ladder, "name, config, and rungs or widths")
     if "/" in found.name or found.name.startswith("."):
         raise ValueError(f"{path}: name {found.name!r} names a folder; give one without a slash or a dot before it")
     return found
