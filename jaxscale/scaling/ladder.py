@@ -237,7 +237,8 @@ def lengths(ladder: Ladder, draft: cfg.Config, size: Size, flops: float | None) 
             f"{wanted:,.0f} tokens are {steps} steps of {draft.data.batch_size * draft.data.seq_len:,} tokens; give "
             f"{FEWEST_STEPS} steps or more, by more tokens or a smaller batch"
         )
-    found: dict[str, Any] = {"steps": steps, "evaluation.every": math.ceil(steps / ladder.evaluations)}
+    every = math.ceil(steps / ladder.evaluations) if ladder.evaluations > 1 else 0  # 0: at the end alone
+    found: dict[str, Any] = {"steps": steps, "evaluation.every": every}
     if ladder.warmup_fraction is not None:
         found["optimizer.warmup_steps"] = round(ladder.warmup_fraction * steps)
     if ladder.decay_fraction is not None:
