@@ -7,7 +7,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -35,6 +35,7 @@ class Scaled(Section):
     def of(self, width: int) -> float:
         try:
             found = self.value * (width / self.at) ** self.power
+            round(found)
         except OverflowError:
             raise ValueError(
                 f"{self.value:g} * ({width} / {self.at}) ** {self.power:g} is no number; change power"
@@ -60,7 +61,7 @@ class Widths(Section):
     embed_dims: list[Positive]
     num_layers: Scaled
     head_dim: Positive = 64
-    mlp_ratio: Above0 = 4.0
+    mlp_ratio: Annotated[float, Field(gt=0, le=1000)] = 4.0
 
     def sizes(self) -> list[Size]:
         for width in self.embed_dims:

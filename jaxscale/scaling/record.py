@@ -1,13 +1,16 @@
 """The record of a ladder, JSON: what `ladder run` writes and `law`, `report` read. No jax."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from jaxscale.config.errors import describe
+from jaxscale.config.values import Positive
 from jaxscale.files.reading import parse_json
 
+Number = Annotated[float, Field(ge=-1e12, le=1e12)]  # of a metric
+Size = Annotated[float, Field(gt=0, lt=1e60)]  # so that products of them are numbers too
 LADDER = "ladder"  # the kind that a record says it is
 
 
@@ -20,10 +23,10 @@ class Part(BaseModel):
 class Metric(Part):
     """A metric's mean over `n` examples. `sharp`: a share of right ones; else continuous, with its `std`."""
 
-    value: float
-    n: int
+    value: Number
+    n: Positive
     sharp: bool
-    std: float | None = None
+    std: Number | None = None
     partner: str | None = None
 
 
@@ -64,11 +67,11 @@ class Run(Part):
     seed: int = 0
     held_out: bool = False
     run: str = ""
-    parameters: float
-    parameters_with_embeddings: float | None = None
-    tokens: float
-    unique_tokens: float | None = None
-    flops: float
+    parameters: Size
+    parameters_with_embeddings: Size | None = None
+    tokens: Size
+    unique_tokens: Size | None = None
+    flops: Size
     loss: float
     seconds: float = 0.0
     training_seconds: float = 0.0
