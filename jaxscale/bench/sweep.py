@@ -19,6 +19,7 @@ from jaxscale import config as cfg
 from jaxscale.bench.record import BenchRecord, Clock, Figure, Label, Row, read_record
 from jaxscale.compiled.source import source_hash
 from jaxscale.compiled.store import versions
+from jaxscale.config.other_files import read_kind
 
 KEPT = ("step_seconds", "tokens_per_second", "tokens_per_second_per_device", "mfu_causal", "mfu_palm",
         "hfu_causal", "hfu_palm", "compile_seconds", "peak_memory_bytes", "compiled_memory_bytes",
@@ -51,7 +52,7 @@ class Grid(cfg.Section):
 
 def read_grid(name: str) -> Grid:
     """From a path, or the name of a shipped one. Raises ValueError, in one line."""
-    path, grid = cfg.read_kind(name, "grid", Grid, "name, config, and vary or runs")
+    path, grid = read_kind(name, "grid", Grid, "name, config, and vary or runs")
     if bool(grid.vary) == bool(grid.runs):
         raise ValueError(f"{path}: give either vary (every combination) or runs (one by one)")
     if "/" in grid.name:

@@ -4,7 +4,7 @@ from jaxscale.config.data import Data
 from jaxscale.config.errors import describe, divisors
 from jaxscale.config.files import find_config, read_yaml, shipped_configs
 from jaxscale.config.latent import Latent
-from jaxscale.config.loading import PUBLISHED, dump_config, load_config, read_kind, validate
+from jaxscale.config.loading import PUBLISHED, dump_config, load_config, validate
 from jaxscale.config.lora import Lora
 from jaxscale.config.mesh import AXES, OVER_SLICES, AxisNames, Dcn, Mesh, Sharding
 from jaxscale.config.model import LayerKind, Model, Moe, RopeScaling
@@ -30,6 +30,6 @@ __all__ = [
     "ACTIVATIONS", "AXES", "NO_DECAY", "OVER_SLICES", "PUBLISHED", "AxisNames", "Checkpoint", "Config", "Data",
     "Dcn", "Evaluation", "Latent", "LayerKind", "Lora", "Loss", "Mesh", "Model", "Moe", "Objective", "Optimizer",
     "Outer", "Positive", "RopeScaling", "Runtime", "Section", "Sharding", "Step", "Watch", "default_of", "describe",
-    "divisors", "dump_config", "find_config", "load_config", "nearest", "read_kind", "read_published", "read_yaml",
+    "divisors", "dump_config", "find_config", "load_config", "nearest", "read_published", "read_yaml",
     "shipped_configs", "validate",
 ]  # fmt: skip

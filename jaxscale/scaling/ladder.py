@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from jaxscale import config as cfg
+from jaxscale.config.other_files import read_kind
 from jaxscale.config.values import Above0, NonNegative, Positive, Section, Share, Text
 from jaxscale.scaling.counts import law_parameters, size_of, tokens_of
 from jaxscale.scaling.laws import form_of
@@ -169,7 +170,7 @@ def key_of(override: str) -> str:
 
 def read_ladder(name: str) -> Ladder:
     """From a path, or the name of a shipped one. Raises ValueError, in one line."""
-    path, found = cfg.read_kind(name, "ladder", Ladder, "name, config, and rungs or widths")
+    path, found = read_kind(name, "ladder", Ladder, "name, config, and rungs or widths")
     if "/" in found.name or found.name.startswith("."):
         raise ValueError(f"{path}: name {found.name!r} names a folder; give one without a slash or a dot before it")
     return found
