@@ -33,6 +33,7 @@ _WHERE = {
     "load": "jaxscale.library.models",
     "generate": "jaxscale.library.models",
     "evaluate": "jaxscale.library.models",
+    "measure": "jaxscale.library.models",
     "plan": "jaxscale.library.predictions",
 }
 _ROOMS = ("explain",)  # rooms that are functions themselves

@@ -14,6 +14,7 @@ from jaxscale.hardware.topology import find_topology as find_topology
 from jaxscale.library.models import evaluate as evaluate
 from jaxscale.library.models import generate as generate
 from jaxscale.library.models import load as load
+from jaxscale.library.models import measure as measure
 from jaxscale.library.predictions import explain as explain
 from jaxscale.library.predictions import plan as plan
 from jaxscale.models.embedding import lookup as lookup

@@ -15,6 +15,7 @@ from jaxscale.process.quiet import quiet_inside
 from jaxscale.serving import evaluate as serving
 from jaxscale.serving.load import Loaded, config_of, continued, tokenizer_of
 from jaxscale.serving.load import load as load_on
+from jaxscale.serving.tasks import measured
 from jaxscale.serving.texts import open_sources
 
 REST = "fsdp"  # splits the parameters over all devices where nothing else is said
@@ -89,6 +90,23 @@ def evaluate(
     places = [str(place) for place in given] or serving.own_places(loaded.config)
     sources = open_sources(places, loaded.tokenizer, model=loaded.source, split=split, say=print)
     return EvaluationView.of(serving.evaluate(loaded, sources))
+
+
+def measure(loaded: Loaded, tasks: str | Sequence[str], *, examples: int = 256, seed: int = 0) -> list[dict[str, Any]]:
+    """How well a model answers abilities and files of BIG-bench; see `docs/abilities.md`.
+
+    Args:
+        tasks: names, with `:SHOTS` for solved examples in the prompt, or FILE.json.
+        examples: of each, at most. `seed`: of the examples.
+
+    Returns:
+        A record of each task: `ability`, `shots`, `examples`, `chance`, `main`, `metrics`.
+
+    Raises:
+        ValueError: an unknown task, an example that the context cannot hold, a model without a tokenizer.
+    """
+    names = [tasks] if isinstance(tasks, str) else list(tasks)
+    return measured(loaded, names, examples=examples, seed=seed, say=print)["abilities"]
 
 
 def as_overrides(values: Mapping[str, Any], before: str = "") -> Iterator[str]:

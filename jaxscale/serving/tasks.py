@@ -81,6 +81,17 @@ def evaluate_tasks(
         return records
 
 
+def measured(loaded: Loaded, names: Sequence[str], *, examples: int, seed: int, say: Say) -> Record:
+    """A record of a loaded model, on abilities and files of BIG-bench. Raises ValueError as `evaluate_tasks`."""
+    if loaded.tokenizer is None:
+        raise ValueError(f"{loaded.source} has no tokenizer, which questions are read with; load it with tokenizer=")
+    if wrong := next((name for name in names if name.startswith(HARNESS)), None):
+        raise ValueError(f"{wrong}: tasks of lm_eval are measured by `jaxscale evaluate`, or by lm_eval itself")
+    tasks = [task for name in names for task in named(name, seed=seed, count=examples, say=say)]
+    prepared = prepare(tasks, loaded.tokenizer, seq_len=loaded.config.data.seq_len)
+    return record(loaded, Measure(loaded.config, loaded.program, loaded.mesh), prepared) | {"seed": seed}
+
+
 def named(name: str, *, seed: int, count: int, say: Say) -> list[Task]:
     """The tasks that a word of `--tasks` means."""
     if found := FILE.fullmatch(name):

@@ -22,6 +22,7 @@ from jaxscale.predict.plan import plan as plan_of
 from jaxscale.serving.evaluate import evaluate_places
 from jaxscale.serving.evaluated import Evaluation
 from jaxscale.serving.serve import continue_texts
+from jaxscale.serving.tasks import evaluate_tasks
 from jaxscale.training.trainer import train
 
 MODEL = {"vocab_size": 257, "num_layers": 2, "embed_dim": 32, "num_heads": 4, "num_kv_heads": 2, "mlp_dim": 64}
@@ -142,6 +143,21 @@ def test_texts_are_those_of_the_verb(place):
         jaxscale.generate(loaded, "the ", chat=True)
     with pytest.raises(ValueError, match="top_p=7 must be above 0"):
         jaxscale.generate(loaded, "the ", top_p=7)
+
+
+def test_abilities_are_measured_as_by_the_verb(place):
+    loaded = jaxscale.load(place / "run", mesh={"data": 8})
+    found = jaxscale.measure(loaded, ["count", "coin"], examples=16, seed=3)
+    (wanted,) = evaluate_tasks(str(place / "run"), ["count", "coin"], examples=16, seed=3, say=print)
+    assert [(one["ability"], one["examples"]) for one in found] == [("count", 16), ("coin", 16)]
+    for one, verb in zip(found, wanted["abilities"], strict=True):
+        for name, metric in one["metrics"].items():
+            assert metric["value"] == pytest.approx(verb["metrics"][name]["value"], abs=1e-5)
+    assert jaxscale.measure(loaded, "coin", examples=16, seed=3) == found[1:]
+    with pytest.raises(ValueError, match="no ability 'coun'; did you mean"):
+        jaxscale.measure(loaded, ["coun"])
+    with pytest.raises(ValueError, match="lm_eval:x: tasks of lm_eval are measured by"):
+        jaxscale.measure(loaded, ["lm_eval:x"])
 
 
 def test_an_evaluation_is_that_of_the_verb(place):
