@@ -129,10 +129,13 @@ def result(rung: Rung) -> Result | None:
     last = next((r for r in reversed(found) if r["step"] == rung.config.steps), None)
     if last is None or not isinstance(last.get("loss"), int | float):
         return None
+    abilities = measured(rung, metrics)
+    if rung.config.evaluation.abilities and not abilities:  # killed between the two
+        return None
     size = rung.config.data.batch_size * rung.config.data.seq_len
     curve = {r["step"] * size: float(r["loss"]) for r in found}  # a step that was done again stands once
     seconds, training = spent(rung)
-    return Result(float(last["loss"]), sorted(curve.items()), measured(rung, metrics), seconds, training)
+    return Result(float(last["loss"]), sorted(curve.items()), abilities, seconds, training)
 
 
 def measured(rung: Rung, metrics: Sequence[dict[str, Any]]) -> list[Measured]:
@@ -186,6 +189,7 @@ def run_rung(rung: Rung, prefix: Sequence[str], heard: list[int], say: Say) -> N
     write_whole(file, cfg.dump_config(rung.config))
     command = [*prefix, *(() if prefix else (sys.executable, "-m", "jaxscale.cli")), "train", str(file)]
     with open(log_of(rung), "ab") as log:
+        before = log.tell()
         if heard:
             raise Ended(INTERRUPTED if signal.SIGINT in heard else PREEMPTED)
         child = subprocess.Popen(
@@ -202,7 +206,7 @@ def run_rung(rung: Rung, prefix: Sequence[str], heard: list[int], say: Say) -> N
     if code in (INTERRUPTED, PREEMPTED):
         raise Ended(code)
     if code:
-        raise ValueError(f"rung {rung.name} failed: {why(rung, code)}; its words are in {log_of(rung)}")
+        raise ValueError(f"rung {rung.name} failed: {why(rung, code, before)}; its words are in {log_of(rung)}")
 
 
 def waited(child: "subprocess.Popen[bytes]", rung: Rung, heard: list[int], say: Say) -> int:
@@ -226,9 +230,9 @@ def progress(rung: Rung) -> str:
     return f"step {steps[-1].get('step')} of {rung.config.steps}, loss {steps[-1].get('loss', float('nan')):.4f}"
 
 
-def why(rung: Rung, code: int) -> str:
-    """What a process told as its error, else how it ended, in one line."""
-    lines = log_of(rung).read_text(encoding="utf-8", errors="replace").splitlines()
+def why(rung: Rung, code: int, before: int) -> str:
+    """What a process told as its error, else how it ended, in one line. `before`: bytes of its log that others wrote."""
+    lines = log_of(rung).read_bytes()[before:].decode(errors="replace").splitlines()
     told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     if told:
         return told[-1][:300]

@@ -14,6 +14,7 @@ import yaml
 from jaxscale import config as cfg
 from jaxscale.hardware.stated import read_topology
 from jaxscale.predict.costs import train_flops_per_token
+from jaxscale.scaling.climb import result
 from jaxscale.scaling.costed import costed
 from jaxscale.scaling.ladder import read_ladder, rungs_of
 from jaxscale.scaling.record import read_ladder_record
@@ -194,6 +195,22 @@ def test_a_ladder_that_is_done_runs_nothing(climbed):
     assert again.stderr.count("done before") == 6
     assert json.loads(again.stdout) == json.loads(before)
     assert (place / "runs/ladder/small.json").read_bytes() == before
+
+
+def test_a_rung_is_done_once_its_abilities_are_measured(tmp_path, monkeypatch):
+    """One that was killed between its last loss and its abilities runs again."""
+    monkeypatch.chdir(tmp_path)
+    rung = rungs_of(read_ladder(written(tmp_path, evaluate=["copy"])))[0]
+    assert result(rung) is None
+    rung.config.out_dir.mkdir(parents=True)
+    metrics = rung.config.out_dir / "metrics.jsonl"
+    metrics.write_text('{"kind": "validation", "step": 12, "loss": 2.5}\n')
+    assert result(rung) is None
+    one = {"ability": "copy", "chance": 0.0, "metrics": {"exact": {"value": 0.5, "n": 4, "sharp": True}}}
+    with metrics.open("a") as file:
+        file.write(json.dumps({"kind": "abilities", "step": 12, "abilities": [one]}) + "\n")
+    found = result(rung)
+    assert (found.loss, found.abilities[0].ability) == (2.5, "copy")
 
 
 def test_another_recipe_in_the_same_place_is_refused(climbed):
