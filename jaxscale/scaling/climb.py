@@ -231,7 +231,7 @@ def progress(rung: Rung) -> str:
 
 
 def why(rung: Rung, code: int, before: int) -> str:
-    """What a process told as its error, else how it ended, in one line. `before`: bytes of its log that others wrote."""
+    """What a process told as its error, else how it ended, in one line. `before`: bytes of its log from before it."""
     lines = log_of(rung).read_bytes()[before:].decode(errors="replace").splitlines()
     told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     if told:
