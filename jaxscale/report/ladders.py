@@ -220,15 +220,26 @@ def census_plot(curves: list[tuple[int, Curve]]) -> Plot:
 
 
 def verdict_table(curves: list[tuple[int, Curve]]) -> Table:
-    columns = ["ability", "kind", "why", "seeds", "continuous partner", "B", "L"]
+    columns = ["ability", "kind", "why", "seeds", "continuous partner", "B", "L", "jump"]
     rows: list[list[Any]] = []
     for _, c in curves:
         if c.verdict:
             partner = f"{metric_words(c.partner_metric)}: {c.partner.kind}" if c.partner else ""
             v = c.verdict
-            rows.append([c.name, v.kind, v.why, v.seeds, partner, round(v.breakthrough, 2), round(v.linearity, 2)])
+            rows.append(
+                [
+                    c.name,
+                    v.kind,
+                    v.why,
+                    v.seeds,
+                    partner,
+                    round(v.breakthrough, 2),
+                    round(v.linearity, 2),
+                    round(v.discontinuity, 2),
+                ]
+            )
     return Table(
-        "Kinds, with breakthroughness B and linearity L of BIG-bench",
+        "Kinds, with breakthroughness B, linearity L and the last jump",
         columns,
         rows,
         [s for s, c in curves if c.verdict],
