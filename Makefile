@@ -57,7 +57,7 @@ figures: $(VENV)/installed-docs
 finetune: $(VENV)/installed-demo
 	$(BIN)/python demos/finetune.py
 
-# Two ladders of small runs, their law and what emerges: about six minutes on two cores, nothing downloaded. Goes on where it
+# Two ladders of small runs, their law and what emerges: about five minutes on two cores, nothing downloaded. Goes on where it
 # was stopped; the page is build/emergence/emergence.html.
 emergence: $(VENV)/installed
 	$(BIN)/python demos/emergence.py
