@@ -1,6 +1,5 @@
 """What `evaluate --tasks` prints."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,6 +7,7 @@ from rich.markup import escape
 
 from jaxscale.config.mesh_text import mesh_text
 from jaxscale.console.predict import make_console, make_table
+from jaxscale.scaling.classes import wilson
 
 Z = 1.959964  # of a normal distribution, 95 %
 
@@ -30,23 +30,16 @@ def show(records: Sequence[dict[str, Any]]) -> None:
 def cells(one: dict[str, Any]) -> list[str]:
     main = one["metrics"][one["main"]]
     partner = one["metrics"].get(main["partner"])
-    low, high = wilson(main["value"], main["n"]) if main["sharp"] else (None, None)
+    middle, half = wilson(main["value"], main["n"], Z) if main["sharp"] else (0.0, None)
     return [
         escape(one["ability"]),
         str(one["shots"]),
         str(one["examples"]),
         one["main"],
         f"{main['value']:.3f}",
-        "" if low is None else f"{low:.3f} to {high:.3f}",
+        "" if half is None else f"{max(0.0, middle - half):.3f} to {min(1.0, middle + half):.3f}",
         "" if one["chance"] is None else f"{one['chance']:.3f}",
         main["partner"] if partner else "",
         f"{partner['value']:.3f}" if partner else "",
         f"{partner['std']:.3f}" if partner and "std" in partner else "",
     ]
-
-
-def wilson(share: float, n: int) -> tuple[float, float]:
-    """The 95 % interval of a share of n (Wilson, 1927)."""
-    centre, scale = share + Z**2 / (2 * n), 1 + Z**2 / n
-    half = Z * math.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
-    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)

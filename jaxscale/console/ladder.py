@@ -6,8 +6,8 @@ from typing import Any
 
 from jaxscale.console.predict import NARROW, make_console, make_table
 from jaxscale.hardware.topology import Topology
-from jaxscale.scaling.classes import Verdict
 from jaxscale.scaling.costed import Ladders
+from jaxscale.scaling.counts import short
 from jaxscale.scaling.ladder import Ladder
 from jaxscale.scaling.record import read_ladder_record
 from jaxscale.scaling.verdicts import LEAST_RUNGS, Curve, curves_of
@@ -79,13 +79,5 @@ def told(curve: Curve) -> str:
     """An ability's verdict in a line, with its continuous partner's kind."""
     if curve.verdict is None:
         return f"{curve.name}: {len(curve.points)} runs, no kind below {LEAST_RUNGS} rungs"
-    partner = f"; {curve.partner_metric}: {curve.partner.kind}" if isinstance(curve.partner, Verdict) else ""
+    partner = f"; {curve.partner_metric}: {curve.partner.kind}" if curve.partner else ""
     return f"{curve.name}, {curve.metric}: {curve.verdict}{partner}"
-
-
-def short(count: float) -> str:
-    """1,234,567 -> 1.23M."""
-    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if count >= size:
-            return f"{count / size:.3g}{unit}"
-    return f"{count:.3g}"

@@ -143,11 +143,16 @@ def pooled(points: Sequence[Point]) -> list[Rung]:
 
 def standard_error(point: Point) -> float:
     """Of a mean; for a share, half of Wilson's interval at one standard deviation, which is above 0 at 0 and 1."""
-    n = point.examples
     if point.deviation is not None:
-        return max(point.deviation / math.sqrt(n), 1e-9)
-    p = min(max(point.value, 0.0), 1.0)
-    return math.sqrt(p * (1 - p) / n + 1 / (4 * n * n)) / (1 + 1 / n)
+        return max(point.deviation / math.sqrt(point.examples), 1e-9)
+    return wilson(min(max(point.value, 0.0), 1.0), point.examples, 1.0)[1]
+
+
+def wilson(share: float, n: int, z: float) -> tuple[float, float]:
+    """(middle, half the width) of the interval of a share of n, z standard deviations wide each way (Wilson, 1927)."""
+    scale = 1 + z**2 / n
+    half = z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2)) / scale
+    return (share + z**2 / (2 * n)) / scale, half
 
 
 def weighted(values: np.ndarray, errors: np.ndarray) -> float:

@@ -34,3 +34,11 @@ def size_of(config: cfg.Config, counts: str) -> float:
 def tokens_of(config: cfg.Config) -> int:
     """Tokens that the run of a config sees."""
     return config.steps * config.data.batch_size * config.data.seq_len
+
+
+def short(count: float) -> str:
+    """1,234,567 -> 1.23M."""
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if count >= size:
+            return f"{count / size:.3g}{unit}"
+    return f"{count:.3g}"

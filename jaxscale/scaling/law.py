@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -19,6 +19,9 @@ class Part(BaseModel):
     """A part of a file: unknown keys and numbers that are none are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+P = TypeVar("P", bound=Part)
 
 
 @dataclass(frozen=True)
@@ -141,24 +144,44 @@ def read_law(path: Path) -> Law:
     Raises:
         ValueError: in one line, for what no `law fit` of this version wrote.
     """
+    says = Says("law", "law", LAW_VERSION, "make one with `jaxscale law fit`", "fit it again", "fit it again")
+    return read_part(path, Law, says)
+
+
+@dataclass(frozen=True)
+class Says:
+    """What a file says that it is (`kind`, and `KIND_version`), and what messages advise.
+
+    Attributes:
+        called: the kind in words.
+        fix: of a file that is none; `older`: of another version; `damaged`: of one that is not whole.
+    """
+
+    kind: str
+    called: str
+    version: int
+    fix: str
+    older: str
+    damaged: str
+
+
+def read_part(path: Path, part: type[P], says: Says) -> P:
+    """A file of this kind. Raises ValueError, in one line, for anything else."""
     try:
         values = parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}; make one with `jaxscale law fit`") from None
+        raise ValueError(f"{path} cannot be read: {error.strerror}; {says.fix}") from None
     except ValueError as error:
+        raise ValueError(f"{path} is no {says.kind}: {' '.join(str(error).split())}; {says.fix}") from None
+    if not isinstance(values, dict) or values.get("kind") != says.kind:
+        raise ValueError(f"{path} is no {says.called}: it has no kind: {says.kind}; {says.fix}")
+    if (version := values.get(f"{says.kind}_version")) != says.version:
         raise ValueError(
-            f"{path} is no law: {' '.join(str(error).split())}; make one with `jaxscale law fit`"
-        ) from None
-    if not isinstance(values, dict) or values.get("kind") != "law":
-        raise ValueError(f"{path} is no law: it has no kind: law; make one with `jaxscale law fit`")
-    if values.get("law_version") != LAW_VERSION:
-        raise ValueError(
-            f"{path} has law_version {str(values.get('law_version'))[:20]} and this jaxscale reads {LAW_VERSION}; "
-            "fit it again"
+            f"{path} has {says.kind}_version {str(version)[:20]} and this jaxscale reads {says.version}; {says.older}"
         )
     try:
-        return Law.model_validate(values)
+        return part.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "the whole"
-        raise ValueError(f"{path} is damaged: {place}: {first['msg'].lower()}; fit it again") from None
+        raise ValueError(f"{path} is damaged: {place}: {first['msg'].lower()}; {says.damaged}") from None

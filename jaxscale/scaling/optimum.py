@@ -14,7 +14,7 @@ from jaxscale.hardware.topology import Topology
 from jaxscale.predict import costs
 from jaxscale.predict.plan import Choice, plan
 from jaxscale.predict.ways import held_keys
-from jaxscale.scaling.counts import WORDS, flops_per_token, size_of
+from jaxscale.scaling.counts import WORDS, flops_per_token, short, size_of
 from jaxscale.scaling.forecast import Estimate, beyond, estimate, values
 from jaxscale.scaling.law import Law, Point
 from jaxscale.scaling.laws import FORMS, Form, form_of
@@ -85,7 +85,7 @@ def optimum(request: Request, flops: float) -> Optimum:
     each = flops_per_token(shaped)
     D = flops / each
     steps = max(1, round(D / (shaped.data.batch_size * shaped.data.seq_len)))
-    name = f"{request.base.name}-{short(size_of(shaped, request.law.counts))}"
+    name = f"{request.base.name}-{short(size_of(shaped, request.law.counts)).lower()}"
     shaped = cfg.validate(shaped.model_dump(mode="json") | {"name": name, "steps": steps, "out": None}, source=name)
     choice = fastest(request, shaped) if request.topology else None
     N = size_of(shaped, request.law.counts)
@@ -190,14 +190,6 @@ def command(request: Request, shaped: cfg.Config, changed: Sizes, choice: Choice
                 given = list(dict(given + changes(key, cfg.Mesh().model_dump(mode="json"), new)).items())
             words += [f"{name}={flow(value)}" for name, value in given]
     return " ".join(shlex.quote(word) for word in words)
-
-
-def short(size: float) -> str:
-    """`7.2b`, `125m`: a size for a name."""
-    for unit, letter in ((1e12, "t"), (1e9, "b"), (1e6, "m"), (1e3, "k")):
-        if size >= unit:
-            return f"{size / unit:.3g}{letter}"
-    return f"{size:.0f}"
 
 
 def in_section(values: dict, key: str) -> object:

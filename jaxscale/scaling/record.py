@@ -10,7 +10,8 @@ from jaxscale.config.values import Positive
 from jaxscale.files.reading import parse_json
 
 Number = Annotated[float, Field(ge=-1e12, le=1e12)]  # of a metric
-Size = Annotated[float, Field(gt=0, lt=1e60)]  # so that products of them are numbers too
+LARGEST = 1e60  # of a size, so that products of them are numbers too
+Size = Annotated[float, Field(gt=0, lt=LARGEST)]
 LADDER = "ladder"  # the kind that a record says it is
 
 

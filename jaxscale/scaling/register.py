@@ -7,15 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError
-
 from jaxscale import config as cfg
 from jaxscale.files.jsonl import read_records
-from jaxscale.files.reading import parse_json
 from jaxscale.files.whole import require_file, write_whole
 from jaxscale.scaling.counts import size_of
 from jaxscale.scaling.forecast import Forecast
-from jaxscale.scaling.law import Law, Part
+from jaxscale.scaling.law import Law, Part, Says, read_part
 
 REGISTERED_VERSION: Literal[1] = 1
 SAME = 0.02  # share by which a run's N and D may differ from those that were forecast
@@ -98,25 +95,10 @@ def register(found: Forecast, law: Law, law_path: Path, config: cfg.Config, path
 
 
 def read_registered(path: Path) -> Registered:
-    try:
-        values = parse_json(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}; give what --register wrote") from None
-    except ValueError as error:
-        raise ValueError(f"{path} is no forecast: {' '.join(str(error).split())}; give what --register wrote") from None
-    if not isinstance(values, dict) or values.get("kind") != "forecast":
-        raise ValueError(f"{path} is no registered forecast: it has no kind: forecast; give what --register wrote")
-    if values.get("forecast_version") != REGISTERED_VERSION:
-        raise ValueError(
-            f"{path} has forecast_version {str(values.get('forecast_version'))[:20]} and this jaxscale reads "
-            f"{REGISTERED_VERSION}; use the version that wrote it"
-        )
-    try:
-        return Registered.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "the whole"
-        raise ValueError(f"{path} is damaged: {place}: {first['msg'].lower()}; a forecast cannot be mended") from None
+    """A forecast from its file. Raises ValueError, in one line, for anything else."""
+    fix, older = "give what --register wrote", "use the version that wrote it"
+    says = Says("forecast", "registered forecast", REGISTERED_VERSION, fix, older, "a forecast cannot be mended")
+    return read_part(path, Registered, says)
 
 
 def verify(path: Path, run: Path) -> Verdict:

@@ -14,10 +14,9 @@ import numpy as np
 
 from jaxscale.scaling.columns import could_be, quantities
 from jaxscale.scaling.ladder_rows import ladder_rows
-from jaxscale.scaling.record import read_ladder_record
+from jaxscale.scaling.record import LARGEST, read_ladder_record
 
 LARGEST_FILE = 100_000_000  # bytes of a CSV, which is read whole
-LARGEST = 1e60  # of a number, so that products of them are numbers too
 FLOPS = 6  # C = 6 N D
 NUMBERS = ("parameters", "tokens", "flops", "loss", "unique_tokens", "bits_per_byte", "accuracy")
 YES, NO = ("1", "true", "yes"), ("", "0", "false", "no", "none", "null")
