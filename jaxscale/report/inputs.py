@@ -17,7 +17,7 @@ from jaxscale.report.plots import Source, finite
 from jaxscale.scaling.law import Law, read_law
 from jaxscale.scaling.record import LADDER, LadderRecord, read_ladder_record
 
-LAW = "law"  # the kind that a law's file says it is
+LAW, RECORD = "law", "record"  # kinds of files; the first says so itself
 RUN_FILES = ("metrics.jsonl", "events.jsonl")
 
 
@@ -59,7 +59,7 @@ def read_inputs(paths: list[Path]) -> Inputs:
         if not path.exists():
             raise ValueError(f"{path} is not there; give directories of runs, or records that `jaxscale bench` wrote")
         if not path.is_dir():
-            add_file(path, found)
+            add_file(path, kind_of(path), found)
         elif any((path / name).is_file() for name in RUN_FILES):
             found.runs.append(read_run(path))
         else:
@@ -67,9 +67,8 @@ def read_inputs(paths: list[Path]) -> Inputs:
     return found
 
 
-def add_file(path: Path, found: Inputs) -> None:
+def add_file(path: Path, kind: str | None, found: Inputs) -> None:
     """A ladder's record, a law, or a benchmark's record: what is none of them is told as no benchmark's."""
-    kind = kind_of(path)
     if kind == LADDER:
         found.ladders.append((path, read_ladder_record(path)))
     elif kind == LAW:
@@ -85,8 +84,8 @@ def add_directory(path: Path, found: Inputs, seen: set[Path]) -> None:
         if file.resolve() in seen:
             continue
         seen.add(file.resolve())
-        if is_record(file):
-            add_file(file, found)
+        if kind := kind_of(file):
+            add_file(file, kind, found)
         else:
             found.skipped.append(file)
     if found.found == before:
@@ -96,22 +95,19 @@ def add_directory(path: Path, found: Inputs, seen: set[Path]) -> None:
         )
 
 
-def is_record(file: Path) -> bool:
-    """Whether it says of itself that it is one; a damaged file is left to `read_record` to complain about."""
+def kind_of(file: Path) -> str | None:
+    """Whose file it says that it is; None of one that is of something else.
+
+    A damaged one counts as a benchmark's, whose reader complains about it.
+    """
     try:
         values = parse_json(file.read_text(encoding="utf-8"))
     except ValueError:
-        return True
-    return isinstance(values, dict) and ("schema_version" in values or values.get("kind") in (LADDER, LAW))
-
-
-def kind_of(file: Path) -> Any:
-    """What a JSON file says that it is; None where it is damaged, or says nothing."""
-    try:
-        values = parse_json(file.read_text(encoding="utf-8"))
-    except ValueError:
+        return RECORD
+    if not isinstance(values, dict):
         return None
-    return values.get("kind") if isinstance(values, dict) else None
+    kind = values.get("kind")
+    return kind if kind in (LADDER, LAW) else RECORD if "schema_version" in values else None
 
 
 def read_run(path: Path) -> Run:

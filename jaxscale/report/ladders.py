@@ -3,7 +3,7 @@
 from typing import Any
 
 from jaxscale.report.plots import Axis, Number, Plot, Section, Series, Table, finite
-from jaxscale.scaling.classes import BIG_BENCH, KINDS, Point, Verdict
+from jaxscale.scaling.classes import BIG_BENCH, KINDS, Point
 from jaxscale.scaling.record import LadderRecord
 from jaxscale.scaling.verdicts import Curve, census, curves_of
 
@@ -105,10 +105,10 @@ def panel(source: int, curve: Curve, order: int) -> Plot:
     columns = series_columns(curve.metric, curve.points)
     if curve.partner_metric:
         columns |= {k: v for k, v in series_columns(curve.partner_metric, curve.partner_points).items() if k != "flops"}
-    mean, single = by_rung(columns, curve)
+    mean = by_rung(columns)
     plot.series.append(Series("mean of seeds", source, mean, color=0, marks=True))
-    if len(single["flops"]) > len(mean["flops"]):
-        plot.series.append(Series("each seed", source, single, color=1, marker=1, line="none", marks=True))
+    if len(columns["flops"]) > len(mean["flops"]):
+        plot.series.append(Series("each seed", source, columns, color=1, marker=1, line="none", marks=True))
     ends = [mean["flops"][0], mean["flops"][-1]]
     plot.series.append(
         Series("chance", source, {"flops": ends, curve.metric: [curve.chance] * 2}, "predicted", 7, line="dotted")
@@ -118,7 +118,7 @@ def panel(source: int, curve: Curve, order: int) -> Plot:
 
 
 def panel_words(curve: Curve) -> list[str]:
-    if not isinstance(curve.verdict, Verdict):
+    if curve.verdict is None:
         return ["Fewer than four rungs: it has no kind."]
     lines = [f"{curve.verdict.why}."]
     if curve.verdict.seeds:
@@ -132,9 +132,9 @@ def series_columns(metric: str, points: tuple[Point, ...]) -> dict[str, list[Num
     return {"flops": [p.flops for p in points], metric: [finite(p.value) for p in points]}
 
 
-def by_rung(columns: dict[str, list[Number]], curve: Curve) -> tuple[dict[str, list[Number]], dict[str, list[Number]]]:
-    """Columns averaged over the seeds of a rung, and as they are."""
-    places = sorted({p.flops for p in curve.points})
+def by_rung(columns: dict[str, list[Number]]) -> dict[str, list[Number]]:
+    """Columns averaged over the seeds of a rung."""
+    places = sorted({f for f in columns["flops"] if f is not None})
     mean: dict[str, list[Number]] = {"flops": list(places)}
     for key in (k for k in columns if k != "flops"):
         here = [
@@ -142,7 +142,7 @@ def by_rung(columns: dict[str, list[Number]], curve: Curve) -> tuple[dict[str, l
             for at in places
         ]
         mean[key] = [sum(vs) / len(vs) if vs else None for vs in here]
-    return mean, columns
+    return mean
 
 
 def pair(with_steps: tuple[int, Curve], at_once: tuple[int, Curve]) -> Plot:
@@ -150,7 +150,7 @@ def pair(with_steps: tuple[int, Curve], at_once: tuple[int, Curve]) -> Plot:
     name = at_once[1].ability
     plot = Plot(f"together-{slug(name)}", f"{name}: with steps and at once", "lines", y=[SCORE], x=[FLOPS])
     for order, ((source, curve), words) in enumerate(((with_steps, "with steps"), (at_once, "at once"))):
-        mean, _ = by_rung(series_columns(curve.metric, curve.points), curve)
+        mean = by_rung(series_columns(curve.metric, curve.points))
         columns = {"flops": mean["flops"], SCORE.key: mean[curve.metric]}
         plot.series.append(Series(words, source, columns, color=order, marker=order, marks=True))
     return plot
@@ -169,7 +169,7 @@ def shots_plots(curves: list[tuple[int, Curve]]) -> list[Plot]:
                 f"shots-{slug(ability)}-{where}", f"{ability}: examples in the prompt", "lines", y=[SCORE], x=[FLOPS]
             )
             for order, (source, curve) in enumerate(mine):
-                mean, _ = by_rung(series_columns(curve.metric, curve.points), curve)
+                mean = by_rung(series_columns(curve.metric, curve.points))
                 columns = {"flops": mean["flops"], SCORE.key: mean[curve.metric]}
                 plot.series.append(
                     Series(f"{curve.shots} examples", source, columns, color=order, marker=order, marks=True)

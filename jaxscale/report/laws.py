@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxscale.report.plots import Axis, Cell, Number, Plot, Section, Series, Table, finite
 from jaxscale.scaling.bootstrap import INTERVAL
-from jaxscale.scaling.frontier import SAME
+from jaxscale.scaling.frontier import budgets_of
 from jaxscale.scaling.law import Law, LeaveOut, Point, UsedRow
 from jaxscale.scaling.laws import Form, form_of
 
@@ -140,14 +140,8 @@ def budgets_plot(source: int, law: Law, id: str, title: str) -> Plot:
 
 
 def budgets(rows: Sequence[UsedRow]) -> list[list[UsedRow]]:
-    """Runs of one budget together; budgets that differ by less than `SAME` are one."""
-    found: list[list[UsedRow]] = []
-    for row in sorted(rows, key=lambda r: r.flops):
-        if found and row.flops <= found[-1][0].flops * (1 + SAME):
-            found[-1].append(row)
-        else:
-            found.append([row])
-    return found
+    """Runs of one budget together, as the law has them."""
+    return [[rows[i] for i in group] for group in budgets_of(np.array([row.flops for row in rows]))]
 
 
 def left_out_plot(source: int, law: Law, id: str, title: str) -> Plot | None:

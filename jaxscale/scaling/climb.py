@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,25 +70,26 @@ def climb(ladder: Ladder, rungs: Sequence[Rung], prefix: Sequence[str], *, say: 
         require_same(rung)
     path = FOLDER / f"{ladder.name}.json"
     FOLDER.joinpath(ladder.name).mkdir(parents=True, exist_ok=True)
+    done = {rung.name: found for rung in rungs if (found := result(rung)) is not None}
     with signals() as heard:
         for number, rung in enumerate(rungs, 1):
             told = f"{number}/{len(rungs)} {rung.name}: {rung.flops:.2e} FLOPs"
-            if (done := result(rung)) is None:
+            if rung.name in done:
+                say(f"{told}: done before, loss {done[rung.name].loss:.4f}")
+            else:
                 say(told)
                 run_rung(rung, prefix, heard, say)
-                done = result(rung)
-                if done is None:
+                found = result(rung)
+                if found is None:
                     raise ValueError(f"rung {rung.name} ended without a validation loss; see {log_of(rung)}")
-                say(f"  loss {done.loss:.4f} in {done.seconds:.0f} s")
-            else:
-                say(f"{told}: done before, loss {done.loss:.4f}")
-            write_whole(path, record(ladder, rungs).model_dump_json(indent=1) + "\n")
+                say(f"  loss {found.loss:.4f} in {found.seconds:.0f} s")
+                done[rung.name] = found
+            write_whole(path, record(ladder, rungs, done).model_dump_json(indent=1) + "\n")
     return path
 
 
-def record(ladder: Ladder, rungs: Sequence[Rung]) -> LadderRecord:
-    """The ladder's rungs that are done."""
-    done = [(rung, found) for rung in rungs if (found := result(rung)) is not None]
+def record(ladder: Ladder, rungs: Sequence[Rung], done: Mapping[str, Result]) -> LadderRecord:
+    """The ladder's rungs that are done, by their names."""
     rows = [
         Run(
             name=rung.name,
@@ -106,7 +107,8 @@ def record(ladder: Ladder, rungs: Sequence[Rung]) -> LadderRecord:
             curve=found.curve,
             abilities=found.abilities,
         )
-        for rung, found in done
+        for rung in rungs
+        if (found := done.get(rung.name)) is not None
     ]
     return LadderRecord(name=ladder.name, law=ladder.law, versions=versions(), rungs=rows)
 
@@ -134,7 +136,7 @@ def result(rung: Rung) -> Result | None:
         return None
     size = rung.config.data.batch_size * rung.config.data.seq_len
     curve = {r["step"] * size: float(r["loss"]) for r in found}  # a step that was done again stands once
-    seconds, training = spent(rung)
+    seconds, training = spent(rung, metrics)
     return Result(float(last["loss"]), sorted(curve.items()), abilities, seconds, training)
 
 
@@ -147,11 +149,11 @@ def measured(rung: Rung, metrics: Sequence[dict[str, Any]]) -> list[Measured]:
         raise ValueError(f"{rung.config.out_dir}/metrics.jsonl: an ability is damaged; run the rung again") from error
 
 
-def spent(rung: Rung) -> tuple[float, float]:
+def spent(rung: Rung, metrics: Sequence[dict[str, Any]]) -> tuple[float, float]:
     """Seconds of a run's processes from their first event to their last, and of the steps among them."""
     events = read_records(rung.config.out_dir / "events.jsonl")
     times = [float(e["time"]) for e in events if isinstance(e.get("time"), int | float)]
-    steps = [r for r in read_records(rung.config.out_dir / "metrics.jsonl") if r.get("kind") == "train"]
+    steps = [r for r in metrics if r.get("kind") == "train"]
     own = sum(float(r["step_seconds"]) for r in steps if isinstance(r.get("step_seconds"), int | float))
     return (max(times) - min(times) if times else 0.0), own
 
@@ -161,19 +163,19 @@ def require_same(rung: Rung) -> None:
     there = rung.config.out_dir / "config.yaml"
     if not there.is_file():
         return
-    old = cfg.load_config(there.parent)
+    old, new = (config.model_dump(mode="json") for config in (cfg.load_config(there.parent), rung.config))
     for key, kind in keys_of(cfg.Config).items():
         if key.startswith(SILENT) or section_of(kind) is not None:
             continue
-        if (was := value_of(old, key)) != (now := value_of(rung.config, key)):
+        if (was := value_of(old, key)) != (now := value_of(new, key)):
             raise ValueError(
                 f"{there.parent} was run with {key}={was}, and the ladder asks for {now}; give the ladder "
                 "another name, or remove that directory"
             )
 
 
-def value_of(config: cfg.Config, key: str) -> Any:
-    found: Any = config.model_dump(mode="json")
+def value_of(config: dict[str, Any], key: str) -> Any:
+    found: Any = config
     for part in key.split("."):
         found = found.get(part) if isinstance(found, dict) else None
     return found

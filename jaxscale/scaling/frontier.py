@@ -68,9 +68,7 @@ class Isoflop(Frontier):
 
     def __init__(self, table: Table):
         self.table, self.clusters = table, table.rungs
-        order = np.argsort(table.flops, kind="stable")
-        cuts = np.flatnonzero(np.diff(np.log(table.flops[order])) > SAME) + 1
-        self.groups = [np.sort(group) for group in np.split(order, cuts)]
+        self.groups = budgets_of(table.flops)
         self.strata = np.zeros(len(table), int)
         for g, rows in enumerate(self.groups):
             self.strata[rows] = g
@@ -138,6 +136,13 @@ class Isoflop(Frontier):
             )
             for g in reversed(range(len(self.groups)))
         ]
+
+
+def budgets_of(flops: Array) -> list[Array]:
+    """The runs of each budget, the smallest first: those between whose FLOPs there is no gap wider than SAME."""
+    order = np.argsort(flops, kind="stable")
+    cuts = np.flatnonzero(np.diff(np.log(flops[order])) > SAME) + 1
+    return [np.sort(group) for group in np.split(order, cuts)]
 
 
 def require_sizes(table: Table, rows: Array) -> None:
