@@ -33,6 +33,7 @@ from jaxscale.parallel.sharding import (
     spec,
     stage_axes,
     to_spec,
+    with_vectors,
 )
 
 
@@ -99,7 +100,9 @@ class Transformer(nnx.Module):
             self.dense_layers = stack(model.dense_layers, experts=False)
         self.layers = stack(model.num_layers - model.dense_layers, experts=model.moe is not None)
         self.final_norm = Norm("final_norm", make)
-        if not model.tie_embeddings:
+        if model.score:
+            self.score = make("score")
+        elif not model.tie_embeddings:
             self.unembedding = make("unembedding")
 
     def __call__(
@@ -234,7 +237,9 @@ class Transformer(nnx.Module):
 
     @property
     def last_matrix(self) -> jax.Array:
-        """The head's matrix as it is kept."""
+        """The head's matrix as it is kept. Raises ValueError for a reward model, which has none."""
+        if self.model.score:
+            raise ValueError("model.score: a reward model scores texts and predicts no tokens; use another model")
         return (self.embedding if self.model.tie_embeddings else self.unembedding)[...]
 
     def gathered(self, x_BTD: jax.Array, matrix: jax.Array) -> jax.Array:
@@ -267,6 +272,11 @@ class Transformer(nnx.Module):
             )
             logits = jnp.where(column < self.model.vocab_size, logits, NEGATIVE)
         return logits
+
+    def scores(self, hidden_BTD: jax.Array) -> jax.Array:
+        """Of a reward model, the score of the text up to each token, float32 [B, T]."""
+        product = with_vectors(jnp.multiply, hidden_BTD.astype(jnp.float32), self.score[...])
+        return shard(product.sum(-1), "batch", "sequence")
 
     # --- decoding ---
 

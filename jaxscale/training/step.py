@@ -170,12 +170,13 @@ def logical_axes(variable: nnx.Variable[Any]) -> tuple[str, ...] | None:
 def make_step(
     config: cfg.Config, optimizer: optax.GradientTransformation, merge: Merge
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    schedule = make_schedule(config.optimizer, steps=config.steps)
+    schedule, finish = make_schedule(config.optimizer, steps=config.steps), make_objective(config).finish
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         rng = jax.random.fold_in(state.rng, state.step)
         merged = lambda p: merge(all_parameters(state, p))  # noqa: E731
         grads, metrics = gradients(config, merged, state.params, batch, rng)
+        metrics = finish(metrics) if finish else metrics
         load, metrics = metrics.get(LOAD), logged(metrics)
         old_opt_state = count_from(state.opt_state, state.step)
         updates, opt_state = jax.named_scope("optimizer")(optimizer.update)(grads, old_opt_state, state.params)
