@@ -19,5 +19,6 @@ DTYPES = {
 }
 TEXT = ("tokens", "targets", "segments", "positions", "weights")  # what rows cut from a text hold
 PAIRS = (*TEXT, "ends")  # what rows of pairs hold: documents 2j+1 and 2j+2 of a row are its pair j
+COUNTED = ("weights", "ends")  # all 0 in a row that counts nothing
 MOST_PAIRS = 32  # of a row
 DOCUMENTS = ("positions", "segments")  # what a model takes beside tokens where a row holds several documents

@@ -33,6 +33,8 @@ def open_source(config: cfg.Config, split: str, *, say: Callable[[str], None] = 
 def require_columns(config: cfg.Config, source: RowSource) -> None:
     """ValueError where the data lacks a column that the objective reads."""
     needed = make_objective(config).reads(documents=has_documents(config, source))
+    if hasattr(source, "with_reference"):  # the column comes once the model is there: `training.log_probs`
+        needed = tuple(name for name in needed if name != "reference")
     if missing := [name for name in needed if name not in source.columns]:
         raise ValueError(
             f"objective.kind={config.objective.kind} reads the column {missing[0]}, and data.kind={config.data.kind} "

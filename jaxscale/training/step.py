@@ -244,6 +244,12 @@ def used_parameters(config: cfg.Config, state: TrainState) -> PyTree:
     return all_parameters(state, params)
 
 
+def state_of(params: PyTree) -> TrainState:
+    """What an evaluation reads of a state: all parameters, averaged already where they are."""
+    step, losses, rng = jax.jit(lambda: (jnp.int32(0), no_losses(), jax.random.key(0)))()  # on all processes
+    return TrainState(step, params, {}, losses, {}, {}, {}, rng, {})
+
+
 def all_parameters(state: TrainState, trained: PyTree) -> PyTree:
     """The trained parameters with those that no gradient moves; of replicas' biases the mean."""
     bias = state.router_bias
