@@ -281,12 +281,15 @@ class Transformer(nnx.Module):
     # --- decoding ---
 
     def empty_cache(self, batch_size: int, length: int) -> Cache:
-        """Keys and values of every layer: [L, B, S, K, H], kv heads split over the mesh; or latents."""
+        """Keys and values of every layer: [L, B, K, S, H], kv heads split over the mesh; or latents.
+
+        In this order of dims the matmuls of attention read a layer's part as it lies.
+        """
         if self.model.latent:
             return latent.empty_cache(self.model, batch_size, length, self.dtype)
         heads = max(self.model.kv_heads, shard_count("kv_heads"))
-        shape = (self.model.num_layers, batch_size, length, heads, self.model.head_size)
-        layout = spec(None, "batch", None, "kv_heads", None)
+        shape = (self.model.num_layers, batch_size, heads, length, self.model.head_size)
+        layout = spec(None, "batch", "kv_heads", None, None)
         return {name: jnp.zeros(shape, self.dtype, out_sharding=layout) for name in ("k", "v")}
 
     def decode(
@@ -300,26 +303,26 @@ class Transformer(nnx.Module):
             segments: [B, S] over the whole cache: 0 where there is padding or nothing yet, else 1.
         """
         ropes = self.ropes(positions)
-        x_BTD, first, caches = self.embed(tokens_BT, positions), 0, []
+        x_BTD, first = self.embed(tokens_BT, positions), 0
+        unroll = self.unroll and tokens_BT.shape[1] == 1  # a prompt passes once: its program may stay small
         for layers in self.stacks:
             graph, state = nnx.split(layers)
             number = len(jax.tree.leaves(state)[0])
 
             def layer(
-                x: jax.Array, inputs: tuple[Any, Cache], kind: cfg.LayerKind, graph: Any = graph
-            ) -> tuple[jax.Array, Cache]:
-                block_state, layer_cache = inputs
+                carry: tuple[jax.Array, Cache], inputs: tuple[Any, jax.Array], kind: cfg.LayerKind, graph: Any = graph
+            ) -> tuple[tuple[jax.Array, Cache], None]:
+                block_state, place = inputs
                 own = ropes[kind], kind.sliding_window
                 both: tuple[jax.Array, Cache] = nnx.merge(graph, block_state).decode(
-                    x, *own, segments, layer_cache, start
+                    carry[0], *own, segments, carry[1], (place, start)
                 )
-                return both
+                return both, None
 
-            own = jax.tree.map(lambda c, i=first, n=number: c[i : i + n], cache)
-            x_BTD, own = pattern.scan(layer, x_BTD, (state, own), self.model.kinds)
-            caches.append(own)
+            # the cache is carried, not mapped over: so a token is written into it and nothing else of it is copied
+            xs = (state, jnp.arange(first, first + number))
+            (x_BTD, cache), _ = pattern.scan(layer, (x_BTD, cache), xs, self.model.kinds, unroll=unroll)
             first += number
-        cache = {name: jnp.concatenate([own[name] for own in caches]) for name in cache}
         x_BTD = self.final_norm(x_BTD)[:, -1:]
         x_BTD = shard(x_BTD, "batch", "sequence", "embed")
         return self.unembed(x_BTD, self.head(x_BTD))[:, 0], cache
