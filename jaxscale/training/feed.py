@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -70,6 +71,19 @@ def rows_needed(
     )
 
 
+def place_rows(
+    local: np.ndarray, rows: np.ndarray, shape: tuple[int, int, int], sharding: jax.sharding.Sharding
+) -> jax.Array:
+    """This process's rows [R, T] of the global batch, whose numbers are `rows`, as its part of the global array."""
+
+    def block(index: tuple[slice, ...] | None) -> np.ndarray:
+        assert index is not None
+        wanted = np.arange(shape[0] * shape[1]).reshape(shape[:2])[index[:2]]
+        return local[np.searchsorted(rows, wanted)][..., index[2]]
+
+    return jax.make_array_from_callback(shape, sharding, block, dtype=local.dtype)
+
+
 class Feed:
     """Batches of consecutive steps, on the mesh. `wait_seconds` is what the last `next` waited for data."""
 
@@ -110,13 +124,11 @@ class Feed:
         """This process's rows [R, T], in reading order, as its part of the global array."""
         if self.order is not None:
             local = local[:, self.order]
+        return place_rows(local, self.rows, self.shape, self.sharding)
 
-        def block(index: tuple[slice, ...] | None) -> np.ndarray:
-            assert index is not None
-            wanted = np.arange(self.shape[0] * self.shape[1]).reshape(self.shape[:2])[index[:2]]
-            return local[np.searchsorted(self.rows, wanted)][..., index[2]]
-
-        return jax.make_array_from_callback(self.shape, self.sharding, block, dtype=local.dtype)
+    def take(self, state: Any) -> Batch:
+        """The next batch; which one it is does not depend on the state, as it does in `rollouts.feed`."""
+        return next(self)
 
     def close(self) -> None:
         self.batches.close()
