@@ -4,14 +4,16 @@ The text up to each answer, as a sampler would be given it, and the text up to t
 prefixes of the whole conversation. What lies between is trained, up to the token that ends the turn.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from jaxscale.data.chat import Message
+from jaxscale.data.chat import Chat, Message, renderer
 from jaxscale.data.examples.records import Example
-from jaxscale.data.examples.templates import OWN, Template
+from jaxscale.data.examples.templates import OWN, PLAIN, Named, Template
+from jaxscale.data.text_changes import TextChanges
+from jaxscale.data.tokenizer import DEFAULT_SEPARATOR
 
 CONTEXT, TRAINED, REJECTED = 0, 1, 2
 READ = ("role", "content", "reasoning_content")  # of a message, by the templates of our own
@@ -33,8 +35,10 @@ class Request(NamedTuple):
     tools: list | None
 
 
-def encode_examples(template: Template, examples: Sequence[Example]) -> Iterator[list[Marked] | ValueError]:
-    """The documents of each example, or why there are none."""
+def encode_examples(
+    template: Template, examples: Sequence[Example], changes: TextChanges | None = None
+) -> Iterator[list[Marked] | ValueError]:
+    """The documents of each example, or why there are none; ``changes`` counts what the tokenizer cannot say."""
     plans = [_planned(template, example) for example in examples]
     texts = [text for plan in plans if not isinstance(plan, ValueError) for _, parts in plan for text in parts]
     encode = template.codec.encode_batch if template.apart else template.codec.encode_rendered_batch
@@ -44,11 +48,27 @@ def encode_examples(template: Template, examples: Sequence[Example]) -> Iterator
             yield plan
             continue
         found = [(request, [next(ids) for _ in parts]) for request, parts in plan]
+        if changes is not None:
+            _count(template, plan, found, changes)
         mark = _joined if template.apart else _marked
         try:
             yield [mark(template, request, parts) for request, parts in found]
         except ValueError as error:
             yield ValueError(f"{example.where}: {error}")
+
+
+def texts_to_train_on(named: Named) -> Callable[[Example], list[str]]:
+    """What a tokenizer is trained on: examples as the template writes them, without the ends of turns."""
+    render = renderer(Chat({"chat_template": named.text}, {}), where="the examples")
+
+    def texts(example: Example) -> list[str]:
+        answers = example.answers or [[]]
+        if named.text == PLAIN:
+            return [message["content"] for part in (example.prompt, *answers) for message in part]
+        whole = [[{key: m[key] for key in READ if key in m} for m in (*example.prompt, *answer)] for answer in answers]
+        return [part for messages in whole for part in render(messages, prompt=False).split(named.end)]
+
+    return texts
 
 
 Planned = list[tuple[Request, list[str]]]
@@ -68,6 +88,15 @@ def _planned(template: Template, example: Example) -> Planned | ValueError:
         return [(request, _texts(template, request)) for request in made]
     except ValueError as error:
         return ValueError(f"{example.where}: {error}")
+
+
+def _count(
+    template: Template, plan: Planned, found: list[tuple[Request, list[np.ndarray]]], changes: TextChanges
+) -> None:
+    separator = template.codec.separator or DEFAULT_SEPARATOR
+    for (_, texts), (_, parts) in zip(plan, found, strict=True):
+        for text, ids in zip(texts, parts, strict=True) if template.apart else [(texts[0], parts[0])]:
+            changes.add(text if template.apart else text.replace(separator, ""), ids, begins=True)
 
 
 def _check_message(template: Template, message: Message) -> None:
