@@ -18,6 +18,8 @@ KEPT = "chat.json"  # of a run
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 CODE = ("auto_map", "name_or_path")  # keys of a tokenizer's config that lead to files or code elsewhere
+OWN = "own"  # the template is a published tokenizer's
+PLAIN = "plain"  # the template of our own that encodes each message by itself, as a document's text
 LEAST_JINJA = (3, 1, 6)  # older ones let templates out of the sandbox
 
 Message = dict[str, Any]  # role, content, and what else a template reads

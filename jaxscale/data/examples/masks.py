@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxscale.data.chat import Chat, Message, renderer
+from jaxscale.data.chat import PLAIN, Chat, Message, renderer
 from jaxscale.data.examples.records import Example
-from jaxscale.data.examples.templates import OWN, PLAIN, Named, Template
+from jaxscale.data.examples.templates import NAMED, OWN, Named, Template
 from jaxscale.data.text_changes import TextChanges
 from jaxscale.data.tokenizer import DEFAULT_SEPARATOR
 
@@ -63,7 +63,7 @@ def texts_to_train_on(named: Named) -> Callable[[Example], list[str]]:
 
     def texts(example: Example) -> list[str]:
         answers = example.answers or [[]]
-        if named.text == PLAIN:
+        if named == NAMED[PLAIN]:
             return [message["content"] for part in (example.prompt, *answers) for message in part]
         whole = [[{key: m[key] for key in READ if key in m} for m in (*example.prompt, *answer)] for answer in answers]
         return [part for messages in whole for part in render(messages, prompt=False).split(named.end)]

@@ -5,7 +5,7 @@ reward can be read from the state after it.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -39,7 +39,7 @@ class ExampleRows:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        found = columns.TEXT if self.store.kind == "conversations" else (*columns.TEXT, "ends")
+        found = columns.PAIRS if self.store.kind == "pairs" else columns.TEXT
         return found if self.reference is None else (*found, "reference")
 
     @property
@@ -58,8 +58,21 @@ class ExampleRows:
     def content(self) -> str:
         return self.store.content
 
+    @property
+    def num_tokens(self) -> int:
+        """Of the store, those of examples that no row holds among them."""
+        return self.store.tokens.num_tokens
+
     def __len__(self) -> int:
         return len(self.begins) - 1
+
+    def with_reference(self, reference: Reference) -> "ExampleRows":
+        """The same rows with the column `reference`."""
+        return replace(self, reference=reference)
+
+    def places(self, i: int) -> list[tuple[int, int, int]]:
+        """(first token in the store, offset in the row, length) of each document of row i."""
+        return [(int(self.store.starts[number]), at, length) for number, at, length in self.documents_in(i)]
 
     def documents_in(self, i: int) -> list[tuple[int, int, int]]:
         """(number in the store, offset in the row, length) of each document of row i, in the order of its segments."""
@@ -126,18 +139,17 @@ def example_rows(
             f"the tokens of {store.name} have vocab_size {store.tokens.vocab_size}, beyond the model's vocab_size "
             f"{model_vocab_size}; give the model {store.tokens.vocab_size} or more"
         )
-    sizes = store.lengths.reshape(-1, store.per_example).sum(1)
+    sizes = store.sizes
     kept = np.flatnonzero(sizes <= seq_len)
-    longest = int(sizes.max(initial=0))
     if not len(kept):
         raise ValueError(
             f"none of the {len(sizes):,} {store.kind} of {store.name} fits a row of data.seq_len={seq_len}; the "
-            f"shortest needs {int(sizes.min(initial=longest)):,}"
+            f"shortest needs {store.shortest:,}"
         )
     if left := len(sizes) - len(kept):
         say(
             f"{left:,} of {len(sizes):,} {store.kind} of {store.name} are longer than data.seq_len={seq_len} and are "
-            f"left out; the longest has {longest:,} tokens"
+            f"left out; the longest has {int(sizes.max()):,} tokens"
         )
     items, begins = pack(sizes[kept], seq_len, most=columns.MOST_PAIRS if store.kind == "pairs" else None)
     return ExampleRows(store, seq_len, kept[items], begins)

@@ -54,6 +54,16 @@ class ExampleStore:
         """How many examples there are."""
         return len(self.lengths) // self.per_example
 
+    @cached_property
+    def sizes(self) -> np.ndarray:
+        """int64, tokens of each example."""
+        sizes: np.ndarray = self.lengths.reshape(-1, self.per_example).sum(1)
+        return sizes
+
+    @property
+    def shortest(self) -> int:
+        return int(self.sizes.min())
+
     def document(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         """Tokens int32[n] and roles int32[n] of a document."""
         start, length = int(self.starts[number]), int(self.lengths[number])

@@ -7,10 +7,9 @@ assistant's; the masks of `examples.masks` are the same.
 import re
 from dataclasses import dataclass
 
-from jaxscale.data.chat import Chat, Renderer, ends, renderer
+from jaxscale.data.chat import OWN, PLAIN, Chat, Renderer, ends, renderer
 from jaxscale.data.tokenizer import DEFAULT_SEPARATOR, Tokenizer
 
-OWN = "own"
 CHATML = r"""
 {%- for message in messages %}
     {{- '<|im_start|>' + message['role'] + '\n' }}
@@ -64,7 +63,7 @@ QWEN3 = r"""
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}
 """
 # A document's separator, the prompt, the answer, a separator: what a model that reads documents goes on with.
-PLAIN = r"""
+PLAIN_TEXT = r"""
 {{- '<|endoftext|>' }}
 {%- for message in messages %}
     {%- if message['role'] != ('assistant' if loop.index0 % 2 else 'user') %}
@@ -96,7 +95,7 @@ NAMED = {
     "chatml": Named(CHATML, "<|im_end|>"),
     "llama3": Named(LLAMA3, "<|eot_id|>"),
     "qwen3": Named(QWEN3, "<|im_end|>"),
-    "plain": Named(PLAIN, DEFAULT_SEPARATOR),
+    PLAIN: Named(PLAIN_TEXT, DEFAULT_SEPARATOR),
 }
 NAMES = (*NAMED, OWN)
 
@@ -139,14 +138,14 @@ def make_template(name: str, codec: Tokenizer, published: Chat | None, *, where:
         raise ValueError(f"template {name!r} is not one of {', '.join(NAMES)}")
     named = NAMED[name]
     end, number = named.end, codec.id_of(named.end)
-    if name == "plain" or number is None or codec.encode_rendered_batch([end])[0].tolist() != [number]:
+    if name == PLAIN or number is None or codec.encode_rendered_batch([end])[0].tolist() != [number]:
         end, number = codec.separator or DEFAULT_SEPARATOR, codec.separator_id
     text = named.text.replace(f"'{named.end}'", repr(end))
     chat = Chat({"chat_template": text, "eos_token": end}, {"eos_token_id": [number]}, name)
-    lacking = tuple(one for one in named.specials if codec.id_of(one) is None) if name != "plain" else ()
-    spelled = None if name == "plain" else one_of((*named.specials, *codec.special_tokens))
+    lacking = tuple(one for one in named.specials if codec.id_of(one) is None) if name != PLAIN else ()
+    spelled = None if name == PLAIN else one_of((*named.specials, *codec.special_tokens))
     stops = ends(chat, codec, where=where)
-    return Template(name, chat, codec, renderer(chat, where=name), stops, spelled, lacking, apart=name == "plain")
+    return Template(name, chat, codec, renderer(chat, where=name), stops, spelled, lacking, apart=name == PLAIN)
 
 
 def _own(codec: Tokenizer, published: Chat | None, where: str) -> Template:
