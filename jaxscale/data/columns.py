@@ -17,7 +17,7 @@ DTYPES = {
     "old": np.float32,  # a target's log-probability by the model that sampled it
     "advantages": np.float32,  # how much better than expected a target's sample was
 }
-TEXT = ("tokens", "targets", "segments", "positions", "weights")  # what rows cut from a text hold
+TEXT = ("tokens", "targets", "segments", "positions", "weights")  # what rows of a text or of conversations hold
 PAIRS = (*TEXT, "ends")  # what rows of pairs hold: documents 2j+1 and 2j+2 of a row are its pair j
 COUNTED = ("weights", "ends")  # all 0 in a row that counts nothing
 MOST_PAIRS = 32  # of a row

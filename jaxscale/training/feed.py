@@ -34,6 +34,11 @@ def open_source(config: cfg.Config, split: str, *, say: Callable[[str], None] = 
 def require_columns(config: cfg.Config, source: RowSource) -> None:
     """ValueError where the data lacks a column that the objective reads."""
     needed = make_objective(config).reads(documents=has_documents(config, source))
+    if "ends" in source.columns and "ends" not in needed:  # weights of -1 would be maximised
+        raise ValueError(
+            f"objective.kind={config.objective.kind} reads no pairs, which {' and '.join(config.data.places)} holds; "
+            "set objective.kind=dpo or reward, or prepare conversations: `jaxscale data prepare --chat`"
+        )
     if hasattr(source, "with_reference"):  # the column comes once the model is there: `training.log_probs`
         needed = tuple(name for name in needed if name != "reference")
     if missing := [name for name in needed if name not in source.columns]:

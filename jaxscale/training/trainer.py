@@ -93,7 +93,7 @@ def train(
             peak = find_peak(devices, config.step.compute_dtype)
         # --- data
         with events.during("data"):
-            rows, tokenizer = open_source(config, "train"), open_run_tokenizer(config)
+            rows, tokenizer = open_source(config, "train", say=watcher.say), open_run_tokenizer(config)
             assert rows is not None
             measurers = open_measurers(config, tokenizer, say=watcher.say)
         about, kind = about_data(config, rows), devices[0].device_kind
