@@ -44,7 +44,7 @@ def kept_round(out: Path, number: int) -> Round | None:
             return None
         ends = np.cumsum(found["prompt_lengths"])
         prompts = [p.tolist() for p in np.split(found["prompts"], ends[:-1])]
-        arrays = (found[name] for name in ("tokens", "log_probs", "lengths", "stopped", "rewards"))
-        return Round(number, prompts, *arrays, found["judged"] if found["judged"].size else None)
+        arrays = {name: found[name] for name in ("tokens", "log_probs", "lengths", "stopped", "rewards")}
+        return Round(number, prompts, **arrays, judged=found["judged"] if found["judged"].size else None)
     except (OSError, ValueError, KeyError):
         return None
