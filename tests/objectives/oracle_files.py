@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxscale.data.columns import DTYPES
+
 ORACLE = Path(__file__).parent / "oracle"
 LLAMA = ORACLE / "llama"
 ABOUT = json.loads((ORACLE / "cases.json").read_text())
@@ -48,3 +50,45 @@ def chosen_and_rejected(name: str, *, reference: bool, prompt: bool = False) -> 
     halves = {key: np.split(value, 2) for key, value in columns.items()}
     chosen, rejected = ({key: value[i] for key, value in halves.items()} for i in (0, 1))
     return chosen, rejected
+
+
+# --- as rows of ours --------------------------------------------------------------------------------------------
+
+
+def rows_of(batch: dict[str, np.ndarray], weights: str = "tokens") -> dict[str, np.ndarray]:
+    """The columns of rows of 40 tokens, a text in each; `weights` `rows`: each row counts 1, and not each token."""
+    mask = trained(batch)
+    columns = {
+        "tokens": batch["tokens"],
+        "targets": np.roll(batch["tokens"], -1, 1),
+        "weights": mask / mask.sum(1, keepdims=True) if weights == "rows" else mask,
+        "segments": np.ones_like(batch["tokens"]),
+        "positions": np.tile(np.arange(ROW), (len(mask), 1)),
+    }
+    columns |= {key: batch[key] for key in ("old", "reference") if key in batch}
+    if "advantages" in batch:
+        columns["advantages"] = batch["advantages"][:, None] * mask
+    return typed(columns)
+
+
+def pairs_of(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The columns of rows of 80 tokens: a chosen text, the rejected one right after it, and padding."""
+    texts, lengths = rows_of(batch), batch["prompt"] + batch["completion"]
+    count = len(lengths) // 2
+    columns = {name: np.zeros((count, 2 * ROW)) for name in (*texts, "ends")}
+    for row in range(count):
+        at = 0
+        for number, text in enumerate((row, count + row)):
+            place, sign = slice(at, at + lengths[text]), 1 - 2 * number
+            for name, values in texts.items():
+                columns[name][row, place] = values[text, : lengths[text]]
+            columns["segments"][row, place] = number + 1
+            columns["weights"][row, place] *= sign
+            columns["ends"][row, place.stop - 1] = sign
+            at = place.stop
+        columns["segments"][row, at:], columns["positions"][row, at:] = 3, np.arange(2 * ROW - at)
+    return typed(columns)
+
+
+def typed(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: values.astype(DTYPES.get(name, np.float32)) for name, values in columns.items()}

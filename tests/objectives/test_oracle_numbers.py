@@ -24,26 +24,27 @@ def test_supervised(name):
     agree(batch["entropy"][trained(batch)].mean(), case["metrics"]["entropy"])
 
 
-def options_of(settings):
-    """Of a case's settings in TRL's names, those of `formulas.preference`."""
-    losses = settings.get("loss_type", [settings.get("loss")])
+def loss_of(name):
+    """Of a case's settings in TRL's names, the arguments of `formulas.preference`."""
+    settings = CASES[name]["settings"]
+    losses = settings.get("loss_type", "orpo")  # what ORPOTrainer has, which has no such setting
+    losses = [losses] if isinstance(losses, str) else losses
     sft = dict(zip(losses, settings.get("loss_weights", [1.0]), strict=True)).get("sft", 0.0)
-    given = {k: settings[k] for k in ("label_smoothing", "gamma") if k in settings}
-    return {"loss": losses[0], "sft": sft} | given
+    given = {"gamma": settings.get("simpo_gamma", 0.0), "label_smoothing": settings.get("label_smoothing", 0.0)}
+    return {"loss": losses[0], "beta": settings["beta"], "sft": sft} | given
 
 
 @pytest.mark.parametrize("name", PREFERENCES)
 def test_preferences(name):
-    case = CASES[name]
-    settings, beta = case["settings"], case["settings"]["beta"]
-    needs_reference = "loss_type" in settings  # those of DPOTrainer
-    chosen, rejected = chosen_and_rejected(case["batch"], reference=needs_reference, prompt="prompt" in settings)
-    agree(formulas.preference(chosen, rejected, beta=beta, **options_of(settings)), case["loss"])
-    if needs_reference or name == "dpo smoothed":
-        ours = formulas.preference_metrics(chosen, rejected, beta=beta)
+    case, options = CASES[name], loss_of(name)
+    needs_reference = isinstance(case["settings"].get("loss_type"), list)  # DPOTrainer's
+    chosen, rejected = chosen_and_rejected(case["batch"], reference=needs_reference, prompt=options["loss"] == "orpo")
+    agree(formulas.preference(chosen, rejected, **options), case["loss"])
+    if options["loss"] not in formulas.MEANS or needs_reference:
+        ours = formulas.preference_metrics(chosen, rejected, beta=options["beta"])
         agree(ours["accuracy"], case["metrics"]["rewards/accuracies"])
         agree(ours["chosen_reward"], case["metrics"]["rewards/chosen"])
-        assert ours["margin"] == pytest.approx(case["metrics"]["rewards/margins"], rel=1e-5)
+        assert ours["margin"] == pytest.approx(case["metrics"]["rewards/margins"], rel=1e-5, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", REWARDS)

@@ -98,6 +98,9 @@ LENGTHS = rows(2, PROMPTS, [1, 30, 2, 29, 1, 3, 30, 1])
 CHOSEN = rows(3, PROMPTS, [1, 30, 12, 5, 17, 2, 8, 21])
 REJECTED = rows(4, PROMPTS, [9, 4, 30, 1, 11, 19, 3, 14])
 REJECTED = [(prompt, answer) for (prompt, _), (_, answer) in zip(CHOSEN, REJECTED, strict=True)]
+# A mean over tokens is one over pairs where all chosen completions are equally long; no token predicts a prompt of one
+EVEN = rows(6, [1] * 8, [9] * 8)
+UNLIKE = [(prompt, answer) for (prompt, _), (_, answer) in zip(EVEN, REJECTED, strict=True)]
 GROUPS = rows(5, [4, 4, 4, 4, 9, 9, 9, 9], [1, 30, 7, 16, 3, 22, 11, 2])
 GROUPS = [(GROUPS[4 * (i // 4)][0], answer) for i, (_, answer) in enumerate(GROUPS)]
 ADVANTAGES = np.array([1.2, -0.8, 0.5, -0.9, -1.4, 0.7, 0.0, 0.7], np.float32)
@@ -197,62 +200,65 @@ def sft(numbers: Numbers) -> None:
         numbers.add(f"sft {name}", name, {"kind": "sft"}, trainer, lambda rows=rows: trainer.data_collator(rows))
 
 
+def pairs(chosen: Rows, rejected: Rows) -> list[dict[str, list[int]]]:
+    both = zip(chosen, rejected, strict=True)
+    return [{"prompt_ids": p, "chosen_ids": c, "rejected_ids": r} for (p, c), (_, r) in both]
+
+
 def dpo(numbers: Numbers) -> None:
-    pairs = [{"prompt_ids": p, "chosen_ids": c, "rejected_ids": r}
-             for (p, c), (_, r) in zip(CHOSEN, REJECTED, strict=True)]  # fmt: skip
     kinds = {
         "sigmoid": {"loss_type": ["sigmoid"]},
         "ipo": {"loss_type": ["ipo"]},
-        "hinge": {"loss_type": ["hinge"]},
+        "hinge": {"loss_type": ["hinge"], "beta": 0.5},  # some pairs are beyond the hinge
         "robust": {"loss_type": ["robust"], "label_smoothing": 0.1},
         "sigmoid sft": {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.2]},
     }
+    columns = ("prompt", "chosen", "rejected")
     for name, options in kinds.items():
-        beta = 0.5 if name == "hinge" else 0.1  # some pairs are beyond the hinge
-        config = DPOConfig(**COMMON, beta=beta, **options)
-        columns = ("prompt", "chosen", "rejected")
+        options = {"beta": 0.1, **options}
+        config = DPOConfig(**COMMON, **options)
         trainer = trainer_of(DPOTrainer, config, loaded(), columns, ref_model=reference_model())
-        if name == "sigmoid":
-            both = CHOSEN + REJECTED
-            log_p, entropy = (of_all_tokens(trainer.model, both, of) for of in ("log_probs", "entropy"))
-            reference = of_all_tokens(trainer.ref_model, both)
-            numbers.add_batch("pairs", **padded(both), log_p=log_p, entropy=entropy, reference=reference)
-        settings = {"kind": "dpo", "beta": beta, **options}
-        numbers.add(f"dpo {name}", "pairs", settings, trainer, lambda t=trainer: t.data_collator(pairs))
+        for batch, chosen, rejected in (("pairs", CHOSEN, REJECTED), ("even", EVEN, UNLIKE)):
+            if name == "sigmoid":
+                log_p, entropy = (of_all_tokens(trainer.model, chosen + rejected, x) for x in ("log_probs", "entropy"))
+                reference = of_all_tokens(trainer.ref_model, chosen + rejected)
+                numbers.add_batch(batch, **padded(chosen + rejected), log_p=log_p, entropy=entropy, reference=reference)
+            if batch == "pairs" or "sft" in name:
+                case, rows = f"dpo {name}{' even' * (batch == 'even')}", pairs(chosen, rejected)
+                numbers.add(
+                    case, batch, {"kind": "dpo", **options}, trainer, lambda t=trainer, r=rows: t.data_collator(r)
+                )
 
 
 def without_reference(numbers: Numbers) -> None:
     """Of CPOTrainer simpo and smoothed labels, which DPOTrainer's sigmoid ignores; orpo of ORPOTrainer.
 
-    ORPOTrainer trains the prompt too: once with prompts of one token, which no token predicts.
+    ORPOTrainer trains the prompt too.
     """
-    columns = ("prompt", "chosen", "rejected")
-    config = CPOConfig(**COMMON, loss_type="simpo", beta=2.0, simpo_gamma=0.5, cpo_alpha=0.0)
-    simpo = trainer_of(CPOTrainer, config, loaded(), columns)
-    config = CPOConfig(**COMMON, loss_type="sigmoid", beta=0.1, label_smoothing=0.1, cpo_alpha=0.0)
-    smoothed = trainer_of(CPOTrainer, config, loaded(), columns)
-    orpo = trainer_of(ORPOTrainer, ORPOConfig(**COMMON, beta=0.1), loaded(), columns)
+    columns, common = ("prompt", "chosen", "rejected"), {"kind": "dpo"}
+    simpo = {"loss_type": "simpo", "beta": 2.0, "simpo_gamma": 0.5, "cpo_alpha": 0.0}
+    smoothed = {"loss_type": "sigmoid", "beta": 0.1, "label_smoothing": 0.1, "cpo_alpha": 0.0}
+    trainers = {
+        "simpo": (trainer_of(CPOTrainer, CPOConfig(**COMMON, **simpo), loaded(), columns), simpo),
+        "smoothed": (trainer_of(CPOTrainer, CPOConfig(**COMMON, **smoothed), loaded(), columns), smoothed),
+        "orpo": (trainer_of(ORPOTrainer, ORPOConfig(**COMMON, beta=0.1), loaded(), columns), {"beta": 0.1}),
+    }
 
-    def rows(short: bool) -> list[dict[str, list[int]]]:
+    def rows(chosen: Rows, rejected: Rows) -> list[dict[str, list[int]]]:
         out = []
-        for (p, c), (_, r) in zip(CHOSEN, REJECTED, strict=True):
-            row, p = {}, p[:1] if short else p
+        for (p, c), (_, r) in zip(chosen, rejected, strict=True):
+            row = {}
             for name, answer in (("chosen", c), ("rejected", r)):
                 row[f"{name}_input_ids"], row[f"{name}_labels"] = p + answer, [-100] * len(p) + answer
                 row[f"{name}_attention_mask"] = [1] * len(p + answer)
             out.append(row)
         return out
 
-    settings = {"kind": "dpo", "loss": "simpo", "beta": 2.0, "gamma": 0.5}
-    numbers.add("dpo simpo", "pairs", settings, simpo, lambda: simpo.data_collator(rows(False)))
-    settings = {"kind": "dpo", "loss": "sigmoid", "beta": 0.1, "label_smoothing": 0.1, "reference": None}
-    numbers.add("dpo smoothed", "pairs", settings, smoothed, lambda: smoothed.data_collator(rows(False)))
-    settings = {"kind": "dpo", "loss": "orpo", "beta": 0.1}
-    numbers.add("dpo orpo", "pairs", settings | {"prompt": True}, orpo, lambda: orpo.data_collator(rows(False)))
-    numbers.add("dpo orpo short", "short", settings, orpo, lambda: orpo.data_collator(rows(True)))
-    helper = trainer_of(SFTTrainer, SFTConfig(**COMMON), loaded(), ("prompt", "completion"))
-    both = [(p[:1], answer) for p, answer in CHOSEN + REJECTED]
-    numbers.add_batch("short", **padded(both), log_p=of_all_tokens(helper.model, both))
+    for name, (trainer, options) in trainers.items():
+        of_pairs = rows(CHOSEN, REJECTED)
+        numbers.add(f"dpo {name}", "pairs", common | options, trainer, lambda t=trainer, r=of_pairs: t.data_collator(r))
+    of_even = rows(EVEN, UNLIKE)
+    numbers.add("dpo orpo even", "even", common | options, trainer, lambda: trainer.data_collator(of_even))
 
 
 def reward(numbers: Numbers) -> None:
