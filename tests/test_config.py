@@ -325,7 +325,7 @@ UNKNOWN = {
     "optimizer.momentum=0.9": ("optimizer.momentum", "outer.momentum"),
 }
 NOTHING_NEAR = (
-    "model.dropout=0.1", "workers=3", "data.num_workers=3", "foo=1", "optimizer.beta=0.9", "x.y=1", "gpus=8",
+    "model.dropout=0.1", "workers=3", "data.num_workers=3", "foo=1", "optimizer.colour=9", "x.y=1", "gpus=8",
     "dropout=8", "tokenizer=byte", "model.foo=1",
     "evaluation.steps=2",
 )  # fmt: skip

@@ -60,7 +60,17 @@ def attention(model: cfg.Model) -> Attention:
 def parts(model: cfg.Model) -> tuple[str, ...]:
     """Lines of a table of parameters."""
     own = when(has_mlp(model), "mlp"), when(model.moe is not None, "router", "experts", "shared_experts")
-    return ("embedding", "position_embedding", "attention", *own[0], *own[1], "norms", "unembedding")
+    return ("embedding", "position_embedding", "attention", *own[0], *own[1], "norms", *last(model))
+
+
+def last(model: cfg.Model) -> tuple[str, ...]:
+    """What follows the layers."""
+    return ("unembedding",) if has_logits(model) else ("score",)
+
+
+def has_logits(model: cfg.Model) -> bool:
+    """Does it predict tokens? A reward model gives each of them a score instead."""
+    return not model.score
 
 
 def has_mlp(model: cfg.Model) -> bool:
@@ -124,7 +134,10 @@ def weights(model: cfg.Model) -> list[Weight]:
         *when(has_mlp(model), *mlp_weights(model, small)),
         *(expert_weights(model.moe, small) if model.moe else ()),
         *norm("final_norm", "1", model, stacked=False),
-        *when(not model.tie_embeddings, Weight("unembedding", "unembedding", "DV", stacked=False)),
+        *when(
+            has_logits(model) and not model.tie_embeddings, Weight("unembedding", "unembedding", "DV", stacked=False)
+        ),
+        *when(model.score, Weight("score", "score", "1", stacked=False)),
     ]
 
 
@@ -233,9 +246,15 @@ def ops(model: cfg.Model) -> list[Op]:
         Op("out", attention(model).gathered, "BTD", "attention_out", "out", y_at=RESIDUAL, whole=True),
         *when(has_mlp(model), *mlp_ops(wide(model), "", "F", DENSE if model.moe else "")),
         *(expert_ops(model.moe) if model.moe else ()),
-        Op("unembedding", "BTD", "BTV", "logits", "head", "embedding" if model.tie_embeddings else "", x_at=RESIDUAL,
-           stacked=False, once=True, exposed=("forward",)),
-    ]  # fmt: skip
+        *when(has_logits(model), head(model)),
+    ]
+
+
+def head(model: cfg.Model) -> Op:
+    """The matmul that makes the logits."""
+    weight = "embedding" if model.tie_embeddings else ""
+    of = partial(Op, stacked=False, once=True, exposed=("forward",))
+    return of("unembedding", "BTD", "BTV", "logits", "head", weight, x_at=RESIDUAL)
 
 
 def mlp_ops(names: tuple[str, ...], prefix: str, width: str, only: str) -> list[Op]:

@@ -11,17 +11,17 @@ from jaxscale import config as cfg
 from jaxscale.blueprint.table import RESIDUAL, Activation, Blueprint, Dim, Op, Weight
 
 RANK = "Z"
-PART = "lora"  # of a table of parameters
+PART, SCORE = "lora", "score"  # of a table of parameters; the second is trained beside LoRA
 
 
 def adapted(base: Blueprint, lora: cfg.Lora) -> Blueprint:
-    """A model whose own weights stay as they are; A and B are trained."""
+    """A model whose own weights stay as they are; A and B are trained, and a reward model's vector."""
     pairs = {op.name: matmuls(op) for op in base.ops if op.name in lora.on}
     return replace(
         base,
         dims={**base.dims, RANK: Dim("rank", lora.rank, "model.lora.rank")},
         weights=(
-            *(replace(w, trained=False) for w in base.weights),
+            *(replace(w, trained=w.part == SCORE) for w in base.weights),
             *(row for name in pairs for row in weights(base.op(name), base)),
         ),
         ops=tuple(row for op in base.ops for row in (op, *pairs.get(op.name, ()))),

@@ -1,5 +1,7 @@
 """Parameters of a checkpoint, block by block, read without devices: what nobody looks at is not read."""
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ class Stored:
 
     Attributes:
         step: of the checkpoint; `config`: of the run that saved it, as values.
+        identity: a hash of all that the checkpoint says of itself, sums of its arrays among it.
     """
 
     def __init__(self, run: str | Path, step: int | None = None):
@@ -39,6 +42,7 @@ class Stored:
                 f"checkpoint {self.step} of {run} was made by an earlier version; train it a step further first"
             )
         self.config: dict[str, Any] = meta["config"]
+        self.identity = hashlib.sha256(json.dumps(meta, sort_keys=True, default=str).encode()).hexdigest()
         self.names, self.state = set(meta["state"]), reach(directory / "state")
         self.context, self.open = private.find("tensorstore_context")(), dict[str, Any]()
         self.decay: float | None = self.config["optimizer"].get("ema")

@@ -8,6 +8,7 @@ from jaxscale.config.loading import PUBLISHED, dump_config, load_config, validat
 from jaxscale.config.lora import Lora
 from jaxscale.config.mesh import AXES, OVER_SLICES, AxisNames, Dcn, Mesh, Sharding
 from jaxscale.config.model import LayerKind, Model, Moe, RopeScaling
+from jaxscale.config.objective import OF_ROLLOUTS, Objective
 from jaxscale.config.published import read as read_published
 from jaxscale.config.sections import (
     ACTIVATIONS,
@@ -16,7 +17,6 @@ from jaxscale.config.sections import (
     Config,
     Evaluation,
     Loss,
-    Objective,
     Optimizer,
     Outer,
     Runtime,
@@ -27,9 +27,9 @@ from jaxscale.config.values import Positive, Section, default_of
 from jaxscale.files.spelling import nearest
 
 __all__ = [
-    "ACTIVATIONS", "AXES", "NO_DECAY", "OVER_SLICES", "PUBLISHED", "AxisNames", "Checkpoint", "Config", "Data",
-    "Dcn", "Evaluation", "Latent", "LayerKind", "Lora", "Loss", "Mesh", "Model", "Moe", "Objective", "Optimizer",
-    "Outer", "Positive", "RopeScaling", "Runtime", "Section", "Sharding", "Step", "Watch", "default_of", "describe",
-    "divisors", "dump_config", "find_config", "load_config", "nearest", "read_published", "read_yaml",
+    "ACTIVATIONS", "AXES", "NO_DECAY", "OF_ROLLOUTS", "OVER_SLICES", "PUBLISHED", "AxisNames", "Checkpoint", "Config",
+    "Data", "Dcn", "Evaluation", "Latent", "LayerKind", "Lora", "Loss", "Mesh", "Model", "Moe", "Objective",
+    "Optimizer", "Outer", "Positive", "RopeScaling", "Runtime", "Section", "Sharding", "Step", "Watch", "default_of",
+    "describe", "divisors", "dump_config", "find_config", "load_config", "nearest", "read_published", "read_yaml",
     "shipped_configs", "validate",
 ]  # fmt: skip

@@ -101,6 +101,7 @@ class Model(Section):
     mlp_dim: Positive
     moe: Moe | None = None  # experts in place of the MLP
     lora: Lora | None = None  # train these matrices alone
+    score: bool = False  # a number for each token in place of logits: a reward model (objective.kind=reward)
     max_seq_len: Positive = 8192
     pattern: tuple[LayerKind, ...] = ()  # kinds of layers, repeated to the last one; empty: all are alike
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"

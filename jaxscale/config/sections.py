@@ -17,6 +17,7 @@ from jaxscale.config.files import RENAMED
 from jaxscale.config.latent import require_activations
 from jaxscale.config.mesh import Mesh, Sharding
 from jaxscale.config.model import Model
+from jaxscale.config.objective import Objective, require_fitting, require_room
 from jaxscale.config.values import Above0, AtLeast0, Decay, NonNegative, Positive, Section, Share, Text
 from jaxscale.data.vocabulary import data_vocab_size
 from jaxscale.files.spelling import nearest
@@ -90,12 +91,6 @@ class Init(
     def adapter_directory(self) -> str | None:
         found: str | None = self.adapter  # type: ignore[attr-defined]
         return found
-
-
-class Objective(Section):
-    """What a step minimises; see `objectives`."""
-
-    kind: Literal["next_token"] = "next_token"
 
 
 class Loss(Section):
@@ -254,6 +249,11 @@ class Config(Section):
                 f"data.batch_size {self.data.batch_size} is not divisible by step.microbatches "
                 f"{self.step.microbatches}; try {divisors(self.data.batch_size)}"
             )
+        if self.objective.kind == "reward":
+            object.__setattr__(self, "model", self.model.model_copy(update={"score": True}))
+        loss, source = self.loss.model_dump(), self.init.source
+        require_fitting(self.objective, loss, score=self.model.score, source=source)
+        require_room(self.objective, rows=self.data.batch_size, seq_len=self.data.seq_len)
         self._check_replicas()
         self._check_experts()
         self._check_lora()

@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from jaxscale.data.tokenizer import Tokenizer
 from jaxscale.files.reading import parse_json
 
 CONFIG, TEMPLATE, GENERATION = "tokenizer_config.json", "chat_template.jinja", "generation_config.json"
@@ -17,9 +18,11 @@ KEPT = "chat.json"  # of a run
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 CODE = ("auto_map", "name_or_path")  # keys of a tokenizer's config that lead to files or code elsewhere
+OWN = "own"  # the template is a published tokenizer's
+PLAIN = "plain"  # the template of our own that encodes each message by itself, as a document's text
 LEAST_JINJA = (3, 1, 6)  # older ones let templates out of the sandbox
 
-Message = dict[str, str]  # role, content
+Message = dict[str, Any]  # role, content, and what else a template reads
 
 
 @dataclass(frozen=True)
@@ -29,10 +32,12 @@ class Chat:
     Attributes:
         config: the values of tokenizer_config.json, with the template of chat_template.jinja where that is there.
         generation: those of generation_config.json; ids that only config.json has are among them.
+        name: of a template of jaxscale's own (`data.examples.templates`); None: a published one.
     """
 
     config: dict[str, Any]
     generation: dict[str, Any]
+    name: str | None = None
 
     @property
     def tokens(self) -> dict[str, str]:
@@ -78,15 +83,27 @@ def read_kept(directory: Path, fingerprint: str) -> Chat | None:
     if values.get("fingerprint") != fingerprint:
         return None
     config, generation = values.get("tokenizer_config"), values.get("generation_config")
-    if not isinstance(config, dict) or not isinstance(generation, dict):
-        raise ValueError(f"{directory / KEPT} is damaged; import the model again")
-    return Chat(config, generation)
+    name = values.get("template")
+    if not isinstance(config, dict) or not isinstance(generation, dict) or not isinstance(name, str | None):
+        raise ValueError(f"{directory / KEPT} is damaged; import the model or prepare the data again")
+    return Chat(config, generation, name)
 
 
 def kept_text(chat: Chat, fingerprint: str) -> str:
     """The content of a run's file."""
     values = {"fingerprint": fingerprint, "tokenizer_config": chat.config, "generation_config": chat.generation}
+    values |= {} if chat.name is None else {"template": chat.name}
     return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+
+
+def ends(chat: Chat, codec: Tokenizer, *, where: str) -> tuple[int, ...]:
+    """The tokens that end a text: the separator, the end of turn, and what else generation_config.json names."""
+    found = {codec.separator_id, *(i for i in chat.end_ids if 0 <= i < codec.vocab_size)}
+    if (token := chat.tokens.get("eos_token")) is not None:
+        if (number := codec.id_of(token)) is None:
+            raise ValueError(f"eos_token {token!r} of {where} is no token of its tokenizer.json")
+        found.add(number)
+    return tuple(sorted(found))
 
 
 def read_table(path: Path) -> dict[str, Any]:
@@ -112,27 +129,52 @@ def read_text(path: Path) -> str:
 # --- rendering --------------------------------------------------------------------------------------------------
 
 
-def render(chat: Chat, messages: Sequence[Message], *, where: str) -> str:
-    """The text of a conversation up to where the assistant's answer begins.
+@dataclass(frozen=True)
+class Renderer:
+    """A chat template, compiled once. ``where`` is what messages call the model."""
 
-    Args:
-        where: what messages call the model.
+    template: Any
+    tokens: dict[str, str]
+    where: str
 
-    Raises:
-        ValueError: no template, no jinja2, or what the template itself refuses.
-    """
+    def __call__(self, messages: Sequence[Message], *, prompt: bool = True, tools: Any = None) -> str:
+        """The text of a conversation; with ``prompt`` up to where the assistant's next answer begins.
+
+        Raises ValueError for what the template itself refuses.
+        """
+        plain = [dict(message) for message in messages]
+        try:
+            text = str(
+                self.template.render(
+                    messages=plain, tools=tools, documents=None, add_generation_prompt=prompt, **self.tokens
+                )
+            )
+            text.encode()  # half a surrogate pair is no text
+        except Exception as error:  # a template is a program of the model's makers
+            raise ValueError(f"the chat template of {self.where} refuses this conversation: {said(error)}") from None
+        return text
+
+
+def renderer(chat: Chat, *, where: str) -> Renderer:
+    """The template of a model. Raises ValueError where there is none, one that is no Jinja, or no jinja2."""
     if chat.template is None:
         raise ValueError(f"{where} has no chat template; leave --chat out, or use a model that was made for chat")
     environment = sandbox()
     try:
         template = environment.from_string(chat.template)
-        plain = [dict(message) for message in messages]
-        return str(
-            template.render(messages=plain, tools=None, documents=None, add_generation_prompt=True, **chat.tokens)
-        )
-    except Exception as error:  # a template is a program of the model's makers
-        said = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"the chat template of {where} refuses this conversation: {said}") from None
+    except Exception as error:
+        raise ValueError(f"the chat template of {where} cannot be read: {said(error)}") from None
+    return Renderer(template, chat.tokens, where)
+
+
+def render(chat: Chat, messages: Sequence[Message], *, where: str) -> str:
+    """The text of a conversation up to where the assistant's answer begins."""
+    return renderer(chat, where=where)(messages)
+
+
+def said(error: Exception) -> str:
+    """An error in one line."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def sandbox() -> Any:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,15 +48,34 @@ class FileTokenizer:
 
     def encode_rendered(self, text: str) -> np.ndarray:
         """The ids of a text in which special tokens are spelled, as a chat template does; none is added."""
+        return self.encode_rendered_batch([text])[0]
+
+    def encode_rendered_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """``encode_rendered`` of each text, in parallel."""
+        with told_of("cannot encode a text"):
+            encodings = self._of_rendered.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
+
+    @cached_property
+    def _of_rendered(self) -> "tokenizers.Tokenizer":
+        """The library as the file has it: a spelled special token is one."""
         import tokenizers
 
         with told_of("cannot encode a text"):
             library = tokenizers.Tokenizer.from_str(self.content)
-            library.no_truncation()
-            library.no_padding()
-            if getattr(library.model, "dropout", None):
-                library.model.dropout = None
-            return np.array(library.encode(text, add_special_tokens=False).ids, dtype=np.int32)
+            if self.separator not in {token.content for token in library.get_added_tokens_decoder().values()}:
+                library.add_special_tokens([self.separator])  # its id stays
+        library.no_truncation()
+        library.no_padding()
+        if getattr(library.model, "dropout", None):
+            library.model.dropout = None
+        return library
+
+    @cached_property
+    def special_tokens(self) -> tuple[str, ...]:
+        """The special tokens as a rendered text spells them, the separator among them."""
+        added = self._of_rendered.get_added_tokens_decoder().values()
+        return tuple(sorted({self.separator, *(token.content for token in added if token.special)}))
 
     def id_of(self, token: str) -> int | None:
         """The id of a token, as the file spells it."""

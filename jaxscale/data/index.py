@@ -13,6 +13,7 @@ FORMAT = "jaxscale.tokens"
 VERSION = 1
 INDEX_NAME = "index.json"
 ITEM_BYTES = {"uint16": 2, "uint32": 4}
+LENGTH_BYTES = 4  # int32
 PREPARE_AGAIN = "prepare it again with `jaxscale data prepare --overwrite`"
 
 SplitName = Literal["train", "validation"]
@@ -78,10 +79,54 @@ class Options(_Model):
     validation: Literal["documents", "tail", "source"] = "documents"
 
 
+class File(_Model):
+    """A file that stands beside the token shards."""
+
+    file: _FileName
+    bytes: _Count
+    sha256: str
+
+
+class ExampleSplit(_Model):
+    """What stands beside the token shards of a split of examples: for each shard a file of each kind.
+
+    Attributes:
+        examples: conversations, pairs or prompts; a pair is two documents, chosen and then rejected.
+        trained: tokens that are an answer's.
+        longest: tokens of the longest example.
+        roles: of each token, uint8: 0 context, 1 trained, 2 trained of a rejected answer.
+        lengths: tokens of each document that begins in the shard, int32.
+        records: JSON lines, the other columns of each prompt that begins in the shard; of other kinds none.
+    """
+
+    examples: _Count
+    trained: _Count
+    longest: _Count
+    roles: list[File]
+    lengths: list[File]
+    records: list[File] = []
+
+
+class Examples(_Model):
+    """That the documents are examples, and of what template.
+
+    Attributes:
+        template: a name of `data.examples.templates`, or `own`.
+        stop_ids: the tokens that end an answer.
+        chat: the template's text and special tokens, as a run keeps them.
+    """
+
+    kind: Literal["conversations", "pairs", "prompts"]
+    template: str
+    stop_ids: list[_Count]
+    chat: File
+    splits: dict[SplitName, ExampleSplit]
+
+
 class Index(_Model):
     """A whole prepared dataset. It is written last, so a directory that has one is complete.
 
-    ``notes`` tell what was left out or changed.
+    ``examples`` are there where the documents are no plain text. ``notes`` tell what was left out or changed.
     """
 
     format: Literal["jaxscale.tokens"]
@@ -92,6 +137,7 @@ class Index(_Model):
     options: Options
     splits: dict[SplitName, Split]
     validation_source: SourceIdentity | None = None
+    examples: Examples | None = None
     notes: list[str] = []
 
     @model_validator(mode="after")
@@ -104,7 +150,24 @@ class Index(_Model):
             for shard in split.shards:
                 if shard.bytes != shard.tokens * ITEM_BYTES[self.dtype]:
                     raise ValueError(f"{shard.file}: bytes is not tokens * {ITEM_BYTES[self.dtype]} ({self.dtype})")
+            if self.examples is not None:
+                _check_examples(name, split, self.examples)
         return self
+
+
+def _check_examples(name: SplitName, split: Split, examples: Examples) -> None:
+    if name not in examples.splits:
+        raise ValueError(f"examples.splits.{name} is missing")
+    beside, documents = examples.splits[name], 2 if examples.kind == "pairs" else 1
+    if split.documents != documents * beside.examples:
+        raise ValueError(f"splits.{name}.documents is not {documents} for each example")
+    if not len(split.shards) == len(beside.roles) == len(beside.lengths):
+        raise ValueError(f"examples.splits.{name} has not one file of roles and of lengths for each shard")
+    if len(beside.records) != (len(split.shards) if examples.kind == "prompts" else 0):
+        raise ValueError(f"examples.splits.{name}.records are not one for each shard of prompts")
+    for shard, roles, lengths in zip(split.shards, beside.roles, beside.lengths, strict=True):
+        if roles.bytes != shard.tokens or lengths.bytes != LENGTH_BYTES * shard.documents:
+            raise ValueError(f"{roles.file} or {lengths.file}: bytes are not those of {shard.file}")
 
 
 def read_index(directory: Path) -> Index:
@@ -148,7 +211,7 @@ def inside(directory: Path, name: str) -> Path:
 def write_index(directory: Path, index: Index) -> None:
     """Write ``index.json`` and wait until it is on the disk."""
     with open(Path(directory) / INDEX_NAME, "w", encoding="utf-8") as file:
-        json.dump(index.model_dump(), file, indent=1)
+        json.dump(index.model_dump(exclude={"examples"} if index.examples is None else None), file, indent=1)
         file.write("\n")
         file.flush()
         os.fsync(file.fileno())

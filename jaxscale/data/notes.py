@@ -46,7 +46,7 @@ def dataset_notes(index: Index) -> list[str]:
                 f"documents are held out, by the hash of their names, here {validation.documents:,} of "
                 f"{_documents(index):,}; try --validation-tail {share:g} (the end of each) or --validation-text FILES"
             )
-        if validation.tokens <= SEQ_LEN:
+        if validation.tokens <= SEQ_LEN and index.examples is None:
             notes.append(
                 f"warning: the validation split has {validation.tokens} tokens, too few for one row of the default "
                 f"data.seq_len={SEQ_LEN}; hold out more, or give data.seq_len={max(1, validation.tokens - 1)} or less"

@@ -4,12 +4,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 from jaxscale import config as cfg
-from jaxscale.data.index import read_index
+from jaxscale.data.examples.rows import ExampleRows, example_rows
+from jaxscale.data.examples.store import open_example_store
+from jaxscale.data.index import Examples, SplitName, read_index
 from jaxscale.data.mixture import Mixture
 from jaxscale.data.rows import RowSource, Synthetic, windows
 from jaxscale.data.store import TokenStore, open_llmc, open_tokens
 
 Say = Callable[[str], None]
+NO_SPLIT = "no validation loss: there is no validation split"
+PREPARE_ONE = "prepare the data with one, to have a loss of it"
 
 
 def open_rows(
@@ -26,10 +30,11 @@ def open_rows(
         return Synthetic(vocab_size, data.seq_len, seed=seed + (split == "validation"))
     if data.mixture:
         return open_mixture(data, data.mixture, split, vocab_size=vocab_size, seed=seed, say=say)
+    if data.kind == "tokens" and examples_at(data.path) is not None:
+        return open_examples(data, split, vocab_size=vocab_size, say=say)
     store = open_store(data, split)
     if store is None:
-        fix = "set data.validation_path" if data.kind == "llmc" else "prepare the data with one, to have a loss of it"
-        say(f"no validation loss: there is no validation split; {fix}")
+        say(f"{NO_SPLIT}; {'set data.validation_path' if data.kind == 'llmc' else PREPARE_ONE}")
         return None
     if split == "validation" and store.num_tokens < data.seq_len + 1:
         say(
@@ -42,22 +47,65 @@ def open_rows(
     return windows(store, data.seq_len, model_vocab_size=vocab_size, mask_documents=data.mask_documents)
 
 
+def open_examples(data: cfg.Data, split: str, *, vocab_size: int, say: Say) -> ExampleRows | None:
+    """Rows of conversations or pairs, packed; None of a validation split that is not there or fits no row."""
+    assert data.path
+    if not data.mask_documents:
+        raise ValueError(
+            f"data.mask_documents=false: {data.path} holds examples, several of them a row, of which none may see "
+            "another; leave it true"
+        )
+    name: SplitName = "train" if split == "train" else "validation"
+    if split == "validation" and not read_index(Path(data.path)).splits[name].shards:
+        say(f"{NO_SPLIT}; {PREPARE_ONE}")
+        return None
+    store = open_example_store(data.path, name, verify=data.verify)
+    if split == "validation" and store.shortest > data.seq_len:
+        say(f"no validation loss: no example of {store.name} fits a row of data.seq_len={data.seq_len}; raise it")
+        return None
+    return example_rows(store, data.seq_len, model_vocab_size=vocab_size, say=say)
+
+
+def examples_at(path: str | None) -> Examples | None:
+    """What the index of a prepared dataset says of examples; None of one of text."""
+    assert path
+    return read_index(Path(path)).examples
+
+
 def open_mixture(
     data: cfg.Data, weights: dict[str, float], split: str, *, vocab_size: int, seed: int, say: Say
 ) -> Mixture | None:
     """Rows of several datasets; for validation, of those that have such a split."""
+    check_alike(list(weights))
     sources: dict[str, RowSource] = {}
     for path in weights:
-        one = data.model_copy(update={"path": path, "mixture": None})
-        rows = open_rows(one, split, vocab_size=vocab_size, seed=seed)
+        one, said = data.model_copy(update={"path": path, "mixture": None}), list[str]()
+        rows = open_rows(one, split, vocab_size=vocab_size, seed=seed, say=said.append)
         if rows is None:
             say(f"{path} is not part of the validation loss: it has no validation split of one window")
         else:
             sources[path] = rows
+            for line in said:
+                say(line)
     if not sources:
         return None
     training = split == "train"
     return Mixture(sources, weights, seed=seed, shuffle=data.shuffle and training, forever=training)
+
+
+def check_alike(paths: list[str]) -> None:
+    """ValueError where a mixture holds several kinds of examples, or one of several templates."""
+    first, *others = [(path, examples_at(path)) for path in paths]
+    for path, found in others:
+        kinds = [one.kind if one else "text" for one in (first[1], found)]
+        if kinds[0] != kinds[1]:
+            raise ValueError(f"{path} holds {kinds[1]} and {first[0]} {kinds[0]}; a data.mixture is of one kind")
+        templates = [(one.template, one.chat.sha256) for one in (first[1], found) if one]
+        if len(set(templates)) > 1:
+            raise ValueError(
+                f"{path} and {first[0]} have other templates ({templates[1][0]} and {templates[0][0]}); prepare all of "
+                "data.mixture with one"
+            )
 
 
 def open_store(data: cfg.Data, split: str) -> TokenStore | None:

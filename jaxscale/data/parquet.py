@@ -1,6 +1,6 @@
 """The texts in a column of a Parquet file, a record batch at a time. Knows nothing of documents; needs pyarrow."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack
 from typing import Any
 
@@ -12,6 +12,35 @@ BATCH_ROWS = 256
 
 def parquet_texts(file: SourceFile, column: str, progress: Progress) -> Iterator[str | BadRecord]:
     """The text of each row; "" for null, and a BadRecord for what is not UTF-8."""
+    row = 0
+    for batch in _batches(file, progress, column):
+        for value in _values(batch.column(0)):
+            yield _text(value, f"{file.shown}: row {row}")
+            row += 1
+
+
+def parquet_records(file: SourceFile, progress: Progress) -> Generator[dict[str, Any] | BadRecord, None, None]:
+    """All columns of each row; a BadRecord for a row with text that is not UTF-8."""
+    row = 0
+    for batch in _batches(file, progress, None):
+        try:
+            rows = batch.to_pylist()
+        except UnicodeDecodeError:
+            rows = [_record(batch.slice(i, 1), f"{file.shown}: row {row + i}") for i in range(batch.num_rows)]
+        yield from rows
+        row += batch.num_rows
+
+
+def _record(batch: Any, where: str) -> dict[str, Any] | BadRecord:
+    try:
+        record: dict[str, Any] = batch.to_pylist()[0]
+    except UnicodeDecodeError as error:
+        return BadRecord(f"{where} is not UTF-8: {error}; convert it or leave it out")
+    return record
+
+
+def _batches(file: SourceFile, progress: Progress, column: str | None) -> Iterator[Any]:
+    """Record batches of a file: of one column that holds text, or of all."""
     try:
         import pyarrow
         from pyarrow import parquet
@@ -23,18 +52,11 @@ def parquet_texts(file: SourceFile, column: str, progress: Progress) -> Iterator
             table = stack.enter_context(parquet.ParquetFile(where))
         except (OSError, pyarrow.ArrowException) as error:
             raise ValueError(f"cannot read {file.shown} as Parquet: {error}; check the file or leave it out") from error
-        columns = {one.name: one.type for one in table.schema_arrow}
-        if column not in columns:
-            raise ValueError(
-                f"{file.shown} has no column {column!r}, only {', '.join(columns)}; name one with --column"
-            )
-        if not holds_text(columns[column]):
-            raise ValueError(
-                f"{file.shown}: column {column!r} is {columns[column]}, not string; name another with --column"
-            )
+        if column is not None:
+            _check_column(file, column, {one.name: one.type for one in table.schema_arrow})
         row, num_rows = 0, max(table.metadata.num_rows, 1)
         begun = progress.bytes_read
-        batches = table.iter_batches(batch_size=BATCH_ROWS, columns=[column])
+        batches = table.iter_batches(batch_size=BATCH_ROWS, columns=None if column is None else [column])
         while True:
             try:
                 batch = next(batches, None)
@@ -42,10 +64,18 @@ def parquet_texts(file: SourceFile, column: str, progress: Progress) -> Iterator
                 raise ValueError(f"cannot read {file.shown} after row {row}: {error}; get it again") from error
             if batch is None:
                 return
-            for value in _values(batch.column(0)):
-                yield _text(value, f"{file.shown}: row {row}")
-                row += 1
+            yield batch
+            row += batch.num_rows
             progress.bytes_read = begun + file.size_bytes * row // num_rows
+
+
+def _check_column(file: SourceFile, column: str, columns: dict[str, Any]) -> None:
+    if column not in columns:
+        raise ValueError(f"{file.shown} has no column {column!r}, only {', '.join(columns)}; name one with --column")
+    if not holds_text(columns[column]):
+        raise ValueError(
+            f"{file.shown}: column {column!r} is {columns[column]}, not string; name another with --column"
+        )
 
 
 def holds_text(kind: Any) -> bool:

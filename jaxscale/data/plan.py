@@ -4,12 +4,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from jaxscale.data.index import Options
+from jaxscale.data.chat import Chat, read_kept, read_published, read_table
+from jaxscale.data.index import INDEX_NAME, Options
 from jaxscale.data.progress import BadRecords, Progress
 from jaxscale.data.sources import Source
+from jaxscale.data.store import open_tokenizer
 from jaxscale.data.tokenizer import Tokenizer, load_tokenizer
 
 SHARD_TOKENS = 2**27
+FILE, OF_RUN = "tokenizer.json", "tokenizer-identity.json"
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,31 @@ def make_plan(
         raise ValueError(f"tokenizer {name!r}: bpe:N takes a whole number N >= 257 (256 bytes + 1); try bpe:4096")
     if name == "char" or name.startswith("bpe:"):
         return Plan(source, validation, name, None, separator, options, skip_bad)
-    tokenizer = load_tokenizer(spec, separator=separator)
-    spec = name if name == "byte" else Path(spec).name
+    tokenizer = find_tokenizer(spec, separator)
+    spec = "byte" if tokenizer.separator is None else "tokenizer.json" if Path(spec).is_dir() else Path(spec).name
     return Plan(source, validation, spec, tokenizer, separator, options, skip_bad)
+
+
+def find_tokenizer(spec: str | Path, separator: str | None) -> Tokenizer:
+    """As `load_tokenizer`; of a prepared dataset, a run or a published model's directory the tokenizer in it."""
+    directory = Path(spec)
+    if str(spec) == "byte" or not directory.is_dir():
+        return load_tokenizer(spec, separator=separator)
+    if (directory / INDEX_NAME).is_file():
+        return open_tokenizer(directory) if separator is None else load_tokenizer(directory / FILE, separator=separator)
+    if not (directory / FILE).is_file() and not (directory / OF_RUN).is_file():
+        raise ValueError(f"tokenizer {str(spec)!r} is a directory without {FILE}; name a tokenizer.json")
+    kept = read_table(directory / OF_RUN)
+    if kept and kept.get("file") is None:
+        return load_tokenizer("byte", separator=separator)
+    known = kept.get("separator")
+    return load_tokenizer(directory / FILE, separator=separator or (known if isinstance(known, str) else None))
+
+
+def chat_beside(spec: str | Path, tokenizer: Tokenizer) -> Chat | None:
+    """The chat template that stands beside a tokenizer, of a published model, a run or a dataset."""
+    place = Path(spec)
+    directory = place if place.is_dir() else place.parent
+    if str(spec) == "byte" or not place.exists():
+        return None
+    return read_kept(directory, tokenizer.fingerprint) or read_published(directory)

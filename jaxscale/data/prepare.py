@@ -4,7 +4,7 @@ A dataset directory holds ``index.json``, ``train-00000.bin``, ..., ``validation
 little-endian token ids) and, unless the tokens are bytes, ``tokenizer.json``: nothing else is needed to train.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,7 @@ from jaxscale.data.publish import check_replaceable, occupied, published
 from jaxscale.data.shards import ShardWriter
 from jaxscale.data.sources import Digests, Source, content_sha256, documents, names_sha256
 from jaxscale.data.split import Holdout, Part, choose_holdout, tails, whole_documents
-from jaxscale.data.store import check_shard_sizes
+from jaxscale.data.store import check_shard_sizes, files_beside
 from jaxscale.data.text_changes import TextChanges
 from jaxscale.data.tokenizer import DEFAULT_SEPARATOR, Tokenizer, character_tokenizer, train_bpe
 
@@ -98,29 +98,46 @@ def prepare(
     out = Path(out).resolve()
     options = make_options(validation_fraction, validation_tail, validation, shard_tokens)
     plan = make_plan(source, validation, tokenizer, separator, options, skip_bad)
+    return make_dataset(plan, out, _write_dataset, overwrite=overwrite, progress=progress)
+
+
+def make_dataset(
+    plan: Plan,
+    out: Path,
+    write: Callable[[Plan, Path, Report], Index],
+    *,
+    differs: Callable[[Index], str | None] = lambda index: None,
+    overwrite: bool = False,
+    progress: Report | None = None,
+) -> Summary:
+    """What `write` leaves in a directory, published at ``out``; nothing where it is there already.
+
+    ``differs`` says in what a dataset that is there is another one, beyond what every plan has.
+    """
     for file in (file for source in plan.sources for file in source.files):
         if isinstance(file.path, Path) and file.path.resolve().is_relative_to(out):
             raise ValueError(f"source file {file.path} lies inside the output {out}; choose another --out")
     with reporting(progress) as report:
         if occupied(out):
             if not overwrite:
-                return _already_prepared(plan, out, report)
+                return _already_prepared(plan, out, report, differs)
             check_replaceable(out)
         with published(out, overwrite=overwrite) as directory:
-            index = _write_dataset(plan, directory, report)
+            index = write(plan, directory, report)
     return Summary(out, index, notes=tuple(index.notes))
 
 
-def _already_prepared(plan: Plan, out: Path, report: Report) -> Summary:
+def _already_prepared(plan: Plan, out: Path, report: Report, differs: Callable[[Index], str | None]) -> Summary:
     """The dataset at ``out`` if it is whole and the one asked for; cheap checks first, every byte of text last."""
     advice = "choose another --out, or pass --overwrite to replace it"
     try:
         index = read_index(out)
         for split in index.splits.values():
             check_shard_sizes(out, split.shards)
+        check_shard_sizes(out, files_beside(index))
     except ValueError as error:
         raise ValueError(f"{out} exists and is not a whole dataset ({error}); {advice}") from error
-    difference = _first_difference(plan, index, report)
+    difference = differs(index) or _first_difference(plan, index, report)
     if difference:
         raise ValueError(f"{out} already holds another dataset: {difference}; {advice}")
     return Summary(out, index, already_prepared=True, notes=(f"already prepared: {out}", *index.notes))
@@ -177,12 +194,12 @@ def _write_dataset(plan: Plan, directory: Path, report: Report) -> Index:
     splits = _write_shards(corpus, writers, progress, report)
     if not progress.tokens:
         raise ValueError(f"no text in {len(plan.source.files)} files; give a corpus with at least one document")
-    identities = [_source_identity(source, report, digests) for source in plan.sources]
+    identities = [source_identity(source, report, digests) for source in plan.sources]
     index = Index(
         format="jaxscale.tokens",
         version=1,
         dtype=dtype,
-        tokenizer=_tokenizer_identity(plan.spec, tokenizer),
+        tokenizer=tokenizer_identity(plan.spec, tokenizer),
         source=identities[0],
         options=plan.options,
         splits=splits,
@@ -205,7 +222,7 @@ def _parts(plan: Plan, holdout: Holdout, progress: Progress, digests: Digests | 
         yield from (("validation", document) for document in documents(plan.validation, progress, digests))
 
 
-def _tokenizer_identity(spec: str, tokenizer: Tokenizer) -> TokenizerIdentity:
+def tokenizer_identity(spec: str, tokenizer: Tokenizer) -> TokenizerIdentity:
     return TokenizerIdentity(
         spec=spec,
         fingerprint=tokenizer.fingerprint,
@@ -215,7 +232,7 @@ def _tokenizer_identity(spec: str, tokenizer: Tokenizer) -> TokenizerIdentity:
     )
 
 
-def _source_identity(source: Source, report: Report, digests: Digests) -> SourceIdentity:
+def source_identity(source: Source, report: Report, digests: Digests) -> SourceIdentity:
     return SourceIdentity(
         kind=source.kind,
         field=source.field,

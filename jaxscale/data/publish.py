@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 # Everything a preparation or a later verification writes into a dataset: what --overwrite may remove.
-_OURS = re.compile(r"index\.json|tokenizer\.json|(train|validation)-\d+\.bin|\.verified\.json.*")
+_OURS = re.compile(
+    r"(index|tokenizer|chat)\.json|(train|validation)-\d+\.(bin|roles|lengths|records)|\.verified\.json.*"
+)
 
 
 @contextmanager

@@ -8,9 +8,10 @@ import codecs
 import hashlib
 import sysconfig
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxscale.data.files import SourceFile, Unread, contents, file_sha256, find, sorted_files, walk
 from jaxscale.data.parquet import parquet_texts
@@ -173,29 +174,47 @@ def _read_stdlib(
     yield _document(file.name, text)
 
 
-def _read_jsonl(file: SourceFile, field: str | None, progress: Progress, digests: Digests | None) -> Iterator[Document]:
+def json_objects(
+    file: SourceFile, progress: Progress, digests: Digests | None
+) -> Generator[tuple[int, dict[str, Any]], None, None]:
+    """The line number and the object of each line of JSON; what is no such line goes to ``progress.bad``."""
     try:
         with contents(file, progress, digests) as stream:
             for number, line in enumerate(stream, start=1):
                 if not line.strip():
                     continue
                 try:
-                    text = _json_text(line, field, where=f"{file.shown}:{number}")
+                    record = _json_object(line, where=f"{file.shown}:{number}")
                 except ValueError as error:
                     progress.bad.skip(error)
                 else:
-                    yield _document(f"{file.name}:{number}", text)
+                    yield number, record
     except BadRecord as error:  # cut short: what came before it is used
         progress.bad.skip(error)
 
 
-def _json_text(line: bytes, field: str | None, *, where: str) -> str:
+def _json_object(line: bytes, *, where: str) -> dict[str, Any]:
     try:
         record = parse_json(line.removeprefix(codecs.BOM_UTF8))
     except ValueError as error:
         raise ValueError(f"{where} is not JSON: {error}; each line must be one JSON object") from None
     if not isinstance(record, dict):
         raise ValueError(f"{where} is a JSON {type(record).__name__}, not an object; each line must be one object")
+    return record
+
+
+def _read_jsonl(file: SourceFile, field: str | None, progress: Progress, digests: Digests | None) -> Iterator[Document]:
+    with closing(json_objects(file, progress, digests)) as records:
+        for number, record in records:
+            try:
+                text = _text_of(record, field, where=f"{file.shown}:{number}")
+            except ValueError as error:
+                progress.bad.skip(error)
+            else:
+                yield _document(f"{file.name}:{number}", text)
+
+
+def _text_of(record: dict[str, Any], field: str | None, *, where: str) -> str:
     if field not in record:
         raise ValueError(f"{where} has no field {field!r}, only {', '.join(map(repr, record))}; name one with --field")
     text = record[field]

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 
 from jaxscale.data import llmc
-from jaxscale.data.index import PREPARE_AGAIN, Shard, inside, read_index
+from jaxscale.data.index import PREPARE_AGAIN, File, Index, Shard, inside, read_index
 from jaxscale.data.tokenizer import Tokenizer, load_tokenizer
 from jaxscale.files.reading import parse_json
 from jaxscale.files.whole import write_whole
@@ -91,11 +91,11 @@ def open_tokens(path: str | Path, split: str = "train", *, verify: Verify = "onc
         )
     check_shard_sizes(directory, shards)
     if verify != "size":
-        _check_content(directory, shards, trust_stamp=verify == "once")
+        check_content(directory, shards, trust_stamp=verify == "once")
     dtype = np.dtype(index.dtype).newbyteorder("<")
     return TokenStore(
         name=f"{directory} ({split})",
-        shards=tuple(_map(directory / shard.file, dtype, shard.tokens) for shard in shards),
+        shards=tuple(map_file(directory / shard.file, dtype, shard.tokens) for shard in shards),
         vocab_size=index.tokenizer.vocab_size,
         separator_id=index.tokenizer.separator_id,
         fingerprint=index.tokenizer.fingerprint,
@@ -140,7 +140,7 @@ def open_llmc(pattern: str | Path, *, vocab_size: int | None = None, separator_i
         separator_id = form.separator_id
     dtype = np.dtype(form.dtype).newbyteorder("<")
     shards = [
-        _map(path, dtype, header.num_tokens, offset=llmc.HEADER_BYTES)
+        map_file(path, dtype, header.num_tokens, offset=llmc.HEADER_BYTES)
         for path, header in zip(paths, headers, strict=True)
     ]
     return TokenStore(
@@ -162,7 +162,7 @@ def sampled(tokens: np.ndarray) -> str:
     return f"{len(tokens)} {hashlib.sha256(ends.tobytes()).hexdigest()}"
 
 
-def check_shard_sizes(directory: Path, shards: Sequence[Shard]) -> None:
+def check_shard_sizes(directory: Path, shards: Sequence[Shard | File]) -> None:
     """ValueError for a shard that is missing or not as long as the index says."""
     for shard in shards:
         path = inside(directory, shard.file)
@@ -173,7 +173,16 @@ def check_shard_sizes(directory: Path, shards: Sequence[Shard]) -> None:
             raise ValueError(f"shard {path} has {size} bytes, the index says {shard.bytes}; {PREPARE_AGAIN}")
 
 
-def _check_content(directory: Path, shards: Sequence[Shard], *, trust_stamp: bool) -> None:
+def files_beside(index: Index, split: str | None = None) -> list[File]:
+    """What stands beside the token shards of a dataset of examples, of one split or of all."""
+    if index.examples is None:
+        return []
+    splits = [found for name, found in index.examples.splits.items() if split in (None, name)]
+    return [index.examples.chat, *(file for one in splits for file in (*one.roles, *one.lengths, *one.records))]
+
+
+def check_content(directory: Path, shards: Sequence[Shard | File], *, trust_stamp: bool) -> None:
+    """ValueError for a file whose sha256 is not the index's; one that the stamp names is trusted where asked."""
     stamp = _read_stamp(directory)
     fresh = dict(stamp)
     for shard in shards:
@@ -211,7 +220,8 @@ def _write_stamp(directory: Path, stamp: dict[str, list]) -> None:
         write_whole(directory / STAMP_NAME, json.dumps(stamp))
 
 
-def _map(path: Path, dtype: np.dtype, count: int, offset: int = 0) -> np.ndarray:
+def map_file(path: Path, dtype: np.dtype, count: int, offset: int = 0) -> np.ndarray:
+    """The numbers of a file, memory-mapped."""
     if count == 0:
         return np.empty(0, dtype)
     try:

@@ -71,6 +71,16 @@ class Tokenizer(Protocol):
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """``encode`` of each text, in parallel where the library can."""
 
+    def encode_rendered_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """The ids of texts in which ``special_tokens`` are spelled, as a chat template does; none is added."""
+
+    @property
+    def special_tokens(self) -> tuple[str, ...]:
+        """What ``encode_rendered_batch`` takes for special tokens; bytes spell their separator <|endoftext|>."""
+
+    def id_of(self, token: str) -> int | None:
+        """The id of a token, as it is spelled."""
+
     def encode_pieces(self, pieces: Sequence[Piece]) -> list[np.ndarray]:
         """The ids of each piece as they stand in its whole document, in parallel where the library can."""
 
@@ -100,12 +110,24 @@ class ByteTokenizer:
     fingerprint: str = hashlib.sha256(b"jaxscale byte tokenizer, version 1").hexdigest()
     lossless: bool = True
     unknown_id: int | None = None
+    special_tokens: tuple[str, ...] = (DEFAULT_SEPARATOR,)
 
     def encode(self, text: str) -> np.ndarray:
         return np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(np.int32)
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [self.encode(text) for text in texts]
+
+    def encode_rendered_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return [self._encode_rendered(text) for text in texts]
+
+    def _encode_rendered(self, text: str) -> np.ndarray:
+        first, *rest = map(self.encode, text.split(DEFAULT_SEPARATOR))
+        separator = np.array([self.separator_id], np.int32)
+        return np.concatenate([first, *(part for ids in rest for part in (separator, ids))])
+
+    def id_of(self, token: str) -> int | None:
+        return self.separator_id if token == DEFAULT_SEPARATOR else None
 
     def encode_pieces(self, pieces: Sequence[Piece]) -> list[np.ndarray]:
         return [self.encode(piece.text) for piece in pieces]

@@ -34,8 +34,8 @@ Path_ = tuple[str, ...]
 
 
 def base_of(model: cfg.Model) -> cfg.Model:
-    """The model without LoRA, as its files hold it."""
-    return model.model_copy(update={"lora": None})
+    """The model without LoRA and a reward model's vector, as its files hold it."""
+    return model.model_copy(update={"lora": None, "score": False})
 
 
 def matrix_rows(family: str, model: cfg.Model) -> dict[str, Row]:

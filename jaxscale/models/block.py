@@ -16,7 +16,7 @@ from jaxscale import config as cfg
 from jaxscale.kernels.plain import visible
 from jaxscale.models.attention import Attention, attend, attention
 from jaxscale.models.experts import Experts
-from jaxscale.models.latent import LatentAttention
+from jaxscale.models.latent import At, LatentAttention
 from jaxscale.models.layers import Maker, Norm, scaled
 from jaxscale.models.lora import adapted, give_adapters
 from jaxscale.models.names import named
@@ -25,7 +25,7 @@ from jaxscale.models.sums import add_bias
 from jaxscale.parallel.local import on_each_device
 from jaxscale.parallel.sharding import dims_of, einsum, gather, shard, shard_count, spec, to_spec
 
-Cache = dict[str, jax.Array]  # k, v: [B, S, K, H]; of latents see `models.latent`
+Cache = dict[str, jax.Array]  # of all layers: k, v [L, B, K, S, H]; of latents see `models.latent`
 Auxiliary = dict[str, jax.Array]  # what a layer tells its objective beside its output, as sums over its tokens
 
 
@@ -65,11 +65,11 @@ class SelfAttention(nnx.Module):
         window: int | None,
         segments: jax.Array,
         cache: Cache,
-        start: jax.Array,
+        at: At,
     ) -> tuple[jax.Array, Cache]:
-        """The same for the next T tokens, which attend to the cache too; and the cache with them, from `start` on."""
+        """The same for the next T tokens, which attend to the cache too; and the cache with them, written at `at`."""
         q, k, v = self.queries_keys_values(x_BTD, rope)
-        cache, attended = self.attend_cached(q, k, v, cache, segments, start, window=window)
+        cache, attended = self.attend_cached(q, k, v, cache, segments, at, window=window)
         return self.output(attended), cache
 
     @property
@@ -123,16 +123,16 @@ class SelfAttention(nnx.Module):
         v: jax.Array,
         cache: Cache,
         segments: jax.Array,
-        start: jax.Array,
+        at: At,
         *,
         window: int | None,
     ) -> tuple[Cache, jax.Array]:
-        """Write k, v at `start` of the cache and attend to all of it; `segments` [B, S] is 0 where nothing is."""
-        cache = {
-            "k": jax.lax.dynamic_update_slice_in_dim(cache["k"], k, start, 1),
-            "v": jax.lax.dynamic_update_slice_in_dim(cache["v"], v, start, 1),
-        }
-        heads, kv = spec("batch", None, "heads", None), spec("batch", None, "kv_heads", None)
+        """Write k, v into the cache and attend to all of this layer's; `segments` [B, S] is 0 where nothing is."""
+        layer, start = at
+        new = {name: x.swapaxes(1, 2)[None] for name, x in (("k", k), ("v", v))}
+        cache = {n: jax.lax.dynamic_update_slice(cache[n], x, (layer, 0, 0, start, 0)) for n, x in new.items()}
+        keys, values = (jax.lax.dynamic_index_in_dim(cache[n], layer, 0, keepdims=False) for n in new)
+        heads, kv = spec("batch", None, "heads", None), spec("batch", "kv_heads", None, None)
         T, S = q.shape[1], segments.shape[1]
 
         sinks = self.of_no_token
@@ -143,12 +143,13 @@ class SelfAttention(nnx.Module):
             mask_TS = visible(start + jnp.arange(T)[:, None], jnp.arange(S)[None, :], window)
             own = jax.lax.dynamic_slice_in_dim(segments, start, T, 1)
             mask = mask_TS & (own[:, :, None] == segments[:, None, :])
+            k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
             return attend(q, k, v, mask, softcap=self.how.softcap, sinks_N=sinks[0] if sinks else None)
 
         more = () if sinks is None else (sinks,)
         specs = (heads, kv, kv, spec("batch", None), spec(), *[spec("heads")] * len(more))
         run = on_each_device(local, specs, heads, check_vma=False)
-        return cache, run(q, cache["k"], cache["v"], segments, start, *more)
+        return cache, run(q, keys, values, segments, start, *more)
 
 
 def repeat_heads(w: jax.Array, dim: int) -> jax.Array:
@@ -280,9 +281,9 @@ class Block(nnx.Module):
         window: int | None,
         segments: jax.Array,
         cache: Cache,
-        start: jax.Array,
+        at: At,
     ) -> tuple[jax.Array, Cache]:
-        """The layer's output for the next T tokens, and its cache with them."""
-        y, cache = self.attention.decode(self.read(x_BTD, "attention"), rope, window, segments, cache, start)
+        """The layer's output for the next T tokens, and the cache of all layers with them."""
+        y, cache = self.attention.decode(self.read(x_BTD, "attention"), rope, window, segments, cache, at)
         x_BTD = self.added(x_BTD, y, "attention")
         return self.added(x_BTD, self.feed_forward(self.read(x_BTD, "mlp"), None)[0], "mlp"), cache

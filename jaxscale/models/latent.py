@@ -20,7 +20,8 @@ from jaxscale.models.rotary import Rope, rotate
 from jaxscale.parallel.local import on_each_device
 from jaxscale.parallel.sharding import einsum, gather, shard, spec
 
-Cache = dict[str, jax.Array]  # kv: [B, S, J], rope: [B, S, Y]: what all heads share
+Cache = dict[str, jax.Array]  # of all layers: kv [L, B, S, J], rope [L, B, S, Y]: what all heads share
+At = tuple[jax.Array, jax.Array]  # where tokens are written into a cache: the layer, and the first one's place
 EPS = 1e-6  # of the latents' norms, whatever the model's norm_eps is: the published code gives it to none of them
 
 
@@ -67,7 +68,7 @@ class LatentAttention(nnx.Module):
         window: int | None,
         segments: jax.Array,
         cache: Cache,
-        start: jax.Array,
+        at: At,
     ) -> tuple[jax.Array, Cache]:
         """The same for the next T tokens by the latents alone, which the cache keeps: no head's keys are made.
 
@@ -76,14 +77,16 @@ class LatentAttention(nnx.Module):
         assert rope is not None
         latent_BTJ, shared_BTY = self.latents(x_BTD, rope)
         new = {"kv": shard(latent_BTJ, "batch", "sequence", "latent"), "rope": shared_BTY}
-        cache = {n: jax.lax.dynamic_update_slice_in_dim(cache[n], x, start, 1) for n, x in new.items()}
+        layer, start = at
+        cache = {n: jax.lax.dynamic_update_slice(cache[n], x[None], (layer, 0, start, 0)) for n, x in new.items()}
+        own = {n: jax.lax.dynamic_index_in_dim(cache[n], layer, 0, keepdims=False) for n in new}
         nope, J = self.latent.nope_head_dim, self.latent.kv_rank
         w_k, w_v = jnp.split(self.weight("kv_up"), [nope], axis=-1)
         usual = (J + self.latent.rope_head_dim) ** -0.5  # of keys that are latents
         q, q_rope = jnp.split(self.queries(x_BTD, rope, self.multiplier / usual), [nope], axis=-1)
         out = ("batch", "sequence", "heads", "latent")
         q = jnp.concatenate([einsum("btnh,jnh->btnj", q, w_k, out=out, name="q_of_latents"), q_rope], axis=-1)
-        attended = self.attend_latents(q, cache, segments, start, window)
+        attended = self.attend_latents(q, own, segments, start, window)
         out = ("batch", "sequence", "heads", "head_dim")
         return self.output(einsum("btnj,jno->btno", attended, w_v, out=out, name="values_of_latents")), cache
 

@@ -33,6 +33,7 @@ from jaxscale.parallel.sharding import (
     spec,
     stage_axes,
     to_spec,
+    with_vectors,
 )
 
 
@@ -99,7 +100,9 @@ class Transformer(nnx.Module):
             self.dense_layers = stack(model.dense_layers, experts=False)
         self.layers = stack(model.num_layers - model.dense_layers, experts=model.moe is not None)
         self.final_norm = Norm("final_norm", make)
-        if not model.tie_embeddings:
+        if model.score:
+            self.score = make("score")
+        elif not model.tie_embeddings:
             self.unembedding = make("unembedding")
 
     def __call__(
@@ -234,7 +237,9 @@ class Transformer(nnx.Module):
 
     @property
     def last_matrix(self) -> jax.Array:
-        """The head's matrix as it is kept."""
+        """The head's matrix as it is kept. Raises ValueError for a reward model, which has none."""
+        if self.model.score:
+            raise ValueError("model.score: a reward model scores texts and predicts no tokens; use another model")
         return (self.embedding if self.model.tie_embeddings else self.unembedding)[...]
 
     def gathered(self, x_BTD: jax.Array, matrix: jax.Array) -> jax.Array:
@@ -268,15 +273,23 @@ class Transformer(nnx.Module):
             logits = jnp.where(column < self.model.vocab_size, logits, NEGATIVE)
         return logits
 
+    def scores(self, hidden_BTD: jax.Array) -> jax.Array:
+        """Of a reward model, the score of the text up to each token, float32 [B, T]."""
+        product = with_vectors(jnp.multiply, hidden_BTD.astype(jnp.float32), self.score[...])
+        return shard(product.sum(-1), "batch", "sequence")
+
     # --- decoding ---
 
     def empty_cache(self, batch_size: int, length: int) -> Cache:
-        """Keys and values of every layer: [L, B, S, K, H], kv heads split over the mesh; or latents."""
+        """Keys and values of every layer: [L, B, K, S, H], kv heads split over the mesh; or latents.
+
+        In this order of dims the matmuls of attention read a layer's part as it lies.
+        """
         if self.model.latent:
             return latent.empty_cache(self.model, batch_size, length, self.dtype)
         heads = max(self.model.kv_heads, shard_count("kv_heads"))
-        shape = (self.model.num_layers, batch_size, length, heads, self.model.head_size)
-        layout = spec(None, "batch", None, "kv_heads", None)
+        shape = (self.model.num_layers, batch_size, heads, length, self.model.head_size)
+        layout = spec(None, "batch", "kv_heads", None, None)
         return {name: jnp.zeros(shape, self.dtype, out_sharding=layout) for name in ("k", "v")}
 
     def decode(
@@ -290,26 +303,26 @@ class Transformer(nnx.Module):
             segments: [B, S] over the whole cache: 0 where there is padding or nothing yet, else 1.
         """
         ropes = self.ropes(positions)
-        x_BTD, first, caches = self.embed(tokens_BT, positions), 0, []
+        x_BTD, first = self.embed(tokens_BT, positions), 0
+        unroll = self.unroll and tokens_BT.shape[1] == 1  # a prompt passes once: its program may stay small
         for layers in self.stacks:
             graph, state = nnx.split(layers)
             number = len(jax.tree.leaves(state)[0])
 
             def layer(
-                x: jax.Array, inputs: tuple[Any, Cache], kind: cfg.LayerKind, graph: Any = graph
-            ) -> tuple[jax.Array, Cache]:
-                block_state, layer_cache = inputs
+                carry: tuple[jax.Array, Cache], inputs: tuple[Any, jax.Array], kind: cfg.LayerKind, graph: Any = graph
+            ) -> tuple[tuple[jax.Array, Cache], None]:
+                block_state, place = inputs
                 own = ropes[kind], kind.sliding_window
                 both: tuple[jax.Array, Cache] = nnx.merge(graph, block_state).decode(
-                    x, *own, segments, layer_cache, start
+                    carry[0], *own, segments, carry[1], (place, start)
                 )
-                return both
+                return both, None
 
-            own = jax.tree.map(lambda c, i=first, n=number: c[i : i + n], cache)
-            x_BTD, own = pattern.scan(layer, x_BTD, (state, own), self.model.kinds)
-            caches.append(own)
+            # the cache is carried, not mapped over: so a token is written into it and nothing else of it is copied
+            xs = (state, jnp.arange(first, first + number))
+            (x_BTD, cache), _ = pattern.scan(layer, (x_BTD, cache), xs, self.model.kinds, unroll=unroll)
             first += number
-        cache = {name: jnp.concatenate([own[name] for own in caches]) for name in cache}
         x_BTD = self.final_norm(x_BTD)[:, -1:]
         x_BTD = shard(x_BTD, "batch", "sequence", "embed")
         return self.unembed(x_BTD, self.head(x_BTD))[:, 0], cache

@@ -6,7 +6,7 @@ from flax import nnx
 
 from jaxscale import config as cfg
 from jaxscale.objectives.objective import Batch, Objective, Sums
-from jaxscale.objectives.routers import COUNTS, ROUTERS, of_routers
+from jaxscale.objectives.routers import of_routers, router_means, with_routers
 from jaxscale.objectives.token_sums import token_sums
 from jaxscale.parallel.sharding import dims_of, to_spec
 
@@ -27,7 +27,7 @@ def next_token(config: cfg.Config) -> Objective:
     ) -> Sums:
         read = ("targets", "weights")
         found = token_sums(model, batch, of_logits, read=read, chunk=config.loss.chunk, divisor=divisor, rng=rng)
-        return found | {"objective": found["objective"] + of_layers(found, divisor)} if COUNTS in found else found
+        return with_routers(found, config.loss, divisor)
 
     def of_layers(sums: Sums, divisor: jax.Array | float) -> jax.Array:
         return of_routers(sums, config.loss, divisor)
@@ -36,7 +36,7 @@ def next_token(config: cfg.Config) -> Objective:
         columns=("tokens", "targets", "weights"),
         sums=sums,
         count=lambda batch: batch["weights"].sum(),
-        means={"loss": "cross_entropy", "z": "z"} | (ROUTERS if config.model.moe else {}),
+        means={"loss": "cross_entropy", "z": "z"} | router_means(config),
         of_layers=of_layers if config.model.moe else None,
     )
 
@@ -52,15 +52,21 @@ def cross_entropy_sums(logits_BTV: jax.Array, targets: jax.Array, weights: jax.A
     return {"cross_entropy": ((log_z - target) * weights).sum(), "z": (jnp.square(log_z) * weights).sum()}
 
 
-def parts_of_softmax(logits_BTV: jax.Array, targets: jax.Array, *, vocab_size: int) -> tuple[jax.Array, ...]:
+def parts_of_softmax(
+    logits_BTV: jax.Array, targets: jax.Array, *, vocab_size: int, temperature: float = 1.0
+) -> tuple[jax.Array, ...]:
     """Float32 logits without columns beyond `vocab_size`, their numbers, and of each target log(Z) and the logit.
 
     The target's logit is picked by comparing with the column's number: with vocab split, each device compares its
     own columns and two numbers a token are all-reduced (Megatron's parallel cross entropy, arXiv:1909.08053); an
     index lookup would gather the logits.
+
+    Args:
+        temperature: what logits are divided by before all else.
     """
     vocab = dims_of(logits_BTV)[2]
     logits = jax.reshard(logits_BTV.astype(jnp.float32), to_spec([*dims_of(targets), vocab]))
+    logits = logits if temperature == 1 else logits / temperature
     column = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 2, out_sharding=to_spec(dims_of(logits)))
     if logits.shape[-1] > vocab_size:
         logits = jnp.where(column < vocab_size, logits, -1e30)

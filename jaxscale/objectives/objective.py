@@ -33,6 +33,7 @@ class Objective:
     Attributes:
         columns: of a batch, those that it reads itself.
         sums: see `SumsOf`.
+        finish: metrics of a step -> those that are logged; None: they are.
         of_layers: what the auxiliary sums of a model's layers add to `objective`, for a divisor; None: nothing. `sums`
             adds it where the model gives such sums.
         count: batch -> float32 scalar: of the whole batch, what its sums are divided by (1 where it is less).
@@ -48,6 +49,7 @@ class Objective:
     sums: SumsOf
     count: Callable[[Batch], jax.Array]
     means: Mapping[str, str]
+    finish: Callable[[Sums], Sums] | None = None
     of_layers: Callable[[Sums, jax.Array | float], jax.Array] | None = None
     unit: str = "tokens"
     validated: tuple[str, ...] = ("loss",)

@@ -20,6 +20,22 @@ ROUTERS = {
 EVEN = 1e-6  # of the mean: a smaller difference is rounding, whose sign depends on the mesh
 
 
+def with_routers(sums: Sums, loss: cfg.Loss, divisor: jax.Array | float) -> Sums:
+    """The sums with the routers' losses in the objective, where the model's layers have routers."""
+    return sums | {"objective": sums["objective"] + of_routers(sums, loss, divisor)} if COUNTS in sums else sums
+
+
+def router_means(config: cfg.Config) -> dict[str, str]:
+    """Metric -> sum, as `Objective.means` has them."""
+    return ROUTERS if config.model.moe else {}
+
+
+def per_token(metrics: Metrics, top_k: int) -> Metrics:
+    """The routers' metrics as means over tokens, where an objective divides by something else."""
+    tokens = metrics[LOAD][0].sum() / top_k
+    return metrics | {name: metrics[name] / jnp.maximum(tokens, 1e-30) for name in ROUTERS}
+
+
 def of_routers(sums: Sums, loss: cfg.Loss, divisor: jax.Array | float) -> jax.Array:
     """The weighted losses of the routers.
 

@@ -56,14 +56,19 @@ def token_sums(
     """
     arguments, columns = model_arguments(model, batch, rng), {name: batch[name] for name in read}
     if not hasattr(model, "hidden"):
-        if chunk is not None:
-            raise ValueError(
-                f"loss.chunk={chunk} needs a model with hidden(), head() and unembed(); {type(model).__name__} "
-                "has none; set loss.chunk=null"
-            )
+        require_whole_logits(model, chunk)
         return of_logits(model(batch["tokens"], **arguments), columns, divisor)
     hidden_BTD, auxiliary = hidden_and_sums(model, batch, arguments)
     return auxiliary | chunked_sums(model, hidden_BTD, columns, of_logits, chunk=chunk, divisor=divisor)
+
+
+def require_whole_logits(model: Any, chunk: int | None) -> None:
+    """ValueError for chunks of a model that makes its logits in one piece."""
+    if chunk is not None:
+        raise ValueError(
+            f"loss.chunk={chunk} needs a model with hidden(), head() and unembed(); {type(model).__name__} has none; "
+            "set loss.chunk=null"
+        )
 
 
 def hidden_and_sums(model: Any, batch: Batch, arguments: dict[str, Any]) -> tuple[jax.Array, Sums]:

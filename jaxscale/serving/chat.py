@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jaxscale.config import PUBLISHED
-from jaxscale.data.chat import Chat, Message, read_kept, read_published, render
-from jaxscale.data.file_tokenizer import FileTokenizer
+from jaxscale.data.chat import PLAIN, Chat, Message, ends, read_kept, read_published, renderer
 from jaxscale.data.tokenizer import Tokenizer
 
 
@@ -32,19 +31,23 @@ def as_chat(source: str, codec: Tokenizer, system: str | None) -> Manner:
         ValueError: the model has no template, or one with an end of turn that its tokenizer lacks.
     """
     chat = chat_of(source, codec)
-    if chat is None or not isinstance(codec, FileTokenizer):
+    if chat is None:
         raise ValueError(
-            f"{source} has no chat template; `jaxscale import` brings one along from a published chat model; else "
-            "leave --chat out"
+            f"{source} has no chat template; `jaxscale import` brings one along from a published chat model, and "
+            "`jaxscale data prepare --chat` gives one to data; else leave --chat out"
         )
-    template, file = chat, codec
+    if chat.name == PLAIN:
+        if system is not None:
+            raise ValueError(f"{source} was trained with the template plain, which has no system message; leave it out")
+        return as_documents(codec)
+    write = renderer(chat, where=source)
     before: list[Message] = [] if system is None else [{"role": "system", "content": system}]
 
     def encode(prompt: str) -> list[int]:
-        text = render(template, [*before, {"role": "user", "content": prompt}], where=source)
-        return [int(i) for i in file.encode_rendered(text)]
+        text = write([*before, {"role": "user", "content": prompt}])
+        return [int(i) for i in codec.encode_rendered_batch([text])[0]]
 
-    return Manner(encode, ends(source, chat, codec))
+    return Manner(encode, ends(chat, codec, where=source))
 
 
 def chat_of(source: str, codec: Tokenizer) -> Chat | None:
@@ -52,13 +55,3 @@ def chat_of(source: str, codec: Tokenizer) -> Chat | None:
     if source.startswith(PUBLISHED):
         return read_published(Path(source.removeprefix(PUBLISHED)).expanduser())
     return read_kept(Path(source), codec.fingerprint)
-
-
-def ends(source: str, chat: Chat, codec: FileTokenizer) -> tuple[int, ...]:
-    """The separator, the end of turn, and what else generation_config.json names."""
-    found = {codec.separator_id, *(i for i in chat.end_ids if i < codec.vocab_size)}
-    if (token := chat.tokens.get("eos_token")) is not None:
-        if (number := codec.id_of(token)) is None:
-            raise ValueError(f"eos_token {token!r} of {source} is no token of its tokenizer.json")
-        found.add(number)
-    return tuple(sorted(found))

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from jaxscale import config as cfg
 from jaxscale.cluster.monitor import Monitor
@@ -20,8 +19,7 @@ from jaxscale.serving.evaluated import Evaluated, Evaluation
 from jaxscale.serving.load import Loaded, config_of, load, tokenizer_of
 from jaxscale.serving.texts import Say, TextSource, open_sources
 from jaxscale.training.evaluation import mean_loss
-from jaxscale.training.spikes import no_losses
-from jaxscale.training.step import TrainState, batch_sharding
+from jaxscale.training.step import batch_sharding, state_of
 
 Evaluate = Callable[[Any, Any], dict[str, jax.Array]]
 
@@ -84,7 +82,7 @@ def evaluate(loaded: Loaded, sources: Sequence[TextSource], monitor: Monitor | N
     found = []
     with loaded.context():
         program = heard(loaded.program.evaluate, monitor) if monitor else loaded.program.evaluate
-        state, layout = as_state(loaded.params), batch_sharding(loaded.mesh)
+        state, layout = state_of(loaded.params), batch_sharding(loaded.mesh)
         for one, own in zip(sources, rows, strict=True):
             batches = config.evaluation.model_copy(update={"batches": len(own)})  # as many as there are
             means = mean_loss(program, state, own, config.model_copy(update={"evaluation": batches}), layout)
@@ -93,12 +91,6 @@ def evaluate(loaded: Loaded, sources: Sequence[TextSource], monitor: Monitor | N
             found.append(Evaluated(one.name, tokens, means["loss"] * tokens, one.bytes))
     about = (loaded.words, loaded.step, loaded.averaged, dict(loaded.mesh.shape))
     return Evaluation(*about, data.seq_len, data.mask_documents, tuple(found))
-
-
-def as_state(params: Any) -> TrainState:
-    """What an evaluation reads of a state: all parameters, averaged already where they are."""
-    step, losses, rng = jax.jit(lambda: (jnp.int32(0), no_losses(), jax.random.key(0)))()  # on all processes
-    return TrainState(step, params, {}, losses, {}, {}, {}, rng, {})
 
 
 def heard(evaluate: Evaluate, monitor: Monitor) -> Evaluate:

@@ -23,7 +23,7 @@ from jaxscale.checkpoint.stored import Stored
 from jaxscale.config import PUBLISHED
 from jaxscale.config.families import family_of
 from jaxscale.config.published import as_theirs
-from jaxscale.data.chat import CONFIG, GENERATION, IDS, read_kept
+from jaxscale.data.chat import CONFIG, GENERATION, IDS, OWN, read_kept
 from jaxscale.data.tokenizer import Tokenizer
 from jaxscale.files.places import HALF_WRITTEN
 from jaxscale.files.whole import write_whole
@@ -181,7 +181,7 @@ def beside_weights(run: Path, model: cfg.Model, codec: Tokenizer | None, dtype: 
         ends = chat.generation.get("eos_token_id") or []
         ends = dict.fromkeys([*(ends if isinstance(ends, list) else [ends]), separator])
         found[GENERATION] |= chat.generation | {"eos_token_id": list(ends)}
-        found[CONFIG] = chat.config
+        found[CONFIG] = chat.config if chat.name in (None, OWN) else found[CONFIG] | chat.config
         config |= {name: found[GENERATION][name] for name in IDS if name in chat.generation}
     return found | {"config.json": config}
 

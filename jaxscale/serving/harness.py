@@ -15,8 +15,8 @@ from jaxscale.abilities.rows import Row
 from jaxscale.cluster.start import join_processes
 from jaxscale.data.tokenizer import Tokenizer
 from jaxscale.parallel.mesh import make_mesh, start_devices
-from jaxscale.serving.evaluate import as_state
 from jaxscale.serving.load import Loaded, config_of, continued_tokens, load, tokenizer_of
+from jaxscale.training.step import state_of
 
 try:
     from lm_eval.api.model import LM as Base
@@ -174,7 +174,7 @@ class Model(Base):  # type: ignore[misc, valid-type]
         if not rows:
             return []
         with self.loaded.context():
-            return self.measure.scores(as_state(self.loaded.params), rows)
+            return self.measure.scores(state_of(self.loaded.params), rows)
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         """The continuation of each context, up to the first of its `until`."""

@@ -17,11 +17,11 @@ from jaxscale.cluster.signals import Stopped, watched
 from jaxscale.cluster.start import join_processes
 from jaxscale.config import PUBLISHED
 from jaxscale.parallel.mesh import make_mesh, start_devices
-from jaxscale.serving.evaluate import as_state
 from jaxscale.serving.harness import by_harness, require_harness
 from jaxscale.serving.load import Loaded, config_of, load, tokenizer_of
 from jaxscale.serving.serve import restore
 from jaxscale.serving.texts import Say
+from jaxscale.training.step import state_of
 
 Step = int | Literal["all"] | None
 Record = dict[str, Any]
@@ -132,7 +132,7 @@ def record(loaded: Loaded, measure: Measure, tasks: Sequence[Prepared], monitor:
         monitor.follow("evaluation", "start", batch)
 
     with loaded.context():
-        found = measure(as_state(loaded.params), tasks, before=before) if tasks else []
+        found = measure(state_of(loaded.params), tasks, before=before) if tasks else []
     return {
         "kind": "abilities",
         "model": loaded.words,

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from jaxscale import config as cfg
+from jaxscale.data.columns import COUNTED
 from jaxscale.data.tokenizer import Tokenizer
 from jaxscale.data.tokens import RowSource
 from jaxscale.objectives import make_objective
@@ -114,7 +115,7 @@ class EachOnce:
         if i < len(self.source):
             return self.source.row(i)
         first = self.source.row(0)
-        return first | {"weights": np.zeros_like(first["weights"])}
+        return first | {name: np.zeros_like(first[name]) for name in COUNTED if name in first}
 
 
 def mean_loss(

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -33,6 +34,13 @@ def open_source(config: cfg.Config, split: str, *, say: Callable[[str], None] = 
 def require_columns(config: cfg.Config, source: RowSource) -> None:
     """ValueError where the data lacks a column that the objective reads."""
     needed = make_objective(config).reads(documents=has_documents(config, source))
+    if "ends" in source.columns and "ends" not in needed:  # weights of -1 would be maximised
+        raise ValueError(
+            f"objective.kind={config.objective.kind} reads no pairs, which {' and '.join(config.data.places)} holds; "
+            "set objective.kind=dpo or reward, or prepare conversations: `jaxscale data prepare --chat`"
+        )
+    if hasattr(source, "with_reference"):  # the column comes once the model is there: `training.log_probs`
+        needed = tuple(name for name in needed if name != "reference")
     if missing := [name for name in needed if name not in source.columns]:
         raise ValueError(
             f"objective.kind={config.objective.kind} reads the column {missing[0]}, and data.kind={config.data.kind} "
@@ -66,6 +74,19 @@ def rows_needed(
     return np.unique(
         np.concatenate([rows[index[:2]].ravel() for device, index in everywhere.items() if device in devices])
     )
+
+
+def place_rows(
+    local: np.ndarray, rows: np.ndarray, shape: tuple[int, int, int], sharding: jax.sharding.Sharding
+) -> jax.Array:
+    """This process's rows [R, T] of the global batch, whose numbers are `rows`, as its part of the global array."""
+
+    def block(index: tuple[slice, ...] | None) -> np.ndarray:
+        assert index is not None
+        wanted = np.arange(shape[0] * shape[1]).reshape(shape[:2])[index[:2]]
+        return local[np.searchsorted(rows, wanted)][..., index[2]]
+
+    return jax.make_array_from_callback(shape, sharding, block, dtype=local.dtype)
 
 
 class Feed:
@@ -108,13 +129,11 @@ class Feed:
         """This process's rows [R, T], in reading order, as its part of the global array."""
         if self.order is not None:
             local = local[:, self.order]
+        return place_rows(local, self.rows, self.shape, self.sharding)
 
-        def block(index: tuple[slice, ...] | None) -> np.ndarray:
-            assert index is not None
-            wanted = np.arange(self.shape[0] * self.shape[1]).reshape(self.shape[:2])[index[:2]]
-            return local[np.searchsorted(self.rows, wanted)][..., index[2]]
-
-        return jax.make_array_from_callback(self.shape, self.sharding, block, dtype=local.dtype)
+    def take(self, state: Any) -> Batch:
+        """The next batch; which one it is does not depend on the state, as it does in `rollouts.feed`."""
+        return next(self)
 
     def close(self) -> None:
         self.batches.close()

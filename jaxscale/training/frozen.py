@@ -22,10 +22,11 @@ def split(params: PyTree, names: tuple[str, ...]) -> tuple[PyTree, PyTree]:
 
 
 LORA = "lora"  # in the paths of its matrices
+SCORE = "score"  # the vector of a reward model
 
 
 def divided(params: PyTree, *, lora: bool, names: tuple[str, ...]) -> tuple[PyTree, PyTree]:
-    """The trained parameters and the frozen ones; with LoRA its matrices are trained, and all others frozen.
+    """The trained parameters and the frozen ones; with LoRA its matrices and a reward model's vector are trained alone.
 
     Args:
         names: as for `split`: what the objective does not train.
@@ -33,7 +34,7 @@ def divided(params: PyTree, *, lora: bool, names: tuple[str, ...]) -> tuple[PyTr
     params, frozen = split(params, names)
     if not lora:
         return params, frozen
-    base, own = split(params, (LORA,))
+    base, own = split(params, (LORA, *((SCORE,) if SCORE in params else ())))
     return own, whole(base, frozen)
 
 

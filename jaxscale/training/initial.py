@@ -17,7 +17,7 @@ from jaxscale.config import PUBLISHED, read_published
 from jaxscale.config.families import family_of
 from jaxscale.interop.adapter import Adapter, base_of
 from jaxscale.interop.weights import Files
-from jaxscale.training.frozen import LORA, by_path, nested
+from jaxscale.training.frozen import LORA, SCORE, by_path, nested
 from jaxscale.training.replicas import replica_axis
 from jaxscale.training.step import Program, TrainState
 
@@ -98,7 +98,8 @@ def beginning(config: cfg.Config) -> Beginning:
     require_same(stored.config["model"], config, source)
     read: Block = lambda path, index, dtype: stored.block(path, index).astype(dtype)  # noqa: E731
     own = stored.config["model"].get("lora") is not None
-    has = lambda path: own or LORA not in path  # noqa: E731
+    scores = bool(stored.config["model"].get("score"))
+    has = lambda path: (own or LORA not in path) and (scores or SCORE not in path)  # noqa: E731
     return Beginning(read, has, f"begins from step {stored.step} of {source}")
 
 
@@ -115,6 +116,7 @@ def require_same(model: dict[str, Any], config: cfg.Config, source: str) -> None
     own = config.model.model_dump(mode="json")
     free = {"name", "family", "init_std"} | ({"max_seq_len"} if config.model.position == "rope" else set())
     free |= {"lora"} if model.get("lora") is None else set()
+    free |= set() if model.get("score") else {"score"}  # a reward model begins from one that predicts tokens
     theirs = {key: model.get(key, cfg.default_of(cfg.Model, key)) for key in own}
     if differ := [f"model.{k}: {theirs[k]} -> {own[k]}" for k in own if k not in free and theirs[k] != own[k]]:
         raise ValueError(f"init.from={source} is another model ({'; '.join(differ)}); leave these as they are there")

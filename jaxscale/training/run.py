@@ -12,6 +12,7 @@ import jax
 from jaxscale import config as cfg
 from jaxscale.compiled.store import versions
 from jaxscale.data.chat import KEPT, Chat, kept_text, read_kept, read_published
+from jaxscale.data.examples.store import template_of
 from jaxscale.data.tokenizer import Tokenizer, load_tokenizer
 from jaxscale.files.redact import command_line
 from jaxscale.files.urls import is_url
@@ -49,7 +50,11 @@ def write_run_files(
 
 
 def brought_chat(config: cfg.Config, tokenizer: Tokenizer) -> Chat | None:
-    """Special tokens and chat template of the model that `init.from` names, where that has the same tokenizer."""
+    """Special tokens and chat template that the data was prepared with, or else those of the model that `init.from`
+    names, where that has the same tokenizer.
+    """
+    if config.data.kind == "tokens" and (chat := template_of(config.data.places[0])) is not None:
+        return chat
     source = config.init.source
     if source is None or is_url(source):
         return None

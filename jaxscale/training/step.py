@@ -170,12 +170,13 @@ def logical_axes(variable: nnx.Variable[Any]) -> tuple[str, ...] | None:
 def make_step(
     config: cfg.Config, optimizer: optax.GradientTransformation, merge: Merge
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    schedule = make_schedule(config.optimizer, steps=config.steps)
+    schedule, finish = make_schedule(config.optimizer, steps=config.steps), make_objective(config).finish
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         rng = jax.random.fold_in(state.rng, state.step)
         merged = lambda p: merge(all_parameters(state, p))  # noqa: E731
         grads, metrics = gradients(config, merged, state.params, batch, rng)
+        metrics = finish(metrics) if finish else metrics
         load, metrics = metrics.get(LOAD), logged(metrics)
         old_opt_state = count_from(state.opt_state, state.step)
         updates, opt_state = jax.named_scope("optimizer")(optimizer.update)(grads, old_opt_state, state.params)
@@ -241,6 +242,12 @@ def used_parameters(config: cfg.Config, state: TrainState) -> PyTree:
     if state.ema and config.optimizer.ema:
         params = average(state.ema, params, config.optimizer.ema, state.step)
     return all_parameters(state, params)
+
+
+def state_of(params: PyTree) -> TrainState:
+    """What an evaluation reads of a state: all parameters, averaged already where they are."""
+    step, losses, rng = jax.jit(lambda: (jnp.int32(0), no_losses(), jax.random.key(0)))()  # on all processes
+    return TrainState(step, params, {}, losses, {}, {}, {}, rng, {})
 
 
 def all_parameters(state: TrainState, trained: PyTree) -> PyTree:

@@ -31,6 +31,7 @@ from jaxscale.training.executable import load_executable
 from jaxscale.training.feed import Feed, has_documents, open_run_tokenizer, open_source
 from jaxscale.training.guard import Guard, Rollback
 from jaxscale.training.initial import initial_state
+from jaxscale.training.log_probs import References
 from jaxscale.training.metrics import Meter, Speed, model_flops_per_token, speed_figures
 from jaxscale.training.owner import Owner, open_checkpoints
 from jaxscale.training.peak import Peak, find_peak, measure_again
@@ -92,7 +93,7 @@ def train(
             peak = find_peak(devices, config.step.compute_dtype)
         # --- data
         with events.during("data"):
-            rows, tokenizer = open_source(config, "train"), open_run_tokenizer(config)
+            rows, tokenizer = open_source(config, "train", say=watcher.say), open_run_tokenizer(config)
             assert rows is not None
             measurers = open_measurers(config, tokenizer, say=watcher.say)
         about, kind = about_data(config, rows), devices[0].device_kind
@@ -115,11 +116,14 @@ def train(
             try:
                 checkpointer = open_checkpoints(config)
                 run = Run(config, program, checkpointer, about, watcher, monitor, mesh, events)
+                references = References(config, program, mesh)
+                rows, measurers = references.added(rows, measurers, watcher.say)
                 state = run.resume() or initial_state(config, program, watcher.say)
                 owner.sign()  # a run that is refused has changed nothing; from here on it writes
                 checkpointer.write(config.checkpoint)
                 events.open(config.out_dir, watcher.say)
                 write_run_files(config.out_dir, config, devices, tokenizer, peak)
+                references.write()
                 # --- the loop
                 run.open(int(state.step), Meter(config, peak, model_flops_per_token(config, model)))
                 events.write("init", "end", int(state.step))

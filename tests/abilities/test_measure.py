@@ -21,9 +21,9 @@ from jaxscale.data.sources import jsonl_source, text_source
 from jaxscale.data.tokenizer import ByteTokenizer
 from jaxscale.files.jsonl import read_records
 from jaxscale.parallel.mesh import make_mesh
-from jaxscale.serving.evaluate import as_state
 from jaxscale.serving.load import config_of, continued, load
 from jaxscale.serving.tasks import evaluate_tasks
+from jaxscale.training.step import state_of
 from jaxscale.training.trainer import train
 
 MODEL = {"vocab_size": 257, "num_layers": 2, "embed_dim": 32, "num_heads": 4, "num_kv_heads": 2, "mlp_dim": 64}
@@ -96,7 +96,7 @@ def test_greedy_exact_match_is_what_is_generated_token_by_token(place, name):
     with loaded.context():
         measure = Measure(loaded.config, loaded.program, loaded.mesh)
         rows = [texts[example.answers[0]] for example, texts in zip(tasks[0].examples, one.rows, strict=True)]
-        scores = measure.scores(as_state(loaded.params), rows)
+        scores = measure.scores(state_of(loaded.params), rows)
     answers = [example.answers[0] for example in tasks[0].examples]
     prompts = [example.prompt for example in tasks[0].examples]
     texts = continued(loaded, prompts, max_new_tokens=len(answers[0]), temperature=0.0)
@@ -115,7 +115,7 @@ def test_log_probabilities_are_those_of_plain_numpy(place):
     (one,) = prepare(tasks_of("parity_chain", seed=0, count=6), ByteTokenizer(), seq_len=128)
     rows = [row for texts in one.rows for row in texts.values()]
     with loaded.context():
-        scores = Measure(loaded.config, loaded.program, loaded.mesh).scores(as_state(loaded.params), rows)
+        scores = Measure(loaded.config, loaded.program, loaded.mesh).scores(state_of(loaded.params), rows)
         run = jax.jit(lambda params, tokens: loaded.program.merge(params)(tokens))
         for row, score in zip(rows, scores, strict=True):
             logits = np.asarray(run(loaded.params, row.tokens[None, :-1]), np.float64)[0, :, :257]

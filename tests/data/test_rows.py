@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxscale.data.columns import DTYPES
+from jaxscale.data.columns import DTYPES, TEXT
 from jaxscale.data.rows import Synthetic, load_rows, make_row, windows
 from jaxscale.data.store import TokenStore
 
@@ -21,7 +21,7 @@ def test_make_row():
     assert row["segments"].tolist() == [1, 1, 2, 2, 2, 3, 4]
     assert row["positions"].tolist() == [0, 1, 0, 1, 2, 0, 0]
     assert row["weights"].tolist() == [1.0] * 7
-    assert {name: values.dtype for name, values in row.items()} == DTYPES
+    assert {name: values.dtype for name, values in row.items()} == {name: DTYPES[name] for name in TEXT}
 
 
 def test_make_row_starting_with_a_separator():

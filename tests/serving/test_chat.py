@@ -137,7 +137,9 @@ REFUSED = {
 @pytest.mark.parametrize(("template", "message"), REFUSED.items())
 def test_what_a_template_refuses_is_one_line(template, message):
     messages = [{"role": "system", "content": "x"}, *USER]
-    with pytest.raises(ValueError, match=r"^the chat template of it refuses this conversation: [^\n]*$") as error:
+    with pytest.raises(
+        ValueError, match=r"^the chat template of it (refuses this conversation|cannot be read): [^\n]*$"
+    ) as error:
         render(Chat({"chat_template": template}, {}), messages, where="it")
     assert message in str(error.value)
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from support import Setup, make_config, random_params
 
-from jaxscale.parallel.sharding import on_mesh
-from jaxscale.serving.generate import decode_rules, generate, sample
+from jaxscale.rollouts.choose import Dials, Way, choose, keys_of, row_keys
+from jaxscale.rollouts.sampler import Sampler
 
 PROMPTS = [[3, 14, 15, 92, 6], [5, 35], [89, 79, 32, 38, 46, 26, 43], [249]]
 MODELS = {
@@ -37,14 +37,17 @@ MODELS = {
 }
 
 
-def decode(model, mesh, prompts=PROMPTS, **sampling):
+def decode(model, mesh, prompts=PROMPTS, *, seed=0, gather=None, **sampling):
     config = make_config(mesh, model=model)
     setup = Setup(config)
     params = random_params(config, std=0.3)
-    with on_mesh(setup.mesh, decode_rules(setup.rules, setup.mesh.shape, len(prompts))):
-        placed = jax.device_put(params, jax.tree.map(lambda x: x.sharding, setup.program.abstract.params))
-        options = {"max_new_tokens": 10, "vocab_size": 250, "temperature": 0.0} | sampling
-        return generate(setup.program.merge, placed, prompts, **options)
+    options = {"max_new": 10, "temperature": 0.0, "keys": row_keys(seed, range(len(prompts)))} | sampling
+    sampler = Sampler(config, setup.mesh, setup.rules, gather=gather)
+    return sampler(jax.device_put(params, layouts(setup)), prompts, **options).rows(stop=False)
+
+
+def layouts(setup):
+    return jax.tree.map(lambda x: x.sharding, setup.program.abstract.params)
 
 
 def without_cache(model, prompts=PROMPTS, count=10):
@@ -105,19 +108,28 @@ def test_the_seed_decides():
     assert a == b != c
 
 
-def test_top_k_and_top_p_leave_only_likely_tokens():
-    logits = jnp.log(jnp.array([[0.5, 0.3, 0.15, 0.05]]))
-    keys = jax.random.split(jax.random.key(0), 200)
+PROBABILITIES = np.array([0.5, 0.3, 0.15, 0.05], np.float32)
+TRUNCATED = [
+    ({}, {0, 1, 2, 3}),
+    ({"top_k": 2}, {0, 1}),
+    ({"top_p": 0.6}, {0, 1}),  # the fewest that hold 0.6
+    ({"top_p": 0.5}, {0}),
+    ({"greedy": True}, {0}),
+]
 
-    def drawn(**settings):
-        defaults = {"temperature": 1.0, "top_k": None, "top_p": None}
-        return set(np.asarray(jax.vmap(lambda k: sample(logits, k, **defaults | settings)[0])(keys)).tolist())
 
-    assert drawn() == {0, 1, 2, 3}
-    assert drawn(top_k=2) == {0, 1}
-    assert drawn(top_p=0.6) == {0, 1}  # the fewest that hold 0.6
-    assert drawn(top_p=0.5) == {0}
-    assert drawn(temperature=0.0) == {0}
+@pytest.mark.parametrize(("settings", "wanted"), TRUNCATED, ids=str)
+def test_top_k_and_top_p_leave_only_likely_tokens(settings, wanted):
+    """With log-probabilities of the distribution that is left; greedy decoding has the model's own."""
+    logits = jnp.log(jnp.broadcast_to(PROBABILITIES, (200, 4)))
+    way = Way(4, settings.get("greedy", False), settings.get("top_k"), "top_p" in settings)
+    dials = Dials(np.float32(1), np.float32(settings.get("top_p", 1)))
+    with Setup(make_config()).context():
+        run = jax.jit(lambda x, n, dials: choose(way, x, keys_of(n), 0, dials))
+        tokens, log_probs = jax.device_get(run(logits, row_keys(0, range(200)), dials))
+    assert set(tokens.tolist()) == wanted
+    left = 1.0 if way.greedy else PROBABILITIES[list(wanted)].sum()
+    np.testing.assert_allclose(log_probs, np.log(PROBABILITIES[tokens] / left), rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +138,7 @@ def test_top_k_and_top_p_leave_only_likely_tokens():
         ({"temperature": -1.0}, "temperature=-1.0 is no number"),
         ({"top_k": 0}, "top_k=0"),
         ({"top_p": 2.0}, "top_p=2.0"),
-        ({"max_new_tokens": 0}, "max_new_tokens=0"),
+        ({"max_new": 0}, "max_new_tokens=0"),
         ({"prompts": [[250]]}, "prompt token 250 is beyond"),
         ({"prompts": [[]]}, "empty"),
     ],

@@ -1,0 +1,138 @@
+"""The section `objective`: what a step minimises."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import model_validator
+
+from jaxscale.config.values import Above0, AtLeast0, Positive, Section, Share, Text
+
+Kind = Literal["next_token", "sft", "dpo", "reward", "raft", "grpo"]
+OF_ROLLOUTS: tuple[str, ...] = ("raft", "grpo")  # kinds that train on samples of the model
+# Keys that only some kinds read
+READ_BY: dict[str, tuple[str, ...]] = {
+    "loss": ("dpo",),
+    "beta": ("dpo",),
+    "label_smoothing": ("dpo",),
+    "gamma": ("dpo",),
+    "sft": ("dpo",),
+    "center": ("reward",),
+    "group": OF_ROLLOUTS,
+    "prompts": ("raft",),
+    "max_new": OF_ROLLOUTS,
+    "temperature": OF_ROLLOUTS,
+    "reward": OF_ROLLOUTS,
+    "judge": OF_ROLLOUTS,
+    "reward_seconds": OF_ROLLOUTS,
+    "updates": OF_ROLLOUTS,
+    "clip": ("grpo",),
+    "kl": ("grpo",),
+    "aggregate": ("grpo",),
+    "level": ("grpo",),
+    "scale": ("grpo",),
+}
+WITHOUT_REFERENCE: tuple[str, ...] = ("simpo", "orpo")
+
+
+class Objective(Section):
+    """What a step minimises, see docs/objectives.md. A key that its kind does not read is refused."""
+
+    kind: Kind = "next_token"  # sft: of the trained tokens of conversations
+    # dpo: of pairs of completions
+    loss: Literal["sigmoid", "hinge", "ipo", "simpo", "orpo"] = "sigmoid"
+    beta: Above0 = 0.1  # how strongly the model is held to the reference; of simpo and orpo, the weight of the pair
+    label_smoothing: Share = 0.0  # sigmoid: the share of pairs that may be the wrong way round
+    gamma: AtLeast0 = 0.5  # simpo: the margin that is asked for
+    sft: AtLeast0 = 0.0  # weight of the chosen completion's mean -log p a token
+    # reward: a model that scores a whole text, from pairs
+    center: AtLeast0 = 0.0  # weight of (chosen score + rejected score)^2, which holds scores near 0
+    # raft, grpo: of samples of the model itself
+    group: Positive = 8  # samples of each prompt
+    prompts: Positive | None = None  # raft: prompts of a round; None: as many as a step has rows
+    max_new: Positive = 256  # most tokens of a sample
+    temperature: Above0 = 1.0  # of sampling and of the loss
+    reward: Text | None = None  # module:function or file.py:function, or the directory of a reward model's run
+    judge: Text | None = None  # the same, measured alone: what the reward is not trained on
+    reward_seconds: Above0 = 60.0  # after which a reward function has no answer
+    updates: Positive = 1  # steps on each round of samples
+    # grpo
+    clip: tuple[AtLeast0, AtLeast0] = (0.2, 0.2)  # how far below and above 1 a ratio of probabilities counts
+    kl: AtLeast0 = 0.0  # weight of the divergence from the model that the run began with
+    aggregate: Literal["dapo", "grpo", "dr_grpo"] = "dapo"  # mean over all tokens, over rows' means, over max_new
+    level: Literal["token", "sequence"] = "token"  # sequence: one ratio a sample (GSPO, arXiv:2507.18071)
+    scale: Literal["group", "batch", "none"] = "group"  # whose standard deviation advantages are divided by
+
+    @model_validator(mode="after")
+    def _check(self) -> "Objective":
+        for key, kinds in READ_BY.items():
+            value = getattr(self, key)
+            if self.kind not in kinds and value != type(self).model_fields[key].default:
+                raise ValueError(
+                    f"{key}={shown(value)} is read by kind {' and '.join(kinds)} alone; {self.kind} does not read it, "
+                    "so remove it"
+                )
+        if self.label_smoothing >= 0.5:
+            raise ValueError(
+                f"label_smoothing={self.label_smoothing:g} is half of the pairs or more, so that nothing is preferred; "
+                "give less than 0.5"
+            )
+        if self.label_smoothing and self.loss != "sigmoid":
+            raise ValueError(f"label_smoothing is of loss=sigmoid; {self.loss} does not read it, so remove it")
+        if self.loss != "simpo" and self.gamma != type(self).model_fields["gamma"].default:
+            raise ValueError(f"gamma={self.gamma:g} is of loss=simpo; {self.loss} does not read it, so remove it")
+        if self.kind in OF_ROLLOUTS and self.reward is None:
+            raise ValueError(
+                f"kind={self.kind} needs objective.reward: module:function, file.py:function or a reward model's run"
+            )
+        if self.kind in OF_ROLLOUTS and self.group < 2:
+            raise ValueError(f"group={self.group}: samples of one prompt are compared; give 2 or more")
+        return self
+
+    @property
+    def reads_reference(self) -> bool:
+        """Does the loss compare with the log-probabilities of the model that the run began with?"""
+        return (self.kind == "dpo" and self.loss not in WITHOUT_REFERENCE) or (self.kind == "grpo" and self.kl > 0)
+
+
+def require_fitting(own: Objective, loss: Mapping[str, Any], *, score: bool, source: str | None) -> None:
+    """ValueError where an objective does not go with the rest of a config.
+
+    Args:
+        loss: the section of that name.
+        score: the model is a reward model.
+        source: what its parameters begin from.
+    """
+    kind = own.kind
+    if score and kind != "reward":
+        raise ValueError(f"model.score: a reward model has no logits for objective.kind={kind}; set it to false")
+    if own.reads_reference and source is None:
+        what = f"dpo with loss={own.loss}" if kind == "dpo" else f"grpo with kl={own.kl:g}"
+        raise ValueError(f"objective.kind={what} compares with the model that the run begins with; set init.from")
+    if (kind in ("reward", "dpo") or own.aggregate != "dapo") and (loss["balance"] or loss["router_z"]):
+        raise ValueError(
+            f"loss.balance and loss.router_z are means over tokens, and objective.kind={kind} divides by something "
+            "else; set both to 0, and model.moe.bias=true"
+        )
+    if kind == "reward" and loss["chunk"]:
+        raise ValueError(f"loss.chunk={loss['chunk']} is of logits, and a reward model has none; set it to null")
+    if kind in ("reward", "dpo", "grpo") and loss["z_loss"]:
+        raise ValueError(f"loss.z_loss={loss['z_loss']:g} is not read by objective.kind={kind}; set it to 0")
+
+
+def require_room(own: Objective, *, rows: int, seq_len: int) -> None:
+    """ValueError where samples do not fill the rows of a step, or do not fit them."""
+    if own.kind not in OF_ROLLOUTS:
+        return
+    if own.max_new >= seq_len:
+        raise ValueError(
+            f"objective.max_new {own.max_new} leaves no place for a prompt in rows of data.seq_len {seq_len}; lower it"
+        )
+    if own.kind == "grpo" and rows % own.group:
+        raise ValueError(
+            f"data.batch_size {rows} is not divisible by objective.group {own.group}, the samples of a prompt; try "
+            f"{max(1, rows // own.group) * own.group}"
+        )
+
+
+def shown(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,1 @@
+"""Conversations, preference pairs and prompts as prepared data: records, templates, masks, packed rows. No jax."""

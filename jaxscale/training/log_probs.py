@@ -1,0 +1,183 @@
+"""What a model says of each target of many rows, on the mesh; and that of the model that a run began with, kept."""
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from jaxscale import config as cfg
+from jaxscale.checkpoint.stored import Stored
+from jaxscale.config import PUBLISHED
+from jaxscale.data.rows import RowSource
+from jaxscale.files.whole import write_whole
+from jaxscale.objectives.objective import Batch, Sums
+from jaxscale.objectives.token_values import token_values
+from jaxscale.parallel.presets import compiler_options
+from jaxscale.parallel.sharding import device
+from jaxscale.training.evaluation import EachOnce, Measurer, ValidationLoss
+from jaxscale.training.feed import Feed
+from jaxscale.training.initial import GROUPS, read, sources_of, unread
+from jaxscale.training.step import Merge, Program, TrainState, all_parameters, batch_sharding, over_parts, state_of
+
+PyTree = Any
+Run = Callable[[TrainState, Batch], jax.Array]
+Say = Callable[[str], None]
+
+
+def log_probs_program(config: cfg.Config, merge: Merge) -> Run:
+    """(state, batch [parts, B, T]) -> log-probabilities of its targets, float32, whole on every device; jitted."""
+
+    def of_part(model: nnx.Module, part: Batch) -> Sums:
+        values = token_values(
+            model,
+            part,
+            vocab_size=config.model.vocab_size,
+            chunk=config.loss.chunk,
+            temperature=config.objective.temperature,
+        )
+        return {"log_p": jax.reshard(values["log_p"], jax.P(None, None))}
+
+    run = over_parts(config, merge, of_part)
+
+    def target_log_probs(state: TrainState, batch: Batch) -> jax.Array:  # by this name a profile tells it
+        return run(state, batch)["log_p"]
+
+    return jax.jit(target_log_probs, compiler_options=compiler_options(device().device_kind, config.runtime) or None)
+
+
+def first_parameters(config: cfg.Config, program: Program) -> PyTree:
+    """The parameters that the run begins with, trained and frozen, of `init.from`."""
+    sources = sources_of(config)
+    start = unread(program, sources)
+    drawn = jax.jit(lambda: {name: getattr(start(), name) for name in GROUPS})()
+    found = read(program, sources, drawn)
+    return all_parameters(program.abstract._replace(**found), found["params"])
+
+
+# --- kept beside the tokens -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Log-probabilities of a split's stored tokens, each given those before it in its document: float32.
+
+    Attributes:
+        values: as long as the split; [i + 1] is of token i + 1. 0 where no row asked.
+        identity: of the model and of the tokens.
+    """
+
+    values: np.ndarray
+    identity: str
+
+    def read(self, start: int, count: int) -> np.ndarray:
+        return np.asarray(self.values[start : start + count], np.float32)
+
+
+class References:
+    """The reference columns of a run's splits: found beside the run, or computed once."""
+
+    def __init__(self, config: cfg.Config, program: Program, mesh: jax.sharding.Mesh):
+        self.config, self.program, self.mesh = config, program, mesh
+        self.made: dict[str, Reference] = {}
+        self._begun: Callable[[Batch], jax.Array] | None = None  # holds the parameters
+
+    def added(self, rows: Any, measurers: list[Measurer], say: Say) -> tuple[Any, list[Measurer]]:
+        """Rows and measurers with their reference columns, where the objective reads one of its data."""
+        if not (self.config.objective.reads_reference and hasattr(rows, "with_reference")):
+            return rows, measurers
+        with_it = [
+            replace(one, rows=self.add_to(one.rows, "validation", say)) if isinstance(one, ValidationLoss) else one
+            for one in measurers
+        ]
+        return self.add_to(rows, "train", say), with_it
+
+    def add_to(self, rows: Any, split: str, say: Say) -> Any:
+        """The rows with their reference column."""
+        source = identity_of(self.config)
+        identity = hashlib.sha256(f"{source} {rows.content}".encode()).hexdigest()
+        kept = kept_reference(self.config.out_dir, split, identity, rows.num_tokens)
+        if kept is None:
+            say(f"log-probabilities of {len(rows):,} {split} rows by {self.config.init.source}, once")
+            kept = Reference(self.compute(rows), identity)
+            self.made[split] = kept
+        return rows.with_reference(kept)
+
+    def compute(self, rows: Any) -> np.ndarray:
+        if self._begun is None:
+            state = state_of(first_parameters(self.config, self.program))
+            self._begun = partial(log_probs_program(self.config, self.program.merge), state)
+        values = np.zeros(rows.num_tokens, np.float32)
+        for i, log_p in all_rows(self.config, self.mesh, rows, self._begun):
+            for start, at, length in rows.places(i):
+                values[start + 1 : start + length] = log_p[at : at + length - 1]
+        return values
+
+    def write(self) -> None:
+        """Keep what was computed, by process 0."""
+        for split, one in self.made.items() if jax.process_index() == 0 else ():
+            path = self.config.out_dir / f"reference-{split}.f32"
+            write_whole(path, one.values.astype("<f4").tobytes())
+            write_whole(
+                path.with_suffix(".json"), json.dumps({"identity": one.identity, "of": identity_of(self.config)}) + "\n"
+            )
+        self.made, self._begun = {}, None
+
+
+def kept_reference(out: Path, split: str, identity: str, tokens: int) -> Reference | None:
+    """What a run keeps, where it is of this model and these tokens, and whole."""
+    path = out / f"reference-{split}.f32"
+    try:
+        about = json.loads(path.with_suffix(".json").read_text())
+        if about.get("identity") != identity or path.stat().st_size != 4 * tokens:
+            return None
+        return Reference(np.memmap(path, "<f4", "r", shape=(tokens,)), identity)
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def identity_of(config: cfg.Config) -> str:
+    """Which parameters `init` names, and what computes with them."""
+    source = config.init.source
+    assert source is not None
+    about: dict[str, Any] = {"from": source, "model": config.model.model_dump(mode="json")}
+    about["dtype"], about["temperature"] = config.step.compute_dtype, config.objective.temperature
+    directory = Path(source.removeprefix(PUBLISHED)).expanduser()
+    if source.startswith(PUBLISHED):
+        files = sorted(directory.glob("*.safetensors"))
+        about["files"] = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    else:
+        stored = Stored(source, config.init.at)
+        about["step"], about["checkpoint"] = stored.step, stored.identity
+    if config.init.adapter_directory:
+        about["adapter"] = config.init.adapter_directory
+    return json.dumps(about, sort_keys=True)
+
+
+def all_rows(
+    config: cfg.Config, mesh: jax.sharding.Mesh, rows: RowSource, run: Callable[[Batch], jax.Array]
+) -> Iterator[tuple[int, np.ndarray]]:
+    """`run` of every row: its number and what it comes to [T], in reading order, on every process."""
+    size = config.data.batch_size
+    batches = -(-len(rows) // size)
+    feed = Feed(
+        EachOnce(rows, batches * size),
+        config,
+        batch_sharding(mesh),
+        stop_step=batches,
+        shuffle=False,
+        microbatches=config.step.microbatches,
+    )
+    places = np.arange(config.data.seq_len) if feed.order is None else np.argsort(feed.order)
+    with contextlib.closing(feed):
+        for number, batch in enumerate(feed):
+            found = np.asarray(jax.device_get(run(batch))).reshape(size, -1)[:, places]
+            for r in range(min(size, len(rows) - number * size)):
+                yield number * size + r, found[r]
