@@ -71,22 +71,24 @@ def rows_of(batch: dict[str, np.ndarray], weights: str = "tokens") -> dict[str, 
     return typed(columns)
 
 
-def pairs_of(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The columns of rows of 80 tokens: a chosen text, the rejected one right after it, and padding."""
+def pairs_of(batch: dict[str, np.ndarray], a_row: int = 1) -> dict[str, np.ndarray]:
+    """The columns of rows of `a_row` pairs: a chosen text, the rejected one right after it, ..., and padding."""
     texts, lengths = rows_of(batch), batch["prompt"] + batch["completion"]
     count = len(lengths) // 2
-    columns = {name: np.zeros((count, 2 * ROW)) for name in (*texts, "ends")}
-    for row in range(count):
+    columns = {name: np.zeros((count // a_row, 2 * ROW * a_row)) for name in (*texts, "ends")}
+    for row in range(count // a_row):
         at = 0
-        for number, text in enumerate((row, count + row)):
-            place, sign = slice(at, at + lengths[text]), 1 - 2 * number
+        for number in range(2 * a_row):
+            text = row * a_row + number // 2 + count * (number % 2)
+            place, sign = slice(at, at + lengths[text]), 1 - 2 * (number % 2)
             for name, values in texts.items():
                 columns[name][row, place] = values[text, : lengths[text]]
             columns["segments"][row, place] = number + 1
             columns["weights"][row, place] *= sign
             columns["ends"][row, place.stop - 1] = sign
             at = place.stop
-        columns["segments"][row, at:], columns["positions"][row, at:] = 3, np.arange(2 * ROW - at)
+        columns["segments"][row, at:] = 2 * a_row + 1
+        columns["positions"][row, at:] = np.arange(2 * ROW * a_row - at)
     return typed(columns)
 
 

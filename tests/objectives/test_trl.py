@@ -12,7 +12,7 @@ from objectives.oracle_files import ABOUT, CASES, LLAMA, MAX_COMPLETION, arrays,
 from support import Setup, published_names
 
 from jaxscale import config as cfg
-from jaxscale.objectives import OBJECTIVES, make_objective
+from jaxscale.objectives import make_objective
 from jaxscale.objectives.token_values import token_values
 from jaxscale.training.initial import initial_state
 from jaxscale.training.step import gradients
@@ -54,70 +54,76 @@ CHOSEN_CASES = ("sft lengths", "dpo sigmoid", "dpo ipo", "dpo orpo even", "rewar
                 "grpo dr_grpo", "gspo grpo kl ratio", "tempered dapo")  # fmt: skip
 
 
-def config_of(mesh, chunk, parts, *, tokens, objective=None):
+def config_of(mesh, chunk, parts, *, tokens, rows=8, objective=None):
     values = cfg.load_config(f"hf:{LLAMA}", ["step.compute_dtype=float32", "step.remat=none"]).model_dump(mode="json")
-    values["data"] |= {"kind": "synthetic", "path": None, "batch_size": 8, "seq_len": tokens}
+    values["data"] |= {"kind": "synthetic", "path": None, "batch_size": rows, "seq_len": tokens}
     values |= {"mesh": mesh, "loss": values["loss"] | {"chunk": chunk}, "objective": objective or {}}
     values["step"]["microbatches"] = parts
     return cfg.validate(values, source="test")
 
 
-def columns_of(name, objective):
+def columns_of(name, objective, a_row=1):
     batch = batch_of(CASES[name]["batch"])
     if objective["kind"] in ("dpo", "reward"):
-        columns = pairs_of(batch)
+        columns = pairs_of(batch, a_row)
         return columns | {"reference": 0 * columns["weights"]} if name == "dpo smoothed" else columns
     return rows_of(batch, "rows" if objective.get("aggregate") == "grpo" else "tokens")
 
 
 @functools.cache
-def parameters(kind):
+def parameters(scored):
     """On the host, as the files have them; a reward model's score too."""
-    config = config_of(*ALONE, tokens=40, objective={"kind": "reward"} if kind == "reward" else None)
+    config = config_of(*ALONE, tokens=40, objective={"kind": "reward"} if scored else None)
     setup = Setup(config)
     with setup.context():
         params = jax.device_get(initial_state(config, setup.program, print).params)
-    return params | {"score": arrays("batches.npz")["score"].reshape(-1)} if kind == "reward" else params
+    return params | {"score": arrays("batches.npz")["score"].reshape(-1)} if scored else params
 
 
-def placed(setup, kind):
-    return jax.device_put(parameters(kind), jax.tree.map(lambda x: x.sharding, setup.program.abstract.params))
+def placed(setup):
+    shapes = setup.program.abstract.params
+    return jax.device_put(parameters("score" in shapes), jax.tree.map(lambda x: x.sharding, shapes))
 
 
-@pytest.mark.parametrize("batch", ["sft", "lengths", "pairs", "even", "groups"])
+SAID = [*((b, "log_p") for b in ("sft", "lengths", "pairs", "even", "groups", "tempered")),
+        *((b, "reference") for b in ("pairs", "tempered"))]  # fmt: skip
+
+
 @pytest.mark.parametrize("how", [ALONE, CUT[0], CUT[2]], ids=str)
-def test_log_probabilities(batch, how):
+@pytest.mark.parametrize(("batch", "of"), SAID)
+def test_log_probabilities(batch, of, how):
     """What TRL says of each target; of a pair too, whose texts are two documents of a row here, and two rows there."""
-    mesh, chunk, _ = how
-    own = batch_of(batch)
-    columns = (pairs_of if batch in ("pairs", "even") else rows_of)(own | {"old": own["log_p"]})
+    (mesh, chunk, _), own = how, batch_of(batch)
+    columns = (pairs_of if batch in ("pairs", "even") else rows_of)(own | {"old": own[of]})
     config = config_of(mesh, chunk, 1, tokens=columns["tokens"].shape[1])
     read = {name: columns[name] for name in ("tokens", "targets", "segments", "positions", "weights")}
-    setup = Setup(config, batch=read)
+    setup, temperature = Setup(config, batch=read), float(own.get("temperature", 1))
     with setup.context():
 
         def values(params, batch):
-            part = jax.tree.map(lambda x: x[0], batch)
-            return token_values(setup.program.merge(params), part, vocab_size=61, chunk=chunk)["log_p"]
+            params = jax.tree.map(lambda x: x * 0.6, params) if of == "reference" else params  # as its model was made
+            model, part = setup.program.merge(params), jax.tree.map(lambda x: x[0], batch)
+            return token_values(model, part, vocab_size=61, chunk=chunk, temperature=temperature)["log_p"]
 
-        found = jax.device_get(jax.jit(values)(placed(setup, "decoder"), setup.batch))
+        found = jax.device_get(jax.jit(values)(placed(setup), setup.batch))
     there = columns["weights"] != 0
     assert there.sum() == trained(own).sum()
     np.testing.assert_allclose(found[there], columns["old"][there], atol=1e-5)
 
 
-def run(name, how, objective):
+def run(name, how, objective, a_row=1):
     """Gradients by TRL's names, and metrics."""
     mesh, chunk, parts = how
-    columns = columns_of(name, objective)
+    columns = columns_of(name, objective, a_row)
     chunk = None if name in NO_LOGITS else chunk
-    config = config_of(mesh, chunk, parts, tokens=columns["tokens"].shape[1], objective=objective)
+    rows, tokens = columns["tokens"].shape
+    config = config_of(mesh, chunk, parts, tokens=tokens, rows=rows, objective=objective)
     own = make_objective(config)
     batch = {key: columns[key] for key in own.reads(documents=objective["kind"] in ("dpo", "reward"))}
     setup = Setup(config, batch=batch)
     with setup.context():
         grad = jax.jit(functools.partial(gradients, config, setup.program.merge))
-        grads, metrics = jax.device_get(grad(placed(setup, objective["kind"]), setup.batch, jax.random.key(0)))
+        grads, metrics = jax.device_get(grad(placed(setup), setup.batch, jax.random.key(0)))
     metrics = own.finish(metrics) if own.finish else metrics
     if objective["kind"] != "reward":
         return published_names(grads, config), metrics
@@ -166,20 +172,25 @@ def require_same_metrics(name, objective, metrics):
         assert metrics["kl"] == pytest.approx(without, rel=1e-5)
 
 
-def check(name, how):
+def check(name, how, a_row=1):
     objective = OURS[name]
-    grads, metrics = run(name, how, objective)
+    grads, metrics = run(name, how, objective, a_row)
     require_same_metrics(name, objective, metrics)
     require_same_gradients(name, grads)
 
 
-@pytest.mark.parametrize("name", [name for name in OURS if OURS[name]["kind"] in OBJECTIVES])
+@pytest.mark.parametrize("name", OURS)
 def test_losses_gradients_and_metrics(name):
     check(name, ALONE)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", CUT, ids=str)
-@pytest.mark.parametrize("name", [name for name in CHOSEN_CASES if OURS[name]["kind"] in OBJECTIVES])
+@pytest.mark.parametrize("name", CHOSEN_CASES)
 def test_chunks_microbatches_and_meshes(name, how):
     check(name, how)
+
+
+@pytest.mark.parametrize("name", ["dpo sigmoid", "dpo ipo", "reward centred"])
+def test_two_pairs_a_row(name):
+    check(name, (EIGHT, 16, 1), a_row=2)

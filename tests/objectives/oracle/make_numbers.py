@@ -23,13 +23,14 @@ import datasets
 import numpy as np
 import torch
 import transformers
+from texts import ADVANTAGES, CHOSEN, END, EVEN, GROUPS, LENGTHS, PAD, REJECTED, ROW, SFT, SHIFTS, UNLIKE, Rows, padded
 from tokenizers import Tokenizer, models, pre_tokenizers
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 HERE = Path(__file__).parent
-V, D, END, PAD = 61, 32, 59, 60  # random tokens are below END: a reward's place is the last token that is not PAD
+V, D = 61, 32
 MODEL = {
     "vocab_size": V, "hidden_size": D, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
     "intermediate_size": 64, "max_position_embeddings": 128, "tie_word_embeddings": False, "pad_token_id": PAD,
@@ -42,7 +43,6 @@ COMMON = {
     "output_dir": "/tmp/trl-numbers", "use_cpu": True, "bf16": False, "gradient_checkpointing": False,
     "report_to": "none", "per_device_train_batch_size": 8, "disable_tqdm": True,
 }  # fmt: skip
-Rows = list[tuple[list[int], list[int]]]  # prompt and completion
 
 
 # --- the model, its reference, and the batches ------------------------------------------------------------------
@@ -81,39 +81,6 @@ def reward_model() -> transformers.PreTrainedModel:
 
 def score() -> np.ndarray:
     return (0.3 * np.random.default_rng(7).standard_normal((1, D))).astype(np.float32)
-
-
-def rows(seed: int, prompts: list[int], completions: list[int]) -> Rows:
-    """Random tokens; every completion ends with END."""
-    rng = np.random.default_rng(seed)
-    return [
-        (rng.integers(0, END, p).tolist(), [*rng.integers(0, END, c - 1).tolist(), END])
-        for p, c in zip(prompts, completions, strict=True)
-    ]
-
-
-PROMPTS = [1, 10, 3, 7, 2, 5, 10, 4]
-SFT = rows(1, PROMPTS, [12, 9, 17, 11, 20, 15, 8, 13])
-LENGTHS = rows(2, PROMPTS, [1, 30, 2, 29, 1, 3, 30, 1])
-CHOSEN = rows(3, PROMPTS, [1, 30, 12, 5, 17, 2, 8, 21])
-REJECTED = rows(4, PROMPTS, [9, 4, 30, 1, 11, 19, 3, 14])
-REJECTED = [(prompt, answer) for (prompt, _), (_, answer) in zip(CHOSEN, REJECTED, strict=True)]
-# A mean over tokens is one over pairs where all chosen completions are equally long; no token predicts a prompt of one
-EVEN = rows(6, [1] * 8, [9] * 8)
-UNLIKE = [(prompt, answer) for (prompt, _), (_, answer) in zip(EVEN, REJECTED, strict=True)]
-GROUPS = rows(5, [4, 4, 4, 4, 9, 9, 9, 9], [1, 30, 7, 16, 3, 22, 11, 2])
-GROUPS = [(GROUPS[4 * (i // 4)][0], answer) for i, (_, answer) in enumerate(GROUPS)]
-ADVANTAGES = np.array([1.2, -0.8, 0.5, -0.9, -1.4, 0.7, 0.0, 0.7], np.float32)
-# Of a row's mean log-ratio: two rows are beyond each clip, of which it bites where the advantage has the same sign
-SHIFTS = np.array([-0.4, 0.4, 0.0, -0.1, -0.4, 0.4, 0.2, 0.1], np.float32)
-
-
-def padded(examples: Rows) -> dict[str, np.ndarray]:
-    tokens = np.full((len(examples), 40), PAD, np.int32)
-    for row, (prompt, answer) in zip(tokens, examples, strict=True):
-        row[: len(prompt) + len(answer)] = prompt + answer
-    prompts, answers = zip(*examples, strict=True)
-    return {"tokens": tokens, "prompt": np.array([*map(len, prompts)]), "completion": np.array([*map(len, answers)])}
 
 
 def of_all_tokens(model: transformers.PreTrainedModel, examples: Rows, name: str = "log_probs") -> np.ndarray:
@@ -289,8 +256,8 @@ def grpo_inputs() -> dict[str, torch.Tensor]:
 
 
 def in_rows(values: np.ndarray) -> np.ndarray:
-    """[rows, completion] -> [rows, 40], where the target of each token stands."""
-    out = np.zeros((len(GROUPS), 40), np.float32)
+    """[rows, completion] -> [rows, ROW], where the target of each token stands."""
+    out = np.zeros((len(GROUPS), ROW), np.float32)
     for row, value, (prompt, answer) in zip(out, values, GROUPS, strict=True):
         row[len(prompt) - 1 : len(prompt) + len(answer) - 1] = value[: len(answer)]
     return out
