@@ -130,6 +130,8 @@ class RolloutFeed:
                 f"round {round_.number + 1}: reward {values['reward']:.3f} (best of each prompt {values['best']:.3f})"
                 f"{judge}, {values['length']:.1f} tokens a sample, {values['cut_off']:.0%} cut off"
             )
+        for line in self.worth.told():
+            self.say(line)
         if flag := overoptimised(self.told, round_.rewards.size):
             self.say(f"step {self.step + 1}: {flag}")
 
