@@ -26,9 +26,11 @@ class Worker:
     It begins by sending one JSON line about itself (`about`).
     """
 
-    def __init__(self, script: str, *arguments: str, env: dict[str, str] | None = None):
+    def __init__(
+        self, script: str, *arguments: str, env: dict[str, str] | None = None, python: str | Path = sys.executable
+    ):
         self.process = subprocess.Popen(
-            [sys.executable, script, *arguments],  # or "-m", module, ...
+            [python, script, *arguments],  # or "-m", module, ...
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

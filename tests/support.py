@@ -12,6 +12,10 @@ from jaxscale import config as cfg
 from jaxscale.blueprint.sequence import in_zigzag, order
 from jaxscale.compiled.groups import GroupAxes
 from jaxscale.compiled.instructions import parse_instruction
+from jaxscale.config.families import family_of
+from jaxscale.interop.adapter import base_of
+from jaxscale.interop.tables import found_at
+from jaxscale.interop.weights import Tensors
 from jaxscale.kernels.grouped import Kernel
 from jaxscale.training.build import build
 from jaxscale.training.watcher import Silent
@@ -71,6 +75,20 @@ def random_params(config: cfg.Config, *, seed: int = 0, std: float = 0.1) -> dic
         return (centre + std * rng.standard_normal(x.shape)).astype(x.dtype)
 
     return jax.tree_util.tree_map_with_path(draw, abstract)
+
+
+def published_names(values: dict, config: cfg.Config) -> dict[str, np.ndarray]:
+    """A tree like the parameters, by the names and in the shapes of a published model's files."""
+    files = Tensors(family_of(config.model), base_of(config.model))
+
+    def read(row, place):
+        at = values
+        path, place = found_at(row, place, files.table)
+        for key in path:
+            at = at[key]
+        return np.asarray(at)[place]
+
+    return dict(zip(files.shapes, files.written(files.shapes, read, np.float32), strict=True))
 
 
 def assert_gradients_equal(got, wanted, *, rtol: float = 1e-5) -> None:

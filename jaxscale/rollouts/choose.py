@@ -65,9 +65,7 @@ def keys_of(numbers_BK: jax.Array) -> jax.Array:
     return made
 
 
-def choose(
-    way: Way, logits_BV: jax.Array, keys: jax.Array, i: jax.Array, dials: Dials
-) -> tuple[jax.Array, jax.Array]:
+def choose(way: Way, logits_BV: jax.Array, keys: jax.Array, i: jax.Array, dials: Dials) -> tuple[jax.Array, jax.Array]:
     """The i-th new token of each row and its log-probability, [B] each.
 
     A row's logits are gathered over the axes that split the vocabulary; rows stay where they are.

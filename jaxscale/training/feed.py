@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ from jaxscale.data.tokenizer import Tokenizer
 from jaxscale.data.tokens import RowSource, batches, open_tokenizer
 from jaxscale.objectives import make_objective
 from jaxscale.objectives.objective import Batch
+from jaxscale.rollouts.prompts import open_prompt_rows
 
 
 def open_source(config: cfg.Config, split: str, *, say: Callable[[str], None] = lambda line: None) -> RowSource | None:
@@ -24,6 +26,8 @@ def open_source(config: cfg.Config, split: str, *, say: Callable[[str], None] = 
     Raises:
         ValueError: data that is missing or damaged, or that lacks a column that the objective reads.
     """
+    if config.objective.kind in cfg.OF_ROLLOUTS:
+        return open_prompt_rows(config, split, columns=make_objective(config).reads(documents=False), say=say)
     rows = open_rows(config.data, split, vocab_size=config.model.vocab_size, seed=config.seed, say=say)
     if rows is not None:
         require_columns(config, rows)
@@ -38,7 +42,7 @@ def require_columns(config: cfg.Config, source: RowSource) -> None:
             f"objective.kind={config.objective.kind} reads no pairs, which {' and '.join(config.data.places)} holds; "
             "set objective.kind=dpo or reward, or prepare conversations: `jaxscale data prepare --chat`"
         )
-    if hasattr(source, "with_reference"):  # the column comes once the model is there: `training.log_probs`
+    if hasattr(source, "reference"):  # the column comes once the model is there: `training.log_probs`
         needed = tuple(name for name in needed if name != "reference")
     if missing := [name for name in needed if name not in source.columns]:
         raise ValueError(
@@ -73,6 +77,31 @@ def rows_needed(
     return np.unique(
         np.concatenate([rows[index[:2]].ravel() for device, index in everywhere.items() if device in devices])
     )
+
+
+class Batches(Protocol):
+    """Batches of consecutive steps, as the trainer takes them. `wait_seconds` is what the last one cost the host."""
+
+    wait_seconds: float
+
+    def take(self, state: Any) -> Batch:
+        """The next batch, for a step on this state."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def place_rows(
+    local: np.ndarray, rows: np.ndarray, shape: tuple[int, int, int], sharding: jax.sharding.Sharding
+) -> jax.Array:
+    """This process's rows [R, T] of the global batch, whose numbers are `rows`, as its part of the global array."""
+
+    def block(index: tuple[slice, ...] | None) -> np.ndarray:
+        assert index is not None
+        wanted = np.arange(shape[0] * shape[1]).reshape(shape[:2])[index[:2]]
+        return local[np.searchsorted(rows, wanted)][..., index[2]]
+
+    return jax.make_array_from_callback(shape, sharding, block, dtype=local.dtype)
 
 
 class Feed:
@@ -115,13 +144,11 @@ class Feed:
         """This process's rows [R, T], in reading order, as its part of the global array."""
         if self.order is not None:
             local = local[:, self.order]
+        return place_rows(local, self.rows, self.shape, self.sharding)
 
-        def block(index: tuple[slice, ...] | None) -> np.ndarray:
-            assert index is not None
-            wanted = np.arange(self.shape[0] * self.shape[1]).reshape(self.shape[:2])[index[:2]]
-            return local[np.searchsorted(self.rows, wanted)][..., index[2]]
-
-        return jax.make_array_from_callback(self.shape, self.sharding, block, dtype=local.dtype)
+    def take(self, state: Any) -> Batch:
+        """The next batch; which one it is does not depend on the state, as it does in `rollouts.feed`."""
+        return next(self)
 
     def close(self) -> None:
         self.batches.close()

@@ -6,16 +6,15 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from support import Setup
+from support import Setup, published_names
 
 from jaxscale import config as cfg
 from jaxscale.cli.app import app
-from jaxscale.config.families import FAMILIES, family_of
+from jaxscale.config.families import FAMILIES
 from jaxscale.config.published import as_theirs
 from jaxscale.data.tokenizer import character_tokenizer, load_tokenizer
-from jaxscale.interop.tables import found_at
 from jaxscale.interop.tensors import tensors
-from jaxscale.interop.weights import Files, Tensors
+from jaxscale.interop.weights import Files
 from jaxscale.parallel.sharding import on_mesh
 from jaxscale.serving.evaluate import evaluate_places
 from jaxscale.serving.export import export
@@ -168,20 +167,6 @@ def test_logits_on_a_mesh(published, name):
 STEPS, RATE = 20, 1e-3
 
 
-def as_published(values, config):
-    """A tree like the parameters, by the names of the files."""
-    files = Tensors(family_of(config.model), config.model)
-
-    def read(row, place):
-        at = values
-        path, place = found_at(row, place, files.table)
-        for key in path:
-            at = at[key]
-        return np.asarray(at)[place]
-
-    return dict(zip(files.shapes, files.written(files.shapes, read, np.float32), strict=True))
-
-
 def as_in_files(name, value, family):
     """Experts of a layer are one array there; DeepSeek's files have each by itself."""
     above, _, matrix = name.partition(".mlp.experts.")
@@ -228,7 +213,7 @@ def test_gradients_and_steps_are_those_of_transformers(published, name):
         state = initial_state(config, setup.program, print)
         merge = lambda p: setup.program.merge(all_parameters(state, p))  # noqa: E731
         grads = jax.jit(lambda p, b: gradients(config, merge, p, b, jax.random.key(0))[0])(state.params, setup.batch)
-        grads, losses = as_published(jax.device_get(whole(grads, state.router_bias)), config), []
+        grads, losses = published_names(jax.device_get(whole(grads, state.router_bias)), config), []
         for _ in range(STEPS):
             state, metrics = setup.program.step(state, setup.batch)
             losses.append(float(metrics["loss"]))

@@ -1,0 +1,165 @@
+"""Batches made of samples of the model as it is at that step: sampled, rewarded and placed on the mesh.
+
+A round of samples serves `objective.updates` steps. Its samples are a function of the parameters, the seed, the round,
+the prompt and the sample's number alone: a run that goes on makes them again.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from jaxscale import config as cfg
+from jaxscale.blueprint.rules import Rules
+from jaxscale.data.order import row_indices
+from jaxscale.objectives import make_objective
+from jaxscale.objectives.objective import Batch
+from jaxscale.rollouts.flag import overoptimised
+from jaxscale.rollouts.kept import keep_round, kept_round
+from jaxscale.rollouts.layouts import bytes_of
+from jaxscale.rollouts.places import Places
+from jaxscale.rollouts.prompts import PromptRows
+from jaxscale.rollouts.round import Round, advantages, numbers, prompts_of, rows_of, rows_of_step, winners
+from jaxscale.rollouts.sampler import Sampler
+from jaxscale.rollouts.worth import Worth
+from jaxscale.training.log_probs import first_parameters, log_probs_program
+from jaxscale.training.step import Program, TrainState, all_parameters, batch_sharding, state_of
+
+During = Callable[[str, int], AbstractContextManager[None]]
+
+
+class Tell(Protocol):
+    """What hears of a round."""
+
+    def __call__(self, step: int, values: Mapping[str, float]) -> None: ...
+
+
+class RolloutFeed:
+    """Batches of consecutive steps; `take` makes the next one. See `training.feed.Feed`."""
+
+    def __init__(
+        self,
+        config: cfg.Config,
+        program: Program,
+        mesh: jax.sharding.Mesh,
+        rules: Rules,
+        prompts: PromptRows,
+        worth: Worth,
+        *,
+        start_step: int,
+        offset: int = 0,
+        during: During,
+        tell: Tell,
+        say: Callable[[str], None],
+    ):
+        self.config, self.own, self.prompts, self.worth = config, config.objective, prompts, worth
+        self.program, self.during, self.tell, self.say = program, during, tell, say
+        self.sampler = Sampler(
+            config, mesh, rules, vocab_size=prompts.vocab_size, held_bytes=bytes_of(program.abstract)
+        )
+        self.step, self.skipped = start_step, offset // config.data.batch_size
+        self.wait_seconds = 0.0
+        self.round: Round | None = None
+        self.told: list[Mapping[str, float]] = []
+        self.places = Places(config, batch_sharding(mesh), make_objective(config).reads(documents=False))
+        self.run = log_probs_program(config, program.merge)
+        self.reference = state_of(first_parameters(config, program)) if self.own.reads_reference else None
+        self.reference_columns: np.ndarray | None = None
+
+    def take(self, state: TrainState) -> Batch:
+        """The batch of the next step, sampled by this state where a round begins."""
+        number, update = divmod(self.step + self.skipped, self.own.updates)
+        start = time.perf_counter()
+        if self.round is None or self.round.number != number:
+            self.round = self.found(number, update) or self.make(state, number)
+        batch = self.batch(self.round, update)
+        self.step += 1
+        self.wait_seconds = time.perf_counter() - start
+        return batch
+
+    def close(self) -> None:
+        """Nothing is read ahead."""
+
+    # --- a round
+
+    def found(self, number: int, update: int) -> Round | None:
+        """A round that a run was stopped in the middle of."""
+        if not update:
+            return None
+        found = kept_round(self.config.out_dir, number)
+        if found is None:
+            self.say(f"the samples of round {number} are gone: they are made anew, by the model as it is now")
+        return found
+
+    def make(self, state: TrainState, number: int) -> Round:
+        """Sample, and ask what the samples are worth."""
+        own, size = self.own, prompts_of(self.own, self.config.data.batch_size)
+        seed, shuffle = self.config.seed, self.config.data.shuffle
+        chosen = row_indices(seed, number, size, len(self.prompts), shuffle=shuffle)
+        rows, samples = np.repeat(chosen, own.group), np.tile(np.arange(own.group), size)
+        prompts, seconds = [self.prompts.tokens(int(i)) for i in rows], dict[str, float]()
+        with self.during("rollout", self.step), timed(seconds, "generate_seconds"):
+            params = all_parameters(state, state.params)
+            made = self.sampler(
+                params,
+                prompts,
+                keys=self.prompts.keys(seed, number, rows, samples),
+                max_new=own.max_new,
+                temperature=own.temperature,
+                stop_ids=self.prompts.stop_ids,
+            )
+        with self.during("reward", self.step), timed(seconds, "reward_seconds"):
+            rewards, judged = self.worth(rows, made, own.group)
+        round_ = Round(number, prompts, *made, rewards, judged)
+        if own.updates > 1:
+            keep_round(self.config.out_dir, round_)
+        self.tell_of(round_, seconds)
+        return round_
+
+    def tell_of(self, round_: Round, seconds: dict[str, float]) -> None:
+        values = {"round": float(round_.number)} | numbers(round_) | seconds
+        self.told.append(values)
+        self.tell(self.step + 1, values)
+        if flag := overoptimised(self.told, round_.rewards.size):
+            self.say(f"step {self.step + 1}: {flag}")
+
+    # --- a step of it
+
+    def batch(self, round_: Round, update: int) -> Batch:
+        own, T, R = self.own, self.config.data.seq_len, self.config.data.batch_size
+        if own.kind == "raft":
+            columns = rows_of(round_, rows_of_step(winners(round_.rewards), update, R), T)
+        else:
+            worth = advantages(round_.rewards, own.scale).ravel()
+            extra = {"advantages": worth}
+            columns = rows_of(round_, np.arange(R), T, aggregate=own.aggregate, extra=extra)
+        if self.reference is not None:
+            if update == 0 or self.reference_columns is None:
+                self.reference_columns = self.by_reference(columns)
+            columns["reference"] = self.reference_columns
+        return self.places(columns)
+
+    def by_reference(self, columns: dict[str, np.ndarray]) -> np.ndarray:
+        """Log-probabilities [R, T] of the rows' targets by the model that the run began with."""
+        assert self.reference is not None
+        with self.during("reference", self.step):
+            batch = self.places({name: columns[name] for name in ("tokens", "targets", "weights")})
+            found = np.asarray(jax.device_get(self.run(self.reference, batch)))
+        found = found.reshape(-1, found.shape[-1])[:, self.places.back]
+        return np.where(columns["weights"] > 0, found, 0).astype(np.float32)
+
+
+class timed:
+    """Seconds of what is done inside, into a dict."""
+
+    def __init__(self, into: dict[str, float], name: str):
+        self.into, self.name = into, name
+
+    def __enter__(self) -> None:
+        self.start = time.perf_counter()
+
+    def __exit__(self, *_: Any) -> None:
+        self.into[self.name] = time.perf_counter() - self.start

@@ -1,0 +1,115 @@
+"""What samples are worth: by a function of the user's, or by a reward model; and by a judge beside it."""
+
+import itertools
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from jaxscale import config as cfg
+from jaxscale.cluster.start import from_all
+from jaxscale.data.tokenizer import Tokenizer
+from jaxscale.rollouts.prompts import PromptRows
+from jaxscale.rollouts.rewards import open_function
+from jaxscale.rollouts.sampler import Sampled
+from jaxscale.rollouts.scorer import Scorer, require_same_tokenizer
+
+Columns = dict[str, list[Any]]
+COUNT = itertools.count()
+SECONDS = 3600.0  # that processes wait for each other's rewards
+
+
+class Function(Protocol):
+    """A function in processes of its own: prompts, completions and the prompts' other columns to rewards.
+
+    None: no reward.
+    """
+
+    def __call__(self, prompts: list[str], completions: list[str], columns: Columns) -> list[float | None]: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Worth:
+    """Rewards [P, G] of a round's samples, and what the judge says of them; NaN where there is none.
+
+    A function is asked by each process for its share of the samples, a model by all processes together.
+    """
+
+    prompts: PromptRows
+    codec: Tokenizer
+    reward: Function | Scorer
+    judge: Function | Scorer | None
+
+    def __call__(self, rows: np.ndarray, made: Sampled, group: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """`rows`: the prompt of each sample."""
+        rewards = self.by(self.reward, rows, made).reshape(-1, group)
+        return rewards, None if self.judge is None else self.by(self.judge, rows, made).reshape(-1, group)
+
+    def by(self, one: Function | Scorer, rows: np.ndarray, made: Sampled) -> np.ndarray:
+        """What one of them says of each sample, float64 [R]."""
+        if isinstance(one, Scorer):
+            samples = made.rows()
+            return one([[*self.prompts.tokens(int(i)), *s] for i, s in zip(rows, samples, strict=True)]).astype(float)
+        own = range(jax.process_index(), len(rows), jax.process_count())
+        texts, samples = [self.text(int(rows[i])) for i in own], made.rows(stop=False)
+        completions = [self.codec.decode(samples[i]) for i in own]
+        records = [self.prompts.record(int(rows[i])) for i in own]
+        names = sorted(set.intersection(*(set(r) for r in records))) if records else []
+        columns = {name: [r[name] for r in records] for name in names if name != "prompt"}
+        values = one(texts, completions, columns) if texts else []
+        found = np.full(len(rows), math.nan)
+        every = from_all(f"rewards/{next(COUNT)}", json.dumps(values), seconds=SECONDS)
+        for rank, text in enumerate(every):
+            share = json.loads(text)
+            found[rank :: len(every)] = [math.nan if v is None else v for v in share]
+        return found
+
+    def text(self, i: int) -> str:
+        """A prompt as its record has it, or as its tokens spell it."""
+        given = self.prompts.record(i).get("prompt")
+        return given if isinstance(given, str) else self.codec.decode(self.prompts.tokens(i))
+
+
+class Judges:
+    """The reward and the judge that a config names: opened where samples are first rewarded, ended by `close`."""
+
+    def __init__(self, config: cfg.Config, codec: Tokenizer | None, say: Callable[[str], None]):
+        self.config, self.codec, self.say = config, codec, say
+        self.known: dict[str, Function | Scorer] = {}
+        own = config.objective
+        for name in filter(None, (own.reward, own.judge)) if own.kind in cfg.OF_ROLLOUTS else ():
+            if is_function(name):  # a function that is not there is refused before anything is written
+                self.known[name] = open_function(name, seconds=own.reward_seconds)
+                say(f"rewards by {name}, code that this run was told to run")
+
+    def worth(self, prompts: PromptRows, mesh: jax.sharding.Mesh) -> Worth:
+        """What samples for these prompts are worth."""
+        own = self.config.objective
+        assert own.reward is not None
+        assert self.codec is not None
+        judge = None if own.judge is None else self.opened(own.judge, prompts, mesh)
+        return Worth(prompts, self.codec, self.opened(own.reward, prompts, mesh), judge)
+
+    def opened(self, name: str, prompts: PromptRows, mesh: jax.sharding.Mesh) -> Function | Scorer:
+        """A function by its name, or a reward model by its run's directory."""
+        if name not in self.known:
+            require_same_tokenizer(name, prompts.fingerprint)
+            data = self.config.data
+            self.known[name] = Scorer(name, mesh, rows=data.batch_size, seq_len=data.seq_len, like=self.config)
+        return self.known[name]
+
+    def close(self) -> None:
+        for one in self.known.values():
+            if not isinstance(one, Scorer):
+                one.close()
+
+
+def is_function(name: str) -> bool:
+    head, colon, tail = name.rpartition(":")
+    return bool(colon and head) and tail.isidentifier()
