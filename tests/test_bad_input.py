@@ -409,7 +409,7 @@ def corpus(directory: Path) -> dict[str, Path]:
 
 PREPARE = [
     (["--text", "nowhere"], "'nowhere' names no file"),
-    ([], "0 sources given; give exactly one of --text, --jsonl, --parquet, --stdlib"),
+    ([], "0 sources given; give exactly one of --text, --jsonl, --parquet, --chat, --pairs, --prompts, --stdlib"),
     (["--stdlib", "--text", "{text}"], "2 sources given"),
     (["--text", "{latin}"], "latin is not UTF-8 at byte 3"),
     (["--jsonl", "{jsonl}"], "jsonl:2"),

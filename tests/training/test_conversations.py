@@ -14,7 +14,7 @@ from jaxscale.data.examples.store import open_example_store
 from jaxscale.data.order import row_indices
 from jaxscale.data.store import open_tokenizer
 from jaxscale.parallel.mesh import make_mesh
-from jaxscale.serving import serve
+from jaxscale.rollouts.sampler import Sampler
 from jaxscale.serving.chat import as_chat
 from jaxscale.serving.load import config_of, load
 from jaxscale.training.build import build
@@ -119,13 +119,13 @@ def test_evaluation_is_over_trained_tokens_too(place, trained, shell):
 
 def generated(monkeypatch, shell, out, *words):
     """The tokens of the prompt and the stops that `generate` gives to the sampler."""
-    found, real = [], serve.complete
+    found, real = [], Sampler.__call__
 
-    def keep(program, params, codec, tokens, stops, config, **options):
-        found.append((tokens[0], stops))
-        return real(program, params, codec, tokens, stops, config, **options)
+    def keep(self, params, prompts, **options):
+        found.append((prompts[0], tuple(options["stop_ids"])))
+        return real(self, params, prompts, **options)
 
-    monkeypatch.setattr(serve, "complete", keep)
+    monkeypatch.setattr(Sampler, "__call__", keep)
     shell.good("generate", out, "--chat", "--prompt", "2 + 1 =", "--max-new-tokens", 2, *words)
     return found[0]
 
