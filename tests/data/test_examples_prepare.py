@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from made_examples import dataset, records_of
 
+from jaxscale.console.data import show_dataset
 from jaxscale.data.chat import Chat, kept_text, read_kept
 from jaxscale.data.examples.masks import encode_examples
 from jaxscale.data.examples.prompts import open_prompts
@@ -210,3 +211,22 @@ def test_roles_of_the_store_are_those_of_its_tokens(tmp_path):
     whole = store.roles.read(0, store.tokens.num_tokens)
     assert np.array_equal(whole, np.concatenate([roles for _, roles in documents(store)]))
     assert set(whole.tolist()) == {0, 1, 2}
+
+
+@pytest.mark.parametrize(
+    ("kind", "record", "lines"),
+    [
+        ("conversations", {"prompt": "a", "completion": "b"}, ["<separator>a{+b<separator>+}"]),
+        ("pairs", {"prompt": "a", "chosen": "b", "rejected": "c"},
+         ["<separator>a{+b<separator>+}", "<separator>a{-c<separator>-}"]),
+        ("prompts", {"prompt": "a", "answer": "é"}, ["<separator>a", '{"answer": "é"}']),
+    ],
+)  # fmt: skip
+def test_show_marks_what_is_trained(tmp_path, capsys, kind, record, lines):
+    dataset(tmp_path, kind, [record], template="plain")
+    show_dataset(tmp_path / "data", documents=3, characters=400)
+    out = capsys.readouterr().out
+    assert out.endswith(f"--- train, {kind[:-1]} 1 of 1\n" + "".join(f"{line}\n" for line in lines))
+    assert "template plain: an answer ends at token 256" in out
+    assert f"train: 1 {kind}, " in out
+    assert ("are trained" in out) == (kind != "prompts")

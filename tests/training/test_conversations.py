@@ -152,6 +152,17 @@ def test_a_run_on_the_template_plain_reads_prompts_as_documents(place, trained, 
         as_chat(str(out), codec, "be")
 
 
+def test_a_run_lends_its_tokenizer_and_template(place, trained, tmp_path):
+    summary = dataset(tmp_path, "prompts", records_of("prompts", 5), tokenizer=trained("plain"), template=None)
+    assert summary.index.examples.template == "plain"
+    assert summary.index.tokenizer.fingerprint == open_tokenizer(place / "plain").fingerprint
+    summary = dataset(
+        tmp_path, "prompts", records_of("prompts", 5), "b", tokenizer=trained("conversations"), template=None
+    )
+    assert summary.index.examples.template == "chatml"
+    assert summary.index.tokenizer.spec == "byte"
+
+
 def test_an_export_carries_the_template(place, trained, shell, tmp_path):
     out = trained("plain")
     kept = json.loads((out / KEPT).read_text())
