@@ -1,7 +1,7 @@
 """Steps of SFT and DPO beside TRL's on torch, on a CPU: ratio of tokens/s, with its spread.
 
     python3.11 -m venv /tmp/trl
-    /tmp/trl/bin/pip install torch==2.13.0 trl==1.16.0 transformers==5.24.0 accelerate==1.15.0 datasets==5.2.0
+    /tmp/trl/bin/pip install -e '.[trl]'    # torch 2.13.0, trl 1.16.0, transformers 5.24.0, accelerate, datasets
     python benchmarks/against_trl.py --torch-python /tmp/trl/bin/python      # from the repository's root; two minutes
 
 TRL's side is `training_step` of its trainers and their AdamW, ours the trainer's own step. Both begin with the same
