@@ -47,10 +47,12 @@ BELOW = {
     "training": {
         "measuring", "files", "hardware", "optimizers", "columns", "data", "config", "blueprint", "predict", "compiled",
         "parallel", "private", "blame", "codes", "cluster", "checkpoint", "models", "objectives", "vocabulary", "index",
-        "interop",
+        "interop", "rollouts",
     },
+    # samples with a model of training's, and is called by it: no file is in a circle
+    "rollouts": {"files", "hardware", "config", "blueprint", "parallel", "training"},
     "serving": {"abilities", "measuring", "files", "index", "data", "config", "blueprint", "parallel", "checkpoint",
-                "training", "interop", "cluster"},
+                "training", "interop", "cluster", "rollouts"},
     "aot": {"hardware", "config", "predict", "compiled", "parallel", "private", "training"},
     # what a law, a ladder and an ability's curve are; `climb` starts processes of the command line's
     "scaling": {

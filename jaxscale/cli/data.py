@@ -1,6 +1,7 @@
 """The `data` verbs: datasets out of text, and what is in one."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,8 +29,21 @@ def prepare(
     stdlib: Annotated[
         bool, typer.Option("--stdlib", help="This Python's standard library, which is always there.")
     ] = False,
+    chat: Annotated[
+        list[str] | None, typer.Option(help="Conversations, JSON lines or Parquet: messages, or prompt and completion.")
+    ] = None,
+    pairs: Annotated[
+        list[str] | None, typer.Option(help="Preference pairs, likewise: chosen and rejected, with prompt or without.")
+    ] = None,
+    prompts: Annotated[
+        list[str] | None, typer.Option(help="Prompts to sample answers to, likewise; other columns are kept.")
+    ] = None,
+    template: Annotated[
+        str | None,
+        typer.Option(help="Of --chat, --pairs, --prompts: chatml, llama3, qwen3, plain, or own (the tokenizer's)."),
+    ] = None,
     tokenizer: Annotated[
-        str, typer.Option(help="byte, char, bpe:N (trained on the text), or a tokenizer.json.")
+        str, typer.Option(help="byte, char, bpe:N (trained on the text), a tokenizer.json or a directory with one.")
     ] = "byte",
     separator: Annotated[str | None, typer.Option(help="The token that begins each document.")] = None,
     validation_fraction: Annotated[
@@ -46,35 +60,53 @@ def prepare(
     skip_bad: Annotated[int, typer.Option(help="Leave out up to this many records that cannot be read.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a dataset that stands there.")] = False,
 ) -> None:
-    """Text to token shards with an index and checksums. Streams: memory stays flat.
+    """Text or conversations to token shards with an index and checksums. Streams: memory stays flat.
 
     Reads .gz, .zst, .bz2 and .xz, and s3://, gs:// and https:// URLs.
     """
     from jaxscale.console import data as console_data
-    from jaxscale.data import sources
-    from jaxscale.data.prepare import prepare as run
 
-    source = one_source(text, jsonl, field, parquet, column, stdlib=stdlib)
-    if validation_text and validation_jsonl:
-        raise ValueError("--validation-text and --validation-jsonl are both given; give one of them")
-    validation: Any = None
-    if validation_text:
-        validation = sources.text_source(validation_text)
-    elif validation_jsonl:
-        validation = sources.jsonl_source(validation_jsonl, field=field)
-    summary = run(
-        source(),
-        tokenizer,
-        out,
-        validation_fraction=validation_fraction,
-        validation_tail=validation_tail,
-        validation=validation,
-        separator=separator,
-        shard_tokens=shard_tokens,
-        skip_bad=skip_bad,
-        overwrite=overwrite,
-    )
+    examples = {"conversations": chat, "pairs": pairs, "prompts": prompts}
+    source = one_source(text, jsonl, field, parquet, column, examples, stdlib=stdlib)
+    kind = next((kind for kind, files in examples.items() if files), None)
+    validation = validation_source(kind, validation_text, validation_jsonl, field)
+    alike: dict[str, Any] = {
+        "validation_fraction": validation_fraction,
+        "validation": validation,
+        "separator": separator,
+        "shard_tokens": shard_tokens,
+        "skip_bad": skip_bad,
+        "overwrite": overwrite,
+    }
+    if kind is None:
+        from jaxscale.data.prepare import prepare as run
+
+        if template is not None:
+            raise ValueError("--template is of conversations; give --chat, --pairs or --prompts too")
+        summary = run(source(), tokenizer, out, validation_tail=validation_tail, **alike)
+    else:
+        from jaxscale.data.examples.prepare import prepare_examples
+
+        if validation_tail is not None:
+            raise ValueError(f"--validation-tail is of text; {kind} are held out whole, by --validation-fraction")
+        summary = prepare_examples(source(), tokenizer, out, template=template, **alike)
     console_data.show_summary(summary)
+
+
+def validation_source(kind: Any, text: list[str] | None, jsonl: list[str] | None, field: str) -> "Source | None":
+    """What is the validation split, where it is given: of the same kind as the rest."""
+    from jaxscale.data import sources
+    from jaxscale.data.examples.reading import examples_source
+
+    if text and jsonl:
+        raise ValueError("--validation-text and --validation-jsonl are both given; give one of them")
+    if text:
+        if kind is not None:
+            raise ValueError(f"--validation-text is of text; give {kind} for validation with --validation-jsonl")
+        return sources.text_source(text)
+    if not jsonl:
+        return None
+    return sources.jsonl_source(jsonl, field=field) if kind is None else examples_source(kind, jsonl)
 
 
 def one_source(
@@ -83,11 +115,13 @@ def one_source(
     field: str,
     parquet: list[str] | None,
     column: str,
+    examples: dict[str, list[str] | None],
     *,
     stdlib: bool,
 ) -> "Callable[[], Source]":
     """What makes the one source that is given; a ValueError for none or several."""
     from jaxscale.data import sources
+    from jaxscale.data.examples.reading import examples_source
 
     given: list[Callable[[], Source]] = []
     if text:
@@ -96,10 +130,16 @@ def one_source(
         given.append(lambda: sources.jsonl_source(jsonl, field=field))
     if parquet:
         given.append(lambda: sources.parquet_source(parquet, column=column))
+    for kind, files in examples.items():
+        if files:
+            given.append(partial(examples_source, kind, files))  # type: ignore[arg-type]
     if stdlib:
         given.append(sources.stdlib_source)
     if len(given) != 1:
-        raise ValueError(f"{len(given)} sources given; give exactly one of --text, --jsonl, --parquet, --stdlib")
+        raise ValueError(
+            f"{len(given)} sources given; give exactly one of --text, --jsonl, --parquet, --chat, --pairs, --prompts, "
+            "--stdlib"
+        )
     return given[0]
 
 

@@ -26,6 +26,7 @@ def verb(
     system: Annotated[str | None, typer.Option(help="With --chat: a system message before it.")] = None,
 ) -> None:
     """Sample from a checkpoint, on any mesh."""
+    from jaxscale.serving.evaluate import first_process
     from jaxscale.serving.serve import continue_texts
 
     if chat and not prompt:
@@ -45,6 +46,8 @@ def verb(
         system=system,
         say=lambda line: print(line, file=sys.stderr),
     )
+    if not first_process():
+        return
     for start, text in zip(prompt or [""], texts, strict=True):
         print(text if chat else start + text)
         print()

@@ -1,11 +1,15 @@
 """What the `data` verbs print."""
 
+import json
 import shlex
 from pathlib import Path
 
 import numpy as np
 
-from jaxscale.data.index import Index, Split, read_index
+from jaxscale.data.examples.masks import CONTEXT, REJECTED, TRAINED
+from jaxscale.data.examples.prompts import open_prompts
+from jaxscale.data.examples.store import open_example_store
+from jaxscale.data.index import ExampleSplit, Index, Split, SplitName, read_index
 from jaxscale.data.notes import SEQ_LEN
 from jaxscale.data.prepare import Summary
 from jaxscale.data.store import TokenStore, open_tokenizer, open_tokens
@@ -17,6 +21,9 @@ def show_summary(summary: Summary) -> None:
     for note in summary.notes:
         print(note)
     show_splits(summary.index)
+    if summary.index.examples is not None and summary.index.examples.kind != "conversations":
+        print(f"{summary.index.examples.kind} in {summary.path}; a run file names them as data.path={summary.path}")
+        return
     print(f"tokens in {summary.path}; train on them with data.path={summary.path}")
     print("model.vocab_size may be left out of a run file: it is then the data's. To try it at once:")
     place = shlex.quote(str(summary.path))
@@ -29,14 +36,36 @@ def show_splits(index: Index) -> None:
     """A line for the tokenizer, and one for each split with its share and its epoch."""
     tokenizer, total = index.tokenizer, max(1, sum(split.tokens for split in index.splits.values()))
     print(f"tokenizer {tokenizer.spec}: vocabulary {tokenizer.vocab_size:,}, separator {separator(index)}")
+    if (examples := index.examples) is not None:
+        stops = ", ".join(map(str, examples.stop_ids))
+        print(f"template {examples.template}: an answer ends at token {stops}")
     for name, split in index.splits.items():
         print(
-            f"{name}: {split.documents:,} documents, {split.tokens:,} tokens ({split.tokens / total:.1%}), "
+            f"{name}: {counted(index, name, split)}, {split.tokens:,} tokens ({split.tokens / total:.1%}), "
             f"{len(split.shards)} shards"
         )
+    if examples is not None:
+        for name, found in examples.splits.items():
+            if found.examples:
+                print(in_words(name, found, index.splits[name], examples.kind))
+        return
     train = index.splits["train"].tokens
     rows = (train - 1) // SEQ_LEN if train else 0
     print(f"an epoch: {train:,} tokens, {rows:,} rows of the default data.seq_len={SEQ_LEN}")
+
+
+def counted(index: Index, name: SplitName, split: Split) -> str:
+    """How many documents or examples a split has."""
+    if (examples := index.examples) is None:
+        return f"{split.documents:,} documents"
+    return f"{examples.splits[name].examples:,} {examples.kind}"
+
+
+def in_words(name: str, found: ExampleSplit, split: Split, kind: str) -> str:
+    """How long examples are, and how much of them is trained."""
+    each = found.trained / split.tokens
+    longest = f"{name}: the longest has {found.longest:,} tokens (data.seq_len holds whole examples)"
+    return longest if kind == "prompts" else f"{longest}, {found.trained:,} tokens ({each:.1%}) are trained"
 
 
 def separator(index: Index) -> str:
@@ -53,8 +82,36 @@ def show_dataset(directory: Path, *, documents: int, characters: int) -> None:
     for note in index.notes:
         print(note)
     for name, split in index.splits.items():
-        if split.tokens:
+        if split.tokens and index.examples is not None:
+            show_examples(directory, name, tokenizer, documents, characters)
+        elif split.tokens:
             show_documents(name, split, open_tokens(directory, name, verify="size"), tokenizer, documents, characters)
+
+
+def show_examples(directory: Path, name: SplitName, tokenizer: Tokenizer, examples: int, characters: int) -> None:
+    """The first examples of a split: {+trained+}, and {-rejected-} of a pair's second document."""
+    store = open_example_store(directory, name, verify="size")
+    prompts = open_prompts(directory, name, verify="size") if store.kind == "prompts" else None
+    for i in range(min(examples, len(store))):
+        print(f"\n--- {name}, {store.kind[:-1]} {i + 1} of {len(store):,}")
+        for number in range(i * store.per_example, (i + 1) * store.per_example):
+            text = marked(tokenizer, *store.document(number))
+            print(text[:characters] + ("" if len(text) <= characters else " ..."))
+        if prompts is not None and (record := prompts.record(i)):
+            print(json.dumps(record, ensure_ascii=False)[:characters])
+
+
+def marked(tokenizer: Tokenizer, ids: np.ndarray, roles: np.ndarray) -> str:
+    """The text of a document with what is trained between marks; separators as they are spelled."""
+    spelled = tokenizer.separator or "<separator>"
+    marks = {CONTEXT: ("", ""), TRAINED: ("{+", "+}"), REJECTED: ("{-", "-}")}
+    text = ""
+    for part in np.split(np.arange(len(ids)), np.flatnonzero(np.diff(roles)) + 1):
+        runs = np.split(ids[part], np.flatnonzero(ids[part] == tokenizer.separator_id))
+        shown = tokenizer.decode(runs[0]) + "".join(spelled + tokenizer.decode(run) for run in runs[1:])
+        begin, end = marks[int(roles[part[0]])]
+        text += begin + shown + end
+    return text
 
 
 def show_documents(

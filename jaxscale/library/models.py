@@ -89,7 +89,7 @@ def evaluate(
     given = [data] if isinstance(data, str | Path) else list(data)
     places = [str(place) for place in given] or serving.own_places(loaded.config)
     sources = open_sources(places, loaded.tokenizer, model=loaded.source, split=split, say=print)
-    return EvaluationView.of(serving.evaluate(loaded, sources))
+    return EvaluationView.of(serving.evaluate(loaded, sources, say=print))
 
 
 def measure(loaded: Loaded, tasks: str | Sequence[str], *, examples: int = 256, seed: int = 0) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ the prompt and the sample's number alone: a run that goes on makes them again.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -81,7 +81,7 @@ class RolloutFeed:
         return batch
 
     def close(self) -> None:
-        self.worth.close()
+        """Nothing is read ahead."""
 
     # --- a round
 
@@ -100,7 +100,7 @@ class RolloutFeed:
         seed, shuffle = self.config.seed, self.config.data.shuffle
         chosen = row_indices(seed, number, size, len(self.prompts), shuffle=shuffle)
         rows, samples = np.repeat(chosen, own.group), np.tile(np.arange(own.group), size)
-        prompts, seconds = [self.prompts.tokens(int(i)) for i in rows], {}
+        prompts, seconds = [self.prompts.tokens(int(i)) for i in rows], dict[str, float]()
         with self.during("rollout", self.step), timed(seconds, "generate_seconds"):
             params = all_parameters(state, state.params)
             made = self.sampler(
@@ -112,14 +112,14 @@ class RolloutFeed:
                 stop_ids=self.prompts.stop_ids,
             )
         with self.during("reward", self.step), timed(seconds, "reward_seconds"):
-            rewards, judged = self.worth(number, rows, made, own.group)
+            rewards, judged = self.worth(rows, made, own.group)
         round_ = Round(number, prompts, *made, rewards, judged)
         if own.updates > 1:
             keep_round(self.config.out_dir, round_)
         self.tell_of(round_, seconds)
         return round_
 
-    def tell_of(self, round_: Round, seconds: Mapping[str, float]) -> None:
+    def tell_of(self, round_: Round, seconds: dict[str, float]) -> None:
         values = {"round": float(round_.number)} | numbers(round_) | seconds
         self.told.append(values)
         self.tell(self.step + 1, values)
@@ -144,6 +144,7 @@ class RolloutFeed:
 
     def by_reference(self, columns: dict[str, np.ndarray]) -> np.ndarray:
         """Log-probabilities [R, T] of the rows' targets by the model that the run began with."""
+        assert self.reference is not None
         with self.during("reference", self.step):
             batch = self.places({name: columns[name] for name in ("tokens", "targets", "weights")})
             found = np.asarray(jax.device_get(self.run(self.reference, batch)))
@@ -151,7 +152,7 @@ class RolloutFeed:
         return np.where(columns["weights"] > 0, found, 0).astype(np.float32)
 
 
-class timed:  # noqa: N801  a context manager
+class timed:
     """Seconds of what is done inside, into a dict."""
 
     def __init__(self, into: dict[str, float], name: str):

@@ -1,6 +1,7 @@
 """A round of samples in a run's directory, for a run that is stopped between two steps on it."""
 
 import io
+import zipfile
 from pathlib import Path
 
 import jax
@@ -38,13 +39,13 @@ def keep_round(out: Path, round_: Round) -> None:
 def kept_round(out: Path, number: int) -> Round | None:
     """The round of this number, if it is the one that is kept and can be read."""
     try:
-        with np.load(out / NAME, allow_pickle=False) as file:
+        with np.load(io.BytesIO((out / NAME).read_bytes()), allow_pickle=False) as file:
             found = {name: file[name] for name in file.files}
         if int(found["number"]) != number:
             return None
         ends = np.cumsum(found["prompt_lengths"])
         prompts = [p.tolist() for p in np.split(found["prompts"], ends[:-1])]
-        arrays = (found[name] for name in ("tokens", "log_probs", "lengths", "stopped", "rewards"))
-        return Round(number, prompts, *arrays, found["judged"] if found["judged"].size else None)
-    except (OSError, ValueError, KeyError):
+        arrays = {name: found[name] for name in ("tokens", "log_probs", "lengths", "stopped", "rewards")}
+        return Round(number, prompts, **arrays, judged=found["judged"] if found["judged"].size else None)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None

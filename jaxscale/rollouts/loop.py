@@ -40,16 +40,12 @@ def decode_loop(
     cache = model.empty_cache(B, P + max_new)
     logits, cache = model.decode(tokens, cache, positions=positions, segments=segments, start=jnp.int32(0))
 
-    def with_token(i: jax.Array, logits: jax.Array, out: Any, done: jax.Array) -> tuple[Any, jax.Array, jax.Array]:
-        """The i-th token written for rows that are not done; zeros stand behind a row's end."""
+    def with_token(i: jax.Array, logits: jax.Array, out: Outputs, done: jax.Array) -> tuple[Outputs, Any, Any]:
         token, log_prob = choose(way, logits, keys, i, dials)
-        new, scores, length, stopped = out
-        new = jax.lax.dynamic_update_slice_in_dim(new, jnp.where(done, 0, token)[:, None], i, 1)
-        scores = jax.lax.dynamic_update_slice_in_dim(scores, jnp.where(done, 0, log_prob)[:, None], i, 1)
-        stops = ~done & (token[:, None] == stop_ids).any(1)
-        return (new, scores, length + ~done, stopped | stops), done | stops, token
+        out, done = written(out, i, token, log_prob, done, stop_ids)
+        return out, done, token
 
-    nothing = tuple(jnp.zeros((B, max_new), dtype, out_sharding=rows) for dtype in (jnp.int32, jnp.float32))
+    nothing: Any = tuple(jnp.zeros((B, max_new), dtype, out_sharding=rows) for dtype in (jnp.int32, jnp.float32))
     counts = tuple(jnp.zeros(B, dtype, out_sharding=one) for dtype in (jnp.int32, jnp.bool_))
     out, done, token = with_token(jnp.int32(0), logits, (*nothing, *counts), ~alive)
     position = jax.reshard(positions[:, -1:] + 1, rows)
@@ -73,3 +69,14 @@ def decode_loop(
     state = (jnp.int32(1), out, done, token, position, segments, cache)
     found: Outputs = jax.lax.while_loop(going, advance, state)[1]
     return found
+
+
+def written(
+    out: Outputs, i: jax.Array, token: jax.Array, log_prob: jax.Array, done: jax.Array, stop_ids: jax.Array
+) -> tuple[Outputs, jax.Array]:
+    """The outputs with the i-th token of rows that are not done, and which rows are done now; zeros stand behind."""
+    tokens, log_probs, length, stopped = out
+    tokens = jax.lax.dynamic_update_slice_in_dim(tokens, jnp.where(done, 0, token)[:, None], i, 1)
+    log_probs = jax.lax.dynamic_update_slice_in_dim(log_probs, jnp.where(done, 0, log_prob)[:, None], i, 1)
+    stops = ~done & (token[:, None] == stop_ids).any(1)
+    return (tokens, log_probs, length + ~done, stopped | stops), done | stops

@@ -91,7 +91,7 @@ def open_prompt_rows(config: cfg.Config, split: str, *, columns: tuple[str, ...]
         )
     if left := len(lengths) - len(kept):
         say(
-            f"{left:,} of {len(lengths):,} prompts are longer than data.seq_len - objective.max_new = {room} tokens and "
-            f"are left out; the longest has {int(lengths.max()):,}"
+            f"{left:,} of {len(lengths):,} prompts are longer than data.seq_len - objective.max_new = {room} tokens "
+            f"and are left out; the longest has {int(lengths.max()):,}"
         )
     return PromptRows(prompts, data.seq_len, kept, columns)

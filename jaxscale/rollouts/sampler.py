@@ -150,7 +150,7 @@ class Sampler:
         return Sampled(*(x[:number] for x in out))
 
     def program(self, shape: Shape) -> Any:
-        """The jitted program of a shape: (params, tokens, mask, alive, numbers, dials, stop ids) -> arrays of `Sampled`.
+        """The jitted program of a shape: (params, tokens, mask, alive, numbers, dials, stop ids) -> `Sampled`'s arrays.
 
         To be called inside `on_mesh(self.mesh, self.rules)`.
         """
@@ -175,7 +175,8 @@ class Sampler:
         """Bytes of a device with gathered weights."""
         with on_mesh(self.mesh, self.rules):
             length = shape.prompt + shape.max_new
-            cache = jax.eval_shape(lambda: self.merge(self.kept).empty_cache(shape.rows, length))  # type: ignore[operator]
+            model: Any = self.merge(self.kept)
+            cache = jax.eval_shape(lambda: model.empty_cache(shape.rows, length))
             cache_bytes = bytes_of(on_devices(cache))
         own = shape.rows // (whole_rows(self.rules, self.mesh.shape, 1))
         logits = 4 * 4 * own * self.config.model.padded_vocab_size  # as they come, gathered, truncated, with noise
@@ -193,7 +194,7 @@ def cast(abstract: PyTree, names: frozenset[str], dtype: str) -> PyTree:
 
 
 def bucket(length: int) -> int:
-    """The length that prompts of this one are padded to: a power of two up to 128, then four steps for each doubling."""
+    """The length that prompts of this one are padded to: a power of two up to 128, then four steps a doubling."""
     if length <= 128:
         return max(SHORTEST, 2 ** math.ceil(math.log2(length)))
     step = 2 ** (math.ceil(math.log2(length)) - 3)

@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 
 from jaxscale import config as cfg
 from jaxscale.checkpoint.stored import Stored
@@ -14,11 +13,11 @@ from jaxscale.config.loading import validate
 from jaxscale.objectives.objective import Batch, Sums
 from jaxscale.objectives.token_sums import hidden_and_sums, model_arguments
 from jaxscale.parallel.presets import compiler_options
+from jaxscale.parallel.sharding import device
 from jaxscale.rollouts.places import Places
 from jaxscale.training.build import build_on, rules_for
 from jaxscale.training.log_probs import first_parameters
 from jaxscale.training.step import batch_sharding, over_parts, state_of
-from jaxscale.parallel.sharding import device
 
 
 class Scorer:
@@ -29,8 +28,7 @@ class Scorer:
     """
 
     def __init__(self, run: str, mesh: jax.sharding.Mesh, *, rows: int, seq_len: int, like: cfg.Config):
-        """`rows` are scored at one time, of at most `seq_len` tokens, with the sections `mesh`, `sharding` and `runtime`
-        of `like`."""
+        """`rows` texts are scored at one time, of at most `seq_len` tokens; mesh, sharding and runtime are `like`'s."""
         stored = Stored(run)
         values = dict(stored.config)
         if not values["model"].get("score"):

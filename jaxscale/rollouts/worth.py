@@ -3,18 +3,20 @@
 import itertools
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import jax
 import numpy as np
 
+from jaxscale import config as cfg
 from jaxscale.cluster.start import from_all
 from jaxscale.data.tokenizer import Tokenizer
 from jaxscale.rollouts.prompts import PromptRows
+from jaxscale.rollouts.rewards import open_function
 from jaxscale.rollouts.sampler import Sampled
-from jaxscale.rollouts.scorer import Scorer
+from jaxscale.rollouts.scorer import Scorer, require_same_tokenizer
 
 Columns = dict[str, list[Any]]
 COUNT = itertools.count()
@@ -44,7 +46,7 @@ class Worth:
     reward: Function | Scorer
     judge: Function | Scorer | None
 
-    def __call__(self, number: int, rows: np.ndarray, made: Sampled, group: int) -> tuple[np.ndarray, np.ndarray | None]:
+    def __call__(self, rows: np.ndarray, made: Sampled, group: int) -> tuple[np.ndarray, np.ndarray | None]:
         """`rows`: the prompt of each sample."""
         rewards = self.by(self.reward, rows, made).reshape(-1, group)
         return rewards, None if self.judge is None else self.by(self.judge, rows, made).reshape(-1, group)
@@ -73,23 +75,41 @@ class Worth:
         given = self.prompts.record(i).get("prompt")
         return given if isinstance(given, str) else self.codec.decode(self.prompts.tokens(i))
 
+
+class Judges:
+    """The reward and the judge that a config names: opened where samples are first rewarded, ended by `close`."""
+
+    def __init__(self, config: cfg.Config, codec: Tokenizer | None, say: Callable[[str], None]):
+        self.config, self.codec, self.say = config, codec, say
+        self.known: dict[str, Function | Scorer] = {}
+        own = config.objective
+        for name in filter(None, (own.reward, own.judge)) if own.kind in cfg.OF_ROLLOUTS else ():
+            if is_function(name):  # a function that is not there is refused before anything is written
+                self.known[name] = open_function(name, seconds=own.reward_seconds)
+                say(f"rewards by {name}, code that this run was told to run")
+
+    def worth(self, prompts: PromptRows, mesh: jax.sharding.Mesh) -> Worth:
+        """What samples for these prompts are worth."""
+        own = self.config.objective
+        assert own.reward is not None
+        assert self.codec is not None
+        judge = None if own.judge is None else self.opened(own.judge, prompts, mesh)
+        return Worth(prompts, self.codec, self.opened(own.reward, prompts, mesh), judge)
+
+    def opened(self, name: str, prompts: PromptRows, mesh: jax.sharding.Mesh) -> Function | Scorer:
+        """A function by its name, or a reward model by its run's directory."""
+        if name not in self.known:
+            require_same_tokenizer(name, prompts.fingerprint)
+            data = self.config.data
+            self.known[name] = Scorer(name, mesh, rows=data.batch_size, seq_len=data.seq_len, like=self.config)
+        return self.known[name]
+
     def close(self) -> None:
-        for one in (self.reward, self.judge):
-            if one is not None and not isinstance(one, Scorer):
+        for one in self.known.values():
+            if not isinstance(one, Scorer):
                 one.close()
-
-
-def opened(name: str | None, open_function: Callable[[str], Function], open_scorer: Callable[[str], Scorer]) -> Any:
-    """What a config's `reward` or `judge` names: `module:function`, `file.py:function`, or a run's directory."""
-    if name is None:
-        return None
-    return open_function(name) if is_function(name) else open_scorer(name)
 
 
 def is_function(name: str) -> bool:
     head, colon, tail = name.rpartition(":")
     return bool(colon and head) and tail.isidentifier()
-
-
-def all_prompts(prompts: PromptRows, rows: Sequence[int]) -> list[list[int]]:
-    return [prompts.tokens(int(i)) for i in rows]

@@ -13,7 +13,8 @@ from jaxscale import config as cfg
 from jaxscale.cluster.monitor import Monitor
 from jaxscale.cluster.signals import Stopped, watched
 from jaxscale.cluster.start import join_processes
-from jaxscale.data.rows import windows
+from jaxscale.data.examples.rows import example_rows
+from jaxscale.data.rows import RowSource, windows
 from jaxscale.parallel.mesh import make_mesh, start_devices
 from jaxscale.serving.evaluated import Evaluated, Evaluation
 from jaxscale.serving.load import Loaded, config_of, load, tokenizer_of
@@ -50,7 +51,7 @@ def evaluate_places(
         sources = open_sources(places or own_places(config), codec, model=source, split=split, say=say)
         mesh = make_mesh(config.mesh, start_devices(config.runtime, place.processes))
         loaded = load(source, config, mesh, codec, step=step, say=say)
-        return evaluate(loaded, sources, monitor)
+        return evaluate(loaded, sources, monitor, say=say)
 
 
 def own_places(config: cfg.Config) -> list[str]:
@@ -62,23 +63,17 @@ def own_places(config: cfg.Config) -> list[str]:
     return config.data.places
 
 
-def evaluate(loaded: Loaded, sources: Sequence[TextSource], monitor: Monitor | None = None) -> Evaluation:
+def evaluate(
+    loaded: Loaded, sources: Sequence[TextSource], monitor: Monitor | None = None, *, say: Say = lambda line: None
+) -> Evaluation:
     """The mean losses of a loaded model over each source.
 
     Args:
         monitor: hears of each batch, and may ask to stop before the next one.
+        say: told of conversations that are longer than a row.
     """
     config, data = loaded.config, loaded.config.data
-    rows = [
-        windows(
-            one.store,
-            data.seq_len,
-            model_vocab_size=config.model.vocab_size,
-            mask_documents=data.mask_documents,
-            rest=True,
-        )
-        for one in sources
-    ]
+    rows = [rows_of(one, config, say) for one in sources]
     found = []
     with loaded.context():
         program = heard(loaded.program.evaluate, monitor) if monitor else loaded.program.evaluate
@@ -87,10 +82,23 @@ def evaluate(loaded: Loaded, sources: Sequence[TextSource], monitor: Monitor | N
             batches = config.evaluation.model_copy(update={"batches": len(own)})  # as many as there are
             means = mean_loss(program, state, own, config.model_copy(update={"evaluation": batches}), layout)
             tokens = round(means["tokens"])
-            assert tokens == one.store.num_tokens - 1
+            assert one.examples or tokens == one.store.num_tokens - 1
             found.append(Evaluated(one.name, tokens, means["loss"] * tokens, one.bytes))
     about = (loaded.words, loaded.step, loaded.averaged, dict(loaded.mesh.shape))
     return Evaluation(*about, data.seq_len, data.mask_documents, tuple(found))
+
+
+def rows_of(source: TextSource, config: cfg.Config, say: Say) -> RowSource:
+    """All rows of a source: windows of a text, or whole conversations."""
+    data, vocab_size = config.data, config.model.vocab_size
+    if source.examples is None:
+        masked = data.mask_documents
+        return windows(source.store, data.seq_len, model_vocab_size=vocab_size, mask_documents=masked, rest=True)
+    if not data.mask_documents:
+        raise ValueError(
+            f"{source.name} holds conversations, several a row; evaluate them with data.mask_documents=true"
+        )
+    return example_rows(source.examples, data.seq_len, model_vocab_size=vocab_size, say=say)
 
 
 def heard(evaluate: Evaluate, monitor: Monitor) -> Evaluate:

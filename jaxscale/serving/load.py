@@ -3,6 +3,7 @@
 import math
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,13 @@ from jaxscale.config import PUBLISHED
 from jaxscale.data.tokenizer import Tokenizer, load_tokenizer
 from jaxscale.parallel.mesh import describe_mesh
 from jaxscale.parallel.sharding import make_rules, on_mesh
-from jaxscale.serving.generate import decode_rules
+from jaxscale.rollouts.sampler import Sampler
 from jaxscale.serving.serve import (
     Restored,
     Say,
     complete,
     fitting,
     manner_of,
-    moved,
     restore,
     run_config,
     run_tokenizer,
@@ -59,6 +59,13 @@ class Loaded:
     def model(self) -> nnx.Module:
         """The module that maps tokens [B, T] to logits [B, T, V]."""
         return self.program.merge(self.params)
+
+    @cached_property
+    def sampler(self) -> Sampler:
+        """Its programs of sampling: a second call of the same shapes compiles nothing."""
+        return Sampler(
+            self.config, self.mesh, self.rules, vocab_size=self.tokenizer.vocab_size if self.tokenizer else None
+        )
 
     def context(self) -> AbstractContextManager[None]:
         return on_mesh(self.mesh, self.rules)
@@ -124,7 +131,7 @@ def load(
 def continued(
     loaded: Loaded, prompts: list[str], *, chat: bool = False, system: str | None = None, **sampling: Any
 ) -> list[str]:
-    """Continuations by a loaded model, its parameters moved to where decoding wants them.
+    """Continuations by a loaded model, whose parameters stay where they are.
 
     Raises ValueError where it has no tokenizer.
     """
@@ -138,11 +145,7 @@ def continued_tokens(
     loaded: Loaded, codec: Tokenizer, tokens: list[list[int]], stops: tuple[int, ...], **sampling: Any
 ) -> list[str]:
     """Continuations of prompts that are tokens already; each ends before one of `stops`."""
-    rules = decode_rules(loaded.rules, dict(loaded.mesh.shape), len(tokens))
-    with on_mesh(loaded.mesh, rules):
-        program = build_on(loaded.config, loaded.mesh, rules).program
-        params = moved(loaded.params, program)
-        return complete(program, params, codec, tokens, stops, loaded.config, **sampling)
+    return complete(loaded.sampler, loaded.params, codec, tokens, stops, **sampling)
 
 
 def published(program: Program, config: cfg.Config, step: int | None) -> Restored:

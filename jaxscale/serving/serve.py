@@ -1,10 +1,10 @@
 """From a run's directory to text: its config, tokenizer and checkpoint, on any mesh."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
@@ -13,13 +13,18 @@ from jaxscale.blueprint.rules import axes_text, schedule, split_by
 from jaxscale.checkpoint.checkpointer import Checkpointer, Say
 from jaxscale.checkpoint.identity import config_differences
 from jaxscale.checkpoint.noise import Damaged, reading, reason
+from jaxscale.cluster.monitor import Monitor
+from jaxscale.cluster.signals import watched
+from jaxscale.cluster.start import Place, join_processes
 from jaxscale.data.index import inside
 from jaxscale.data.tokenizer import Tokenizer, load_tokenizer
 from jaxscale.files.reading import parse_json
 from jaxscale.parallel.mesh import make_mesh, start_devices
 from jaxscale.parallel.sharding import fit_rules, make_rules, on_mesh
+from jaxscale.rollouts.choose import row_keys
+from jaxscale.rollouts.layouts import decode_rules, whole_rows
+from jaxscale.rollouts.sampler import Sampler
 from jaxscale.serving.chat import Manner, as_chat, as_documents
-from jaxscale.serving.generate import decode_rules, generate
 from jaxscale.training.average import average
 from jaxscale.training.build import build_on
 from jaxscale.training.older import sum_of
@@ -52,17 +57,32 @@ def continue_texts(
     codec = fitting(run_tokenizer(run, tokenizer), config)
     manner = manner_of(str(run), codec, chat=chat, system=system)
     tokens = [manner.encode(prompt) for prompt in prompts]  # what a template refuses is refused before devices start
-    mesh = make_mesh(config.mesh, start_devices(config.runtime))
-    rules = decode_rules(make_rules(config.sharding), mesh.shape, len(prompts))
-    rules = fit_rules(rules, mesh.shape, without_batch(config, len(prompts)))
-    if note := whole_layers_note(config, mesh.shape):
-        say(note)
-    if idle := split_by(make_rules(config.sharding).activations["sequence"], mesh.shape):
-        say(f"{axes_text(idle, mesh.shape)} splits no single token: devices along it do the same")
-    with on_mesh(mesh, rules):
-        program = build_on(config, mesh, rules).program
-        params = restore_params(run, program, config, step, say)
-        return complete(program, params, codec, tokens, manner.stops, config, **sampling)
+    with together(config) as (place, _):
+        mesh = make_mesh(config.mesh, start_devices(config.runtime, place.processes))
+        say = say if place.process_id == 0 else lambda line: None
+        rules = decode_rules(make_rules(config.sharding))
+        rows = whole_rows(rules, mesh.shape, len(prompts))
+        rules = fit_rules(rules, mesh.shape, without_batch(config, rows))
+        if note := whole_layers_note(config, mesh.shape):
+            say(note)
+        if idle := split_by(make_rules(config.sharding).activations["sequence"], mesh.shape):
+            say(f"{axes_text(idle, mesh.shape)} splits no single token: devices along it do the same")
+        with on_mesh(mesh, rules):
+            program = build_on(config, mesh, rules).program
+            params = restore_params(run, program, config, step, say)
+        sampler = Sampler(config, mesh, rules, vocab_size=codec.vocab_size)
+        return complete(sampler, params, codec, tokens, manner.stops, **sampling)
+
+
+@contextlib.contextmanager
+def together(config: cfg.Config) -> Iterator[tuple[Place, Monitor | None]]:
+    """This process among those that there are. One alone has no monitor: Ctrl-C ends it at once."""
+    place = join_processes(config.runtime, config.watch)
+    if place.processes == 1:
+        yield place, None
+        return
+    with watched(config, place) as monitor:
+        yield place, monitor
 
 
 def manner_of(source: str, codec: Tokenizer, *, chat: bool, system: str | None) -> Manner:
@@ -102,29 +122,20 @@ def without_batch(config: cfg.Config, prompts: int) -> cfg.Config:
 
 
 def complete(
-    program: Program,
+    sampler: Sampler,
     params: Any,
     codec: Tokenizer,
     tokens: list[list[int]],
     stops: tuple[int, ...],
-    config: cfg.Config,
+    *,
+    max_new_tokens: int,
+    seed: int = 0,
     **sampling: Any,
 ) -> list[str]:
     """Decoded continuations of prompts that are tokens already; each ends before one of `stops`."""
-    longest = max(map(len, tokens)) + sampling["max_new_tokens"]
-    if config.model.position == "learned" and longest > config.model.max_seq_len:
-        raise ValueError(
-            f"prompt and new tokens make {longest}, beyond the {config.model.max_seq_len} learned positions; lower "
-            "--max-new-tokens or shorten the prompt"
-        )
-    new = generate(
-        program.merge,
-        params,
-        tokens,
-        vocab_size=min(codec.vocab_size, config.model.vocab_size),
-        stop_ids=stops,
-        **sampling,
-    )
+    keys = row_keys(seed, range(len(tokens)))
+    sampled = sampler(params, tokens, keys=keys, max_new=max_new_tokens, stop_ids=stops, **sampling)
+    new = sampled.rows(stop=False)
     return [continuation(codec, prompt, ids) for prompt, ids in zip(tokens, new, strict=True)]
 
 
@@ -137,20 +148,13 @@ def continuation(codec: Tokenizer, prompt: list[int], new: list[int]) -> str:
 
 def sample_after(result: Result, config: cfg.Config, prompt: str, *, max_new_tokens: int = 200) -> str:
     """A continuation by the model that a run has just trained, where it trained."""
-    rules = decode_rules(result.rules, result.mesh.shape, 1)
-    with on_mesh(result.mesh, rules):
-        program = build_on(config, result.mesh, rules).program
-        params = moved(used_parameters(config, result.state), program)
-        codec = run_tokenizer(result.out, None)
-        manner = as_documents(codec)
-        sampling = {"max_new_tokens": max_new_tokens, "temperature": 0.8, "top_p": 0.95}
-        return complete(program, params, codec, [manner.encode(prompt)], manner.stops, config, **sampling)[0]
-
-
-def moved(params: Any, program: Program) -> Any:
-    """All parameters in the layout of a program."""
-    abstract = shaped_for(program.abstract, 0)
-    return jax.device_put(params, jax.tree.map(lambda x: x.sharding, all_parameters(abstract, abstract.params)))
+    with on_mesh(result.mesh, result.rules):
+        params = used_parameters(config, result.state)
+    codec = run_tokenizer(result.out, None)
+    manner = as_documents(codec)
+    sampler = Sampler(config, result.mesh, result.rules, vocab_size=codec.vocab_size)
+    sampling: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": 0.8, "top_p": 0.95}
+    return complete(sampler, params, codec, [manner.encode(prompt)], manner.stops, **sampling)[0]
 
 
 def run_tokenizer(run: Path, spec: str | None) -> Tokenizer:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxscale.data.encode import encoded
+from jaxscale.data.examples.store import ExampleStore, open_example_store
 from jaxscale.data.index import INDEX_NAME, SplitName, read_index
 from jaxscale.data.progress import BadRecords, Progress
 from jaxscale.data.sources import Document, documents, text_source
@@ -24,11 +25,15 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, eq=False)
 class TextSource:
-    """Tokens to evaluate on. `bytes` are those of the text in UTF-8; None where they are not known."""
+    """Tokens to evaluate on. `bytes` are those of the text in UTF-8; None where they are not known.
+
+    Of conversations, in `examples`, only what is trained counts.
+    """
 
     name: str
     store: TokenStore
     bytes: int | None
+    examples: ExampleStore | None = None
 
 
 def open_sources(
@@ -77,6 +82,13 @@ def of_dataset(place: str, codec: Tokenizer | None, model: str, split: str, say:
     if not next(found.tokens for name, found in index.splits.items() if name == split):
         other = next(name for name in SPLITS if name != split)
         raise ValueError(f"{place} has no {split} tokens; give --split {other}, or data that has them")
+    if index.examples is not None:
+        if index.examples.kind != "conversations":
+            raise ValueError(
+                f"{place} holds {index.examples.kind}, which have no loss a token; give text, or conversations"
+            )
+        examples = open_example_store(place, split)  # type: ignore[arg-type]
+        return TextSource(f"{place} ({split})", examples.tokens, None, examples)
     store, size = open_tokens(place, split), None  # type: ignore[arg-type]
     if made.fingerprint == ByteTokenizer.fingerprint:
         size = sum(int(np.count_nonzero(shard != BYTE_SEPARATOR_ID)) for shard in store.shards)

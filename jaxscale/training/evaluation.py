@@ -5,18 +5,21 @@ Each row of the split counts once, in parts no larger than the step's. Other mea
 
 import contextlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import jax
-import numpy as np
 
 from jaxscale import config as cfg
-from jaxscale.data.columns import COUNTED
 from jaxscale.data.tokenizer import Tokenizer
 from jaxscale.data.tokens import RowSource
 from jaxscale.objectives import make_objective
+from jaxscale.rollouts.measure import OfRollouts
+from jaxscale.rollouts.prompts import PromptRows
+from jaxscale.rollouts.worth import Judges
+from jaxscale.training.each_once import EachOnce
 from jaxscale.training.feed import Feed, open_source
+from jaxscale.training.log_probs import References
 from jaxscale.training.step import Program, TrainState, batch_sharding
 
 
@@ -43,20 +46,36 @@ class Measurer(Protocol):
         ...
 
 
-def open_measurers(config: cfg.Config, tokenizer: Tokenizer | None, *, say: Callable[[str], None]) -> list[Measurer]:
+def open_measurers(
+    config: cfg.Config, tokenizer: Tokenizer | None, judges: Judges, *, say: Callable[[str], None]
+) -> list[Measurer]:
     """All that a run's evaluations measure, in their order.
+
+    Args:
+        judges: what says how good samples are, of a run that trains on samples.
 
     Raises:
         ValueError: data or abilities that cannot be used.
     """
     found: list[Measurer] = []
-    if (rows := open_source(config, "validation", say=say)) is not None:
+    rows = open_source(config, "validation", say=say)
+    if isinstance(rows, PromptRows):
+        found.append(OfRollouts(config, rows, judges))
+    elif rows is not None:
         found.append(ValidationLoss(rows, config))
     if config.evaluation.abilities:
         from jaxscale.abilities.in_training import OfAbilities
 
         found.append(OfAbilities(config, tokenizer))
     return found
+
+
+def referenced(measurers: list[Measurer], references: References, say: Callable[[str], None]) -> list[Measurer]:
+    """The measurers with the reference column that the objective reads beside the data."""
+    return [
+        replace(one, rows=references.added(one.rows, "validation", say)) if isinstance(one, ValidationLoss) else one
+        for one in measurers
+    ]
 
 
 @dataclass(frozen=True)
@@ -75,47 +94,6 @@ class ValidationLoss:
 
     def line(self, found: Mapping[str, Any]) -> str:
         return f"validation loss {found['loss']:.4f}"
-
-
-@dataclass(frozen=True)
-class EachOnce:
-    """The first `num_rows` rows of a source; those that it does not have weigh nothing, so that none counts twice."""
-
-    source: RowSource
-    num_rows: int
-
-    @property
-    def seq_len(self) -> int:
-        return self.source.seq_len
-
-    @property
-    def vocab_size(self) -> int:
-        return self.source.vocab_size
-
-    @property
-    def separator_id(self) -> int | None:
-        return self.source.separator_id
-
-    @property
-    def fingerprint(self) -> str | None:
-        return self.source.fingerprint
-
-    @property
-    def content(self) -> str | None:
-        return self.source.content
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return self.source.columns
-
-    def __len__(self) -> int:
-        return self.num_rows
-
-    def row(self, i: int) -> dict[str, np.ndarray]:
-        if i < len(self.source):
-            return self.source.row(i)
-        first = self.source.row(0)
-        return first | {name: np.zeros_like(first[name]) for name in COUNTED if name in first}
 
 
 def mean_loss(

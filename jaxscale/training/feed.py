@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -14,6 +14,7 @@ from jaxscale.data.tokenizer import Tokenizer
 from jaxscale.data.tokens import RowSource, batches, open_tokenizer
 from jaxscale.objectives import make_objective
 from jaxscale.objectives.objective import Batch
+from jaxscale.rollouts.prompts import open_prompt_rows
 
 
 def open_source(config: cfg.Config, split: str, *, say: Callable[[str], None] = lambda line: None) -> RowSource | None:
@@ -25,6 +26,8 @@ def open_source(config: cfg.Config, split: str, *, say: Callable[[str], None] = 
     Raises:
         ValueError: data that is missing or damaged, or that lacks a column that the objective reads.
     """
+    if config.objective.kind in cfg.OF_ROLLOUTS:
+        return open_prompt_rows(config, split, columns=make_objective(config).reads(documents=False), say=say)
     rows = open_rows(config.data, split, vocab_size=config.model.vocab_size, seed=config.seed, say=say)
     if rows is not None:
         require_columns(config, rows)
@@ -39,7 +42,7 @@ def require_columns(config: cfg.Config, source: RowSource) -> None:
             f"objective.kind={config.objective.kind} reads no pairs, which {' and '.join(config.data.places)} holds; "
             "set objective.kind=dpo or reward, or prepare conversations: `jaxscale data prepare --chat`"
         )
-    if hasattr(source, "with_reference"):  # the column comes once the model is there: `training.log_probs`
+    if hasattr(source, "reference"):  # the column comes once the model is there: `training.log_probs`
         needed = tuple(name for name in needed if name != "reference")
     if missing := [name for name in needed if name not in source.columns]:
         raise ValueError(
@@ -74,6 +77,18 @@ def rows_needed(
     return np.unique(
         np.concatenate([rows[index[:2]].ravel() for device, index in everywhere.items() if device in devices])
     )
+
+
+class Batches(Protocol):
+    """Batches of consecutive steps, as the trainer takes them. `wait_seconds` is what the last one cost the host."""
+
+    wait_seconds: float
+
+    def take(self, state: Any) -> Batch:
+        """The next batch, for a step on this state."""
+        ...
+
+    def close(self) -> None: ...
 
 
 def place_rows(

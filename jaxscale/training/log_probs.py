@@ -16,13 +16,14 @@ from flax import nnx
 from jaxscale import config as cfg
 from jaxscale.checkpoint.stored import Stored
 from jaxscale.config import PUBLISHED
+from jaxscale.data.examples.rows import ExampleRows
 from jaxscale.data.rows import RowSource
 from jaxscale.files.whole import write_whole
 from jaxscale.objectives.objective import Batch, Sums
 from jaxscale.objectives.token_values import token_values
 from jaxscale.parallel.presets import compiler_options
 from jaxscale.parallel.sharding import device
-from jaxscale.training.evaluation import EachOnce, Measurer, ValidationLoss
+from jaxscale.training.each_once import EachOnce
 from jaxscale.training.feed import Feed
 from jaxscale.training.initial import GROUPS, read, sources_of, unread
 from jaxscale.training.step import Merge, Program, TrainState, all_parameters, batch_sharding, over_parts, state_of
@@ -89,34 +90,27 @@ class References:
         self.made: dict[str, Reference] = {}
         self._begun: Callable[[Batch], jax.Array] | None = None  # holds the parameters
 
-    def added(self, rows: Any, measurers: list[Measurer], say: Say) -> tuple[Any, list[Measurer]]:
-        """Rows and measurers with their reference columns, where the objective reads one of its data."""
-        if not (self.config.objective.reads_reference and hasattr(rows, "with_reference")):
-            return rows, measurers
-        with_it = [
-            replace(one, rows=self.add_to(one.rows, "validation", say)) if isinstance(one, ValidationLoss) else one
-            for one in measurers
-        ]
-        return self.add_to(rows, "train", say), with_it
-
-    def add_to(self, rows: Any, split: str, say: Say) -> Any:
-        """The rows with their reference column."""
+    def added(self, rows: RowSource, split: str, say: Say) -> RowSource:
+        """Rows of pairs with their reference column, where the objective reads one."""
+        if not (self.config.objective.reads_reference and isinstance(rows, ExampleRows)):
+            return rows
         source = identity_of(self.config)
         identity = hashlib.sha256(f"{source} {rows.content}".encode()).hexdigest()
-        kept = kept_reference(self.config.out_dir, split, identity, rows.num_tokens)
+        kept = kept_reference(self.config.out_dir, split, identity, rows.store.tokens.num_tokens)
         if kept is None:
             say(f"log-probabilities of {len(rows):,} {split} rows by {self.config.init.source}, once")
             kept = Reference(self.compute(rows), identity)
             self.made[split] = kept
-        return rows.with_reference(kept)
+        return replace(rows, reference=kept)
 
-    def compute(self, rows: Any) -> np.ndarray:
+    def compute(self, rows: ExampleRows) -> np.ndarray:
         if self._begun is None:
             state = state_of(first_parameters(self.config, self.program))
             self._begun = partial(log_probs_program(self.config, self.program.merge), state)
-        values = np.zeros(rows.num_tokens, np.float32)
+        values = np.zeros(rows.store.tokens.num_tokens, np.float32)
         for i, log_p in all_rows(self.config, self.mesh, rows, self._begun):
-            for start, at, length in rows.places(i):
+            for number, at, length in rows.documents_in(i):
+                start = int(rows.store.starts[number])
                 values[start + 1 : start + length] = log_p[at : at + length - 1]
         return values
 

@@ -23,12 +23,14 @@ from jaxscale.files.places import open_place
 from jaxscale.models.attention import require_attention
 from jaxscale.parallel.mesh import describe_mesh, start_devices
 from jaxscale.parallel.sharding import on_mesh
+from jaxscale.rollouts.opening import Feeds, FeedSource
+from jaxscale.rollouts.worth import Judges
 from jaxscale.training.build import build_on, mesh_and_rules
 from jaxscale.training.changes import told_of_changes
-from jaxscale.training.evaluation import Measurer, open_measurers
+from jaxscale.training.evaluation import Measurer, open_measurers, referenced
 from jaxscale.training.events import Events
 from jaxscale.training.executable import load_executable
-from jaxscale.training.feed import Feed, has_documents, open_run_tokenizer, open_source
+from jaxscale.training.feed import Batches, has_documents, open_run_tokenizer, open_source
 from jaxscale.training.guard import Guard, Rollback
 from jaxscale.training.initial import initial_state
 from jaxscale.training.log_probs import References
@@ -39,7 +41,7 @@ from jaxscale.training.pending import Pending
 from jaxscale.training.position import Position, about_data, read_position
 from jaxscale.training.run import write_run_files
 from jaxscale.training.saves import Saves
-from jaxscale.training.step import ModelFactory, Program, TrainState, batch_sharding
+from jaxscale.training.step import ModelFactory, Program, TrainState
 from jaxscale.training.watcher import Silent, Watcher
 from jaxscale.training.writer import MetricsWriter, require_writers
 
@@ -95,7 +97,8 @@ def train(
         with events.during("data"):
             rows, tokenizer = open_source(config, "train", say=watcher.say), open_run_tokenizer(config)
             assert rows is not None
-            measurers = open_measurers(config, tokenizer, say=watcher.say)
+            judges = Judges(config, tokenizer, watcher.say)
+            measurers = open_measurers(config, tokenizer, judges, say=watcher.say)
         about, kind = about_data(config, rows), devices[0].device_kind
         watcher.say(f"mesh {describe_mesh(mesh)} of {kind}; {len(rows):,} rows of {rows.seq_len} tokens")
         notes = older_libtpu() if devices[0].platform == "tpu" else None, bubble_note(schedule(config, mesh.shape))
@@ -117,7 +120,8 @@ def train(
                 checkpointer = open_checkpoints(config)
                 run = Run(config, program, checkpointer, about, watcher, monitor, mesh, events)
                 references = References(config, program, mesh)
-                rows, measurers = references.added(rows, measurers, watcher.say)
+                rows = references.added(rows, "train", watcher.say)
+                measurers = referenced(measurers, references, watcher.say)
                 state = run.resume() or initial_state(config, program, watcher.say)
                 owner.sign()  # a run that is refused has changed nothing; from here on it writes
                 checkpointer.write(config.checkpoint)
@@ -127,11 +131,13 @@ def train(
                 # --- the loop
                 run.open(int(state.step), Meter(config, peak, model_flops_per_token(config, model)))
                 events.write("init", "end", int(state.step))
-                state = run.go(state, rows, measurers)
+                source = FeedSource(config, program, mesh, rules, rows, judges)
+                state = run.go(state, source.feeds(events, run.writer.write, watcher.say), measurers)
             finally:
                 watcher.finish()
                 if run:
                     run.close()
+                judges.close()
                 if checkpointer:
                     checkpointer.close()
                 events.close()
@@ -202,23 +208,14 @@ class Run:
         if hasattr(self, "writer"):
             self.writer.close()
 
-    def go(self, state: TrainState, rows: Any, measurers: list[Measurer]) -> TrainState:
+    def go(self, state: TrainState, feeds: Feeds, measurers: list[Measurer]) -> TrainState:
         """All steps to the last, going back to a checkpoint as often as the guard says."""
-        config, first = self.config, int(state.step)
-        self.watcher.start(first, config)
-        if first == 0 and config.evaluation.every:
+        first = int(state.step)
+        self.watcher.start(first, self.config)
+        if first == 0 and self.config.evaluation.every:
             self.evaluate(state, 0, measurers)
         while True:
-            feed = Feed(
-                rows,
-                config,
-                batch_sharding(self.mesh),
-                start_step=first,
-                stop_step=max(first, config.steps),
-                offset=self.position.offset,
-                microbatches=config.step.microbatches,
-                shuffle=config.data.shuffle,
-            )
+            feed = feeds(first, self.position.offset)
             try:
                 with contextlib.closing(feed):
                     return self.loop(state, first, feed, measurers)
@@ -247,13 +244,13 @@ class Run:
         self.events.write("rollback", "end", first)
         return state
 
-    def loop(self, state: TrainState, first: int, feed: Feed, measurers: list[Measurer]) -> TrainState:
+    def loop(self, state: TrainState, first: int, feed: Batches, measurers: list[Measurer]) -> TrainState:
         """Steps first .. config.steps. The host reads a step's metrics after it has dispatched the next one."""
         config, done = self.config, first
         before: Pending | None = None
         batch = None
         if first < config.steps and self.monitor.may_start(first):
-            batch = self.wait_for(feed, first)
+            batch = self.wait_for(feed, first, state)
             self.compile(state, batch)
         for step in range(first + 1, config.steps + 1):
             if before:
@@ -263,10 +260,10 @@ class Run:
             if due(step, config.guard.recompute_every):
                 if before:
                     self.read(before)
-                before, batch = None, batch or self.wait_for(feed, step)
+                before, batch = None, batch or self.wait_for(feed, step, state)
                 with self.events.during("recompute", step):
                     self.guard.recompute(step, state, batch)
-            batch = batch or next(feed)  # while the devices work on the step before
+            batch = batch or feed.take(state)  # while the devices work on the step before
             state, metrics = self.program.step(state, batch)
             this, batch, done = Pending(step, self.program.combine(metrics), feed.wait_seconds), None, step
             if before:
@@ -289,10 +286,10 @@ class Run:
         self.save(state, done, last=True)
         return state
 
-    def wait_for(self, feed: Feed, step: int) -> Any:
+    def wait_for(self, feed: Batches, step: int, state: TrainState) -> Any:
         """The next batch, while the devices have nothing to do: no step's seconds hold this wait."""
         with self.events.during("data wait", step):
-            return next(feed)
+            return feed.take(state)
 
     def compile(self, state: TrainState, batch: Any) -> None:
         """Trace, lower and compile, apart from the first step, which then finds the program in jit's cache."""

@@ -81,7 +81,7 @@ def test_a_second_call_of_the_same_shapes_compiles_nothing(one):
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
         other = [prompt[::-1] for prompt in PROMPTS]
-        again = one(other, temperature=0.5, top_p=0.8, seed=9, stop_ids=STOPS[1:] + [249])
+        again = one(other, temperature=0.5, top_p=0.8, seed=9, stop_ids=[*STOPS[1:], 249])
         assert not [e for e in events if "compile" in e], events
         assert not np.array_equal(first.tokens, again.tokens)
         one(other, max_new=NEW + 1)

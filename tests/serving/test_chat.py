@@ -14,7 +14,7 @@ from jaxscale.data.chat import KEPT, Chat, read_published, render
 from jaxscale.data.prepare import prepare
 from jaxscale.data.sources import text_source
 from jaxscale.data.tokenizer import load_tokenizer, train_bpe
-from jaxscale.serving import serve
+from jaxscale.rollouts.sampler import Sampler
 from jaxscale.serving.chat import as_chat
 from jaxscale.training.trainer import train
 
@@ -224,15 +224,15 @@ ONE = ["mesh={data: 1}", "runtime.simulated_devices=1", "runtime.platform=cpu"]
 
 
 def seen(monkeypatch):
-    """What `generate` is given, and what it returns."""
-    found, real = [], serve.generate
+    """What a sampler is given, and the tokens that it returns before each stop."""
+    found, real = [], Sampler.__call__
 
-    def keep(merge, params, prompts, **options):
-        out = real(merge, params, prompts, **options)
-        found.append((prompts, options["stop_ids"], out))
+    def keep(self, params, prompts, **options):
+        out = real(self, params, prompts, **options)
+        found.append((prompts, options["stop_ids"], out.rows(stop=False)))
         return out
 
-    monkeypatch.setattr(serve, "generate", keep)
+    monkeypatch.setattr(Sampler, "__call__", keep)
     return found
 
 

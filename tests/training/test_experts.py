@@ -13,9 +13,9 @@ from support import Setup, assert_gradients_equal, make_batch, random_params
 from jaxscale.blueprint.sequence import order
 from jaxscale.files.jsonl import read_records
 from jaxscale.models import experts
-from jaxscale.parallel.sharding import on_mesh
+from jaxscale.rollouts.choose import row_keys
+from jaxscale.rollouts.sampler import Sampler
 from jaxscale.serving import serve
-from jaxscale.serving.generate import decode_rules, generate
 from jaxscale.serving.serve import continue_texts
 from jaxscale.training.step import all_parameters
 from jaxscale.training.trainer import train
@@ -270,19 +270,20 @@ def test_a_checkpoint_is_the_same_on_another_mesh(straight, stdlib, tmp_path, me
 
 
 @pytest.mark.parametrize("overrides", [[], ["mesh={data: 1}", "runtime.simulated_devices=1"]], ids=["mesh", "one"])
-def test_generation_uses_the_bias(straight, overrides):
+def test_generation_uses_the_bias(straight, stdlib, overrides):
     """As it was saved, on the run's mesh and elsewhere."""
     texts = continue_texts(straight.out, ["def "], overrides, max_new_tokens=6, temperature=0.0)
-    with on_mesh(straight.mesh, decode_rules(straight.rules, straight.mesh.shape, 1)):
-        params = all_parameters(straight.state, straight.state.params)
-        tokens = [[256, *b"def "]]
-        wanted = generate(straight.program.merge, params, tokens, vocab_size=257, max_new_tokens=6, temperature=0.0)
+    params = all_parameters(straight.state, straight.state.params)
+    config = run_config(stdlib, straight.out, MESH, steps=4)
+    sampler = Sampler(config, straight.mesh, straight.rules)
+    keys = row_keys(0, [0])
+    wanted = sampler(params, [[256, *b"def "]], keys=keys, max_new=6, temperature=0.0).rows(stop=False)
     assert texts == [bytes(wanted[0]).decode("utf-8", "replace")]
 
 
 def test_generation_reads_the_saved_bias(straight, stdlib, monkeypatch):
     config, read = run_config(stdlib, straight.out, MESH, steps=4), []
-    monkeypatch.setattr(serve, "complete", lambda program, params, *_, **__: read.append(params) or [""])
+    monkeypatch.setattr(serve, "complete", lambda sampler, params, *_, **__: read.append(params) or [""])
     continue_texts(straight.out, ["def "], [], max_new_tokens=1)
     (saved,) = jax.tree.leaves(straight.state.router_bias)
     np.testing.assert_array_equal(read[0]["layers"]["mlp"]["balance_bias"], saved)
@@ -307,7 +308,7 @@ def test_a_run_of_replicas_generates_with_the_mean_of_their_biases(stdlib, tmp_p
     config = run_config(stdlib, tmp_path, {"replica": 2, "expert": 2}, steps=2, outer={"every": 2})
     result, read = train(config), []
     assert {"expert_load", "balance"} <= set(read_records(result.out / "metrics.jsonl")[0])
-    monkeypatch.setattr(serve, "complete", lambda program, params, *_, **__: read.append(params) or [""])
+    monkeypatch.setattr(serve, "complete", lambda sampler, params, *_, **__: read.append(params) or [""])
     alone = ["mesh={data: 1}", "runtime.simulated_devices=1", "outer.every=null"]
     continue_texts(result.out, ["def "], alone, max_new_tokens=1)
     serve.sample_after(result, config, "def ", max_new_tokens=1)

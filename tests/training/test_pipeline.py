@@ -18,10 +18,9 @@ from jaxscale.compiled.collectives import collectives
 from jaxscale.compiled.hlo import parse
 from jaxscale.config.mesh_text import mesh_text
 from jaxscale.explain.story import explain
-from jaxscale.parallel.sharding import on_mesh
-from jaxscale.serving.generate import decode_rules, generate
+from jaxscale.rollouts.choose import row_keys
+from jaxscale.rollouts.sampler import Sampler
 from jaxscale.serving.serve import whole_layers_note
-from jaxscale.training.build import build_on
 from jaxscale.training.step import gradients
 from jaxscale.training.trainer import train
 
@@ -246,15 +245,11 @@ def test_decoding_takes_whole_layers():
     def decode(mesh):
         config = make_config(mesh, model=MODELS["llama"], step={"remat": "full"})
         setup = Setup(config)
-        rules = decode_rules(setup.rules, setup.mesh.shape, 2)
-        with on_mesh(setup.mesh, rules):
-            program = build_on(config, setup.mesh, rules).program
-            params = jax.device_put(
-                random_params(config, std=0.3), jax.tree.map(lambda x: x.sharding, program.abstract.params)
-            )
-            return generate(
-                program.merge, params, [[3, 14, 15], [9]], max_new_tokens=8, vocab_size=250, temperature=0.0
-            )
+        layouts = jax.tree.map(lambda x: x.sharding, setup.program.abstract.params)
+        params = jax.device_put(random_params(config, std=0.3), layouts)  # as a pipeline trains them
+        sampler = Sampler(config, setup.mesh, setup.rules)
+        options = {"keys": row_keys(0, [0, 1]), "max_new": 8, "temperature": 0.0}
+        return sampler(params, [[3, 14, 15], [9]], **options).rows()
 
     assert decode({"pipeline": 2, "tensor": 2}) == decode({"data": 1})
 

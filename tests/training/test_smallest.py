@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from support import Setup, make_batch, make_config, place
 
-from jaxscale.parallel.sharding import on_mesh
-from jaxscale.serving.generate import decode_rules, generate
+from jaxscale.rollouts.choose import row_keys
+from jaxscale.rollouts.sampler import Sampler
 
 CASES = {
     "batch 1": (1, 1, {}, True),
@@ -44,9 +44,9 @@ def test_one_device_one_row_at_a_time(case):
     for sums in judged:
         assert sums["cross_entropy"] / sums["tokens"] == pytest.approx(losses[0], rel=1e-6)
     assert losses[1] < losses[0]
-    with on_mesh(setup.mesh, decode_rules(setup.rules, setup.mesh.shape, 1)):
-        options = {"max_new_tokens": 4, "vocab_size": 250, "temperature": 0.0}
-        (tokens,) = generate(program.merge, state.params, [[3]], **options)
-        again = generate(program.merge, state.params, [[3], [3]], **options)
+    sampler = Sampler(config, setup.mesh, setup.rules)
+    options = {"max_new": 4, "temperature": 0.0}
+    (tokens,) = sampler(state.params, [[3]], keys=row_keys(0, [0]), **options).rows()
+    again = sampler(state.params, [[3], [3]], keys=row_keys(0, [0, 1]), **options).rows()
     assert len(tokens) == 4
     assert np.array_equal(again, [tokens, tokens])

@@ -1,0 +1,62 @@
+"""What a run that trains on samples measures: rewards of samples for held-out prompts, drawn and greedy."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxscale import config as cfg
+from jaxscale.rollouts.prompts import PromptRows
+from jaxscale.rollouts.sampler import Sampler
+from jaxscale.rollouts.worth import Judges
+from jaxscale.training.build import rules_for
+from jaxscale.training.step import Program, TrainState, used_parameters
+
+
+@dataclass(eq=False)
+class OfRollouts:
+    """Rewards of one sample and of the greedy answer to each of the first held-out prompts, always the same ones."""
+
+    config: cfg.Config
+    rows: PromptRows
+    judges: Judges
+    kind: str = "rollout_validation"
+    samplers: dict[int, Sampler] = field(default_factory=dict)
+
+    def __call__(self, program: Program, mesh: jax.sharding.Mesh, state: TrainState) -> dict[str, Any]:
+        own, count = self.config.objective, min(len(self.rows), self.config.evaluation.examples)
+        if not self.samplers:
+            self.samplers[0] = Sampler(self.config, mesh, rules_for(self.config, mesh), vocab_size=self.rows.vocab_size)
+        worth, numbers = self.judges.worth(self.rows, mesh), np.arange(count)
+        found: dict[str, Any] = {"prompts": count}
+        params = used_parameters(self.config, state)
+        for name, temperature in (("", own.temperature), ("greedy_", 0.0)):
+            made = self.samplers[0](
+                params,
+                [self.rows.tokens(i) for i in range(count)],
+                keys=self.rows.keys(self.config.seed, 2**32 - 1, numbers, np.zeros(count, np.int64)),
+                max_new=own.max_new,
+                temperature=temperature,
+                stop_ids=self.rows.stop_ids,
+            )
+            rewards, judged = worth(numbers, made, 1)
+            found[f"{name}reward"] = mean(rewards)
+            if judged is not None:
+                found[f"{name}judge"] = mean(judged)
+            found[f"{name}cut_off"] = float(1 - made.stopped.mean())
+        return found
+
+    def numbers(self, found: Mapping[str, Any]) -> Mapping[str, float]:
+        return {name: value for name, value in found.items() if name != "prompts"}
+
+    def line(self, found: Mapping[str, Any]) -> str:
+        judge = f", judge {found['judge']:.3f} and {found['greedy_judge']:.3f}" if "judge" in found else ""
+        return f"held-out reward {found['reward']:.3f} drawn and {found['greedy_reward']:.3f} greedy{judge}"
+
+
+def mean(values: np.ndarray) -> float:
+    """Over what has a reward; NaN where nothing has."""
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if known.size else float("nan")
