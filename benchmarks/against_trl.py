@@ -8,7 +8,7 @@ TRL's side is `training_step` of its trainers and their AdamW, ours the trainer'
 weights, in float32, with the same texts, equally long, so that neither side pads; DPO's reference is computed before.
 Nothing is timed unless the losses of the first steps agree. Each lives in a process of its own, and they take turns.
 Torch keeps its heap, as jaxscale does, and on any CPU takes its BLAS's fast kernels; its threads sleep
-where they wait, as two that spin take eight times as long where others use the cores. On a busy machine the CPU seconds
+where they wait, as two that spin take four times as long where others use the cores. On a busy machine the CPU seconds
 say more than the clock.
 """
 
