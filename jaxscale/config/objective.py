@@ -31,6 +31,7 @@ READ_BY: dict[str, tuple[str, ...]] = {
     "level": ("grpo",),
     "scale": ("grpo",),
 }
+UNITS = {"dpo": "a pair", "reward": "a pair", "grpo": "a step"}  # of the loss, where it is not nats a token
 WITHOUT_REFERENCE: tuple[str, ...] = ("simpo", "orpo")
 
 
@@ -87,6 +88,16 @@ class Objective(Section):
         if self.kind in OF_ROLLOUTS and self.group < 2:
             raise ValueError(f"group={self.group}: samples of one prompt are compared; give 2 or more")
         return self
+
+    @property
+    def unit(self) -> str:
+        """Of the loss, for people."""
+        return UNITS.get(self.kind, "nats a token")
+
+    @property
+    def samples(self) -> bool:
+        """Does the run train on samples of its own model?"""
+        return self.kind in OF_ROLLOUTS
 
     @property
     def reads_reference(self) -> bool:

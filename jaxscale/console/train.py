@@ -89,7 +89,7 @@ def summarise(config: cfg.Config, result, *, sample: str | None) -> None:
     console = Console(highlight=False)
     records = read_records(result.out / "metrics.jsonl")
     try:
-        curve = str(plot_losses(records, result.out / "loss.png", title=config.name))
+        curve = str(plot_losses(records, result.out / "loss.png", title=config.name, unit=config.objective.unit))
     except Exception as error:  # whatever matplotlib raises: the run is done, and its figures are kept
         curve = f"not drawn ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
     table = Table(title=f"{config.name}, step {result.step}", show_header=False, title_justify="left")
@@ -107,7 +107,8 @@ def summarise(config: cfg.Config, result, *, sample: str | None) -> None:
         console.print(f"\nA continuation of {sample!r}:\n", markup=False)
         console.print(sample + sample_after(result, config, sample), markup=False)
     console.print("\nNext:")
-    console.print(f'  {program()} generate {result.out} --prompt "class "', markup=False, soft_wrap=True)
+    if not config.model.score:
+        console.print(f'  {program()} generate {result.out} --prompt "class "', markup=False, soft_wrap=True)
     console.print(f"  {program()} report {result.out} -o report.html", markup=False, soft_wrap=True)
     again = f"  {program()} train {result.out}/config.yaml steps={2 * config.steps}    # goes on from here"
     console.print(again, markup=False, soft_wrap=True)
@@ -123,7 +124,9 @@ def program() -> str:
 def summary_rows(config: cfg.Config, result, records: list[dict]) -> list[tuple[str, str]]:
     training = [r["loss"] for r in records if r["kind"] == "train"]
     validation = [r["loss"] for r in records if r["kind"] == "validation"]
-    rows = [("training loss", fall(training)), ("validation loss", fall(validation))]
+    unit = config.objective.unit
+    rows = [("training loss", fall(training, unit)), ("validation loss", fall(validation, unit))]
+    rows += reward_rows(records)
     speed = result.speed
     if speed:
         rows += [
@@ -132,13 +135,16 @@ def summary_rows(config: cfg.Config, result, records: list[dict]) -> list[tuple[
                 "step seconds, measured",
                 f"median {speed.step_seconds:.3f}, 95th percentile {speed.step_seconds_p95:.3f}",
             ),
-            ("waiting for data", f"median {speed.data_wait_seconds * 1e3:.2f} ms a step"),
+            (
+                "sampling and rewards" if config.objective.samples else "waiting for data",
+                f"median {speed.data_wait_seconds * 1e3:.2f} ms a step",
+            ),
         ]
         if speed.mfu is not None and result.peak:
             rows += [
                 ("MFU, measured", f"{speed.mfu:.1%} of {result.peak.flops_per_second / 1e12:,.3g} TFLOP/s"),
                 ("  its peak", result.peak.source),
-                ("  its convention", f"{config.metrics.mfu}: {CONVENTIONS[config.metrics.mfu]}"),
+                ("  its convention", f"{config.metrics.mfu}: {CONVENTIONS[config.metrics.mfu]}{of_samples(config)}"),
             ]
         elif speed.mfu_withheld:
             rows.append(("MFU", speed.mfu_withheld))
@@ -147,10 +153,34 @@ def summary_rows(config: cfg.Config, result, records: list[dict]) -> list[tuple[
     return [*rows, ("run", str(result.out)), ("checkpoints", config.checkpoint_place)]
 
 
-def fall(losses: list[float]) -> str:
+def of_samples(config: cfg.Config) -> str:
+    """What MFU counts of a step that samples first."""
+    return (
+        "; training's alone, over the seconds of the whole step with its sampling" if config.objective.samples else ""
+    )
+
+
+def reward_rows(records: list[dict]) -> list[tuple[str, str]]:
+    """Rewards of a run that trains on its samples."""
+    rounds = [r for r in records if r["kind"] == "rollout"]
+    held_out = [r for r in records if r["kind"] == "rollout_validation"]
+    rows = []
+    for title, found, key in (
+        ("reward of samples", rounds, "reward"),
+        ("judge of samples", rounds, "judge"),
+        ("held-out reward, drawn", held_out, "reward"),
+        ("held-out reward, greedy", held_out, "greedy_reward"),
+        ("held-out judge, greedy", held_out, "greedy_judge"),
+    ):
+        if values := [r[key] for r in found if isinstance(r.get(key), float)]:
+            rows.append((title, f"{values[-1]:.3f}" + (f" (first {values[0]:.3f})" if len(values) > 1 else "")))
+    return rows
+
+
+def fall(losses: list[float], unit: str) -> str:
     if not losses:
         return "none measured"
-    return f"{losses[-1]:.4f}" + (f" (first {losses[0]:.4f})" if len(losses) > 1 else "") + " nats a token"
+    return f"{losses[-1]:.4f}" + (f" (first {losses[0]:.4f})" if len(losses) > 1 else "") + f" {unit}"
 
 
 # --- show -----------------------------------------------------------------------------------------------------

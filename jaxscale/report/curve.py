@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 
-def plot_losses(records: list[dict[str, Any]], path: Path, *, title: str) -> Path:
-    """Training and validation loss (nats a token) over steps, from the records of metrics.jsonl."""
+def plot_losses(records: list[dict[str, Any]], path: Path, *, title: str, unit: str = "nats a token") -> Path:
+    """Training and validation loss over steps, from the records of metrics.jsonl."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -21,7 +21,7 @@ def plot_losses(records: list[dict[str, Any]], path: Path, *, title: str) -> Pat
         if points:
             text = f"{label}, last {points[-1][1]:.3f}"
             axes.plot(*zip(*points, strict=True), label=text, color=color, marker=marker, markersize=4, linewidth=1.4)
-    axes.set(xlabel="step", ylabel="loss (nats a token)", title=title.replace("$", r"\$"))
+    axes.set(xlabel="step", ylabel=f"loss ({unit})", title=title.replace("$", r"\$"))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     if axes.lines:  # matplotlib warns of a legend of nothing

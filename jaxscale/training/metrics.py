@@ -34,12 +34,14 @@ class Meter:
 
     def __init__(self, config: cfg.Config, peak: Peak | None, flops_per_token: float | None):
         self.tokens = config.data.batch_size * config.data.seq_len
+        self.sampled = config.objective.samples
         self.peak, self.flops_per_token = peak, flops_per_token
         self.seconds: list[float] = []
         self.waits: list[float] = []
 
     def add(self, step_seconds: float, data_wait_seconds: float) -> None:
-        self.seconds.append(step_seconds)
+        """Of a run that trains on samples, the wait for its batch is sampling: a part of the step."""
+        self.seconds.append(step_seconds + data_wait_seconds * self.sampled)
         self.waits.append(data_wait_seconds)
 
     def speed(self, last: int | None = None) -> Speed | None:
