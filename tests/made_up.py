@@ -90,6 +90,8 @@ class Metric:
 class Batches:
     """In place of the feed: batch n is {"number": n}, after a wait (seconds, or a function of n)."""
 
+    ahead = True
+
     def __init__(self, machine, wait, start, stop):
         self.machine, self.wait, self.numbers = machine, wait, iter(range(start, stop))
         self.wait_seconds = 0.0

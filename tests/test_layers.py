@@ -50,7 +50,8 @@ BELOW = {
         "interop", "rollouts",
     },
     # samples with a model of training's, and is called by it: no file is in a circle
-    "rollouts": {"files", "hardware", "config", "blueprint", "parallel", "training"},
+    "rollouts": {"files", "hardware", "config", "blueprint", "parallel", "training", "flag"},
+    "flag": set(),
     "serving": {"abilities", "measuring", "files", "index", "data", "config", "blueprint", "parallel", "checkpoint",
                 "training", "interop", "cluster", "rollouts"},
     "aot": {"hardware", "config", "predict", "compiled", "parallel", "private", "training"},
@@ -64,7 +65,7 @@ BELOW = {
         "files", "hardware", "data", "config", "blueprint", "predict", "record", "compiled", "parallel", "checkpoint",
         "models", "training", "aot", "sweep",
     },
-    "report": {"files", "config", "predict", "record", "hardware", "scaling"},
+    "report": {"files", "config", "predict", "record", "hardware", "scaling", "flag"},
     "explain": {"files", "hardware", "optimizers", "config", "blueprint", "predict", "compiled", "report"},
     "trace": {"hardware", "config", "blueprint", "predict", "parallel", "training", "aot", "explain"},
     "puzzles": {"files", "compiled"},
@@ -95,6 +96,7 @@ OWN_ROOM = {
     "jaxscale.cluster.launch": "launch",
     "jaxscale.compiled.aot": "aot",
     "jaxscale.checkpoint.inventory": "inventory",
+    "jaxscale.rollouts.flag": "flag",
     "jaxscale.explain.trace": "trace",
     "jaxscale.explain.walk": "trace",
     "jaxscale.explain.jaxpr": "trace",
@@ -120,7 +122,7 @@ ROOMS_WITHOUT_JAX = (
 NO_JAX = [f for f in FILES if f.startswith(ROOMS_WITHOUT_JAX) and not f.startswith(WITH_JAX_ALLOWED)] + [
     "bench/record.py", "bench/compare.py", "bench/sweep.py", "cluster/codes.py", "cluster/local.py",
     "cluster/launch.py", "checkpoint/inventory.py", "library/views.py", "library/predictions.py",
-    "serving/evaluated.py",
+    "serving/evaluated.py", "rollouts/flag.py",
 ]  # fmt: skip
 
 
