@@ -28,6 +28,7 @@ from jaxscale.rollouts.worth import Worth
 from jaxscale.training.log_probs import first_parameters, log_probs_program
 from jaxscale.training.step import Program, TrainState, all_parameters, batch_sharding, state_of
 
+HELD = ("params", "frozen", "opt_state", "ema")  # of a state, what takes memory
 During = Callable[[str, int], AbstractContextManager[None]]
 
 
@@ -57,9 +58,8 @@ class RolloutFeed:
     ):
         self.config, self.own, self.prompts, self.worth = config, config.objective, prompts, worth
         self.program, self.during, self.tell, self.say = program, during, tell, say
-        self.sampler = Sampler(
-            config, mesh, rules, vocab_size=prompts.vocab_size, held_bytes=bytes_of(program.abstract._replace(rng={}))
-        )
+        held = bytes_of([getattr(program.abstract, name) for name in HELD])
+        self.sampler = Sampler(config, mesh, rules, vocab_size=prompts.vocab_size, held_bytes=held)
         self.step, self.skipped = start_step, offset // config.data.batch_size
         self.wait_seconds = 0.0
         self.round: Round | None = None
@@ -135,6 +135,8 @@ class RolloutFeed:
                 f"round {round_.number + 1}: reward {values['reward']:.3f} (best of each prompt {values['best']:.3f})"
                 f"{judge}, {values['length']:.1f} tokens a sample, {values['cut_off']:.0%} cut off"
             )
+        for line in self.worth.told():
+            self.say(line)
         if flag := overoptimised(self.told, round_.rewards.size):
             self.say(f"step {self.step + 1}: {flag}")
 

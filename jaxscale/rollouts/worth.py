@@ -5,7 +5,6 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -14,24 +13,12 @@ from jaxscale import config as cfg
 from jaxscale.cluster.start import from_all
 from jaxscale.data.tokenizer import Tokenizer
 from jaxscale.rollouts.prompts import PromptRows
-from jaxscale.rollouts.rewards import open_function
+from jaxscale.rollouts.rewards import Function, is_function, open_function
 from jaxscale.rollouts.sampler import Sampled
 from jaxscale.rollouts.scorer import Scorer, require_same_tokenizer
 
-Columns = dict[str, list[Any]]
 COUNT = itertools.count()
 SECONDS = 3600.0  # that processes wait for each other's rewards
-
-
-class Function(Protocol):
-    """A function in processes of its own: prompts, completions and the prompts' other columns to rewards.
-
-    None: no reward.
-    """
-
-    def __call__(self, prompts: list[str], completions: list[str], columns: Columns) -> list[float | None]: ...
-
-    def close(self) -> None: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +56,11 @@ class Worth:
             share = json.loads(text)
             found[rank :: len(every)] = [math.nan if v is None else v for v in share]
         return found
+
+    def told(self) -> list[str]:
+        """Lines on samples without a reward."""
+        functions = [one for one in (self.reward, self.judge) if isinstance(one, Function)]
+        return [line for one in functions if (line := one.told()) is not None]
 
     def text(self, i: int) -> str:
         """A prompt as its record has it, or as its tokens spell it."""
@@ -108,8 +100,3 @@ class Judges:
         for one in self.known.values():
             if not isinstance(one, Scorer):
                 one.close()
-
-
-def is_function(name: str) -> bool:
-    head, colon, tail = name.rpartition(":")
-    return bool(colon and head) and tail.isidentifier()
