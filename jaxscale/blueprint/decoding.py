@@ -49,10 +49,11 @@ def whole_rows(rules: Rules, sizes: Mapping[str, int], rows: int) -> int:
 
 def bucket(length: int) -> int:
     """The length that prompts of this one are padded to: a power of two up to 128, then four steps a doubling."""
+    power = (length - 1).bit_length()
     if length <= 128:
-        return max(SHORTEST, 2 ** math.ceil(math.log2(length)))
-    step = 2 ** (math.ceil(math.log2(length)) - 3)
-    return math.ceil(length / step) * step
+        return max(SHORTEST, 1 << power)
+    step = 1 << (power - 3)
+    return -(-length // step) * step
 
 
 def multiplied(model: cfg.Model) -> frozenset[str]:

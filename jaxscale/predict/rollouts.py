@@ -4,12 +4,12 @@ The formulas are a roofline's, as in the scaling book's chapter on inference (ja
 prompts are bound by FLOPs, a token after another by what is read for it.
 
     prefill    2 P B Tp / FLOP/s                              Tp tokens of a prompt as it is padded
-    decode     (new - 1) max(2 P B / FLOP/s, bytes(P + cache) / HBM bytes/s)
-    reference  2 P B T / FLOP/s                               where the loss has one: its forward pass, T tokens of a row
+    decode     (new - 1) (max(2 P B / FLOP/s, bytes(P + cache) / HBM bytes/s) + collectives of a token's activations)
+    reference  2 P B T / FLOP/s                               its forward pass over rows of T tokens, where it is read
 
 P: parameters that multiply a token, B: rows, both of a device. The cache is read whole for each token, as it is laid
 out for the longest sample, and the loop ends when the last row does: so a round of short samples takes less. Not
-counted: starts of kernels, collectives of activations, and what a reward takes.
+counted: starts of kernels, rows that go to experts on other devices, and what a reward takes.
 """
 
 import math
@@ -29,7 +29,8 @@ from jaxscale.blueprint.decoding import (
     whole_rows,
 )
 from jaxscale.blueprint.described import blueprint
-from jaxscale.blueprint.rules import Rules, count, rules_of, split_by
+from jaxscale.blueprint.passes import Passes
+from jaxscale.blueprint.rules import Rules, count, few_axes, make_rules, rules_of, split_by
 from jaxscale.blueprint.table import Weight
 from jaxscale.data.index import read_index
 from jaxscale.hardware.topology import Link
@@ -47,7 +48,7 @@ class Sampling:
         rows: of a device, at one time; `tokens`: most of a sample.
         prompt: tokens of the longest prompt, as it is padded; `prompt_from`: where its length is known from.
         prefill, decode, reference, gather: seconds; the last is of the weights, where they are gathered once.
-        binds: what a token of decoding waits for: compute, HBM or network.
+        binds: what a token of decoding waits for most: compute, HBM, weights (that are gathered for it) or collectives.
         gathered: are the weights gathered once, before the first token, and not for each?
         need: bytes of a device with gathered weights, of which `gathered` follows.
     """
@@ -99,18 +100,29 @@ def sampling(
     def seconds(gathers: Mapping[Axes, float]) -> float:
         return sum(collective_seconds("all-gather", axes, n, links, speed.network)[0] for axes, n in gathers.items())
 
+    sums = sum(collective_seconds(kind, axes, n, links, speed.network)[0] * k for kind, axes, n, k in at.activations())
     token = {
         "compute": at.rows * (each + last) / speed.matmul_flops,
         "HBM": (at.read_bytes(gathered=gathered) + need.cache) / speed.memory,
-        "network": 0.0 if gathered else seconds(at.gathers(at.kept, at.taken)),
+        "weights": 0.0 if gathered else seconds(at.gathers(at.kept, at.taken)),
     }
     prefill = at.rows * (bucket(prompt) * each + last) / speed.matmul_flops
     reference = forward_seconds(config, sizes, speed, attention_flops) if own.reads_reference else 0.0
     once = seconds(at.gathers(at.trained, at.taken if gathered else at.kept))
-    parts = (prefill, (own.max_new - 1) * max(token.values()), reference, once)
-    binds = max(token, key=token.__getitem__)
+    decode = (own.max_new - 1) * (max(token.values()) + sums)
+    every = token | {"collectives": sums}
     return Sampling(
-        at.rows, own.max_new, bucket(prompt), source, *(x / own.updates for x in parts), binds, gathered, need
+        rows=at.rows,
+        tokens=own.max_new,
+        prompt=bucket(prompt),
+        prompt_from=source,
+        prefill=prefill / own.updates,
+        decode=decode / own.updates,
+        reference=reference / own.updates,
+        gather=once / own.updates,
+        binds=max(every, key=every.__getitem__),
+        gathered=gathered,
+        need=need,
     )
 
 
@@ -121,7 +133,7 @@ def samples_of_round(config: cfg.Config) -> int:
 
 
 def longest_prompt(config: cfg.Config) -> tuple[int, str]:
-    """Tokens of the longest prompt that is trained on, and where that is known from: the data's index, else the room."""
+    """Tokens of the longest prompt that is trained on, and where that is known from: the data's index, or none."""
     room = config.data.seq_len - config.objective.max_new
     try:
         examples = read_index(Path(config.data.path or "")).examples
@@ -234,6 +246,24 @@ class Layout:
             if axes := self.moves(weight, before, after):
                 found[axes] = found.get(axes, 0.0) + self.elements(weight, after) * self.width(weight)
         return found
+
+    def activations(self) -> list[tuple[str, Axes, float, int]]:
+        """Collectives of one token's activations: kind, mesh axes, bytes of a device, and how many."""
+        axes, width = split_by(cfg.AXES, self.sizes), BYTES[self.config.step.compute_dtype]
+        few = few_axes(make_rules(self.config.sharding), self.sizes, self.model)
+        passes, found = Passes(self.model, self.taken, None, axes, few), []
+        for op in self.model.ops:
+            for send in passes.forward(op).sends if not op.rows_move else ():
+                if send.operand != "w":
+                    size = self.elements_of_rows(op.x if send.operand == "x" else op.y) * width
+                    found.append((send.kind, send.axes, size, self.model.layers_with(op) if op.stacked else 1))
+        if self.model.head and (split := split_by(self.kept.activations["vocab"], self.sizes)):
+            found.append(("all-gather", split, 4.0 * self.rows * self.config.model.padded_vocab_size, 1))
+        return found
+
+    def elements_of_rows(self, letters: str) -> float:
+        """Of an array of one token of each row, whole but for the rows."""
+        return math.prod(self.rows if c == "B" else 1 if c == "T" else self.model.dims[c].size for c in letters)
 
     def need(self) -> Need:
         """Bytes of a device with gathered weights, as `rollouts.sampler` counts them."""
