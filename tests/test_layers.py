@@ -52,8 +52,9 @@ BELOW = {
     # samples with a model of training's, and is called by it: no file is in a circle
     "rollouts": {
         "files", "hardware", "config", "blueprint", "parallel", "training", "data", "index", "objectives", "checkpoint",
-        "cluster",
+        "cluster", "flag",
     },
+    "flag": set(),
     "serving": {"abilities", "measuring", "files", "index", "data", "config", "blueprint", "parallel", "checkpoint",
                 "training", "interop", "cluster", "rollouts"},
     "aot": {"hardware", "config", "predict", "compiled", "parallel", "private", "training"},
@@ -67,7 +68,7 @@ BELOW = {
         "files", "hardware", "data", "config", "blueprint", "predict", "record", "compiled", "parallel", "checkpoint",
         "models", "training", "aot", "sweep",
     },
-    "report": {"files", "config", "predict", "record", "hardware", "scaling"},
+    "report": {"files", "config", "predict", "record", "hardware", "scaling", "flag"},
     "explain": {"files", "hardware", "optimizers", "config", "blueprint", "predict", "compiled", "report"},
     "trace": {"hardware", "config", "blueprint", "predict", "parallel", "training", "aot", "explain"},
     "puzzles": {"files", "compiled"},
@@ -98,6 +99,7 @@ OWN_ROOM = {
     "jaxscale.cluster.launch": "launch",
     "jaxscale.compiled.aot": "aot",
     "jaxscale.checkpoint.inventory": "inventory",
+    "jaxscale.rollouts.flag": "flag",
     "jaxscale.explain.trace": "trace",
     "jaxscale.explain.walk": "trace",
     "jaxscale.explain.jaxpr": "trace",
@@ -123,7 +125,7 @@ ROOMS_WITHOUT_JAX = (
 NO_JAX = [f for f in FILES if f.startswith(ROOMS_WITHOUT_JAX) and not f.startswith(WITH_JAX_ALLOWED)] + [
     "bench/record.py", "bench/compare.py", "bench/sweep.py", "cluster/codes.py", "cluster/local.py",
     "cluster/launch.py", "checkpoint/inventory.py", "library/views.py", "library/predictions.py",
-    "serving/evaluated.py",
+    "serving/evaluated.py", "rollouts/flag.py",
 ]  # fmt: skip
 
 

@@ -40,7 +40,7 @@ def preference(config: cfg.Config) -> Objective:
             model, batch, of_log_probs, read=read, vocab_size=vocab_size, chunk=chunk, divisor=divisor, rng=rng
         )
 
-    moe = config.model.moe
+    moe, chunked = config.model.moe, config.loss.in_chunks(config.data.seq_len)
     return Objective(
         columns=(*PAIRS, *(("reference",) if own.reads_reference else ())),
         sums=sums,
@@ -49,12 +49,8 @@ def preference(config: cfg.Config) -> Objective:
         finish=(lambda metrics: per_token(metrics, moe.top_k)) if moe else None,
         unit="pairs",
         validated=METRICS,
-        flops_per_token=2.0 * config.model.embed_dim * config.model.padded_vocab_size if in_chunks(config) else 0.0,
+        flops_per_token=2.0 * config.model.embed_dim * config.model.padded_vocab_size if chunked else 0.0,
     )
-
-
-def in_chunks(config: cfg.Config) -> bool:
-    return config.loss.chunk is not None and config.loss.chunk < config.data.seq_len
 
 
 def pair_sums(log_p: jax.Array, columns: Batch, own: cfg.Objective) -> Sums:

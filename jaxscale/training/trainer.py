@@ -156,17 +156,8 @@ class Run:
     writer: MetricsWriter
     guard: Guard
 
-    def __init__(
-        self,
-        config: cfg.Config,
-        program: Program,
-        checkpointer: Checkpointer,
-        about_data: dict[str, Any],
-        watcher: Watcher,
-        monitor: Monitor,
-        mesh: Mesh,
-        events: Events,
-    ):
+    def __init__(self, config: cfg.Config, program: Program, checkpointer: Checkpointer, about_data: dict[str, Any],
+                 watcher: Watcher, monitor: Monitor, mesh: Mesh, events: Events):  # fmt: skip
         self.config, self.program, self.checkpointer, self.monitor = config, program, checkpointer, monitor
         self.about_data, self.watcher, self.mesh, self.events = about_data, watcher, mesh, events
         self.losses: dict[int, float] = {}
@@ -254,10 +245,12 @@ class Run:
                 before.look()
             if not self.monitor.may_start(step):  # a signal: all processes stop after the same step
                 break
-            if due(step, config.guard.recompute_every):
-                if before:
-                    self.read(before)
-                before, batch = None, batch or self.wait_for(feed, step, state)
+            again = due(step, config.guard.recompute_every)
+            if before and (again or not (batch or feed.ahead)):  # sampling waits for the step: each has its own time
+                self.read(before)
+                before = None
+            if again:
+                batch = batch or self.wait_for(feed, step, state)
                 with self.events.during("recompute", step):
                     self.guard.recompute(step, state, batch)
             batch = batch or feed.take(state)  # while the devices work on the step before

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from support import Setup, make_config, random_params
 
+from jaxscale.blueprint.decoding import Need, bucket
 from jaxscale.objectives.token_values import token_values
 from jaxscale.parallel.sharding import on_mesh
 from jaxscale.rollouts.choose import Dials, row_keys
-from jaxscale.rollouts.layouts import Need, device_memory
-from jaxscale.rollouts.sampler import Sampler, bucket
+from jaxscale.rollouts.layouts import device_memory
+from jaxscale.rollouts.sampler import Sampler
 
 V, NEW = 250, 12
 EXPERTS = {"moe": {"num_experts": 8, "top_k": 2, "mlp_dim": 32}, "num_kv_heads": 8}
