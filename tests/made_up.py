@@ -90,6 +90,8 @@ class Metric:
 class Batches:
     """In place of the feed: batch n is {"number": n}, after a wait (seconds, or a function of n)."""
 
+    ahead = True
+
     def __init__(self, machine, wait, start, stop):
         self.machine, self.wait, self.numbers = machine, wait, iter(range(start, stop))
         self.wait_seconds = 0.0
@@ -102,6 +104,9 @@ class Batches:
         self.wait_seconds = self.wait(number) if callable(self.wait) else self.wait
         self.machine.spend(self.wait_seconds)
         return {"number": number}
+
+    def take(self, state):
+        return next(self)
 
     def close(self):
         pass
@@ -146,9 +151,11 @@ def run(monkeypatch, folder, machine, *, wait=0.0, steps=12, peak=None, flops_pe
         past = offset // config.data.batch_size  # batches that rollbacks have left out
         return Batches(machine, wait, start_step + past, stop_step + past)
 
-    for module in (trainer, evaluation):
-        monkeypatch.setattr(module, "Feed", feed)
-        monkeypatch.setattr(module, "batch_sharding", lambda mesh: None)
+    def feeds(first, offset):
+        return feed(start_step=first, stop_step=config.steps, offset=offset)
+
+    monkeypatch.setattr(evaluation, "Feed", feed)
+    monkeypatch.setattr(evaluation, "batch_sharding", lambda mesh: None)
 
     def evaluate(state, batch):
         machine.spend(EVALUATION)
@@ -165,7 +172,7 @@ def run(monkeypatch, folder, machine, *, wait=0.0, steps=12, peak=None, flops_pe
     one.open(0, Meter(config, peak, flops_per_token))
     one.final = None
     try:
-        one.final = one.go(State(0), range(1000), [evaluation.ValidationLoss(range(8), config)])
+        one.final = one.go(State(0), feeds, [evaluation.ValidationLoss(range(8), config)])
     finally:
         one.close()
         events.close()

@@ -67,7 +67,7 @@ def activations(latent: cfg.Latent) -> tuple[Activation, ...]:
 
 
 def attention(windows: tuple[tuple[int | None, int], ...]) -> Attention:
-    return Attention("BTNH", "BTNH", "attended", windows, v="BTNO", shared="BTY")
+    return Attention("BTNH", "BTNH", "attended", windows, v="BTNO", shared="BTY", cache=("BTJ", "BTY"))
 
 
 def kept(latent: cfg.Latent) -> tuple[Kept, ...]:

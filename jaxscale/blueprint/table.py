@@ -157,6 +157,7 @@ class Attention:
         shared: letters of the part of keys that all heads share, which no matmul moves to where attention runs.
         result: the name of what it computes, for `step.remat`.
         windows: keys that a query can see at most (None: all before it), each with how many layers have it so.
+        cache: letters of each array that decoding keeps of a layer, where they are not keys and values.
     """
 
     q: str
@@ -165,6 +166,12 @@ class Attention:
     windows: tuple[tuple[int | None, int], ...] = ((None, 1),)
     v: str = ""
     shared: str = ""
+    cache: tuple[str, ...] = ()
+
+    @property
+    def cached(self) -> tuple[str, ...]:
+        """Letters of each array that decoding keeps of a layer."""
+        return self.cache or (self.k, self.values)
 
     @property
     def values(self) -> str:

@@ -16,8 +16,9 @@ from jaxscale.hardware.topology import Topology, links
 from jaxscale.predict import costs
 from jaxscale.predict.attention import AttentionCost, attention_cost
 from jaxscale.predict.experts import exchange
-from jaxscale.predict.forecast import attention_flops
+from jaxscale.predict.forecast import attention_flops, axis_links
 from jaxscale.predict.interval import Interval, interval
+from jaxscale.predict.rollouts import Sampling, sampling
 from jaxscale.predict.timing import (
     WEIGHT_PASSES,
     Rates,
@@ -35,6 +36,7 @@ BASIS = {
     "hbm_bytes": "compiled", "sent": "compiled; seconds and hidden predicted", "fits": "compiled",
     "attention_flops": "compiled calls by formula", "model_flops": "predicted", "time": "predicted",
     "interval": "from published runs", "tokens_per_second_per_chip": "predicted", "mfu": "predicted",
+    "sampling": "predicted",
     "lower_seconds": "measured",
     "compile_seconds": "measured",
 }  # fmt: skip
@@ -52,6 +54,7 @@ class Report:
             and by formula, both for the worst case that arrays have room for; zeros where there are none.
         attention_calls: forward, backward kernels a step; their FLOPs are by formula (opaque to the compiler).
         time: predicted from the compiled program; `interval`: how far to believe it.
+        sampling: what makes a step's batch, of a run that trains on samples; tokens/s and MFU are over both.
     """
 
     topology: str
@@ -78,6 +81,7 @@ class Report:
     unknown_loops: list[str]
     lower_seconds: float
     compile_seconds: float
+    sampling: Sampling | None = None
 
     def as_json(self) -> dict[str, Any]:
         """All of it; `basis` says of each figure what it is."""
@@ -109,15 +113,20 @@ def examine(config: cfg.Config, topology: Topology, kept: Compiled) -> Report:
     tokens = config.data.batch_size * config.data.seq_len
     flops_per_token = costs.train_flops_per_token(config.model, config.data.seq_len, convention=config.metrics.mfu)
     peak = topology.chip.bf16_flops * topology.chips
+    rate = attention_flops(config, topology, speed)
+    own = axis_links(topology, kept.mesh, config.mesh.over_slices)
+    samples = sampling(config, topology.chip.usable_hbm_bytes, kept.mesh, speed, rate, own)
+    whole = time.best + (samples.seconds if samples else 0.0)
     memory = memory_parts(kept)
     return Report(
         topology.name, kept.mesh, sum(memory.values()) <= topology.chip.usable_hbm_bytes, memory, sum(memory.values()),
         int(topology.chip.usable_hbm_bytes), every, by_kernel,
         flops_per_token * tokens / topology.devices, of_experts, wanted_of_experts(config, kept.mesh, room),
         (work.forward_kernels, work.backward_kernels), work.bytes,
-        merged(sent), time, interval(time.best, topology), tokens / time.best / topology.chips,
-        flops_per_token * tokens / time.best / peak,
+        merged(sent), time, interval(time.best, topology), tokens / whole / topology.chips,
+        flops_per_token * tokens / whole / peak,
         config.metrics.mfu, peak, topology.chip.source, program.unknown_loops, kept.lower_seconds, kept.compile_seconds,
+        samples,
     )  # fmt: skip
 
 

@@ -73,9 +73,10 @@ def write_config(choice: Choice, topology: Topology, path: Path) -> None:
     """The choice as a run file that `train` takes as it is."""
     found, between = choice.forecast, choice.forecast.interval
     usable, rate = topology.chip.usable_hbm_bytes / GIB, found.tokens_per_second_per_chip
+    training = " for training, and samples" if found.sampling else ""
     head = (
-        f"# {choice.config.name} on {topology.name}, chosen by `jaxscale plan`.\n# Predicted: {found.time.best:.4g} s "
-        f"a step ({between.low:.4g} to {between.high:.4g}), {rate:,.0f} tokens/s a chip, "
+        f"# {choice.config.name} on {topology.name}, chosen by `jaxscale plan`.\n# Predicted: {found.seconds:.4g} s "
+        f"a step ({between.low:.4g} to {between.high:.4g}{training}), {rate:,.0f} tokens/s a chip, "
         f"{choice.memory.peak / GIB:.1f} GiB of {usable:.1f} a device.\n"
     )
     platform = "auto" if topology.chip.link == "xGMI" else topology.chip.platform  # gpu is JAX's cuda

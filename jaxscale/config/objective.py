@@ -100,6 +100,12 @@ class Objective(Section):
         return self.kind in OF_ROLLOUTS
 
     @property
+    def of_rows(self) -> bool:
+        """Does the loss join the tokens of a row? In chunks the last matmul then runs once more: see
+        `objectives.log_probs`."""
+        return self.kind == "dpo" or (self.kind == "grpo" and self.level == "sequence")
+
+    @property
     def reads_reference(self) -> bool:
         """Does the loss compare with the log-probabilities of the model that the run began with?"""
         return (self.kind == "dpo" and self.loss not in WITHOUT_REFERENCE) or (self.kind == "grpo" and self.kl > 0)

@@ -100,6 +100,10 @@ class Loss(Section):
     router_z: AtLeast0 = 0.0  # weight of log(Z)^2 of the routers (ST-MoE, arXiv:2202.08906)
     bias_rate: AtLeast0 = 0.001  # how far a step moves each bias of model.moe.bias (arXiv:2412.19437)
 
+    def in_chunks(self, tokens: int) -> bool:
+        """Are the logits of rows of so many tokens made in several chunks?"""
+        return self.chunk is not None and self.chunk < tokens
+
 
 NO_DECAY = ("norm", "bias", "sinks")
 

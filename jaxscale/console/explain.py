@@ -8,6 +8,7 @@ from rich.markup import escape
 from jaxscale.compiled.collectives import wire_share
 from jaxscale.config.mesh_text import mesh_text
 from jaxscale.console.predict import make_console, make_table
+from jaxscale.console.sampling import sampling_lines
 from jaxscale.explain.follow import Stop
 from jaxscale.explain.match import SMALL
 from jaxscale.explain.rows import CASES, Row
@@ -130,6 +131,7 @@ def footer(found: Explanation, *, backward: bool) -> list[str]:
         f"{words.get(step.time.binds, step.time.binds)} binds"
     )
     lines.append(f"the step's interval: {step.interval.words}")
+    lines += sampling_lines(found.config, step.sampling, step.time.best)
     if step.left_out:
         lines.append(f"not counted in the step: {step.left_out}")
     if not backward:

@@ -13,6 +13,7 @@ from jaxscale import config as cfg
 from jaxscale.compiled.story import Answer
 from jaxscale.config.mesh_text import mesh_text, split_axes
 from jaxscale.console.predict import NARROW, WIDE, gib, make_console, make_table
+from jaxscale.console.sampling import sampling_lines, sampling_values
 from jaxscale.hardware.chips import CHIPS, GIB, Chip
 from jaxscale.predict.costs import parameter_words
 from jaxscale.predict.plan import Budget, Choice, Plan
@@ -81,8 +82,9 @@ def plan_header(config: cfg.Config, found: Plan) -> Iterable[str]:
 def plan_table(config: cfg.Config, found: Plan, rows: int, *, narrow: bool) -> Table:
     """Row 0 is the config as it is, whether it fits or not. Narrow: without what the other columns say too."""
     columns = ["#", "<mesh", "micro-\nbatches", "<remat", "loss\nchunk", "HBM", "of\nusable", "s a step",
-               "tokens/s\na chip", "MFU", "<binds (share of the step)"]  # fmt: skip
-    left_out = {4, 5, 8} if narrow else set()
+               "sampling, s\n(decoding)", "tokens/s\na chip", "MFU",
+               f"<binds (share of {'training' if config.objective.samples else 'the step'})"]  # fmt: skip
+    left_out = ({4, 5, 9} if narrow else set()) | (set() if config.objective.samples else {8})
     table = make_table(
         "The fastest, predicted; 0 is the config as it is",
         *(c for i, c in enumerate(columns) if i not in left_out),
@@ -98,7 +100,8 @@ def plan_table(config: cfg.Config, found: Plan, rows: int, *, narrow: bool) -> T
             str(c.config.loss.chunk or "none"),
             gib(c.memory.peak),
             f"{c.memory.peak / found.topology.chip.usable_hbm_bytes:.0%}",
-            f"{c.forecast.time.best:.4g}",
+            f"{c.forecast.seconds:.4g}",
+            sampled(c),
             f"{c.forecast.tokens_per_second_per_chip:,.0f}",
             f"{c.forecast.mfu:.1%}",
             "DOES NOT FIT" if c.short else c.binds,
@@ -114,13 +117,19 @@ def plan_table(config: cfg.Config, found: Plan, rows: int, *, narrow: bool) -> T
             str(config.step.microbatches),
             remat_name(config),
             str(config.loss.chunk or "none"),
-            *[""] * 5,
+            *[""] * 6,
             "cannot run",
         ]
         table.add_row(*(cell for i, cell in enumerate(cells) if i not in left_out), style="red")
     for number, choice in enumerate(found.choices[:rows], 1):
         add(number, choice)
     return table
+
+
+def sampled(c: Choice) -> str:
+    """Seconds of a step's samples, and decoding's share of the step."""
+    found = c.forecast.sampling
+    return f"{found.seconds:.3g} ({found.share_of_decode(c.forecast.time.best):.0%})" if found else ""
 
 
 def own_mesh(config: cfg.Config) -> str:
@@ -165,8 +174,10 @@ def plan_footer(config: cfg.Config, found: Plan, spent: Budget | None, out: Path
         most, host = max(c.host_bytes for c in offload) / 1e9, found.topology.host_bytes / 1e9
         chips = found.topology.host_chips
         yield f"offloaded activations take up to {most:,.0f} GB of a host's {host:,.0f} GB ({chips} chips a host)"
-    yield f"number 1 takes {found.choices[0].forecast.interval.words}"
-    if left_out := found.choices[0].forecast.left_out:
+    first = found.choices[0].forecast
+    yield f"number 1 takes {first.interval.words}{', for training' if first.sampling else ''}"
+    yield from sampling_lines(found.choices[0].config, first.sampling, first.time.best)
+    if left_out := first.left_out:
         yield f"not counted: {left_out}; `compile` counts them"
     if found.measured:
         known = found.measured
@@ -221,7 +232,8 @@ def choice_values(c: Choice) -> dict[str, Any]:
         "basis": "predicted", "mesh": c.mesh, "over_slices": c.config.mesh.over_slices,
         "microbatches": c.config.step.microbatches, "remat": c.config.step.remat, "loss_chunk": c.config.loss.chunk,
         "hbm_bytes": c.memory.peak, "host_bytes": c.memory.host, "host_bytes_a_host": c.host_bytes,
-        "fits": not c.short, "short_bytes": c.short, "step_seconds": c.forecast.time.best,
+        "fits": not c.short, "short_bytes": c.short, "step_seconds": c.forecast.seconds,
+        "sampling": sampling_values(c.forecast.sampling, c.forecast.time.best),
         "interval": asdict(c.forecast.interval), "not_counted": c.forecast.left_out,
         "tokens_per_second_per_chip": c.forecast.tokens_per_second_per_chip, "mfu": c.forecast.mfu,
         "parts": c.forecast.time.parts, "binds": c.forecast.time.binds,

@@ -14,6 +14,7 @@ from jaxscale import config as cfg
 from jaxscale.compiled.examine import Report
 from jaxscale.compiled.story import Answer
 from jaxscale.config.mesh_text import mesh_text
+from jaxscale.console.sampling import sampling_lines
 from jaxscale.hardware.chips import GIB
 from jaxscale.hardware.topology import Topology
 from jaxscale.predict.costs import CONVENTIONS
@@ -72,7 +73,7 @@ def show_report(config: cfg.Config, found: Answer) -> None:
     console.print(collectives_table(report))
     console.print(time_table(report))
     if report.fits:  # else what does not fit is told by `show_out_of_memory`
-        for line in verdict(report):
+        for line in [*verdict(report), *sampling_lines(config, report.sampling, report.time.best)]:
             console.print(line, markup=False, soft_wrap=True)
     for line in host_words(found):
         console.print(line, markup=False, soft_wrap=True)

@@ -6,7 +6,7 @@ compiled one (`explain.match`), seconds are predicted (`predict.timing`). No jax
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -275,6 +275,7 @@ def as_json(found: Explanation) -> dict[str, Any]:
         "assumed": found.assumed,
         "chip": found.topology.chip.name,
         "step": {"basis": "predicted", "seconds": step.time.best, "interval": vars(step.interval)},
+        "sampling": asdict(step.sampling) if step.sampling else None,
         "compiled_by": found.compiled_by,
         "not_compiled": found.why,
         "jax": found.jax,

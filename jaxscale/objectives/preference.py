@@ -40,7 +40,7 @@ def preference(config: cfg.Config) -> Objective:
             model, batch, of_log_probs, read=read, vocab_size=vocab_size, chunk=chunk, divisor=divisor, rng=rng
         )
 
-    moe = config.model.moe
+    moe, chunked = config.model.moe, config.loss.in_chunks(config.data.seq_len)
     return Objective(
         columns=(*PAIRS, *(("reference",) if own.reads_reference else ())),
         sums=sums,
@@ -49,12 +49,8 @@ def preference(config: cfg.Config) -> Objective:
         finish=(lambda metrics: per_token(metrics, moe.top_k)) if moe else None,
         unit="pairs",
         validated=METRICS,
-        flops_per_token=2.0 * config.model.embed_dim * config.model.padded_vocab_size if in_chunks(config) else 0.0,
+        flops_per_token=2.0 * config.model.embed_dim * config.model.padded_vocab_size if chunked else 0.0,
     )
-
-
-def in_chunks(config: cfg.Config) -> bool:
-    return config.loss.chunk is not None and config.loss.chunk < config.data.seq_len
 
 
 def pair_sums(log_p: jax.Array, columns: Batch, own: cfg.Objective) -> Sums:
@@ -98,7 +94,7 @@ def losses(own: cfg.Objective, means: Two, gains: Two, lengths: Two) -> Two:
         return jax.nn.relu(1 - margin), margin
     if own.loss == "ipo":
         difference = gains[0] / lengths[0] - gains[1] / lengths[1]
-        return jnp.square(difference - 1 / (2 * beta)), beta * difference
+        return jnp.square(difference - 1 / (2 * beta)), margin
     if own.loss == "simpo":
         margin = beta * (means[0] - means[1])
         return -log_sigmoid(margin - own.gamma), margin

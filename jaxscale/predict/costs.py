@@ -195,11 +195,6 @@ def _slot_bytes(key: Key, optimizer: str) -> int:
     return 4 * sum(shard_of(slot.dims, slot.axes, key) for slot in slots(optimizer, key[0]))
 
 
-def batch_bytes(config: cfg.Config, sizes: Mapping[str, int], *, documents: bool) -> int:
-    rows, length = rows_and_tokens(config, sizes, config.data.batch_size)
-    return rows * length * 4 * (5 if documents else 3)
-
-
 def rows_and_tokens(config: cfg.Config, sizes: Mapping[str, int], rows: int) -> tuple[int, int]:
     """Of a batch of so many rows: a device's rows, and its tokens of each."""
     split = rules_of(config, sizes).activations
@@ -214,7 +209,7 @@ def microbatch_tokens(config: cfg.Config, sizes: Mapping[str, int]) -> int:
 
 def packs_documents(config: cfg.Config) -> bool:
     """Will the feed place several documents in a row, with their masks? Asked before the data is there."""
-    return config.data.mask_documents and config.data.kind != "synthetic"
+    return config.data.mask_documents and config.data.kind != "synthetic" and not config.objective.samples
 
 
 # --- FLOPs ----------------------------------------------------------------------------------------------------
@@ -294,6 +289,7 @@ def recomputed_matmuls(config: cfg.Config) -> set[str]:
 def matmuls(config: cfg.Config, sizes: Mapping[str, int]) -> list[Matmul]:
     """Every matmul of a device and step, attention apart."""
     again, whole = recomputed_matmuls(config), letter_sizes(config, sizes)
+    twice = config.objective.of_rows and config.loss.in_chunks(config.data.seq_len)  # the logits
     found = []
     for one in forward_passes(config, sizes):
         here = local_sizes(one.w, whole, sizes) | local_sizes(one.x, whole, sizes)
@@ -303,7 +299,8 @@ def matmuls(config: cfg.Config, sizes: Mapping[str, int]) -> list[Matmul]:
         each = math.prod(here[c] for c in x if c in out and c in w)
         runs = runs_of(one, config, sizes)
         back = (2 if blueprint(config.model).weight(one.weight).trained else 1) * runs
-        found.append(Matmul(one.name, m, k, n, runs, back, runs * (one.name in again), one.stacked, each))
+        repeated = runs * (one.name in again if one.stacked else twice)
+        found.append(Matmul(one.name, m, k, n, runs, back, repeated, one.stacked, each))
     return found
 
 

@@ -14,6 +14,7 @@ from jaxscale.predict.experts import exchange, moved_rows, tiled, times
 from jaxscale.predict.interval import Interval, interval
 from jaxscale.predict.measured import Measured
 from jaxscale.predict.memory import whole_logits
+from jaxscale.predict.rollouts import Sampling, sampling
 from jaxscale.predict.timing import (
     SOFTWARE,
     WEIGHT_PASSES,
@@ -52,6 +53,7 @@ class Forecast:
     Attributes:
         flops: of a device, matmuls and attention with recompute; `model_flops`: without, of all devices.
         left_out: what of the optimizer's update is not counted; empty: nothing.
+        sampling: what makes the step's batch, of a run that trains on samples of its model.
     """
 
     time: StepTime
@@ -61,19 +63,26 @@ class Forecast:
     tokens: int
     topology: Topology
     left_out: str = ""
+    sampling: Sampling | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole step: training, and the samples that it trains on."""
+        return self.time.best + (self.sampling.seconds if self.sampling else 0.0)
 
     @property
     def tokens_per_second_per_chip(self) -> float:
-        return self.tokens / self.time.best / self.topology.chips
+        return self.tokens / self.seconds / self.topology.chips
 
     @property
     def interval(self) -> Interval:
-        """Of the step's seconds."""
+        """Of the seconds of training."""
         return interval(self.time.best, self.topology)
 
     @property
     def mfu(self) -> float:
-        return self.model_flops / self.time.best / (self.topology.chip.bf16_flops * self.topology.chips)
+        """Of training's FLOPs, over the whole step."""
+        return self.model_flops / self.seconds / (self.topology.chip.bf16_flops * self.topology.chips)
 
 
 def forecast(
@@ -112,7 +121,10 @@ def forecast(
     per_token = costs.train_flops_per_token(config.model, config.data.seq_len, convention=config.metrics.mfu)
     flops = sum(m.step_flops for m in costs.matmuls(config, sizes)) + attention.step_flops
     time, left_out = step_time(compute, sent, topology.slices), OPTIMIZERS[config.optimizer.name].left_out
-    return Forecast(time, sent, flops, per_token * tokens, tokens, topology, left_out)
+    samples = sampling(
+        config, topology.chip.usable_hbm_bytes, sizes, speed, attention_flops(config, topology, speed), own
+    )
+    return Forecast(time, sent, flops, per_token * tokens, tokens, topology, left_out, samples)
 
 
 def axis_links(

@@ -1,4 +1,4 @@
-"""HBM of a device predicted from the config alone: the state exactly, temporaries as the larger of two moments. No jax.
+"""HBM of a device predicted from the config alone: the state exactly, temporaries as the largest moment's. No jax.
 
 Two moments of a step can be its peak: the loss, when the last matrix and its gradient are whole on a device beside a
 chunk of logits; and the backward pass of a layer, when the layer's gathered weights and their gradients are. Both
@@ -9,7 +9,7 @@ activations. `tests/training/test_evaluation.py` compares the two programs.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from jaxscale import config as cfg
 from jaxscale.blueprint.described import blueprint
@@ -18,9 +18,11 @@ from jaxscale.blueprint.rules import count, rules_of, schedule
 from jaxscale.blueprint.table import SEQUENCE, Weight
 from jaxscale.predict import costs
 from jaxscale.predict.attention import heads_bytes, split_ways
+from jaxscale.predict.batch import batch_bytes
 from jaxscale.predict.costs import BYTES
 from jaxscale.predict.experts import exchange
 from jaxscale.predict.kept import held_bytes, is_of_experts, kept_bytes
+from jaxscale.predict.rollouts import reference_bytes, sampling_bytes
 from jaxscale.predict.timing import LANES
 
 SCRATCH = 5 / 16  # of an array that the SparseCore scatters over three torus dims (libtpu 0.0.52; over two none)
@@ -28,16 +30,20 @@ SCRATCH = 5 / 16  # of an array that the SparseCore scatters over three torus di
 
 @dataclass(frozen=True)
 class MemoryForecast:
-    """Bytes of one device: `state` by part (exact), what each moment needs on top, `host` for offloaded activations."""
+    """Bytes of one device: `state` by part (exact), what each moment needs on top, `host` for offloaded activations.
+
+    `sampling`: a moment of runs that train on samples of their model.
+    """
 
     state: dict[str, int]
     loss: dict[str, float]
     backward: dict[str, float]
     host: float
+    sampling: dict[str, float] = field(default_factory=dict)
 
     @property
     def temporaries(self) -> float:
-        return max(sum(self.loss.values()), sum(self.backward.values()))
+        return max(sum(moment.values()) for moment in (self.loss, self.backward, self.sampling))
 
     @property
     def peak(self) -> float:
@@ -53,7 +59,9 @@ def memory(
         documents: several documents a row, masked from each other; cuDNN's attention (`platform` gpu) takes that as a
             mask [B, 1, T, T] and copies it once, splash as numbers.
     """
-    state = costs.state_bytes(config, sizes) | {"batch": costs.batch_bytes(config, sizes, documents=documents)}
+    state = costs.state_bytes(config, sizes) | {"batch": batch_bytes(config, sizes, documents=documents)}
+    if kept := reference_bytes(config, sizes):
+        state["parameters of the reference"] = kept
     offloaded = [name for name, action in (costs.kept(config) or {}).items() if action == "offload"]
     host = sum(held_bytes(config, sizes, name) for name in offloaded)
     always = {
@@ -66,7 +74,8 @@ def memory(
     }
     moments = gpu_moments if platform == "gpu" else tpu_moments
     loss, backward = moments(config, sizes, float(state["parameters"]))
-    return MemoryForecast(state, always | loss, always | backward, host)
+    samples = sampling_bytes(config, sizes) if config.objective.samples else {}
+    return MemoryForecast(state, always | loss, always | backward, host, samples)
 
 
 Parts = dict[str, float]
@@ -152,7 +161,7 @@ def tpu_head(config: cfg.Config, sizes: Mapping[str, int]) -> Parts:
     """Of the loss: see `objectives.token_sums`. In chunks, the last matrix's gradient is added up in float32, or the
     logits' gradients of all tokens are kept, in the compute dtype; a chunk's logits are there once."""
     head, logits = head_bytes(config, sizes), logits_bytes(config, sizes)
-    if not chunked(config):
+    if not config.loss.in_chunks(config.data.seq_len):
         return {"last matrix and its gradient": (1 + trains_head(config)) * head, "logits": logits}
     width = BYTES[config.step.compute_dtype]
     parts = {
@@ -239,17 +248,13 @@ def gpu_head(config: cfg.Config, sizes: Mapping[str, int], output: float) -> tup
     last = {"the last layer's output": 3 * output}
     if not trains_head(config):
         return {"last matrix": head, "logits": logits} | last, {}
-    if chunked(config):
+    if config.loss.in_chunks(config.data.seq_len):
         early = {"gradients": 0.0, "logits": logits}  # the layers' gradients are not there yet
         summed = {"last matrix and its float32 gradient": head + head / BYTES[config.step.compute_dtype] * 4}
         return early | summed | last, {"last matrix's gradient": head}
     if gathered_weights(config, sizes):
         return {"last matrix": head, "logits": logits} | last, {"gradient of the logits": logits + output}
     return {"last matrix and its gradient": 2 * head, "logits": logits} | last, {}
-
-
-def chunked(config: cfg.Config) -> bool:
-    return config.loss.chunk is not None and config.loss.chunk < config.data.seq_len
 
 
 def head_pass(config: cfg.Config, sizes: Mapping[str, int]) -> Pass | None:
@@ -275,7 +280,7 @@ def gathered_weights(config: cfg.Config, sizes: Mapping[str, int]) -> bool:
 
 def logits_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> float:
     """Of a chunk (or of all tokens), float32."""
-    share = (config.loss.chunk or 0) / config.data.seq_len if chunked(config) else 1.0
+    share = (config.loss.chunk or 0) / config.data.seq_len if config.loss.in_chunks(config.data.seq_len) else 1.0
     return whole_logits(config, sizes) * share * 4
 
 

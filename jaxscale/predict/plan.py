@@ -39,7 +39,7 @@ class Choice:
 
     @property
     def binds(self) -> str:
-        """What is busy the longest (compute, HBM, a network), and its share of the step."""
+        """What is busy the longest in training (compute, HBM, a network), and its share of that."""
         time = self.forecast.time
         return f"{time.binds} {time.sums[time.binds] / time.best:.0%}"
 
@@ -122,7 +122,7 @@ class Search:
                 self.reasons[reason_of(error)] += 1
                 continue
             self.weigh(candidate, sizes, name)
-        self.choices.sort(key=lambda c: (c.forecast.time.best, c.memory.peak))
+        self.choices.sort(key=lambda c: (c.forecast.seconds, c.memory.peak))
 
     def weigh(self, candidate: cfg.Config, sizes: dict[str, int], name: str) -> None:
         candidate, needed = with_chunk(candidate, sizes, self.topology, documents=self.documents, held=self.held)
@@ -230,4 +230,4 @@ def spend(flops: float, choice: Choice) -> Budget:
     found = choice.forecast
     tokens = flops / found.model_flops * found.tokens
     steps = tokens / found.tokens
-    return Budget(flops, tokens, steps, steps * found.time.best / 86400, found.topology.chips)
+    return Budget(flops, tokens, steps, steps * found.seconds / 86400, found.topology.chips)

@@ -13,6 +13,9 @@ from typing import Any
 Event = dict[str, Any]
 PARTS = (
     "steps that counted",
+    "sampling",
+    "rewards",
+    "reference",
     "lost steps",
     "outer steps",
     "compile",
@@ -29,11 +32,17 @@ PART_OF = {
     "init": "init",
     "compile": "compile",
     "data wait": "data wait",
+    "rollout": "sampling",
+    "reward": "rewards",
+    "reference": "reference",
     "evaluation": "evaluation",
     "outer step": "outer steps",
     "checkpoint": "checkpoint blocking",
     "rollback": "restart",
 }
+OF_SAMPLES = ("sampling", "rewards", "reference")  # the work that makes the batches of a run that trains on samples
+USEFUL = ("steps that counted", *OF_SAMPLES)
+WAITED = ("data wait", *OF_SAMPLES)  # a step's wait for its batch holds these
 
 
 @dataclass(frozen=True)
@@ -41,9 +50,9 @@ class Goodput:
     """Seconds of wall time by what they went to; they sum to `wall_seconds`.
 
     Attributes:
-        seconds: of each of `PARTS`. A lost step was done again, by a later attempt or after a rollback. Waiting for
-            data is what the host saw: some of it may have been hidden behind the devices' work, so the share of steps
-            is not too high.
+        seconds: of each of `PARTS`. A lost step was done again, by a later attempt or after a rollback; what made its
+            samples is lost with it. Waiting for data is what the host saw: some of it may have been hidden behind the
+            devices' work, so the share of steps is not too high.
     """
 
     wall_seconds: float
@@ -54,8 +63,13 @@ class Goodput:
 
     @property
     def share(self) -> float:
-        """Of wall time, on steps that counted."""
-        return self.seconds["steps that counted"] / self.wall_seconds if self.wall_seconds else 0.0
+        """Of wall time, on steps that counted and on their samples."""
+        return sum(self.seconds[part] for part in USEFUL) / self.wall_seconds if self.wall_seconds else 0.0
+
+    @property
+    def samples(self) -> bool:
+        """Did the run train on samples of its own model?"""
+        return any(self.seconds[part] for part in OF_SAMPLES)
 
 
 def goodput(events: Sequence[Event]) -> Goodput | None:
@@ -109,7 +123,7 @@ def first_step(events: list[Event]) -> int | None:
 
 def spend(events: list[Event], redone_after: int | None, seconds: dict[str, float]) -> tuple[int, int]:
     """Add one attempt's time to `seconds`, and tell how many of its steps counted, and how many were lost."""
-    parts = stretches(events)
+    parts = stretches(events, redone_after)
     times = [e["time"] for e in events]
     free = sum(times[i + 1] - times[i] for i, part in enumerate(parts) if part is None)
     for i, part in enumerate(parts):
@@ -124,14 +138,14 @@ def spend(events: list[Event], redone_after: int | None, seconds: dict[str, floa
         taken = sum(
             times[j + 1] - max(times[j], begin) for j in range(last, i) if not parts[j] and times[j + 1] > begin
         )
-        apart = sum(times[j + 1] - times[j] for j in range(last, i) if parts[j] == "data wait")
+        apart = sum(times[j + 1] - times[j] for j in range(last, i) if parts[j] in WAITED)
         last, free = i, free - taken
         step = event.get("step")
         if redone_after is not None and isinstance(step, int) and step > redone_after:
             lost, seconds["lost steps"] = lost + 1, seconds["lost steps"] + taken
             continue
         waited = number(event.get("data_wait_seconds")) or 0.0
-        waited = min(taken, max(0.0, waited - apart))  # the first batch of an attempt has a stretch of its own
+        waited = min(taken, max(0.0, waited - apart))  # samples, and an attempt's first batch, have their own stretches
         seconds["data wait"] += waited
         seconds["steps that counted"] += taken - waited
         counted += 1
@@ -139,11 +153,18 @@ def spend(events: list[Event], redone_after: int | None, seconds: dict[str, floa
     return counted, lost
 
 
-def stretches(events: list[Event]) -> list[str | None]:
+def stretches(events: list[Event], redone_after: int | None = None) -> list[str | None]:
     """For each time between two events the part that it is spent in: the innermost that has started and not ended.
 
-    What has no end (the process was killed, the line is damaged) lasts until the next event.
+    What has no end (the process was killed, the line is damaged) lasts until the next event. Samples of a step beyond
+    `redone_after` are lost with it; their events have the number of the step before.
     """
+
+    def part_of(i: int) -> str:
+        part, step = PART_OF[str(events[i].get("event"))], events[i].get("step")
+        lost = part in OF_SAMPLES and redone_after is not None and isinstance(step, int) and step >= redone_after
+        return "lost steps" if lost else part
+
     waiting: list[tuple[str, int]] = []
     spans: list[tuple[int, int, str]] = []
     for i, event in enumerate(events):
@@ -154,8 +175,8 @@ def stretches(events: list[Event]) -> list[str | None]:
             waiting.append((name, i))
         elif phase == "end" and (begun := [w for w in waiting if w[0] == name]):
             waiting.remove(begun[-1])
-            spans.append((begun[-1][1], i, PART_OF[name]))
-    spans += [(i, i + 1, PART_OF[name]) for name, i in waiting if i + 1 < len(events)]
+            spans.append((begun[-1][1], i, part_of(begun[-1][1])))
+    spans += [(i, i + 1, part_of(i)) for _, i in waiting if i + 1 < len(events)]
     parts: list[str | None] = [None] * (len(events) - 1)
     for begin, end, part in sorted(spans, key=lambda span: (span[0], -span[1])):  # the outer ones first
         parts[begin:end] = [part] * (end - begin)

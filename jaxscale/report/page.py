@@ -16,6 +16,7 @@ from jaxscale.report.benchmarks import benchmark_sections, records_section
 from jaxscale.report.inputs import Inputs, ladder_source, law_source, record_source, run_source, tell_apart
 from jaxscale.report.ladders import ladder_sections
 from jaxscale.report.laws import laws_sections
+from jaxscale.report.learned import learned_sections
 from jaxscale.report.plots import Plot, Section, Source
 from jaxscale.report.runs import runs_section
 
@@ -46,7 +47,7 @@ def make_page(inputs: Inputs) -> Page:
     first = len(inputs.runs)
     items = [(first + i, names[first + i], record) for i, (_, record) in enumerate(inputs.records)]
     sections = [runs_section(inputs.runs, names[:first])] if inputs.runs else []
-    sections += benchmark_sections(items)
+    sections += learned_sections(inputs.runs, names[:first]) + benchmark_sections(items)
     after = first + len(items)
     sections += ladder_sections([(after + i, names[after + i], ladder) for i, (_, ladder) in enumerate(inputs.ladders)])
     after += len(inputs.ladders)

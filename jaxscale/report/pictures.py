@@ -6,6 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from jaxscale.report.learned import OF_LOSSES
 from jaxscale.report.page import Page
 from jaxscale.report.plots import Axis, Plot, Series
 
@@ -174,7 +175,7 @@ def units(axis: Any, about: Axis) -> None:
         axis.set_major_formatter(PercentFormatter(1.0))
     elif about.unit == "bytes":
         axis.set_major_formatter(FuncFormatter(lambda value, _: binary(value)))
-    elif about.unit and about.unit != "nats a token":
+    elif about.unit and about.unit not in OF_LOSSES:
         axis.set_major_formatter(EngFormatter(sep=" "))
     elif about.log:
         axis.set_major_formatter(StrMethodFormatter("{x:g}"))

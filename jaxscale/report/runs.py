@@ -1,16 +1,13 @@
 """Runs -> loss, throughput, MFU, memory and goodput, over steps, tokens or time."""
 
 import statistics
-from typing import Any
 
-from jaxscale.report.goodput import PARTS, Goodput, goodput
+from jaxscale.report.goodput import OF_SAMPLES, PARTS, Goodput, goodput
 from jaxscale.report.inputs import Run, mapping, part, peak_of
-from jaxscale.report.plots import Axis, Cell, Number, Plot, Section, Series, Table, finite, thinned
+from jaxscale.report.learned import LABELS, learned_cells, learned_columns, samples_of, unit_of
+from jaxscale.report.plots import Axis, Cell, Number, Plot, Section, Series, Table, finite
+from jaxscale.report.steps import X, figure, over_steps, series_of, tokens_per_step
 
-STEP, TOKENS = Axis("step", "step"), Axis("tokens", "tokens seen")
-SECONDS = Axis("seconds", "wall time with restarts", "s")
-X = [STEP, TOKENS, SECONDS]
-LOSS = Axis("loss", "loss", "nats a token")
 SPEED = [
     Axis("tokens_per_second", "tokens a second, median of 50 steps", "tokens/s", zero=True),
     Axis("step_seconds", "seconds of the step", "s", zero=True),
@@ -31,7 +28,7 @@ def runs_section(runs: list[Run], names: list[str]) -> Section:
     spent = [goodput(run.events) for run in runs]
     section = Section("runs", "Runs", tables=[summary(runs, names, spent)])
     plots = [
-        loss_plot(runs, names),
+        *loss_plots(runs, names),
         over_steps("throughput", "Throughput", SPEED, runs, names),
         over_steps("mfu", "MFU", MFU, runs, names, about=[about_mfu(r, n) for r, n in zip(runs, names, strict=True)]),
         over_steps("memory", "Memory", MEMORY, runs, names),
@@ -58,62 +55,24 @@ def runs_section(runs: list[Run], names: list[str]) -> Section:
 # --- over steps -----------------------------------------------------------------------------------------------
 
 
-def loss_plot(runs: list[Run], names: list[str]) -> Plot:
-    plot = Plot("loss", "Loss", "lines", x=X, y=[LOSS], smooth=True)
-    for i, run in enumerate(runs):
-        training = along(run, "train", ["loss"])
-        if any(v is not None for v in training["loss"]):
-            name = "training" if len(runs) == 1 else f"{names[i]}, training"
-            plot.series.append(thinned(Series(name, i, training, color=i, marker=i), ["loss"]))
-        validation = along(run, "validation", ["loss"])
-        if any(v is not None for v in validation["loss"]):
-            name = "validation" if len(runs) == 1 else f"{names[i]}, validation"
-            series = Series(name, i, validation, color=i, marker=i, line="dashed", marks=True)
-            plot.series.append(thinned(series, ["loss"]))
-    return plot
-
-
-def over_steps(
-    id: str, title: str, axes: list[Axis], runs: list[Run], names: list[str], about: list[str] | None = None
-) -> Plot:
-    """A series a run, of the axes that any of them has."""
-    columns = [along(run, "train", [a.key for a in axes]) for run in runs]
-    there = [a for a in axes if any(v is not None for c in columns for v in c[a.key])]
-    plot = Plot(id, title, "lines", x=X, y=there, smooth=True, about=[text for text in about or [] if text])
-    for i, found in enumerate(columns):
-        if any(v is not None for a in there for v in found[a.key]):
-            kept = {k: found[k] for k in [a.key for a in [*X, *there]]}
-            plot.series.append(thinned(Series(names[i], i, kept, color=i, marker=i), [a.key for a in there]))
-    return plot
-
-
-def along(run: Run, kind: str, keys: list[str]) -> dict[str, list[Number]]:
-    """The columns of X and of `keys` for the run's records of that kind."""
-    records = [r for r in run.metrics if r["kind"] == kind]
-    tokens = tokens_per_step(run)
-    start = began(run)
-    columns: dict[str, list[Number]] = {
-        "step": [finite(r["step"]) for r in records],
-        "tokens": [None if tokens is None else finite(r["step"] * tokens) for r in records],
-        "seconds": [None if (t := finite(r.get("time"))) is None else round(t - start, 3) for r in records],
-    }
-    return columns | {key: [figure(r, key) for r in records] for key in keys}
-
-
-def figure(record: dict[str, Any], key: str) -> Number:
-    """A record's figure; a share of the peak above 1 cannot be, and is none."""
-    value = finite(record.get(key))
-    return None if key == "mfu" and value is not None and value > 1 else value
-
-
-def tokens_per_step(run: Run) -> Number:
-    rows, length = part(run.config, "data", "batch_size"), part(run.config, "data", "seq_len")
-    return finite(rows * length) if isinstance(rows, int) and isinstance(length, int) else None
-
-
-def began(run: Run) -> float:
-    """Unix seconds of the first thing that is known of it."""
-    return min((t for r in [*run.events[:1], *run.metrics] if (t := finite(r.get("time"))) is not None), default=0.0)
+def loss_plots(runs: list[Run], names: list[str]) -> list[Plot]:
+    """A plot for each unit of the loss: numbers of different units have no axis in common."""
+    units = list(dict.fromkeys(unit_of(run) for run in runs))
+    plots = []
+    for unit in units:
+        title = "Loss" if len(units) == 1 else f"Loss, {unit}"
+        id_ = "loss" if unit == units[0] else f"loss-{unit.replace(' ', '-')}"
+        plot = Plot(id_, title, "lines", x=X, y=[Axis("loss", "loss", unit)], smooth=True)
+        for i, run in enumerate(runs):
+            if unit_of(run) == unit:
+                said = "" if len(runs) == 1 else f"{names[i]}, "
+                plot.series += series_of(run, "train", "loss", "loss", f"{said}training", i, color=i)
+                validation = f"{said}validation"
+                plot.series += series_of(
+                    run, "validation", "loss", "loss", validation, i, color=i, line="dashed", marks=True
+                )
+        plots.append(plot)
+    return plots
 
 
 ROUTERS = {
@@ -130,7 +89,9 @@ def other_axes(runs: list[Run]) -> list[Axis]:
     """What else the records hold, in the order of its first being seen."""
     keys = {k: None for run in runs for r in run.metrics if r["kind"] == "train" for k in r if k not in NAMED}
     first = [k for k in ("grad_norm", "learning_rate") if k in keys]
-    names = {"grad_norm": "gradient norm, before clipping", "z": "log of the softmax's sum, squared (z)"} | ROUTERS
+    names = (
+        {"grad_norm": "gradient norm, before clipping", "z": "log of the softmax's sum, squared (z)"} | ROUTERS | LABELS
+    )
     return [Axis(k, names.get(k, k.replace("_", " "))) for k in [*first, *(k for k in keys if k not in first)]]
 
 
@@ -151,16 +112,19 @@ def about_mfu(run: Run, name: str) -> str:
 def goodput_plot(names: list[str], spent: list[Goodput | None]) -> Plot:
     axes = [Axis("share", "share of wall time", "share"), Axis("seconds", "wall time", "s")]
     plot = Plot("goodput", "Goodput: where the wall time went", "stack", y=axes)
+    sampled = any(found and found.samples for found in spent)
+    parts = [p for p in PARTS if sampled or p not in OF_SAMPLES]
     for i, found in enumerate(spent):
         if found is None or not found.wall_seconds:
             continue
-        seconds: list[Number] = [found.seconds[p] for p in PARTS]
-        shares: list[Number] = [found.seconds[p] / found.wall_seconds for p in PARTS]
+        seconds: list[Number] = [found.seconds[p] for p in parts]
+        shares: list[Number] = [found.seconds[p] / found.wall_seconds for p in parts]
         columns = {"share": shares, "seconds": seconds}
-        plot.series.append(Series(names[i], i, columns, color=i, labels=list(PARTS)))
+        plot.series.append(Series(names[i], i, columns, color=i, labels=parts))
         attempts = f"{found.attempts} attempt{'s' * (found.attempts != 1)}"
+        on = "steps that counted and their samples" if found.samples else "steps that counted"
         plot.about.append(
-            f"{names[i]}: {found.share:.1%} of {found.wall_seconds:,.1f} s on steps that counted; "
+            f"{names[i]}: {found.share:.1%} of {found.wall_seconds:,.1f} s on {on}; "
             f"{found.steps_counted} of them, {found.steps_lost} lost and done again, {attempts}."
         )
     if plot.series:
@@ -170,28 +134,33 @@ def goodput_plot(names: list[str], spent: list[Goodput | None]) -> Plot:
 
 def summary(runs: list[Run], names: list[str], spent: list[Goodput | None]) -> Table:
     columns = ["run", "last step", "training loss", "validation loss", "tokens/s", "step time", "MFU", "peak memory"]
-    columns += ["on steps that counted", "attempts", "steps lost", "device"]
-    rows = [summary_row(*about) for about in zip(runs, names, spent, strict=True)]
+    learned = learned_columns(runs)
+    columns += ["on steps that counted", "attempts", "steps lost", *learned, "device"]
+    rows = [summary_row(*about, learned) for about in zip(runs, names, spent, strict=True)]
     return Table("The runs in figures", columns, rows, list(range(len(runs))))
 
 
-def summary_row(run: Run, name: str, found: Goodput | None) -> list[str | int | float | Cell | None]:
+def summary_row(
+    run: Run, name: str, found: Goodput | None, learned: list[str]
+) -> list[str | int | float | Cell | None]:
     def last(kind: str, key: str) -> Number:
         return next(
             (v for r in reversed(run.metrics) if r["kind"] == kind and (v := finite(r.get(key))) is not None), None
         )
 
-    def middle(key: str) -> Number:
-        values = [v for r in run.metrics if r["kind"] == "train" and (v := figure(r, key)) is not None]
-        return statistics.median(values) if values else None
+    def middle(*keys: str) -> Number:
+        found = [[figure(r, key) for key in keys] for r in run.metrics if r["kind"] == "train"]
+        sums = [sum(v for v in values if v is not None) for values in found if values[0] is not None]
+        return statistics.median(sums) if sums else None
 
-    seconds, tokens = middle("step_seconds"), tokens_per_step(run)
+    # the wait of a run that trains on samples is their making, a part of its step
+    seconds, tokens = middle("step_seconds", *(["data_wait_seconds"] if samples_of(run) else [])), tokens_per_step(run)
     devices = mapping(run.environment, "devices")
     return [
         name,
         max((r["step"] for r in run.metrics), default=None),
-        Cell(last("train", "loss"), "nats a token"),
-        Cell(last("validation", "loss"), "nats a token"),
+        Cell(last("train", "loss"), unit_of(run)),
+        Cell(last("validation", "loss"), unit_of(run)),
         Cell(tokens / seconds if tokens and seconds else middle("tokens_per_second"), "tokens/s"),
         Cell(seconds, "s"),
         Cell(middle("mfu"), "share"),
@@ -199,5 +168,6 @@ def summary_row(run: Run, name: str, found: Goodput | None) -> list[str | int | 
         Cell(found.share if found else None, "share"),
         found.attempts if found else None,
         found.steps_lost if found else None,
+        *learned_cells(run, learned),
         f"{devices['count']} x {devices['kind']}" if {"count", "kind"} <= devices.keys() else None,
     ]

@@ -81,6 +81,11 @@ class RolloutFeed:
         self.wait_seconds = time.perf_counter() - start
         return batch
 
+    @property
+    def ahead(self) -> bool:
+        """Is the next step's round there already? A new one is sampled by the model of the step before."""
+        return self.round is not None and self.round.number == (self.step + self.skipped) // self.own.updates
+
     def close(self) -> None:
         """Nothing is read ahead."""
 

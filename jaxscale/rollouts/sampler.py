@@ -3,7 +3,6 @@
 It takes the parameters as they lie, a trainer's own arrays too, and keeps none of them.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,23 +14,23 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxscale import config as cfg
-from jaxscale.blueprint.rules import Rules
-from jaxscale.parallel.sharding import on_devices, on_mesh
-from jaxscale.rollouts.choose import Dials, Way
-from jaxscale.rollouts.layouts import (
+from jaxscale.blueprint.decoding import (
     Need,
-    bytes_of,
+    bucket,
     decode_rules,
-    device_memory,
     gathered_rules,
+    logits_bytes,
     multiplied,
     whole_rows,
 )
+from jaxscale.blueprint.rules import Rules
+from jaxscale.parallel.sharding import on_devices, on_mesh
+from jaxscale.rollouts.choose import Dials, Way
+from jaxscale.rollouts.layouts import bytes_of, device_memory
 from jaxscale.rollouts.loop import Outputs, decode_loop
 from jaxscale.training.step import abstract_model, decoder
 
 PyTree = Any
-SHORTEST = 16  # tokens of the smallest bucket
 
 
 class Sampled(NamedTuple):
@@ -179,7 +178,7 @@ class Sampler:
             cache = jax.eval_shape(lambda: model.empty_cache(shape.rows, length))
             cache_bytes = bytes_of(on_devices(cache))
         own = shape.rows // (whole_rows(self.rules, self.mesh.shape, 1))
-        logits = 4 * 4 * own * self.config.model.padded_vocab_size  # as they come, gathered, truncated, with noise
+        logits = logits_bytes(own, self.config.model.padded_vocab_size)
         return Need(self.held_bytes, bytes_of(self.gathered), cache_bytes, logits)
 
 
@@ -191,14 +190,6 @@ def cast(abstract: PyTree, names: frozenset[str], dtype: str) -> PyTree:
         return jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype) if narrow else x.dtype, sharding=x.sharding)
 
     return jax.tree_util.tree_map_with_path(one, abstract)
-
-
-def bucket(length: int) -> int:
-    """The length that prompts of this one are padded to: a power of two up to 128, then four steps a doubling."""
-    if length <= 128:
-        return max(SHORTEST, 2 ** math.ceil(math.log2(length)))
-    step = 2 ** (math.ceil(math.log2(length)) - 3)
-    return math.ceil(length / step) * step
 
 
 def pad_prompts(prompts: Sequence[Sequence[int]], length: int) -> tuple[np.ndarray, np.ndarray]:

@@ -58,7 +58,7 @@ def seconds_of(rung: Rung, topology: Topology) -> tuple[float, str]:
             "another topology, or a smaller rung"
         )
     best = found.choices[0]
-    return rung.config.steps * best.forecast.time.best, mesh_text(best.mesh)
+    return rung.config.steps * best.forecast.seconds, mesh_text(best.mesh)
 
 
 def target_flops(ladder: Ladder) -> float | None:

@@ -90,7 +90,7 @@ def optimum(request: Request, flops: float) -> Optimum:
     choice = fastest(request, shaped) if request.topology else None
     N = size_of(shaped, request.law.counts)
     loss, accuracy = said(request.law, Point(N, D, flops))
-    seconds = choice.forecast.time.best * flops / choice.forecast.model_flops if choice else None
+    seconds = choice.forecast.seconds * flops / choice.forecast.model_flops if choice else None
     return Optimum(
         flops=flops,
         size=size,

@@ -9,6 +9,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from jaxscale import config as cfg
+from jaxscale.blueprint.decoding import decode_rules, whole_rows
 from jaxscale.blueprint.rules import axes_text, schedule, split_by
 from jaxscale.checkpoint.checkpointer import Checkpointer, Say
 from jaxscale.checkpoint.identity import config_differences
@@ -22,7 +23,6 @@ from jaxscale.files.reading import parse_json
 from jaxscale.parallel.mesh import make_mesh, start_devices
 from jaxscale.parallel.sharding import fit_rules, make_rules, on_mesh
 from jaxscale.rollouts.choose import row_keys
-from jaxscale.rollouts.layouts import decode_rules, whole_rows
 from jaxscale.rollouts.sampler import Sampler
 from jaxscale.serving.chat import Manner, as_chat, as_documents
 from jaxscale.training.average import average

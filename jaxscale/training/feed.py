@@ -80,9 +80,18 @@ def rows_needed(
 
 
 class Batches(Protocol):
-    """Batches of consecutive steps, as the trainer takes them. `wait_seconds` is what the last one cost the host."""
+    """Batches of consecutive steps, as the trainer takes them.
+
+    Attributes:
+        wait_seconds: what the last one cost the host.
+    """
 
     wait_seconds: float
+
+    @property
+    def ahead(self) -> bool:
+        """Can the next one be made while the step before it runs?"""
+        ...
 
     def take(self, state: Any) -> Batch:
         """The next batch, for a step on this state."""
@@ -106,6 +115,8 @@ def place_rows(
 
 class Feed:
     """Batches of consecutive steps, on the mesh. `wait_seconds` is what the last `next` waited for data."""
+
+    ahead = True
 
     def __init__(self, source: RowSource, config: cfg.Config, sharding: jax.sharding.Sharding, *, start_step: int = 0,
                  microbatches: int = 1, stop_step: int | None = None, shuffle: bool = True,

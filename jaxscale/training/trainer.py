@@ -27,7 +27,7 @@ from jaxscale.rollouts.opening import Feeds, FeedSource
 from jaxscale.rollouts.worth import Judges
 from jaxscale.training.build import build_on, mesh_and_rules
 from jaxscale.training.changes import told_of_changes
-from jaxscale.training.evaluation import Measurer, open_measurers, referenced
+from jaxscale.training.evaluation import Measurer, open_measurers, with_references
 from jaxscale.training.events import Events
 from jaxscale.training.executable import load_executable
 from jaxscale.training.feed import Batches, has_documents, open_run_tokenizer, open_source
@@ -119,9 +119,8 @@ def train(
             try:
                 checkpointer = open_checkpoints(config)
                 run = Run(config, program, checkpointer, about, watcher, monitor, mesh, events)
-                references = References(config, program, mesh)
-                rows = references.added(rows, "train", watcher.say)
-                measurers = referenced(measurers, references, watcher.say)
+                references = References(config, program, mesh, watcher.say)
+                rows, measurers = with_references(references, rows, measurers)
                 state = run.resume() or initial_state(config, program, watcher.say)
                 owner.sign()  # a run that is refused has changed nothing; from here on it writes
                 checkpointer.write(config.checkpoint)
@@ -145,11 +144,9 @@ def train(
     if monitor.signal and int(state.step) < config.steps:
         where = f"step {int(state.step)}; the same command resumes from there ({config.out_dir})"
         raise Stopped(f"stopped after {where}", monitor.signal)
-    last = run.losses[max(run.losses)] if run.losses else None
-    speed, peak = run.meter.speed(), run.meter.peak
-    return Result(
-        int(state.step), last, run.validation_loss, speed, peak, config.out_dir, mesh, rules, program, state, run.losses
-    )
+    speed, last = run.meter.speed(), run.losses[max(run.losses)] if run.losses else None
+    found = speed, run.meter.peak, config.out_dir, mesh, rules, program, state, run.losses
+    return Result(int(state.step), last, run.validation_loss, *found)
 
 
 class Run:
@@ -159,17 +156,8 @@ class Run:
     writer: MetricsWriter
     guard: Guard
 
-    def __init__(
-        self,
-        config: cfg.Config,
-        program: Program,
-        checkpointer: Checkpointer,
-        about_data: dict[str, Any],
-        watcher: Watcher,
-        monitor: Monitor,
-        mesh: Mesh,
-        events: Events,
-    ):
+    def __init__(self, config: cfg.Config, program: Program, checkpointer: Checkpointer, about_data: dict[str, Any],
+                 watcher: Watcher, monitor: Monitor, mesh: Mesh, events: Events):  # fmt: skip
         self.config, self.program, self.checkpointer, self.monitor = config, program, checkpointer, monitor
         self.about_data, self.watcher, self.mesh, self.events = about_data, watcher, mesh, events
         self.losses: dict[int, float] = {}
@@ -257,10 +245,12 @@ class Run:
                 before.look()
             if not self.monitor.may_start(step):  # a signal: all processes stop after the same step
                 break
-            if due(step, config.guard.recompute_every):
-                if before:
-                    self.read(before)
-                before, batch = None, batch or self.wait_for(feed, step, state)
+            again = due(step, config.guard.recompute_every)
+            if before and (again or not (batch or feed.ahead)):  # sampling waits for the step: each has its own time
+                self.read(before)
+                before = None
+            if again:
+                batch = batch or self.wait_for(feed, step, state)
                 with self.events.during("recompute", step):
                     self.guard.recompute(step, state, batch)
             batch = batch or feed.take(state)  # while the devices work on the step before

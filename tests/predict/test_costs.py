@@ -14,6 +14,7 @@ from jaxscale.compiled.hlo import parse
 from jaxscale.compiled.work import matmuls
 from jaxscale.optimizers import OPTIMIZERS
 from jaxscale.predict import costs
+from jaxscale.predict.batch import batch_bytes
 from jaxscale.predict.traffic import outer_traffic, traffic
 
 MESHES = [{"data": 8}, {"fsdp": 8}, {"tensor": 8}, {"data": 2, "fsdp": 4}, {"data": 2, "fsdp": 2, "tensor": 2}]
@@ -42,7 +43,7 @@ def test_state_and_batch_bytes_are_the_abstract_tree_s(mesh, model, optimizer):
     assert found["averaged parameters"] == device_bytes(state.ema)
     assert found["losses' statistics"] == device_bytes(state.losses)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), setup.batch)
-    assert costs.batch_bytes(config, sizes, documents=True) == device_bytes(shapes)
+    assert batch_bytes(config, sizes, documents=True) == device_bytes(shapes)
 
 
 def test_an_overridden_rule_reaches_the_state_s_bytes():
@@ -127,7 +128,7 @@ def test_replicas_send_and_hold_what_their_programs_do(mesh):
     parts = {"parameters": state.params, "optimizer state": state.opt_state, "losses' statistics": state.losses}
     parts |= {"outer parameters and momentum": state.outer}
     assert {name: found[name] for name in parts} == {name: device_bytes(tree) for name, tree in parts.items()}
-    assert costs.batch_bytes(config, sizes, documents=True) == device_bytes(setup.batch)
+    assert batch_bytes(config, sizes, documents=True) == device_bytes(setup.batch)
     with setup.context():
         hlo = setup.program.outer.lower(state).compile().as_text()
     sent = [c for c in collectives(parse(hlo), sizes) if "replica" in c.axes]

@@ -147,3 +147,47 @@ def test_parts_sum_to_the_wall_whatever_the_events(seed):
     found = goodput(events)
     assert sum(found.seconds.values()) == pytest.approx(found.wall_seconds, abs=1e-4)
     assert min(found.seconds.values()) >= 0
+
+
+# --- runs that train on samples -------------------------------------------------------------------------------
+
+
+def sampled(number, start, attempt=1, reference=0.0):
+    """A round of 2 s and its rewards of .5 s before step `number`, which takes 1 s: as the trainer writes them."""
+    spans = [("rollout", 2.0), ("reward", 0.5), *([("reference", reference)] if reference else [])]
+    events, time = [], start
+    for name, seconds in spans:
+        events += [
+            event(name, "start", time, attempt, number - 1),
+            event(name, "end", time + seconds, attempt, number - 1),
+        ]
+        time += seconds
+    return [*events, step(number, time + 1.25, attempt, wait=time - start + 0.25, seconds=1.25)], time + 1.25
+
+
+def test_samples_and_their_rewards_are_parts_and_count():
+    """The wait of a step holds its samples: only the rest of it (.25 s) is waiting for data."""
+    first, end = sampled(1, 10.0, reference=1.0)
+    waited = [event("data wait", "start", 9.5, step=0), *first[:-1], event("data wait", "end", 13.75, step=0)]
+    second, last = sampled(2, end, reference=1.0)
+    found = goodput([event("run", "start", 9.5), *waited, first[-1], *second])
+    assert spent(found) == {
+        "steps that counted": 2.0, "sampling": 4.0, "rewards": 1.0, "reference": 2.0, "data wait": 1.0
+    }  # fmt: skip
+    assert found.share == pytest.approx(9.0 / found.wall_seconds)
+    assert found.samples
+    assert found.wall_seconds == pytest.approx(last - 9.5)
+    assert not goodput(STRAIGHT).samples
+
+
+def test_samples_of_lost_steps_are_lost():
+    """Step 2 is done and step 3 sampled when the run is killed; it goes on from step 1."""
+    one, end = sampled(1, 0.0)
+    two, end = sampled(2, end)
+    three, _ = sampled(3, end)
+    again, _ = sampled(2, 20.0, attempt=2)
+    events = [*one, *two, *three[:-1], event("run", "start", 20.0, 2, 1), *again]
+    found = goodput(events)
+    assert (found.steps_counted, found.steps_lost) == (2, 1)
+    assert spent(found)["sampling"] == 4.0
+    assert spent(found)["lost steps"] == pytest.approx(2 * 2.5 + 1.25)

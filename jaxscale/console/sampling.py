@@ -1,0 +1,46 @@
+"""What is said of a run's samples where a step is predicted: seconds, what decoding waits for, memory."""
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
+
+from jaxscale import config as cfg
+from jaxscale.hardware.chips import GIB
+from jaxscale.predict.rollouts import Sampling
+
+WAITS = {
+    "compute": "FLOPs",
+    "HBM": "reading weights and cache from HBM",
+    "weights": "gathering the weights",
+    "collectives": "collectives of its activations",
+}
+
+
+def sampling_lines(config: cfg.Config, found: Sampling | None, training: float) -> Iterable[str]:
+    """Of one way to run; nothing where it does not sample. `training`: seconds of the rest of a step."""
+    if found is None:
+        return
+    parts = {"prompts": found.prefill, "decoding": found.decode, "reference": found.reference}
+    parts |= {"gathering the weights": found.gather}
+    told = ", ".join(f"{name} {seconds:.3g}" for name, seconds in parts.items() if seconds)
+    yield (
+        f"samples of a step, predicted: at least {found.seconds:.3g} s ({told}) beside {training:.3g} s of training; "
+        f"decoding is {found.share_of_decode(training):.0%} of the whole step"
+    )
+    yield (
+        f"a token of decoding waits most for {WAITS[found.binds]}; {found.rows:,} rows a device, samples of "
+        f"{found.tokens:,} tokens, prompts padded to {found.prompt:,} ({found.prompt_from})"
+    )
+    need = found.need
+    how = "once a round" if found.gathered else "for each token, as they do not fit whole"
+    yield f"weights are gathered {how}: {need.weights / GIB:,.2f} GiB of them, {need.cache / GIB:,.2f} of cache"
+    if config.objective.reward and ":" not in config.objective.reward:
+        yield f"not counted: {config.objective.reward}, the reward model, in memory and in seconds"
+
+
+def sampling_values(found: Sampling | None, training: float) -> dict[str, Any] | None:
+    """For `--json`; seconds are predicted."""
+    if found is None:
+        return None
+    more = {"seconds": found.seconds, "share_of_decode": found.share_of_decode(training)}
+    return {"basis": "predicted"} | asdict(found) | more
