@@ -70,7 +70,8 @@ def refused(path, *overrides: str) -> str:
 
 def test_the_shipped_configs_are_the_promised_ones():
     long = {"llama3.1-8b-64k", "llama3.1-8b-128k", "llama3.1-8b-1m"}
-    assert {p.stem for p in RUNS} == {*PUBLISHED, *long, "quickstart", "quickstart-experts"}
+    learned = {"llama3.1-8b-dpo", "llama3.1-8b-grpo"}
+    assert {p.stem for p in RUNS} == {*PUBLISHED, *long, *learned, "quickstart", "quickstart-experts"}
     assert {p.stem for p in MODELS} == {*PUBLISHED, *MODELS_ALONE}
 
 
