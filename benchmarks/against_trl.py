@@ -1,14 +1,14 @@
 """Steps of SFT and DPO beside TRL's on torch, on a CPU: ratio of tokens/s, with its spread.
 
     python3.11 -m venv /tmp/trl
-    /tmp/trl/bin/pip install torch==2.13.0 trl==1.16.0 transformers==5.24.0 accelerate==1.15.0 datasets==5.2.0
+    /tmp/trl/bin/pip install -e '.[trl]'    # torch 2.13.0, trl 1.16.0, transformers 5.24.0, accelerate, datasets
     python benchmarks/against_trl.py --torch-python /tmp/trl/bin/python      # from the repository's root; two minutes
 
 TRL's side is `training_step` of its trainers and their AdamW, ours the trainer's own step. Both begin with the same
 weights, in float32, with the same texts, equally long, so that neither side pads; DPO's reference is computed before.
 Nothing is timed unless the losses of the first steps agree. Each lives in a process of its own, and they take turns.
 Torch keeps its heap, as jaxscale does, and on any CPU takes its BLAS's fast kernels; its threads sleep
-where they wait, as two that spin take eight times as long where others use the cores. On a busy machine the CPU seconds
+where they wait, as two that spin take four times as long where others use the cores. On a busy machine the CPU seconds
 say more than the clock.
 """
 

@@ -409,7 +409,7 @@ def corpus(directory: Path) -> dict[str, Path]:
 
 PREPARE = [
     (["--text", "nowhere"], "'nowhere' names no file"),
-    ([], "0 sources given; give exactly one of --text, --jsonl, --parquet, --stdlib"),
+    ([], "0 sources given; give exactly one of --text, --jsonl, --parquet, --chat, --pairs, --prompts, --stdlib"),
     (["--stdlib", "--text", "{text}"], "2 sources given"),
     (["--text", "{latin}"], "latin is not UTF-8 at byte 3"),
     (["--jsonl", "{jsonl}"], "jsonl:2"),
@@ -424,6 +424,14 @@ PREPARE = [
     (["--text", "{text}", "--validation-fraction", "-0.1"], "validation_fraction -0.1 is not in [0, 1)"),
     (["--text", "{text}", "--validation-fraction", "nan"], "validation_fraction nan is not in [0, 1)"),
     (["--text", "{text}", "--shard-tokens", "0"], "shard_tokens 0 is not positive"),
+    (["--text", "{text}", "--template", "chatml"], "--template is of conversations; give --chat"),
+    (["--chat", "{jsonl}"], "jsonl:1: a record of conversations has messages, or prompt and completion"),
+    (["--pairs", "{jsonl}"], "jsonl:1: a record of pairs has chosen and rejected"),
+    (["--prompts", "{broken}"], "broken:1: a record of prompts has prompt; this one has 'text'"),
+    (["--chat", "{jsonl}", "--template", "alpaca"], "template 'alpaca' is not one of chatml, llama3, qwen3, plain"),
+    (["--chat", "{jsonl}", "--template", "own"], "byte has no template of its own"),
+    (["--chat", "{jsonl}", "--validation-tail", "0.1"], "--validation-tail is of text"),
+    (["--chat", "{jsonl}", "--validation-text", "{text}"], "--validation-text is of text"),
     (["--text", "{text}", "--shard-tokens", "many"], "Invalid value for '--shard-tokens'"),
 ]
 

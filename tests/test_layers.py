@@ -50,7 +50,10 @@ BELOW = {
         "interop", "rollouts",
     },
     # samples with a model of training's, and is called by it: no file is in a circle
-    "rollouts": {"files", "hardware", "config", "blueprint", "parallel", "training", "flag"},
+    "rollouts": {
+        "files", "hardware", "config", "blueprint", "parallel", "training", "data", "index", "objectives", "checkpoint",
+        "cluster", "flag",
+    },
     "flag": set(),
     "serving": {"abilities", "measuring", "files", "index", "data", "config", "blueprint", "parallel", "checkpoint",
                 "training", "interop", "cluster", "rollouts"},
@@ -122,7 +125,7 @@ ROOMS_WITHOUT_JAX = (
 NO_JAX = [f for f in FILES if f.startswith(ROOMS_WITHOUT_JAX) and not f.startswith(WITH_JAX_ALLOWED)] + [
     "bench/record.py", "bench/compare.py", "bench/sweep.py", "cluster/codes.py", "cluster/local.py",
     "cluster/launch.py", "checkpoint/inventory.py", "library/views.py", "library/predictions.py",
-    "serving/evaluated.py", "rollouts/flag.py",
+    "serving/evaluated.py", "rollouts/flag.py", "serving/prompts.py", "rollouts/rewards.py", "rollouts/estimates.py",
 ]  # fmt: skip
 
 
@@ -211,14 +214,14 @@ def test_the_core_stays_short_enough_to_read():
     Kernels are a room of their own, of attention and grouped matmuls: the core calls them by a few names, and they are
     counted beside it. Grouped matmuls have one for each platform, as none of XLA's is right on all of them. About 500
     lines are the families of published models (`config.families`, `config.published`), which a config may begin from,
-    and 600 the objectives beside the next token's.
+    650 the objectives beside the next token's, and 170 decode with a cache: methods of the modules that a step trains.
     """
     every = {f: len(FILES[f].read_text().splitlines()) for f in core()}
     kernels = {f: n for f, n in every.items() if f.startswith("kernels/")}
     assert sum(kernels.values()) < 1150, kernels
     lines = {f: n for f, n in every.items() if f not in kernels}
     assert {"config/sections.py", "parallel/sharding.py", "models/transformer.py", "blueprint/decoder.py"} <= set(lines)
-    assert sum(lines.values()) < 10_250, lines
+    assert sum(lines.values()) < 10_400, lines
 
 
 def test_one_place_makes_a_program_of_a_config():

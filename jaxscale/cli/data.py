@@ -16,46 +16,44 @@ app = typer.Typer(
 )
 
 
+# the options of `prepare`
+Files = list[str] | None
+Text = Annotated[Files, typer.Option(help="Text file, folder, glob or URL; a file is a document.")]
+Lines = Annotated[Files, typer.Option(help="JSON lines; a line is a document.")]
+Field = Annotated[str, typer.Option(help="With --jsonl: the field that holds the text.")]
+Tables = Annotated[Files, typer.Option(help="Parquet files; a row is a document.")]
+Column = Annotated[str, typer.Option(help="With --parquet: the column that holds the text.")]
+Chat = Annotated[Files, typer.Option(help="Conversations (JSON lines, Parquet): messages, or prompt and completion.")]
+Pairs = Annotated[Files, typer.Option(help="Preference pairs, likewise: chosen and rejected, with prompt or without.")]
+Prompts = Annotated[Files, typer.Option(help="Prompts to sample answers to, likewise; other columns are kept.")]
+TEMPLATES = "Of --chat, --pairs, --prompts: chatml, llama3, qwen3, plain, or own (the tokenizer's)."
+Stdlib = Annotated[bool, typer.Option("--stdlib", help="This Python's standard library, which is always there.")]
+TOKENIZERS = "byte, char, bpe:N (trained on the text), a tokenizer.json or a directory with one."
+BY_NAME = "Share of the documents held out, by their names; by default .01."
+TAIL = "Instead: hold out this share of each document, its end."
+TEXT_HELD_OUT = "Instead: text files that are the validation split."
+LINES_HELD_OUT = "Instead: JSON lines that are it."
+
+
 @app.command()
 def prepare(
     out: Annotated[Path, typer.Option(help="The dataset's directory; made whole or not at all.")],
-    text: Annotated[
-        list[str] | None, typer.Option(help="Text file, folder, glob or URL; a file is a document.")
-    ] = None,
-    jsonl: Annotated[list[str] | None, typer.Option(help="JSON lines; a line is a document.")] = None,
-    field: Annotated[str, typer.Option(help="With --jsonl: the field that holds the text.")] = "text",
-    parquet: Annotated[list[str] | None, typer.Option(help="Parquet files; a row is a document.")] = None,
-    column: Annotated[str, typer.Option(help="With --parquet: the column that holds the text.")] = "text",
-    stdlib: Annotated[
-        bool, typer.Option("--stdlib", help="This Python's standard library, which is always there.")
-    ] = False,
-    chat: Annotated[
-        list[str] | None, typer.Option(help="Conversations, JSON lines or Parquet: messages, or prompt and completion.")
-    ] = None,
-    pairs: Annotated[
-        list[str] | None, typer.Option(help="Preference pairs, likewise: chosen and rejected, with prompt or without.")
-    ] = None,
-    prompts: Annotated[
-        list[str] | None, typer.Option(help="Prompts to sample answers to, likewise; other columns are kept.")
-    ] = None,
-    template: Annotated[
-        str | None,
-        typer.Option(help="Of --chat, --pairs, --prompts: chatml, llama3, qwen3, plain, or own (the tokenizer's)."),
-    ] = None,
-    tokenizer: Annotated[
-        str, typer.Option(help="byte, char, bpe:N (trained on the text), a tokenizer.json or a directory with one.")
-    ] = "byte",
+    text: Text = None,
+    jsonl: Lines = None,
+    field: Field = "text",
+    parquet: Tables = None,
+    column: Column = "text",
+    chat: Chat = None,
+    pairs: Pairs = None,
+    prompts: Prompts = None,
+    stdlib: Stdlib = False,
+    template: Annotated[str | None, typer.Option(help=TEMPLATES)] = None,
+    tokenizer: Annotated[str, typer.Option(help=TOKENIZERS)] = "byte",
     separator: Annotated[str | None, typer.Option(help="The token that begins each document.")] = None,
-    validation_fraction: Annotated[
-        float | None, typer.Option(help="Share of the documents held out, by their names; by default .01.")
-    ] = None,
-    validation_tail: Annotated[
-        float | None, typer.Option(help="Instead: hold out this share of each document, its end.")
-    ] = None,
-    validation_text: Annotated[
-        list[str] | None, typer.Option(help="Instead: text files that are the validation split.")
-    ] = None,
-    validation_jsonl: Annotated[list[str] | None, typer.Option(help="Instead: JSON lines that are it.")] = None,
+    validation_fraction: Annotated[float | None, typer.Option(help=BY_NAME)] = None,
+    validation_tail: Annotated[float | None, typer.Option(help=TAIL)] = None,
+    validation_text: Annotated[Files, typer.Option(help=TEXT_HELD_OUT)] = None,
+    validation_jsonl: Annotated[Files, typer.Option(help=LINES_HELD_OUT)] = None,
     shard_tokens: Annotated[int, typer.Option(help="Most tokens in a shard file.")] = 2**27,
     skip_bad: Annotated[int, typer.Option(help="Leave out up to this many records that cannot be read.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a dataset that stands there.")] = False,

@@ -15,8 +15,9 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxscale import config as cfg
 from jaxscale.kernels.plain import visible
 from jaxscale.models.attention import Attention, attend, attention
+from jaxscale.models.cache import At, Cache, written
 from jaxscale.models.experts import Experts
-from jaxscale.models.latent import At, LatentAttention
+from jaxscale.models.latent import LatentAttention
 from jaxscale.models.layers import Maker, Norm, scaled
 from jaxscale.models.lora import adapted, give_adapters
 from jaxscale.models.names import named
@@ -25,7 +26,6 @@ from jaxscale.models.sums import add_bias
 from jaxscale.parallel.local import on_each_device
 from jaxscale.parallel.sharding import dims_of, einsum, gather, shard, shard_count, spec, to_spec
 
-Cache = dict[str, jax.Array]  # of all layers: k, v [L, B, K, S, H]; of latents see `models.latent`
 Auxiliary = dict[str, jax.Array]  # what a layer tells its objective beside its output, as sums over its tokens
 
 
@@ -128,10 +128,8 @@ class SelfAttention(nnx.Module):
         window: int | None,
     ) -> tuple[Cache, jax.Array]:
         """Write k, v into the cache and attend to all of this layer's; `segments` [B, S] is 0 where nothing is."""
-        layer, start = at
-        new = {name: x.swapaxes(1, 2)[None] for name, x in (("k", k), ("v", v))}
-        cache = {n: jax.lax.dynamic_update_slice(cache[n], x, (layer, 0, 0, start, 0)) for n, x in new.items()}
-        keys, values = (jax.lax.dynamic_index_in_dim(cache[n], layer, 0, keepdims=False) for n in new)
+        start = at[1]
+        cache, own = written(cache, {"k": k.swapaxes(1, 2), "v": v.swapaxes(1, 2)}, at)
         heads, kv = spec("batch", None, "heads", None), spec("batch", "kv_heads", None, None)
         T, S = q.shape[1], segments.shape[1]
 
@@ -149,7 +147,7 @@ class SelfAttention(nnx.Module):
         more = () if sinks is None else (sinks,)
         specs = (heads, kv, kv, spec("batch", None), spec(), *[spec("heads")] * len(more))
         run = on_each_device(local, specs, heads, check_vma=False)
-        return cache, run(q, keys, values, segments, start, *more)
+        return cache, run(q, own["k"], own["v"], segments, start, *more)
 
 
 def repeat_heads(w: jax.Array, dim: int) -> jax.Array:

@@ -14,14 +14,13 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxscale import config as cfg
 from jaxscale.kernels.plain import visible
 from jaxscale.models.attention import Attention, attend, attention
+from jaxscale.models.cache import At, Cache, written
 from jaxscale.models.layers import Maker, Norm, scaled
 from jaxscale.models.names import named
 from jaxscale.models.rotary import Rope, rotate
 from jaxscale.parallel.local import on_each_device
 from jaxscale.parallel.sharding import einsum, gather, shard, spec
 
-Cache = dict[str, jax.Array]  # of all layers: kv [L, B, S, J], rope [L, B, S, Y]: what all heads share
-At = tuple[jax.Array, jax.Array]  # where tokens are written into a cache: the layer, and the first one's place
 EPS = 1e-6  # of the latents' norms, whatever the model's norm_eps is: the published code gives it to none of them
 
 
@@ -77,21 +76,19 @@ class LatentAttention(nnx.Module):
         assert rope is not None
         latent_BTJ, shared_BTY = self.latents(x_BTD, rope)
         new = {"kv": shard(latent_BTJ, "batch", "sequence", "latent"), "rope": shared_BTY}
-        layer, start = at
-        cache = {n: jax.lax.dynamic_update_slice(cache[n], x[None], (layer, 0, start, 0)) for n, x in new.items()}
-        own = {n: jax.lax.dynamic_index_in_dim(cache[n], layer, 0, keepdims=False) for n in new}
+        cache, own = written(cache, new, at)
         nope, J = self.latent.nope_head_dim, self.latent.kv_rank
         w_k, w_v = jnp.split(self.weight("kv_up"), [nope], axis=-1)
         usual = (J + self.latent.rope_head_dim) ** -0.5  # of keys that are latents
         q, q_rope = jnp.split(self.queries(x_BTD, rope, self.multiplier / usual), [nope], axis=-1)
         out = ("batch", "sequence", "heads", "latent")
         q = jnp.concatenate([einsum("btnh,jnh->btnj", q, w_k, out=out, name="q_of_latents"), q_rope], axis=-1)
-        attended = self.attend_latents(q, own, segments, start, window)
+        attended = self.attend_latents(q, own, segments, at[1], window)
         out = ("batch", "sequence", "heads", "head_dim")
         return self.output(einsum("btnj,jno->btno", attended, w_v, out=out, name="values_of_latents")), cache
 
     def attend_latents(
-        self, q: jax.Array, cache: Cache, segments: jax.Array, start: jax.Array, window: int | None
+        self, q: jax.Array, cache: dict[str, jax.Array], segments: jax.Array, start: jax.Array, window: int | None
     ) -> jax.Array:
         """[B, T, N, J]: what each head's queries gather of the cache's latents."""
         T, S = q.shape[1], segments.shape[1]

@@ -15,7 +15,8 @@ from jaxscale import config as cfg
 from jaxscale.blueprint.decoder import decoder
 from jaxscale.kernels.plain import NEGATIVE
 from jaxscale.models import latent, pattern
-from jaxscale.models.block import Auxiliary, Block, Cache
+from jaxscale.models.block import Auxiliary, Block
+from jaxscale.models.cache import Cache, apart
 from jaxscale.models.embedding import lookup
 from jaxscale.models.experts import sums_of
 from jaxscale.models.layers import Maker, Norm, scaled
@@ -35,6 +36,8 @@ from jaxscale.parallel.sharding import (
     to_spec,
     with_vectors,
 )
+
+MOST_APART = 16  # layers of which decoding on a CPU makes a program each: as fast as it can be, but slow to compile
 
 
 def all_but_gathered_parameters(primitive: Any, *_: Any, **parameters: Any) -> bool:
@@ -281,10 +284,7 @@ class Transformer(nnx.Module):
     # --- decoding ---
 
     def empty_cache(self, batch_size: int, length: int) -> Cache:
-        """Keys and values of every layer: [L, B, K, S, H], kv heads split over the mesh; or latents.
-
-        In this order of dims the matmuls of attention read a layer's part as it lies.
-        """
+        """Keys and values of every layer, in the order that attention multiplies: [L, B, K, S, H]; or latents."""
         if self.model.latent:
             return latent.empty_cache(self.model, batch_size, length, self.dtype)
         heads = max(self.model.kv_heads, shard_count("kv_heads"))
@@ -292,8 +292,25 @@ class Transformer(nnx.Module):
         layout = spec(None, "batch", "kv_heads", None, None)
         return {name: jnp.zeros(shape, self.dtype, out_sharding=layout) for name in ("k", "v")}
 
+    def apart(self, cache: Cache) -> tuple[Cache, list[Any] | None]:
+        """The cache, and each layer's parameters, as a loop over tokens takes them: cut out once, before it.
+
+        Of many layers, and elsewhere than on a CPU, both stay stacked, and there is no list.
+        """
+        if not self.unroll or self.model.num_layers > MOST_APART:
+            return cache, None
+        stacks = [nnx.split(layers)[1] for layers in self.stacks]
+        return apart(cache), [own for s in stacks for own in pattern.single(s, len(jax.tree.leaves(s)[0]))]
+
     def decode(
-        self, tokens_BT: jax.Array, cache: Cache, *, positions: jax.Array, segments: jax.Array, start: jax.Array
+        self,
+        tokens_BT: jax.Array,
+        cache: Cache,
+        *,
+        positions: jax.Array,
+        segments: jax.Array,
+        start: jax.Array,
+        each: list[Any] | None = None,
     ) -> tuple[jax.Array, Cache]:
         """Logits of the last token and the cache with these tokens written at `start`.
 
@@ -301,27 +318,28 @@ class Transformer(nnx.Module):
             tokens_BT: the next T tokens (a prompt, or one).
             positions: [B, T], their positions.
             segments: [B, S] over the whole cache: 0 where there is padding or nothing yet, else 1.
+            each: of `apart`, as the cache is.
         """
         ropes = self.ropes(positions)
         x_BTD, first = self.embed(tokens_BT, positions), 0
-        unroll = self.unroll and tokens_BT.shape[1] == 1  # a prompt passes once: its program may stay small
         for layers in self.stacks:
             graph, state = nnx.split(layers)
             number = len(jax.tree.leaves(state)[0])
 
-            def layer(
-                carry: tuple[jax.Array, Cache], inputs: tuple[Any, jax.Array], kind: cfg.LayerKind, graph: Any = graph
-            ) -> tuple[tuple[jax.Array, Cache], None]:
+            def layer(carry: Any, inputs: tuple[Any, Any], kind: cfg.LayerKind, graph: Any = graph) -> tuple[Any, None]:
                 block_state, place = inputs
                 own = ropes[kind], kind.sliding_window
-                both: tuple[jax.Array, Cache] = nnx.merge(graph, block_state).decode(
-                    carry[0], *own, segments, carry[1], (place, start)
-                )
-                return both, None
+                block = nnx.merge(graph, block_state)
+                return block.decode(carry[0], *own, segments, carry[1], (place, start)), None
 
             # the cache is carried, not mapped over: so a token is written into it and nothing else of it is copied
-            xs = (state, jnp.arange(first, first + number))
-            (x_BTD, cache), _ = pattern.scan(layer, (x_BTD, cache), xs, self.model.kinds, unroll=unroll)
+            if each is None:
+                xs = (state, jnp.arange(first, first + number))
+                (x_BTD, cache), _ = pattern.scan(layer, (x_BTD, cache), xs, self.model.kinds)
+            else:
+                for i in range(number):
+                    kind = self.model.kinds[i % len(self.model.kinds)]
+                    (x_BTD, cache), _ = layer((x_BTD, cache), (each[first + i], first + i), kind)
             first += number
         x_BTD = self.final_norm(x_BTD)[:, -1:]
         x_BTD = shard(x_BTD, "batch", "sequence", "embed")

@@ -1,7 +1,7 @@
 """Policy gradients on samples of the model itself: PPO's clipped surrogate, GRPO and its kin, GSPO.
 
 Each row holds one sample. `advantages` says how much better it was than expected, `old` how likely its tokens were when
-it was sampled. The weights carry the aggregation: see `training.rollouts`.
+it was sampled. The weights carry the aggregation: see `rollouts.round`.
 """
 
 import jax

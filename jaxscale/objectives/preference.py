@@ -94,7 +94,7 @@ def losses(own: cfg.Objective, means: Two, gains: Two, lengths: Two) -> Two:
         return jax.nn.relu(1 - margin), margin
     if own.loss == "ipo":
         difference = gains[0] / lengths[0] - gains[1] / lengths[1]
-        return jnp.square(difference - 1 / (2 * beta)), beta * difference
+        return jnp.square(difference - 1 / (2 * beta)), margin
     if own.loss == "simpo":
         margin = beta * (means[0] - means[1])
         return -log_sigmoid(margin - own.gamma), margin

@@ -79,9 +79,14 @@ def hidden_and_sums(model: Any, batch: Batch, arguments: dict[str, Any]) -> tupl
     if not hasattr(model, "hidden_and_sums"):
         return model.hidden(batch["tokens"], **arguments), {}
     if "weights" in batch and "counted" in inspect.signature(type(model).hidden_and_sums).parameters:
-        arguments = arguments | {"counted": batch["weights"]}
+        arguments = arguments | {"counted": counted(batch)}
     both: tuple[jax.Array, Sums] = model.hidden_and_sums(batch["tokens"], **arguments)
     return both
+
+
+def counted(batch: Batch) -> jax.Array:
+    """What each token counts in the layers' sums: as its target, whichever side of a pair it is on."""
+    return jnp.abs(batch["weights"]) if "ends" in batch else batch["weights"]
 
 
 def model_arguments(model: nnx.Module, batch: Batch, rng: jax.Array | None) -> dict[str, Any]:

@@ -12,6 +12,8 @@ import numpy as np
 from jaxscale.parallel.local import on_each_device
 from jaxscale.parallel.sharding import spec
 
+BLOCK = 128  # tokens
+
 
 @dataclass(frozen=True)
 class Way:
@@ -80,8 +82,7 @@ def choose(way: Way, logits_BV: jax.Array, keys: jax.Array, i: jax.Array, dials:
         if way.greedy:
             tokens = jnp.argmax(scores, -1)
         else:
-            folded = jax.vmap(lambda key: jax.random.fold_in(jax.random.wrap_key_data(key), i))(keys)
-            tokens = jax.vmap(jax.random.categorical)(folded, scores)
+            tokens = jax.vmap(draw)(keys, scores, jnp.broadcast_to(i, len(keys)))
         log_probs = jnp.take_along_axis(scores, tokens[:, None], -1)[:, 0] - jax.nn.logsumexp(scores, -1)
         return tokens.astype(jnp.int32), log_probs
 
@@ -89,6 +90,28 @@ def choose(way: Way, logits_BV: jax.Array, keys: jax.Array, i: jax.Array, dials:
     with jax.named_scope("choose_tokens"):
         found: tuple[jax.Array, jax.Array] = run(logits_BV, keys, i, *dials)
         return found
+
+
+def draw(key: jax.Array, scores_V: jax.Array, i: jax.Array) -> jax.Array:
+    """A token of the softmax of `scores` by two uniform numbers: first a block of tokens, then one within it.
+
+    Noise for every token, as `jax.random.categorical` adds it, took three times as long on a CPU. A number of 23 bits
+    chooses among the blocks, and another within one, so rare tokens keep their share.
+    """
+    chances = jnp.exp(scores_V - scores_V.max())
+    blocks = jnp.pad(chances, (0, -len(chances) % BLOCK)).reshape(-1, BLOCK)
+    key = jax.random.fold_in(jax.random.wrap_key_data(key), i)
+    first, second = jax.random.uniform(key, (2,))
+    block = below(jnp.cumsum(blocks.sum(-1)), first)
+    token = block * BLOCK + below(jnp.cumsum(blocks[block]), second)
+    # where sums are rounded upwards over tokens without a chance
+    return jnp.where(chances[jnp.minimum(token, len(chances) - 1)] > 0, token, jnp.argmax(scores_V))
+
+
+def below(sums: jax.Array, uniform: jax.Array) -> jax.Array:
+    """The number of the part in which this share of the whole lies."""
+    found: jax.Array = jnp.minimum((sums <= uniform * sums[-1]).sum(), len(sums) - 1)
+    return found
 
 
 def truncated(way: Way, logits_BV: jax.Array, dials: Dials) -> jax.Array:

@@ -64,6 +64,7 @@ class RolloutFeed:
         self.wait_seconds = 0.0
         self.round: Round | None = None
         self.told: list[Mapping[str, float]] = []
+        self.flagged = False
         self.places = Places(config, batch_sharding(mesh), make_objective(config).reads(documents=False))
         self.run = log_probs_program(config, program.merge)
         self.reference = state_of(first_parameters(config, program)) if self.own.reads_reference else None
@@ -127,6 +128,8 @@ class RolloutFeed:
     def tell_of(self, round_: Round, seconds: dict[str, float]) -> None:
         values = {"round": float(round_.number)} | numbers(round_) | seconds
         self.told.append(values)
+        flag = overoptimised(self.told, round_.rewards.size)
+        values["overoptimised"] = float(flag is not None)
         self.tell(self.step + 1, values)
         rounds = self.config.steps // self.own.updates
         if round_.number % max(1, rounds // 20) == 0:
@@ -137,8 +140,9 @@ class RolloutFeed:
             )
         for line in self.worth.told():
             self.say(line)
-        if flag := overoptimised(self.told, round_.rewards.size):
+        if flag and not self.flagged:  # once, until all is well again
             self.say(f"step {self.step + 1}: {flag}")
+        self.flagged = flag is not None
 
     # --- a step of it
 

@@ -25,7 +25,7 @@ def decode_loop(
     """New tokens of each row [B, max_new], their log-probabilities, how many count [B], and whether the last is a stop.
 
     Args:
-        model: with `empty_cache` and `decode`, as `Transformer`.
+        model: with `empty_cache`, `decode` and `apart`, as `Transformer`.
         tokens, mask: [B, P] prompts, padded on the left where the mask is 0.
         alive: [B]; a row that is not adds nothing, and nobody waits for it.
         numbers: of `row_keys`.
@@ -39,6 +39,8 @@ def decode_loop(
     positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
     cache = model.empty_cache(B, P + max_new)
     logits, cache = model.decode(tokens, cache, positions=positions, segments=segments, start=jnp.int32(0))
+
+    cache, each = model.apart(cache)
 
     def with_token(i: jax.Array, logits: jax.Array, out: Outputs, done: jax.Array) -> tuple[Outputs, Any, Any]:
         token, log_prob = choose(way, logits, keys, i, dials)
@@ -62,7 +64,7 @@ def decode_loop(
         start = P + i - 1
         segments = jax.lax.dynamic_update_slice_in_dim(segments, seen, start, 1)
         last = jax.reshard(last, one)[:, None]
-        logits, cache = model.decode(last, cache, positions=position, segments=segments, start=start)
+        logits, cache = model.decode(last, cache, positions=position, segments=segments, start=start, each=each)
         out, done, token = with_token(i, logits, out, done)
         return i + 1, out, done, token, position + 1, segments, cache
 

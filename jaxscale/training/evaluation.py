@@ -70,12 +70,15 @@ def open_measurers(
     return found
 
 
-def referenced(measurers: list[Measurer], references: References, say: Callable[[str], None]) -> list[Measurer]:
-    """The measurers with the reference column that the objective reads beside the data."""
-    return [
-        replace(one, rows=references.added(one.rows, "validation", say)) if isinstance(one, ValidationLoss) else one
+def with_references(
+    references: References, rows: RowSource, measurers: list[Measurer]
+) -> tuple[RowSource, list[Measurer]]:
+    """Rows to train on, and measurers, with the reference column that the objective reads beside the data."""
+    held_out = [
+        replace(one, rows=references.added(one.rows, "validation")) if isinstance(one, ValidationLoss) else one
         for one in measurers
     ]
+    return references.added(rows, "train"), held_out
 
 
 @dataclass(frozen=True)

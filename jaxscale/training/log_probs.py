@@ -85,12 +85,12 @@ class Reference:
 class References:
     """The reference columns of a run's splits: found beside the run, or computed once."""
 
-    def __init__(self, config: cfg.Config, program: Program, mesh: jax.sharding.Mesh):
-        self.config, self.program, self.mesh = config, program, mesh
+    def __init__(self, config: cfg.Config, program: Program, mesh: jax.sharding.Mesh, say: Say):
+        self.config, self.program, self.mesh, self.say = config, program, mesh, say
         self.made: dict[str, Reference] = {}
         self._begun: Callable[[Batch], jax.Array] | None = None  # holds the parameters
 
-    def added(self, rows: RowSource, split: str, say: Say) -> RowSource:
+    def added(self, rows: RowSource, split: str) -> RowSource:
         """Rows of pairs with their reference column, where the objective reads one."""
         if not (self.config.objective.reads_reference and isinstance(rows, ExampleRows)):
             return rows
@@ -98,7 +98,7 @@ class References:
         identity = hashlib.sha256(f"{source} {rows.content}".encode()).hexdigest()
         kept = kept_reference(self.config.out_dir, split, identity, rows.store.tokens.num_tokens)
         if kept is None:
-            say(f"log-probabilities of {len(rows):,} {split} rows by {self.config.init.source}, once")
+            self.say(f"log-probabilities of {len(rows):,} {split} rows by {self.config.init.source}, once")
             kept = Reference(self.compute(rows), identity)
             self.made[split] = kept
         return replace(rows, reference=kept)

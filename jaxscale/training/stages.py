@@ -21,6 +21,7 @@ from jaxscale import config as cfg
 from jaxscale.data.columns import DOCUMENTS
 from jaxscale.models import pattern
 from jaxscale.objectives.objective import Batch, Sums
+from jaxscale.objectives.token_sums import counted as counted_tokens
 from jaxscale.parallel.local import on_each_device, over_axis
 from jaxscale.parallel.sharding import axes_of, current_mesh, dims_of, spec, stage_axes, to_spec
 from jaxscale.training.frozen import by_path, nested
@@ -226,7 +227,7 @@ class Stages:
         picked = partial(self.picked, t=t, which=which, layouts=(here, there))
         found = {name: picked(x) for name, x in columns.items()}
         if counted and "weights" in batch:
-            found[COUNTED] = picked(batch["weights"], empty=True)
+            found[COUNTED] = picked(counted_tokens(batch), empty=True)
         return found
 
     def of_ring(self, ring: jax.Array, which: OfStage, t: jax.Array) -> jax.Array:

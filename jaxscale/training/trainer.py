@@ -27,7 +27,7 @@ from jaxscale.rollouts.opening import Feeds, FeedSource
 from jaxscale.rollouts.worth import Judges
 from jaxscale.training.build import build_on, mesh_and_rules
 from jaxscale.training.changes import told_of_changes
-from jaxscale.training.evaluation import Measurer, open_measurers, referenced
+from jaxscale.training.evaluation import Measurer, open_measurers, with_references
 from jaxscale.training.events import Events
 from jaxscale.training.executable import load_executable
 from jaxscale.training.feed import Batches, has_documents, open_run_tokenizer, open_source
@@ -119,9 +119,8 @@ def train(
             try:
                 checkpointer = open_checkpoints(config)
                 run = Run(config, program, checkpointer, about, watcher, monitor, mesh, events)
-                references = References(config, program, mesh)
-                rows = references.added(rows, "train", watcher.say)
-                measurers = referenced(measurers, references, watcher.say)
+                references = References(config, program, mesh, watcher.say)
+                rows, measurers = with_references(references, rows, measurers)
                 state = run.resume() or initial_state(config, program, watcher.say)
                 owner.sign()  # a run that is refused has changed nothing; from here on it writes
                 checkpointer.write(config.checkpoint)
@@ -145,11 +144,9 @@ def train(
     if monitor.signal and int(state.step) < config.steps:
         where = f"step {int(state.step)}; the same command resumes from there ({config.out_dir})"
         raise Stopped(f"stopped after {where}", monitor.signal)
-    last = run.losses[max(run.losses)] if run.losses else None
-    speed, peak = run.meter.speed(), run.meter.peak
-    return Result(
-        int(state.step), last, run.validation_loss, speed, peak, config.out_dir, mesh, rules, program, state, run.losses
-    )
+    speed, last = run.meter.speed(), run.losses[max(run.losses)] if run.losses else None
+    found = speed, run.meter.peak, config.out_dir, mesh, rules, program, state, run.losses
+    return Result(int(state.step), last, run.validation_loss, *found)
 
 
 class Run:

@@ -26,3 +26,9 @@ def dataset(corpus: Path, tmp_path: Path) -> Path:
     """The corpus as byte tokens in shards of 500."""
     prepare(text_source([corpus]), "byte", tmp_path / "dataset", validation_fraction=0.2, shard_tokens=500)
     return tmp_path / "dataset"
+
+
+@pytest.fixture
+def golden_tokenizer() -> str:
+    """A small tokenizer.json with the special tokens of the templates."""
+    return (Path(__file__).parent / "templates" / "tokenizer.json").read_text()

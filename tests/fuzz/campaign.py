@@ -9,13 +9,13 @@ from pathlib import Path
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import seed as seeded
 
-from fuzz import checkpoints, ladders, processes, reports, targets, tasks, tokens
+from fuzz import checkpoints, examples, ladders, processes, reports, targets, tasks, tokens
 from fuzz.oracle import Outcome, Place
 from fuzz.targets import Case, Target
 
 ALL = [
-    *targets.TARGETS, *tokens.TARGETS, *tasks.TARGETS, *ladders.TARGETS, *reports.TARGETS, *checkpoints.TARGETS,
-    *processes.TARGETS,
+    *targets.TARGETS, *tokens.TARGETS, *examples.TARGETS, *tasks.TARGETS, *ladders.TARGETS, *reports.TARGETS,
+    *checkpoints.TARGETS, *processes.TARGETS,
 ]  # fmt: skip
 
 

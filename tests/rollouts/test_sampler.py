@@ -11,7 +11,7 @@ from support import Setup, make_config, random_params
 from jaxscale.blueprint.decoding import Need, bucket
 from jaxscale.objectives.token_values import token_values
 from jaxscale.parallel.sharding import on_mesh
-from jaxscale.rollouts.choose import Dials, row_keys
+from jaxscale.rollouts.choose import Dials, draw, row_keys
 from jaxscale.rollouts.layouts import device_memory
 from jaxscale.rollouts.sampler import Sampler
 
@@ -31,11 +31,12 @@ STOPS = list(range(0, 40, 2))
 class Made:
     """A sampler on a mesh, with the trainer's arrays in the trainer's layout."""
 
-    def __init__(self, mesh=None, model=None, **options):
-        self.config = make_config(mesh, model=model or {}, data={"batch_size": 16}, step={"remat": "full"})
+    def __init__(self, mesh=None, model=None, *, unroll=False, **options):
+        step = {"remat": "full", "unroll_layers": unroll}
+        self.config = make_config(mesh, model=model or {}, data={"batch_size": 16}, step=step)
         self.setup = Setup(self.config)
         layouts = jax.tree.map(lambda x: x.sharding, self.setup.program.abstract.params)
-        self.params = jax.device_put(random_params(self.config, std=0.3), layouts)
+        self.params = jax.device_put(random_params(self.config, std=0.2), layouts)
         self.sampler = Sampler(self.config, self.setup.mesh, self.setup.rules, **options)
 
     def __call__(self, prompts=PROMPTS, numbers=None, *, seed=3, **options):
@@ -126,6 +127,28 @@ OTHERS = [
 @pytest.mark.parametrize(("mesh", "model"), OTHERS, ids=str)
 def test_other_models_and_axes_sample_the_same(mesh, model, gather):
     assert_same(Made(mesh, model, gather=gather)(), Made(None, model)(), atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    "model", [EXPERTS | {"num_layers": 3}, LATENT, {"pattern": [{"sliding_window": 4}, {}]}], ids=str
+)
+def test_layers_apart_sample_as_layers_stacked(model):
+    """As on a CPU by default: each layer's cache by itself."""
+    assert_same(Made({"fsdp": 2}, model, unroll=True)(), Made(None, model)(), atol=2e-5)
+
+
+def test_tokens_are_drawn_by_their_probabilities():
+    """300 tokens in three blocks, some without a chance: 40,000 draws, within four standard deviations each."""
+    rng, n = np.random.default_rng(1), 40_000
+    scores = (2 * rng.standard_normal(300)).astype(np.float32)
+    scores[rng.random(300) < 0.3] = -np.inf
+    scores[128:200] = -np.inf
+    wanted = np.exp(scores - scores.max())
+    wanted /= wanted.sum()
+    keys = jax.random.key_data(jax.random.split(jax.random.key(0), n))
+    found = np.bincount(jax.jit(jax.vmap(draw, (0, None, None)))(keys, scores, 5), minlength=300)
+    assert not found[wanted == 0].any()
+    assert (np.abs(found - n * wanted) <= 4 * np.sqrt(n * wanted) + 1).all()
 
 
 @pytest.mark.parametrize("gather", [True, False])

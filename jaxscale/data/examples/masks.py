@@ -41,13 +41,14 @@ def encode_examples(
     """The documents of each example, or why there are none; ``changes`` counts what the tokenizer cannot say."""
     plans = [_planned(template, example) for example in examples]
     texts = [text for plan in plans if not isinstance(plan, ValueError) for _, parts in plan for text in parts]
+    places = {text: i for i, text in enumerate(dict.fromkeys(texts))}  # chosen and rejected begin alike
     encode = template.codec.encode_batch if template.apart else template.codec.encode_rendered_batch
-    ids = iter(encode(texts))
+    ids = encode(list(places))
     for example, plan in zip(examples, plans, strict=True):
         if isinstance(plan, ValueError):
             yield plan
             continue
-        found = [(request, [next(ids) for _ in parts]) for request, parts in plan]
+        found = [(request, [ids[places[text]] for text in parts]) for request, parts in plan]
         if changes is not None:
             _count(template, plan, found, changes)
         mark = _joined if template.apart else _marked
@@ -141,7 +142,7 @@ def _marked(template: Template, request: Request, parts: list[np.ndarray]) -> Ma
         _check_prefix(template, before, whole, f"up to turn {turn + 1}")
         _check_prefix(template, after, whole, f"with turn {turn + 1}")
         start, end = len(before), len(after)
-        stops = np.flatnonzero(np.isin(whole[start:end], template.stop_ids))
+        stops = np.flatnonzero((whole[start:end, None] == np.array(template.stop_ids)).any(1))
         if stops.size:
             end = start + int(stops[-1]) + 1  # not the newline that some templates write after it
         elif turn == turns[-1]:

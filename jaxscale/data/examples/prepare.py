@@ -1,4 +1,4 @@
-"""Records -> a dataset directory: the engine of ``jaxscale data prepare --chat, --pairs, --prompts``.
+"""Records -> a dataset directory: the engine of ``jaxscale data prepare --chat`` and its kin.
 
 The directory is that of `data.prepare`. Beside each token shard stand the roles of its tokens and the lengths of its
 documents; ``chat.json`` keeps the template. Memory stays flat but for a batch of examples.

@@ -88,7 +88,7 @@ def open_example_store(path: str | Path, split: SplitName = "train", *, verify: 
     roles = tuple(map_file(directory / one.file, np.dtype(np.uint8), one.bytes) for one in found.roles)
     parts = [map_file(directory / one.file, LENGTHS, one.bytes // LENGTHS.itemsize) for one in found.lengths]
     lengths = np.concatenate(parts).astype(np.int64)
-    if lengths.size and (lengths.min() < 1 or int(lengths.sum()) != tokens.num_tokens):
+    if lengths.min(initial=1) < 1 or int(lengths.sum()) != tokens.num_tokens:
         raise ValueError(
             f"the lengths of {tokens.name} do not add up to its {tokens.num_tokens} tokens; {PREPARE_AGAIN}"
         )

@@ -1,7 +1,7 @@
 """TRL's own losses, gradients, log-probabilities and metrics of a tiny Llama, written as small files beside this one.
 
     python3.11 -m venv /tmp/trl
-    /tmp/trl/bin/pip install torch==2.13.0 trl==1.16.0 transformers==5.24.0 accelerate==1.15.0 datasets==5.2.0
+    /tmp/trl/bin/pip install -e '.[trl]'    # torch 2.13.0, trl 1.16.0, transformers 5.24.0, accelerate, datasets
     /tmp/trl/bin/python tests/objectives/oracle/make_numbers.py     # half a minute; needs no network
 
 The test suite reads the files and needs neither torch nor trl. Every loss is what `compute_loss` of a trainer returns:

@@ -1,0 +1,64 @@
+"""`jaxscale rollout`."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from jaxscale.cli.options import Overrides
+from jaxscale.cli.refusal import fail
+
+PLACE = 4.5
+
+
+def verb(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="The directory of a run, or hf:DIR: a published model.")],
+    prompts: Annotated[Path, typer.Option(help='JSONL: {"prompt": text, ...columns for the reward}.')],
+    out: Annotated[Path, typer.Option("--out", "-o", help="JSONL to write: each prompt with its samples.")],
+    overrides: Overrides = None,
+    n: Annotated[int, typer.Option("-n", help="Samples of each prompt.")] = 1,
+    reward: Annotated[
+        str | None, typer.Option(help="module:function or file.py:function, which is run: (prompts, completions, ...).")
+    ] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds that the reward may take for a few completions.")] = 60.0,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    max_new_tokens: int = 200,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 0,
+    best: Annotated[Path | None, typer.Option(help='JSONL to write: {"prompt", "completion"}, the best ones.')] = None,
+    pairs: Annotated[
+        Path | None, typer.Option(help='JSONL to write: {"prompt", "chosen", "rejected"}, best and worst.')
+    ] = None,
+    rows: Annotated[int, typer.Option(help="Samples that are made at one time.")] = 64,
+    step: Annotated[int | None, typer.Option(help="Of this checkpoint; by default the newest.")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="byte or a tokenizer.json, where the run has none.")] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Prompts are users' messages, by the chat template.")] = False,
+    system: Annotated[str | None, typer.Option(help="With --chat: a system message before each.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The summary, for programs.")] = False,
+) -> None:
+    """Several samples of each prompt of a file, with rewards by a function of yours."""
+    from jaxscale.console.rollout import lines
+    from jaxscale.serving.rollout import Ask, roll_out
+
+    ask = Ask(prompts, n, out, best, pairs, reward, timeout, rows, seed)
+    sampling: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    given: dict[str, Any] = {"step": step, "tokenizer": tokenizer, "chat": chat, "system": system} | sampling
+    try:
+        summary = roll_out(
+            run,
+            ask,
+            overrides or [],
+            max_new_tokens=max_new_tokens,
+            say=lambda line: print(line, file=sys.stderr),
+            **given,
+        )
+    except KeyboardInterrupt as error:  # at once: devices that still compute are not waited for
+        code = fail(str(error) or "stopped", getattr(error, "code", 130))
+        sys.stderr.flush()
+        os._exit(code)
+    if summary is not None:
+        print(json.dumps(summary, indent=1) if as_json else "\n".join(lines(summary)))

@@ -1,0 +1,236 @@
+"""`jaxscale rollout`: several samples of each prompt of a file, their rewards, and what can be trained on them."""
+
+import json
+import os
+import threading
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxscale.cluster.signals import Stopped
+from jaxscale.files.whole import require_file, write_whole
+from jaxscale.parallel.mesh import make_mesh, start_devices
+from jaxscale.rollouts.choose import row_keys
+from jaxscale.rollouts.estimates import best_of, mean, powers
+from jaxscale.rollouts.rewards import Function, is_function, open_function
+from jaxscale.serving.chat import Manner
+from jaxscale.serving.load import Loaded, config_of, load, tokenizer_of
+from jaxscale.serving.prompts import columns_of, read_prompts
+from jaxscale.serving.serve import Say, continuation, manner_of, together
+
+Samples = list[list[dict[str, Any]]]  # of each prompt
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What is asked of a rollout.
+
+    Attributes:
+        samples: of each prompt.
+        rows: that are sampled at one time; the mesh may round them up.
+        reward: `module:function` or `file.py:function`; None: no rewards.
+        timeout: seconds of a reward function for some completions.
+        out, best, pairs: files of JSONL to write.
+    """
+
+    prompts: Path
+    samples: int
+    out: Path
+    best: Path | None = None
+    pairs: Path | None = None
+    reward: str | None = None
+    timeout: float = 60.0
+    rows: int = 64
+    seed: int = 0
+
+    def check(self) -> None:
+        """Raise ValueError for what cannot be."""
+        for name, value in (("-n", self.samples), ("--rows", self.rows)):
+            if value < 1:
+                raise ValueError(f"{name} {value} must be at least 1")
+        if self.reward is not None and not is_function(self.reward):
+            raise ValueError(f"--reward {self.reward} is not module:function or file.py:function; give one of these")
+        if not 0 < self.timeout < float("inf"):
+            raise ValueError(f"--timeout {self.timeout} must be a number of seconds above 0")
+        if self.reward is None and (self.best or self.pairs):
+            raise ValueError(f"{'--best' if self.best else '--pairs'} needs rewards; give --reward module:function")
+        if self.pairs and self.samples < 2:
+            raise ValueError("--pairs needs two samples of each prompt; give -n 2 or more")
+        places = [path.resolve() for path in (self.prompts, self.out, self.best, self.pairs) if path]
+        if len(set(places)) < len(places):
+            raise ValueError("-o, --best, --pairs and --prompts are one file twice; give each its own")
+        require_file(self.out, self.best, self.pairs)
+
+
+def roll_out(
+    source: str,
+    ask: Ask,
+    overrides: list[str],
+    *,
+    step: int | None = None,
+    tokenizer: str | None = None,
+    chat: bool = False,
+    system: str | None = None,
+    say: Say,
+    **sampling: Any,
+) -> dict[str, Any] | None:
+    """Sample, reward and write; the summary, on the first process. All files are written whole, or none.
+
+    Args:
+        source: a run's directory or `hf:DIR`.
+        sampling: `max_new_tokens`, `temperature`, `top_k`, `top_p`.
+
+    Raises:
+        ValueError: what cannot be read, written or sampled; Stopped: after a signal, of several processes.
+    """
+    ask.check()
+    records = read_prompts(ask.prompts)
+    config = config_of(source, overrides)
+    codec = tokenizer_of(source, tokenizer, config, needed=True)
+    assert codec is not None
+    manner = manner_of(source, codec, chat=chat, system=system)
+    tokens = [manner.encode(record["prompt"]) for record in records]
+    with together(config) as (place, monitor):
+        first = place.process_id == 0
+        say = say if first else lambda line: None
+        pool = None
+        if ask.reward and first:
+            say(f"rewards by {ask.reward}, code of yours, in processes of its own")
+            pool = open_function(ask.reward, seconds=ask.timeout)
+        try:
+            mesh = make_mesh(config.mesh, start_devices(config.runtime, place.processes))
+            loaded = load(source, config, mesh, codec, step=step, say=say)
+            samples = sampled(loaded, ask, tokens, manner, monitor, **sampling)
+            if not first:
+                return None
+            line = rewarded(pool, records, samples) if pool else None
+        finally:
+            if pool:
+                pool.close()
+        if line:
+            say(line)
+        summary = summary_of(loaded, ask, samples)
+        write(ask, records, samples)
+        return summary
+
+
+def sampled(
+    loaded: Loaded,
+    ask: Ask,
+    prompts: list[list[int]],
+    manner: Manner,
+    monitor: Any,
+    *,
+    max_new_tokens: int,
+    **sampling: Any,
+) -> Samples:
+    """All samples of all prompts, some rows at one time."""
+    assert loaded.tokenizer is not None
+    found: Samples = [[] for _ in prompts]
+    rows = [(prompt, sample) for prompt in range(len(prompts)) for sample in range(ask.samples)]
+    for part, begin in enumerate(range(0, len(rows), ask.rows), 1):
+        if monitor is not None:
+            if not monitor.may_start(part):
+                raise Stopped("stopped; nothing is written", monitor.signal or "SIGTERM")
+            monitor.follow("evaluation", "start", part)
+        some = rows[begin : begin + ask.rows]
+        keys = row_keys(ask.seed, *zip(*some, strict=True))
+        given = [prompts[prompt] for prompt, _ in some]
+        how: dict[str, Any] = {
+            "keys": keys,
+            "max_new": max_new_tokens,
+            "stop_ids": manner.stops,
+            "rows": ask.rows,
+        } | sampling
+        out = interruptible(partial(loaded.sampler, loaded.params, given, **how))
+        for i, ids in enumerate(out.rows(stop=False)):
+            found[some[i][0]].append(
+                {
+                    "text": continuation(loaded.tokenizer, given[i], ids),
+                    "tokens": int(out.lengths[i]),
+                    "log_prob": float(np.sum(out.log_probs[i], dtype=np.float64)),
+                    "stopped": bool(out.stopped[i]),
+                    "reward": None,
+                }
+            )
+    return found
+
+
+def interruptible(run: Callable[[], Any]) -> Any:
+    """What `run` returns. Ctrl-C is heard while it waits for devices, which Python's own thread would not hear."""
+    found: list[Any] = []
+
+    def work() -> None:
+        try:
+            found.extend((run(), None))
+        except BaseException as error:
+            found.extend((None, error))
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.05)
+    value, error = found
+    if error is not None:
+        raise error
+    return value
+
+
+def rewarded(pool: Function, records: list[dict[str, Any]], samples: Samples) -> str | None:
+    """Each sample with its reward. Returns what a user should know of those without."""
+    every = [(number, one) for number, own in enumerate(samples) for one in own]
+    columns = {name: [column[number] for number, _ in every] for name, column in columns_of(records).items()}
+    values = pool([records[number]["prompt"] for number, _ in every], [one["text"] for _, one in every], columns)
+    for (_, one), value in zip(every, values, strict=True):
+        one["reward"] = value
+    return pool.told()
+
+
+def summary_of(loaded: Loaded, ask: Ask, samples: Samples) -> dict[str, Any]:
+    """What the samples are like, over all prompts."""
+    every = [one for own in samples for one in own]
+    rewards = [[one["reward"] for one in own if one["reward"] is not None] for own in samples]
+    best = {n: mean(best_of(own, n) for own in rewards if len(own) >= n) for n in powers(ask.samples)}
+    return {
+        "model": loaded.words,
+        "prompts": len(samples),
+        "samples": ask.samples,
+        "mean_tokens": mean(one["tokens"] for one in every),
+        "cut_off": mean(not one["stopped"] for one in every),
+        "distinct": mean(len({one["text"] for one in own}) / len(own) for own in samples),
+        "reward": mean(r for own in rewards for r in own),
+        "no_reward": sum(one["reward"] is None for one in every) if ask.reward else None,
+        "best_of": {n: value for n, value in best.items() if value is not None},
+    }
+
+
+def write(ask: Ask, records: list[dict[str, Any]], samples: Samples) -> None:
+    """The samples, and of those with rewards the best ones and pairs. All files stand there, or none is new."""
+    files = {ask.out: lines({**r, "samples": own} for r, own in zip(records, samples, strict=True))}
+    worth = lambda one: one["reward"]  # noqa: E731
+    ranked = [sorted((one for one in own if worth(one) is not None), key=worth) for own in samples]
+    both = [(record["prompt"], own) for record, own in zip(records, ranked, strict=True) if own]
+    if ask.best:
+        files[ask.best] = lines({"prompt": prompt, "completion": own[-1]["text"]} for prompt, own in both)
+    if ask.pairs:
+        apart = [(prompt, own[-1], own[0]) for prompt, own in both if worth(own[-1]) > worth(own[0])]
+        pairs = ({"prompt": prompt, "chosen": a["text"], "rejected": b["text"]} for prompt, a, b in apart)
+        files[ask.pairs] = lines(pairs)
+    parts = {path: path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.part") for path in files}
+    try:
+        for path, content in files.items():
+            write_whole(parts[path], content)
+        for path, part in parts.items():
+            os.replace(part, path)
+    finally:
+        for part in parts.values():
+            part.unlink(missing_ok=True)
+
+
+def lines(records: Any) -> str:
+    return "".join(json.dumps(record) + "\n" for record in records)
