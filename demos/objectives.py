@@ -234,13 +234,13 @@ def draw_over(axes: Any, run: Path) -> None:
     kl = {r["step"]: r["kl_k1"] for r in records if r["kind"] == "train"}
     rounds = [r for r in records if r["kind"] == "rollout" and r["step"] in kl]
     far = [kl[r["step"]] for r in rounds]
-    axes.plot(far, [r["reward"] for r in rounds], ".-", color=BLUE, linewidth=0.8, label="learned reward")
+    axes.plot(far, [r["reward"] for r in rounds], ".", color=BLUE, label="learned reward")
     other = axes.twinx()
-    other.plot(far, [100 * r["judge"] for r in rounds], ".-", color=RED, linewidth=0.8)
+    other.plot(far, [100 * r["judge"] for r in rounds], ".", color=RED)
     other.set(ylabel="exact matches, percent", ylim=(0, 100))
-    axes.plot([], [], ".-", color=RED, label="the truth")
+    axes.plot([], [], ".", color=RED, label="the truth")
     axes.set(title="A learned reward, held loosely", xlabel="divergence, nats a token", ylabel="learned reward")
-    axes.legend(frameon=False, loc="lower left")
+    axes.legend(frameon=False, loc="center right")
 
 
 if __name__ == "__main__":
