@@ -24,6 +24,7 @@ from jaxscale.serving.serve import (
     complete,
     fitting,
     manner_of,
+    require_logits,
     restore,
     run_config,
     run_tokenizer,
@@ -32,6 +33,8 @@ from jaxscale.training.build import build_on, rules_for, with_whole_rows
 from jaxscale.training.initial import GROUPS, read, sources_of, unread
 from jaxscale.training.replicas import replica_axis
 from jaxscale.training.step import Program, all_parameters
+
+OF_ITS_OWN = ("dpo", *cfg.OF_ROLLOUTS)  # kinds of objectives whose data has no loss of each next token
 
 
 @dataclass(frozen=True, repr=False)
@@ -83,8 +86,17 @@ class Loaded:
 
 
 def config_of(source: str, overrides: tuple[str, ...] | list[str] = ()) -> cfg.Config:
-    """The config of a run's directory or of a published model. Raises ValueError for what is neither."""
-    return cfg.load_config(source, overrides) if source.startswith(PUBLISHED) else run_config(Path(source), overrides)
+    """The config of a run's directory or of a published model. Raises ValueError for what is neither, or no such model.
+
+    What the run learnt by decides nothing here: the loss of its model is that of each next token.
+    """
+    if source.startswith(PUBLISHED):
+        return cfg.load_config(source, overrides)
+    config = run_config(Path(source), overrides)
+    require_logits(config, source)
+    if config.objective.kind in OF_ITS_OWN:
+        return config.model_copy(update={"objective": cfg.Objective()})
+    return config
 
 
 def tokenizer_of(source: str, spec: str | None, config: cfg.Config, *, needed: bool) -> Tokenizer | None:
