@@ -311,12 +311,8 @@ class Config(Section):
                 f"mesh.replica: {replicas} replicas need outer.every, the steps between their outer steps; set e.g. "
                 "outer.every=100"
             )
-        if self.objective.samples or self.objective.reads_reference:
-            what = "trains on samples" if self.objective.samples else "compares with the model of init.from"
-            raise ValueError(
-                f"objective.kind={self.objective.kind} {what}, which replicas do not; set mesh.replica=1, "
-                "mesh.dcn.replica=1 and outer.every=null"
-            )
+        if (own := self.objective).samples or own.reads_reference:
+            raise ValueError(f"objective.kind={own.kind} is not supported with {replicas} replicas; set mesh.replica=1")
         rows = self.data.batch_size // self.step.microbatches
         if rows % replicas:
             near = [rows - rows % replicas, rows - rows % replicas + replicas]
