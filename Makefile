@@ -11,7 +11,7 @@ CHAPTERS = $(wildcard docs/course/[0-9]*.md)
 RAN = $(CHAPTERS:docs/course/%.md=build/course/%/outputs.json) build/course/models/outputs.json build/course/library/outputs.json
 SOURCES = $(shell find jaxscale configs -name '*.py' -o -name '*.yaml') docs/run_chapter.py docs/course/matplotlibrc
 
-.PHONY: quickstart emergence finetune test faults core check course docs figures lint types bench-gpu clean
+.PHONY: quickstart emergence objectives finetune test faults core check course docs figures lint types bench-gpu clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/jaxscale data prepare --stdlib --tokenizer byte --validation-fraction 0.05 --out $(STDLIB)
@@ -61,6 +61,11 @@ finetune: $(VENV)/installed-demo
 # was stopped; the page is build/emergence/emergence.html.
 emergence: $(VENV)/installed
 	$(BIN)/python demos/emergence.py
+
+# The same small model by maximum likelihood, best of n, policy gradients, preferences and a learned reward, three seeds: about
+# four minutes on two cores, nothing downloaded. The page is build/objectives/objectives.html.
+objectives: $(VENV)/installed
+	$(BIN)/python demos/objectives.py
 
 # Everything that can be measured on one NVIDIA GPU, within 8 minutes; PYTHON's jax must have CUDA (extra cuda12 or cuda13).
 bench-gpu:

@@ -10,6 +10,7 @@ on preferences (DPO), and by a reward model alone, held to its beginning well an
 import argparse
 import json
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -31,6 +32,7 @@ from jaxscale.training.watcher import Silent
 EXACT = f"{Path(sorting.__file__).resolve()}:exact"
 MODEL = {"vocab_size": 257, "num_layers": 2, "embed_dim": 64, "num_heads": 4, "mlp_dim": 192, "max_seq_len": 64}
 SAMPLED = {"max_new": 6, "group": 8, "reward": EXACT}
+BLUE, RED = "#4477aa", "#cc6633"
 STEADY = {"schedule": "constant", "weight_decay": 0.0}
 METHODS = {
     "base": "maximum likelihood",
@@ -184,7 +186,61 @@ def table(found: list[dict[str, Any]]) -> None:
 
 
 def draw(out: Path, found: list[dict[str, Any]]) -> None:
-    """Pictures, and the page of the first seed's runs."""
+    """The page of the first seed's runs, and a picture of the answers."""
+    runs = [out / "seed-0" / name for name in (*METHODS, "reward") if (out / "seed-0" / name).is_dir()]
+    command = [sys.executable, "-m", "jaxscale.cli", "report", *map(str, runs), "-o", str(out / "objectives.html")]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 4.2), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    methods, best, over = figure.subplots(1, 3, width_ratios=(3, 2, 2))
+    draw_methods(methods, found)
+    draw_best(best, found)
+    draw_over(over, out / "seed-0" / "over")
+    for axes in (methods, best, over):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+    figure.savefig(out / "objectives.png")
+
+
+def draw_methods(axes: Any, found: list[dict[str, Any]]) -> None:
+    """Each method's exact matches, a point for each seed."""
+    for row, name in enumerate(METHODS):
+        cells = [one["exact"][name] for one in found if name in one["exact"]]
+        for how, color, marker in (("drawn", BLUE, "o"), ("greedy", RED, "D")):
+            label = how if row == 0 else None
+            axes.plot([c[how] for c in cells], [row] * len(cells), marker, color=color, label=label, alpha=0.8)
+    axes.set(title="Exact matches of held-out prompts", xlabel="percent", xlim=(0, 100))
+    axes.set_yticks(range(len(METHODS)), METHODS.values())
+    axes.invert_yaxis()
+    axes.legend(frameon=False)
+
+
+def draw_best(axes: Any, found: list[dict[str, Any]]) -> None:
+    """Best of n samples of the base, chosen by the verifier."""
+    for one in found:
+        numbers = {int(n): 100 * value for n, value in one["best_of"].items()}
+        axes.plot(numbers.keys(), numbers.values(), "o-", color=BLUE, alpha=0.8, label=f"seed {one['seed']}")
+    axes.set_xscale("log", base=2)
+    axes.set(title="Best of n samples, maximum likelihood", xlabel="n", ylabel="percent exact", ylim=(0, 100))
+    axes.legend(frameon=False)
+
+
+def draw_over(axes: Any, run: Path) -> None:
+    """The learned reward and the truth against the divergence, in the order of the rounds."""
+    records = read_records(run / "metrics.jsonl")
+    kl = {r["step"]: r["kl_k1"] for r in records if r["kind"] == "train"}
+    rounds = [r for r in records if r["kind"] == "rollout" and r["step"] in kl]
+    far = [kl[r["step"]] for r in rounds]
+    axes.plot(far, [r["reward"] for r in rounds], ".", color=BLUE, label="learned reward")
+    other = axes.twinx()
+    other.plot(far, [100 * r["judge"] for r in rounds], ".", color=RED)
+    other.set(ylabel="exact matches, percent", ylim=(0, 100))
+    axes.plot([], [], ".", color=RED, label="the truth")
+    axes.set(title="A learned reward, held loosely", xlabel="divergence, nats a token", ylabel="learned reward")
+    axes.legend(frameon=False, loc="center right")
 
 
 if __name__ == "__main__":

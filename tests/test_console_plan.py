@@ -129,3 +129,38 @@ def test_a_chip_without_bf16_says_what_that_means(typed):
                       "data.batch_size=8", "--topology", "t4:1", "--rows", "1")  # fmt: skip
     assert "t4 has neither bf16 nor a fused attention kernel" in out
     assert "fp16; it has no bf16" in out.replace("float16", "fp16")
+
+
+# --- runs that train on samples -------------------------------------------------------------------------------
+
+SAMPLES = ["objective.kind=grpo", "objective.reward=a:b", "objective.max_new=512", "init.from=runs/base"]
+SAMPLED = [*RUN, *SAMPLES, "objective.kl=0.1", "data.batch_size=512", "data.seq_len=1024", "--topology", "v5p:4x4x4"]
+
+
+def test_sampling_stands_beside_training(typed):
+    out, _, code = typed(*SAMPLED, "--rows", "2", columns=200)
+    assert code == 0
+    assert "sampling, s" in out
+    assert re.search(r"samples of a step, predicted: at least [\d.]+ s \(prompts [\d.]+, decoding [\d.]+", out)
+    assert "prompts padded to 512 (data.seq_len - objective.max_new, as the data is not here)" in out
+    assert "weights are gathered once a round" in out
+    plain, _, _ = typed(*RUN, "--topology", "v5p:4x4x4", "--rows", "2", columns=200)
+    assert "sampl" not in plain
+
+
+def test_sampling_in_values(typed):
+    out, _, _ = typed(*SAMPLED, "--rows", "1", "--json")
+    for choice in (found := json.loads(out))["choices"] + [found["own"]]:
+        sampling = choice["sampling"]
+        parts = sum(sampling[name] for name in ("prefill", "decode", "reference", "gather"))
+        assert sampling["seconds"] == pytest.approx(parts)
+        assert sampling["share_of_decode"] == pytest.approx(sampling["decode"] / choice["step_seconds"])
+        assert sampling["need"]["cache"] > 0
+    out, _, _ = typed(*RUN, "--topology", "v5p:4x4x4", "--rows", "1", "--json")
+    assert json.loads(out)["own"]["sampling"] is None
+
+
+def test_a_reward_model_is_said_not_to_be_counted(typed):
+    words = [word if word != "objective.reward=a:b" else "objective.reward=runs/rm" for word in SAMPLED]
+    out, _, _ = typed(*words, "--rows", "1", columns=200)
+    assert "not counted: runs/rm, the reward model" in out

@@ -44,6 +44,9 @@ class Plan:
     profiled: int = 3
 
 
+SAMPLED = "a step's seconds hold its samples and their rewards; FLOPs, MFU and HFU count its training alone"
+
+
 class Enough(Exception):
     """The steps that were wanted are done."""
 
@@ -85,7 +88,7 @@ def bench_step(config: cfg.Config, plan: Plan, *, say: Callable[[str], None]) ->
         events = read_records(Path(folder) / "run" / "events.jsonl")
         kept = compile_on(run, devices, documents=costs.packs_documents(run)).kept  # from the run's own cache
     header.peak = find_peak(devices, config.step.compute_dtype)
-    samples = step_samples(events, plan)
+    samples = step_samples(events, plan, sampled=config.objective.samples)
     figures = speed_figures(config, sizes, samples, header.peak, len(devices))
     figures["compile_seconds"] = Figure(value=compile_seconds(events), unit="s")
     program = hlo.parse(kept.hlo)
@@ -94,7 +97,7 @@ def bench_step(config: cfg.Config, plan: Plan, *, say: Callable[[str], None]) ->
     if where:
         figures |= predicted_figures(config, where, sizes)
     rows: list[Row] = []
-    notes: list[str] = []
+    notes = [SAMPLED] if config.objective.samples else []
     try:  # the steps are measured: what comes on top may fail, or be stopped, without losing them
         if plan.profile:
             say("reading the trace")
@@ -126,10 +129,14 @@ def shortened(config: cfg.Config, plan: Plan, folder: Path) -> cfg.Config:
     return cfg.validate(values, source="bench step")
 
 
-def step_samples(events: list[dict], plan: Plan) -> list[float]:
-    """Seconds of the steps after the burn-in, each from the end of the step before it to its own end."""
+def step_samples(events: list[dict], plan: Plan, *, sampled: bool = False) -> list[float]:
+    """Seconds of the steps after the burn-in, each from the end of the step before it to its own end.
+
+    Args:
+        sampled: with the making of its samples, which the host waits for.
+    """
     steps = [e for e in events if e["event"] == "step" and plan.burn_in < e["step"] <= plan.burn_in + plan.steps]
-    return [e["seconds"] for e in steps]
+    return [e["seconds"] + e["data_wait_seconds"] * sampled for e in steps]
 
 
 def compile_seconds(events: list[dict]) -> float:
@@ -192,8 +199,8 @@ def compiled_figures(program: hlo.Program) -> dict[str, Figure]:
 def predicted_figures(config: cfg.Config, where: Topology, sizes: dict[str, int]) -> dict[str, Figure]:
     found = forecast(config, where, sizes)
     return {
-        "predicted_step_seconds": Figure(value=found.time.best, unit="s", basis="predicted"),
-        "predicted_tokens_per_second": Figure(value=found.tokens / found.time.best, unit="tokens/s", basis="predicted"),
+        "predicted_step_seconds": Figure(value=found.seconds, unit="s", basis="predicted"),
+        "predicted_tokens_per_second": Figure(value=found.tokens / found.seconds, unit="tokens/s", basis="predicted"),
         "predicted_memory_bytes": Figure(value=memory(config, sizes).peak, unit="bytes", basis="predicted"),
     }
 

@@ -40,7 +40,7 @@ def preference(config: cfg.Config) -> Objective:
             model, batch, of_log_probs, read=read, vocab_size=vocab_size, chunk=chunk, divisor=divisor, rng=rng
         )
 
-    moe, chunked = config.model.moe, config.loss.in_chunks(config.data.seq_len)
+    moe = config.model.moe
     return Objective(
         columns=(*PAIRS, *(("reference",) if own.reads_reference else ())),
         sums=sums,
@@ -49,7 +49,6 @@ def preference(config: cfg.Config) -> Objective:
         finish=(lambda metrics: per_token(metrics, moe.top_k)) if moe else None,
         unit="pairs",
         validated=METRICS,
-        flops_per_token=2.0 * config.model.embed_dim * config.model.padded_vocab_size if chunked else 0.0,
     )
 
 

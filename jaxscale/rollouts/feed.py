@@ -59,6 +59,8 @@ class RolloutFeed:
         self.config, self.own, self.prompts, self.worth = config, config.objective, prompts, worth
         self.program, self.during, self.tell, self.say = program, during, tell, say
         held = bytes_of([getattr(program.abstract, name) for name in HELD])
+        if self.own.reads_reference:  # a second set of parameters
+            held += bytes_of([program.abstract.params, program.abstract.frozen])
         self.sampler = Sampler(config, mesh, rules, vocab_size=prompts.vocab_size, held_bytes=held)
         self.step, self.skipped = start_step, offset // config.data.batch_size
         self.wait_seconds = 0.0

@@ -230,10 +230,14 @@ def summary_of(loaded: Loaded, ask: Ask, samples: Samples) -> dict[str, Any]:
 
 
 def write(ask: Ask, records: list[dict[str, Any]], samples: Samples) -> None:
-    """The samples, and of those with rewards the best ones and pairs. All files stand there, or none is new."""
+    """The samples, and of those with rewards the best ones and pairs. All files stand there, or none is new.
+
+    An empty sample is neither: no data of conversations or pairs holds an empty answer.
+    """
     files = {ask.out: lines({**r, "samples": own} for r, own in zip(records, samples, strict=True))}
     worth = lambda one: one["reward"]  # noqa: E731
-    ranked = [sorted((one for one in own if worth(one) is not None), key=worth) for own in samples]
+    usable = [[one for one in own if worth(one) is not None and one["text"].strip()] for own in samples]
+    ranked = [sorted(own, key=worth) for own in usable]
     both = [(record["prompt"], own) for record, own in zip(records, ranked, strict=True) if own]
     if ask.best:
         files[ask.best] = lines({"prompt": prompt, "completion": own[-1]["text"]} for prompt, own in both)

@@ -44,6 +44,12 @@ def require_columns(config: cfg.Config, source: RowSource) -> None:
         )
     if hasattr(source, "reference"):  # the column comes once the model is there: `training.log_probs`
         needed = tuple(name for name in needed if name != "reference")
+    if "ends" in needed and "ends" not in source.columns:
+        raise ValueError(
+            f"objective.kind={config.objective.kind} learns from pairs, and data.kind={config.data.kind} "
+            f"{'at ' + ' and '.join(config.data.places) + ' ' if config.data.places else ''}holds none; give data.path "
+            "with a dataset of `jaxscale data prepare --pairs`"
+        )
     if missing := [name for name in needed if name not in source.columns]:
         raise ValueError(
             f"objective.kind={config.objective.kind} reads the column {missing[0]}, and data.kind={config.data.kind} "
