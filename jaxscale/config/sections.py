@@ -311,6 +311,8 @@ class Config(Section):
                 f"mesh.replica: {replicas} replicas need outer.every, the steps between their outer steps; set e.g. "
                 "outer.every=100"
             )
+        if (own := self.objective).samples or own.reads_reference:
+            raise ValueError(f"objective.kind={own.kind} is not supported with {replicas} replicas; set mesh.replica=1")
         rows = self.data.batch_size // self.step.microbatches
         if rows % replicas:
             near = [rows - rows % replicas, rows - rows % replicas + replicas]

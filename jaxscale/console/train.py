@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from jaxscale import config as cfg
+from jaxscale.data.index import read_index
 from jaxscale.predict.costs import CONVENTIONS, active_parameters, parameter_counts
 
 
@@ -107,11 +108,20 @@ def summarise(config: cfg.Config, result, *, sample: str | None) -> None:
         console.print(f"\nA continuation of {sample!r}:\n", markup=False)
         console.print(sample + sample_after(result, config, sample), markup=False)
     console.print("\nNext:")
-    if not config.model.score:
-        console.print(f'  {program()} generate {result.out} --prompt "class "', markup=False, soft_wrap=True)
+    console.print(f"  {program()} {first_use(config, result.out)}", markup=False, soft_wrap=True)
     console.print(f"  {program()} report {result.out} -o report.html", markup=False, soft_wrap=True)
     again = f"  {program()} train {result.out}/config.yaml steps={2 * config.steps}    # goes on from here"
     console.print(again, markup=False, soft_wrap=True)
+
+
+def first_use(config: cfg.Config, out: Path) -> str:
+    """What to try first with a trained model."""
+    if config.model.score:
+        return f"reward {out} FILE.jsonl -o scores.jsonl"
+    data = config.data
+    if data.kind == "tokens" and read_index(Path(data.places[0])).examples is not None:  # by a template
+        return f'generate {out} --chat --prompt "..."'
+    return f'generate {out} --prompt "class "'
 
 
 def program() -> str:

@@ -11,11 +11,18 @@ import numpy as np
 
 from jaxscale import config as cfg
 from jaxscale.cluster.start import from_all
+from jaxscale.data.examples.store import template_of
 from jaxscale.data.tokenizer import Tokenizer
 from jaxscale.rollouts.prompts import PromptRows
 from jaxscale.rollouts.rewards import Function, is_function, open_function
 from jaxscale.rollouts.sampler import Sampled
-from jaxscale.rollouts.scorer import Scorer, require_same_tokenizer
+from jaxscale.rollouts.scorer import (
+    Scorer,
+    require_same_template,
+    require_same_tokenizer,
+    tail_of,
+    template_of_run,
+)
 
 COUNT = itertools.count()
 SECONDS = 3600.0  # that processes wait for each other's rewards
@@ -41,8 +48,8 @@ class Worth:
     def by(self, one: Function | Scorer, rows: np.ndarray, made: Sampled) -> np.ndarray:
         """What one of them says of each sample, float64 [R]."""
         if isinstance(one, Scorer):
-            samples = made.rows()
-            return one([[*self.prompts.tokens(int(i)), *s] for i, s in zip(rows, samples, strict=True)]).astype(float)
+            prompts = [self.prompts.tokens(int(i)) for i in rows]
+            return one.of_samples(prompts, made.rows(), made.stopped.tolist()).astype(float)
         own = range(jax.process_index(), len(rows), jax.process_count())
         texts, samples = [self.text(int(rows[i])) for i in own], made.rows(stop=False)
         completions = [self.codec.decode(samples[i]) for i in own]
@@ -93,7 +100,12 @@ class Judges:
         if name not in self.known:
             require_same_tokenizer(name, prompts.fingerprint)
             data = self.config.data
-            self.known[name] = Scorer(name, mesh, rows=data.batch_size, seq_len=data.seq_len, like=self.config)
+            assert self.codec is not None
+            assert data.path is not None
+            template = template_of_run(name, self.codec)
+            require_same_template(template, name, template_of(data.path))
+            rows, seq_len, tail = data.batch_size, data.seq_len, tail_of(template)
+            self.known[name] = Scorer(name, mesh, rows=rows, seq_len=seq_len, like=self.config, tail=tail)
         return self.known[name]
 
     def close(self) -> None:

@@ -140,6 +140,8 @@ def export(
         raise ValueError(f"{out} is there already; give a directory that is not")
     stored = Stored(run, step)
     model = cfg.validate({**stored.config, "out": str(run)}, source=str(run)).model
+    if model.score:
+        raise ValueError(f"{run} is a reward model, and only models of tokens are exported; `jaxscale reward` uses it")
     if only_adapter:
         return write_adapter(out, model, stored, dtype, share)
     codec = run_tokenizer(run, None) if (run / "tokenizer-identity.json").is_file() else None

@@ -12,11 +12,11 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from jaxscale import config as cfg
-from jaxscale.blueprint.rules import Rules, count
+from jaxscale.blueprint.rules import Rules
 from jaxscale.config import PUBLISHED
 from jaxscale.data.tokenizer import Tokenizer, load_tokenizer
 from jaxscale.parallel.mesh import describe_mesh
-from jaxscale.parallel.sharding import make_rules, on_mesh
+from jaxscale.parallel.sharding import on_mesh
 from jaxscale.rollouts.sampler import Sampler
 from jaxscale.serving.serve import (
     Restored,
@@ -24,14 +24,17 @@ from jaxscale.serving.serve import (
     complete,
     fitting,
     manner_of,
+    require_logits,
     restore,
     run_config,
     run_tokenizer,
 )
-from jaxscale.training.build import build_on, rules_for
+from jaxscale.training.build import build_on, rules_for, with_whole_rows
 from jaxscale.training.initial import GROUPS, read, sources_of, unread
 from jaxscale.training.replicas import replica_axis
 from jaxscale.training.step import Program, all_parameters
+
+OF_ITS_OWN = ("dpo", *cfg.OF_ROLLOUTS)  # kinds of objectives whose data has no loss of each next token
 
 
 @dataclass(frozen=True, repr=False)
@@ -83,8 +86,17 @@ class Loaded:
 
 
 def config_of(source: str, overrides: tuple[str, ...] | list[str] = ()) -> cfg.Config:
-    """The config of a run's directory or of a published model. Raises ValueError for what is neither."""
-    return cfg.load_config(source, overrides) if source.startswith(PUBLISHED) else run_config(Path(source), overrides)
+    """The config of a run's directory or of a published model. Raises ValueError for what is neither, or no such model.
+
+    What the run learnt by decides nothing here: the loss of its model is that of each next token.
+    """
+    if source.startswith(PUBLISHED):
+        return cfg.load_config(source, overrides)
+    config = run_config(Path(source), overrides)
+    require_logits(config, source)
+    if config.objective.kind in OF_ITS_OWN:
+        return config.model_copy(update={"objective": cfg.Objective()})
+    return config
 
 
 def tokenizer_of(source: str, spec: str | None, config: cfg.Config, *, needed: bool) -> Tokenizer | None:
@@ -159,11 +171,3 @@ def published(program: Program, config: cfg.Config, step: int | None) -> Restore
     drawn = jax.jit(lambda: {name: getattr(start(), name) for name in GROUPS})()
     found = read(program, sources, drawn)
     return Restored(all_parameters(program.abstract._replace(**found), found["params"]), 0, False)
-
-
-def with_whole_rows(config: cfg.Config, sizes: dict[str, int]) -> cfg.Config:
-    """`config` with as many rows a microbatch as the mesh needs, at least its own: they decide no result here."""
-    shards = count(make_rules(config.sharding).activations["batch"], sizes)
-    rows = math.ceil(config.data.batch_size / config.step.microbatches / shards) * shards
-    data = config.data.model_copy(update={"batch_size": rows * config.step.microbatches})
-    return config.model_copy(update={"data": data})

@@ -18,6 +18,8 @@ from jaxscale.parallel.mesh import make_mesh, start_devices
 from jaxscale.rollouts.choose import row_keys
 from jaxscale.rollouts.estimates import best_of, mean, powers
 from jaxscale.rollouts.rewards import Function, is_function, open_function
+from jaxscale.rollouts.scorer import Scorer
+from jaxscale.serving.by_model import ByModel
 from jaxscale.serving.chat import Manner
 from jaxscale.serving.load import Loaded, config_of, load, tokenizer_of
 from jaxscale.serving.prompts import columns_of, read_prompts
@@ -33,7 +35,7 @@ class Ask:
     Attributes:
         samples: of each prompt.
         rows: that are sampled at one time; the mesh may round them up.
-        reward: `module:function` or `file.py:function`; None: no rewards.
+        reward: `module:function`, `file.py:function` or the directory of a reward model's run; None: no rewards.
         timeout: seconds of a reward function for some completions.
         out, best, pairs: files of JSONL to write.
     """
@@ -53,18 +55,29 @@ class Ask:
         for name, value in (("-n", self.samples), ("--rows", self.rows)):
             if value < 1:
                 raise ValueError(f"{name} {value} must be at least 1")
-        if self.reward is not None and not is_function(self.reward):
-            raise ValueError(f"--reward {self.reward} is not module:function or file.py:function; give one of these")
+        if self.reward is not None and not is_function(self.reward) and not self.by_run:
+            raise ValueError(
+                f"--reward {self.reward} is not module:function, file.py:function or the directory of a reward model's "
+                "run; give one of these"
+            )
         if not 0 < self.timeout < float("inf"):
             raise ValueError(f"--timeout {self.timeout} must be a number of seconds above 0")
         if self.reward is None and (self.best or self.pairs):
-            raise ValueError(f"{'--best' if self.best else '--pairs'} needs rewards; give --reward module:function")
+            raise ValueError(
+                f"{'--best' if self.best else '--pairs'} needs rewards; give --reward module:function or a run"
+            )
         if self.pairs and self.samples < 2:
             raise ValueError("--pairs needs two samples of each prompt; give -n 2 or more")
         places = [path.resolve() for path in (self.prompts, self.out, self.best, self.pairs) if path]
         if len(set(places)) < len(places):
             raise ValueError("-o, --best, --pairs and --prompts are one file twice; give each its own")
         require_file(self.out, self.best, self.pairs)
+
+    @property
+    def by_run(self) -> bool:
+        """Is the reward a run?"""
+        name = self.reward
+        return name is not None and not is_function(name) and (Path(name).expanduser() / "config.yaml").is_file()
 
 
 def roll_out(
@@ -95,17 +108,21 @@ def roll_out(
     assert codec is not None
     manner = manner_of(source, codec, chat=chat, system=system)
     tokens = [manner.encode(record["prompt"]) for record in records]
+    by_model = None
+    if ask.reward and ask.by_run:
+        by_model = ByModel(ask.reward, codec, records, tokens, sampling["max_new_tokens"], system)
     with together(config) as (place, monitor):
         first = place.process_id == 0
         say = say if first else lambda line: None
         pool = None
-        if ask.reward and first:
+        if ask.reward and first and not by_model:
             say(f"rewards by {ask.reward}, code of yours, in processes of its own")
             pool = open_function(ask.reward, seconds=ask.timeout)
         try:
             mesh = make_mesh(config.mesh, start_devices(config.runtime, place.processes))
             loaded = load(source, config, mesh, codec, step=step, say=say)
-            samples = sampled(loaded, ask, tokens, manner, monitor, **sampling)
+            scorer = by_model.open(loaded, ask.rows, say) if by_model else None
+            samples = sampled(loaded, ask, tokens, manner, monitor, scorer=scorer, **sampling)
             if not first:
                 return None
             line = rewarded(pool, records, samples) if pool else None
@@ -127,9 +144,10 @@ def sampled(
     monitor: Any,
     *,
     max_new_tokens: int,
+    scorer: Scorer | None = None,
     **sampling: Any,
 ) -> Samples:
-    """All samples of all prompts, some rows at one time."""
+    """All samples of all prompts, some rows at one time, with their scores where a model scores them."""
     assert loaded.tokenizer is not None
     found: Samples = [[] for _ in prompts]
     rows = [(prompt, sample) for prompt in range(len(prompts)) for sample in range(ask.samples)]
@@ -148,14 +166,16 @@ def sampled(
             "rows": ask.rows,
         } | sampling
         out = interruptible(partial(loaded.sampler, loaded.params, given, **how))
+        ended = out.stopped.tolist()
+        scores = interruptible(partial(scorer.of_samples, given, out.rows(), ended)) if scorer else None
         for i, ids in enumerate(out.rows(stop=False)):
             found[some[i][0]].append(
                 {
                     "text": continuation(loaded.tokenizer, given[i], ids),
                     "tokens": int(out.lengths[i]),
                     "log_prob": float(np.sum(out.log_probs[i], dtype=np.float64)),
-                    "stopped": bool(out.stopped[i]),
-                    "reward": None,
+                    "stopped": ended[i],
+                    "reward": None if scores is None or not np.isfinite(scores[i]) else float(scores[i]),
                 }
             )
     return found

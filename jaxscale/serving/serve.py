@@ -54,6 +54,7 @@ def continue_texts(
         sampling: as for `generate`.
     """
     config = run_config(run, overrides)
+    require_logits(config, run)
     codec = fitting(run_tokenizer(run, tokenizer), config)
     manner = manner_of(str(run), codec, chat=chat, system=system)
     tokens = [manner.encode(prompt) for prompt in prompts]  # what a template refuses is refused before devices start
@@ -97,6 +98,14 @@ def run_config(run: Path, overrides: Sequence[str]) -> cfg.Config:
     if not (run / "config.yaml").is_file():
         raise ValueError(f"{run} is not a run: it has no config.yaml; give the out= directory of `jaxscale train`")
     return cfg.load_config(run / "config.yaml", list(overrides))
+
+
+def require_logits(config: cfg.Config, run: str | Path) -> None:
+    """ValueError for a reward model."""
+    if config.model.score:
+        raise ValueError(
+            f"{run} is a reward model, which predicts no tokens; `jaxscale reward {run} FILE -o OUT` gives its scores"
+        )
 
 
 def fitting(codec: Tokenizer, config: cfg.Config) -> Tokenizer:

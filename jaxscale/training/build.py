@@ -4,6 +4,8 @@ The trainer, the benchmarks, ahead-of-time compilation, `explain` and the tests 
 a device and knows no files.
 """
 
+import math
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
@@ -83,3 +85,11 @@ def rules_for(config: cfg.Config, mesh: Mesh | AbstractMesh, *, decoder: bool = 
     rows = config.data.batch_size // config.step.microbatches
     require_divides("rows of a microbatch", rows, count(rules.activations["batch"], mesh.shape), "the batch axes")
     return replace(rules, zigzag=in_zigzag(config))
+
+
+def with_whole_rows(config: cfg.Config, sizes: Mapping[str, int]) -> cfg.Config:
+    """`config` with rows added until each microbatch fills the batch axes of a mesh, where rows decide no result."""
+    shards = count(make_rules(config.sharding).activations["batch"], sizes)
+    rows = math.ceil(config.data.batch_size / config.step.microbatches / shards) * shards
+    data = config.data.model_copy(update={"batch_size": rows * config.step.microbatches})
+    return config.model_copy(update={"data": data})

@@ -152,7 +152,7 @@ def test_equal_rewards_make_no_pairs(rollout, tmp_path):
 
 REFUSED = [
     (["--prompts", "nowhere.jsonl"], None, "--prompts nowhere.jsonl is no file"),
-    (["--best", "best.jsonl"], None, "--best needs rewards; give --reward module:function"),
+    (["--best", "best.jsonl"], None, "--best needs rewards; give --reward module:function or a run"),
     (["--pairs", "pairs.jsonl"], "same", "--pairs needs two samples of each prompt; give -n 2 or more"),
     (["-n", "0"], None, "-n 0 must be at least 1"),
     (["--rows", "0"], None, "--rows 0 must be at least 1"),
@@ -176,7 +176,7 @@ def test_what_cannot_be_is_refused_and_nothing_written(rollout, tmp_path, argume
     ("line", "message"),
     [
         ("{", "line 2: no JSON"),
-        ("[1]", 'line 2: it has no text "prompt"'),
+        ("[1]", 'line 2: it is no object; give {"prompt": "..."}'),
         ('{"prompt": 3}', 'line 2: it has no text "prompt"'),
         ('{"prompt": "a", "samples": 1}', "line 2: the column samples is taken"),
     ],

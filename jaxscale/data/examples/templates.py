@@ -148,6 +148,15 @@ def make_template(name: str, codec: Tokenizer, published: Chat | None, *, where:
     return Template(name, chat, codec, renderer(chat, where=name), stops, spelled, lacking, apart=name == PLAIN)
 
 
+def kept_template(chat: Chat, codec: Tokenizer, *, where: str) -> Template:
+    """The template that a run keeps, with the text that its data was prepared with. ValueError where it has none."""
+    name = chat.name if chat.name in NAMED else OWN
+    special = NAMED[name].specials if name in NAMED else tuple(chat.tokens.values())
+    spelled = None if name == PLAIN else one_of((*special, *codec.special_tokens))
+    render = renderer(chat, where=where)
+    return Template(name, chat, codec, render, ends(chat, codec, where=where), spelled, apart=name == PLAIN)
+
+
 def _own(codec: Tokenizer, published: Chat | None, where: str) -> Template:
     if published is None or published.template is None:
         raise ValueError(

@@ -1,0 +1,40 @@
+"""`jaxscale reward`."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jaxscale.cli.options import Overrides
+from jaxscale.cli.refusal import fail
+
+PLACE = 4.6
+
+
+def verb(
+    run: Annotated[Path, typer.Argument(help="The directory of a reward model's run.")],
+    file: Annotated[
+        Path,
+        typer.Argument(help='JSONL: {"prompt", "completion"} or {"prompt", "chosen", "rejected"}, text or messages.'),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="JSONL to write: each record with its scores.")],
+    overrides: Overrides = None,
+    step: Annotated[int | None, typer.Option(help="Of this checkpoint; by default the newest.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The summary, for programs.")] = False,
+) -> None:
+    """What a reward model says of each text of a file; of pairs also how often it agrees."""
+    from jaxscale.console.reward import lines
+    from jaxscale.serving.reward import score_file
+
+    say = lambda line: print(line, file=sys.stderr)  # noqa: E731
+    try:
+        summary = score_file(run, file, out, overrides or [], step=step, say=say)
+    except KeyboardInterrupt as error:  # at once: devices that still compute are not waited for
+        code = fail(str(error) or "stopped", getattr(error, "code", 130))
+        sys.stderr.flush()
+        os._exit(code)
+    if summary is not None:
+        print(json.dumps(summary, indent=1) if as_json else "\n".join(lines(summary)))
