@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from jaxscale import config as cfg
+from jaxscale.checkpoint.stored import Stored
 from jaxscale.cluster.start import from_all
 from jaxscale.data.examples.store import template_of
 from jaxscale.data.tokenizer import Tokenizer
@@ -86,6 +87,8 @@ class Judges:
             if is_function(name):  # a function that is not there is refused before anything is written
                 self.known[name] = open_function(name, seconds=own.reward_seconds)
                 say(f"rewards by {name}, code that this run was told to run")
+            else:
+                Stored(name)  # nor is a run that is not there
 
     def worth(self, prompts: PromptRows, mesh: jax.sharding.Mesh) -> Worth:
         """What samples for these prompts are worth."""

@@ -42,6 +42,11 @@ def require_columns(config: cfg.Config, source: RowSource) -> None:
             f"objective.kind={config.objective.kind} reads no pairs, which {' and '.join(config.data.places)} holds; "
             "set objective.kind=dpo or reward, or prepare conversations: `jaxscale data prepare --chat`"
         )
+    if config.objective.kind == "sft" and not (hasattr(source, "reference") or config.data.mixture):
+        raise ValueError(
+            f"objective.kind=sft trains the answers of conversations, and data.kind={config.data.kind} here is text; "
+            "give a dataset of `jaxscale data prepare --chat`, or objective.kind=next_token"
+        )
     if hasattr(source, "reference"):  # the column comes once the model is there: `training.log_probs`
         needed = tuple(name for name in needed if name != "reference")
     if "ends" in needed and "ends" not in source.columns:

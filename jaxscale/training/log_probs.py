@@ -14,8 +14,6 @@ import numpy as np
 from flax import nnx
 
 from jaxscale import config as cfg
-from jaxscale.checkpoint.stored import Stored
-from jaxscale.config import PUBLISHED
 from jaxscale.data.examples.rows import ExampleRows
 from jaxscale.data.rows import RowSource
 from jaxscale.files.whole import write_whole
@@ -23,6 +21,7 @@ from jaxscale.objectives.objective import Batch, Sums
 from jaxscale.objectives.token_values import token_values
 from jaxscale.parallel.presets import compiler_options
 from jaxscale.parallel.sharding import device
+from jaxscale.training.beginning import beginning_of, keep
 from jaxscale.training.each_once import EachOnce
 from jaxscale.training.feed import Feed
 from jaxscale.training.initial import GROUPS, read, sources_of, unread
@@ -85,8 +84,10 @@ class Reference:
 class References:
     """The reference columns of a run's splits: found beside the run, or computed once."""
 
-    def __init__(self, config: cfg.Config, program: Program, mesh: jax.sharding.Mesh, say: Say):
-        self.config, self.program, self.mesh, self.say = config, program, mesh, say
+    def __init__(self, config: cfg.Config, program: Program, mesh: jax.sharding.Mesh, say: Say, *, resumed: bool):
+        """`self.config` has the step of `init.from` that the run began from; `resumed`: the run has a checkpoint."""
+        self.config, self.about = beginning_of(config, resumed=resumed)
+        self.program, self.mesh, self.say = program, mesh, say
         self.made: dict[str, Reference] = {}
         self._begun: Callable[[Batch], jax.Array] | None = None  # holds the parameters
 
@@ -94,7 +95,7 @@ class References:
         """Rows of pairs with their reference column, where the objective reads one."""
         if not (self.config.objective.reads_reference and isinstance(rows, ExampleRows)):
             return rows
-        source = identity_of(self.config)
+        source = identity_of(self.config, self.about)
         identity = hashlib.sha256(f"{source} {rows.content}".encode()).hexdigest()
         kept = kept_reference(self.config.out_dir, split, identity, rows.store.tokens.num_tokens)
         if kept is None:
@@ -115,13 +116,12 @@ class References:
         return values
 
     def write(self) -> None:
-        """Keep what was computed, by process 0."""
+        """Keep what was computed, and which parameters the run began from; by process 0."""
+        keep(self.config, self.about)
         for split, one in self.made.items() if jax.process_index() == 0 else ():
             path = self.config.out_dir / f"reference-{split}.f32"
             write_whole(path, one.values.astype("<f4").tobytes())
-            write_whole(
-                path.with_suffix(".json"), json.dumps({"identity": one.identity, "of": identity_of(self.config)}) + "\n"
-            )
+            write_whole(path.with_suffix(".json"), json.dumps({"identity": one.identity}) + "\n")
         self.made, self._begun = {}, None
 
 
@@ -137,22 +137,10 @@ def kept_reference(out: Path, split: str, identity: str, tokens: int) -> Referen
         return None
 
 
-def identity_of(config: cfg.Config) -> str:
-    """Which parameters `init` names, and what computes with them."""
-    source = config.init.source
-    assert source is not None
-    about: dict[str, Any] = {"from": source, "model": config.model.model_dump(mode="json")}
-    about["dtype"], about["temperature"] = config.step.compute_dtype, config.objective.temperature
-    directory = Path(source.removeprefix(PUBLISHED)).expanduser()
-    if source.startswith(PUBLISHED):
-        files = sorted(directory.glob("*.safetensors"))
-        about["files"] = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-    else:
-        stored = Stored(source, config.init.at)
-        about["step"], about["checkpoint"] = stored.step, stored.identity
-    if config.init.adapter_directory:
-        about["adapter"] = config.init.adapter_directory
-    return json.dumps(about, sort_keys=True)
+def identity_of(config: cfg.Config, about: dict[str, Any]) -> str:
+    """Which parameters a run began from, and what computes with them."""
+    model = config.model.model_dump(mode="json")
+    return json.dumps({**about, "model": model, "dtype": config.step.compute_dtype}, sort_keys=True)
 
 
 def all_rows(

@@ -119,7 +119,7 @@ def train(
             try:
                 checkpointer = open_checkpoints(config)
                 run = Run(config, program, checkpointer, about, watcher, monitor, mesh, events)
-                references = References(config, program, mesh, watcher.say)
+                references = References(config, program, mesh, watcher.say, resumed=bool(checkpointer.steps()))
                 rows, measurers = with_references(references, rows, measurers)
                 state = run.resume() or initial_state(config, program, watcher.say)
                 owner.sign()  # a run that is refused has changed nothing; from here on it writes
@@ -130,7 +130,7 @@ def train(
                 # --- the loop
                 run.open(int(state.step), Meter(config, peak, model_flops_per_token(config, model)))
                 events.write("init", "end", int(state.step))
-                source = FeedSource(config, program, mesh, rules, rows, judges)
+                source = FeedSource(references.config, program, mesh, rules, rows, judges)
                 state = run.go(state, source.feeds(events, run.writer.write, watcher.say), measurers)
             finally:
                 watcher.finish()

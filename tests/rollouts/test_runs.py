@@ -1,6 +1,7 @@
 """Whole runs of learned objectives: what they train on, and that one which goes on is the one that never stopped."""
 
 import json
+import shutil
 import textwrap
 
 import jax
@@ -53,11 +54,12 @@ def run(out, name, *, data, listener=None, mesh=None, **sections):
     values = {
         "name": name, "out": str(out / name), "steps": 6, "model": MODEL, "mesh": mesh or {"data": 8},
         "runtime": {"platform": "cpu", "compilation_cache": None}, "init": begins,
-        "data": {"path": str(out / data), "batch_size": 16, "seq_len": 48, "prefetch": 1},
+        "data": {"path": str(out / data)} if data else {"kind": "synthetic"},
         "step": {"compute_dtype": "float32", "remat": "none"}, "metrics": {"tensorboard": False},
         "checkpoint": {"every": 0}, "evaluation": {"examples": 8},
         "optimizer": {"learning_rate": 1e-3, "schedule": "constant", "weight_decay": 0.0},
     }  # fmt: skip
+    values["data"] |= {"batch_size": 16, "seq_len": 48, "prefetch": 1}
     for key, section in sections.items():
         values[key] = values.get(key, {}) | section if isinstance(section, dict) else section
     return train(cfg.validate(values, source=name), watcher=listener)
@@ -163,6 +165,34 @@ def test_another_reference_is_computed_anew(place):
     run(place, "changed", data="pairs", objective={"kind": "dpo"}, steps=2, init={"from": str(place / "other")},
         listener=listener)  # fmt: skip
     assert sum("once" in line for line in listener.lines) == 2
+
+
+@pytest.mark.parametrize("kind", ["dpo", "grpo"])
+def test_the_reference_is_the_same_after_its_own_run_has_gone_on(place, kind):
+    """And pairs need it no longer: a resumed run of DPO reads what it keeps."""
+    own = {"kind": "dpo"} if kind == "dpo" else rollouts(place, kl=0.5)
+    about = {"data": "pairs" if kind == "dpo" else "prompts", "objective": own}
+    run(place, f"{kind}-first", data="chat", steps=2)
+    begin = {"init": {"from": str(place / f"{kind}-first")}}
+    whole = run(place, f"{kind}-unmoved", steps=3, **about, **begin)
+    run(place, f"{kind}-moved", steps=2, **about, **begin)
+    run(place, f"{kind}-first", data="chat", steps=3, checkpoint={"keep_last": 2})
+    listener = Listener()
+    again = run(place, f"{kind}-moved", steps=3, listener=listener, **about, **begin)
+    assert not any("once" in line for line in listener.lines)
+    assert_bitwise(again.state.params, whole.state.params)
+    if kind == "dpo":
+        shutil.rmtree(place / "dpo-first")
+        run(place, "dpo-moved", steps=4, **about, **begin)
+
+
+def test_what_is_not_there_is_refused_before_anything_is_written(place):
+    for reward in (str(place / "nothing"), f"{place}/mine.py:nothing", f"{place}/nothing.py:short"):
+        with pytest.raises(ValueError, match="nothing"):
+            run(place, "refused", data="prompts", objective=rollouts(place) | {"reward": reward})
+    with pytest.raises(ValueError, match="sft trains the answers of conversations"):
+        run(place, "refused", data=None, objective={"kind": "sft"})
+    assert not (place / "refused").exists()
 
 
 def test_a_reward_model_learns_pairs_and_rewards_samples(place):
