@@ -36,7 +36,9 @@ def test_chunks_and_microbatches_on_eight_devices_equal_one(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "sizes"), zip(cycle(["sigmoid", "reward", "grpo", "gspo"]), FACTORISATIONS), ids=str)
+@pytest.mark.parametrize(
+    ("name", "sizes"), list(zip(cycle(["sigmoid", "reward", "grpo", "gspo"]), FACTORISATIONS)), ids=str
+)
 def test_every_factorisation_equals_one_device(name, sizes):
     mesh = dict(zip(("data", "fsdp", "context", "tensor"), sizes, strict=True))
     check(name, mesh, step={"microbatches": 2}, **({} if name == "reward" else {"loss": {"chunk": 16}}))

@@ -63,7 +63,7 @@ def config_of(model, rows, mesh=None, **sections):
 @functools.cache
 def reference(model, rows, sections):
     config = config_of(model, rows, **json.loads(sections))
-    params, batch = random_params(config), batch_of(config)
+    params, batch = random_params(config, std=0.05), batch_of(config)
     return params, batch, loss_and_gradients(config, params, batch)
 
 
