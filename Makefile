@@ -30,7 +30,7 @@ core: $(VENV)/installed-dev
 	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not faults and not course" tests/blueprint tests/predict tests/compiled tests/test_predict.py tests/parallel tests/models tests/training/test_collectives.py tests/training/test_trainer.py \
 		tests/training/test_generate.py tests/training/test_feed.py tests/training/test_smallest.py tests/training/test_evaluation.py \
 		tests/training/test_step_time.py tests/training/test_shares.py tests/training/test_figures.py tests/training/test_precision.py tests/training/test_older.py tests/training/test_split_sequences.py tests/training/test_pipeline.py \
-		tests/training/test_replicas.py tests/training/test_experts.py tests/objectives tests/rollouts tests/serving tests/data tests/cluster tests/puzzles tests/faults/test_guard.py
+		tests/training/test_replicas.py tests/training/test_experts.py tests/objectives/test_learned.py tests/rollouts/test_sampler.py tests/serving tests/data tests/cluster tests/puzzles tests/faults/test_guard.py
 
 check: lint types test faults course docs
 
