@@ -143,6 +143,7 @@ def test_a_split_shorter_than_a_window_is_said_and_training_goes_on(monkeypatch)
     about = {"vocab_size": 250, "fingerprint": None, "separator_id": None}
     stores = {k: SimpleNamespace(num_tokens=n, **about) for k, n in tokens.items()}
     monkeypatch.setattr(opening, "open_store", lambda data, split: stores[split])
+    monkeypatch.setattr(opening, "examples_at", lambda path: None)
     config = make_config()
     config = config.model_copy(update={"data": config.data.model_copy(update={"kind": "tokens", "path": "data"})})
     assert len(feed.open_source(config, "train")) == 3
