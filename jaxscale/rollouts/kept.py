@@ -39,7 +39,7 @@ def keep_round(out: Path, round_: Round) -> None:
 def kept_round(out: Path, number: int) -> Round | None:
     """The round of this number, if it is the one that is kept and can be read."""
     try:
-        with np.load(io.BytesIO((out / NAME).read_bytes()), allow_pickle=False) as file:
+        with np.load(io.BytesIO((out / NAME).read_bytes())) as file:
             found = {name: file[name] for name in file.files}
         if int(found["number"]) != number:
             return None
