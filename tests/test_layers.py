@@ -26,7 +26,7 @@ BELOW = {
     "process": set(),
     "data": {"files", "columns", "index", "vocabulary", "config", "process"},
     "blueprint": {"config"},
-    "predict": {"hardware", "optimizers", "config", "blueprint", "index"},
+    "predict": {"hardware", "optimizers", "config", "blueprint", "index", "columns"},
     "record": {"files", "config"},
     "compiled": {"files", "hardware", "config", "blueprint", "predict", "record"},  # aot in a child process
     "parallel": {"hardware", "process", "config", "blueprint"},

@@ -105,6 +105,10 @@ class Objective(Section):
         `objectives.log_probs`."""
         return self.kind == "dpo" or (self.kind == "grpo" and self.level == "sequence")
 
+    def prompts_of_round(self, rows: int) -> int:
+        """Prompts that are sampled at one time, where a step has so many rows. grpo's rows are all their samples."""
+        return rows // self.group if self.kind == "grpo" else self.prompts or rows
+
     @property
     def reads_reference(self) -> bool:
         """Does the loss compare with the log-probabilities of the model that the run began with?"""

@@ -18,6 +18,8 @@ DTYPES = {
     "advantages": np.float32,  # how much better than expected a target's sample was
 }
 TEXT = ("tokens", "targets", "segments", "positions", "weights")  # what rows of a text or of conversations hold
+NEXT = ("tokens", "targets", "weights")  # what the loss of each next token reads
+SAMPLES = (*NEXT, "advantages", "old")  # what a policy gradient reads
 PAIRS = (*TEXT, "ends")  # what rows of pairs hold: documents 2j+1 and 2j+2 of a row are its pair j
 COUNTED = ("weights", "ends")  # all 0 in a row that counts nothing
 MOST_PAIRS = 32  # of a row

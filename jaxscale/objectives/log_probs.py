@@ -18,6 +18,7 @@ from jaxscale.objectives.token_sums import (
     chunked_sums,
     hidden_and_sums,
     model_arguments,
+    objective_gradient,
     require_whole_logits,
     with_head,
 )
@@ -73,8 +74,7 @@ def log_prob_sums(
     with jax.named_scope("log_probs"):
         zeros = jnp.zeros_like(targets, jnp.float32)
         log_p = jax.lax.scan(body, zeros, jnp.arange(targets.shape[1] // chunk))[0]
-        gradient = jax.grad(lambda log_p: with_itself(of_log_probs(log_p, columns, divisor)), has_aux=True)
-        slopes, sums = gradient(log_p)
+        slopes, sums = objective_gradient(of_log_probs)(log_p, columns, divisor)
 
     def linear(logits_BTV: jax.Array, columns: Batch, _: jax.Array | float) -> Sums:
         return {"objective": (log_probs(logits_BTV, columns["targets"]) * columns["slopes"]).sum()}
@@ -83,7 +83,3 @@ def log_prob_sums(
     tangent = chunked_sums(model, hidden_BTD, both, linear, chunk=chunk, divisor=1.0)["objective"]
     every: Sums = auxiliary | sums
     return every | {"objective": sums["objective"] + tangent - jax.lax.stop_gradient(tangent)}
-
-
-def with_itself(sums: Sums) -> tuple[jax.Array, Sums]:
-    return sums["objective"], sums

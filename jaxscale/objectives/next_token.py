@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxscale import config as cfg
+from jaxscale.data.columns import NEXT
 from jaxscale.objectives.objective import Batch, Objective, Sums
 from jaxscale.objectives.routers import of_routers, router_means, with_routers
 from jaxscale.objectives.token_sums import token_sums
@@ -33,7 +34,7 @@ def next_token(config: cfg.Config) -> Objective:
         return of_routers(sums, config.loss, divisor)
 
     return Objective(
-        columns=("tokens", "targets", "weights"),
+        columns=NEXT,
         sums=sums,
         count=lambda batch: batch["weights"].sum(),
         means={"loss": "cross_entropy", "z": "z"} | router_means(config),

@@ -9,13 +9,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxscale import config as cfg
+from jaxscale.data.columns import SAMPLES
 from jaxscale.objectives.log_probs import log_prob_sums
 from jaxscale.objectives.next_token import parts_of_softmax
 from jaxscale.objectives.objective import Batch, Objective, Sums
 from jaxscale.objectives.routers import of_routers, per_token, router_means, with_routers
 from jaxscale.objectives.token_sums import token_sums
 
-COLUMNS = ("tokens", "targets", "weights", "advantages", "old")
 OF_TOKENS = ("entropy", "clipped_low", "clipped_high", "mismatch", "kl_old")  # means over sampled tokens
 
 
@@ -62,7 +62,7 @@ def policy(config: cfg.Config) -> Objective:
     told = told_of(own)
     by_tokens = config.model.moe is not None and own.aggregate == "dapo"
     return Objective(
-        columns=(*COLUMNS, *more),
+        columns=(*SAMPLES, *more),
         sums=sums,
         count=lambda batch: divisor_of(config, batch),
         means={"loss": "loss", "sampled": "sampled"} | {name: name for name in told} | router_means(config),

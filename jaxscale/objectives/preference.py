@@ -12,7 +12,7 @@ from flax import nnx
 from jaxscale import config as cfg
 from jaxscale.data.columns import MOST_PAIRS, PAIRS
 from jaxscale.objectives.log_probs import log_prob_sums
-from jaxscale.objectives.objective import Batch, Objective, Sums
+from jaxscale.objectives.objective import Batch, Objective, Sums, SumsOf
 from jaxscale.objectives.routers import per_token, router_means
 from jaxscale.parallel.sharding import dims_of, to_spec
 
@@ -40,15 +40,20 @@ def preference(config: cfg.Config) -> Objective:
             model, batch, of_log_probs, read=read, vocab_size=vocab_size, chunk=chunk, divisor=divisor, rng=rng
         )
 
-    moe = config.model.moe
+    return of_pairs(config, sums, METRICS)
+
+
+def of_pairs(config: cfg.Config, sums: SumsOf, metrics: tuple[str, ...]) -> Objective:
+    """An objective whose sums are divided by pairs; `metrics` name them."""
+    moe, more = config.model.moe, ("reference",) if config.objective.reads_reference else ()
     return Objective(
-        columns=(*PAIRS, *(("reference",) if own.reads_reference else ())),
+        columns=(*PAIRS, *more),
         sums=sums,
         count=lambda batch: (batch["ends"] > 0).sum().astype(jnp.float32),
-        means={name: name for name in METRICS} | router_means(config),
+        means={name: name for name in metrics} | router_means(config),
         finish=(lambda metrics: per_token(metrics, moe.top_k)) if moe else None,
         unit="pairs",
-        validated=METRICS,
+        validated=metrics,
     )
 
 

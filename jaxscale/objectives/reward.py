@@ -5,10 +5,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxscale import config as cfg
-from jaxscale.data.columns import PAIRS
 from jaxscale.objectives.objective import Batch, Objective, Sums
-from jaxscale.objectives.preference import by_pair, pair_numbers
-from jaxscale.objectives.routers import per_token, router_means
+from jaxscale.objectives.preference import by_pair, of_pairs, pair_numbers
 from jaxscale.objectives.token_sums import hidden_and_sums, model_arguments
 
 METRICS = ("loss", "accuracy", "margin", "chosen_score", "rejected_score")
@@ -20,7 +18,7 @@ def reward(config: cfg.Config) -> Objective:
     InstructGPT (arXiv:2203.02155, eq. 1); the second term, which holds scores near 0, is from arXiv:2312.09244. A row
     holds pairs as in `objectives.preference`.
     """
-    center, moe = config.objective.center, config.model.moe
+    center = config.objective.center
 
     def sums(
         model: nnx.Module, batch: Batch, *, divisor: jax.Array | float = 1.0, rng: jax.Array | None = None
@@ -31,15 +29,7 @@ def reward(config: cfg.Config) -> Objective:
         found = pair_sums(model.scores(hidden_BTD), batch, center)
         return auxiliary | found | {"objective": found["loss"] / divisor}
 
-    return Objective(
-        columns=PAIRS,
-        sums=sums,
-        count=lambda batch: (batch["ends"] > 0).sum().astype(jnp.float32),
-        means={name: name for name in METRICS} | router_means(config),
-        finish=(lambda metrics: per_token(metrics, moe.top_k)) if moe else None,
-        unit="pairs",
-        validated=METRICS,
-    )
+    return of_pairs(config, sums, METRICS)
 
 
 def pair_sums(scores_BT: jax.Array, columns: Batch, center: float) -> Sums:

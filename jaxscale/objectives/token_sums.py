@@ -211,7 +211,7 @@ def adding_gradients(
         trained: the head has a gradient.
     """
     run = jax.custom_vjp(forward_in_chunks(sums, multiply, chunk))
-    gradient = logits_gradient(sums)
+    gradient = objective_gradient(sums)
 
     def forward(x: jax.Array, head: jax.Array, columns: Batch, divisor: jax.Array) -> tuple[Sums, PyTree]:
         def chunk_gradient(i: jax.Array | int) -> tuple[tuple[jax.Array, tuple[jax.Array, ...]], Sums]:
@@ -245,11 +245,11 @@ def adding_gradients(
     return run
 
 
-def logits_gradient(sums: OfLogits) -> Callable[..., tuple[jax.Array, Sums]]:
-    """`(logits, columns, divisor)` to the objective's gradient by the logits, and all sums."""
+def objective_gradient(sums: OfLogits) -> Callable[..., tuple[jax.Array, Sums]]:
+    """`(x, columns, divisor)` to the objective's gradient by x, logits or log-probabilities, and all sums."""
 
-    def objective(logits: jax.Array, *rest: Any) -> tuple[jax.Array, Sums]:
-        found = sums(logits, *rest)
+    def objective(x: jax.Array, *rest: Any) -> tuple[jax.Array, Sums]:
+        found = sums(x, *rest)
         return found["objective"], found
 
     gradient: Callable[..., tuple[jax.Array, Sums]] = jax.grad(objective, has_aux=True)
@@ -277,7 +277,7 @@ def keeping_gradient(sums: OfLogits, multiply: Multiply, chunk: int) -> Callable
     `multiply` must be linear in each of its arguments.
     """
     run = jax.custom_vjp(forward_in_chunks(sums, multiply, chunk))
-    gradient = logits_gradient(sums)
+    gradient = objective_gradient(sums)
 
     def forward(x: jax.Array, head: jax.Array, columns: Batch, divisor: jax.Array) -> tuple[Sums, Saved]:
         def body(carry: tuple[Sums, jax.Array], i: jax.Array) -> tuple[tuple[Sums, jax.Array], None]:

@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 
 from jaxscale import config as cfg
+from jaxscale.data.columns import DOCUMENTS, NEXT, PAIRS, SAMPLES
 from jaxscale.predict.costs import rows_and_tokens
 
-PLAIN, MASKED, OF_PAIRS, SAMPLED = 3, 5, 6, 5  # columns of text, of several documents a row, of pairs, of samples
+READ = {"dpo": PAIRS, "reward": PAIRS, "grpo": SAMPLES}  # by kinds of objectives; others: the next token's
 
 
 def batch_bytes(config: cfg.Config, sizes: Mapping[str, int], *, documents: bool) -> int:
@@ -16,5 +17,5 @@ def batch_bytes(config: cfg.Config, sizes: Mapping[str, int], *, documents: bool
 
 def columns(own: cfg.Objective, *, documents: bool) -> int:
     """How many columns the objective reads, with those of a reference."""
-    kinds = {"dpo": OF_PAIRS, "reward": OF_PAIRS, "grpo": SAMPLED + (MASKED - PLAIN) * documents}
-    return kinds.get(own.kind, MASKED if documents else PLAIN) + own.reads_reference
+    read = READ.get(own.kind, NEXT)
+    return len({*read, *(DOCUMENTS if documents else ())}) + own.reads_reference

@@ -128,8 +128,7 @@ def sampling(
 
 def samples_of_round(config: cfg.Config) -> int:
     """Samples that are made at one time, of all devices."""
-    own, rows = config.objective, config.data.batch_size
-    return rows if own.kind == "grpo" else (own.prompts or rows) * own.group
+    return config.objective.prompts_of_round(config.data.batch_size) * config.objective.group
 
 
 def longest_prompt(config: cfg.Config) -> tuple[int, str]:

@@ -22,7 +22,7 @@ from jaxscale.rollouts.kept import keep_round, kept_round
 from jaxscale.rollouts.layouts import bytes_of
 from jaxscale.rollouts.places import Places
 from jaxscale.rollouts.prompts import PromptRows
-from jaxscale.rollouts.round import Round, advantages, numbers, prompts_of, rows_of, rows_of_step, winners
+from jaxscale.rollouts.round import Round, advantages, numbers, rows_of, rows_of_step, winners
 from jaxscale.rollouts.sampler import Sampler
 from jaxscale.rollouts.worth import Worth
 from jaxscale.training.log_probs import first_parameters, log_probs_program
@@ -104,7 +104,7 @@ class RolloutFeed:
 
     def make(self, state: TrainState, number: int) -> Round:
         """Sample, and ask what the samples are worth."""
-        own, size = self.own, prompts_of(self.own, self.config.data.batch_size)
+        own, size = self.own, self.own.prompts_of_round(self.config.data.batch_size)
         seed, shuffle = self.config.seed, self.config.data.shuffle
         chosen = row_indices(seed, number, size, len(self.prompts), shuffle=shuffle)
         rows, samples = np.repeat(chosen, own.group), np.tile(np.arange(own.group), size)

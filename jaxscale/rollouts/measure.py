@@ -1,7 +1,7 @@
 """What a run that trains on samples measures: rewards of samples for held-out prompts, drawn and greedy."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -23,17 +23,17 @@ class OfRollouts:
     rows: PromptRows
     judges: Judges
     kind: str = "rollout_validation"
-    samplers: dict[int, Sampler] = field(default_factory=dict)
+    sampler: Sampler | None = None
 
     def __call__(self, program: Program, mesh: jax.sharding.Mesh, state: TrainState) -> dict[str, Any]:
         own, count = self.config.objective, min(len(self.rows), self.config.evaluation.examples)
-        if not self.samplers:
-            self.samplers[0] = Sampler(self.config, mesh, rules_for(self.config, mesh), vocab_size=self.rows.vocab_size)
+        if self.sampler is None:
+            self.sampler = Sampler(self.config, mesh, rules_for(self.config, mesh), vocab_size=self.rows.vocab_size)
         worth, numbers = self.judges.worth(self.rows, mesh), np.arange(count)
         found: dict[str, Any] = {"prompts": count}
         params = used_parameters(self.config, state)
         for name, temperature in (("", own.temperature), ("greedy_", 0.0)):
-            made = self.samplers[0](
+            made = self.sampler(
                 params,
                 [self.rows.tokens(i) for i in range(count)],
                 keys=self.rows.keys(self.config.seed, 2**32 - 1, numbers, np.zeros(count, np.int64)),

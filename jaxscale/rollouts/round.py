@@ -8,8 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxscale import config as cfg
-
 SMALLEST = 1e-4  # added to a standard deviation, as TRL does
 
 
@@ -144,8 +142,3 @@ def rows_of_step(best: np.ndarray, update: int, size: int) -> np.ndarray:
     if not len(best):
         return np.full(size, -1)
     return best[(np.arange(size) + update * size) % len(best)]
-
-
-def prompts_of(own: cfg.Objective, batch_size: int) -> int:
-    """Prompts of a round."""
-    return batch_size // own.group if own.kind == "grpo" else own.prompts or batch_size
