@@ -20,11 +20,11 @@ from jaxscale.blueprint.sequence import in_zigzag
 from jaxscale.models.transformer import Transformer
 from jaxscale.objectives.objective import Batch, Sums
 from jaxscale.objectives.token_values import token_values
-from jaxscale.parallel.presets import compiler_options
 from jaxscale.parallel.sharding import device
 from jaxscale.training.feed import Feed
 from jaxscale.training.regroup import shaped_for
-from jaxscale.training.step import Program, TrainState, all_parameters, batch_sharding, over_parts
+from jaxscale.training.step import Program, TrainState, all_parameters, batch_sharding
+from jaxscale.training.whole_values import whole_values
 
 LEAST = 16  # tokens of a row, at least; on devices whose kernels want them LEAST_OF_A_KERNEL
 LEAST_OF_A_KERNEL = 128
@@ -103,11 +103,7 @@ class Measure:
                 before(number)
                 found.append(run(state, batch))
                 jax.block_until_ready(found[-2:-1])  # one batch waits on the devices, not all of them
-        host = jax.device_get(found)
-        places = np.arange(config.data.seq_len) if feed.order is None else np.argsort(feed.order)
-        log_p, right = (
-            np.concatenate([one[name].reshape(size, -1)[:, places] for one in host]) for name in ("log_p", "right")
-        )
+        log_p, right = (np.concatenate([feed.places.read(one[name]) for one in found]) for name in ("log_p", "right"))
         spans = [slice(row.start - 1, len(row.tokens) - 1) for row in rows]
         return [Scored(log_p[i, span], right[i, span] == 1) for i, span in enumerate(spans)]
 
@@ -123,17 +119,9 @@ class Measure:
         if length not in self.runs:
 
             def read(model: nnx.Module, part: Batch) -> Sums:
-                values = token_values(model, part, vocab_size=config.model.vocab_size, chunk=config.loss.chunk)
-                whole: Sums = jax.tree.map(lambda x: jax.reshard(x, jax.P(None, None)), values)
-                return whole
+                return token_values(model, part, vocab_size=config.model.vocab_size, chunk=config.loss.chunk)
 
-            run = over_parts(config, self.program.merge, read)
-
-            def token_scores(state: TrainState, batch: Batch) -> Sums:  # by this name a profile tells it
-                return run(state, batch)
-
-            options = compiler_options(device().device_kind, config.runtime)
-            self.runs[length] = jax.jit(token_scores, compiler_options=options or None)
+            self.runs[length] = whole_values(config, self.program.merge, read, name="token_scores")
         return self.runs[length]
 
 

@@ -1,7 +1,6 @@
 """`jaxscale reward`."""
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +8,7 @@ from typing import Annotated
 import typer
 
 from jaxscale.cli.options import Overrides
-from jaxscale.cli.refusal import fail
+from jaxscale.cli.refusal import ended_at_once
 
 PLACE = 4.6
 
@@ -30,11 +29,7 @@ def verb(
     from jaxscale.serving.reward import score_file
 
     say = lambda line: print(line, file=sys.stderr)  # noqa: E731
-    try:
+    with ended_at_once():
         summary = score_file(run, file, out, overrides or [], step=step, say=say)
-    except KeyboardInterrupt as error:  # at once: devices that still compute are not waited for
-        code = fail(str(error) or "stopped", getattr(error, "code", 130))
-        sys.stderr.flush()
-        os._exit(code)
     if summary is not None:
         print(json.dumps(summary, indent=1) if as_json else "\n".join(lines(summary)))

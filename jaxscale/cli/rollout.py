@@ -1,7 +1,6 @@
 """`jaxscale rollout`."""
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from jaxscale.cli.options import Overrides
-from jaxscale.cli.refusal import fail
+from jaxscale.cli.refusal import ended_at_once
 
 PLACE = 4.5
 
@@ -47,18 +46,8 @@ def verb(
     ask = Ask(prompts, n, out, best, pairs, reward, timeout, rows, seed)
     sampling: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     given: dict[str, Any] = {"step": step, "tokenizer": tokenizer, "chat": chat, "system": system} | sampling
-    try:
-        summary = roll_out(
-            run,
-            ask,
-            overrides or [],
-            max_new_tokens=max_new_tokens,
-            say=lambda line: print(line, file=sys.stderr),
-            **given,
-        )
-    except KeyboardInterrupt as error:  # at once: devices that still compute are not waited for
-        code = fail(str(error) or "stopped", getattr(error, "code", 130))
-        sys.stderr.flush()
-        os._exit(code)
+    say = lambda line: print(line, file=sys.stderr)  # noqa: E731
+    with ended_at_once():
+        summary = roll_out(run, ask, overrides or [], max_new_tokens=max_new_tokens, say=say, **given)
     if summary is not None:
         print(json.dumps(summary, indent=1) if as_json else "\n".join(lines(summary)))

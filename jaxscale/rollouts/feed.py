@@ -20,12 +20,13 @@ from jaxscale.objectives.objective import Batch
 from jaxscale.rollouts.flag import overoptimised
 from jaxscale.rollouts.kept import keep_round, kept_round
 from jaxscale.rollouts.layouts import bytes_of
-from jaxscale.rollouts.places import Places
 from jaxscale.rollouts.prompts import PromptRows
 from jaxscale.rollouts.round import Round, advantages, numbers, rows_of, rows_of_step, winners
 from jaxscale.rollouts.sampler import Sampler
 from jaxscale.rollouts.worth import Worth
-from jaxscale.training.log_probs import first_parameters, log_probs_program
+from jaxscale.training.initial import first_parameters
+from jaxscale.training.log_probs import log_probs_program
+from jaxscale.training.places import Places
 from jaxscale.training.step import Program, TrainState, all_parameters, batch_sharding, state_of
 
 HELD = ("params", "frozen", "opt_state", "ema")  # of a state, what takes memory
@@ -67,17 +68,18 @@ class RolloutFeed:
         self.round: Round | None = None
         self.told: list[Mapping[str, float]] = []
         self.flagged = False
-        self.places = Places(config, batch_sharding(mesh), make_objective(config).reads(documents=False))
+        self.places = Places(config, batch_sharding(mesh), microbatches=config.step.microbatches)
+        self.names = make_objective(config).reads(documents=False)
         self.run = log_probs_program(config, program.merge)
         self.reference = state_of(first_parameters(config, program)) if self.own.reads_reference else None
-        self.reference_columns: np.ndarray | None = None
+        self.of_round: Batch | None = None  # where all steps of a round take the same
 
     def take(self, state: TrainState) -> Batch:
         """The batch of the next step, sampled by this state where a round begins."""
         number, update = divmod(self.step + self.skipped, self.own.updates)
         start = time.perf_counter()
         if self.round is None or self.round.number != number:
-            self.round = self.found(number, update) or self.make(state, number)
+            self.round, self.of_round = self.found(number, update) or self.make(state, number), None
         batch = self.batch(self.round, update)
         self.step += 1
         self.wait_seconds = time.perf_counter() - start
@@ -149,27 +151,27 @@ class RolloutFeed:
     # --- a step of it
 
     def batch(self, round_: Round, update: int) -> Batch:
-        own, T, R = self.own, self.config.data.seq_len, self.config.data.batch_size
-        if own.kind == "raft":
-            columns = rows_of(round_, rows_of_step(winners(round_.rewards), update, R), T)
-        else:
-            worth = advantages(round_.rewards, own.scale).ravel()
-            extra = {"advantages": worth}
-            columns = rows_of(round_, np.arange(R), T, aggregate=own.aggregate, extra=extra)
-        if self.reference is not None:
-            if update == 0 or self.reference_columns is None:
-                self.reference_columns = self.by_reference(columns)
-            columns["reference"] = self.reference_columns
-        return self.places(columns)
+        if self.own.kind == "raft":
+            chosen = rows_of_step(winners(round_.rewards), update, self.config.data.batch_size)
+            return self.placed(rows_of(round_, chosen, self.config.data.seq_len))
+        if self.of_round is None:
+            self.of_round = self.policy_batch(round_)
+        return self.of_round
 
-    def by_reference(self, columns: dict[str, np.ndarray]) -> np.ndarray:
-        """Log-probabilities [R, T] of the rows' targets by the model that the run began with."""
-        assert self.reference is not None
+    def placed(self, columns: dict[str, np.ndarray]) -> Batch:
+        return self.places.every({name: x for name, x in columns.items() if name in self.names})
+
+    def policy_batch(self, round_: Round) -> Batch:
+        """All samples of a round, with their advantages and what the reference says of them: for all its updates."""
+        own, data = self.own, self.config.data
+        extra = {"advantages": advantages(round_.rewards, own.scale).ravel()}
+        columns = rows_of(round_, np.arange(data.batch_size), data.seq_len, aggregate=own.aggregate, extra=extra)
+        batch = self.placed(columns)
+        if self.reference is None:
+            return batch
         with self.during("reference", self.step):
-            batch = self.places({name: columns[name] for name in ("tokens", "targets", "weights")})
-            found = np.asarray(jax.device_get(self.run(self.reference, batch)))
-        found = found.reshape(-1, found.shape[-1])[:, self.places.back]
-        return np.where(columns["weights"] > 0, found, 0).astype(np.float32)
+            found = self.places.read(self.run(self.reference, batch))
+        return batch | self.placed({"reference": np.where(columns["weights"] > 0, found, 0).astype(np.float32)})
 
 
 class timed:

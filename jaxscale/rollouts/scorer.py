@@ -19,12 +19,11 @@ from jaxscale.data.examples.templates import Template, kept_template
 from jaxscale.data.tokenizer import Tokenizer
 from jaxscale.objectives.objective import Batch, Sums
 from jaxscale.objectives.token_sums import hidden_and_sums, model_arguments
-from jaxscale.parallel.presets import compiler_options
-from jaxscale.parallel.sharding import device
-from jaxscale.rollouts.places import Places
 from jaxscale.training.build import build_on, rules_for, with_whole_rows
-from jaxscale.training.log_probs import first_parameters
-from jaxscale.training.step import batch_sharding, over_parts, state_of
+from jaxscale.training.initial import first_parameters
+from jaxscale.training.places import Places
+from jaxscale.training.step import batch_sharding, state_of
+from jaxscale.training.whole_values import whole_values
 
 
 class Scorer:
@@ -75,24 +74,8 @@ class Scorer:
         self.rows, self.seq_len = self.config.data.batch_size, seq_len
         with self.setup.context():
             self.state = state_of(first_parameters(self.config, self.setup.program))
-            self.places = Places(self.config, batch_sharding(mesh), ("tokens", "weights"))
-            self.run = jax.jit(self.program(), compiler_options=self.options)
-
-    @property
-    def options(self) -> dict[str, Any] | None:
-        return compiler_options(device().device_kind, self.config.runtime) or None
-
-    def program(self) -> Any:
-        def of_part(model: Any, part: Batch) -> Sums:
-            hidden, _ = hidden_and_sums(model, part, model_arguments(model, part, None))
-            return {"scores": jax.reshard(model.scores(hidden), jax.P(None, None))}
-
-        run = over_parts(self.config, self.setup.program.merge, of_part)
-
-        def text_scores(state: Any, batch: Batch) -> jax.Array:  # by this name a profile tells it
-            return run(state, batch)["scores"]
-
-        return text_scores
+            self.places = Places(self.config, batch_sharding(mesh), microbatches=parts)
+            self.run = whole_values(self.config, self.setup.program.merge, token_scores, name="text_scores")
 
     def __call__(self, texts: Sequence[Sequence[int]]) -> np.ndarray:
         """The score after each text's last token, float32; the same on every process, which all call it alike.
@@ -109,8 +92,8 @@ class Scorer:
             for row, text in enumerate(part):
                 tokens[row, : len(text)], weights[row, : len(text)] = text, 1
             with self.setup.context():
-                scores = jax.device_get(self.run(self.state, self.places({"tokens": tokens, "weights": weights})))
-            scores = np.asarray(scores).reshape(self.rows, -1)[:, self.places.back]
+                batch = self.places.every({"tokens": tokens, "weights": weights})
+                scores = self.places.read(self.run(self.state, batch)["scores"])
             found[numbers] = [scores[i, len(text) - 1] for i, text in enumerate(part)]
         return found
 
@@ -124,6 +107,12 @@ class Scorer:
         """
         tails = [self.tail if ended else [] for ended in stopped]
         return self([[*p, *s, *tail] for p, s, tail in zip(prompts, samples, tails, strict=True)])
+
+
+def token_scores(model: Any, part: Batch) -> Sums:
+    """The score of the text up to each token."""
+    hidden, _ = hidden_and_sums(model, part, model_arguments(model, part, None))
+    return {"scores": model.scores(hidden)}
 
 
 def require_scores(run: str, *, score: bool) -> None:

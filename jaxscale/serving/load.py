@@ -30,9 +30,9 @@ from jaxscale.serving.serve import (
     run_tokenizer,
 )
 from jaxscale.training.build import build_on, rules_for, with_whole_rows
-from jaxscale.training.initial import GROUPS, read, sources_of, unread
+from jaxscale.training.initial import first_parameters
 from jaxscale.training.replicas import replica_axis
-from jaxscale.training.step import Program, all_parameters
+from jaxscale.training.step import Program
 
 OF_ITS_OWN = ("dpo", *cfg.OF_ROLLOUTS)  # kinds of objectives whose data has no loss of each next token
 
@@ -166,8 +166,4 @@ def published(program: Program, config: cfg.Config, step: int | None) -> Restore
         raise ValueError(f"step {step} is of a run's checkpoints, and {config.init.source} has none; leave it out")
     if replica_axis() is not None:
         raise ValueError(f"{config.init.source} is one model: set mesh.replica=1")
-    sources = sources_of(config)
-    start = unread(program, sources)
-    drawn = jax.jit(lambda: {name: getattr(start(), name) for name in GROUPS})()
-    found = read(program, sources, drawn)
-    return Restored(all_parameters(program.abstract._replace(**found), found["params"]), 0, False)
+    return Restored(first_parameters(config, program), 0, False)

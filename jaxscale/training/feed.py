@@ -5,16 +5,15 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import jax
-import numpy as np
 
 from jaxscale import config as cfg
-from jaxscale.blueprint.sequence import in_zigzag, order
 from jaxscale.data.opening import open_rows
 from jaxscale.data.tokenizer import Tokenizer
 from jaxscale.data.tokens import RowSource, batches, open_tokenizer
 from jaxscale.objectives import make_objective
 from jaxscale.objectives.objective import Batch
 from jaxscale.rollouts.prompts import open_prompt_rows
+from jaxscale.training.places import Places
 
 
 def open_source(config: cfg.Config, split: str, *, say: Callable[[str], None] = lambda line: None) -> RowSource | None:
@@ -72,24 +71,6 @@ def has_documents(config: cfg.Config, source: RowSource) -> bool:
     return config.data.mask_documents and source.separator_id is not None
 
 
-def rows_needed(
-    sharding: jax.sharding.Sharding, shape: tuple[int, int, int], devices: set[jax.Device] | None = None
-) -> np.ndarray:
-    """Rows of the global batch that these devices hold, sorted: [microbatches, B, T] laid out by `sharding`.
-
-    Row r of the global batch is row r % B of microbatch r // B.
-
-    Args:
-        devices: None: this process's.
-    """
-    everywhere = sharding.devices_indices_map(shape)
-    devices = set(sharding.addressable_devices) if devices is None else devices
-    rows = np.arange(shape[0] * shape[1]).reshape(shape[:2])
-    return np.unique(
-        np.concatenate([rows[index[:2]].ravel() for device, index in everywhere.items() if device in devices])
-    )
-
-
 class Batches(Protocol):
     """Batches of consecutive steps, as the trainer takes them.
 
@@ -111,19 +92,6 @@ class Batches(Protocol):
     def close(self) -> None: ...
 
 
-def place_rows(
-    local: np.ndarray, rows: np.ndarray, shape: tuple[int, int, int], sharding: jax.sharding.Sharding
-) -> jax.Array:
-    """This process's rows [R, T] of the global batch, whose numbers are `rows`, as its part of the global array."""
-
-    def block(index: tuple[slice, ...] | None) -> np.ndarray:
-        assert index is not None
-        wanted = np.arange(shape[0] * shape[1]).reshape(shape[:2])[index[:2]]
-        return local[np.searchsorted(rows, wanted)][..., index[2]]
-
-    return jax.make_array_from_callback(shape, sharding, block, dtype=local.dtype)
-
-
 class Feed:
     """Batches of consecutive steps, on the mesh. `wait_seconds` is what the last `next` waited for data."""
 
@@ -133,11 +101,7 @@ class Feed:
                  microbatches: int = 1, stop_step: int | None = None, shuffle: bool = True,
                  offset: int = 0):  # fmt: skip
         data = config.data
-        self.sharding = sharding
-        self.shape = (microbatches, data.batch_size // microbatches, data.seq_len)
-        self.rows = rows_needed(sharding, self.shape)
-        shards = data.seq_len // sharding.shard_shape(self.shape)[2]
-        self.order = order(data.seq_len, shards, zigzag=in_zigzag(config)) if shards > 1 else None
+        self.places = Places(config, sharding, microbatches=microbatches)
         # one document a row: no mask to build, and plain causal attention is all that is compiled
         self.names = make_objective(config).reads(documents=has_documents(config, source))
         self.wait_seconds = 0.0
@@ -148,7 +112,7 @@ class Feed:
             start_step=start_step,
             stop_step=stop_step,
             offset=offset,
-            rows=self.rows,
+            rows=self.places.rows,
             shuffle=shuffle,
             prefetch=data.prefetch,
         )
@@ -160,13 +124,7 @@ class Feed:
         start = time.perf_counter()
         loaded = next(self.batches)
         self.wait_seconds = time.perf_counter() - start
-        return {name: self.place(array) for name, array in loaded.items() if name in self.names}
-
-    def place(self, local: np.ndarray) -> jax.Array:
-        """This process's rows [R, T], in reading order, as its part of the global array."""
-        if self.order is not None:
-            local = local[:, self.order]
-        return place_rows(local, self.rows, self.shape, self.sharding)
+        return {name: self.places.own(array) for name, array in loaded.items() if name in self.names}
 
     def take(self, state: Any) -> Batch:
         """The next batch; which one it is does not depend on the state, as it does in `rollouts.feed`."""

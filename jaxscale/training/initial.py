@@ -19,7 +19,7 @@ from jaxscale.interop.adapter import Adapter, base_of
 from jaxscale.interop.weights import Files
 from jaxscale.training.frozen import LORA, SCORE, by_path, nested
 from jaxscale.training.replicas import replica_axis
-from jaxscale.training.step import Program, TrainState
+from jaxscale.training.step import Program, TrainState, all_parameters
 
 Path_ = tuple[str, ...]
 Block = Callable[[Path_, tuple[slice, ...], np.dtype], np.ndarray]  # of a parameter
@@ -54,6 +54,15 @@ def initial_state(config: cfg.Config, program: Program, say: Say) -> TrainState:
     for source in sources:
         say(source.told)
     return state._replace(**read(program, sources, {name: getattr(state, name) for name in GROUPS}))
+
+
+def first_parameters(config: cfg.Config, program: Program) -> Any:
+    """The parameters that the run begins with, trained and frozen, of `init.from`."""
+    sources = sources_of(config)
+    start = unread(program, sources)
+    drawn = jax.jit(lambda: {name: getattr(start(), name) for name in GROUPS})()
+    found = read(program, sources, drawn)
+    return all_parameters(program.abstract._replace(**found), found["params"])
 
 
 def sources_of(config: cfg.Config) -> list[Beginning]:

@@ -19,47 +19,27 @@ from jaxscale.data.rows import RowSource
 from jaxscale.files.whole import write_whole
 from jaxscale.objectives.objective import Batch, Sums
 from jaxscale.objectives.token_values import token_values
-from jaxscale.parallel.presets import compiler_options
-from jaxscale.parallel.sharding import device
 from jaxscale.training.beginning import beginning_of, keep
 from jaxscale.training.each_once import EachOnce
 from jaxscale.training.feed import Feed
-from jaxscale.training.initial import GROUPS, read, sources_of, unread
-from jaxscale.training.step import Merge, Program, TrainState, all_parameters, batch_sharding, over_parts, state_of
+from jaxscale.training.initial import first_parameters
+from jaxscale.training.step import Merge, Program, TrainState, batch_sharding, state_of
+from jaxscale.training.whole_values import whole_values
 
-PyTree = Any
 Run = Callable[[TrainState, Batch], jax.Array]
 Say = Callable[[str], None]
 
 
 def log_probs_program(config: cfg.Config, merge: Merge) -> Run:
     """(state, batch [parts, B, T]) -> log-probabilities of its targets, float32, whole on every device; jitted."""
+    vocab_size, chunk, temperature = config.model.vocab_size, config.loss.chunk, config.objective.temperature
 
-    def of_part(model: nnx.Module, part: Batch) -> Sums:
-        values = token_values(
-            model,
-            part,
-            vocab_size=config.model.vocab_size,
-            chunk=config.loss.chunk,
-            temperature=config.objective.temperature,
-        )
-        return {"log_p": jax.reshard(values["log_p"], jax.P(None, None))}
+    def read(model: nnx.Module, part: Batch) -> Sums:
+        values = token_values(model, part, vocab_size=vocab_size, chunk=chunk, temperature=temperature)
+        return {"log_p": values["log_p"]}
 
-    run = over_parts(config, merge, of_part)
-
-    def target_log_probs(state: TrainState, batch: Batch) -> jax.Array:  # by this name a profile tells it
-        return run(state, batch)["log_p"]
-
-    return jax.jit(target_log_probs, compiler_options=compiler_options(device().device_kind, config.runtime) or None)
-
-
-def first_parameters(config: cfg.Config, program: Program) -> PyTree:
-    """The parameters that the run begins with, trained and frozen, of `init.from`."""
-    sources = sources_of(config)
-    start = unread(program, sources)
-    drawn = jax.jit(lambda: {name: getattr(start(), name) for name in GROUPS})()
-    found = read(program, sources, drawn)
-    return all_parameters(program.abstract._replace(**found), found["params"])
+    run = whole_values(config, merge, read, name="target_log_probs")
+    return lambda state, batch: run(state, batch)["log_p"]
 
 
 # --- kept beside the tokens -----------------------------------------------------------------------------------
@@ -157,9 +137,8 @@ def all_rows(
         shuffle=False,
         microbatches=config.step.microbatches,
     )
-    places = np.arange(config.data.seq_len) if feed.order is None else np.argsort(feed.order)
     with contextlib.closing(feed):
         for number, batch in enumerate(feed):
-            found = np.asarray(jax.device_get(run(batch))).reshape(size, -1)[:, places]
+            found = feed.places.read(run(batch))
             for r in range(min(size, len(rows) - number * size)):
                 yield number * size + r, found[r]

@@ -8,7 +8,8 @@ from support import Setup, make_batch, make_config
 from jaxscale.data.tokens import Synthetic, load_rows, row_indices
 from jaxscale.parallel.mesh import make_mesh
 from jaxscale.parallel.sharding import on_mesh
-from jaxscale.training.feed import Feed, rows_needed
+from jaxscale.training.feed import Feed
+from jaxscale.training.places import rows_needed
 from jaxscale.training.step import batch_sharding
 
 
