@@ -16,7 +16,7 @@ from browser import driver  # noqa: F401  a fixture
 
 from jaxscale import cli
 from jaxscale.parallel.mesh import give_threads
-from jaxscale.training import peak, trainer
+from jaxscale.training import trainer
 
 ROOT = Path(__file__).parent.parent
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")  # gw0, gw1; empty where one process runs all
@@ -69,15 +69,6 @@ GAVE_UP = "Involuntary full rematerialization"
 # --- once in a process: what each of a hundred short runs would do again ----------------------------------------
 
 
-def peak_once(devices, dtype, *, find=peak.find_peak, cpus={}):  # noqa: B006  one dict for all calls
-    """`find_peak`, which needs seconds to measure a CPU."""
-    if devices[0].platform != "cpu":
-        return find(devices, dtype)
-    if dtype not in cpus:
-        cpus[dtype] = find(devices, dtype)
-    return cpus[dtype]
-
-
 def build_once(config, mesh, rules, *, model=None, build=trainer.build_on, kept={}):  # noqa: B006
     """The trainer's `build_on`: runs of one config share a program, which is traced and compiled once."""
     if model is not None:
@@ -91,7 +82,6 @@ def build_once(config, mesh, rules, *, model=None, build=trainer.build_on, kept=
     return dataclasses.replace(setup, config=config)
 
 
-peak.find_peak = trainer.find_peak = peak_once
 trainer.build_on = build_once
 
 

@@ -128,13 +128,7 @@ def windows(
     Raises:
         ValueError: not one window (with ``rest``: not one target), or a vocabulary larger than the model's.
     """
-    if seq_len < 1:
-        raise ValueError(f"seq_len {seq_len} is not positive; try 1024")
-    if model_vocab_size is not None and store.vocab_size > model_vocab_size:
-        raise ValueError(
-            f"the tokens of {store.name} have vocab_size {store.vocab_size}, beyond the model's vocab_size "
-            f"{model_vocab_size}; give the model {store.vocab_size} or more"
-        )
+    require_fitting(store, seq_len, model_vocab_size)
     if rest and store.num_tokens < 2:
         raise ValueError(f"{store.name} has {store.num_tokens} tokens, so none follows another; give more text")
     if not rest and store.num_tokens < seq_len + 1:
@@ -143,6 +137,17 @@ def windows(
             + (f"try seq_len {store.num_tokens - 1} or more text" if store.num_tokens > 1 else "prepare more text")
         )
     return Windows(store, seq_len, model_vocab_size, mask_documents, rest)
+
+
+def require_fitting(store: TokenStore, seq_len: int, model_vocab_size: int | None) -> None:
+    """ValueError for rows that cannot be, or a vocabulary larger than the model's."""
+    if seq_len < 1:
+        raise ValueError(f"seq_len {seq_len} is not positive; try 1024")
+    if model_vocab_size is not None and store.vocab_size > model_vocab_size:
+        raise ValueError(
+            f"the tokens of {store.name} have vocab_size {store.vocab_size}, beyond the model's vocab_size "
+            f"{model_vocab_size}; give the model {store.vocab_size} or more"
+        )
 
 
 @dataclass(frozen=True)

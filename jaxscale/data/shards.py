@@ -7,7 +7,29 @@ from typing import IO
 
 import numpy as np
 
-from jaxscale.data.index import Shard, Split
+from jaxscale.data.index import File, Shard, Split
+
+
+class HashedFile:
+    """A new file that knows its size and sha256."""
+
+    def __init__(self, path: Path):
+        self.name, self.bytes, self._digest = path.name, 0, hashlib.sha256()
+        self._file: IO[bytes] = open(path, "wb")  # noqa: SIM115 (closed by finish or close)
+
+    def write(self, raw: bytes) -> None:
+        self._file.write(raw)
+        self._digest.update(raw)
+        self.bytes += len(raw)
+
+    def finish(self) -> File:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self.close()
+        return File(file=self.name, bytes=self.bytes, sha256=self._digest.hexdigest())
+
+    def close(self) -> None:
+        self._file.close()
 
 
 class ShardWriter:
@@ -20,10 +42,8 @@ class ShardWriter:
         self._separator_id = separator_id
         self._shard_tokens = shard_tokens
         self._shards: list[Shard] = []
-        self._file: IO[bytes] | None = None
-        self._name = ""
+        self._file: HashedFile | None = None
         self._tokens = self._documents = 0
-        self._digest = hashlib.sha256()
 
     def append(self, tokens: np.ndarray) -> None:
         """Write ``tokens[n]``; a document may go on in the next shard."""
@@ -31,9 +51,7 @@ class ShardWriter:
             file = self._file or self._begin_shard()
             part = tokens[: self._shard_tokens - self._tokens]
             tokens = tokens[len(part) :]
-            raw = part.astype(self._dtype).tobytes()
-            file.write(raw)
-            self._digest.update(raw)
+            file.write(part.astype(self._dtype).tobytes())
             self._tokens += len(part)
             self._documents += int(np.count_nonzero(part == self._separator_id))
             if self._tokens == self._shard_tokens:
@@ -54,25 +72,13 @@ class ShardWriter:
             self._file.close()
             self._file = None
 
-    def _begin_shard(self) -> IO[bytes]:
-        self._name = f"{self._split}-{len(self._shards):05d}.bin"
-        self._file = open(self._directory / self._name, "wb")  # noqa: SIM115 (closed by _end_shard or close)
+    def _begin_shard(self) -> HashedFile:
+        self._file = HashedFile(self._directory / f"{self._split}-{len(self._shards):05d}.bin")
         self._tokens = self._documents = 0
-        self._digest = hashlib.sha256()
         return self._file
 
     def _end_shard(self) -> None:
-        if self._file is None:
-            return
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self.close()
-        self._shards.append(
-            Shard(
-                file=self._name,
-                tokens=self._tokens,
-                documents=self._documents,
-                bytes=self._tokens * self._dtype.itemsize,
-                sha256=self._digest.hexdigest(),
-            )
-        )
+        if self._file is not None:
+            written = self._file.finish().model_dump()
+            self._file = None
+            self._shards.append(Shard(tokens=self._tokens, documents=self._documents, **written))

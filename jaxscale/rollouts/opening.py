@@ -1,7 +1,6 @@
 """Where a run's batches come from: rows of data, or samples of the model."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -19,45 +18,47 @@ Feeds = Callable[[int, int], Batches]  # (first step, offset in rows) -> the bat
 Write = Callable[[str, int, Mapping[str, Any]], None]
 
 
-@dataclass(frozen=True)
-class FeedSource:
-    """What batches are made of: rows of data, or prompts, whose samples the judges reward."""
+def open_feeds(
+    config: cfg.Config,
+    program: Program,
+    mesh: jax.sharding.Mesh,
+    rules: Rules,
+    rows: Any,
+    judges: Judges,
+    *,
+    events: Events,
+    write: Write,
+    say: Callable[[str], None],
+) -> Feeds:
+    """How batches are opened: of rows of data, or of prompts, whose samples the judges reward.
 
-    config: cfg.Config
-    program: Program
-    mesh: jax.sharding.Mesh
-    rules: Rules
-    rows: Any
-    judges: Judges
+    Rounds of samples are told to `events`, `write` and `say`.
+    """
 
-    def feeds(self, events: Events, write: Write, say: Callable[[str], None]) -> Feeds:
-        """How batches are opened; rounds of samples are told to `events`, `write` and `say`."""
-
-        def open_feed(first: int, offset: int) -> Batches:
-            config = self.config
-            if isinstance(self.rows, PromptRows):
-                return RolloutFeed(
-                    config,
-                    self.program,
-                    self.mesh,
-                    self.rules,
-                    self.rows,
-                    self.judges.worth(self.rows, self.mesh),
-                    start_step=first,
-                    offset=offset,
-                    during=events.during,
-                    tell=lambda step, values: write("rollout", step, values),
-                    say=say,
-                )
-            return Feed(
-                self.rows,
+    def open_feed(first: int, offset: int) -> Batches:
+        if isinstance(rows, PromptRows):
+            return RolloutFeed(
                 config,
-                batch_sharding(self.mesh),
+                program,
+                mesh,
+                rules,
+                rows,
+                judges.worth(rows, mesh),
                 start_step=first,
-                stop_step=max(first, config.steps),
                 offset=offset,
-                microbatches=config.step.microbatches,
-                shuffle=config.data.shuffle,
+                during=events.during,
+                tell=lambda step, values: write("rollout", step, values),
+                say=say,
             )
+        return Feed(
+            rows,
+            config,
+            batch_sharding(mesh),
+            start_step=first,
+            stop_step=max(first, config.steps),
+            offset=offset,
+            microbatches=config.step.microbatches,
+            shuffle=config.data.shuffle,
+        )
 
-        return open_feed
+    return open_feed

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,7 @@ class PromptRows:
     def content(self) -> str | None:
         return self.prompts.content
 
-    @cached_property
+    @property
     def stop_ids(self) -> tuple[int, ...]:
         return self.prompts.stop_ids
 

@@ -23,7 +23,7 @@ from jaxscale.files.places import open_place
 from jaxscale.models.attention import require_attention
 from jaxscale.parallel.mesh import describe_mesh, start_devices
 from jaxscale.parallel.sharding import on_mesh
-from jaxscale.rollouts.opening import Feeds, FeedSource
+from jaxscale.rollouts.opening import Feeds, open_feeds
 from jaxscale.rollouts.worth import Judges
 from jaxscale.training.build import build_on, mesh_and_rules
 from jaxscale.training.changes import told_of_changes
@@ -130,8 +130,9 @@ def train(
                 # --- the loop
                 run.open(int(state.step), Meter(config, peak, model_flops_per_token(config, model)))
                 events.write("init", "end", int(state.step))
-                source = FeedSource(references.config, program, mesh, rules, rows, judges)
-                state = run.go(state, source.feeds(events, run.writer.write, watcher.say), measurers)
+                feeds = open_feeds(references.config, program, mesh, rules, rows, judges,
+                                   events=events, write=run.writer.write, say=watcher.say)  # fmt: skip
+                state = run.go(state, feeds, measurers)
             finally:
                 watcher.finish()
                 if run:

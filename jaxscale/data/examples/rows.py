@@ -14,6 +14,7 @@ from jaxscale.data import columns
 from jaxscale.data.examples.masks import REJECTED
 from jaxscale.data.examples.packing import pack
 from jaxscale.data.examples.store import ExampleStore
+from jaxscale.data.rows import require_fitting
 
 Say = Callable[[str], None]
 
@@ -130,15 +131,9 @@ def example_rows(
     Raises:
         ValueError: prompts, a vocabulary larger than the model's, or no example that fits a row.
     """
-    if seq_len < 1:
-        raise ValueError(f"seq_len {seq_len} is not positive; try 1024")
     if store.kind == "prompts":
         raise ValueError(f"{store.name} holds prompts, which have no answers to train on; give conversations or pairs")
-    if model_vocab_size is not None and store.tokens.vocab_size > model_vocab_size:
-        raise ValueError(
-            f"the tokens of {store.name} have vocab_size {store.tokens.vocab_size}, beyond the model's vocab_size "
-            f"{model_vocab_size}; give the model {store.tokens.vocab_size} or more"
-        )
+    require_fitting(store.tokens, seq_len, model_vocab_size)
     sizes = store.sizes
     kept = np.flatnonzero(sizes <= seq_len)
     if not len(kept):

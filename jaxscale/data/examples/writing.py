@@ -1,42 +1,19 @@
 """Writing one split of examples: token shards, and beside each its roles, lengths and records."""
 
-import hashlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from jaxscale.data.examples.masks import Marked
 from jaxscale.data.index import LENGTH_BYTES, ExampleSplit, File, Shard, Split
+from jaxscale.data.shards import HashedFile
 
 LENGTHS = np.dtype(f"<i{LENGTH_BYTES}")
 PARTS = ("bin", "roles", "lengths", "records")
 GATHERED = 2**20  # tokens that are held before they are written
-
-
-class HashedFile:
-    """A new file that knows its size and sha256."""
-
-    def __init__(self, path: Path):
-        self.name, self.bytes, self._digest = path.name, 0, hashlib.sha256()
-        self._file: IO[bytes] = open(path, "wb")  # noqa: SIM115 (closed by finish or close)
-
-    def write(self, raw: bytes) -> None:
-        self._file.write(raw)
-        self._digest.update(raw)
-        self.bytes += len(raw)
-
-    def finish(self) -> File:
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self.close()
-        return File(file=self.name, bytes=self.bytes, sha256=self._digest.hexdigest())
-
-    def close(self) -> None:
-        self._file.close()
 
 
 class ExampleWriter:
