@@ -19,6 +19,7 @@ ROOMS = {p.name for p in PACKAGE.iterdir() if p.is_dir()} - {"config", "data", "
 PATH = re.compile(r"(?<![\w./{}-])((?:[\w-]+/)+[\w.-]+\.(?:py|js))\b")
 FILE = re.compile(r"`([\w-]+\.(?:py|js))`")  # without its folder
 MODULE = re.compile(r"(?<![\w./])(jaxscale(?:\.[A-Za-z_]\w*)+)(?![\w/-])")
+IMPORTED = re.compile(r"^\s*from (jaxscale[\w.]*) import (?:\(([^)]*)\)|(.*))$", re.MULTILINE)
 IN_A_ROOM = re.compile(rf"`((?:{'|'.join(sorted(ROOMS))})(?:\.[A-Za-z_]\w*)+)`")
 PLACEHOLDER = re.compile(r"NAME|NN")
 OTHERS = ("dev/data/data_common.py", "jaxscale.tokens")  # llm.c's file; the name of a format
@@ -31,8 +32,17 @@ def missing_paths(text: str) -> list[str]:
 
 
 def missing_modules(text: str) -> list[str]:
-    modules = MODULE.findall(text) + [f"jaxscale.{m}" for m in IN_A_ROOM.findall(text)]
+    modules = MODULE.findall(text) + [f"jaxscale.{m}" for m in IN_A_ROOM.findall(text)] + imported(text)
     return [m for m in modules if m not in OTHERS and not m.endswith(ENDINGS) and not is_there(m)]
+
+
+def imported(text: str) -> list[str]:
+    """Each name of `from jaxscale.room import a, b as c`, dotted."""
+    found = []
+    for module, in_brackets, on_the_line in IMPORTED.findall(text):
+        names = re.sub(r"#.*", "", in_brackets or on_the_line).split(",")
+        found += [f"{module}.{name.split()[0]}" for name in names if name.strip()]
+    return found
 
 
 def is_there(dotted: str) -> bool:
