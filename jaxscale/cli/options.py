@@ -15,6 +15,10 @@ Network = Annotated[
 ]
 HostMemory = Annotated[str | None, typer.Option(help="Of a host, for what is offloaded, e.g. 448GB or 64GB/gpu.")]
 Slices = Annotated[int, typer.Option(min=1, help="TPU slices of that shape, joined by the slow network.")]
+MaxNewTokens = Annotated[int, typer.Option(help="Most tokens of a sample.")]
+TopK = Annotated[int | None, typer.Option(help="Sample among so many likeliest tokens; by default all.")]
+TopP = Annotated[float | None, typer.Option(help="Sample among the likeliest tokens of this probability together.")]
+SampleSeed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Number that the random choices begin from.")]
 CONFIG_HELP = "a YAML file, a run's directory, or the name of a shipped config: quickstart, llama3.1-8b, ..."
 
 

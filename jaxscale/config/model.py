@@ -42,21 +42,18 @@ class RopeScaling(Section):
 
 
 class LayerKind(Section):
-    """What may differ between layers of one model; none of it changes a layer's parameters.
-
-    A key that is left out has the model's value.
-    """
+    """What may differ between layers of one model; none of it changes a layer's parameters."""
 
     layers: Positive = 1
     """Layers of this kind in a row."""
     sliding_window: Positive | None = None
-    """Tokens that a token sees, itself included; null: all before it."""
+    """Tokens that a token sees, itself included; null: all before it; left out: the model's."""
     rope: bool = True
-    """Queries and keys have rotary positions; false: they have none."""
+    """Queries and keys have rotary positions; false: they have none; left out: the model's."""
     rope_theta: Above0 = 10_000.0
-    """Base of the rotary wavelengths, a number of tokens."""
+    """Base of the rotary wavelengths, a number of tokens; left out: the model's."""
     rope_scaling: RopeScaling | None = None
-    """How rotary frequencies are stretched to longer contexts; null: they are not."""
+    """How rotary frequencies are stretched to longer contexts; null: they are not; left out: the model's."""
 
 
 class Moe(Section):

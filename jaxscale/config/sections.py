@@ -36,9 +36,7 @@ class Init(
         **{
             "from": optional(Text, "Run's directory, or `hf:DIR` with a published model, to begin from; null: random."),
             "step": optional(NonNegative, "Step of that run's checkpoint; null: the newest."),
-            "adapter": optional(
-                Text, "Directory in PEFT's format that LoRA begins from; null: random A, and B = 0."
-            ),
+            "adapter": optional(Text, "Directory in PEFT's format that LoRA begins from; null: random A, and B = 0."),
         },
     )
 ):
