@@ -284,6 +284,8 @@ def test_importing_is_light():
         ["train", "nope"],
         ["launch", "--processes", "2", "--", "train", "nope"],
         ["chips"],
+        ["config", "keys", "warmup"],
+        ["config", "schema"],
         ["plan", "llama3.1-8b", "--topology", "v5p:8x8x8"],
         ["compile", "llama3.1-8b", "--topology", "v5p:9x9"],
         ["report", "nowhere"],

@@ -96,10 +96,10 @@ def matching(word: str) -> list[Key]:
     Raises:
         ValueError: there are none; it proposes near ones.
     """
-    keys, given = all_keys(), word.lower()
-    as_name = re.sub(r"[\s-]+", "_", given.strip())
+    keys, words = all_keys(), re.sub(r"[\s_-]+", " ", word.lower().strip())
+    as_name = words.replace(" ", "_")
     synonym = SYNONYMS.get(as_name)
-    found = [k for k in keys if as_name in k.name or given in k.description.lower() or k.name == synonym]
+    found = [k for k in keys if as_name in k.name or words in k.description.lower() or k.name == synonym]
     if not found:
         meant = suggest(as_name, Config) or "; give another word, or none for all keys"
         raise ValueError(f"no key or description contains {word!r}{meant}")

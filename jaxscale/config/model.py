@@ -72,7 +72,7 @@ class Moe(Section):
     shared_mlp_dim: NonNegative = 0
     """Width of the experts that every token goes to, all of them together, in hidden units; 0: there are none."""
     dense_layers: NonNegative = 0
-    """First layers that have an MLP of `model.mlp_dim` in place of experts."""
+    """First layers that have an MLP of `model.mlp_dim` in place of experts; 0: all layers have experts."""
     score: Literal["softmax", "sigmoid"] = "softmax"
     """How the router's logits become scores."""
     normalize: bool = True
@@ -145,7 +145,7 @@ class Model(Section):
     pattern: tuple[LayerKind, ...] = ()
     """Kinds of layers, repeated to the last layer; empty: all layers are alike."""
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
-    """Kind of norm."""
+    """How activations are normed: by their root mean square, or by mean and variance (layernorm)."""
     norm_eps: Above0 = 1e-5
     """Added to the mean square (layernorm: the variance) before the root, a small number."""
     norm_at: Literal["before", "after", "both"] = "before"

@@ -38,7 +38,7 @@ class Optimizer(Section):
     schedule: Literal["constant", "cosine", "linear", "wsd"] = "cosine"
     """How the learning rate falls after the warmup."""
     warmup_steps: NonNegative = 0
-    """Steps in which the learning rate rises from 0 to its peak."""
+    """Steps in which the learning rate rises from 0 to its peak; 0: no warmup."""
     decay_steps: NonNegative | None = None
     """wsd: last steps of the run, in which the rate falls; null: a fifth of the run."""
     final_fraction: Share = 0.1

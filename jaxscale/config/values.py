@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import textwrap
 from itertools import pairwise
 from typing import Annotated, Any, get_args
 
@@ -56,7 +57,8 @@ def docstrings(section: type[BaseModel]) -> dict[str, str]:
 
     `use_attribute_docstrings` of pydantic reads the same, but at import, where all sections take longer than the rest.
     """
-    [body] = [node.body for node in ast.parse(inspect.getsource(section)).body if isinstance(node, ast.ClassDef)]
+    source = ast.parse(textwrap.dedent(inspect.getsource(section)))
+    [body] = [node.body for node in source.body if isinstance(node, ast.ClassDef)]
     return {
         key.target.id: inspect.cleandoc(text.value.value)
         for key, text in pairwise(body)
