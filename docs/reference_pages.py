@@ -21,7 +21,7 @@ LONGEST_DEFAULT = 40  # characters of a default in a signature
 def config_page() -> str:
     """Every key of a run file, section by section."""
     keys = all_keys()
-    lines = of_section("a run itself", "", [key for key in keys if not key.section])
+    lines = of_section("The run itself", "", [key for key in keys if not key.section])
     for section in (key for key in keys if key.is_section):
         own = [key for key in keys if key.section.removesuffix("[]") == section.name]
         lines += of_section(section.name, section.description, own)

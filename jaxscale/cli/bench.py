@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from jaxscale.cli.options import Overrides
+
 if TYPE_CHECKING:
     from jaxscale.bench.record import BenchRecord
 
@@ -23,7 +25,6 @@ Seconds = Annotated[float, typer.Option(min=0.01, help="No further sample of a c
 ConfigName = Annotated[
     str, typer.Argument(help="a YAML file, or the name of a shipped one: quickstart, llama3.1-8b, ...")
 ]
-Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value ...", metavar="[section.key=value ...]")]
 Dtypes = Annotated[list[str] | None, typer.Option("--dtype", help="bfloat16, float32; may be given several times.")]
 RECORDS = Path("runs/bench")
 

@@ -5,7 +5,12 @@ from typing import Annotated, Any
 
 import typer
 
-Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value ...", metavar="[section.key=value ...]")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="Keys of the config, e.g. steps=100; `jaxscale config keys` lists them.", metavar="[section.key=value ...]"
+    ),
+]
 TOPOLOGY_HELP = (
     "e.g. v5p:8x8x8, v5p-128, v6e-256, v5litepod-16, h100:16x8 (nodes x GPUs), h200:8, a3-highgpu-8g, rtx4090:1"
 )

@@ -46,7 +46,7 @@ class Objective(Section):
     beta: Above0 = 0.1
     """dpo: weight that holds the model to the reference; of simpo and orpo, the weight of the pair."""
     label_smoothing: Share = 0.0
-    """dpo with sigmoid: share of pairs that may be the wrong way round, 0 to 1."""
+    """dpo with sigmoid: share of pairs that may be the wrong way round, below 0.5."""
     gamma: AtLeast0 = 0.5
     """dpo with simpo: margin by which the chosen completion must win, in beta times nats per token."""
     sft: AtLeast0 = 0.0
@@ -56,7 +56,7 @@ class Objective(Section):
     """reward: weight of (chosen score + rejected score)^2, which holds scores near 0; 0: off."""
     # raft, grpo: of samples of the model itself
     group: Positive = 8
-    """raft, grpo: samples per prompt."""
+    """raft, grpo: samples per prompt, 2 or more."""
     prompts: Positive | None = None
     """raft: prompts of a round; null: as many as a step has rows."""
     max_new: Positive = 256
