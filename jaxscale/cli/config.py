@@ -22,7 +22,7 @@ def keys(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Everything, for programs.")] = False,
 ) -> None:
-    """The keys of a run file with that word, or all of them: what each takes, its default, what it does."""
+    """Keys of a run file: values, default, what each does."""
     from jaxscale.config.keys import all_keys, matching
     from jaxscale.console.config import show_keys
 
@@ -40,7 +40,7 @@ def schema(
     ] = None,
     model: Annotated[bool, typer.Option("--model", help="Of a model file, as in configs/models.")] = False,
 ) -> None:
-    """The JSON Schema of a run file, by which an editor completes keys and marks errors."""
+    """The JSON Schema of a run file, for editors."""
     from jaxscale.config.schema import comment, model_schema, run_schema, schema_text
 
     text = schema_text(model_schema() if model else run_schema())
