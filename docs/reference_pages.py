@@ -36,7 +36,7 @@ def of_section(title: str, description: str, keys: list[Key]) -> list[str]:
 def key_row(key: Key) -> str:
     name = f"`{key.name}`" if not key.is_section else f"[`{key.name}`](#{anchor(key)})"
     default = key.default if key.default in ("required", "") else code(key.default)
-    values = re.sub(r" ([<>]=?) ", "\\u00a0\\1\\u00a0", key.values)  # a line ends between alternatives, not within one
+    values = re.sub(r" ([<>]=?) ", "\u00a0\\1\u00a0", key.values)  # a line ends between alternatives, not within one
     return f"| {name} | {cell(key.description)} | {code(values)} | {default} |"
 
 
