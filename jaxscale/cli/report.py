@@ -16,9 +16,7 @@ def verb(
         Path | None, typer.Option("-o", "--out", help="The page: one file, which opens offline (report.html).")
     ] = None,
     png: Annotated[Path | None, typer.Option(help="Also write each plot as a PNG into this directory.")] = None,
-    serve: Annotated[
-        bool, typer.Option("--serve", help="Follow running runs in a browser.")
-    ] = False,
+    serve: Annotated[bool, typer.Option("--serve", help="Follow running runs in a browser.")] = False,
     port: Annotated[int, typer.Option(help="Of --serve, on this machine only; 0 takes any free one.")] = 8000,
 ) -> None:
     """One page of runs and benchmarks: plots, the figures behind them, and where each is from."""

@@ -16,7 +16,7 @@ function sectionNode(section, sources) {
   if (controls.children.length) node.append(controls);
   node.append(make("div", { class: section.wall ? "figures wall" : "figures" }, ...figures.map((f) => f.node)));
   const update = (now, from) => { tell(now, from); figures.forEach((f, i) => f.update(now.plots[i], from)); };
-  return { node, refresh: state.refresh, update };
+  return { node, figures, refresh: state.refresh, update };
 }
 
 /** A text with its prompt; of a long one the first lines, until a button shows the rest. */
@@ -66,8 +66,9 @@ function choice(type, name, text, checked, change) {
 
 function tableNode(t, sources) {
   const own = t.sources.length > 0; // each row is from one source
-  const header = own ? [...t.columns, "from"] : t.columns;
-  const rows = own ? t.rows.map((row, i) => [...row, { source: t.sources[i] }]) : t.rows;
+  const said = own && t.rows.every((row, i) => row[0] === sources[t.sources[i]].name); // and its first cell names it
+  const header = own && !said ? [...t.columns, "from"] : t.columns;
+  const rows = own ? t.rows.map((row, i) => (said ? [{ source: t.sources[i] }, ...row.slice(1)] : [...row, { source: t.sources[i] }])) : t.rows;
   if (!own) return make("div", { class: "open-table" }, table(t.title, header, rows, sources));
   if (!t.closed) return make("div", { class: "open-table" }, table(t.title, header, rows, sources),
     make("details", { class: "behind" }, make("summary", {}, "Where these figures are from"), provenance([...new Set(t.sources)], sources)));

@@ -98,9 +98,8 @@ def server(paths: list[Path], port: int) -> ThreadingHTTPServer:
     try:
         found = ThreadingHTTPServer((HERE, port), handler)
     except OSError as error:
-        raise ValueError(
-            f"--port {port} cannot be had ({error.strerror}); give another one, or 0 for any free"
-        ) from error
+        why = f"--port {port} cannot be used ({error.strerror})"
+        raise ValueError(f"{why}; give another one, or 0 for any free one") from error
     found.daemon_threads = True
     return found
 

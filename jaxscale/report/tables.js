@@ -4,7 +4,7 @@ const MOST_ROWS = 300; // of a table before a button shows the rest
 
 /** A cell is text, a number, [value, unit], {value, unit, basis}, {source} or null. */
 function cellNode(cell, sources, head) {
-  if (cell && typeof cell === "object" && "source" in cell) return make("td", {}, make("a", { href: `#source-${cell.source}` }, sources[cell.source].name));
+  if (cell && typeof cell === "object" && "source" in cell) return make(head ? "th" : "td", head ? { scope: "row" } : {}, make("a", { href: `#source-${cell.source}` }, sources[cell.source].name));
   const [value, unit] = Array.isArray(cell) ? cell : cell && typeof cell === "object" ? [cell.value, cell.unit] : [cell, ""];
   if (typeof value === "number") return make("td", { class: "number", title: String(value) }, figure(value, unit, 5));
   return make(head ? "th" : "td", head ? { scope: "row" } : {}, value === null || value === undefined ? "–" : String(value));

@@ -101,8 +101,8 @@ def test_the_open_page_shows_the_new_number_and_keeps_what_was_chosen(driver, se
 def test_a_port_in_use_and_files_asked_for_are_one_line(running):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        message = refused("--port", str(port), str(running))
-        assert message == f"error: --port {port} cannot be used (Address already in use); give another one, or 0 for any free one\n"
+        why = f"error: --port {port} cannot be used (Address already in use)"
+        assert refused("--port", str(port), str(running)) == f"{why}; give another one, or 0 for any free one\n"
     assert "--port 70000 is not between 0 and 65535" in refused("--port", "70000", str(running))
     assert "--serve writes no file" in refused("-o", "x.html", str(running))
     assert "is not there" in refused("nowhere")
