@@ -6,7 +6,7 @@ from typing import Any
 
 from jaxscale.files.redact import redact
 from jaxscale.report.inputs import Run
-from jaxscale.report.plots import Table
+from jaxscale.report.plots import Row, Table
 
 APART = ("name", "out")  # what a run is called and where it is kept always differ, and change nothing
 MISSING = object()
@@ -19,7 +19,7 @@ def differences(runs: list[Run], names: list[str]) -> list[Table]:
     differ = [k for k in keys if any(c.get(k, MISSING) != configs[0].get(k, MISSING) for c in configs)]
     if not differ:
         return []
-    rows = [[key, *(said(config.get(key, MISSING)) for config in configs)] for key in differ]
+    rows: list[Row] = [[key, *(said(config.get(key, MISSING)) for config in configs)] for key in differ]
     return [Table("Settings that differ", ["setting", *names], rows, [])]
 
 

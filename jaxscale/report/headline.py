@@ -1,6 +1,7 @@
 """The figures that a reader looks for first: of one run, or the best of several with its name."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from jaxscale.report.goodput import goodput
@@ -21,7 +22,7 @@ def headline(runs: list[Run], names: list[str]) -> list[Tile]:
         kinds = [kind for kind in ("validation", "train") if any(best_loss(run, kind)[0] is not None for run, _ in own)]
         if kinds:
             label = "best validation loss" if kinds[0] == "validation" else "best training loss"
-            tiles += tile(label, unit, own, lambda run, kind=kinds[0]: best_loss(run, kind), best=min)
+            tiles += tile(label, unit, own, partial(best_loss, kind=kinds[0]), best=min)
     every = list(zip(runs, names, strict=True))
     tiles += tile("tokens per second", "tokens/s", every, lambda run: (throughput(run), "median step"))
     tiles += tile("MFU", "share", every, lambda run: (middle(run, "mfu"), peak_of_mfu(run)))

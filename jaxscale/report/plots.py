@@ -104,13 +104,16 @@ class Cell:
     basis: str = "measured"
 
 
+Row = list[str | int | float | Cell | None]
+
+
 @dataclass
 class Table:
     """Rows of text, figures, or nothing; `sources` says what each row is from, empty where a row is from several."""
 
     title: str
     columns: list[str]
-    rows: list[list[str | int | float | Cell | None]]
+    rows: list[Row]
     sources: list[int]
     closed: bool = False  # opens on demand
 

@@ -4,7 +4,7 @@ from jaxscale.report.differences import differences
 from jaxscale.report.goodput import OF_SAMPLES, PARTS, Goodput, goodput
 from jaxscale.report.inputs import Run, mapping, part, peak_of
 from jaxscale.report.learned import LABELS, learned_cells, learned_columns, unit_of
-from jaxscale.report.plots import Axis, Cell, Number, Plot, Section, Series, Table, finite
+from jaxscale.report.plots import Axis, Cell, Number, Plot, Row, Section, Series, Table, finite
 from jaxscale.report.steps import X, figure, over_steps, series_of
 from jaxscale.report.typical import middle, step_seconds, throughput
 
@@ -142,9 +142,7 @@ def summary(runs: list[Run], names: list[str], spent: list[Goodput | None]) -> T
     return Table("The runs in figures", columns, rows, list(range(len(runs))))
 
 
-def summary_row(
-    run: Run, name: str, found: Goodput | None, learned: list[str]
-) -> list[str | int | float | Cell | None]:
+def summary_row(run: Run, name: str, found: Goodput | None, learned: list[str]) -> Row:
     devices = mapping(run.environment, "devices")
     return [
         name,

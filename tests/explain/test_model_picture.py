@@ -54,7 +54,10 @@ def test_a_matmul_is_opened_from_it_by_click_and_by_keyboard(page):
     assert page.text("#detail-title") == "q"
     page.click("[data-phase=backward]")
     page.click("[data-name=up]")
-    assert (page.text("#detail-title"), page.find("[data-phase=forward]").get_attribute("aria-pressed")) == ("up", "true")
+    assert (page.text("#detail-title"), page.find("[data-phase=forward]").get_attribute("aria-pressed")) == (
+        "up",
+        "true",
+    )
     page.click("#list tr[data-row='3']")
     assert page.find("[data-name=out]").get_attribute("aria-pressed") == "true"
     assert page.messages() == []

@@ -36,7 +36,7 @@ def served(running) -> Iterator[tuple[subprocess.Popen, str]]:
         assert process.stdout
         line = process.stdout.readline()
         found = re.fullmatch(r"(http://127\.0\.0\.1:\d+) follows .*run; Ctrl-C ends it\n", line)
-        assert found, line + process.stderr.read() if not line else line
+        assert found, line
         yield process, found[1]
     finally:
         process.kill()
