@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -60,7 +61,7 @@ class Stopper(Silent):
     def say(self, line: str) -> None:
         self.speak(line)
 
-    def step(self, step: int, values: dict[str, float], speed) -> None:
+    def step(self, step: int, values: Mapping[str, Any], speed) -> None:
         plan, measured_all = self.plan, self.plan.burn_in + self.plan.steps
         if plan.profile and step == measured_all:
             self.tracing.enter_context(trace(plan.profile))

@@ -41,7 +41,6 @@ def show_law(law: Law, path: Path, not_read: tuple[str, ...]) -> None:
     fitted = law.fitted_rows
     say([f"{law.form}: {law.formula}, of {len(fitted)} runs of {law.source}; N {WORDS[law.counts]}"])
     table = make_table("", "parameter", "value", "90 % interval", "<doubt", ruled=False)
-    table.title = None
     for name, value in law.parameters.items():
         low, high = law.intervals[name]
         doubt = "not identified" if name in law.not_identified else ""

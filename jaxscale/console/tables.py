@@ -108,16 +108,18 @@ class FittedTable:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         width = options.max_width
+        if self.title:
+            yield Text("\n".join(wrapped(self.title, width)), style="table.title")
         for count in range(len(self.spare) + 1):
             gone = self.spare[:count]
             shown = [i for i, column in enumerate(self.columns) if column.name not in gone]
             for ruled in (True, False) if self.ruled else (False,):
                 if widths := self.widths(shown, width, ruled=ruled, folds=not ruled):
-                    yield self.drawn(shown, widths, ruled=ruled, width=width)
+                    yield self.drawn(shown, widths, ruled=ruled)
                     if gone:
                         left_out = ", ".join(one_line(self.columns[i].name) for i in range(len(self.columns))
                                              if i not in shown)  # fmt: skip
-                        note = f"left out, as {width} columns are too few: {left_out}"
+                        note = f"left out at a width of {width}: {left_out}; a wider terminal shows more"
                         yield Text("\n".join(wrapped(note, width)))
                     return
         yield Text("\n").join(self.stacked(width))
@@ -144,10 +146,8 @@ class FittedTable:
         words = (cell_len(word) for line in self.lines(column) for word in line.split())
         return max([min(COLUMN, whole), *words])
 
-    def drawn(self, shown: list[int], widths: list[int], *, ruled: bool, width: int) -> Table:
+    def drawn(self, shown: list[int], widths: list[int], *, ruled: bool) -> Table:
         table = Table(
-            title="\n".join(wrapped(self.title, width)) or None,
-            title_justify="left",
             box=box.HEAVY_HEAD if ruled else box.SIMPLE,
             pad_edge=ruled,
             padding=(0, 1) if ruled else (0, 1, 0, 0),
@@ -162,7 +162,6 @@ class FittedTable:
 
     def stacked(self, width: int) -> Iterator[Text]:
         """Each row as a block: its first cell, then a line for each of the others that is not empty."""
-        yield Text("\n".join(wrapped(self.title, width)), style="italic")
         for cells, style in self.rows:
             yield Text("\n".join(wrapped(one_line(cells[0].plain) or "-", width)), style="bold")
             for column, cell in zip(self.columns[1:], cells[1:], strict=True):

@@ -131,23 +131,22 @@ class Bar(Progress):
     """A bar with labelled times, and the figures of the newest step below it."""
 
     def __init__(self, console: Console, first_step: int, steps: int):
-        self.figures = ["compiling"]
+        self.terminal, self.figures, self.began = console, ["compiling"], time.monotonic()
         columns = ("step {task.completed:,}/{task.total:,}", BarColumn(bar_width=None))
         elsewhere = TextColumn("{task.fields[elapsed]} elapsed"), TextColumn("ETA {task.fields[left]}")
         super().__init__(*columns, *elsewhere, console=console)
-        self.began = time.monotonic()
         self.row = self.add_task("", total=steps, completed=first_step, elapsed=duration(0), left="not known yet")
 
     def show(self, step: int, left: float | None, figures: list[str]) -> None:
         self.figures = figures
-        eta = {} if left is None else {"left": duration(left)}
-        self.update(self.row, completed=step, **eta)
+        self.tasks[0].fields["left"] = "not known yet" if left is None else duration(left)
+        self.update(self.row, completed=step)
 
     def get_renderables(self) -> Iterable[RenderableType]:
         for task in self.tasks:
             task.fields["elapsed"] = duration(time.monotonic() - self.began)
         yield self.make_tasks_table(self.tasks)
-        yield Text("\n".join(filled(self.figures, self.console.width)))
+        yield Text("\n".join(filled(self.figures, self.terminal.width)))
 
 
 def summarise(config: cfg.Config, result, *, sample: str | None) -> None:

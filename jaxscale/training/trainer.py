@@ -309,12 +309,10 @@ class Run:
         if due(step, self.config.metrics.every) or step == self.config.steps:
             self.writer.write("train", step, values)
 
-    def write(
-        self, kind: str, step: int, values: Mapping[str, Any], *, plotted: Mapping[str, Any] | None = None
-    ) -> None:
+    def write(self, kind: str, step: int, values: Mapping[str, Any], **more: Any) -> None:
         """A record between two steps; the watcher sees its numbers with the steps that follow, as `kind/name`."""
         self.newest |= {f"{kind}/{name}": value for name, value in values.items() if isinstance(value, float)}
-        self.writer.write(kind, step, values, plotted=plotted)
+        self.writer.write(kind, step, values, **more)
 
     def outer_step(self, state: TrainState, step: int) -> TrainState:
         """The step that replicas take together, between two of their own: no step's seconds hold it."""
