@@ -39,21 +39,21 @@ def run_words(config: cfg.Config, rows: int) -> str:
     words = f"{config.steps:,} steps of {each:,} tokens: {config.steps * each:,} tokens"
     if config.objective.samples:
         return f"{words} at most, of the model's own samples"
-    return f"{words}, {config.steps * config.data.batch_size / rows:,.3g} epochs"
+    epochs = config.steps * config.data.batch_size / rows
+    return f"{words}, {epochs:,.0f} epochs" if epochs >= 100 else f"{words}, {epochs:.3g} epochs"
 
 
 def predictions(config: cfg.Config, devices: Sequence[Any]) -> dict[str, str]:
     """Memory and speed, where the table has the chip; else the state alone, which is no prediction."""
-    sizes = config.mesh.sizes(len(devices))
+    sizes, where = config.mesh.sizes(len(devices)), topology_of(devices)
+    if where is None:
+        state, here = sum(costs.state_bytes(config, sizes).values()), f"{len(devices)} x {devices[0].device_kind}"
+        return {"memory": f"{gib(state)} of state a device; what a step needs besides is not predicted for {here}"}
     try:
-        where = topology_of(devices)
-        if where is None:
-            state = sum(costs.state_bytes(config, sizes).values())
-            kind = devices[0].device_kind
-            return {"memory": f"{gib(state)} of state a device; the rest is not predicted for {kind}"}
-        return {"memory": memory_words(config, where, sizes), "speed": speed_words(config, where, sizes)}
-    except ValueError as error:  # a machine or a mesh on it that no prediction is made for
-        return {"speed": f"not predicted: {error}"}
+        speed = speed_words(config, where, sizes)
+    except ValueError as error:  # the mesh is laid along this machine in no way that is predicted
+        speed = f"not predicted: {error}"
+    return {"memory": memory_words(config, where, sizes), "speed": speed}
 
 
 def memory_words(config: cfg.Config, where: Topology, sizes: dict[str, int]) -> str:

@@ -16,7 +16,7 @@ from jaxscale.explain.rows import CASES, Row
 from jaxscale.explain.story import Explanation
 from jaxscale.predict.forecast import forecast
 
-WORDS = 60  # columns of what is sent, before its figures
+WORDS, FIGURES = 60, 40  # columns of what is sent, and of its figures
 MARK = {"same": "= compiled", "form": "≈ compiled", "different": "≠ compiled", "not compiled": ""}
 
 
@@ -42,7 +42,7 @@ def show(found: Explanation, *, backward: bool) -> None:
         for o in others:
             words = f"{o.what} ({o.phase}): {o.kind} over {'+'.join(o.axes)}"
             figures = f"{size(o.bytes):>9}  x{o.times:<4}{MARK[o.compiled]}"
-            tell(console, beside(console, f"  {words}", figures, WORDS), "cyan")
+            tell(console, beside(console, f"  {words}", figures, room=WORDS, needs=FIGURES), "cyan")
             if o.compiled == "different":
                 tell(console, f"    ≠ {o.note}", "yellow")
     if small := [o for o in found.others if o.bytes < SMALL]:
@@ -98,7 +98,7 @@ def matmul_lines(row: Row, served: list[str], console: Console) -> Iterator[tupl
         words += f" x{send.times}" if send.times != row.times else ""
         words += f", also for {'; '.join(send.shared)}" if send.shared else ""
         figures = f"{size(send.bytes):>9}{micro(send.seconds):>11} {send.network:<8}{MARK[send.compiled]}"
-        yield beside(console, f"  {words}", figures, WORDS), "cyan"
+        yield beside(console, f"  {words}", figures, room=WORDS, needs=FIGURES), "cyan"
         if send.compiled == "different":
             yield f"    ≠ {send.note}", "yellow"
 

@@ -56,11 +56,11 @@ def filled(items: Sequence[str], width: int) -> list[str]:
     return [line.replace(HELD, " ") for line in textwrap.wrap(held, width, break_long_words=False)]
 
 
-def beside(console: Console, words: str, figures: str, room: int) -> str:
-    """Words in the first `room` columns, or fewer on a narrow terminal, and figures beside their first line."""
+def beside(console: Console, words: str, figures: str, *, room: int, needs: int) -> str:
+    """Words in the first `room` columns, or in fewer where `needs` of them are the figures', beside the first line."""
     if not console.is_terminal:
         return f"{words:<{room}}{figures}"
-    room = max(min(room, console.width - len(figures)), console.width // 3)
+    room = max(min(room, console.width - needs), console.width // 3)
     first, *rest = wrapped(words, room - 1)
     return "\n".join([f"{first:<{room}}{figures}", *rest])
 

@@ -75,14 +75,16 @@ class TrainingConsole:
     def step(self, step: int, values: Mapping[str, Any], speed) -> None:
         if not self.speaks():
             return
-        left = self.pace.left(step, self.config.steps)
+        left, last = self.pace.left(step, self.config.steps), step == self.config.steps
+        if last:  # validation is measured once more after this step
+            values = {key: value for key, value in values.items() if "validation/" not in key}
         figures = step_figures(values, speed)
         if self.bar is not None:
             self.bar.show(step, left, figures)
             return
         now, seconds = time.monotonic(), values.get("step_seconds", 0.0)
         share = step % max(1, self.config.steps // LINES) == 0
-        if share or step == self.config.steps or not self.said or now - self.said + seconds > LONGEST_SILENCE:
+        if share or last or not self.said or now - self.said + seconds > LONGEST_SILENCE:
             self.said = now
             times = [f"{time.strftime('%H:%M:%S')}  step {step:,}/{self.config.steps:,}"]
             times += [f"{seconds:.3g} s a step"] if seconds else []

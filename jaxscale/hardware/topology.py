@@ -119,6 +119,7 @@ def topology_of(devices: Sequence[Any]) -> Topology | None:
     shape = [max(c[i] for c in coords) + 1 for i in range(3)]  # type: ignore[index]
     shape = shape[: chip.torus_dims]
     fits = math.prod(shape) * chip.devices == len(devices)
+    fits = fits and any(sorted(shape) == sorted(valid) for valid in valid_shapes(chip))
     return find_topology(f"{chip.name}:{'x'.join(map(str, shape))}") if fits else None
 
 
