@@ -3,15 +3,16 @@
 import contextlib
 import gc
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 
 from jaxscale import config as cfg
 from jaxscale.bench.clock import Effort, trace
-from jaxscale.bench.header import Header, topology_of
+from jaxscale.bench.header import Header
 from jaxscale.bench.matmul import best_row, model_matmuls, search
 from jaxscale.bench.profile import classify, profile_rows, read_events
 from jaxscale.bench.record import INTERRUPTED, BenchRecord, Figure, Row, measured
@@ -20,7 +21,7 @@ from jaxscale.compiled.aot import compile_on
 from jaxscale.compiled.store import Compiled
 from jaxscale.compiled.work import matmuls
 from jaxscale.files.jsonl import read_records
-from jaxscale.hardware.topology import Topology
+from jaxscale.hardware.topology import Topology, topology_of
 from jaxscale.parallel.mesh import start_devices
 from jaxscale.predict import costs
 from jaxscale.predict.attention import attention_cost
@@ -60,7 +61,7 @@ class Stopper(Silent):
     def say(self, line: str) -> None:
         self.speak(line)
 
-    def step(self, step: int, values: dict[str, float], speed) -> None:
+    def step(self, step: int, values: Mapping[str, Any], speed) -> None:
         plan, measured_all = self.plan, self.plan.burn_in + self.plan.steps
         if plan.profile and step == measured_all:
             self.tracing.enter_context(trace(plan.profile))

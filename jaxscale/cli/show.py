@@ -18,7 +18,7 @@ def verb(
 ) -> None:
     """The resolved config, parameter counts, and how every parameter is split. Nothing is allocated."""
     from jaxscale.config import PUBLISHED, load_config
-    from jaxscale.console import train as console
+    from jaxscale.console import show as console
 
     console.show_config(load_config(config, overrides or []), devices)
     if config.startswith(PUBLISHED):
