@@ -19,8 +19,11 @@ from jaxscale.console.train import TrainingConsole, step_figures
 from jaxscale.training.metrics import Speed
 from jaxscale.training.trainer import train
 
-TINY = ["data.kind=synthetic", "data.path=null", "data.validation_path=null", "model.num_layers=1", "model.embed_dim=32",
-        "model.mlp_dim=64", "data.batch_size=8", "data.seq_len=32", "optimizer.warmup_steps=1", "evaluation.every=0",
+TINY = ["data.kind=synthetic", "data.path=null", "data.validation_path=null", "model.num_layers=1",
+        "model.embed_dim=32", "model.mlp_dim=64", "mesh.data=1", "mesh.fsdp=1", "mesh.tensor=1",
+        "runtime.simulated_devices=1",
+        "metrics.tensorboard=false", "data.batch_size=8", "data.seq_len=32", "evaluation.every=0",
+        "optimizer.warmup_steps=1",
         "evaluation.batches=1", "out=run"]  # fmt: skip
 RUN = [sys.executable, "-m", "jaxscale.cli", "train", "quickstart", *TINY]
 
@@ -31,7 +34,7 @@ def folder(tmp_path_factory):
 
 
 def test_a_run_on_a_terminal(folder):
-    """At 80 columns: the banner, a bar with labelled times and figures, the closing table; then it is resumed by a pipe."""
+    """At 80 columns: the banner, a bar with labels, the closing table; then it is resumed through a pipe."""
     text = in_terminal([*RUN, "steps=6"], folder)
     lines = [part for line in text.splitlines() for part in line.split("\r")]
     drawn = [line for line in lines if "/train" not in line and "jaxscale" not in line]  # the bar goes up to redraw
@@ -66,7 +69,7 @@ def test_a_run_on_a_terminal(folder):
 
 @pytest.fixture
 def watched(monkeypatch):
-    """A console without a terminal whose clock is ours: says(steps, seconds a step, first) -> (step, line) of each line."""
+    """A console without a terminal, on a clock of ours: says(steps, seconds a step, first) -> (step, line) of each."""
 
     def says(steps: int, seconds: float, first: int = 0) -> list[tuple[int, str]]:
         now, lines, at = [1000.0], [], [first]
@@ -98,7 +101,7 @@ def test_a_line_comes_every_minute(watched, seconds):
 
 def test_the_eta_of_a_resumed_run_is_of_what_is_left(watched):
     lines = watched(1000, 2.0, first=900)
-    assert "ETA 0:02:00" in dict(lines)[940]
+    assert "ETA 0:01:40" in dict(lines)[950]
     assert "ETA" not in dict(lines)[901]
 
 
@@ -132,7 +135,7 @@ def test_the_watcher_sees_what_evaluations_found(tmp_path):
         def step(self, step, values, speed):
             seen.append((values.get("validation/loss"), values["learning_rate"], values["grad_norm"]))
 
-    config = make_config(steps=4, out=str(tmp_path), evaluation={"every": 2, "batches": 1})
+    config = make_config({"data": -1}, steps=4, out=str(tmp_path), evaluation={"every": 2, "batches": 1})
     result = train(config, watcher=Watcher(config))
     losses = [loss for loss, _, _ in seen]
     assert losses[0] == losses[1] != losses[2] == losses[3] != result.validation_loss
@@ -160,7 +163,7 @@ def test_a_known_machine_is_predicted():
     assert re.fullmatch(
         r"[\d.]+ s a step predicted on v5p:4x4x4, [\d,]+ tokens/s, MFU \d\d\.\d%; all steps .*", lines["speed"]
     )
-    assert "may not fit" in lines_of("llama3.1-8b", chips("TPU v5 lite", 4, 4))["memory"]
+    assert "may not fit" in lines_of("llama3.1-8b", chips("TPU v5 lite", 4, 4, 1))["memory"]
     assert "22.2B are active" in lines_of("qwen3-235b-a22b", [SimpleNamespace(device_kind="NVIDIA H200")] * 64)["model"]
 
 
