@@ -11,6 +11,7 @@ from pathlib import Path
 
 DOCS = Path(__file__).parent
 sys.path.insert(0, str(DOCS))
+from reference_pages import PAGES  # noqa: E402
 from run_chapter import BUILD, RUNS, blocks  # noqa: E402
 
 project = "jaxscale"
@@ -49,6 +50,12 @@ def show_outputs(app, name, source):
     source[0] = "\n".join(lines) + "\n"
 
 
+def add_reference(app, name, source):
+    """What the program says of its keys, verbs and names, below what a page of the reference says."""
+    if name in PAGES:
+        source[0] += "\n" + PAGES[name]()
+
+
 def runs(name):
     """Whether a page's blocks are run: the course's chapters, and the pages on models and the library."""
     return name.startswith("course/") or name in ("models", "library")
@@ -67,12 +74,13 @@ def take_figures(app, error):
             shutil.copy(figure, shown)
 
 
-def chapters(app, env, added, changed, removed):
-    """Pages to read again, though their markdown is as it was: what they printed may be new."""
-    return [name for name in env.found_docs if runs(name)]
+def generated(app, env, added, changed, removed):
+    """Pages to read again, though their markdown is as it was: what they printed, or what they list, may be new."""
+    return [name for name in env.found_docs if runs(name) or name in PAGES]
 
 
 def setup(app):
-    app.connect("env-get-outdated", chapters)
+    app.connect("env-get-outdated", generated)
     app.connect("source-read", show_outputs)
+    app.connect("source-read", add_reference)
     app.connect("build-finished", take_figures)

@@ -2,7 +2,6 @@
 
 import contextlib
 import gc
-import resource
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from jaxscale.predict.attention import attention_cost
 from jaxscale.predict.costs import CONVENTIONS
 from jaxscale.predict.forecast import forecast
 from jaxscale.predict.memory import memory
+from jaxscale.process.heap import peak_bytes as process_peak_bytes
 from jaxscale.training.peak import Peak, find_peak
 from jaxscale.training.trainer import train
 from jaxscale.training.watcher import Silent
@@ -186,8 +186,8 @@ def memory_figures(kept: Compiled, peak_bytes: int | None, device: jax.Device) -
     if peak_bytes is not None:
         figures["peak_memory_bytes"] = Figure(value=peak_bytes, unit="bytes")
     elif device.platform == "cpu":  # XLA's CPU backend keeps no count: the process at its largest, all devices and code
-        kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        figures["process_peak_memory_bytes"] = Figure(value=kib * 1024, unit="bytes")
+        if (most := process_peak_bytes()) is not None:
+            figures["process_peak_memory_bytes"] = Figure(value=most, unit="bytes")
     return figures
 
 

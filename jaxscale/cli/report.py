@@ -12,13 +12,22 @@ def verb(
     inputs: Annotated[
         list[Path], typer.Argument(help="Directories of runs, records of benchmarks, directories of records.")
     ],
-    out: Annotated[Path, typer.Option("-o", "--out", help="The page: one file, which opens offline.")] = Path(
-        "report.html"
-    ),
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="The page: one file, which opens offline (report.html).")
+    ] = None,
     png: Annotated[Path | None, typer.Option(help="Also write each plot as a PNG into this directory.")] = None,
+    serve: Annotated[bool, typer.Option("--serve", help="Follow running runs in a browser.")] = False,
+    port: Annotated[int, typer.Option(help="Of --serve, on this machine only; 0 takes any free one.")] = 8000,
 ) -> None:
     """One page of runs and benchmarks: plots, the figures behind them, and where each is from."""
+    if serve:
+        if out or png:
+            raise ValueError("--serve writes no file; give it without -o and --png, or leave it out")
+        from jaxscale.report.serve import serve as follow
+
+        follow(inputs, port, lambda line: print(line, flush=True))
+        return
     from jaxscale.report.report import report as run
 
-    for line in run(inputs, out, png):
+    for line in run(inputs, out or Path("report.html"), png):
         print(line)

@@ -15,7 +15,8 @@ from jaxscale.cluster.codes import BROKEN, INTERRUPTED, MENDABLE, PREEMPTED
 from jaxscale.cluster.monitor import Monitor
 from jaxscale.cluster.start import Place
 
-PREEMPTING = (signal.SIGTERM, signal.SIGUSR1)
+# Windows has no SIGUSR1
+PREEMPTING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
 
 
 class Stopped(KeyboardInterrupt):

@@ -155,7 +155,7 @@ def summarise(config: cfg.Config, result, *, sample: str | None) -> None:
     """The closing table, the loss curve, a sample, and what to type next."""
     import jax
 
-    from jaxscale.files.jsonl import read_records
+    from jaxscale.files.jsonl import Lines, read_records
     from jaxscale.report.curve import plot_losses
 
     if jax.process_index():
@@ -177,7 +177,11 @@ def summarise(config: cfg.Config, result, *, sample: str | None) -> None:
         from jaxscale.serving.serve import sample_after
 
         console.print(f"\nA continuation of {sample!r}:\n", markup=False)
-        console.print(sample + sample_after(result, config, sample), markup=False)
+        text = sample_after(result, config, sample)
+        console.print(sample + text, markup=False)
+        kept = Lines(result.out / "samples.jsonl", lambda line: console.print(line, markup=False))  # for `report`
+        kept.write({"step": result.step, "prompt": sample, "samples": [{"text": text}]})
+        kept.close()
     console.print("\nNext:")
     console.print(f"  {program()} {first_use(config, result.out)}", markup=False, soft_wrap=True)
     console.print(f"  {program()} report {result.out} -o report.html", markup=False, soft_wrap=True)

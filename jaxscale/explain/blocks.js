@@ -68,20 +68,24 @@ class BlockPicture {
       const { tensor, rows, columns } = sides[key];
       return blocksOf(tensor, layoutFor(tensor, key, view), rows, columns, sizes);
     };
-    const m = Math.max(long(dims.m), 84, Math.min(300, parts("x").rows * 13)),
-      k = long(dims.k),
+    // a box is no shorter than the text beside it, and a column no narrower than those above
+    const beside = (key) => textWidth(sideText(sides[key].rows, sides[key].tensor), 11.5) + 12;
+    const above = (key) => Math.max(textWidth(titleOf(key, sides[key].tensor, view), 13, 600), textWidth(sideText(sides[key].columns, sides[key].tensor), 11.5)) + 4;
+    const m = Math.max(long(dims.m), 84, Math.min(300, parts("x").rows * 13), beside("x"), beside("out")),
+      k = Math.max(long(dims.k), beside("w")),
       n = long(dims.n),
       left = 30,
       top = 42,
-      gap = 54;
-    const boxes = { x: [left, top + k + gap, k, m], w: [left + k + gap, top, n, k], out: [left + k + gap, top + k + gap, n, m] };
-    const width = Math.max(left + k + gap + n + 12, 340),
+      gap = 54,
+      right = left + Math.max(k, above("x")) + gap;
+    const boxes = { x: [left, top + k + gap, k, m], w: [right, top, n, k], out: [right, top + k + gap, n, m] };
+    const width = Math.max(right + Math.max(n, above("w"), above("out")) + 12, 340),
       height = top + k + gap + m + 30;
     const svg = shape("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": this.told(row, view) });
     this.parts = {};
     for (const key of ["x", "w", "out"])
       svg.append(this.tensor(key, sides[key], boxes[key], layoutFor(sides[key].tensor, key, view), view, row));
-    svg.append(shape("text", { x: left + k + gap / 2, y: top + k + gap / 2 + 6, class: "operator", "text-anchor": "middle" }, "×"));
+    svg.append(shape("text", { x: right - gap / 2, y: top + k + gap / 2 + 6, class: "operator", "text-anchor": "middle" }, "×"));
     this.node.replaceChildren(svg);
   }
 
@@ -109,8 +113,10 @@ class BlockPicture {
     }
     group.append(shape("rect", { x, y, width, height, class: "outline" }));
     const up = { x, y: y - (key === "w" ? 24 : 22), class: "block-title" };
-    group.append(shape("text", up, `${tensor.name}${partial ? " (partial sums)" : ""}`));
-    group.append(shape("text", { x: x + width / 2, y: y - 7, "text-anchor": "middle", class: "dim" }, sideText(columns, tensor)));
+    group.append(shape("text", up, titleOf(key, tensor, view)));
+    const along = sideText(columns, tensor),
+      inside = textWidth(along, 11.5) <= width;
+    group.append(shape("text", { x: inside ? x + width / 2 : x, y: y - 7, "text-anchor": inside ? "middle" : "start", class: "dim" }, along));
     group.append(
       shape(
         "text",
@@ -130,15 +136,9 @@ class BlockPicture {
     if (partial) group.append(shape("rect", { x, y, width, height, fill: "url(#partial)", class: "pattern" }));
     group.append(shape("rect", { x, y, width, height, class: "edge" }));
     const text = holders.join(" "),
-      room = width >= text.length * 6.2 + 4 && height >= 13;
+      fits = (words) => width >= textWidth(words, 12, 600) + 4 && height >= 13;
     const brief = holders.length > 1 ? `${holders.length} devices` : text;
-    const words = room
-      ? text
-      : width >= brief.length * 6 + 4 && height >= 13
-        ? brief
-        : holders.length > 1 && width >= 16 && height >= 13
-          ? `×${holders.length}`
-          : "";
+    const words = [text, brief, holders.length > 1 ? `×${holders.length}` : ""].find(fits);
     if (words) group.append(shape("text", { x: x + width / 2, y: y + height / 2 + 4, "text-anchor": "middle", class: "holder" }, words));
     return group;
   }
@@ -160,6 +160,8 @@ class BlockPicture {
     return `${words[0]} times ${words[1]} gives ${words[2]}, cut into blocks; ${view === "used" ? "as they are multiplied" : "as they are stored"}`;
   }
 }
+
+const titleOf = (key, tensor, view) => `${tensor.name}${key === "out" && view === "used" && tensor.unreduced.length ? " (partial sums)" : ""}`;
 
 /** `used`: the operands as they are multiplied and the result as that leaves it; `stored`: before, and after. */
 const layoutFor = (tensor, key, view) => ((key === "out") === (view === "used") ? tensor.stored : tensor.used);

@@ -6,7 +6,7 @@ const wideDims = (config) => Object.values(config.table.dims).filter((dim) => di
 /** A slider over a list of values. */
 class Slider {
   constructor(name, text, values, value, change) {
-    Object.assign(this, { name, values, change });
+    Object.assign(this, { name, text, values, change });
     this.output = make("output", { for: `slider-${name}` });
     this.input = make("input", { type: "range", id: `slider-${name}`, min: 0, max: values.length - 1, step: 1 });
     this.input.addEventListener("input", () => {
@@ -103,9 +103,11 @@ class Controls {
     this.change();
   }
 
-  read() {
-    const sizes = Object.fromEntries(PAGE.constants.ready.map((axis) => [axis, this.sliders[axis].value]));
-    const [batch, length, width] = ["batch", "length", "width"].map((name) => this.sliders[name].value);
+  /** What the sliders say; `instead`: values of some of them in place of where they stand. */
+  read(instead = {}) {
+    const value = (name) => instead[name] ?? this.sliders[name].value,
+      sizes = Object.fromEntries(PAGE.constants.ready.map((axis) => [axis, value(axis)]));
+    const [batch, length, width] = ["batch", "length", "width"].map(value);
     const own = PAGE.explained,
       atRest =
         PAGE.constants.ready.every((axis) => sizes[axis] === size(own.mesh, axis)) &&

@@ -14,6 +14,13 @@ const make = (name, attributes, ...children) => element(null, name, attributes, 
 const shape = (name, attributes, ...children) => element(SVG, name, attributes, children);
 const byId = (id) => document.getElementById(id);
 
+const pencil = document.createElement("canvas").getContext("2d");
+/** Pixels of a text in an SVG here. */
+function textWidth(text, size = 12, weight = 400) {
+  pencil.font = `${weight} ${size}px system-ui, sans-serif`;
+  return pencil.measureText(text).width;
+}
+
 const WHY = {
   "all-gather": "every device ends with all chunks",
   "reduce-scatter": "every device ends with one chunk of the sum",

@@ -4,17 +4,20 @@ const PAGE = JSON.parse(document.getElementById("data").textContent);
 
 const state = { row: null, device: 0, held: 0, view: "used", send: null, phase: "forward" };
 let now = null; // what the sliders came to: {config, sizes, chip, atRest, machine, problem, rows}
-let list, mesh, blocks, player, roofline, controls;
+let list, mesh, blocks, player, roofline, controls, model;
 
 function compute() {
   const found = controls.read(),
     machine = machineOf(found.chip, found.sizes);
-  const problem = found.atRest ? null : brokenRule(found.config, found.sizes) || machine.reason || null;
+  const problem = problemOf(found);
   let rows = [];
   if (found.atRest) rows = PAGE.explained.rows.map(tracedRow);
   else if (!problem) rows = PAGE.explained.rows.map((row) => predictedRow(row, found.config, found.chip, found.sizes, machine));
   return { ...found, machine, problem, rows: withBorrowed(rows) };
 }
+
+/** Why what the sliders say cannot be, or null. */
+const problemOf = ({ atRest, config, chip, sizes }) => (atRest ? null : brokenRule(config, sizes) || machineOf(chip, sizes).reason || null);
 
 /** Everything again, after a slider was moved. */
 function refresh() {
@@ -27,6 +30,7 @@ function refresh() {
     : `Predicted; the ${by ? "compiled" : "traced"} program was for ${traced} on ${PAGE.explained.topology}.`;
   byId("basis").classList.toggle("moved", !now.atRest);
   byId("problem").textContent = now.problem ? `Not possible: ${now.problem}` : "";
+  byId("advice").replaceChildren(...(now.problem ? adviceNodes(remedies(controls, problemOf)) : []));
   controls.tell(now, now.machine);
   const forecastable = !now.problem && !now.machine.reason;
   const found = forecastable ? forecast(now.config, now.chip, now.sizes, now.machine) : null;
@@ -44,8 +48,17 @@ function drawRows() {
   const rows = shownRows();
   if (!rows.some((row) => row.id === state.row)) state.row = rows.length ? rows[0].id : null;
   list.draw(rows, state.row, now.atRest);
+  model.draw(now.rows, othersOf(), chosenName());
   drawRoofline();
   drawDetail();
+}
+
+const chosenName = () => now.rows.find((row) => row.id === state.row)?.name;
+
+/** A matmul of the picture: chosen, and brought into view. */
+function open(id) {
+  choose(id);
+  if (byId("detail").getBoundingClientRect().top > innerHeight * 0.6) byId("detail").scrollIntoView({ block: "start" });
 }
 
 function drawRoofline() {
@@ -67,6 +80,7 @@ function choose(id) {
     list.draw(shownRows(), id, now.atRest);
   }
   list.mark(id);
+  model.mark(chosenName());
   drawRoofline();
   drawDetail();
 }
@@ -189,12 +203,14 @@ function markDevice() {
   byId("device-words").textContent = deviceWords(state.device, row, now.sizes, state.view, sketch);
 }
 
+/** Collectives of no matmul, as traced and compiled or by the rules. */
+function othersOf() {
+  if (now.atRest) return [...PAGE.explained.others, ...(PAGE.explained.inserted || []).map((o) => ({ ...o, what: "added by the compiler" }))];
+  return now.problem ? [] : otherTraffic(now.config, now.sizes, now.chip);
+}
+
 function drawOthers() {
-  const others = now.atRest
-    ? [...PAGE.explained.others, ...(PAGE.explained.inserted || []).map((o) => ({ ...o, what: "added by the compiler" }))]
-    : now.problem
-      ? []
-      : otherTraffic(now.config, now.sizes, now.chip);
+  const others = othersOf();
   const step = (o) => {
     if (o.bytes < 4 * count(o.axes, now.sizes)) return null;
     const node = make(
@@ -210,10 +226,10 @@ function drawOthers() {
       "tr",
       {},
       make("th", { scope: "row" }, o.what),
-      make("td", {}, o.kind),
-      make("td", {}, o.axes.join(", ")),
-      make("td", { class: "number" }, bytes(o.bytes)),
-      make("td", { class: "number" }, grouped(o.times)),
+      make("td", { "data-label": "kind" }, o.kind),
+      make("td", { "data-label": "over" }, o.axes.join(", ")),
+      make("td", { class: "number", "data-label": "bytes of one" }, bytes(o.bytes)),
+      make("td", { class: "number", "data-label": "times a step" }, grouped(o.times)),
       make("td", {}, step(o)),
       now.atRest ? make("td", {}, compiledMark(o, true)) : null,
     );
@@ -285,6 +301,8 @@ function start() {
   blocks = new BlockPicture(byId("blocks"), chooseDevice);
   player = new Player(byId("ring"));
   roofline = new Roofline(byId("roofline"), choose);
+  model = new ModelPicture(byId("model-picture"), open);
+  for (const id of ["model-legend", "roof-legend"]) byId(id).replaceChildren(...legendNodes());
   controls = new Controls(byId("controls"), refresh);
   byId("about").textContent =
     `${PAGE.explained.name}: mesh ${meshText(PAGE.explained.mesh)} on ${PAGE.explained.topology}, ${PAGE.config.step.compute_dtype}, remat ${typeof PAGE.config.step.remat === "string" ? PAGE.config.step.remat : "by name"}, ${PAGE.config.step.microbatches} microbatch${PAGE.config.step.microbatches === 1 ? "" : "es"}`;

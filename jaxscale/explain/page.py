@@ -27,7 +27,7 @@ from jaxscale.report.page import assembled, package_texts
 
 SCRIPTS = (
     "costs.js", "experts.js", "forecast.js", "matmuls.js", "names.js", "devices.js", "blocks.js", "collectives.js",
-    "animation.js", "roofline.js", "list.js", "controls.js", "page.js",
+    "animation.js", "roofline.js", "model.js", "list.js", "controls.js", "advice.js", "page.js",
 )  # fmt: skip
 
 

@@ -131,7 +131,7 @@ function merged(points, sx, sy) {
 
 /** Beside, above or below the mark, where nothing is yet; null where there is no such place. */
 function labelPlace(text, x, y, box, taken, onRoof) {
-  const width = text.length * 6.3,
+  const width = textWidth(text, 12, 600) + 2,
     beside = [
       ["end", -11, 4],
       ["start", 11, 4],

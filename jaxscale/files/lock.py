@@ -4,7 +4,6 @@ Knows no jax. The lock is flock's, so it is the open file's: a file that a kille
 """
 
 import errno
-import fcntl
 import os
 import socket
 import time
@@ -13,9 +12,15 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
+try:
+    import fcntl
+except ModuleNotFoundError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
+
 NAME = ".lock"
 UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # file systems that know no locks
 POLL_SECONDS = 0.1
+OPEN_FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)  # Windows has neither
 
 
 class Lock:
@@ -42,8 +47,10 @@ class Lock:
         """The file's descriptor, locked. Waits until then where another holds it."""
         mode = os.O_RDONLY  # a disk with a file that is open to be written cannot turn read-only
         while True:
-            file = os.open(self.path, mode | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+            file = os.open(self.path, mode | os.O_CREAT | OPEN_FLAGS, 0o644)
             try:
+                if fcntl is None:
+                    raise OSError(errno.ENOSYS, "this system has no flock")
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 if error.errno in UNSUPPORTED:

@@ -1,6 +1,7 @@
 """How the process takes memory from its operating system. No jax."""
 
 import ctypes
+import sys
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -2, -3, -8  # from malloc.h
 
@@ -15,8 +16,18 @@ def keep_heap() -> None:
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
+    except (OSError, AttributeError, TypeError):  # Windows takes no None
         return
     most = 2**31 - 1
     for option, value in ((M_ARENA_MAX, 1), (M_MMAP_THRESHOLD, most), (M_TRIM_THRESHOLD, most), (M_TOP_PAD, 2**26)):
         mallopt(option, value)
+
+
+def peak_bytes() -> int | None:
+    """The most memory that this process held so far; None on Windows, which keeps it elsewhere."""
+    try:
+        import resource
+    except ModuleNotFoundError:
+        return None
+    found = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return found if sys.platform == "darwin" else found * 1024  # macOS counts bytes, Linux KiB

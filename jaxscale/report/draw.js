@@ -52,6 +52,7 @@ function placed(series, view) {
   const found = [];
   for (let i = 0; i < Math.min(xs.length, ys.length); i++) {
     if (xs[i] === null || ys[i] === null || (view.logX && xs[i] <= 0) || (view.logY && ys[i] <= 0)) continue;
+    if (view.zoom && (xs[i] < view.zoom.from || xs[i] > view.zoom.to)) continue;
     found.push({ i, x: xs[i], y: ys[i] });
   }
   return found;
@@ -71,11 +72,12 @@ function drawLines(plot, view, width) {
   }
   tags(svg, points);
   if (frame.labels) directLabels(svg, shown, frame);
-  return { svg, points };
+  return { svg, points, frame };
 }
 
+/** What is said in place of a plot, in as many lines as the width needs. */
 function empty(svg, width) {
-  svg.append(shape("text", { x: width / 2, y: 60, "text-anchor": "middle", class: "tick" }, "nothing to show: no run or record is switched on, or none has these figures"));
+  ["nothing to show:", "no run or record is switched on,", "or none has figures here"].forEach((line, i) => svg.append(shape("text", { x: width / 2, y: 50 + 17 * i, "text-anchor": "middle", class: "tick" }, line)));
   return svg;
 }
 
@@ -83,7 +85,7 @@ function empty(svg, width) {
 function axes(svg, plot, view, shown, width, height) {
   const xs = shown.flatMap((s) => s.points.map((p) => p.x)), ys = shown.flatMap((s) => s.points.map((p) => p.y));
   const spread = shown.filter((s) => s.series.marks && s.series.line !== "none").flatMap((s) => s.points.flatMap((p) => sampled(s.series, p.i, view)));
-  const [x0, x1] = bounds(xs, view.x, view.logX), [y0, y1] = bounds([...ys, ...spread], view.y, view.logY);
+  const [x0, x1] = view.zoom ? [view.zoom.from, view.zoom.to] : bounds(xs, view.x, view.logX), [y0, y1] = bounds([...ys, ...spread], view.y, view.logY);
   const yTicks = ticksFor(ys, y0, y1, view.logY, 7, view.y.unit).filter((t) => t >= y0 && t <= y1);
   const left = 12 + Math.max(...yTicks.map((t) => textWidth(tickText(t, view.y.unit))), 20);
   const wide = Math.max(...shown.map((s) => textWidth(s.series.name, 600)));
@@ -104,7 +106,9 @@ function axes(svg, plot, view, shown, width, height) {
   svg.append(shape("text", { x: 4, y: 14, class: "title-y" }, titleIn(view.y, view.logY, width - 8)));
   const under = titleIn(view.x, view.logX, width - 8);
   svg.append(shape("text", { x: Math.max((box.left + box.right) / 2, textWidth(under) / 2 + 4), y: height - 8, "text-anchor": "middle", class: "title-x" }, under));
-  return { sx, sy, box, labels };
+  const back = scale(box.left, box.right, x0, x1, false); // from pixels
+  const backLog = (px) => x0 * (x1 / x0) ** ((px - box.left) / (box.right - box.left));
+  return { sx, sy, box, labels, back: view.logX ? backLog : back };
 }
 
 /** Of many values, without spreading them over the stack. */

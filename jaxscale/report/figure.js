@@ -1,7 +1,5 @@
 // A plot in the page: its controls, its legend, the point under pointer or keyboard, and the table behind it.
 
-const MOST_ROWS = 300; // of a table before a button shows the rest
-
 class PlotFigure {
   constructor(plot, sources, state) {
     Object.assign(this, { plot, sources, state, off: new Set(), points: [], at: -1 });
@@ -13,10 +11,26 @@ class PlotFigure {
     this.controls = make("div", { class: "controls" });
     this.details = make("details", { class: "behind" }, make("summary", {}, "The figures behind this plot, and where they are from"));
     this.node = make("figure", { id: `plot-${plot.id}`, "data-kind": plot.kind },
-      make("figcaption", {}, make("h3", {}, plot.title)), this.controls, this.legend, make("div", { class: "frame" }, this.holder, this.tip), this.live,
-      ...plot.about.map((text) => make("p", { class: "about" }, text)), ...this.left(), this.failed(), this.details);
+      make("figcaption", {}, make("h3", {}, plot.title), plot.series.length ? copyButtons(this) : null), this.controls, this.legend, make("div", { class: "frame" }, this.holder, this.tip), this.live,
+      this.words_about = make("div", {}), this.details);
+    this.tell();
     this.makeControls();
     this.listen();
+  }
+
+  /** What is said under the plot. */
+  tell() {
+    this.words_about.replaceChildren(...[...this.plot.about.map((text) => make("p", { class: "about" }, text)), ...this.left(), this.failed()].filter(Boolean));
+  }
+
+  /** Newer figures of the same plot: what was chosen stays chosen. */
+  update(plot, sources) {
+    const axis = (axes, now) => axes.find((a) => a.key === now?.key) || axes[0] || null;
+    Object.assign(this, { plot, sources });
+    Object.assign(this.view, { x: axis(plot.x, this.view.x), y: axis(plot.y, this.view.y) });
+    this.tell();
+    this.refresh();
+    if (this.details.children.length > 1) this.details.replaceChildren(this.details.firstChild, ...(this.details.open ? this.behind() : []));
   }
 
   /** What was left out of long series, in words. */
@@ -38,6 +52,9 @@ class PlotFigure {
     if (plot.y.length > 1) this.controls.append(select("show", plot.y.map((a) => a.label), (i) => { view.y = plot.y[i]; view.logY = view.y.log; this.refresh(); }));
     if (plot.kind === "lines") this.logX = this.toggle("log x", "logX");
     if (plot.kind !== "stack") this.logY = this.toggle(plot.kind === "bars" ? "log" : "log y", "logY");
+    this.whole = make("button", { type: "button", class: "small", hidden: "" }, "Whole range");
+    this.whole.addEventListener("click", () => { this.zoom(null); this.holder.focus(); });
+    this.controls.append(this.whole);
   }
 
   toggle(text, key) {
@@ -59,14 +76,16 @@ class PlotFigure {
     if (x !== view.x) { view.x = x; view.logX = x.log; }
     if (this.logX) this.logX.checked = view.logX;
     if (this.logY) this.logY.checked = view.logY;
-    Object.assign(view, { series: this.shown, smooth: plot.smooth ? state.smooth : 0 });
-    const { svg, points } = DRAW[plot.kind](plot, view, Math.max(240, this.holder.clientWidth));
+    const zoom = state.zoom?.key === view.x?.key ? state.zoom : null;
+    Object.assign(view, { series: this.shown, smooth: plot.smooth ? state.smooth : 0, zoom });
+    if (this.whole) this.whole.hidden = !zoom;
+    const { svg, points, frame } = DRAW[plot.kind](plot, view, Math.max(240, this.holder.clientWidth));
     const words = `${plot.title}: ${axisTitle(view.y)}${view.x ? ` over ${view.x.label}` : ""}; ${new Set(points.map((p) => p.series)).size} series, ${points.length} points`;
     svg.setAttribute("role", "img");
     svg.setAttribute("aria-label", words);
-    this.holder.setAttribute("aria-label", `${words}. Arrow keys move from point to point.`);
+    this.holder.setAttribute("aria-label", `${words}. Arrow keys move from point to point.${plot.kind === "lines" ? " Plus and minus zoom along x, 0 shows all." : ""}`);
     this.holder.replaceChildren(svg);
-    Object.assign(this, { svg, points, at: -1 });
+    Object.assign(this, { svg, points, frame, at: -1 });
     Object.assign(this.node.dataset, { points: points.length, series: new Set(points.map((p) => p.series)).size });
     this.tip.hidden = true;
     this.drawLegend();
@@ -108,6 +127,7 @@ class PlotFigure {
     };
     holder.addEventListener("pointermove", near);
     holder.addEventListener("pointerdown", near);
+    listenForZoom(this);
     holder.addEventListener("pointerleave", () => this.look(-1));
     holder.addEventListener("blur", () => this.look(-1));
     holder.addEventListener("keydown", (event) => this.key(event));
@@ -127,6 +147,10 @@ class PlotFigure {
 
   key(event) {
     const { points, at } = this;
+    if (this.plot.kind === "lines" && "+=-0".includes(event.key) && !event.ctrlKey && !event.metaKey) {
+      event.preventDefault();
+      return this.zoomBy({ "-": 2, 0: Infinity }[event.key] || 0.5);
+    }
     if (!points.length) return;
     const own = (step) => { // along the same series
       for (let k = at + step; k >= 0 && k < points.length; k += step) if (at < 0 || points[k].series === points[at].series) return k;
@@ -182,10 +206,29 @@ class PlotFigure {
     this.tip.style.top = `${above >= -40 ? above : p.py + 14}px`;
   }
 
+  // --- the stretch of x that is shown
+
+  /** All plots of the section that have this x follow. */
+  zoom(stretch) {
+    this.state.zoom = stretch && { key: this.view.x.key, from: stretch[0], to: stretch[1] };
+    this.state.refresh();
+  }
+
+  /** Wider or narrower about the point that is looked at, else about the middle. */
+  zoomBy(factor) {
+    if (!this.frame || factor === Infinity) return this.zoom(null);
+    const { box, back } = this.frame;
+    const about = this.at < 0 ? (box.left + box.right) / 2 : this.points[this.at].px;
+    const wanted = [box.left, box.right].map((edge) => back(about + (edge - about) * factor));
+    const all = bounds(this.shown.flatMap((s) => s.columns[this.view.x.key] || []).filter((v) => v !== null), this.view.x, this.view.logX);
+    this.zoom(wanted[0] <= all[0] && wanted[1] >= all[1] ? null : wanted);
+  }
+
   // --- the table
 
-  behind() {
-    const { plot, sources } = this;
+  /** The table behind the plot: header and rows, for the page and for the CSV. */
+  figures() {
+    const { plot } = this;
     const labelled = plot.series.some((s) => s.labels.length);
     const spread = plot.y.filter((a) => plot.series.some((s) => (s.columns[`${a.key}:n`] || []).some((n) => n)));
     const header = ["series", ...(labelled ? ["of"] : []), ...plot.x.map((a) => a.label), ...plot.y.flatMap((a) => (spread.includes(a) ? [a.label, "least", "greatest", "samples"] : [a.label])), "basis", "from"];
@@ -194,6 +237,11 @@ class PlotFigure {
       const cells = (a) => (spread.includes(a) ? [[at(a.key), a.unit], [at(`${a.key}:low`), a.unit], [at(`${a.key}:high`), a.unit], at(`${a.key}:n`)] : [[at(a.key), a.unit]]);
       return [s.name, ...(labelled ? [s.labels[i] || ""] : []), ...plot.x.map((a) => [at(a.key), a.unit]), ...plot.y.flatMap(cells), s.bases[i] || s.basis, { source: s.source }];
     }));
+    return { header, rows };
+  }
+
+  behind() {
+    const { plot, sources } = this, { header, rows } = this.figures();
     return [table(plot.title, header, rows, sources), provenance([...new Set(plot.series.map((s) => s.source))], sources)];
   }
 }
@@ -223,34 +271,34 @@ function select(text, names, change) {
   return make("label", {}, make("span", { class: "whole" }, text), box);
 }
 
-/** A cell is text, a number, [value, unit], {value, unit, basis}, {source} or null. */
-function cellNode(cell, sources, head) {
-  if (cell && typeof cell === "object" && "source" in cell) return make("td", {}, make("a", { href: `#source-${cell.source}` }, sources[cell.source].name));
-  const [value, unit] = Array.isArray(cell) ? cell : cell && typeof cell === "object" ? [cell.value, cell.unit] : [cell, ""];
-  if (typeof value === "number") return make("td", { class: "number", title: String(value) }, figure(value, unit, 5));
-  return make(head ? "th" : "td", head ? { scope: "row" } : {}, value === null || value === undefined ? "–" : String(value));
-}
+const LEAST_DRAG = 12; // pixels, below which it was a click
 
-/** In a box of its own that scrolls, by keyboard too. */
-function table(caption, header, rows, sources) {
-  const body = make("tbody");
-  const add = (some) => body.append(...some.map((row) => make("tr", {}, ...row.map((cell, k) => cellNode(cell, sources, k === 0)))));
-  add(rows.slice(0, MOST_ROWS));
-  const box = make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `Table: ${caption}` },
-    make("table", {}, make("caption", {}, caption), make("thead", {}, make("tr", {}, ...header.map((text) => make("th", { scope: "col" }, text)))), body));
-  if (rows.length <= MOST_ROWS) return box;
-  const more = make("button", { type: "button" }, `Show all ${rows.length.toLocaleString("en-US")} rows`);
-  more.addEventListener("click", () => { add(rows.slice(MOST_ROWS)); more.remove(); });
-  return make("div", {}, box, more);
-}
-
-const SHORT = ["device", "mesh", "topology", "commit", "date", "command", "basis", "FLOP convention", "MFU convention", "MFU peak", "peak"];
-
-/** Where figures are from: file, device, commit, date, command, for each source. */
-function provenance(indexes, sources) {
-  return make("ul", { class: "provenance" }, ...indexes.map((i) => {
-    const s = sources[i];
-    const facts = SHORT.filter((k) => s.facts[k]).map((k) => `${k} ${s.facts[k]}`);
-    return make("li", {}, make("a", { href: `#source-${i}` }, s.name), ` (${s.kind}), file ${s.file}; ${facts.join("; ")}`);
-  }));
+/** A mouse that is drawn over a plot chooses a stretch of x. */
+function listenForZoom(plot) {
+  const { holder } = plot;
+  if (plot.plot.kind !== "lines") return;
+  let start = null, band = null;
+  const at = (event) => Math.min(plot.frame.box.right, Math.max(plot.frame.box.left, event.clientX - holder.getBoundingClientRect().left));
+  holder.addEventListener("pointerdown", (event) => {
+    if (event.pointerType !== "mouse" || event.button || !plot.frame) return;
+    start = at(event);
+    holder.setPointerCapture(event.pointerId);
+  });
+  holder.addEventListener("pointermove", (event) => {
+    if (start === null || !plot.frame) return;
+    const [a, b] = [start, at(event)].sort((m, n) => m - n), { top, bottom } = plot.frame.box;
+    band?.remove();
+    band = shape("rect", { x: a, y: top, width: b - a, height: bottom - top, class: "band" });
+    plot.svg.append(band);
+  });
+  const end = (event) => {
+    if (start === null) return;
+    const [a, b] = [start, plot.frame ? at(event) : start].sort((m, n) => m - n);
+    band?.remove();
+    start = band = null;
+    if (event.type === "pointerup" && b - a >= LEAST_DRAG) plot.zoom([plot.frame.back(a), plot.frame.back(b)]);
+  };
+  holder.addEventListener("pointerup", end);
+  holder.addEventListener("pointercancel", end);
+  holder.addEventListener("dblclick", () => plot.zoom(null));
 }

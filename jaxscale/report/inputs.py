@@ -19,6 +19,7 @@ from jaxscale.scaling.record import LADDER, LadderRecord, read_ladder_record
 
 LAW, RECORD = "law", "record"  # kinds of files; the first says so itself
 RUN_FILES = ("metrics.jsonl", "events.jsonl")
+SAMPLES = "samples.jsonl"  # in a run's directory, in the form of `rollout -o`
 
 
 @dataclass
@@ -31,6 +32,7 @@ class Run:
     environment: dict[str, Any]
     metrics: list[dict[str, Any]]
     events: list[dict[str, Any]]
+    samples: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass
@@ -119,6 +121,7 @@ def read_run(path: Path) -> Run:
         environment=read_mapping(path / "environment.json"),
         metrics=[r for r in read_records(path / "metrics.jsonl") if isinstance(r.get("step"), int) and "kind" in r],
         events=read_records(path / "events.jsonl"),
+        samples=read_records(path / SAMPLES),
     )
 
 
@@ -239,9 +242,26 @@ def law_source(path: Path, law: Law) -> Source:
 
 
 def tell_apart(sources: list[Source]) -> None:
-    """Names that several have get what distinguishes them: the kind, else the file's name, else its whole path."""
+    """Give names that several have what distinguishes them.
+
+    Runs of one name are called by their directories. Others get their kind, else their file's name, else its path.
+    """
+    names = [s.name for s in sources if s.kind == "run"]
+    runs = [s for s in sources if s.kind == "run" and names.count(s.name) > 1]
+    for source, name in zip(runs, directory_names([Path(s.file) for s in runs]), strict=True):
+        source.name = name
     for more in (lambda s: s.kind, lambda s: Path(s.file).stem, lambda s: s.file):
         names = [s.name for s in sources]
         for source in sources:
             if names.count(source.name) > 1:
                 source.name = f"{source.name} ({more(source)})"
+
+
+def directory_names(paths: list[Path]) -> list[str]:
+    """The end of each path, as short as it may be: `a` and `b` of `runs/a` and `runs/b`."""
+    parts = [path.resolve().parts for path in paths]
+    for depth in range(1, max(map(len, parts), default=0) + 1):
+        names = ["/".join(own[-depth:]) for own in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [str(path) for path in paths]

@@ -13,24 +13,29 @@ from typing import Any
 from jaxscale.bench.record import now
 from jaxscale.files.whole import write_whole
 from jaxscale.report.benchmarks import benchmark_sections, records_section
+from jaxscale.report.headline import headline
 from jaxscale.report.inputs import Inputs, ladder_source, law_source, record_source, run_source, tell_apart
 from jaxscale.report.ladders import ladder_sections
 from jaxscale.report.laws import laws_sections
 from jaxscale.report.learned import learned_sections
-from jaxscale.report.plots import Plot, Section, Source
+from jaxscale.report.plots import Plot, Section, Source, Tile
 from jaxscale.report.runs import runs_section
+from jaxscale.report.samples import samples_sections
 
 MOST_NAMES = 6  # in the title
-SCRIPTS = ("numbers.js", "draw.js", "figure.js", "page.js")
+SCRIPTS = ("numbers.js", "draw.js", "copies.js", "figure.js", "tables.js", "page.js")
 
 
 @dataclass
 class Page:
+    """What is shown; `skipped` are files that were passed over."""
+
     title: str
     made: str
     sources: list[Source]
     sections: list[Section]
-    notes: list[str]
+    tiles: list[Tile]
+    skipped: list[str]
 
     @property
     def plots(self) -> list[Plot]:
@@ -47,18 +52,19 @@ def make_page(inputs: Inputs) -> Page:
     first = len(inputs.runs)
     items = [(first + i, names[first + i], record) for i, (_, record) in enumerate(inputs.records)]
     sections = [runs_section(inputs.runs, names[:first])] if inputs.runs else []
+    sections += samples_sections(inputs.runs, names[:first])
     sections += learned_sections(inputs.runs, names[:first]) + benchmark_sections(items)
     after = first + len(items)
     sections += ladder_sections([(after + i, names[after + i], ladder) for i, (_, ladder) in enumerate(inputs.ladders)])
     after += len(inputs.ladders)
     sections += laws_sections([(after + i, names[after + i], law) for i, (_, law) in enumerate(inputs.laws)])
     sections += [records_section(items)] if items else []
-    notes = [f"{path} is not a record of a benchmark or a ladder and was passed over." for path in inputs.skipped]
+    tiles = headline(inputs.runs, names[:first])
     different = list(dict.fromkeys(names))
     title = ", ".join(different[:MOST_NAMES]) + (
         f" and {len(different) - MOST_NAMES} more" * (len(different) > MOST_NAMES)
     )
-    return Page(title, now(), sources, sections, notes)
+    return Page(title, now(), sources, sections, tiles, list(map(str, inputs.skipped)))
 
 
 def write_page(page: Page, path: Path) -> Path:
@@ -67,21 +73,29 @@ def write_page(page: Page, path: Path) -> Path:
 
 def page_text(page: Page) -> str:
     """The file's text. Whatever came from files is JSON in a script that no browser runs, and text in the page."""
-    values = asdict(page) | {"version": metadata.version("jaxscale")}
-    return assembled("jaxscale.report", page.title, rounded(values), package_texts("jaxscale.report", SCRIPTS))
+    return assembled("jaxscale.report", page.title, page_values(page), package_texts("jaxscale.report", SCRIPTS))
+
+
+def page_values(page: Page) -> dict[str, Any]:
+    """What the page's script reads."""
+    return rounded(asdict(page) | {"version": metadata.version("jaxscale")})
 
 
 def package_texts(package: str, names: tuple[str, ...]) -> list[str]:
     return [(resources.files(package) / name).read_text(encoding="utf-8") for name in names]
 
 
-def assembled(package: str, title: str, values: Any, scripts: list[str]) -> str:
-    """`page.html` of a package with its `page.css`, the scripts and the data inside; nothing else may be loaded."""
+def assembled(package: str, title: str, values: Any, scripts: list[str], *, more: str = "") -> str:
+    """`page.html` of a package with its `page.css`, the scripts and the data inside; nothing else may be loaded.
+
+    Args:
+        more: what else the page's policy allows.
+    """
     template, style = package_texts(package, ("page.html", "page.css"))
     script = "\n".join(scripts)
     parts = {
         "TITLE": html.escape(title.encode("utf-8", "replace").decode()),  # a name may hold half a character
-        "POLICY": f"default-src 'none'; style-src {digest(style)}; script-src {digest(script)}; img-src data:",
+        "POLICY": f"default-src 'none'; style-src {digest(style)}; script-src {digest(script)}; img-src data:{more}",
         "STYLE": style,
         "SCRIPT": script,
         "DATA": embedded(values),

@@ -104,15 +104,38 @@ class Cell:
     basis: str = "measured"
 
 
+Row = list[str | int | float | Cell | None]
+
+
 @dataclass
 class Table:
-    """Rows of text, figures, or nothing; `sources` says what each row is from."""
+    """Rows of text, figures, or nothing; `sources` says what each row is from, empty where a row is from several."""
 
     title: str
     columns: list[str]
-    rows: list[list[str | int | float | Cell | None]]
+    rows: list[Row]
     sources: list[int]
     closed: bool = False  # opens on demand
+
+
+@dataclass
+class Tile:
+    """A headline: one figure, and under it what it is of."""
+
+    label: str
+    figure: Cell
+    about: str
+
+
+@dataclass
+class Text:
+    """What a model wrote after a prompt; `left_out` characters of it are not here. `about`: a step, a reward."""
+
+    source: int
+    prompt: str
+    text: str
+    about: str = ""
+    left_out: int = 0
 
 
 @dataclass
@@ -128,6 +151,7 @@ class Section:
     about: list[str] = field(default_factory=list)
     plots: list[Plot] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
+    texts: list[Text] = field(default_factory=list)
     wall: bool = False
 
 

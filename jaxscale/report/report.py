@@ -19,7 +19,7 @@ def report(paths: list[Path], out: Path, pictures: Path | None = None) -> list[s
     there += [count(len(inputs.ladders), "ladder")] if inputs.ladders else []
     there += [count(len(inputs.laws), "law")] if inputs.laws else []
     holds = ", ".join([*there, count(len(page.plots), "plot")])
-    lines = [f"{path}: not a record of a benchmark or a ladder, passed over" for path in inputs.skipped]
+    lines = passed_over(inputs.skipped)
     lines.append(f"{out}: {size(out)}; {holds}")
     if pictures is not None:
         from jaxscale.report.pictures import draw_pictures
@@ -28,6 +28,14 @@ def report(paths: list[Path], out: Path, pictures: Path | None = None) -> list[s
         written = draw_pictures(page, pictures)
         lines += [f"{path}: {size(path)}" for path in written] or [f"{pictures}: no plot to draw"]
     return lines
+
+
+def passed_over(skipped: list[Path]) -> list[str]:
+    """One line, however many there are: the page names all."""
+    if not skipped:
+        return []
+    more = f" and {count(len(skipped) - 1, 'more file')}" if skipped[1:] else ""
+    return [f"{skipped[0]}{more}: not a record of a benchmark or a ladder, passed over"]
 
 
 def count(number: int, what: str) -> str:

@@ -1,12 +1,12 @@
 """Runs -> loss, throughput, MFU, memory and goodput, over steps, tokens or time."""
 
-import statistics
-
+from jaxscale.report.differences import differences
 from jaxscale.report.goodput import OF_SAMPLES, PARTS, Goodput, goodput
 from jaxscale.report.inputs import Run, mapping, part, peak_of
-from jaxscale.report.learned import LABELS, learned_cells, learned_columns, samples_of, unit_of
-from jaxscale.report.plots import Axis, Cell, Number, Plot, Section, Series, Table, finite
-from jaxscale.report.steps import X, figure, over_steps, series_of, tokens_per_step
+from jaxscale.report.learned import LABELS, learned_cells, learned_columns, unit_of
+from jaxscale.report.plots import Axis, Cell, Number, Plot, Row, Section, Series, Table, finite
+from jaxscale.report.steps import X, figure, over_steps, series_of
+from jaxscale.report.typical import middle, step_seconds, throughput
 
 SPEED = [
     Axis("tokens_per_second", "tokens a second, median of 50 steps", "tokens/s", zero=True),
@@ -26,7 +26,9 @@ NAMED |= {a.key for a in [*SPEED, *MFU, *MEMORY]}
 def runs_section(runs: list[Run], names: list[str]) -> Section:
     """`names` as the sources have them; source i is run i."""
     spent = [goodput(run.events) for run in runs]
-    section = Section("runs", "Runs", tables=[summary(runs, names, spent)])
+    section = Section("runs", "Runs", tables=[summary(runs, names, spent), *differences(runs, names)])
+    if len(runs) > 1 and len(section.tables) == 1:
+        section.about.append("The configs of these runs are the same.")
     plots = [
         *loss_plots(runs, names),
         over_steps("throughput", "Throughput", SPEED, runs, names),
@@ -140,34 +142,26 @@ def summary(runs: list[Run], names: list[str], spent: list[Goodput | None]) -> T
     return Table("The runs in figures", columns, rows, list(range(len(runs))))
 
 
-def summary_row(
-    run: Run, name: str, found: Goodput | None, learned: list[str]
-) -> list[str | int | float | Cell | None]:
-    def last(kind: str, key: str) -> Number:
-        return next(
-            (v for r in reversed(run.metrics) if r["kind"] == kind and (v := finite(r.get(key))) is not None), None
-        )
-
-    def middle(*keys: str) -> Number:
-        found = [[figure(r, key) for key in keys] for r in run.metrics if r["kind"] == "train"]
-        sums = [sum(v for v in values if v is not None) for values in found if values[0] is not None]
-        return statistics.median(sums) if sums else None
-
-    # the wait of a run that trains on samples is their making, a part of its step
-    seconds, tokens = middle("step_seconds", *(["data_wait_seconds"] if samples_of(run) else [])), tokens_per_step(run)
+def summary_row(run: Run, name: str, found: Goodput | None, learned: list[str]) -> Row:
     devices = mapping(run.environment, "devices")
     return [
         name,
         max((r["step"] for r in run.metrics), default=None),
-        Cell(last("train", "loss"), unit_of(run)),
-        Cell(last("validation", "loss"), unit_of(run)),
-        Cell(tokens / seconds if tokens and seconds else middle("tokens_per_second"), "tokens/s"),
-        Cell(seconds, "s"),
-        Cell(middle("mfu"), "share"),
-        Cell(last("train", "peak_memory_bytes"), "bytes"),
+        Cell(last(run, "train", "loss"), unit_of(run)),
+        Cell(last(run, "validation", "loss"), unit_of(run)),
+        Cell(throughput(run), "tokens/s"),
+        Cell(step_seconds(run), "s"),
+        Cell(middle(run, "mfu"), "share"),
+        Cell(last(run, "train", "peak_memory_bytes"), "bytes"),
         Cell(found.share if found else None, "share"),
         found.attempts if found else None,
         found.steps_lost if found else None,
         *learned_cells(run, learned),
         f"{devices['count']} x {devices['kind']}" if {"count", "kind"} <= devices.keys() else None,
     ]
+
+
+def last(run: Run, kind: str, key: str) -> Number:
+    """The newest figure of that key."""
+    records = (r for r in reversed(run.metrics) if r["kind"] == kind)
+    return next((v for r in records if (v := finite(r.get(key))) is not None), None)

@@ -29,6 +29,11 @@ def is_function(name: str) -> bool:
     return bool(colon and head) and tail.isidentifier()
 
 
+def usable_cores() -> int:
+    """Of this process; macOS and Windows only know those of the machine."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def find_function(name: str) -> Callable[..., Any]:
     """The function itself. Raises ValueError, in one line, where it is not there."""
     head, _, tail = name.rpartition(":")
@@ -238,4 +243,4 @@ def open_function(name: str, *, seconds: float, processes: int | None = None) ->
     Raises:
         ValueError: it is not there, or cannot be imported.
     """
-    return Function(name, seconds, processes or min(8, len(os.sched_getaffinity(0))))
+    return Function(name, seconds, processes or min(8, usable_cores()))

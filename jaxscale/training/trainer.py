@@ -81,7 +81,7 @@ def train(
 
     Raises:
         ValueError: what cannot work, in one line; Stopped: after Ctrl-C or SIGTERM, the state saved. With several
-        processes an error of one ends the process here, with its exit code, once the others have heard of it.
+            processes an error of one ends the process here, with its exit code, once the others have heard of it.
     """
     watcher, events = watcher or Silent(), Events()
     # --- machines

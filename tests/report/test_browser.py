@@ -1,6 +1,9 @@
 """The page in a real Chromium: it loads clean, its plots are drawn, and its controls and keys do what they say."""
 
+import csv
+import io
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -194,6 +197,146 @@ def test_the_table_behind_a_plot(page):
         assert words in where
     page.click(".provenance a", page.plot("collectives"))
     page.until("document.querySelector(location.hash).open")  # the link opens what it leads to
+
+
+def test_headlines_stand_at_the_top(page):
+    told = page.ask("[...document.querySelectorAll('.tile')].map(t => [...t.children].map(c => c.textContent))")
+    assert [label for label, *_ in told] == ["best validation loss", "tokens per second", "MFU", "goodput"]
+    assert told[0][1].endswith(" nats a token")
+    assert told[0][2].startswith(f"{NASTY} (run): step ")
+    assert page.ask("document.querySelector('.tile').getBoundingClientRect().bottom") < 400
+
+
+def test_a_long_table_says_that_there_is_more(driver, file):
+    """At a phone's width figures stand as cards; a box that scrolls has a shadow at its edges."""
+    page = Page(driver, file, 390)
+    rows = "[...document.querySelectorAll('#runs .open-table tbody tr')]"
+    assert page.ask(f"{rows}.every(r => r.scrollWidth <= r.clientWidth)")
+    assert (
+        page.ask("getComputedStyle(document.querySelector('#runs .open-table td'), '::before').content")
+        == '"last step"'
+    )
+    page.open_all()
+    box = "document.querySelector('#collectives .behind .scroll')"
+    assert page.ask(f"{box}.scrollWidth > {box}.clientWidth")
+    assert page.ask(f"getComputedStyle({box}).backgroundAttachment").count("scroll") >= 4
+
+
+def test_settings_that_differ_samples_and_strays(driver, tmp_path):
+    runs = [write_run(tmp_path / name, "tiny") for name in "ab"]
+    with (runs[1] / "config.yaml").open("a") as file:
+        file.write("optimizer: {learning_rate: 0.001}\n")
+    long = "".join(f"line {n}\n" for n in range(50))
+    record = {"step": 40, "prompt": NASTY, "samples": [{"text": long}, {"text": "short"}]}
+    (runs[0] / "samples.jsonl").write_text(json.dumps(record) + "\n")
+    records = write_record(step_record(), tmp_path / "records").parent
+    (records / "stray.json").write_text("{}")
+    report([*runs, records], tmp_path / "out.html")
+    page = Page(driver, tmp_path / "out.html", 390)
+    cells = "[...document.querySelectorAll('#runs .open-table')[1].querySelectorAll('tbody :is(th,td)')]"
+    assert page.ask(f"{cells}.map(c => c.textContent)") == ["optimizer.learning_rate", "not set", "0.001"]
+    assert page.ask(f"{cells}.map(c => c.dataset.label)") == ["setting", "a", "b"]
+    text = "document.querySelector('#samples pre').textContent"
+    assert page.ask(text).startswith(f"{NASTY}line 0\n")
+    assert page.ask(text).endswith("line 19\n…")
+    page.click("#samples .text button")
+    assert page.ask(text).endswith("line 49\n")
+    assert page.ask("document.querySelector('.more-texts summary').textContent") == "1 more sample"
+    assert page.ask("document.querySelector('#skipped').open") is False
+    assert "stray.json" in page.ask("document.querySelector('#skipped li').textContent")
+    assert page.ask("[innerWidth, document.documentElement.scrollWidth]") == [390, 390]
+    assert page.messages() == []
+
+
+def test_a_copy_as_csv_and_as_png(page):
+    """To the clipboard; into a file where that is refused."""
+    grant = {"permissions": ["clipboardReadWrite", "clipboardSanitizedWrite"]}
+    page.driver.execute_cdp_cmd("Browser.grantPermissions", grant)
+    page.click("#plot-loss [data-copy=csv]")
+    page.until("document.querySelector('#plot-loss [data-copy=csv]').textContent === 'Copied'")
+    text = page.driver.execute_async_script("navigator.clipboard.readText().then(arguments[0])")
+    rows = list(csv.reader(io.StringIO(text)))
+    assert rows[0] == [
+        "series",
+        "step",
+        "tokens seen",
+        "wall time with restarts (s)",
+        "loss (nats a token)",
+        "basis",
+        "from",
+    ]
+    assert len(rows) == 1 + 77
+    assert rows[1][0] == "steady, training"
+    assert rows[-1][0] == f"{NASTY} (run), validation"
+    assert float(rows[40][4]) == page.ask("PAGE.sections[0].plots[0].series[0].columns.loss[39]")
+    page.click("#plot-goodput [data-copy=png]")
+    page.until("document.querySelector('#plot-goodput [data-copy=png]').textContent === 'Copied'")
+    size = """navigator.clipboard.read().then(items => items[0].getType('image/png')).then(createImageBitmap)
+        .then(image => arguments[0]([image.width, image.height]))"""
+    wide, high = page.driver.execute_async_script(size)
+    assert wide == 2 * int(page.ask("document.querySelector('#plot-goodput .plot svg').getAttribute('width')"))
+    assert high > 2 * 150
+    assert page.messages() == []
+
+
+def test_the_png_looks_like_the_plot(page):
+    """Its colours are the page's, so style went along: of the ground, and of both runs' lines."""
+    colours = """pngOf(shown[0].figures[0]).then(createImageBitmap).then(image => {
+        const board = new OffscreenCanvas(image.width, image.height), context = board.getContext('2d');
+        context.drawImage(image, 0, 0);
+        const data = context.getImageData(0, 0, image.width, image.height).data, found = {};
+        for (let i = 0; i < data.length; i += 4) {
+            const key = `${data[i]},${data[i + 1]},${data[i + 2]}`; found[key] = (found[key] || 0) + 1;
+        }
+        arguments[0](found);
+    })"""
+    found = page.driver.execute_async_script(colours)
+    assert found["246,247,249"] > 0.5 * sum(found.values())
+    assert min(found["0,114,178"], found["184,75,0"]) > 1000
+
+
+def test_a_copy_is_saved_where_the_clipboard_is_refused(page, tmp_path):
+    page.driver.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
+    page.ask("navigator.clipboard.write = () => Promise.reject(new Error('refused'))")
+    page.click("#plot-mfu [data-copy=csv]")
+    page.until("document.querySelector('#plot-mfu [data-copy=csv]').textContent === 'Saved mfu.csv'")
+    saved = tmp_path / "mfu.csv"
+    for _ in range(100):
+        if saved.exists():
+            break
+        time.sleep(0.1)
+    assert saved.read_text().startswith("series,step,")
+
+
+def test_zoom_by_mouse_and_by_keyboard(page):
+    from selenium.webdriver import ActionChains
+    from selenium.webdriver.common.keys import Keys
+
+    plot = page.find("loss", ".plot")[0]
+    page.ask("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", plot)
+    whole, whole_mfu = page.points("loss"), page.points("mfu")
+    drag = ActionChains(page.driver).move_to_element_with_offset(plot, -60, 0).click_and_hold()
+    drag.move_by_offset(100, 10).release().perform()
+    assert 0 < page.points("loss") < whole
+    assert 0 < page.points("mfu") < whole_mfu, "all plots along the same x follow"
+    steps = page.ask("[...document.querySelectorAll('#plot-loss .xtick')].map(t => Number(t.textContent))")
+    assert steps[0] > 0
+    assert steps[-1] < 40
+    page.click("#plot-loss .controls .small")
+    assert (page.points("loss"), page.points("mfu")) == (whole, whole_mfu)
+    assert page.ask("document.activeElement === arguments[0]", plot)
+    plot.send_keys("+")
+    inner = page.points("loss")
+    assert inner < whole
+    plot.send_keys("-")
+    assert page.points("loss") == whole
+    plot.send_keys("+", "+", "0")
+    assert page.points("loss") == whole
+    plot.send_keys("+")
+    page.ask("document.querySelectorAll(\"input[name='runs-x']\")[1].click()")
+    assert page.points("loss") == whole, "a stretch of steps is none of tokens"
+    ActionChains(page.driver).move_to_element(plot).send_keys(Keys.ESCAPE).perform()
+    assert page.messages() == []
 
 
 def test_names_from_files_stay_text(page):

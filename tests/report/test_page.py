@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -55,7 +56,7 @@ def test_runs_records_and_directories_of_records(tmp_path, run, records, capsys)
     assert re.fullmatch(rf".*out\.html: \d+ kB; 1 run, {len(ALL) + 1} records, \d+ plots", lines[1])
     page = data_of((tmp_path / "out.html").read_text())
     assert [s["kind"] for s in page["sources"]][:2] == ["run", "step"]
-    assert "stray.json" in page["notes"][0]
+    assert [Path(file).name for file in page["skipped"]] == ["stray.json"]
     drawn = [plot["id"] for section in page["sections"] for plot in section["plots"]]
     assert {p.stem for p in (tmp_path / "pictures").iterdir()} == set(drawn)
     assert all(p.read_bytes().startswith(b"\x89PNG") for p in (tmp_path / "pictures").iterdir())
@@ -130,6 +131,85 @@ def refused(monkeypatch, capsys, *arguments) -> str:
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     return err
+
+
+def test_many_strays_are_one_line(tmp_path, run):
+    folder = write_record(step_record(), tmp_path / "records").parent
+    for n in range(5):
+        (folder / f"{n}.json").write_text("{}")
+    (line, _) = report([run, folder], tmp_path / "out.html")
+    assert line.endswith("0.json and 4 more files: not a record of a benchmark or a ladder, passed over")
+    assert len(data_of((tmp_path / "out.html").read_text())["skipped"]) == 5
+
+
+# --- headlines, names, settings, samples ----------------------------------------------------------------------
+
+
+def tiles(*paths) -> dict:
+    return {tile.label: tile for tile in make_page(read_inputs(list(paths))).tiles}
+
+
+def test_headlines_of_one_run(run):
+    found = tiles(run)
+    assert list(found) == ["best validation loss", "tokens per second", "MFU", "goodput"]
+    losses = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    best = min((r["loss"], r["step"]) for r in losses if r["kind"] == "validation")
+    loss = found["best validation loss"]
+    assert (loss.figure.value, loss.figure.unit, loss.about) == (best[0], "nats a token", f"step {best[1]}")
+    assert found["MFU"].about == "of 3,956 TFLOP/s, 4 x H100, dense bf16, NVIDIA's datasheet; convention causal"
+    assert found["goodput"].figure.value == pytest.approx(0.98 * 40 / 70)
+    assert found["goodput"].about == "of 70 s on steps that counted, 2 attempts"
+    page = make_page(read_inputs([run]))
+    row = dict(zip(page.sections[0].tables[0].columns, page.sections[0].tables[0].rows[0], strict=True))
+    assert found["tokens per second"].figure == row["tokens/s"], "the headline is the table's figure"
+
+
+def test_headlines_of_several_runs_are_the_best_with_its_name(tmp_path):
+    slow, fast = write_run(tmp_path / "slow", "x"), write_run(tmp_path / "fast", "x", rate=0.5, steps=60)
+    found = tiles(slow, fast)
+    assert found["best validation loss"].about.startswith("fast: step ")
+    assert found["goodput"].about.startswith("fast: of 90 s")
+    alone = write_run(tmp_path / "alone", events=False)
+    (alone / "metrics.jsonl").write_text('{"kind": "train", "step": 1, "loss": 3.0}\n{"kind": "train", "step": 2}\n')
+    assert [(t.label, t.figure.value) for t in tiles(alone).values()] == [("best training loss", 3.0)]
+    assert not tiles(write_record(step_record(), tmp_path)), "a benchmark has no headline"
+
+
+def test_runs_of_one_name_are_called_by_their_directories(tmp_path):
+    paths = [tmp_path / where for where in ("a/lr.3e-4", "b/lr.3e-4", "b/lr.1e-3")]
+    page = make_page(read_inputs([write_run(p, "quickstart") for p in paths]))
+    assert [s.name for s in page.sources] == ["a/lr.3e-4", "b/lr.3e-4", "b/lr.1e-3"]
+    page = make_page(read_inputs(paths[1:]))
+    assert [s.name for s in page.sources] == ["lr.3e-4", "lr.1e-3"]
+    assert page.title == "lr.3e-4, lr.1e-3"
+
+
+def test_only_settings_that_differ(tmp_path):
+    paths = [write_run(tmp_path / name) for name in "ab"]
+    assert "The configs of these runs are the same." in make_page(read_inputs(paths)).sections[0].about
+    config = yaml.safe_load((paths[1] / "config.yaml").read_text())
+    config["data"]["batch_size"] = 16
+    config |= {"out": "elsewhere", "data": config["data"] | {"path": "https://user:SECRET@host/x"}}
+    (paths[1] / "config.yaml").write_text(yaml.safe_dump(config))
+    table = make_page(read_inputs(paths)).sections[0].tables[1]
+    assert (table.title, table.columns, table.sources) == ("Settings that differ", ["setting", "a", "b"], [])
+    assert table.rows[0] == ["data.batch_size", "8", "16"]
+    assert table.rows[1][:2] == ["data.path", "not set"]
+    assert "SECRET" not in table.rows[1][2]
+    assert len(table.rows) == 2
+    assert [t.title for t in make_page(read_inputs(paths[:1])).sections[0].tables] == ["The runs in figures"]
+
+
+def test_samples_of_a_run_newest_first_and_what_is_left_out_is_said(tmp_path, run):
+    lines = [{"step": n, "prompt": "def ", "samples": [{"text": f"f{n}", "reward": 0.5}]} for n in range(20)]
+    lines += [{"prompt": "p", "samples": [{"text": "x" * 5000}, {"text": 3}]}, {"prompt": "no samples"}, {"samples": 1}]
+    (run / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"prompt": "cut')
+    section = next(s for s in make_page(read_inputs([run])).sections if s.id == "samples")
+    assert [t.text for t in section.texts[1:4]] == ["f19", "f18", "f17"]
+    assert section.texts[1].about == "step 19, reward 0.5"
+    assert (len(section.texts[0].text), section.texts[0].left_out) == (4000, 1000)
+    assert len(section.texts) == 12
+    assert "the newest 12 samples; 9 more are in" in section.about[0]
 
 
 # --- the page as a file ---------------------------------------------------------------------------------------

@@ -1,0 +1,78 @@
+"""The chapters of the course as notebooks, made from the same markdown: build/notebooks/NN-name.ipynb.
+
+    python docs/notebooks.py                                 # all of them; also `make notebooks`
+    python docs/notebooks.py docs/course/01-matmul.md        # one
+
+```python blocks become cells, ```bash blocks become `%%bash` cells, and the text between stays markdown. The first cell makes
+a directory of its own for what the chapter writes, and eight simulated devices.
+"""
+
+import re
+import sys
+from pathlib import Path
+
+import nbformat
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+DOCS = Path(__file__).resolve().parent
+sys.path.insert(0, str(DOCS))
+from run_chapter import RUNS, blocks  # noqa: E402
+
+OUT = DOCS.parent / "build" / "notebooks"
+FIGURE = re.compile(r"!\[([^\]]*)\]\(figures/[^)]*\)")
+LINK = re.compile(r"\]\((?!https?:|#)([^)]*)\)")
+SETUP = """\
+# Where jaxscale is missing (Colab, say): %pip install 'jaxscale @ file:///path/to/the/clone'
+import os, sys, tempfile
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["PATH"] = os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+os.chdir(tempfile.mkdtemp())
+os.makedirs("figures")
+
+import jax
+
+jax.config.update("jax_num_cpu_devices", 8)"""
+
+
+def notebook(markdown: str) -> nbformat.NotebookNode:
+    """A chapter's cells in order."""
+    lines, cells, at = markdown.splitlines(), [], 0
+    for block in (b for b in blocks(markdown) if b.language in RUNS):
+        cells += prose(lines[at : block.line - 2])
+        code = block.text.rstrip("\n")
+        cells.append(new_code_cell(f"%%bash\n{code}" if block.language == "bash" else code))
+        at = block.end
+    cells += prose(lines[at:])
+    cells.insert(1, new_code_cell(SETUP))
+    found = new_notebook(cells=cells)
+    found.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    for number, cell in enumerate(found.cells):
+        cell.id = f"cell-{number}"  # the same file from the same chapter
+    return found
+
+
+def prose(lines: list[str]) -> list[nbformat.NotebookNode]:
+    """A markdown cell without what only the site shows: figures, which the cells draw, and links between pages."""
+    text = FIGURE.sub(r"*\1*", "\n".join(lines)).strip()
+    return [new_markdown_cell(re.sub(r"\[([^\]]*)" + LINK.pattern, r"\1", text))] if text else []
+
+
+def write(chapter: Path, out: Path = OUT) -> Path:
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / f"{chapter.stem}.ipynb"
+    found = notebook(chapter.read_text(encoding="utf-8"))
+    nbformat.validate(found)
+    nbformat.write(found, path)
+    return path
+
+
+def main() -> None:
+    chapters = [Path(p) for p in sys.argv[1:]] or sorted(DOCS.glob("course/[0-9]*.md"))
+    for chapter in chapters:
+        print(write(chapter))
+
+
+if __name__ == "__main__":
+    main()
