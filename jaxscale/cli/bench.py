@@ -10,7 +10,8 @@ from jaxscale.cli.options import Overrides
 if TYPE_CHECKING:
     from jaxscale.bench.record import BenchRecord
 
-PLACE = 11
+PLACE = 18
+EXAMPLE = "jaxscale bench step quickstart"
 app = typer.Typer(
     no_args_is_help=True,
     suggest_commands=False,

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-PLACE = 3.5
+PLACE = 4
+EXAMPLE = "jaxscale config keys learning"
 app = typer.Typer(
     no_args_is_help=True,
     suggest_commands=False,

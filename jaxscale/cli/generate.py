@@ -8,7 +8,8 @@ import typer
 
 from jaxscale.cli.options import MaxNewTokens, Overrides, SampleSeed, TopK, TopP
 
-PLACE = 4
+PLACE = 12
+EXAMPLE = "jaxscale generate runs/first --prompt 'class '"
 
 
 def verb(

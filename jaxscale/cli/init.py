@@ -12,7 +12,8 @@ from jaxscale.cli.options import TOPOLOGY_HELP
 if TYPE_CHECKING:
     from jaxscale.hardware.topology import Topology
 
-PLACE = 0.5
+PLACE = 1
+EXAMPLE = "jaxscale init --text books/ --machine this --hours 1"
 HERE = "this"
 QUESTIONS = {
     "text": "Text to learn from: a file, a folder, JSON lines, Parquet, or a prepared dataset",

@@ -10,7 +10,8 @@ import typer
 from jaxscale.cli.options import MaxNewTokens, Overrides, SampleSeed, TopK, TopP
 from jaxscale.cli.refusal import ended_at_once
 
-PLACE = 4.5
+PLACE = 14
+EXAMPLE = "jaxscale rollout runs/first --prompts prompts.jsonl -o samples.jsonl"
 
 
 def verb(

@@ -6,7 +6,8 @@ import typer
 
 from jaxscale.cli.options import CONFIG_HELP, Overrides
 
-PLACE = 3
+PLACE = 5
+EXAMPLE = "jaxscale show llama3.1-8b --devices 64"
 
 
 def verb(

@@ -92,7 +92,7 @@ def provenance(record: BenchRecord) -> list[str]:
 def show_ratios(a: str, b: str, ratios: list[Ratio], differ: list[str], *, all_rows: bool) -> None:
     """Ratios b : a; those inside the noise are counted and left out unless `all_rows`."""
     console = make_console()
-    table = make_table(f"{b} : {a}", "<row", "<figure", "a", "b", "ratio", "95 %", "<verdict")
+    table = make_table(f"{b} : {a}", "<row", "<figure", "a", "b", "ratio", "95 %", "<verdict", spare=("a", "b"))
     noise = 0
     for r in ratios:
         if r.verdict == "inside the noise" and not all_rows:

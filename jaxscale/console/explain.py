@@ -150,7 +150,7 @@ def show_compared(a: Explanation, b: Explanation) -> None:
     console = make_console()
     names = [mesh_text(e.mesh, e.config.mesh.over_slices) for e in (a, b)]
     title = f"{a.config.name}: the collectives of each matmul, bytes (V) of a step, and predicted times"
-    table = make_table(title, "matmul", *(f"<{n}" for n in names), "first", "second")
+    table = make_table(title, "<matmul", *(f"<{n}" for n in names), "first", "second")
     others = {r.title: r for r in b.rows}
     for row in a.rows:
         pair = (row, others.get(row.title))

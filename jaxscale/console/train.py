@@ -203,7 +203,7 @@ def program() -> str:
     """How to call jaxscale from here: its name where the shell finds it, else as it was called."""
     if shutil.which("jaxscale"):
         return "jaxscale"
-    return "python -m jaxscale.cli" if sys.argv[0].endswith("__main__.py") else os.path.relpath(sys.argv[0])
+    return "python -m jaxscale" if sys.argv[0].endswith("__main__.py") else os.path.relpath(sys.argv[0])
 
 
 def summary_rows(config: cfg.Config, result, records: list[dict]) -> list[tuple[str, str]]:
