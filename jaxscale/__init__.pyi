@@ -17,6 +17,8 @@ from jaxscale.library.models import load as load
 from jaxscale.library.models import measure as measure
 from jaxscale.library.predictions import explain as explain
 from jaxscale.library.predictions import plan as plan
+from jaxscale.library.records import read_records as read_records
+from jaxscale.library.training import train as train
 from jaxscale.models.embedding import lookup as lookup
 from jaxscale.models.transformer import Transformer as Transformer
 from jaxscale.parallel.mesh import make_mesh as make_mesh
@@ -26,6 +28,5 @@ from jaxscale.parallel.sharding import on_mesh as on_mesh
 from jaxscale.parallel.sharding import shard as shard
 from jaxscale.parallel.sharding import spec as spec
 from jaxscale.training.step import make_program as make_program
-from jaxscale.training.trainer import train as train
 
 __version__: str

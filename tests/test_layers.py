@@ -81,7 +81,8 @@ BELOW = {
         "training", "compare", "report", "explain", "puzzles", "serving", "vocabulary", "codes", "scaling",
     },
     "library": {
-        "hardware", "process", "config", "predict", "compiled", "parallel", "explain", "serving", "console",
+        "hardware", "process", "config", "predict", "compiled", "parallel", "explain", "serving", "console", "files",
+        "record", "training",
     },
     "cli": {
         "files", "hardware", "process", "data", "config", "predict", "record", "compiled", "blame", "inventory",
@@ -124,7 +125,7 @@ ROOMS_WITHOUT_JAX = (
 )  # fmt: skip
 NO_JAX = [f for f in FILES if f.startswith(ROOMS_WITHOUT_JAX) and not f.startswith(WITH_JAX_ALLOWED)] + [
     "bench/record.py", "bench/compare.py", "bench/sweep.py", "cluster/codes.py", "cluster/local.py",
-    "cluster/launch.py", "checkpoint/inventory.py", "library/views.py", "library/predictions.py",
+    "cluster/launch.py", "checkpoint/inventory.py", "library/views.py", "library/predictions.py", "library/records.py",
     "serving/evaluated.py", "rollouts/flag.py", "serving/prompts.py", "rollouts/rewards.py", "rollouts/estimates.py",
 ]  # fmt: skip
 

@@ -28,7 +28,7 @@ def as_text(show: Callable[[], None]) -> str:
 @contextlib.contextmanager
 def recorded() -> Iterator[Console]:
     """Inside, `make_console` gives this console, which prints nowhere."""
-    console = Console(highlight=False, width=WIDE, record=True, file=io.StringIO())
+    console = Console(highlight=False, width=WIDE, record=True, file=io.StringIO(), force_jupyter=False)
     token = RECORDER.set(console)
     try:
         yield console

@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
 from rich.text import Text
 
 from jaxscale import config as cfg
@@ -86,10 +87,14 @@ class TrainingConsole:
         share = step % max(1, self.config.steps // LINES) == 0
         if share or last or not self.said or now - self.said + seconds > LONGEST_SILENCE:
             self.said = now
-            times = [f"{time.strftime('%H:%M:%S')}  step {step:,}/{self.config.steps:,}"]
-            times += [f"{seconds:.3g} s a step"] if seconds else []
-            times += [f"ETA {duration(left)}"] if left is not None else []
-            self.say("  ".join([*times, *figures]))
+            self.say(f"{time.strftime('%H:%M:%S')}  {self.line(step, left, seconds, figures)}")
+
+    def line(self, step: int, left: float | None, seconds: float, figures: list[str]) -> str:
+        """A step in one line."""
+        times = [f"step {step:,}/{self.config.steps:,}"]
+        times += [f"{seconds:.3g} s a step"] if seconds else []
+        times += [f"ETA {duration(left)}"] if left is not None else []
+        return "  ".join([*times, *figures])
 
     def finish(self) -> None:
         if self.bar is not None:
@@ -166,9 +171,7 @@ def summarise(config: cfg.Config, result, *, sample: str | None) -> None:
         curve = str(plot_losses(records, result.out / "loss.png", title=config.name, unit=config.objective.unit))
     except Exception as error:  # whatever matplotlib raises: the run is done, and its figures are kept
         curve = f"not drawn ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
-    table = make_table(f"{config.name}, step {result.step}", "", "<")
-    for name, value in summary_rows(config, result, records):
-        table.add_row(name, escape(value))
+    table = result_table(config, result, records)
     table.add_row("loss curve", escape(str(curve)))
     console.print(table)
     if sample is not None and jax.process_count() > 1:
@@ -187,6 +190,14 @@ def summarise(config: cfg.Config, result, *, sample: str | None) -> None:
     console.print(f"  {program()} report {result.out} -o report.html", markup=False, soft_wrap=True)
     again = f"  {program()} train {result.out}/config.yaml steps={2 * config.steps}    # goes on from here"
     console.print(again, markup=False, soft_wrap=True)
+
+
+def result_table(config: cfg.Config, result, records: list[dict]) -> Table:
+    """How a run ended."""
+    table = make_table(f"{config.name}, step {result.step}", "", "<")
+    for name, value in summary_rows(config, result, records):
+        table.add_row(name, escape(value))
+    return table
 
 
 def first_use(config: cfg.Config, out: Path) -> str:
