@@ -120,7 +120,7 @@ WITH_JAX_ALLOWED = (
 ROOMS_WITHOUT_JAX = (
     "files/", "hardware/", "config/", "data/", "blueprint/", "predict/", "compiled/", "report/", "explain/", "puzzles/",
     "console/", "cli/", "process/", "abilities/", "interop/", "scaling/", "optimizers", "private", "blame",
-    "__init__",
+    "__init__", "__main__",
 )  # fmt: skip
 NO_JAX = [f for f in FILES if f.startswith(ROOMS_WITHOUT_JAX) and not f.startswith(WITH_JAX_ALLOWED)] + [
     "bench/record.py", "bench/compare.py", "bench/sweep.py", "cluster/codes.py", "cluster/local.py",

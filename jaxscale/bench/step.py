@@ -185,9 +185,9 @@ def memory_figures(kept: Compiled, peak_bytes: int | None, device: jax.Device) -
         figures["compiled_memory_bytes"] = Figure(value=kept.memory.peak, unit="bytes", basis="compiled")
     if peak_bytes is not None:
         figures["peak_memory_bytes"] = Figure(value=peak_bytes, unit="bytes")
-    elif device.platform == "cpu":  # XLA's CPU backend keeps no count: the process at its largest, all devices and code
-        if (most := process_peak_bytes()) is not None:
-            figures["process_peak_memory_bytes"] = Figure(value=most, unit="bytes")
+    # XLA's CPU backend keeps no count: the process at its largest, all devices and code
+    elif device.platform == "cpu" and (most := process_peak_bytes()) is not None:
+        figures["process_peak_memory_bytes"] = Figure(value=most, unit="bytes")
     return figures
 
 

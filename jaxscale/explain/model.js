@@ -75,7 +75,7 @@ class ModelPicture {
       make("span", { class: "matmul-name" }, markNode(kind), "lookup"),
       make("span", { class: "quiet" }, own.length ? `${bytes(total(own.map((o) => o.bytes * o.times)))} sent` : "nothing sent"),
     );
-    return make("div", { class: "part", role: "group", "aria-label": "embedding" }, make("h3", {}, "embedding"), make("div", { class: "matmuls" }, link));
+    return make("div", { class: "part", role: "group", "aria-label": "embeddings" }, make("h3", {}, "embeddings"), make("div", { class: "matmuls" }, link));
   }
 
   button(m, most) {

@@ -17,7 +17,7 @@ NAMES = "[...document.querySelectorAll('.part [data-name]')].map(n => n.dataset.
 
 
 def test_the_model_stands_first_with_every_matmul_and_its_seconds(page):
-    assert page.ask(PARTS) == ["embedding", "4 layers", "head"]
+    assert page.ask(PARTS) == ["embeddings", "4 layers", "head"]
     assert page.ask(NAMES) == ["q", "k", "v", "out", "up", "gate", "down", "unembedding"]
     top = "document.querySelector(arguments[0]).getBoundingClientRect().top"
     assert page.ask(top, "#model") < page.ask(top, "#matmuls")
@@ -30,7 +30,7 @@ def test_the_model_stands_first_with_every_matmul_and_its_seconds(page):
 def test_attention_and_experts_are_parts_of_their_own(driver, file_of_experts):
     page = Page(driver, file_of_experts)
     parts = page.ask(PARTS)
-    assert parts[0] == "embedding"
+    assert parts[0] == "embeddings"
     assert parts[-1] == "head"
     names = page.ask(NAMES)
     assert names == page.ask("[...new Set(now.rows.filter(r => r.phase === 'forward').map(r => r.name))]")
@@ -41,7 +41,7 @@ def test_a_traced_attention_is_told_from_the_mlp(page):
     """Its kernel's rows say where it ends."""
     page.ask("""(() => { const like = (name, id) => ({...now.rows[2], name, id});
         now.rows.splice(3, 0, like('scores', 90), like('context', 91)); drawRows(); })()""")
-    assert page.ask(PARTS) == ["embedding", "attention, 4 layers", "MLP, 4 layers", "head"]
+    assert page.ask(PARTS) == ["embeddings", "attention, 4 layers", "MLP, 4 layers", "head"]
     assert page.ask(NAMES)[3:6] == ["scores", "context", "out"]
 
 
@@ -154,6 +154,6 @@ def test_a_name_from_a_file_is_text_in_the_picture(driver, config, tmp_path):
 def test_a_model_in_one_layer_and_on_one_device(driver, tmp_path):
     one = cfg.load_config("quickstart", ["model.num_layers=1", "mesh.data=1", "mesh.fsdp=1", "mesh.tensor=1"])
     page = Page(driver, write_page(make_explanation(one, "v5e:1x1"), tmp_path / "one.html"))
-    assert page.ask(PARTS) == ["embedding", "1 layer", "head"]
+    assert page.ask(PARTS) == ["embeddings", "1 layer", "head"]
     assert page.text(".part a") == "lookupnothing sent"
     assert page.messages() == []
