@@ -111,7 +111,7 @@ def test_story(run, tmp_path, monkeypatch):
     path = run_file(tmp_path, Path("data/text"), out=None)
     out = run("train", path, "--sample", "def ")
     for words in (
-        "mesh data=2, fsdp=2, tensor=2 (8 devices) of cpu",
+        "mesh    data=2, fsdp=2, tensor=2 (8 devices) of cpu",
         "steps 1 to 3",
         "validation loss",
         "tokens/s, measured",

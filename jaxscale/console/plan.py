@@ -87,7 +87,8 @@ def plan_table(config: cfg.Config, found: Plan, rows: int) -> FittedTable:
     table = make_table(
         "The fastest, predicted; 0 is the config as it is",
         *(c for i, c in enumerate(columns) if i not in left_out),
-        spare=("loss\nchunk", "HBM", "tokens/s\na chip"),  # the other columns say most of what these do
+        # the other columns, and lines below, say most of what these do
+        spare=("loss\nchunk", "HBM", "tokens/s\na chip", *(["sampling, s\n(decoding)"] * config.objective.samples)),
     )
 
     def add(number: int, c: Choice, style: str | None = None) -> None:

@@ -106,7 +106,7 @@ def _bar(console) -> Iterator[Report]:
 
     columns = (
         rich_progress.TextColumn("{task.description}"),
-        rich_progress.BarColumn(),
+        rich_progress.BarColumn(bar_width=None),
         rich_progress.DownloadColumn(),
         rich_progress.TextColumn("{task.fields[counts]}"),
         rich_progress.TimeRemainingColumn(),
