@@ -3,19 +3,18 @@ PYTHON ?= python3
 VENV ?= .venv
 EXTRAS ?= dev
 BIN = $(VENV)/bin
-STDLIB = data/stdlib
 # Two processes, each of which runs whole files: fixtures are made once. `python -m pytest FILE` runs in one process.
 PARALLEL = -n 2 --dist loadfile
 
+RUN_PAGES = models library own-text
 CHAPTERS = $(wildcard docs/course/[0-9]*.md)
-RAN = $(CHAPTERS:docs/course/%.md=build/course/%/outputs.json) build/course/models/outputs.json build/course/library/outputs.json
+RAN = $(CHAPTERS:docs/course/%.md=build/course/%/outputs.json) $(RUN_PAGES:%=build/course/%/outputs.json)
 SOURCES = $(shell find jaxscale configs -name '*.py' -o -name '*.yaml') docs/run_chapter.py docs/course/matplotlibrc
 
-.PHONY: quickstart emergence objectives finetune test faults core check course docs figures lint types bench-gpu clean
+.PHONY: quickstart emergence objectives finetune test faults core check course docs notebooks pictures figures lint types bench-gpu clean
 
 quickstart: $(VENV)/installed
-	$(BIN)/jaxscale data prepare --stdlib --tokenizer byte --validation-fraction 0.05 --out $(STDLIB)
-	$(BIN)/jaxscale train quickstart --sample "def "
+	$(BIN)/jaxscale quickstart
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest $(PARALLEL)
@@ -45,8 +44,16 @@ docs: $(VENV)/installed-docs $(RAN)
 build/course/%/outputs.json: docs/course/%.md $(SOURCES) | $(VENV)/installed-docs
 	$(BIN)/python docs/run_chapter.py $<
 
-build/course/models/outputs.json build/course/library/outputs.json: build/course/%/outputs.json: docs/%.md $(SOURCES) | $(VENV)/installed-docs
+$(RUN_PAGES:%=build/course/%/outputs.json): build/course/%/outputs.json: docs/%.md $(SOURCES) | $(VENV)/installed-docs
 	$(BIN)/python docs/run_chapter.py $<
+
+# The chapters as notebooks, for Jupyter or Colab: build/notebooks.
+notebooks: $(VENV)/installed-docs
+	$(BIN)/python docs/notebooks.py
+
+# README's picture, drawn in Chromium: docs/_static/matmul.png.
+pictures: $(VENV)/installed-dev
+	$(BIN)/python docs/pictures.py
 
 # The chapters' figures in the repository, as their code draws them now.
 figures: $(VENV)/installed-docs

@@ -5,9 +5,9 @@
     python docs/run_chapter.py --figures docs/course/*.md       # rewrites the figures beside the chapters
 
 ```python blocks share one namespace, ```bash blocks run through `bash -e` with this Python's `jaxscale` first on PATH,
-and any other block is not run. Both kinds run in one temporary directory. What they print and the figures that they
-save under figures/ go to build/course/CHAPTER/, from where the site takes them. The first error ends the run with
-code 1; the message names the file and the line. Warnings are errors.
+and any other block is not run. Both kinds run in one temporary directory. What they print, the figures that they save
+under figures/ and the pages that they write go to build/course/CHAPTER/, from where the site takes them. The first
+error ends the run with code 1; the message names the file and the line. Warnings are errors.
 """
 
 import argparse
@@ -170,6 +170,9 @@ def run(chapter: Path, out: Path, *, say=print) -> dict:
             say(f"--- {shown(chapter)}:{block.line}  {seconds:.1f} s\n{text}", end="")
         check_figures(chapter, markdown)
         shutil.copytree("figures", out / "figures")
+        (out / "pages").mkdir()
+        for page in Path().glob("*.html"):
+            shutil.copy(page, out / "pages")
     total = round(time.perf_counter() - began, 1)
     (out / "outputs.json").write_text(json.dumps({"seconds": total, "blocks": results}, indent=1) + "\n")
     say(f"--- {shown(chapter)}: {total} s")

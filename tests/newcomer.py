@@ -2,8 +2,8 @@
 
     python tests/newcomer.py        # needs git, make and the package index; about six minutes on two cores
 
-Lines of README's ```bash blocks, and lines after `$ ` in its ```text blocks, are commands. Each must end with code 0, and print
-what README shows below it: numbers may differ, words may not.
+Lines of README's ```bash blocks, and lines after `$ ` in its ```text blocks, are commands. Each must end with code 0,
+and print what README shows below it: numbers may differ, words may not.
 """
 
 import os

@@ -1,6 +1,5 @@
 """What every record says of where it was measured: device, mesh, versions, commit, options, the machine's load."""
 
-import math
 import os
 import platform
 from dataclasses import dataclass, field
@@ -15,8 +14,7 @@ from jaxscale.bench.load import Load, read_load
 from jaxscale.bench.peaks import against_better_peak
 from jaxscale.compiled.store import versions
 from jaxscale.files.redact import command_line
-from jaxscale.hardware.chips import find_chip
-from jaxscale.hardware.topology import Topology, find_topology
+from jaxscale.hardware.topology import topology_of
 from jaxscale.parallel.presets import compiler_options
 from jaxscale.training.peak import Peak
 from jaxscale.training.run import LIBRARIES, git_commit
@@ -77,28 +75,6 @@ def about_devices(devices: list[jax.Device]) -> rec.Device:
     return rec.Device(
         platform=first.platform, kind=kind, count=len(devices), processes=jax.process_count(), memory_bytes=limit
     )
-
-
-def topology_of(devices: list[jax.Device]) -> Topology | None:
-    """The topology that these devices are, where their chip is in the table and its shape is plain."""
-    chip = find_chip(devices[0].device_kind)
-    if chip is None:
-        return None
-    if chip.node:
-        nodes, rest = divmod(len(devices), chip.node)
-        name = (
-            f"{chip.name}:{len(devices)}"
-            if nodes == 0 or len(devices) == chip.node
-            else f"{chip.name}:{nodes}x{chip.node}"
-        )
-        return None if nodes and rest else find_topology(name)
-    coords = [getattr(d, "coords", None) for d in devices]
-    if any(c is None for c in coords):
-        return None
-    shape = [max(c[i] for c in coords) + 1 for i in range(3)]  # type: ignore[index]
-    shape = shape[: chip.torus_dims]
-    fits = math.prod(shape) * chip.devices == len(devices)
-    return find_topology(f"{chip.name}:{'x'.join(map(str, shape))}") if fits else None
 
 
 def cpu_name() -> str:

@@ -3,15 +3,16 @@
 import contextlib
 import gc
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 
 from jaxscale import config as cfg
 from jaxscale.bench.clock import Effort, trace
-from jaxscale.bench.header import Header, topology_of
+from jaxscale.bench.header import Header
 from jaxscale.bench.matmul import best_row, model_matmuls, search
 from jaxscale.bench.profile import classify, profile_rows, read_events
 from jaxscale.bench.record import INTERRUPTED, BenchRecord, Figure, Row, measured
@@ -20,7 +21,7 @@ from jaxscale.compiled.aot import compile_on
 from jaxscale.compiled.store import Compiled
 from jaxscale.compiled.work import matmuls
 from jaxscale.files.jsonl import read_records
-from jaxscale.hardware.topology import Topology
+from jaxscale.hardware.topology import Topology, topology_of
 from jaxscale.parallel.mesh import start_devices
 from jaxscale.predict import costs
 from jaxscale.predict.attention import attention_cost
@@ -60,7 +61,7 @@ class Stopper(Silent):
     def say(self, line: str) -> None:
         self.speak(line)
 
-    def step(self, step: int, values: dict[str, float], speed) -> None:
+    def step(self, step: int, values: Mapping[str, Any], speed) -> None:
         plan, measured_all = self.plan, self.plan.burn_in + self.plan.steps
         if plan.profile and step == measured_all:
             self.tracing.enter_context(trace(plan.profile))
@@ -184,9 +185,9 @@ def memory_figures(kept: Compiled, peak_bytes: int | None, device: jax.Device) -
         figures["compiled_memory_bytes"] = Figure(value=kept.memory.peak, unit="bytes", basis="compiled")
     if peak_bytes is not None:
         figures["peak_memory_bytes"] = Figure(value=peak_bytes, unit="bytes")
-    elif device.platform == "cpu":  # XLA's CPU backend keeps no count: the process at its largest, all devices and code
-        if (most := process_peak_bytes()) is not None:
-            figures["process_peak_memory_bytes"] = Figure(value=most, unit="bytes")
+    # XLA's CPU backend keeps no count: the process at its largest, all devices and code
+    elif device.platform == "cpu" and (most := process_peak_bytes()) is not None:
+        figures["process_peak_memory_bytes"] = Figure(value=most, unit="bytes")
     return figures
 
 

@@ -1,6 +1,7 @@
 """The verbs, a file each beside this one. Each imports its room when it runs, so that `--help` answers at once.
 
-A file with `verb` is a verb of that file's name; one with `app` is a group of verbs. `PLACE` is its place in `--help`.
+A file with `verb` is a verb of that file's name; one with `app` is a group of verbs. `PLACE` is its place in `--help`,
+which is the order of use; `EXAMPLE` ends its own help.
 """
 
 import os
@@ -10,14 +11,26 @@ from importlib import import_module
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from jaxscale import cli
 from jaxscale.cli.refusal import fail
 from jaxscale.process.quiet import quiet_logs
 
+PLACES: dict[str, float] = {}  # of verbs
+
+
+class InOrder(TyperGroup):
+    """Verbs in the order of use; typer itself lists groups last."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted(self.commands, key=lambda name: PLACES[name])
+
+
 app = typer.Typer(
+    cls=InOrder,
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     suggest_commands=False,
@@ -33,10 +46,12 @@ def add_verbs() -> list[str]:
     there = {name: module for name, module in modules.items() if hasattr(module, "PLACE")}
     groups = []
     for name, module in sorted(there.items(), key=lambda item: item[1].PLACE):
+        PLACES[name.rstrip("_")] = module.PLACE
+        example = f"Example: {module.EXAMPLE}"
         if hasattr(module, "verb"):
-            app.command(name.rstrip("_"))(module.verb)  # import_: Python's own words are no file's name
+            app.command(name.rstrip("_"), epilog=example)(module.verb)  # import_: Python's own words are no file's name
         else:
-            app.add_typer(module.app, name=name)
+            app.add_typer(module.app, name=name, epilog=example)
             groups.append(name)
     return groups
 

@@ -5,10 +5,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from jaxscale.cli.options import Overrides
+
 if TYPE_CHECKING:
     from jaxscale.bench.record import BenchRecord
 
-PLACE = 11
+PLACE = 18
+EXAMPLE = "jaxscale bench step quickstart"
 app = typer.Typer(
     no_args_is_help=True,
     suggest_commands=False,
@@ -23,7 +26,6 @@ Seconds = Annotated[float, typer.Option(min=0.01, help="No further sample of a c
 ConfigName = Annotated[
     str, typer.Argument(help="a YAML file, or the name of a shipped one: quickstart, llama3.1-8b, ...")
 ]
-Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value ...", metavar="[section.key=value ...]")]
 Dtypes = Annotated[list[str] | None, typer.Option("--dtype", help="bfloat16, float32; may be given several times.")]
 RECORDS = Path("runs/bench")
 
@@ -98,9 +100,9 @@ def collectives(
 def attention(
     seq_len: Annotated[list[int] | None, typer.Option(min=16, help="Tokens of a row; several times.")] = None,
     tokens: Annotated[int | None, typer.Option(min=16, help="Tokens of a call; rows are tokens / seq_len.")] = None,
-    heads: Annotated[int, typer.Option(min=1)] = 16,
+    heads: Annotated[int, typer.Option(min=1, help="Query heads.")] = 16,
     kv_heads: Annotated[int | None, typer.Option(min=1, help="By default as many as heads.")] = None,
-    head_dim: Annotated[int, typer.Option(min=8)] = 128,
+    head_dim: Annotated[int, typer.Option(min=8, help="Numbers of one head.")] = 128,
     dtype: Annotated[str, typer.Option(help="bfloat16 or float32.")] = "bfloat16",
     context: Annotated[int, typer.Option(min=1, help="Devices that share a row; on a CPU they are simulated.")] = 1,
     platform: Platform = "auto",
@@ -175,7 +177,7 @@ def sweep(
 def loader(
     config: ConfigName,
     overrides: Overrides = None,
-    batches: Annotated[int, typer.Option(min=3)] = 50,
+    batches: Annotated[int, typer.Option(min=3, help="Batches that are timed.")] = 50,
     text: Annotated[list[str] | None, typer.Option(help="Also prepare this text: file, folder or glob.")] = None,
     tokenizer: Annotated[str, typer.Option(help="With --text: byte, bpe:N or a tokenizer.json.")] = "byte",
     out: Out = RECORDS,
@@ -192,7 +194,7 @@ def checkpoint(
     config: ConfigName,
     overrides: Overrides = None,
     folder: Annotated[Path, typer.Option(help="Where checkpoints are written: the disk that is measured.")] = Path(),
-    repeats: Annotated[int, typer.Option(min=3)] = 3,
+    repeats: Annotated[int, typer.Option(min=3, help="How often the state is saved and restored.")] = 3,
     out: Out = RECORDS,
 ) -> None:
     """Seconds and bytes/s to save a run's state (the blocking part apart) and to restore it."""
@@ -206,7 +208,7 @@ def checkpoint(
 def startup(
     config: ConfigName,
     overrides: Overrides = None,
-    repeats: Annotated[int, typer.Option(min=1)] = 3,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs without the cache, and as many with it.")] = 3,
     out: Out = RECORDS,
 ) -> None:
     """From the command to the first step, by part, without and with the compilation cache."""

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-PLACE = 12
+PLACE = 16
+EXAMPLE = "jaxscale checkpoint list runs/first"
 app = typer.Typer(
     no_args_is_help=True,
     suggest_commands=False,

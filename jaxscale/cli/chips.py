@@ -4,7 +4,8 @@ from typing import Annotated
 
 import typer
 
-PLACE = 7
+PLACE = 21
+EXAMPLE = "jaxscale chips h100 v5p"
 
 
 def verb(

@@ -8,7 +8,8 @@ import typer
 from jaxscale.cli.options import CONFIG_HELP, HostMemory, Network, Overrides, Slices, TopologyName, load_for
 from jaxscale.files.whole import require_file
 
-PLACE = 5
+PLACE = 7
+EXAMPLE = "jaxscale compile llama3.1-8b --topology v5p:2x2x4"
 
 
 def verb(

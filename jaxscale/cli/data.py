@@ -10,7 +10,8 @@ import typer
 if TYPE_CHECKING:
     from jaxscale.data.sources import Source
 
-PLACE = 10
+PLACE = 2
+EXAMPLE = "jaxscale data prepare --text 'books/*.txt' --out data/books"
 app = typer.Typer(
     no_args_is_help=True, suggest_commands=False, help="Make datasets, and look into them.", rich_markup_mode=None
 )

@@ -10,7 +10,8 @@ import typer
 from jaxscale.cli.options import Overrides
 from jaxscale.cli.refusal import fail
 
-PLACE = 4
+PLACE = 13
+EXAMPLE = "jaxscale evaluate runs/first"
 
 
 def verb(

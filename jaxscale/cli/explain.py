@@ -11,7 +11,8 @@ import typer
 
 from jaxscale.cli.options import Network, Overrides, Slices
 
-PLACE = 9
+PLACE = 8
+EXAMPLE = "jaxscale explain llama3.1-8b --topology v5p:2x2x4 -o explain.html"
 
 if TYPE_CHECKING:
     from jaxscale.explain.story import Explanation

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-PLACE = 14
+PLACE = 17
+EXAMPLE = "jaxscale export runs/first published/first"
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 

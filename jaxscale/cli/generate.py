@@ -6,20 +6,21 @@ from typing import Annotated
 
 import typer
 
-from jaxscale.cli.options import Overrides
+from jaxscale.cli.options import MaxNewTokens, Overrides, SampleSeed, TopK, TopP
 
-PLACE = 4
+PLACE = 12
+EXAMPLE = "jaxscale generate runs/first --prompt 'class '"
 
 
 def verb(
     run: Annotated[Path, typer.Argument(help="The directory of a run, e.g. runs/quickstart.")],
     overrides: Overrides = None,
     prompt: Annotated[list[str] | None, typer.Option(help="Text to continue; may be given several times.")] = None,
-    max_new_tokens: int = 200,
+    max_new_tokens: MaxNewTokens = 200,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.8,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 0,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    seed: SampleSeed = 0,
     step: Annotated[int | None, typer.Option(help="Of this checkpoint; by default the newest.")] = None,
     tokenizer: Annotated[str | None, typer.Option(help="byte or a tokenizer.json, where the run has none.")] = None,
     chat: Annotated[bool, typer.Option("--chat", help="The prompt is a user's message, by the chat template.")] = False,

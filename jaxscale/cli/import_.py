@@ -8,7 +8,8 @@ import typer
 
 from jaxscale.cli.options import Overrides
 
-PLACE = 13
+PLACE = 3
+EXAMPLE = "jaxscale import models/llama-3.2-1b --out runs/llama"
 
 
 def verb(

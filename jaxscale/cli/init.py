@@ -12,7 +12,8 @@ from jaxscale.cli.options import TOPOLOGY_HELP
 if TYPE_CHECKING:
     from jaxscale.hardware.topology import Topology
 
-PLACE = 0.5
+PLACE = 1
+EXAMPLE = "jaxscale init --text books/ --machine this --hours 1"
 HERE = "this"
 QUESTIONS = {
     "text": "Text to learn from: a file, a folder, JSON lines, Parquet, or a prepared dataset",
@@ -79,17 +80,14 @@ def of_machine(name: str) -> "tuple[Topology | None, float]":
         for line in lines:
             print(line, file=sys.stderr)
         return topology, topology.chip.bf16_flops * topology.chips
-    import jax
+    from jaxscale.hardware.topology import topology_of
+    from jaxscale.training.peak import devices_here
 
-    from jaxscale.process.quiet import quiet_plugins
-    from jaxscale.training.peak import find_peak
-
-    with quiet_plugins():
-        devices = jax.devices()
-    kind = devices[0].device_kind
-    peak = find_peak(devices, "float32" if devices[0].platform == "cpu" else "bfloat16")
+    devices, peak = devices_here()
     if devices[0].platform == "cpu" and peak is not None:
         return None, peak.flops_per_second
-    if peak is None or devices[0].platform == "tpu":
+    here = topology_of(devices)
+    if peak is None or here is None:
+        kind = devices[0].device_kind
         raise ValueError(f"this machine has {len(devices)} x {kind}; name it with --machine, e.g. {TOPOLOGY_HELP}")
-    return read_topology(f"{kind}:{len(devices)}")[0], peak.flops_per_second
+    return here, peak.flops_per_second

@@ -10,7 +10,8 @@ import typer
 from jaxscale.cli.options import Overrides, TopologyName
 from jaxscale.cli.refusal import fail
 
-PLACE = 8
+PLACE = 20
+EXAMPLE = "jaxscale ladder plan library"
 app = typer.Typer(
     no_args_is_help=True,
     suggest_commands=False,

@@ -4,7 +4,8 @@ from typing import Annotated, Any
 
 import typer
 
-PLACE = 2
+PLACE = 10
+EXAMPLE = "jaxscale launch --processes 2 -- train quickstart"
 
 
 def verb(

@@ -7,7 +7,8 @@ import typer
 
 from jaxscale.cli.options import CONFIG_HELP, HostMemory, Network, Overrides, Slices, TopologyName
 
-PLACE = 7
+PLACE = 19
+EXAMPLE = "jaxscale law fit runs.csv"
 app = typer.Typer(
     no_args_is_help=True,
     suggest_commands=False,

@@ -5,7 +5,12 @@ from typing import Annotated, Any
 
 import typer
 
-Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value ...", metavar="[section.key=value ...]")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="Keys of the config, e.g. steps=100; `jaxscale config keys` lists them.", metavar="[section.key=value ...]"
+    ),
+]
 TOPOLOGY_HELP = (
     "e.g. v5p:8x8x8, v5p-128, v6e-256, v5litepod-16, h100:16x8 (nodes x GPUs), h200:8, a3-highgpu-8g, rtx4090:1"
 )
@@ -15,6 +20,10 @@ Network = Annotated[
 ]
 HostMemory = Annotated[str | None, typer.Option(help="Of a host, for what is offloaded, e.g. 448GB or 64GB/gpu.")]
 Slices = Annotated[int, typer.Option(min=1, help="TPU slices of that shape, joined by the slow network.")]
+MaxNewTokens = Annotated[int, typer.Option(help="Most tokens of a sample.")]
+TopK = Annotated[int | None, typer.Option(help="Sample among so many likeliest tokens; by default all.")]
+TopP = Annotated[float | None, typer.Option(help="Sample among the likeliest tokens of this probability together.")]
+SampleSeed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Number that the random choices begin from.")]
 CONFIG_HELP = "a YAML file, a run's directory, or the name of a shipped config: quickstart, llama3.1-8b, ..."
 
 

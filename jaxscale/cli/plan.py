@@ -9,6 +9,7 @@ from jaxscale.cli.options import CONFIG_HELP, HostMemory, Network, Overrides, Sl
 from jaxscale.files.whole import require_file
 
 PLACE = 6
+EXAMPLE = "jaxscale plan llama3.1-8b --topology v5p-128"
 
 
 def verb(

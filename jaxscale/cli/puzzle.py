@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-PLACE = 13
+PLACE = 22
+EXAMPLE = "jaxscale puzzle list"
 app = typer.Typer(
     no_args_is_help=True,
     suggest_commands=False,

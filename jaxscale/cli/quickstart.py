@@ -6,6 +6,7 @@ from jaxscale.cli import data, train
 from jaxscale.cli.options import Overrides
 
 PLACE = 0
+EXAMPLE = "jaxscale quickstart"
 CONFIG = "quickstart"
 
 

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-PLACE = 8
+PLACE = 11
+EXAMPLE = "jaxscale report runs/first -o report.html"
 
 
 def verb(

@@ -10,7 +10,8 @@ import typer
 from jaxscale.cli.options import Overrides
 from jaxscale.cli.refusal import ended_at_once
 
-PLACE = 4.6
+PLACE = 15
+EXAMPLE = "jaxscale reward runs/judge pairs.jsonl -o scores.jsonl"
 
 
 def verb(

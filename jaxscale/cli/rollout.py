@@ -7,10 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
-from jaxscale.cli.options import Overrides
+from jaxscale.cli.options import MaxNewTokens, Overrides, SampleSeed, TopK, TopP
 from jaxscale.cli.refusal import ended_at_once
 
-PLACE = 4.5
+PLACE = 14
+EXAMPLE = "jaxscale rollout runs/first --prompts prompts.jsonl -o samples.jsonl"
 
 
 def verb(
@@ -24,10 +25,10 @@ def verb(
     ] = None,
     timeout: Annotated[float, typer.Option(help="Seconds that the reward may take for a few completions.")] = 60.0,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    max_new_tokens: int = 200,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 0,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    max_new_tokens: MaxNewTokens = 200,
+    seed: SampleSeed = 0,
     best: Annotated[Path | None, typer.Option(help='JSONL to write: {"prompt", "completion"}, the best ones.')] = None,
     pairs: Annotated[
         Path | None, typer.Option(help='JSONL to write: {"prompt", "chosen", "rejected"}, best and worst.')

@@ -6,7 +6,8 @@ import typer
 
 from jaxscale.cli.options import CONFIG_HELP, Overrides
 
-PLACE = 3
+PLACE = 5
+EXAMPLE = "jaxscale show llama3.1-8b --devices 64"
 
 
 def verb(
@@ -18,7 +19,7 @@ def verb(
 ) -> None:
     """The resolved config, parameter counts, and how every parameter is split. Nothing is allocated."""
     from jaxscale.config import PUBLISHED, load_config
-    from jaxscale.console import train as console
+    from jaxscale.console import show as console
 
     console.show_config(load_config(config, overrides or []), devices)
     if config.startswith(PUBLISHED):

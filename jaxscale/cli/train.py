@@ -9,7 +9,8 @@ import typer
 from jaxscale.cli.options import CONFIG_HELP, Overrides
 from jaxscale.cli.refusal import fail
 
-PLACE = 1
+PLACE = 9
+EXAMPLE = "jaxscale train quickstart steps=200 out=runs/first"
 
 
 def verb(

@@ -9,20 +9,11 @@ from jaxscale.config.lora import Lora
 from jaxscale.config.mesh import AXES, OVER_SLICES, AxisNames, Dcn, Mesh, Sharding
 from jaxscale.config.model import LayerKind, Model, Moe, RopeScaling
 from jaxscale.config.objective import OF_ROLLOUTS, Objective
+from jaxscale.config.optimizer import NO_DECAY, Loss, Optimizer, Outer
 from jaxscale.config.published import read as read_published
-from jaxscale.config.sections import (
-    ACTIVATIONS,
-    NO_DECAY,
-    Checkpoint,
-    Config,
-    Evaluation,
-    Loss,
-    Optimizer,
-    Outer,
-    Runtime,
-    Step,
-    Watch,
-)
+from jaxscale.config.sections import Config
+from jaxscale.config.step import ACTIVATIONS, Runtime, Step
+from jaxscale.config.upkeep import Checkpoint, Evaluation, Watch
 from jaxscale.config.values import Positive, Section, default_of
 from jaxscale.files.spelling import nearest
 

@@ -13,17 +13,29 @@ class Data(Section):
     """Where tokens come from and how many make a step. All sizes are global."""
 
     kind: Literal["tokens", "llmc", "synthetic"] = "tokens"
-    path: str | None = None  # tokens: the folder `jaxscale data prepare` wrote; llmc: a glob of .bin files
-    mixture: dict[str, Above0] | None = None  # tokens: in place of path, several such folders, each with a weight
-    validation_path: str | None = None  # llmc only; `tokens` has its own validation split
-    vocab_size: Positive | None = None  # llmc: of the tokenizer that made the files; None: GPT-2's or Llama-3's
-    separator_id: NonNegative | None = None  # llmc: the token that begins each document; None: theirs
-    batch_size: Positive = 8  # sequences a step
+    """What the data is: a dataset of `jaxscale data prepare`, llm.c's .bin files, or random tokens."""
+    path: str | None = None
+    """Folder that `jaxscale data prepare` wrote; llmc: a glob of .bin files; null: with mixture, or synthetic data."""
+    mixture: dict[str, Above0] | None = None
+    """Folders with their weights, in place of `path`, only with kind=tokens; null: one folder, `path`."""
+    validation_path: str | None = None
+    """Glob of .bin files of validation text, only with kind=llmc; null: the split of a dataset, or none."""
+    vocab_size: Positive | None = None
+    """Tokens in the vocabulary of llm.c's files; null: GPT-2's or Llama-3's, by the kind of file."""
+    separator_id: NonNegative | None = None
+    """Token that begins each document of llm.c's files; null: GPT-2's or Llama-3's."""
+    batch_size: Positive = 8
+    """Sequences per step, over all devices."""
     seq_len: Positive = 1024
-    mask_documents: bool = True  # packed documents never see each other, positions restart
+    """Tokens per sequence."""
+    mask_documents: bool = True
+    """Documents packed into one sequence do not see each other, and each has positions from 0."""
     shuffle: bool = True
-    verify: Literal["always", "once", "size"] = "once"  # checksums of the shards
-    prefetch: Positive = 4  # batches
+    """Read the sequences in a random order, a new one each epoch."""
+    verify: Literal["always", "once", "size"] = "once"
+    """When the checksums of the shards are read: always, once until a shard changes, or never (its size alone)."""
+    prefetch: Positive = 4
+    """Batches prepared ahead of the step."""
 
     @model_validator(mode="after")
     def _check(self) -> "Data":

@@ -11,12 +11,18 @@ class Latent(Section):
     A head's queries and keys have a part without positions and a rotary part; all heads share the rotary part of keys.
     """
 
-    kv_rank: Positive  # of the latent of keys and values
-    q_rank: Positive | None = None  # of that of queries; None: queries are made of the stream
-    nope_head_dim: Positive  # of a head's queries and keys, without positions
-    rope_head_dim: Positive  # with rotary positions
+    kv_rank: Positive
+    """Numbers in a token's latent of keys and values."""
+    q_rank: Positive | None = None
+    """Numbers in a token's latent of queries; null: queries come from the stream directly."""
+    nope_head_dim: Positive
+    """Numbers of a head's queries and keys that have no positions."""
+    rope_head_dim: Positive
+    """Numbers of a head's queries and keys with rotary positions; even."""
     value_head_dim: Positive
-    interleaved: bool = True  # rotary pairs are neighbours, as in the published weights; False: halves
+    """Numbers of a head's values."""
+    interleaved: bool = True
+    """Rotary pairs are neighbours, as in the published weights; false: the two halves."""
 
     @property
     def head_dim(self) -> int:

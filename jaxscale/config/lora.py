@@ -12,8 +12,11 @@ class Lora(Section):
     """Beside each named matrix W, x W becomes x W + alpha/rank (x A) B. Only A and B are trained, in float32."""
 
     rank: Positive
-    alpha: Above0 | None = None  # None: 2 * rank
-    on: tuple[str, ...] = ("q", "v")  # which of q, k, v, out, gate, up, down
+    """Columns of A and rows of B, the two matrices trained for each named matrix."""
+    alpha: Above0 | None = None
+    """What is trained is multiplied by alpha / rank; null: 2 * rank, a factor of 2."""
+    on: tuple[str, ...] = ("q", "v")
+    """Matrices of a layer that get LoRA, among q, k, v, out, gate, up and down."""
 
     @model_validator(mode="after")
     def _fill_and_check(self) -> "Lora":

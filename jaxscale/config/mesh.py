@@ -16,12 +16,19 @@ class Dcn(Section):
     """How many slices (GPU: groups of nodes) each axis runs over, on the slow network between them."""
 
     replica: Positive = 1
+    """Slices that the axis `replica` runs over."""
     pipeline: Positive = 1
+    """Slices that the axis `pipeline` runs over."""
     data: Positive = 1
+    """Slices that the axis `data` runs over."""
     fsdp: Positive = 1
+    """Slices that the axis `fsdp` runs over."""
     expert: Positive = 1
+    """Slices that the axis `expert` runs over."""
     context: Positive = 1
+    """Slices that the axis `context` runs over."""
     tensor: Positive = 1
+    """Slices that the axis `tensor` runs over."""
 
 
 class Mesh(Section):
@@ -30,14 +37,22 @@ class Mesh(Section):
     An axis's whole size is its size here times its size in `dcn`.
     """
 
-    replica: int = 1  # copies of the model that seldom talk; see the section `outer`
+    replica: int = 1
+    """Copies of the model that train apart and meet every `outer.every` steps."""
     pipeline: int = 1
+    """Stages, each with its share of the layers; -1: all devices that the other axes leave."""
     data: int = -1
+    """Copies of the parameters, which split the batch; -1: all devices that the other axes leave."""
     fsdp: int = 1
+    """Devices that split the parameters and the batch; -1: all devices that the other axes leave."""
     expert: int = 1
+    """Devices that split the experts and the batch; -1: all devices that the other axes leave."""
     context: int = 1
+    """Devices that split the tokens of each sequence; -1: all devices that the other axes leave."""
     tensor: int = 1
+    """Devices that split heads, MLP and vocabulary; -1: all devices that the other axes leave."""
     dcn: Dcn = Dcn()
+    """How many slices (GPU: groups of nodes) each axis runs over, on the slow network between them."""
 
     @model_validator(mode="after")
     def _check(self) -> "Mesh":
@@ -101,4 +116,6 @@ class Sharding(Section):
     """Overrides of the logical rules: logical axis -> mesh axis, several, or null for not split."""
 
     parameters: dict[str, AxisNames] = {}
+    """For parameters: logical axis to a mesh axis, several of them, or null for not split."""
     activations: dict[str, AxisNames] = {}
+    """For activations: logical axis to a mesh axis, several of them, or null for not split."""

@@ -22,27 +22,38 @@ class RopeScaling(Section):
     """
 
     kind: Literal["llama3", "linear", "yarn"] = "llama3"
+    """How rotary frequencies are stretched."""
     factor: Above0 = 8.0
+    """How many times longer the context becomes, a ratio."""
     low_frequency_factor: Above0 = 1.0
+    """llama3: wavelengths above original_max_len divided by this are stretched by the whole factor."""
     high_frequency_factor: Above0 = 4.0
+    """llama3: wavelengths below original_max_len divided by this factor stay as they are."""
     original_max_len: Positive = 8192
-    beta_fast: Above0 = 32.0  # yarn: pairs that turn more often within original_max_len stay as they are
-    beta_slow: Above0 = 1.0  # yarn: those that turn less often are divided by factor
-    truncate: bool = True  # yarn: the ramp begins and ends at whole pairs
-    attention_factor: Above0 | None = None  # yarn: of queries and keys; None: 1 + 0.1 ln(factor)
+    """Tokens of the context that the model was trained on before."""
+    beta_fast: Above0 = 32.0
+    """yarn: pairs with more turns than this within original_max_len stay as they are."""
+    beta_slow: Above0 = 1.0
+    """yarn: pairs with fewer turns than this within original_max_len are divided by factor."""
+    truncate: bool = True
+    """yarn: the ramp begins and ends at whole pairs."""
+    attention_factor: Above0 | None = None
+    """yarn: factor of queries and keys; null: 1 + 0.1 ln(factor)."""
 
 
 class LayerKind(Section):
-    """What may differ between layers of one model; none of it changes a layer's parameters.
+    """What may differ between layers of one model; none of it changes a layer's parameters."""
 
-    A key that is left out has the model's value.
-    """
-
-    layers: Positive = 1  # so many of this kind in a row
+    layers: Positive = 1
+    """Layers of this kind in a row."""
     sliding_window: Positive | None = None
-    rope: bool = True  # False: queries and keys have no positions
+    """Tokens that a token sees, itself included; null: all before it; left out: the model's."""
+    rope: bool = True
+    """Queries and keys have rotary positions; false: they have none; left out: the model's."""
     rope_theta: Above0 = 10_000.0
+    """Base of the rotary wavelengths, a number of tokens; left out: the model's."""
     rope_scaling: RopeScaling | None = None
+    """How rotary frequencies are stretched to longer contexts; null: they are not; left out: the model's."""
 
 
 class Moe(Section):
@@ -53,19 +64,33 @@ class Moe(Section):
     """
 
     num_experts: Positive
+    """Experts in a layer."""
     top_k: Positive
-    mlp_dim: Positive  # of one expert
-    shared_mlp_dim: NonNegative = 0  # of the experts that every token goes to, together; 0: there are none
-    dense_layers: NonNegative = 0  # the first layers, which have an MLP of model.mlp_dim
+    """Experts that each token goes to."""
+    mlp_dim: Positive
+    """Width of one expert, in hidden units."""
+    shared_mlp_dim: NonNegative = 0
+    """Width of the experts that every token goes to, all of them together, in hidden units; 0: there are none."""
+    dense_layers: NonNegative = 0
+    """First layers that have an MLP of `model.mlp_dim` in place of experts; 0: all layers have experts."""
     score: Literal["softmax", "sigmoid"] = "softmax"
-    normalize: bool = True  # the weights of a token's experts sum to 1
-    scale: Above0 = 1.0  # of these weights
-    groups: Positive = 1  # experts lie in groups, and a token's are in its top_groups best ones
+    """How the router's logits become scores."""
+    normalize: bool = True
+    """The weights of a token's experts sum to 1."""
+    scale: Above0 = 1.0
+    """Factor of the weights of a token's experts."""
+    groups: Positive = 1
+    """Groups that the experts lie in; 1: no groups."""
     top_groups: Positive = 1
-    bias: bool = False  # of the choice alone, moved after each step so that loads become even (arXiv:2408.15664)
-    linear_bias: bool = False  # a trained bias of the router's matmul
-    mlp_bias: bool = False  # of the experts' matmuls
-    limit: Above0 | None = None  # gpt-oss's SwiGLU: gate and up are clamped, gate sigmoid(1.702 gate) (up + 1)
+    """Best groups of a token, in which its experts are chosen."""
+    bias: bool = False
+    """A bias of the choice alone, moved after each step so that loads become even (arXiv:2408.15664)."""
+    linear_bias: bool = False
+    """The router's matmul has a trained bias."""
+    mlp_bias: bool = False
+    """The experts' matmuls have biases."""
+    limit: Above0 | None = None
+    """Value at which gpt-oss's SwiGLU clamps gate and up: gate sigmoid(1.702 gate) (up + 1); null: a usual SwiGLU."""
 
     @model_validator(mode="after")
     def _check(self) -> "Moe":
@@ -90,42 +115,79 @@ class Model(Section):
     """A decoder-only transformer; the shipped files under `configs/models/` hold published ones."""
 
     name: str = "decoder"
-    family: Text | None = None  # the published family whose files hold it; null: the one that its values suggest
-    vocab_size: VocabSize = 0  # null or left out: the data's, which Config fills in
+    """Name of the model in tables, pages and records."""
+    family: Text | None = None
+    """Published family whose files hold the model, for export; null: the one that its values suggest."""
+    vocab_size: VocabSize = 0
+    """Tokens in the vocabulary; 0 or null: the data's."""
     num_layers: Positive
+    """Layers of the decoder."""
     embed_dim: Positive
+    """Width of the stream between layers, in numbers per token."""
     num_heads: Positive
-    num_kv_heads: Positive | None = None  # None: as many as num_heads
-    head_dim: Positive | None = None  # None: embed_dim / num_heads, or latent's
-    latent: Latent | None = None  # multi-head latent attention
+    """Query heads of a layer."""
+    num_kv_heads: Positive | None = None
+    """Key and value heads of a layer; null: as many as num_heads."""
+    head_dim: Positive | None = None
+    """Numbers of one head; null: embed_dim / num_heads, or what `latent` says."""
+    latent: Latent | None = None
+    """Multi-head latent attention; null: usual attention."""
     mlp_dim: Positive
-    moe: Moe | None = None  # experts in place of the MLP
-    lora: Lora | None = None  # train these matrices alone
-    score: bool = False  # a number for each token in place of logits: a reward model (objective.kind=reward)
+    """Width of an MLP, in hidden units."""
+    moe: Moe | None = None
+    """Experts in place of the MLP; null: none."""
+    lora: Lora | None = None
+    """Train LoRA's matrices alone; null: train all parameters."""
+    score: bool = False
+    """One score per token in place of logits: a reward model, which objective.kind=reward sets."""
     max_seq_len: Positive = 8192
-    pattern: tuple[LayerKind, ...] = ()  # kinds of layers, repeated to the last one; empty: all are alike
+    """Longest sequence in tokens; learned positions have so many rows."""
+    pattern: tuple[LayerKind, ...] = ()
+    """Kinds of layers, repeated to the last layer; empty: all layers are alike."""
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
+    """How activations are normed: by their root mean square, or by mean and variance (layernorm)."""
     norm_eps: Above0 = 1e-5
-    norm_at: Literal["before", "after", "both"] = "before"  # of attention and MLP: on what they read, or what they add
-    norm_plus_one: bool = False  # a norm multiplies by 1 + its weight, which begins at 0
+    """Added to the mean square (layernorm: the variance) before the root, a small number."""
+    norm_at: Literal["before", "after", "both"] = "before"
+    """Norms of attention and MLP: on what they read, on what they add, or on both."""
+    norm_plus_one: bool = False
+    """A norm multiplies by 1 + its weight, which begins at 0."""
     position: Literal["rope", "learned", "none"] = "rope"
+    """How positions are told: rotary, a trained vector for each, or not at all."""
     rope_theta: Above0 = 10_000.0
+    """Base of the rotary wavelengths, a number of tokens."""
     rope_scaling: RopeScaling | None = None
+    """How rotary frequencies are stretched to longer contexts; null: they are not."""
     mlp: Literal["swiglu", "geglu", "gelu"] = "swiglu"
-    attention_bias: bool | Literal["qkv"] = False  # qkv: all but the last matmul's
+    """Kind of MLP; swiglu and geglu have a gate, gelu has none."""
+    attention_bias: bool | Literal["qkv"] = False
+    """Attention's matmuls have biases; qkv: all but the last one."""
     mlp_bias: bool = False
-    qk_norm: bool | Literal["all_heads"] = False  # of each head, or of all heads together
-    sliding_window: Positive | None = None  # a token sees itself and the window - 1 tokens before it
+    """The MLP's matmuls have biases."""
+    qk_norm: bool | Literal["all_heads"] = False
+    """Queries and keys are normed, each head by itself; all_heads: all heads together."""
+    sliding_window: Positive | None = None
+    """Tokens that a token sees, itself included; null: all before it."""
     tie_embeddings: bool = False
-    attention_sinks: bool = False  # a trained score of each head for no token at all (arXiv:2309.17453)
+    """The embedding table is also the last matmul's weight."""
+    attention_sinks: bool = False
+    """Each head has a trained score for no token at all (arXiv:2309.17453)."""
     attention_softcap: Above0 | None = None
+    """Attention's scores s become cap * tanh(s / cap), at this value; null: no cap."""
     logits_softcap: Above0 | None = None
-    embedding_multiplier: Above0 = 1.0  # of what the first layer reads
-    residual_multiplier: Above0 = 1.0  # of what attention and MLP add to the stream
-    attention_multiplier: Above0 | None = None  # of scores; None: 1 / sqrt(head_dim)
-    logits_scaling: Above0 = 1.0  # logits are divided by it
+    """Logits become cap * tanh(logits / cap), at this value; null: no cap."""
+    embedding_multiplier: Above0 = 1.0
+    """Factor of what the first layer reads."""
+    residual_multiplier: Above0 = 1.0
+    """Factor of what attention and MLP add to the stream."""
+    attention_multiplier: Above0 | None = None
+    """Factor of attention's scores; null: 1 / sqrt(head_dim)."""
+    logits_scaling: Above0 = 1.0
+    """Divisor of the logits, a factor."""
     init_std: AtLeast0 = 0.02
-    vocab_multiple: Positive = 128  # the table is padded to this, so that its shape is the same on every mesh
+    """Standard deviation of the initial weights."""
+    vocab_multiple: Positive = 128
+    """Rows of the embedding table are padded to a multiple of this, so its shape is the same on every mesh."""
 
     @model_validator(mode="after")
     def _fill_and_check(self) -> "Model":

@@ -38,30 +38,50 @@ WITHOUT_REFERENCE: tuple[str, ...] = ("simpo", "orpo")
 class Objective(Section):
     """What a step minimises, see docs/objectives.md. A key that its kind does not read is refused."""
 
-    kind: Kind = "next_token"  # sft: of the trained tokens of conversations
+    kind: Kind = "next_token"
+    """What a step minimises: next tokens, replies, pairs of completions, or what samples of the model earn."""
     # dpo: of pairs of completions
     loss: Literal["sigmoid", "hinge", "ipo", "simpo", "orpo"] = "sigmoid"
-    beta: Above0 = 0.1  # how strongly the model is held to the reference; of simpo and orpo, the weight of the pair
-    label_smoothing: Share = 0.0  # sigmoid: the share of pairs that may be the wrong way round
-    gamma: AtLeast0 = 0.5  # simpo: the margin that is asked for
-    sft: AtLeast0 = 0.0  # weight of the chosen completion's mean -log p a token
+    """dpo: form of the loss of a pair."""
+    beta: Above0 = 0.1
+    """dpo: weight that holds the model to the reference; of simpo and orpo, the weight of the pair."""
+    label_smoothing: Share = 0.0
+    """dpo with sigmoid: share of pairs that may be the wrong way round, below 0.5."""
+    gamma: AtLeast0 = 0.5
+    """dpo with simpo: margin by which the chosen completion must win, in beta times nats per token."""
+    sft: AtLeast0 = 0.0
+    """dpo: weight of the chosen completion's mean -log p per token; 0: off."""
     # reward: a model that scores a whole text, from pairs
-    center: AtLeast0 = 0.0  # weight of (chosen score + rejected score)^2, which holds scores near 0
+    center: AtLeast0 = 0.0
+    """reward: weight of (chosen score + rejected score)^2, which holds scores near 0; 0: off."""
     # raft, grpo: of samples of the model itself
-    group: Positive = 8  # samples of each prompt
-    prompts: Positive | None = None  # raft: prompts of a round; None: as many as a step has rows
-    max_new: Positive = 256  # most tokens of a sample
-    temperature: Above0 = 1.0  # of sampling and of the loss
-    reward: Text | None = None  # module:function or file.py:function, or the directory of a reward model's run
-    judge: Text | None = None  # the same, measured alone: what the reward is not trained on
-    reward_seconds: Above0 = 60.0  # after which a reward function has no answer
-    updates: Positive = 1  # steps on each round of samples
+    group: Positive = 8
+    """raft, grpo: samples per prompt, 2 or more."""
+    prompts: Positive | None = None
+    """raft: prompts of a round; null: as many as a step has rows."""
+    max_new: Positive = 256
+    """raft, grpo: most tokens of a sample."""
+    temperature: Above0 = 1.0
+    """raft, grpo: temperature of sampling and of the loss, a factor."""
+    reward: Text | None = None
+    """raft, grpo: the reward: module:function, file.py:function, or a reward model's run; null: other kinds."""
+    judge: Text | None = None
+    """raft, grpo: a second reward, only measured and never trained on; null: none."""
+    reward_seconds: Above0 = 60.0
+    """raft, grpo: seconds after which a reward function counts as without an answer."""
+    updates: Positive = 1
+    """raft, grpo: steps on each round of samples."""
     # grpo
-    clip: tuple[AtLeast0, AtLeast0] = (0.2, 0.2)  # how far below and above 1 a ratio of probabilities counts
-    kl: AtLeast0 = 0.0  # weight of the divergence from the model that the run began with
-    aggregate: Literal["dapo", "grpo", "dr_grpo"] = "dapo"  # mean over all tokens, over rows' means, over max_new
-    level: Literal["token", "sequence"] = "token"  # sequence: one ratio a sample (GSPO, arXiv:2507.18071)
-    scale: Literal["group", "batch", "none"] = "group"  # whose standard deviation advantages are divided by
+    clip: tuple[AtLeast0, AtLeast0] = (0.2, 0.2)
+    """grpo: how far below and above 1 a ratio of probabilities counts."""
+    kl: AtLeast0 = 0.0
+    """grpo: weight of the divergence from the model that the run began with; 0: off."""
+    aggregate: Literal["dapo", "grpo", "dr_grpo"] = "dapo"
+    """grpo: mean over all tokens (dapo), over rows' means (grpo), or over max_new (dr_grpo)."""
+    level: Literal["token", "sequence"] = "token"
+    """grpo: one ratio per token, or one per sample (GSPO, arXiv:2507.18071)."""
+    scale: Literal["group", "batch", "none"] = "group"
+    """grpo: whose standard deviation divides the advantages."""
 
     @model_validator(mode="after")
     def _check(self) -> "Objective":

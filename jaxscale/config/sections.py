@@ -6,76 +6,41 @@ one that does not fit the devices at hand is refused in `parallel.mesh`, before 
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, create_model, model_validator
 
-from jaxscale import optimizers
 from jaxscale.config.data import Data
 from jaxscale.config.errors import divisors, nearest_divisor
-from jaxscale.config.files import RENAMED
 from jaxscale.config.latent import require_activations
 from jaxscale.config.mesh import Mesh, Sharding
 from jaxscale.config.model import Model
 from jaxscale.config.objective import Objective, require_fitting, require_room
-from jaxscale.config.values import Above0, AtLeast0, Decay, NonNegative, Positive, Section, Share, Text
+from jaxscale.config.optimizer import Loss, Optimizer, Outer
+from jaxscale.config.step import Runtime, Step
+from jaxscale.config.upkeep import BadStep, Checkpoint, Evaluation, Guard, Metrics, Watch
+from jaxscale.config.values import NonNegative, Positive, Section, Text
 from jaxscale.data.vocabulary import data_vocab_size
-from jaxscale.files.spelling import nearest
-from jaxscale.files.urls import Place, is_url
+from jaxscale.files.urls import is_url
 
 
-class Runtime(Section):
-    """Which devices to use. `simulated_devices` counts only where the platform is CPU."""
-
-    platform: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
-    simulated_devices: Positive | None = None  # of all processes together
-    distributed: Literal["auto", "always", "never"] = "auto"  # always: JAX's detection, even where no scheduler is seen
-    compilation_cache: str | None = "~/.cache/jaxscale/xla"
-    compiler_options: dict[str, bool | int | str] = {}  # XLA's, over the preset of parallel/presets.py
-
-
-RematAction = Literal["save", "offload", "recompute"]
-ACTIVATIONS = (
-    "layer_in", "q", "k", "v", "attended", "attention_out", "mlp_gate", "mlp_up", "mlp_out", "router_logits",
-    "expert_in", "expert_gate", "expert_up", "shared_gate", "shared_up", "q_latent", "kv_latent", "kv",
-)  # fmt: skip
-
-
-class Step(Section):
-    """How one training step is computed, leaving what it computes unchanged."""
-
-    microbatches: Positive = 1  # gradient accumulation: the batch in this many parts, one after another
-    remat: Literal["none", "full", "dots"] | dict[str, RematAction] = "full"
-    compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    param_dtype: Literal["bfloat16", "float32"] = "float32"  # bfloat16: an update below 1/256 of a weight is lost
-    attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
-    context_attention: Literal["auto", "gather", "ring"] = "auto"  # where mesh.context splits the sequence
-    expert_exchange: Literal["auto", "all_to_all", "gather"] = "auto"  # where mesh.expert splits the experts
-    unroll_layers: bool | None = None  # None: on CPU, where a loop costs more than the compile it saves
-
-    @model_validator(mode="after")
-    def _check(self) -> "Step":
-        if isinstance(self.remat, dict):
-            for name in self.remat:
-                if name in RENAMED:
-                    raise ValueError(f"step.remat.{name} is called step.remat.{RENAMED[name]} now; write that")
-                if name not in ACTIVATIONS:
-                    raise ValueError(f"step.remat.{name}: no such activation{nearest(name, ACTIVATIONS)}")
-        return self
+def optional(kind: Any, description: str) -> Any:
+    """A field that is null where nothing is said."""
+    return kind | None, Field(None, description=description)
 
 
 class Init(
     create_model(  # type: ignore[misc]  # Python's syntax allows no field called `from`
         "Init",
         __base__=Section,
-        **{"from": (Text | None, None), "step": (NonNegative | None, None), "adapter": (Text | None, None)},
+        **{
+            "from": optional(Text, "Run's directory, or `hf:DIR` with a published model, to begin from; null: random."),
+            "step": optional(NonNegative, "Step of that run's checkpoint; null: the newest."),
+            "adapter": optional(Text, "Directory in PEFT's format that LoRA begins from; null: random A, and B = 0."),
+        },
     )
 ):
-    """What the parameters begin from: a run's directory, at a step (None: its newest), or `hf:DIR`, a published model.
-
-    `adapter`: what LoRA's matrices begin from, a directory in PEFT's format. Everything else begins as in any run:
-    step 0, a fresh optimizer.
-    """
+    """What the parameters begin from. Everything else begins as in any run: step 0, a fresh optimizer."""
 
     @property
     def source(self) -> str | None:
@@ -93,140 +58,51 @@ class Init(
         return found
 
 
-class Loss(Section):
-    chunk: Positive | None = None  # tokens of each sequence whose logits exist at one time; None: all
-    z_loss: AtLeast0 = 0.0  # weight of log(Z)^2 (PaLM, arXiv:2204.02311, section 5)
-    balance: AtLeast0 = 0.0  # weight of the experts' balance, 1 where loads are even (arXiv:2101.03961)
-    router_z: AtLeast0 = 0.0  # weight of log(Z)^2 of the routers (ST-MoE, arXiv:2202.08906)
-    bias_rate: AtLeast0 = 0.001  # how far a step moves each bias of model.moe.bias (arXiv:2412.19437)
-
-    def in_chunks(self, tokens: int) -> bool:
-        """Are the logits of rows of so many tokens made in several chunks?"""
-        return self.chunk is not None and self.chunk < tokens
-
-
-NO_DECAY = ("norm", "bias", "sinks")
-
-
-class Optimizer(Section):
-    """optax's optimizer and its learning-rate schedule."""
-
-    name: optimizers.Name = "adamw"
-    learning_rate: AtLeast0 = 3e-4
-    schedule: Literal["constant", "cosine", "linear", "wsd"] = "cosine"
-    warmup_steps: NonNegative = 0
-    decay_steps: NonNegative | None = None  # wsd: the last steps that decay; None: a fifth of the run
-    final_fraction: Share = 0.1  # learning rate at the end / peak
-    b1: Decay = 0.9
-    b2: Decay = 0.95
-    eps: Above0 = 1e-8
-    weight_decay: AtLeast0 = 0.1
-    no_decay: list[str] = list(NO_DECAY)  # parameters with one of these in their path: whole, or after a `_`
-    clip_norm: Above0 | None = 1.0
-    # decay of an exponential moving average of the parameters, which evaluation and generate then use
-    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
-
-    @model_validator(mode="after")
-    def _check(self) -> "Optimizer":
-        if self.decay_steps is not None and self.schedule != "wsd":
-            raise ValueError(
-                f"decay_steps is only for schedule=wsd; {self.schedule} decays over the whole run, so remove it"
-            )
-        return self
-
-
-class Outer(Section):
-    """The step that the replicas of `mesh.replica` take together now and then (DiLoCo, arXiv:2311.08105)."""
-
-    every: Positive | None = None  # steps that each replica takes by itself before it; None: there are no replicas
-    learning_rate: Above0 = 0.7
-    momentum: Decay = 0.9  # Nesterov's
-
-
-class Checkpoint(Section):
-    every: NonNegative = 1000  # steps; 0: only at the end
-    keep_last: Positive = 2
-    keep_every: Positive | None = None  # steps whose checkpoints are never deleted
-    resume: bool = True
-    directory: Place | None = None  # s3://bucket/prefix, gs://bucket/prefix or a directory; None: <out>/checkpoints
-
-
-BadStep = Literal["stop", "skip", "rollback"]  # rollback: to the last checkpoint, and past the batches since
-
-
-class Guard(Section):
-    """Steps that cannot be right; `on_nonfinite` says what is done about losses that are no number."""
-
-    spike: Above0 | None = None  # a loss so many standard deviations above its recent mean; None: not looked for
-    on_spike: BadStep = "skip"
-    max_rollbacks: NonNegative = 3  # then the run stops
-    recompute_every: NonNegative = 0  # steps; compute one twice and compare all bits; 0: never
-
-
-Deadline = Annotated[float, Field(ge=0, le=1e6)]
-
-
-class Watch(Section):
-    """Seconds after which a run that stands still names where, and ends; 0: never. See docs/operations.md."""
-
-    enabled: bool = True
-    start: Deadline = 1800.0  # joining the others, data, restoring or making the state
-    compile: Deadline = 3600.0
-    step: Deadline = 600.0
-    save: Deadline = 3600.0
-    peer: Deadline = 60.0  # a process that is not heard of for so long has vanished; beats come each second
-
-    @model_validator(mode="after")
-    def _check(self) -> "Watch":
-        for name, least in (("start", 1), ("compile", 1), ("step", 1), ("save", 1), ("peer", 3)):
-            if 0 < getattr(self, name) < least:
-                raise ValueError(
-                    f"watch.{name}={getattr(self, name):g} s is too short; give {least} or more, 0 for never"
-                )
-        return self
-
-
-class Evaluation(Section):
-    every: NonNegative = 0  # steps; 0: only at the end
-    batches: Positive = 8
-    abilities: list[Text] = []  # measured too, by name: docs/abilities.md
-    examples: Positive = 256  # of each ability
-
-
-class Metrics(Section):
-    every: Positive = 1  # steps between lines of metrics.jsonl
-    tensorboard: bool = True
-    wandb: bool = False
-    wandb_project: Text | None = None  # None: WANDB_PROJECT, or jaxscale
-    wandb_entity: Text | None = None  # None: WANDB_ENTITY, or the account's own
-    wandb_tags: list[str] = []  # none: WANDB_TAGS
-    mfu: Literal["causal", "palm"] = "causal"
-
-
 class Config(Section):
     """One run, from data to checkpoints; what a YAML file under `configs/` holds."""
 
     name: Text
-    out: Text | None = None  # None: runs/<name>
+    """Name of the run."""
+    out: Text | None = None
+    """Directory of the run; null: runs/<name>."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Number that the random choices of a run begin from: parameters, order of data, samples."""
     steps: Positive
-    on_nonfinite: BadStep = "stop"  # a loss or gradient norm that is NaN or infinite
+    """Steps of the whole run."""
+    on_nonfinite: BadStep = "stop"
+    """What to do where a loss or gradient norm is NaN or infinite."""
     model: Model
+    """The decoder: its sizes and kinds, or the name of a file of configs/models."""
     mesh: Mesh = Mesh()
+    """How many devices each axis of the mesh has."""
     sharding: Sharding = Sharding()
+    """Overrides of what each logical axis is split over."""
     runtime: Runtime = Runtime()
+    """Which devices to use, and how programs are compiled."""
     data: Data
+    """Where tokens come from, and how many make a step."""
     init: Init = Init()
+    """What the parameters begin from."""
     step: Step = Step()
+    """How one step is computed."""
     objective: Objective = Objective()
+    """What a step minimises."""
     loss: Loss = Loss()
+    """How the loss is computed, and what is added to it."""
     optimizer: Optimizer = Optimizer()
+    """The optimizer and its learning rate."""
     outer: Outer = Outer()
+    """The step that replicas take together now and then."""
     checkpoint: Checkpoint = Checkpoint()
+    """When the state is saved, and where."""
     watch: Watch = Watch()
+    """Seconds after which a run that stands still ends itself."""
     guard: Guard = Guard()
+    """What is done about steps that cannot be right."""
     evaluation: Evaluation = Evaluation()
+    """When and on what the model is evaluated."""
     metrics: Metrics = Metrics()
+    """What is logged, and where."""
 
     @model_validator(mode="after")
     def _check(self) -> "Config":

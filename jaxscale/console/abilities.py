@@ -6,7 +6,7 @@ from typing import Any
 from rich.markup import escape
 
 from jaxscale.config.mesh_text import mesh_text
-from jaxscale.console.predict import make_console, make_table
+from jaxscale.console.tables import make_console, make_table, tell
 from jaxscale.scaling.classes import wilson
 
 Z = 1.959964  # of a normal distribution, 95 %
@@ -17,11 +17,9 @@ def show(records: Sequence[dict[str, Any]]) -> None:
     console = make_console()
     for record in records:
         mesh = mesh_text(record["mesh"]) or "one device"
-        console.print(f"{record['model']}; mesh {mesh}", markup=False, soft_wrap=True)
-        table = make_table(
-            "", "task", "shots", "examples", "<metric", "value", "95 %", "chance", "<partner", "value", "std"
-        )
-        table.title = None
+        tell(console, f"{record['model']}; mesh {mesh}")
+        names = ("shots", "examples", "<metric", "value", "95 %", "chance", "<partner", "its\nvalue", "its\nstd")
+        table = make_table("", "task", *names, spare=("its\nstd", "shots", "examples"))
         for one in record["abilities"]:
             table.add_row(*cells(one))
         console.print(table)

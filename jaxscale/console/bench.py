@@ -2,11 +2,11 @@
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from jaxscale.bench.compare import Ratio
 from jaxscale.bench.record import BenchRecord, Figure, Label, Row
 from jaxscale.config.mesh_text import mesh_text
+from jaxscale.console.tables import make_console, make_table, tell
 
 LEFT_OUT = ("flops", "bytes", "bytes_moved", "mean_flops_per_second")  # in the record; one column too many here
 # unit -> (scale, name) from the largest: a column takes the first that its largest value reaches
@@ -31,12 +31,11 @@ SWEEP = (
     "ideal_tokens_per_second",
 )
 NAMES = {"flops_per_second": "", "best_flops_per_second": "best", "bytes_per_second": "", "tokens_per_second": ""}
-WIDE = 160  # a cell cut short cannot be read: where the terminal is narrower, lines wrap
 
 
 def show_record(record: BenchRecord) -> None:
     """Rows with the same labels and figures share a table; then what it was measured on."""
-    console = wide_console()
+    console = make_console()
     groups: dict[tuple, list[Row]] = {}
     for row in record.rows:
         groups.setdefault((tuple(row.labels), tuple(row.figures)), []).append(row)
@@ -46,26 +45,20 @@ def show_record(record: BenchRecord) -> None:
             show_rows(console, record, rows, shown)
         else:
             show_single(console, record, rows[0].figures)
-    console.print("\n".join(provenance(record)), markup=False, soft_wrap=True)
-
-
-def wide_console() -> Console:
-    console = Console(highlight=False)
-    return console if console.width >= WIDE else Console(highlight=False, width=WIDE)
+    for line in provenance(record):
+        tell(console, line)
 
 
 def show_rows(console: Console, record: BenchRecord, rows: list[Row], shown: list[str]) -> None:
-    table = Table(title=escape(f"{record.kind}, {record.name}"), title_justify="left")
-    for name in rows[0].labels:
-        table.add_column(escape(name.replace("_", " ")))
+    labels = [f"<{name.replace('_', ' ')}" for name in rows[0].labels]
     scales = {name: scale_of([r.figures[name].value for r in rows], rows[0].figures[name].unit) for name in shown}
+    columns = []
     for name in shown:
         words = NAMES.get(name, name.removesuffix("_seconds").replace("_", " "))
         basis = "" if rows[0].figures[name].basis == "measured" else rows[0].figures[name].basis
-        table.add_column("\n".join(filter(None, (words, scales[name][1], basis))), justify="right")
+        columns.append("\n".join(filter(None, (words, scales[name][1], basis))))
     failed = any(row.error for row in rows)
-    if failed:
-        table.add_column("why not")
+    table = make_table(f"{record.kind}, {record.name}", *labels, *columns, *["<why not"] * failed, spare=columns[:0:-1])
     for row in rows:
         cells = [escape(label_text(v)) for v in row.labels.values()]
         cells += [number(row.figures[name].value / scales[name][0]) for name in shown]
@@ -74,9 +67,7 @@ def show_rows(console: Console, record: BenchRecord, rows: list[Row], shown: lis
 
 
 def show_single(console: Console, record: BenchRecord, figures: dict[str, Figure]) -> None:
-    table = Table(title=escape(f"{record.kind}, {record.name}"), title_justify="left")
-    for name, justify in (("figure", "left"), ("value", "right"), ("from", "right"), ("to", "right"), ("", "left")):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    table = make_table(f"{record.kind}, {record.name}", "<figure", "value", "from", "to", "<basis")
     for name, figure in figures.items():
         scale, unit = scale_of([figure.value], figure.unit)
         spread = [number(x / scale) for x in (figure.low, figure.high)] if figure.samples else ["", ""]
@@ -100,18 +91,8 @@ def provenance(record: BenchRecord) -> list[str]:
 
 def show_ratios(a: str, b: str, ratios: list[Ratio], differ: list[str], *, all_rows: bool) -> None:
     """Ratios b : a; those inside the noise are counted and left out unless `all_rows`."""
-    console = wide_console()
-    table = Table(title=escape(f"{b} : {a}"), title_justify="left")
-    for name, justify in (
-        ("row", "left"),
-        ("figure", "left"),
-        ("a", "right"),
-        ("b", "right"),
-        ("ratio", "right"),
-        ("95 %", "right"),
-        ("", "left"),
-    ):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    console = make_console()
+    table = make_table(f"{b} : {a}", "<row", "<figure", "a", "b", "ratio", "95 %", "<verdict", spare=("a", "b"))
     noise = 0
     for r in ratios:
         if r.verdict == "inside the noise" and not all_rows:
@@ -131,11 +112,11 @@ def show_ratios(a: str, b: str, ratios: list[Ratio], differ: list[str], *, all_r
     if table.row_count:
         console.print(table)
     if differ:
-        console.print(f"Not the same in both ({a} : {b}):", markup=False)
+        tell(console, f"Not the same in both ({a} : {b}):")
         for line in differ:
-            console.print(f"  {line}", markup=False, soft_wrap=True)
+            tell(console, f"  {line}")
     compared = f"{len(ratios)} figures compared"
-    console.print(compared + (f", {noise} of them inside the noise (--all shows them)" if noise else ""))
+    tell(console, compared + (f", {noise} of them inside the noise (--all shows them)" if noise else ""))
 
 
 def label_text(value: Label) -> str:

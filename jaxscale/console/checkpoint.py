@@ -4,28 +4,24 @@ import time
 from dataclasses import asdict
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from jaxscale.checkpoint.inventory import Kept
 from jaxscale.config.mesh_text import mesh_text
+from jaxscale.console.tables import make_console, make_table, tell
 from jaxscale.files.places import aside
 from jaxscale.training.position import require_position, rows_read
 
 UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
-WIDE = 160  # a cell cut short cannot be read: where the terminal is narrower, lines wrap
 
 
 def show(place: Any, kept: list[Kept]) -> None:
-    console = Console(highlight=False)
-    console = console if console.width >= WIDE else Console(highlight=False, width=WIDE)
+    console = make_console()
     if not kept:
-        console.print(f"no checkpoints in {place}", markup=False, soft_wrap=True)
+        tell(console, f"no checkpoints in {place}")
         return
-    table = Table(title=escape(str(place)), title_justify="left")
-    for name in ("step", "status", "saved", "size", "run, model", "parameters", "mesh", "data read so far"):
-        table.add_column(name, justify="right" if name in ("step", "size", "parameters") else "left")
+    names = ("<status", "<saved", "size", "<run, model", "parameters", "<mesh", "<data read so far")
+    table = make_table(str(place), ">step", *names, spare=("parameters", "mesh"))
     for one in kept:
         about = one.about
         table.add_row(
@@ -41,9 +37,9 @@ def show(place: Any, kept: list[Kept]) -> None:
     console.print(table)
     if any(one.status == "half-written" for one in kept):
         note = "half-written: being written just now, or left by a run that was killed; the next start clears it away"
-        console.print(note, soft_wrap=True)
+        tell(console, note)
     if any(one.status == "set aside" for one in kept):
-        console.print(f"set aside as damaged, in {aside(place)}", markup=False, soft_wrap=True)
+        tell(console, f"set aside as damaged, in {aside(place)}")
 
 
 def data_read(one: Kept) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxscale.console.tables import make_console, tell
 from jaxscale.data.examples.masks import CONTEXT, REJECTED, TRAINED
 from jaxscale.data.examples.prompts import open_prompts
 from jaxscale.data.examples.store import open_example_store
@@ -16,18 +17,22 @@ from jaxscale.data.store import TokenStore, open_tokenizer, open_tokens
 from jaxscale.data.tokenizer import Tokenizer
 
 
+def say(line: str) -> None:
+    tell(make_console(), line)
+
+
 def show_summary(summary: Summary) -> None:
     """What was made, and what the next command needs."""
     for note in summary.notes:
-        print(note)
+        say(note)
     show_splits(summary.index)
     if summary.index.examples is not None and summary.index.examples.kind != "conversations":
-        print(f"{summary.index.examples.kind} in {summary.path}; a run file names them as data.path={summary.path}")
+        say(f"{summary.index.examples.kind} in {summary.path}; a run file names them as data.path={summary.path}")
         return
-    print(f"tokens in {summary.path}; train on them with data.path={summary.path}")
-    print("model.vocab_size may be left out of a run file: it is then the data's. To try it at once:")
+    say(f"tokens in {summary.path}; train on them with data.path={summary.path}")
+    say("model.vocab_size may be left out of a run file: it is then the data's. To try it at once:")
     place = shlex.quote(str(summary.path))
-    print(
+    print(  # a command stays one line, to be copied
         f"  jaxscale train quickstart data.path={place} model.vocab_size=null out=runs/{shlex.quote(summary.path.name)}"
     )
 
@@ -35,23 +40,23 @@ def show_summary(summary: Summary) -> None:
 def show_splits(index: Index) -> None:
     """A line for the tokenizer, and one for each split with its share and its epoch."""
     tokenizer, total = index.tokenizer, max(1, sum(split.tokens for split in index.splits.values()))
-    print(f"tokenizer {tokenizer.spec}: vocabulary {tokenizer.vocab_size:,}, separator {separator(index)}")
+    say(f"tokenizer {tokenizer.spec}: vocabulary {tokenizer.vocab_size:,}, separator {separator(index)}")
     if (examples := index.examples) is not None:
         stops = ", ".join(map(str, examples.stop_ids))
-        print(f"template {examples.template}: an answer ends at token {stops}")
+        say(f"template {examples.template}: an answer ends at token {stops}")
     for name, split in index.splits.items():
-        print(
+        say(
             f"{name}: {counted(index, name, split)}, {split.tokens:,} tokens ({split.tokens / total:.1%}), "
             f"{len(split.shards)} shards"
         )
     if examples is not None:
         for name, found in examples.splits.items():
             if found.examples:
-                print(in_words(name, found, index.splits[name], examples.kind))
+                say(in_words(name, found, index.splits[name], examples.kind))
         return
     train = index.splits["train"].tokens
     rows = (train - 1) // SEQ_LEN if train else 0
-    print(f"an epoch: {train:,} tokens, {rows:,} rows of the default data.seq_len={SEQ_LEN}")
+    say(f"an epoch: {train:,} tokens, {rows:,} rows of the default data.seq_len={SEQ_LEN}")
 
 
 def counted(index: Index, name: SplitName, split: Split) -> str:
@@ -77,10 +82,10 @@ def show_dataset(directory: Path, *, documents: int, characters: int) -> None:
     """The index in words, then the first ``documents`` of each split as text."""
     index, tokenizer = read_index(directory), open_tokenizer(directory)
     source = index.source
-    print(f"{directory}: {source.kind} of {source.files:,} files, {source.bytes:,} bytes")
+    say(f"{directory}: {source.kind} of {source.files:,} files, {source.bytes:,} bytes")
     show_splits(index)
     for note in index.notes:
-        print(note)
+        say(note)
     for name, split in index.splits.items():
         if split.tokens and index.examples is not None:
             show_examples(directory, name, tokenizer, documents, characters)

@@ -6,7 +6,7 @@ from typing import Any
 from rich.markup import escape
 
 from jaxscale.config.mesh_text import mesh_text
-from jaxscale.console.predict import make_console, make_table
+from jaxscale.console.tables import make_console, make_table, tell
 from jaxscale.serving.evaluated import Evaluated, Evaluation
 
 
@@ -14,13 +14,10 @@ def show(found: Evaluation) -> None:
     """A line on what was evaluated, and a row for each source."""
     console = make_console()
     seen = "documents apart" if found.masked else "documents as one text"
-    console.print(
-        f"{found.model}; mesh {mesh_text(found.mesh) or 'one device'}; rows of {found.seq_len:,} tokens, {seen}",
-        markup=False,
-        soft_wrap=True,
-    )
-    table = make_table("", "source", "tokens", "loss\nnats a token", "perplexity", "bytes", "bits\na byte")
-    table.title = None
+    mesh = mesh_text(found.mesh) or "one device"
+    tell(console, f"{found.model}; mesh {mesh}; rows of {found.seq_len:,} tokens, {seen}")
+    columns = ("<source", "tokens", "loss\nnats a token", "perplexity", "bytes", "bits\na byte")
+    table = make_table("", *columns, spare=("bytes", "tokens"))
     for one in found.rows:
         table.add_row(escape(one.source), *cells(one), style="bold" if one not in found.sources else None)
     console.print(table)

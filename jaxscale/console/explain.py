@@ -3,27 +3,28 @@
 import math
 from collections.abc import Iterator
 
+from rich.console import Console
 from rich.markup import escape
 
 from jaxscale.compiled.collectives import wire_share
 from jaxscale.config.mesh_text import mesh_text
-from jaxscale.console.predict import make_console, make_table
 from jaxscale.console.sampling import sampling_lines
+from jaxscale.console.tables import beside, make_console, make_table, tell
 from jaxscale.explain.follow import Stop
 from jaxscale.explain.match import SMALL
 from jaxscale.explain.rows import CASES, Row
 from jaxscale.explain.story import Explanation
 from jaxscale.predict.forecast import forecast
 
+WORDS, FIGURES = 60, 40  # columns of what is sent, and of its figures
 MARK = {"same": "= compiled", "form": "≈ compiled", "different": "≠ compiled", "not compiled": ""}
 
 
 def show(found: Explanation, *, backward: bool) -> None:
     """The matmuls of the step, each with what is sent for it."""
     console = make_console()
-    tell = lambda line, style="": console.print(line, style=style, markup=False, soft_wrap=True)  # noqa: E731
     for line in header(found):
-        tell(line)
+        tell(console, line)
     served: dict[str, dict[str, None]] = {}  # a matmul -> what is sent for it where another one stands
     for row in found.rows:
         for send in row.sends:
@@ -32,22 +33,26 @@ def show(found: Explanation, *, backward: bool) -> None:
     parts = [("forward", found.phase("forward"))]
     parts += [("backward, with what is recomputed", found.phase("recomputed", "backward"))] if backward else []
     for title, rows in parts:
-        tell(f"\n{title}", "bold")
+        tell(console, f"\n{title}", "bold")
         for row in rows:
-            for line, style in matmul_lines(row, list(served.get(row.title, {}))):
-                tell(line, style)
+            for line, style in matmul_lines(row, list(served.get(row.title, {})), console):
+                tell(console, line, style)
     if others := [o for o in found.others if o.bytes >= SMALL]:
-        tell("\nsent for no matmul", "bold")
+        tell(console, "\nsent for no matmul", "bold")
         for o in others:
             words = f"{o.what} ({o.phase}): {o.kind} over {'+'.join(o.axes)}"
-            tell(f"  {words:<58}{size(o.bytes):>9}  x{o.times:<4}{MARK[o.compiled]}", "cyan")
+            figures = f"{size(o.bytes):>9}  x{o.times:<4}{MARK[o.compiled]}"
+            tell(console, beside(console, f"  {words}", figures, room=WORDS, needs=FIGURES), "cyan")
             if o.compiled == "different":
-                tell(f"    ≠ {o.note}", "yellow")
+                tell(console, f"    ≠ {o.note}", "yellow")
     if small := [o for o in found.others if o.bytes < SMALL]:
-        tell(f"  {len(small)} more of less than {size(SMALL)}: sums of the loss, norms' gradients, the gradient's norm")
-    tell("")
+        tell(
+            console,
+            f"  {len(small)} more of less than {size(SMALL)}: sums of the loss, norms' gradients, the gradient's norm",
+        )
+    tell(console, "")
     for line in footer(found, backward=backward):
-        tell(line)
+        tell(console, line)
 
 
 def header(found: Explanation) -> list[str]:
@@ -75,7 +80,7 @@ def header(found: Explanation) -> list[str]:
     ]
 
 
-def matmul_lines(row: Row, served: list[str]) -> Iterator[tuple[str, str]]:
+def matmul_lines(row: Row, served: list[str], console: Console) -> Iterator[tuple[str, str]]:
     """The lines of a matmul, each with its style: what it is, what it costs, what is sent for it here and elsewhere."""
     own = max(row.seconds["compute"], row.seconds["HBM"])
     yield f"{row.title} x{row.times}   {row.x} · {row.w} -> {row.out}", "bold"
@@ -92,10 +97,8 @@ def matmul_lines(row: Row, served: list[str]) -> Iterator[tuple[str, str]]:
         words = row.words(send)
         words += f" x{send.times}" if send.times != row.times else ""
         words += f", also for {'; '.join(send.shared)}" if send.shared else ""
-        yield (
-            f"  {words:<58}{size(send.bytes):>9}{micro(send.seconds):>11} {send.network:<8}{MARK[send.compiled]}",
-            "cyan",
-        )
+        figures = f"{size(send.bytes):>9}{micro(send.seconds):>11} {send.network:<8}{MARK[send.compiled]}"
+        yield beside(console, f"  {words}", figures, room=WORDS, needs=FIGURES), "cyan"
         if send.compiled == "different":
             yield f"    ≠ {send.note}", "yellow"
 
@@ -147,9 +150,7 @@ def show_compared(a: Explanation, b: Explanation) -> None:
     console = make_console()
     names = [mesh_text(e.mesh, e.config.mesh.over_slices) for e in (a, b)]
     title = f"{a.config.name}: the collectives of each matmul, bytes (V) of a step, and predicted times"
-    table = make_table(title, "matmul", *(f"<{escape(n)}" for n in names), "first", "second")
-    for column in table.columns[1:3]:
-        column.no_wrap, column.overflow = False, "fold"
+    table = make_table(title, "<matmul", *(f"<{n}" for n in names), "first", "second")
     others = {r.title: r for r in b.rows}
     for row in a.rows:
         pair = (row, others.get(row.title))
@@ -160,12 +161,11 @@ def show_compared(a: Explanation, b: Explanation) -> None:
         every = [s for r in one.rows for s in r.sends] + one.others
         shares = [wire_share(s.kind, math.prod(one.mesh[a] for a in s.axes)) for s in every]
         total = sum(s.bytes * s.times * share for s, share in zip(every, shares, strict=True))
-        console.print(
+        tell(
+            console,
             f"{name}: {size(total)} sent by a device in a step; predicted {micro(step.time.best)} on "
             f"{one.topology.name} ({micro(step.interval.low)} to {micro(step.interval.high)}), "
             f"{step.time.binds} binds",
-            markup=False,
-            soft_wrap=True,
         )
 
 
@@ -189,7 +189,6 @@ def show_stops(name: str, stops: list[Stop]) -> None:
     table = make_table(
         f"{name} through the step; bytes of one device", "when", "<how it lies", "bytes", "<what happens"
     )
-    table.columns[3].no_wrap = False
     for stop in stops:
         table.add_row(stop.when, escape(stop.layout), size(stop.bytes) if stop.bytes else "", escape(stop.words))
     make_console().print(table)

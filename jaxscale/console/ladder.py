@@ -4,7 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from jaxscale.console.predict import NARROW, make_console, make_table
+from jaxscale.console.tables import make_console, make_table, tell
 from jaxscale.hardware.topology import Topology
 from jaxscale.scaling.costed import Ladders
 from jaxscale.scaling.counts import short
@@ -14,11 +14,13 @@ from jaxscale.scaling.verdicts import LEAST_RUNGS, Curve, curves_of
 
 
 def show_plan(ladder: Ladder, found: Ladders, topology: Topology | None) -> None:
-    console = make_console(NARROW)
+    console = make_console()
     where = f" on {topology.name}, seconds predicted" if topology else "; give --topology for seconds"
-    console.print(f"Ladder {ladder.name}: {len(found.costs)} runs for law={ladder.law}{where}", markup=False)
+    tell(console, f"Ladder {ladder.name}: {len(found.costs)} runs for law={ladder.law}{where}")
     last = ["seconds", "<mesh"] if topology else []
-    table = make_table("The cheapest first", "rung", "N", "D", "D/N", "FLOPs", "lr", "steps", *last, narrow=True)
+    table = make_table(
+        "The cheapest first", "<rung", "N", "D", "D/N", "FLOPs", "lr", "steps", *last, spare=("D/N", "lr"), ruled=False
+    )
     for cost in found.costs:
         r = cost.rung
         cells = [r.name + " (held out)" * r.held_out, short(r.parameters), short(r.tokens)]
@@ -27,7 +29,7 @@ def show_plan(ladder: Ladder, found: Ladders, topology: Topology | None) -> None
         table.add_row(*cells, *([f"{cost.seconds:,.3g}", cost.mesh] if topology else []))
     console.print(table)
     for line in totals(found):
-        console.print(line, markup=False, soft_wrap=True)
+        tell(console, line)
 
 
 def totals(found: Ladders) -> list[str]:
@@ -63,16 +65,16 @@ def plan_as_json(ladder: Ladder, found: Ladders, topology: Topology | None) -> d
 def show_record(path: Path) -> None:
     """The rungs of a record, and the kind of each ability's curve."""
     record = read_ladder_record(path)
-    console = make_console(NARROW)
-    table = make_table(f"Ladder {record.name}, measured", "rung", "N", "D", "FLOPs", "loss", "s", narrow=True)
+    console = make_console()
+    table = make_table(f"Ladder {record.name}, measured", "<rung", "N", "D", "FLOPs", "loss", "s", ruled=False)
     for row in record.rungs:
         name = row.name + " (held out)" * row.held_out
         cells = [short(row.parameters), short(row.tokens), f"{row.flops:.2e}", f"{row.loss:.4f}"]
         table.add_row(name, *cells, f"{row.seconds:.0f}")
     console.print(table)
     for curve in curves_of(record):
-        console.print(told(curve), markup=False, soft_wrap=True)
-    console.print(f"the record is in {path}", markup=False, soft_wrap=True)
+        tell(console, told(curve))
+    tell(console, f"the record is in {path}")
 
 
 def told(curve: Curve) -> str:

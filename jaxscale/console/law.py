@@ -7,10 +7,9 @@ from typing import Any
 
 from pydantic import BaseModel
 from rich.markup import escape
-from rich.table import Table
 
 from jaxscale.config.mesh_text import mesh_text
-from jaxscale.console.predict import NARROW, make_console, make_table
+from jaxscale.console.tables import FittedTable, make_console, make_table, tell
 from jaxscale.scaling.counts import WORDS
 from jaxscale.scaling.forecast import Estimate, Forecast, beyond_words
 from jaxscale.scaling.law import Law, LeaveOut
@@ -25,9 +24,9 @@ def print_json(found: BaseModel) -> None:
 
 
 def say(lines: Iterable[str]) -> None:
-    console = make_console(NARROW)
+    console = make_console()
     for line in lines:
-        console.print(line, markup=False, soft_wrap=True)
+        tell(console, line)
 
 
 def number(x: float) -> str:
@@ -41,16 +40,15 @@ def show_law(law: Law, path: Path, not_read: tuple[str, ...]) -> None:
     """Parameters with intervals, then what the law makes of rungs that it was fitted without."""
     fitted = law.fitted_rows
     say([f"{law.form}: {law.formula}, of {len(fitted)} runs of {law.source}; N {WORDS[law.counts]}"])
-    table = make_table("", "parameter", "value", "90 % interval", "<", narrow=True)
-    table.title = None
+    table = make_table("", "parameter", "value", "90 % interval", "<doubt", ruled=False)
     for name, value in law.parameters.items():
         low, high = law.intervals[name]
         doubt = "not identified" if name in law.not_identified else ""
         table.add_row(name, number(value), f"{number(low)} to {number(high)}", doubt)
-    make_console(NARROW).print(table)
+    make_console().print(table)
     for title, rows in (("Left out, each in turn", law.leave_out[:SHOWN]), ("Held out", law.held_out)):
         if rows:
-            make_console(NARROW).print(errors_table(title, rows))
+            make_console().print(errors_table(title, rows))
     lines = [f"not identified: {words}" for words in law.not_identified.values()]
     lines += [f"warning: {line}" for line in law.warnings]
     if largest := law.largest:
@@ -67,9 +65,11 @@ def show_law(law: Law, path: Path, not_read: tuple[str, ...]) -> None:
     say([*lines, f"written to {path}"])
 
 
-def errors_table(title: str, rows: list[LeaveOut]) -> Table:
+def errors_table(title: str, rows: list[LeaveOut]) -> FittedTable:
     interval = ["90 % interval"] if rows[0].low is not None else []
-    table = make_table(title, "rung", "FLOPs", "<", "measured", "predicted", "error", *interval, narrow=True)
+    spare = ("FLOPs", *interval)
+    columns = "FLOPs", "<quantity", "measured", "predicted", "error", *interval
+    table = make_table(title, "<rung", *columns, spare=spare, ruled=False)
     for row in rows:
         cells = [f"{row.flops:.3g}", row.quantity, number(row.measured), number(row.predicted), percent(row)]
         if row.low is not None and row.high is not None:

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
-from rich.table import Table
 
 from jaxscale import config as cfg
 from jaxscale.compiled.story import Answer
 from jaxscale.config.mesh_text import mesh_text, split_axes
-from jaxscale.console.predict import NARROW, WIDE, gib, make_console, make_table
+from jaxscale.console.predict import gib
 from jaxscale.console.sampling import sampling_lines, sampling_values
+from jaxscale.console.tables import FittedTable, make_console, make_table, tell
 from jaxscale.hardware.chips import CHIPS, GIB, Chip
 from jaxscale.predict.costs import parameter_words
 from jaxscale.predict.plan import Budget, Choice, Plan
@@ -44,28 +44,27 @@ def show_plan(
     out: Path | None,
     advice: list[str],
 ) -> None:
-    console = make_console(NARROW)
-    tell = lambda line: console.print(line, markup=False, soft_wrap=True)  # noqa: E731
+    console = make_console()
     for line in plan_header(config, found):
-        tell(line)
-    console.print(plan_table(config, found, rows, narrow=console.width < WIDE))
-    tell(own_words(found))
+        tell(console, line)
+    console.print(plan_table(config, found, rows))
+    tell(console, own_words(found))
     if not found.choices:
         for line in no_way(found, advice):
-            tell(line)
+            tell(console, line)
     if compiled:
-        make_console().print(compiled_table(found, compiled))
+        console.print(compiled_table(found, compiled))
     if found.left_out:
-        table = make_table("Left out", "why", "ways")
+        table = make_table("Left out", "<why", "ways")
         for reason, count in found.left_out:
             table.add_row(escape(reason), f"{count:,}")
         console.print(table)
     for axis, why in found.not_tried.items():
-        tell(f"{axis} was not tried: {why}")
+        tell(console, f"{axis} was not tried: {why}")
     if not found.choices:
         return
     for line in plan_footer(config, found, spent, out):
-        tell(line)
+        tell(console, line)
 
 
 def plan_header(config: cfg.Config, found: Plan) -> Iterable[str]:
@@ -79,16 +78,16 @@ def plan_header(config: cfg.Config, found: Plan) -> Iterable[str]:
         yield f"held as given: {', '.join(found.held)}"
 
 
-def plan_table(config: cfg.Config, found: Plan, rows: int, *, narrow: bool) -> Table:
-    """Row 0 is the config as it is, whether it fits or not. Narrow: without what the other columns say too."""
+def plan_table(config: cfg.Config, found: Plan, rows: int) -> FittedTable:
+    """Row 0 is the config as it is, whether it fits or not."""
     columns = ["#", "<mesh", "micro-\nbatches", "<remat", "loss\nchunk", "HBM", "of\nusable", "s a step",
                "sampling, s\n(decoding)", "tokens/s\na chip", "MFU",
                f"<binds (share of {'training' if config.objective.samples else 'the step'})"]  # fmt: skip
-    left_out = ({4, 5, 9} if narrow else set()) | (set() if config.objective.samples else {8})
+    left_out = set() if config.objective.samples else {8}
     table = make_table(
         "The fastest, predicted; 0 is the config as it is",
         *(c for i, c in enumerate(columns) if i not in left_out),
-        narrow=narrow,
+        spare=("loss\nchunk", "HBM", "tokens/s\na chip"),  # the other columns say most of what these do
     )
 
     def add(number: int, c: Choice, style: str | None = None) -> None:
@@ -192,9 +191,9 @@ def plan_footer(config: cfg.Config, found: Plan, spent: Budget | None, out: Path
         yield f"number 1 is in {out}: jaxscale train {out}"
 
 
-def compiled_table(found: Plan, compiled: list[Answer]) -> Table:
+def compiled_table(found: Plan, compiled: list[Answer]) -> FittedTable:
     pairs = [f"{what}\n{how}" for what in ("HBM", "TFLOP", "s a step") for how in ("predicted", "compiled")]
-    table = make_table("Predicted beside compiled", "mesh", "<remat", *pairs, "<fits")
+    table = make_table("Predicted beside compiled", "<mesh", "<remat", *pairs, "<fits", spare=pairs[2:4])
     for choice, answer in zip(found.choices, compiled, strict=False):
         report = answer.report
         needed = report.memory_needed if report else answer.needed
@@ -248,23 +247,21 @@ def show_chips(names: list[str]) -> None:
     if unknown := [n for n in names if n not in {c.name for c in CHIPS}]:
         raise ValueError(f"no chip {' and '.join(unknown)}; there are {', '.join(c.name for c in CHIPS)}")
     chips = [c for c in CHIPS if not names or c.name in names]
-    console = make_console(NARROW)
-    console.print(chips_table(chips, narrow=console.width < WIDE))
-    narrow = console.width < WIDE
-    table = make_table("Where each figure is from", "chip", "<figure", "<source", narrow=narrow)
+    console = make_console()
+    console.print(chips_table(chips))
+    table = make_table("Where each figure is from", "chip", "<figure", "<source")
     for c in chips:
         for i, figure in enumerate(FIGURES):
             table.add_row(c.name if i == 0 else "", figure, escape(c.sources[figure]))
     console.print(table)
 
 
-def chips_table(chips: list[Chip], *, narrow: bool) -> Table:
-    """Narrow: without the host and the number of devices."""
+def chips_table(chips: list[Chip]) -> FittedTable:
     columns = ["chip", "TFLOP/s", "HBM\nGiB", "usable\nGiB", "HBM\nGB/s", "link\nGB/s", "network\nGB/s",
                "<shape", "devices", "host\nGB/s", "chips\na host", "host\nmemory, GB"]  # fmt: skip
-    shown = 8 if narrow else len(columns)
     title = "Chips (dense bf16, * fp16; usable: of a device; one way; GB is 1e9 bytes)"
-    table = make_table(title, *columns[:shown], narrow=narrow)
+    spare = ("host\nGB/s", "devices", "chips\na host", "host\nmemory, GB", "HBM\nGiB")
+    table = make_table(title, *columns, spare=spare)
     for c in chips:
         cells = (
             c.name,
@@ -280,5 +277,5 @@ def chips_table(chips: list[Chip], *, narrow: bool) -> Table:
             str(c.host),
             f"{c.host_bytes / 1e9:,.0f}",
         )
-        table.add_row(*cells[:shown])
+        table.add_row(*cells)
     return table

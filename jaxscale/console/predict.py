@@ -1,52 +1,20 @@
-"""What `compile` prints, and the tables that others print too."""
+"""What `compile` prints."""
 
 import json
-import os
 from collections.abc import Iterable
-from contextvars import ContextVar
 
-from rich import box
-from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from jaxscale import config as cfg
 from jaxscale.compiled.examine import Report
 from jaxscale.compiled.story import Answer
 from jaxscale.config.mesh_text import mesh_text
 from jaxscale.console.sampling import sampling_lines
+from jaxscale.console.tables import FittedTable, make_console, make_table, tell
 from jaxscale.hardware.chips import GIB
 from jaxscale.hardware.topology import Topology
 from jaxscale.predict.costs import CONVENTIONS
 from jaxscale.predict.timing import WHOLE
-
-WIDE, NARROW = 120, 80
-RECORDER: ContextVar[Console | None] = ContextVar("recorder", default=None)  # in place of the terminal
-
-
-def make_console(least: int = WIDE) -> Console:
-    """At least so many columns, as a wrapped row cannot be read; `WIDE` where nobody says how many there are."""
-    if (recorder := RECORDER.get()) is not None:
-        return recorder
-    console = Console(highlight=False)
-    known = console.is_terminal or "COLUMNS" in os.environ
-    width = max(least, console.width if known else WIDE)
-    return console if console.width == width else Console(highlight=False, width=width)
-
-
-def make_table(title: str, *columns: str, narrow: bool = False) -> Table:
-    """The first column is left-aligned; of the others those that begin with `<` are too, and may be folded."""
-    table = Table(
-        title=title,
-        title_justify="left",
-        box=box.SIMPLE if narrow else box.HEAVY_HEAD,
-        pad_edge=not narrow,
-        padding=(0, 1) if not narrow else (0, 1, 0, 0),
-    )
-    for i, name in enumerate(columns):
-        left = i == 0 or name.startswith("<")
-        table.add_column(name.removeprefix("<"), justify="left" if left else "right", no_wrap=not left)
-    return table
 
 
 def gib(size: float) -> str:
@@ -67,16 +35,16 @@ def show_report(config: cfg.Config, found: Answer) -> None:
     assert report is not None
     console = make_console()
     how = "kept from an earlier compile" if cached else f"compiled in {report.compile_seconds:.0f} s"
-    console.print(f"{config.name} on {report.topology}, mesh {mesh_text(report.mesh)}; {how}", markup=False)
+    tell(console, f"{config.name} on {report.topology}, mesh {mesh_text(report.mesh)}; {how}")
     console.print(memory_table(report))
     console.print(flops_table(report))
     console.print(collectives_table(report))
     console.print(time_table(report))
     if report.fits:  # else what does not fit is told by `show_out_of_memory`
         for line in [*verdict(report), *sampling_lines(config, report.sampling, report.time.best)]:
-            console.print(line, markup=False, soft_wrap=True)
+            tell(console, line)
     for line in host_words(found):
-        console.print(line, markup=False, soft_wrap=True)
+        tell(console, line)
 
 
 def host_words(found: Answer) -> Iterable[str]:
@@ -89,7 +57,7 @@ def host_words(found: Answer) -> Iterable[str]:
         )
 
 
-def memory_table(report: Report) -> Table:
+def memory_table(report: Report) -> FittedTable:
     table = make_table("HBM of one device, compiled", "part", "size", "share of usable")
     for name, size in report.memory.items():
         table.add_row(name, gib(size), f"{size / report.memory_usable:.1%}")
@@ -98,7 +66,7 @@ def memory_table(report: Report) -> Table:
     return table
 
 
-def flops_table(report: Report) -> Table:
+def flops_table(report: Report) -> FittedTable:
     table = make_table("FLOPs of one device and step", "what", "TFLOP", "<from")
     forward, backward = report.attention_calls
     done = report.matmul_flops + report.attention_flops
@@ -130,7 +98,7 @@ def expert_lines(report: Report) -> Iterable[tuple[str, float, float]]:
 MORE = 1.05  # times the FLOPs wanted, from which it is worth a word
 
 
-def collectives_table(report: Report) -> Table:
+def collectives_table(report: Report) -> FittedTable:
     table = make_table(
         "Collectives of one device and step, compiled; seconds predicted",
         "kind",
@@ -141,6 +109,7 @@ def collectives_table(report: Report) -> Table:
         "hidden",
         "<how",
         "<network",
+        spare=("how", "network", "hidden"),
     )
     for s in report.sent:
         table.add_row(
@@ -158,7 +127,7 @@ def collectives_table(report: Report) -> Table:
     return table
 
 
-def time_table(report: Report) -> Table:
+def time_table(report: Report) -> FittedTable:
     time = report.time
     table = make_table("One step, predicted from the compiled program", "what", "seconds", "<")
     for name, seconds in sorted(time.parts.items(), key=lambda p: -p[1]):
@@ -200,18 +169,18 @@ def show_out_of_memory(
 ) -> None:
     console = make_console()
     usable = int(topology.chip.usable_hbm_bytes)
-    console.print(f"{config.name} on {topology.name}", markup=False)
+    tell(console, f"{config.name} on {topology.name}")
     if needed is not None:
-        console.print(f"DOES NOT FIT: needs {gib(needed)} of {gib(usable)} usable, {gib(needed - usable)} too much")
+        tell(console, f"DOES NOT FIT: needs {gib(needed)} of {gib(usable)} usable, {gib(needed - usable)} too much")
     else:
-        console.print(f"DOES NOT FIT in {gib(usable)}")
+        tell(console, f"DOES NOT FIT in {gib(usable)}")
     if buffers:
         table = make_table("Largest buffers, compiled unless it says predicted", "size", "<what")
         for name, size in buffers:
             table.add_row(gib(size), escape(name))
         console.print(table)
     for line in tried:
-        console.print(line, markup=False, soft_wrap=True)
+        tell(console, line)
 
 
 def print_json(found: Answer, note: str | None) -> None:

@@ -2,22 +2,16 @@
 
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
+from jaxscale.console.tables import make_console, make_table, tell
 from jaxscale.puzzles.catalogue import CHAPTERS, PUZZLES, Puzzle, find
 from jaxscale.puzzles.hints import HINTS
 from jaxscale.puzzles.verdict import Check, Verdict
 
-WIDE = 110  # where no terminal says how wide it is, or it is narrower: lines wrap
 PRINTED = 20  # lines of what the learner's code printed
-
-
-def make_console() -> Console:
-    console = Console(highlight=False)
-    return console if console.width >= WIDE else Console(highlight=False, width=WIDE)
 
 
 def catalogue_values() -> list[dict[str, Any]]:
@@ -36,14 +30,13 @@ def catalogue_values() -> list[dict[str, Any]]:
 
 
 def show_list() -> None:
-    table = Table(title="puzzles, in order of difficulty", title_justify="left")
-    for column in ("", "name", "what it is about", "what it turns on", "chapter"):
-        table.add_column(column, justify="right" if not column else "left", no_wrap=column == "name")
+    columns = (">", "<name", "<what it is about", "<what it turns on", "<chapter")
+    table = make_table("puzzles, in order of difficulty", *columns)
     for p in PUZZLES:
         table.add_row(str(p.number), p.name, escape(p.line), escape(p.idea), f"{p.chapter} {CHAPTERS[p.chapter]}")
     console = make_console()
     console.print(table)
-    console.print(f"begin with: jaxscale puzzle get {PUZZLES[0].name}", soft_wrap=True)
+    tell(console, f"begin with: jaxscale puzzle get {PUZZLES[0].name}")
 
 
 def show_hints(puzzle: Puzzle, number: int | None) -> None:
@@ -53,9 +46,9 @@ def show_hints(puzzle: Puzzle, number: int | None) -> None:
         raise ValueError(f"{puzzle.name} has {len(hints)} hints, and no number {number}")
     for i, text in enumerate(hints, 1):
         if number in (None, i):
-            console.print(f"hint {i} of {len(hints)}: {text}", markup=False)
+            tell(console, f"hint {i} of {len(hints)}: {text}")
     if number is not None and number < len(hints):
-        console.print(f"the next: jaxscale puzzle hint {puzzle.name} {number + 1}", soft_wrap=True)
+        tell(console, f"the next: jaxscale puzzle hint {puzzle.name} {number + 1}")
 
 
 def show_verdict(verdict: Verdict) -> None:
@@ -67,6 +60,8 @@ def show_verdict(verdict: Verdict) -> None:
         console.print(Padding(f"{word}{escape(verdict.problem)}", (0, 0, 0, 2)))
     else:
         table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+        for wraps in (False, False, True):
+            table.add_column(no_wrap=not wraps)
         for one in verdict.checks:
             word = "[green]pass[/green]" if one.passed else "[bold red]FAIL[/bold red]"
             table.add_row(one.name, word, escape(told(one)))

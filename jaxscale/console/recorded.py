@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 from rich.console import Console
 
-from jaxscale.console.predict import RECORDER, WIDE
+from jaxscale.console.tables import RECORDER, WIDE
 
 HTML = '<pre style="white-space:pre;overflow-x:auto;line-height:normal;font-family:monospace">{code}</pre>'
 

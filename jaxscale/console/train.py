@@ -1,29 +1,47 @@
-"""What a person sees in the terminal: the bar of a run, its closing table, and what `show` prints."""
+"""What a person sees of a run in the terminal: its banner, its bar or lines, and its closing table."""
 
 import contextlib
 import os
 import shutil
 import sys
+import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.text import Text
 
 from jaxscale import config as cfg
+from jaxscale.console.banner import banner, duration
+from jaxscale.console.predict import gib
+from jaxscale.console.tables import filled, make_console, make_table, tell
 from jaxscale.data.index import read_index
-from jaxscale.predict.costs import CONVENTIONS, active_parameters, parameter_counts
+from jaxscale.predict.costs import CONVENTIONS
+
+LINES = 20  # of a run without a terminal, and more where it takes long
+LONGEST_SILENCE = 60.0  # seconds
+FIGURES = (
+    ("rollout/reward", "reward", ".3f"),
+    ("rollout_validation/greedy_reward", "held-out reward", ".3f"),
+    ("loss", "loss", ".4f"),
+    ("validation/loss", "validation loss", ".4f"),
+    ("learning_rate", "learning rate", ".2e"),
+    ("grad_norm", "gradient norm", ".3g"),
+)
 
 
 class TrainingConsole:
     """Follows a run: a live bar on a terminal, a line now and then elsewhere. Only process 0 speaks."""
 
     def __init__(self, config: cfg.Config):
-        self.console = Console(highlight=False)
+        self.console = make_console()
         self.config = config
-        self.progress: Progress | None = None
-        self.task: TaskID | None = None
+        self.bar: Bar | None = None
+        self.pace = Pace()
+        self.said = 0.0  # when the last line of a step was, by `time.monotonic`
 
     def speaks(self) -> bool:
         import jax
@@ -33,49 +51,104 @@ class TrainingConsole:
     def say(self, line: str) -> None:
         if self.speaks():
             with contextlib.suppress(OSError):  # the log's disk is full, its reader is gone: the run goes on
-                self.console.print(escape(line), soft_wrap=True)
+                tell(self.console, line)
+
+    def describe(self, config: cfg.Config, mesh, rows, *, decoder: bool) -> None:
+        """The banner."""
+        from jaxscale.training.watcher import mesh_words
+
+        if self.speaks():
+            for line in banner(config, mesh_words(mesh), list(mesh.devices.flat), len(rows), decoder=decoder):
+                self.say(line)
 
     def start(self, first_step: int, config: cfg.Config) -> None:
         if not self.speaks():
             return
         if first_step >= config.steps:
             self.say(f"already at step {first_step} of {config.steps}; raise steps to train on")
-        elif self.console.is_terminal:
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TextColumn("{task.completed}/{task.total}"),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[figures]}"),
-            )
-            self.progress = Progress(*columns, console=self.console)
-            self.task = self.progress.add_task(
-                config.name, total=config.steps, completed=first_step, figures="compiling"
-            )
-            self.progress.start()
-        else:
-            self.say(f"training {config.name}: steps {first_step + 1} to {config.steps} (the first one compiles)")
+            return
+        self.say(f"training steps {first_step + 1:,} to {config.steps:,}; the first one compiles")
+        if self.console.is_terminal:
+            self.bar = Bar(self.console, first_step, config.steps)
+            self.bar.start()
 
-    def step(self, step: int, values: dict[str, float], speed) -> None:
+    def step(self, step: int, values: Mapping[str, Any], speed) -> None:
         if not self.speaks():
             return
-        figures = f"loss {values['loss']:.4f}"
-        if speed:
-            figures += f"  {speed.tokens_per_second:,.0f} tokens/s"
-            if speed.mfu is not None:
-                figures += f"  MFU {speed.mfu:.1%}"
-            elif speed.mfu_withheld:
-                figures += "  MFU withheld"
-        if self.progress is not None and self.task is not None:
-            self.progress.update(self.task, completed=step, figures=figures)
-        elif step == self.config.steps or step % max(1, self.config.steps // 20) == 0:
-            self.say(f"step {step}/{self.config.steps}  {figures}")
+        left, last = self.pace.left(step, self.config.steps), step == self.config.steps
+        if last:  # validation is measured once more after this step
+            values = {key: value for key, value in values.items() if "validation/" not in key}
+        figures = step_figures(values, speed)
+        if self.bar is not None:
+            self.bar.show(step, left, figures)
+            return
+        now, seconds = time.monotonic(), values.get("step_seconds", 0.0)
+        share = step % max(1, self.config.steps // LINES) == 0
+        if share or last or not self.said or now - self.said + seconds > LONGEST_SILENCE:
+            self.said = now
+            times = [f"{time.strftime('%H:%M:%S')}  step {step:,}/{self.config.steps:,}"]
+            times += [f"{seconds:.3g} s a step"] if seconds else []
+            times += [f"ETA {duration(left)}"] if left is not None else []
+            self.say("  ".join([*times, *figures]))
 
     def finish(self) -> None:
-        if self.progress is not None:
-            self.progress.stop()
-            self.progress = None
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+
+
+def step_figures(values: Mapping[str, Any], speed) -> list[str]:
+    """What is known of a step, each with its label; of a run on its samples their rewards first."""
+    figures = [f"{label} {values[key]:{form}}" for key, label, form in FIGURES if key in values]
+    if speed:
+        figures.append(f"{speed.tokens_per_second:,.0f} tokens/s")
+        if speed.mfu is not None:
+            figures.append(f"MFU {speed.mfu:.1%}")
+        elif speed.mfu_withheld:
+            figures.append("MFU withheld")
+    if "peak_memory_bytes" in values:
+        figures.append(f"memory {gib(values['peak_memory_bytes'])} at most")
+    return figures
+
+
+class Pace:
+    """How long the steps that are left take, by what those since the first one took, pauses between them included."""
+
+    def __init__(self) -> None:
+        self.first, self.last = (0, 0.0), 0
+
+    def left(self, step: int, steps: int) -> float | None:
+        """Seconds; None after the first step, and after a step back."""
+        now = time.monotonic()
+        known = self.last and step > self.last
+        self.last = step
+        if not known:
+            self.first = (step, now)
+            return 0.0 if step == steps else None
+        before, since = self.first
+        return (now - since) / (step - before) * (steps - step)
+
+
+class Bar(Progress):
+    """A bar with labelled times, and the figures of the newest step below it."""
+
+    def __init__(self, console: Console, first_step: int, steps: int):
+        self.terminal, self.figures, self.began = console, ["compiling"], time.monotonic()
+        columns = ("step {task.completed:,}/{task.total:,}", BarColumn(bar_width=None))
+        elsewhere = TextColumn("{task.fields[elapsed]} elapsed"), TextColumn("ETA {task.fields[left]}")
+        super().__init__(*columns, *elsewhere, console=console)
+        self.row = self.add_task("", total=steps, completed=first_step, elapsed=duration(0), left="not known yet")
+
+    def show(self, step: int, left: float | None, figures: list[str]) -> None:
+        self.figures = figures
+        self.tasks[0].fields["left"] = "not known yet" if left is None else duration(left)
+        self.update(self.row, completed=step)
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        for task in self.tasks:
+            task.fields["elapsed"] = duration(time.monotonic() - self.began)
+        yield self.make_tasks_table(self.tasks)
+        yield Text("\n".join(filled(self.figures, self.terminal.width)))
 
 
 def summarise(config: cfg.Config, result, *, sample: str | None) -> None:
@@ -87,21 +160,19 @@ def summarise(config: cfg.Config, result, *, sample: str | None) -> None:
 
     if jax.process_index():
         return
-    console = Console(highlight=False)
+    console = make_console()
     records = read_records(result.out / "metrics.jsonl")
     try:
         curve = str(plot_losses(records, result.out / "loss.png", title=config.name, unit=config.objective.unit))
     except Exception as error:  # whatever matplotlib raises: the run is done, and its figures are kept
         curve = f"not drawn ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
-    table = Table(title=f"{config.name}, step {result.step}", show_header=False, title_justify="left")
-    table.add_column()
-    table.add_column(overflow="fold")  # a path cut short is of no use
+    table = make_table(f"{config.name}, step {result.step}", "", "<")
     for name, value in summary_rows(config, result, records):
         table.add_row(name, escape(value))
     table.add_row("loss curve", escape(str(curve)))
     console.print(table)
     if sample is not None and jax.process_count() > 1:
-        console.print("\n--sample is for one process; the command below samples from the checkpoint, on any mesh.")
+        tell(console, "\n--sample is for one process; the command below samples from the checkpoint, on any mesh.")
     elif sample is not None:
         from jaxscale.serving.serve import sample_after
 
@@ -132,7 +203,7 @@ def program() -> str:
     """How to call jaxscale from here: its name where the shell finds it, else as it was called."""
     if shutil.which("jaxscale"):
         return "jaxscale"
-    return "python -m jaxscale.cli" if sys.argv[0].endswith("__main__.py") else os.path.relpath(sys.argv[0])
+    return "python -m jaxscale" if sys.argv[0].endswith("__main__.py") else os.path.relpath(sys.argv[0])
 
 
 def summary_rows(config: cfg.Config, result, records: list[dict]) -> list[tuple[str, str]]:
@@ -195,70 +266,3 @@ def fall(losses: list[float], unit: str) -> str:
     if not losses:
         return "none measured"
     return f"{losses[-1]:.4f}" + (f" (first {losses[0]:.4f})" if len(losses) > 1 else "") + f" {unit}"
-
-
-# --- show -----------------------------------------------------------------------------------------------------
-
-
-def show_config(config: cfg.Config, num_devices: int | None) -> None:
-    from jaxscale.training.layout import parameter_layout
-
-    mesh_text, rows = parameter_layout(config, num_devices)  # first, as it may refuse
-    console = Console(highlight=False)
-    console.print(cfg.dump_config(config), markup=False)
-    counts = parameter_counts(config.model)
-    table = Table(title="Parameters, without vocabulary padding", title_justify="left")
-    table.add_column("part")
-    table.add_column("parameters", justify="right")
-    table.add_column("share", justify="right")
-    for part, number in counts.items():
-        if number:
-            table.add_row(part, f"{number:,}", f"{number / sum(counts.values()):.1%}")
-    table.add_row("all", f"{sum(counts.values()):,}", "100%", style="bold")
-    if config.model.moe:
-        active = active_parameters(config.model)
-        table.add_row("active for a token", f"{active:,}", f"{active / sum(counts.values()):.1%}")
-    console.print(table)
-    table = Table(title=f"Every parameter on {mesh_text}", title_justify="left")
-    for name, justify in (
-        ("parameter", "left"),
-        ("logical axes", "left"),
-        ("PartitionSpec", "left"),
-        ("global shape", "left"),
-        ("global bytes", "right"),
-        ("shape a device", "left"),
-        ("bytes a device", "right"),
-    ):
-        table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
-    for row in rows:
-        table.add_row(
-            row.name,
-            ", ".join(row.axes),
-            row.spec,
-            shape_text(row.shape),
-            f"{row.bytes:,}",
-            shape_text(row.device_shape),
-            f"{row.device_bytes:,}",
-        )
-    table.add_row(
-        "all", "", "", "", f"{sum(r.bytes for r in rows):,}", "", f"{sum(r.device_bytes for r in rows):,}", style="bold"
-    )
-    if num_devices is None and -1 in config.mesh.model_dump().values() and len(rows):
-        console.print(
-            "An axis of the mesh is -1 (the devices that are left), taken as 1 here; --devices N says how many."
-        )
-    wide = console if console.width >= 180 else Console(highlight=False, width=180)  # a wrapped row cannot be read
-    wide.print(table)
-
-
-def show_fields(directory: str) -> None:
-    """What each field of a published config.json became."""
-    found = cfg.read_published(Path(directory))
-    table = Table("config.json", "value", "here", title=f"{directory} is of the family {found.family}")
-    for key, value, ours in found.fields:
-        table.add_row(key, str(value), ours)
-    Console().print(table)
-
-
-def shape_text(shape: tuple[int, ...]) -> str:
-    return ", ".join(map(str, shape)) or "scalar"

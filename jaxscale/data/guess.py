@@ -50,5 +50,5 @@ def guess_corpus(path: str) -> Corpus:
     kind, size = sizes.most_common(1)[0]
     if not size:
         raise ValueError(f"{path} holds no text; give a file, a folder, or a dataset of `jaxscale data prepare`")
-    tokenizer, vocab_size, each = next(rest for most, *rest in TOKENIZERS if size <= most)
+    _, tokenizer, vocab_size, each = next(row for row in TOKENIZERS if size <= row[0])
     return Corpus(size / each, vocab_size, prepared=False, kind=kind, tokenizer=tokenizer)

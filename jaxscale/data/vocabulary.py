@@ -10,7 +10,10 @@ from jaxscale.data.index import read_index
 from jaxscale.data.llmc import matching, read_header
 
 # A model's vocabulary in a config; null and 0 leave it to the data.
-VocabSize = Annotated[int, Field(ge=0, lt=2**31), BeforeValidator(lambda value: 0 if value is None else value)]
+Size = Annotated[int, Field(ge=0, lt=2**31)]
+VocabSize = Annotated[
+    Size, BeforeValidator(lambda value: 0 if value is None else value, json_schema_input_type=Size | None)
+]
 
 
 def data_vocab_size(kind: str, paths: Sequence[str], stated: int | None = None) -> int:

@@ -5,13 +5,25 @@ Bandwidths are bytes/s in one direction.
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from jaxscale.hardware.chips import Chip
+from jaxscale.hardware.chips import Chip, find_chip
 from jaxscale.hardware.names import distance, read_name, valid_shapes
 
-__all__ = ["Link", "Stage", "Topology", "assign", "combined", "distance", "find_topology", "links", "valid_shapes"]
+__all__ = [
+    "Link",
+    "Stage",
+    "Topology",
+    "assign",
+    "combined",
+    "distance",
+    "find_topology",
+    "links",
+    "topology_of",
+    "valid_shapes",
+]
 
 
 @dataclass(frozen=True)
@@ -86,6 +98,29 @@ def find_topology(name: str, slices: int = 1) -> Topology:
     if slices > 1 and not chip.multislice:
         raise ValueError(f"slices={slices}: {chip.name} slices cannot be joined; take a larger slice")
     return Topology(chip, found.shape, slices)
+
+
+def topology_of(devices: Sequence[Any]) -> Topology | None:
+    """The topology that these `jax.Device`s are, where their chip is in the table and its shape is plain."""
+    chip = find_chip(devices[0].device_kind)
+    if chip is None:
+        return None
+    if chip.node:
+        nodes, rest = divmod(len(devices), chip.node)
+        name = (
+            f"{chip.name}:{len(devices)}"
+            if nodes == 0 or len(devices) == chip.node
+            else f"{chip.name}:{nodes}x{chip.node}"
+        )
+        return None if nodes and rest else find_topology(name)
+    coords = [getattr(d, "coords", None) for d in devices]
+    if any(c is None for c in coords):
+        return None
+    shape = [max(c[i] for c in coords) + 1 for i in range(3)]  # type: ignore[index]
+    shape = shape[: chip.torus_dims]
+    fits = math.prod(shape) * chip.devices == len(devices)
+    fits = fits and any(sorted(shape) == sorted(valid) for valid in valid_shapes(chip))
+    return find_topology(f"{chip.name}:{'x'.join(map(str, shape))}") if fits else None
 
 
 # --- how fast a mesh axis is ----------------------------------------------------------------------------------

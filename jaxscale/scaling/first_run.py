@@ -90,8 +90,9 @@ def sized(wish: Wish, flops: float, share: float) -> FirstRun:
     if wish.tokens < FEW:
         raise ValueError(f"{wish.data} has about {wish.tokens:,.0f} tokens; give a text of {FEW} or more")
     D = math.sqrt(flops / 6 * TOKENS_EACH)
-    limited = "hours" if D <= EPOCHS * wish.tokens else "text"
-    D = max(min(D, EPOCHS * wish.tokens), LEAST_STEPS * LEAST_TOKENS)
+    most = EPOCHS * wish.tokens
+    limited = "text" if most < D else "hours"
+    D = max(min(D, most), LEAST_STEPS * LEAST_TOKENS)
     N = max(D / TOKENS_EACH, LEAST_SIZE)
     config = shaped(wish, N, D)
     choice = None
@@ -120,7 +121,7 @@ def shaped(wish: Wish, N: float, D: float) -> cfg.Config:
     plainly = {"name": wish.data.name, "out": None, "steps": steps}
     sections = {
         "model": {"name": f"{wish.data.name}-{short(N).lower()}", "max_seq_len": T},
-        "mesh": {axis: 1 for axis in ("data", "tensor")} | {"fsdp": devices},
+        "mesh": {"data": 1, "tensor": 1, "fsdp": devices},
         "runtime": {"platform": "auto" if wish.topology else "cpu", "simulated_devices": None if wish.topology else 1},
         "data": {"path": str(wish.data), "batch_size": rows, "seq_len": T},
         "step": {"compute_dtype": "bfloat16", "remat": "full"} if wish.topology else {},

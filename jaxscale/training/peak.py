@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxscale.hardware.chips import find_chip
+from jaxscale.process.quiet import quiet_plugins
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,13 @@ def find_peak(devices: list[jax.Device], dtype: str) -> Peak | None:
         return None
     source = f"{len(devices)} x {kind}, dense {chip.dtype}, {chip.source}"
     return Peak(chip.bf16_flops / chip.devices * len(devices), source)
+
+
+def devices_here() -> tuple[list[jax.Device], Peak | None]:
+    """All devices that JAX finds, and their peak in the dtype that they train in by default."""
+    with quiet_plugins():
+        devices = jax.devices()
+    return devices, find_peak(devices, "float32" if devices[0].platform == "cpu" else "bfloat16")
 
 
 @functools.cache

@@ -4,6 +4,7 @@ config -> mesh -> rules x parameters -> state;  tokens -> batch(step);  state, b
 """
 
 import contextlib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from jaxscale.cluster.start import join_processes
 from jaxscale.compiled.libtpu import older_libtpu
 from jaxscale.files.places import open_place
 from jaxscale.models.attention import require_attention
-from jaxscale.parallel.mesh import describe_mesh, start_devices
+from jaxscale.parallel.mesh import start_devices
 from jaxscale.parallel.sharding import on_mesh
 from jaxscale.rollouts.opening import Feeds, open_feeds
 from jaxscale.rollouts.worth import Judges
@@ -80,7 +81,7 @@ def train(
 
     Raises:
         ValueError: what cannot work, in one line; Stopped: after Ctrl-C or SIGTERM, the state saved. With several
-        processes an error of one ends the process here, with its exit code, once the others have heard of it.
+            processes an error of one ends the process here, with its exit code, once the others have heard of it.
     """
     watcher, events = watcher or Silent(), Events()
     # --- machines
@@ -99,8 +100,8 @@ def train(
             assert rows is not None
             judges = Judges(config, tokenizer, watcher.say)
             measurers = open_measurers(config, tokenizer, judges, say=watcher.say)
-        about, kind = about_data(config, rows), devices[0].device_kind
-        watcher.say(f"mesh {describe_mesh(mesh)} of {kind}; {len(rows):,} rows of {rows.seq_len} tokens")
+        about = about_data(config, rows)
+        watcher.describe(config, mesh, rows, decoder=model is None)
         notes = older_libtpu() if devices[0].platform == "tpu" else None, bubble_note(schedule(config, mesh.shape))
         for note in filter(None, notes):
             watcher.say(note)
@@ -131,7 +132,7 @@ def train(
                 run.open(int(state.step), Meter(config, peak, model_flops_per_token(config, model)))
                 events.write("init", "end", int(state.step))
                 feeds = open_feeds(references.config, program, mesh, rules, rows, judges,
-                                   events=events, write=run.writer.write, say=watcher.say)  # fmt: skip
+                                   events=events, write=run.write, say=watcher.say)  # fmt: skip
                 state = run.go(state, feeds, measurers)
             finally:
                 watcher.finish()
@@ -162,6 +163,7 @@ class Run:
         self.config, self.program, self.checkpointer, self.monitor = config, program, checkpointer, monitor
         self.about_data, self.watcher, self.mesh, self.events = about_data, watcher, mesh, events
         self.losses: dict[int, float] = {}
+        self.newest: dict[str, float] = {}  # numbers of the newest record of each kind between steps
         self.validation_loss: float | None = None
         self.position = Position(config.data.batch_size)
         self.saves = Saves(config, checkpointer, watcher, events)
@@ -297,14 +299,20 @@ class Run:
         if self.warm:
             self.meter.add(seconds, this.wait)
         self.warm = True
-        values = {k: float(v) for k, v in jax.device_get(this.metrics).items()}
+        values: dict[str, Any] = {k: float(v) for k, v in jax.device_get(this.metrics).items()}
         self.guard.judge(step, values, self.saves.newest)
         self.losses[step] = values["loss"]
         speed = self.meter.speed(last=50)
-        self.watcher.step(step, values, speed)
+        values |= {"step_seconds": seconds, "data_wait_seconds": this.wait}
+        values |= speed_figures(speed, list(self.mesh.devices.flat))
+        self.watcher.step(step, values | self.newest, speed)
         if due(step, self.config.metrics.every) or step == self.config.steps:
-            own = {"step_seconds": seconds, "data_wait_seconds": this.wait}
-            self.writer.write("train", step, values | own | speed_figures(speed, list(self.mesh.devices.flat)))
+            self.writer.write("train", step, values)
+
+    def write(self, kind: str, step: int, values: Mapping[str, Any], **more: Any) -> None:
+        """A record between two steps; the watcher sees its numbers with the steps that follow, as `kind/name`."""
+        self.newest |= {f"{kind}/{name}": value for name, value in values.items() if isinstance(value, float)}
+        self.writer.write(kind, step, values, **more)
 
     def outer_step(self, state: TrainState, step: int) -> TrainState:
         """The step that replicas take together, between two of their own: no step's seconds hold it."""
@@ -331,7 +339,7 @@ class Run:
             with self.events.during("evaluation", step):
                 found = measurer(self.program, self.mesh, state)
                 self.validation_loss = found.get("loss", self.validation_loss)
-                self.writer.write(measurer.kind, step, found, plotted=measurer.numbers(found))
+                self.write(measurer.kind, step, found, plotted=measurer.numbers(found))
                 self.watcher.say(f"step {step}: {measurer.line(found)}")
 
     def save(self, state: TrainState, step: int, *, last: bool = False) -> None:

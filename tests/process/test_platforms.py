@@ -31,8 +31,10 @@ sys.argv = ["jaxscale", *sys.argv[1:]]
 from jaxscale.cli import main
 main()
 """
-SMALL = ["steps=2", "checkpoint.every=2", "optimizer.warmup_steps=0", "evaluation.every=0", "metrics.tensorboard=false", "model.num_layers=1",
-         "mesh.data=1", "mesh.fsdp=1", "mesh.tensor=1", "runtime.simulated_devices=1"]  # fmt: skip
+SMALL = [
+    "steps=2", "checkpoint.every=2", "optimizer.warmup_steps=0", "evaluation.every=0", "metrics.tensorboard=false",
+    "model.num_layers=1", "mesh.data=1", "mesh.fsdp=1", "mesh.tensor=1", "runtime.simulated_devices=1",
+]  # fmt: skip
 
 
 def without_linux(where: Path, *words: str) -> str:
