@@ -44,7 +44,8 @@ class ModelPicture {
     Object.assign(this, { node, open, buttons: new Map() });
   }
 
-  draw(rows, others, selected) {
+  /** `sent`: for the lookup of rows and its gradient, predicted as the seconds are. */
+  draw(rows, sent, selected) {
     const parts = partsOf(rows),
       all = parts.flatMap((part) => part.matmuls),
       most = Math.max(...all.map((m) => m.seconds)),
@@ -60,20 +61,20 @@ class ModelPicture {
         make("div", { class: "matmuls" }, part.matmuls.map((m) => this.button(m, most))),
       );
     });
-    this.node.replaceChildren(...(PAGE.config.table.lookups.length ? [this.embedding(others)] : []), ...nodes);
+    this.node.replaceChildren(...(PAGE.config.table.lookups.length ? [this.embedding(sent)] : []), ...nodes);
     this.mark(selected);
     if (focused) this.buttons.get(focused)?.focus();
   }
 
   /** Rows are looked up there: no matmul, so what is sent for it is all that there is to open. */
-  embedding(others) {
-    const own = others.filter((o) => o.what === "looked-up rows"),
-      kind = own.length ? "network" : "HBM";
+  embedding(sent) {
+    const sum = total(sent.map((s) => s.bytes * s.times)),
+      kind = sum ? "network" : "HBM";
     const link = make(
       "a",
       { href: "#others-section", class: `matmul ${kind}` },
       make("span", { class: "matmul-name" }, markNode(kind), "lookup"),
-      make("span", { class: "quiet" }, own.length ? `${bytes(total(own.map((o) => o.bytes * o.times)))} sent` : "nothing sent"),
+      make("span", { class: "quiet" }, sum ? `${bytes(sum)} sent` : "nothing sent"),
     );
     return make("div", { class: "part", role: "group", "aria-label": "embeddings" }, make("h3", {}, "embeddings"), make("div", { class: "matmuls" }, link));
   }

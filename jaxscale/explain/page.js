@@ -48,7 +48,7 @@ function drawRows() {
   const rows = shownRows();
   if (!rows.some((row) => row.id === state.row)) state.row = rows.length ? rows[0].id : null;
   list.draw(rows, state.row, now.atRest);
-  model.draw(now.rows, othersOf(), chosenName());
+  model.draw(now.rows, lookups(now.config, now.sizes), chosenName());
   drawRoofline();
   drawDetail();
 }
@@ -203,14 +203,12 @@ function markDevice() {
   byId("device-words").textContent = deviceWords(state.device, row, now.sizes, state.view, sketch);
 }
 
-/** Collectives of no matmul, as traced and compiled or by the rules. */
-function othersOf() {
-  if (now.atRest) return [...PAGE.explained.others, ...(PAGE.explained.inserted || []).map((o) => ({ ...o, what: "added by the compiler" }))];
-  return now.problem ? [] : otherTraffic(now.config, now.sizes, now.chip);
-}
-
 function drawOthers() {
-  const others = othersOf();
+  const others = now.atRest
+    ? [...PAGE.explained.others, ...(PAGE.explained.inserted || []).map((o) => ({ ...o, what: "added by the compiler" }))]
+    : now.problem
+      ? []
+      : otherTraffic(now.config, now.sizes, now.chip);
   const step = (o) => {
     if (o.bytes < 4 * count(o.axes, now.sizes)) return null;
     const node = make(

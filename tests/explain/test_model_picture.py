@@ -6,6 +6,7 @@ from browser import in_browser
 from jaxscale import config as cfg
 from jaxscale.blueprint.rules import check_divides, make_rules
 from jaxscale.explain.page import write_page
+from jaxscale.predict.traffic import traffic
 
 from .conftest import Page
 from .explanation import make_explanation
@@ -14,6 +15,14 @@ pytestmark = in_browser
 
 PARTS = "[...document.querySelectorAll('.part')].map(p => p.ariaLabel)"
 NAMES = "[...document.querySelectorAll('.part [data-name]')].map(n => n.dataset.name)"
+
+
+LOOKUPS = ("token ids", "looked-up rows", "rows' gradients", "embedding gradient", "embedding weight")
+
+
+def test_what_the_lookup_sends_is_what_python_predicts(page, config):
+    sent = [t.bytes * t.times for t in traffic(config, config.mesh.sizes(None)) if t.what in LOOKUPS]
+    assert page.text(".part a") == f"lookup{sum(sent) / 2**10:.4g} KiB sent"
 
 
 def test_the_model_stands_first_with_every_matmul_and_its_seconds(page):
