@@ -57,7 +57,7 @@ def show_outputs(app, name, source):
 
 
 def add_files(app, name, source):
-    """README's beginning is the site's, and the record of benchmarks is a page of it. Links lead to pages of the site."""
+    """README's beginning is the site's, and the record of benchmarks is a page. Links lead to pages of the site."""
     for marker, (file, end) in FILES.items():
         if marker in source[0]:
             text = (DOCS.parent / file).read_text(encoding="utf-8")

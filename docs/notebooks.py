@@ -3,8 +3,8 @@
     python docs/notebooks.py                                 # all of them; also `make notebooks`
     python docs/notebooks.py docs/course/01-matmul.md        # one
 
-```python blocks become cells, ```bash blocks become `%%bash` cells, and the text between stays markdown. The first cell makes
-a directory of its own for what the chapter writes, and eight simulated devices.
+```python blocks become cells, ```bash blocks become `%%bash` cells, and the text between stays markdown. The first
+cell makes a directory of its own for what the chapter writes, and eight simulated devices.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""README's picture: the page of explain with one matmul opened, in Chromium. `make pictures`: docs/_static/matmul.png."""
+"""README's picture, docs/_static/matmul.png: the page of explain with one matmul opened, in Chromium."""
 
 import io
 import shutil

@@ -12,13 +12,12 @@ from typing import Any
 from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
-from rich.table import Table
 from rich.text import Text
 
 from jaxscale import config as cfg
 from jaxscale.console.banner import banner, duration
 from jaxscale.console.predict import gib
-from jaxscale.console.tables import filled, make_console, make_table, tell
+from jaxscale.console.tables import FittedTable, filled, make_console, make_table, tell
 from jaxscale.data.index import read_index
 from jaxscale.predict.costs import CONVENTIONS
 
@@ -192,7 +191,7 @@ def summarise(config: cfg.Config, result, *, sample: str | None) -> None:
     console.print(again, markup=False, soft_wrap=True)
 
 
-def result_table(config: cfg.Config, result, records: list[dict]) -> Table:
+def result_table(config: cfg.Config, result, records: list[dict]) -> FittedTable:
     """How a run ended."""
     table = make_table(f"{config.name}, step {result.step}", "", "<")
     for name, value in summary_rows(config, result, records):

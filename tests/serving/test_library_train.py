@@ -42,14 +42,15 @@ def run(tmp_path_factory):
 
 
 def test_a_script_logs_its_steps_and_prints_nothing(run):
-    result, lines = run
+    _, lines = run
     assert any("step 6/6" in line and "loss" in line for line in lines)
     assert any("parameters" in line for line in lines)  # the banner
 
 
 def test_a_result_shows_itself(run):
     result, _ = run
-    assert "training loss" in repr(result) and f"{result.loss:.4f}" in repr(result)
+    assert "training loss" in repr(result)
+    assert f"{result.loss:.4f}" in repr(result)
     assert result._repr_html_().startswith("<pre")
 
 
@@ -57,13 +58,16 @@ def test_records_of_a_run_are_rows(run, tmp_path):
     result, _ = run
     rows = jaxscale.read_records(result.out)
     train = jaxscale.read_records(result.out / "metrics.jsonl", kind="train")
-    assert [row["step"] for row in train] == [1, 2, 3, 4, 5, 6] and len(rows) > len(train)
+    assert [row["step"] for row in train] == [1, 2, 3, 4, 5, 6]
+    assert len(rows) > len(train)
     rows.to_csv(tmp_path / "rows.csv")
     head, first, *_ = (tmp_path / "rows.csv").read_text().splitlines()
-    assert head.split(",") == rows.columns and len(first.split(",")) == len(rows.columns)
+    assert head.split(",") == rows.columns
+    assert len(first.split(",")) == len(rows.columns)
     pandas = pytest.importorskip("pandas")
     frame = train.to_pandas()
-    assert isinstance(frame, pandas.DataFrame) and frame["loss"].iloc[-1] == result.loss
+    assert isinstance(frame, pandas.DataFrame)
+    assert frame["loss"].iloc[-1] == result.loss
 
 
 def test_records_of_a_benchmark_are_rows():
@@ -77,7 +81,7 @@ def test_what_is_no_record_is_one_line(run, tmp_path):
     result, _ = run
     with pytest.raises(ValueError, match="is not there; give a run's directory"):
         jaxscale.read_records(tmp_path)
-    with pytest.raises(ValueError, match="no records of kind 'tain'; it has .*train"):
+    with pytest.raises(ValueError, match=r"no records of kind 'tain'; it has .*train"):
         jaxscale.read_records(result.out, "tain")
 
 
@@ -95,6 +99,7 @@ def test_a_notebook_shows_a_run_as_it_goes(tmp_path, monkeypatch):
     assert [o for o in outputs if o["output_type"] == "stream"] == []
     progress, table = outputs
     shown = progress["data"]["text/html"]
-    assert "step 6/6" in shown and "loss" in shown and "#" * 40 in shown and "parameters" in shown
+    for part in ("step 6/6", "loss", "#" * 40, "parameters"):
+        assert part in shown
     assert "training loss" in table["data"]["text/html"]
     assert notebook.cells[2].outputs[0]["text"].strip() == "6"
