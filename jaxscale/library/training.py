@@ -16,7 +16,7 @@ from jaxscale.console.train import TrainingConsole, result_table, step_figures
 from jaxscale.files.jsonl import read_records
 from jaxscale.library.views import View
 from jaxscale.process.quiet import quiet_inside
-from jaxscale.training.build import ModelFactory
+from jaxscale.training.step import ModelFactory
 from jaxscale.training.trainer import Result
 from jaxscale.training.trainer import train as run
 from jaxscale.training.watcher import Watcher
