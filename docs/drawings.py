@@ -7,6 +7,7 @@ A chapter's figures come from its own code; these need none. The same version of
 """
 
 import argparse
+import io
 from collections.abc import Callable
 from pathlib import Path
 
@@ -348,17 +349,16 @@ def experts() -> Figure:
     return figure
 
 
-def write(name: str, out: Path = OUT) -> Path:
-    """Draw one, without a date or a version in the file."""
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / f"{name}.svg"
+def draw(name: str, kind: str = "svg") -> bytes:
+    """The file of one, without a date or a version in it."""
     with matplotlib.rc_context(fname=DOCS / "course" / "matplotlibrc"):
         matplotlib.rcParams.update({"savefig.bbox": "standard", "hatch.linewidth": 0.8})
-        figure = DRAWINGS[name]()
+        figure, file = DRAWINGS[name](), io.BytesIO()
         for artist in figure.axes[0].get_children():
             artist.set_clip_on(False)  # a path of clipping for each would be half of the file
-        figure.savefig(path, metadata={"Date": None, "Creator": None})
-    return path
+        metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
+        figure.savefig(file, format=kind, dpi=144, metadata=metadata)
+    return file.getvalue()
 
 
 def main() -> None:
@@ -366,8 +366,10 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help=f"of {', '.join(DRAWINGS)}; default: all")
     parser.add_argument("--out", type=Path, default=OUT)
     arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
     for name in arguments.names or DRAWINGS:
-        print(write(name, arguments.out))
+        (arguments.out / f"{name}.svg").write_bytes(draw(name))
+        print(arguments.out / f"{name}.svg")
 
 
 if __name__ == "__main__":

@@ -4,9 +4,11 @@
     python docs/notebooks.py docs/course/01-matmul.md        # one
 
 ```python blocks become cells, ```bash blocks become `%%bash` cells, and the text between stays markdown. The first
-cell makes a directory of its own for what the chapter writes, and eight simulated devices.
+cell makes a directory of its own for what the chapter writes, and eight simulated devices. Drawings are attached to their
+cells, as PNG: Jupyter shows no SVG that is attached. So a notebook is one file, wherever it is opened.
 """
 
+import base64
 import re
 import sys
 from pathlib import Path
@@ -16,13 +18,15 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 DOCS = Path(__file__).resolve().parent
 sys.path.insert(0, str(DOCS))
+from drawings import draw  # noqa: E402
 from run_chapter import RUNS, blocks  # noqa: E402
 
 OUT = DOCS.parent / "build" / "notebooks"
 FIGURE = re.compile(r"!\[([^\]]*)\]\(figures/[^)]*\)")
-LINK = re.compile(r"\]\((?!https?:|#)([^)]*)\)")
+DRAWING = re.compile(r"\]\(drawings/([a-z-]+)\.svg\)")
+LINK = re.compile(r"\]\((?!https?:|#|attachment:)([^)]*)\)")
 SETUP = """\
-# Where jaxscale is missing (Colab, say): %pip install 'jaxscale @ file:///path/to/the/clone'
+# Where jaxscale is missing (Colab, say): upload its wheel, and %pip install jaxscale-0.1.0-py3-none-any.whl
 import os, sys, tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -54,9 +58,17 @@ def notebook(markdown: str) -> nbformat.NotebookNode:
 
 
 def prose(lines: list[str]) -> list[nbformat.NotebookNode]:
-    """A markdown cell without what only the site shows: figures, which the cells draw, and links between pages."""
+    """A markdown cell with its drawings, without figures, which the cells draw, and without links between pages."""
     text = FIGURE.sub(r"*\1*", "\n".join(lines)).strip()
-    return [new_markdown_cell(re.sub(r"\[([^\]]*)" + LINK.pattern, r"\1", text))] if text else []
+    if not text:
+        return []
+    names = DRAWING.findall(text)
+    text = DRAWING.sub(r"](attachment:\1.png)", text)
+    cell = new_markdown_cell(re.sub(r"\[([^\]]*)" + LINK.pattern, r"\1", text))
+    if names:
+        images = {name: base64.b64encode(draw(name, "png")).decode() for name in names}
+        cell["attachments"] = {f"{name}.png": {"image/png": image} for name, image in images.items()}
+    return [cell]
 
 
 def write(chapter: Path, out: Path = OUT) -> Path:
