@@ -4,8 +4,8 @@
     python docs/notebooks.py docs/course/01-matmul.md        # one
 
 ```python blocks become cells, ```bash blocks become `%%bash` cells, and the text between stays markdown. The first
-cell makes a directory of its own for what the chapter writes, and eight simulated devices. Drawings are attached to their
-cells, as PNG: Jupyter shows no SVG that is attached. So a notebook is one file, wherever it is opened.
+cell makes a directory of its own for what the chapter writes, and eight simulated devices. Drawings are attached to
+their cells, as PNG: Jupyter shows no SVG that is attached. So a notebook is one file, wherever it is opened.
 """
 
 import base64

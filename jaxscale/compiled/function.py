@@ -11,19 +11,17 @@ from jaxscale.compiled.work import Work, Worker
 
 
 def compiled_work(function: Callable[..., Any], *arrays: Any) -> Work:
-    """This function compiles `function` for arrays of these shapes, and counts: `flops` of its matmuls, `bytes` of memory.
+    """Compile `function` for arrays like these, and count the `flops` of its matmuls and the `bytes` that it moves.
 
-    Args:
-        arrays: arrays, or `jax.ShapeDtypeStruct`s: a shape and a dtype without numbers. Nothing runs.
-
-    All figures are of one device of the current mesh.
+    Nothing runs: an array may be a `jax.ShapeDtypeStruct`, a shape and a dtype without numbers. The figures are those
+    of one device of the current mesh.
     """
     program = program_of(function, arrays)
     return Worker(program).of_computation(program.entry)
 
 
 def compiled_collectives(function: Callable[..., Any], *arrays: Any) -> list[Collective]:
-    """This function compiles `function` for the current mesh, and lists the messages between devices."""
+    """Compile `function` for the current mesh, and list what its devices send each other."""
     return collectives(program_of(function, arrays), dict(jax.sharding.get_abstract_mesh().shape))
 
 

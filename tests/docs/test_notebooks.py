@@ -1,10 +1,8 @@
 """The chapters as notebooks: every block in order, drawings inside, and the first one runs in a kernel."""
 
-import asyncio
 import base64
 import re
 import sys
-import warnings
 from pathlib import Path
 
 import nbformat
@@ -42,13 +40,9 @@ def test_the_notebook_runs_in_a_kernel(chapter, tmp_path, monkeypatch):
     from nbclient import NotebookClient
 
     monkeypatch.setenv("PYTHONPATH", str(DOCS.parent))
+    monkeypatch.setenv("JUPYTER_PLATFORM_DIRS", "1")
     made = nbformat.read(notebooks.write(chapter, tmp_path), as_version=4)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the client and its sockets
-        client = NotebookClient(
-            made, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
-        )
-        asyncio.run(client.async_execute())
+    NotebookClient(made, timeout=300, kernel_name="python3").execute()
     outputs = [output for cell in made.cells if cell.cell_type == "code" for output in cell.outputs]
     assert not [o for o in outputs if o.output_type == "error"]
     assert "compiled  2,147,483,648 FLOPs" in "".join(o.get("text", "") for o in outputs)
