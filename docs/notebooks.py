@@ -25,13 +25,16 @@ OUT = DOCS.parent / "build" / "notebooks"
 FIGURE = re.compile(r"!\[([^\]]*)\]\(figures/[^)]*\)")
 DRAWING = re.compile(r"\]\(drawings/([a-z-]+)\.svg\)")
 LINK = re.compile(r"\]\((?!https?:|#|attachment:)([^)]*)\)")
+BASH = "%%bash\nset -eo pipefail\n"  # an error ends the cell
 SETUP = """\
 # Where jaxscale is missing (Colab, say): upload its wheel, and %pip install jaxscale-0.1.0-py3-none-any.whl
 import os, sys, tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["PATH"] = os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]
-os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "2", "NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "100"}
+for colors in ("FORCE_COLOR", "CLICOLOR_FORCE", "CLICOLOR"):  # a kernel's, which files would get too
+    os.environ.pop(colors, None)
 os.chdir(tempfile.mkdtemp())
 os.makedirs("figures")
 
@@ -46,7 +49,7 @@ def notebook(markdown: str) -> nbformat.NotebookNode:
     for block in (b for b in blocks(markdown) if b.language in RUNS):
         cells += prose(lines[at : block.line - 2])
         code = block.text.rstrip("\n")
-        cells.append(new_code_cell(f"%%bash\n{code}" if block.language == "bash" else code))
+        cells.append(new_code_cell(BASH + code if block.language == "bash" else code))
         at = block.end
     cells += prose(lines[at:])
     cells.insert(1, new_code_cell(SETUP))
