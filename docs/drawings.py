@@ -350,14 +350,13 @@ def experts() -> Figure:
 
 
 def draw(name: str, kind: str = "svg") -> bytes:
-    """The file of one, without a date or a version in it."""
+    """The file of one. An SVG has no date in it, but the version of matplotlib."""
     with matplotlib.rc_context(fname=DOCS / "course" / "matplotlibrc"):
         matplotlib.rcParams.update({"savefig.bbox": "standard", "hatch.linewidth": 0.8})
         figure, file = DRAWINGS[name](), io.BytesIO()
         for artist in figure.axes[0].get_children():
             artist.set_clip_on(False)  # a path of clipping for each would be half of the file
-        metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
-        figure.savefig(file, format=kind, dpi=144, metadata=metadata)
+        figure.savefig(file, format=kind, dpi=144, metadata={"Date": None} if kind == "svg" else None)
     return file.getvalue()
 
 
