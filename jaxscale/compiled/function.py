@@ -26,4 +26,6 @@ def compiled_collectives(function: Callable[..., Any], *arrays: Any) -> list[Col
 
 
 def program_of(function: Callable[..., Any], arrays: tuple[Any, ...]) -> hlo.Program:
-    return hlo.parse(jax.jit(function).lower(*arrays).compile().as_text())
+    text = jax.jit(function).lower(*arrays).compile().as_text()
+    assert text is not None  # it is None for a compiler that keeps no text
+    return hlo.parse(text)
