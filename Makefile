@@ -60,8 +60,9 @@ notebooks: $(VENV)/installed-docs
 pictures: $(VENV)/installed-dev
 	$(BIN)/python docs/pictures.py
 
-# The chapters' figures in the repository, as their code draws them now.
+# The chapters' figures in the repository, as their code draws them now, and the drawings of ideas.
 figures: $(VENV)/installed-docs
+	$(BIN)/python docs/drawings.py
 	$(BIN)/python docs/run_chapter.py --figures $(CHAPTERS)
 
 # SmolLM2-135M learns a fact by LoRA: 10 minutes on two cores, 2 GB in build/finetune. The package that holds the model asks
