@@ -45,7 +45,7 @@ BELOW = {
     # measures by training's step, and is called by its evaluations: no file is in a circle
     "measuring": {"abilities", "config", "blueprint", "data", "models", "objectives", "parallel", "training"},
     "training": {
-        "measuring", "files", "hardware", "optimizers", "columns", "data", "config", "blueprint", "predict", "compiled",
+        "measuring", "files", "process", "hardware", "optimizers", "columns", "data", "config", "blueprint", "predict", "compiled",
         "parallel", "private", "blame", "codes", "cluster", "checkpoint", "models", "objectives", "vocabulary", "index",
         "interop", "rollouts",
     },
@@ -65,7 +65,7 @@ BELOW = {
     "sweep": {"files", "record", "compiled", "config"},
     "compare": {"record"},
     "bench": {
-        "files", "hardware", "data", "config", "blueprint", "predict", "record", "compiled", "parallel", "checkpoint",
+        "files", "process", "hardware", "data", "config", "blueprint", "predict", "record", "compiled", "parallel", "checkpoint",
         "models", "training", "aot", "sweep",
     },
     "report": {"files", "config", "predict", "record", "hardware", "scaling", "flag"},
@@ -84,6 +84,7 @@ BELOW = {
         "hardware", "process", "config", "predict", "compiled", "parallel", "explain", "serving", "console", "files",
         "record", "training",
     },
+    "__main__": {"cli"},
     "cli": {
         "files", "hardware", "process", "data", "config", "predict", "record", "compiled", "blame", "inventory",
         "checkpoint", "training", "sweep", "bench", "compare", "report", "explain", "puzzles", "serving", "console",
