@@ -34,7 +34,7 @@ def verb(
     The text and the hours decide the model's size; `plan` chooses its mesh. Nothing is trained or downloaded.
     """
     if out.exists() and not overwrite:
-        raise ValueError(f"{out} is there already; give another one with -o, or --overwrite")
+        raise ValueError(f"{out} already exists; give another file with -o, or --overwrite")
     text = text or ask("text")
     machine = machine or ask("machine", HERE)
     hours = hours if hours is not None else float_of(ask("hours", "1"))

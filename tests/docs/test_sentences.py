@@ -20,7 +20,7 @@ FEW = 5  # a page with fewer sentences has no mean worth holding
 GLOSSARY = re.compile(r"^```\{glossary\}\n(.*?)^```$", re.MULTILINE | re.DOTALL)  # prose in a fence
 FENCE = re.compile(r"^( *)(```+|~~~+|:::+).*?^\1\2 *$", re.MULTILINE | re.DOTALL)
 COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
-NO_PROSE = re.compile(r"^( {4}\S| *(#|\||!\[|:\w+:|\(\w+\)=|\$\$))")  # indented code, heading, table, picture, field, label, formula
+NO_PROSE = re.compile(r"^( {4}\S| *(#|\||!\[|:\w+:|\(\w+\)=|\$\$))")  # code, heading, table, picture ...
 ITEM = re.compile(r"^ *(?:[-*+:]|\d+\.) +")
 LINK = re.compile(r"!?\[([^\]]*)\]\([^)]*\)")
 CODE = re.compile(r"(`+)(?!`).+?\1", re.DOTALL)
