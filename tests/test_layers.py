@@ -45,9 +45,9 @@ BELOW = {
     # measures by training's step, and is called by its evaluations: no file is in a circle
     "measuring": {"abilities", "config", "blueprint", "data", "models", "objectives", "parallel", "training"},
     "training": {
-        "measuring", "files", "process", "hardware", "optimizers", "columns", "data", "config", "blueprint", "predict", "compiled",
-        "parallel", "private", "blame", "codes", "cluster", "checkpoint", "models", "objectives", "vocabulary", "index",
-        "interop", "rollouts",
+        "measuring", "files", "process", "hardware", "optimizers", "columns", "data", "config", "blueprint", "predict",
+        "compiled", "parallel", "private", "blame", "codes", "cluster", "checkpoint", "models", "objectives",
+        "vocabulary", "index", "interop", "rollouts",
     },
     # samples with a model of training's, and is called by it: no file is in a circle
     "rollouts": {
@@ -65,8 +65,8 @@ BELOW = {
     "sweep": {"files", "record", "compiled", "config"},
     "compare": {"record"},
     "bench": {
-        "files", "process", "hardware", "data", "config", "blueprint", "predict", "record", "compiled", "parallel", "checkpoint",
-        "models", "training", "aot", "sweep",
+        "files", "process", "hardware", "data", "config", "blueprint", "predict", "record", "compiled", "parallel",
+        "checkpoint", "models", "training", "aot", "sweep",
     },
     "report": {"files", "config", "predict", "record", "hardware", "scaling", "flag"},
     "explain": {"files", "hardware", "optimizers", "config", "blueprint", "predict", "compiled", "report"},

@@ -48,8 +48,8 @@ def verb(
     topology, peak = of_machine(machine)
     wish = Wish(dataset, corpus.tokens, corpus.vocab_size, corpus.prepared, hours, peak, topology)
     found = first_run(wish)
-    words = ["jaxscale", "data", "prepare", f"--{corpus.kind}", text, "--tokenizer", corpus.tokenizer]
-    prepare = None if corpus.prepared else shlex.join([*words, "--out", str(dataset)])
+    words = ["jaxscale", "data", "prepare", *corpus.options, "--out", str(dataset)]
+    prepare = None if corpus.prepared else shlex.join(words)
     out.write_text(run_file(wish, found, prepare, out))
     print(f"wrote {out}: {found.config.model.name}, {found.config.steps:,} steps, about {clock(found.seconds)}")
     for line in (prepare, f"jaxscale train {shlex.quote(str(out))}"):

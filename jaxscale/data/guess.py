@@ -11,6 +11,7 @@ from jaxscale.data.index import INDEX_NAME, read_index
 
 KINDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".pq": "parquet"}  # anything else is text
 READERS = {"jsonl": sources.jsonl_source, "parquet": sources.parquet_source, "text": sources.text_source}
+FEW_FILES = 100
 EXPANDS = 4.0  # bytes of text in a byte of a compressed file or of Parquet, about
 TOKENIZERS = (  # up to so many bytes of text: the tokenizer, its vocabulary, bytes of English in a token, about
     (5e7, "byte", 257, 1.0),
@@ -21,13 +22,16 @@ TOKENIZERS = (  # up to so many bytes of text: the tokenizer, its vocabulary, by
 
 @dataclass(frozen=True)
 class Corpus:
-    """What would be trained on. `tokens` and `vocab_size` are estimates unless `prepared`."""
+    """What would be trained on. `tokens` and `vocab_size` are estimates unless `prepared`.
+
+    Attributes:
+        options: of `data prepare`, where it is not prepared.
+    """
 
     tokens: float
     vocab_size: int
     prepared: bool
-    kind: str = ""
-    tokenizer: str = ""
+    options: tuple[str, ...] = ()
 
 
 def guess_corpus(path: str) -> Corpus:
@@ -42,13 +46,18 @@ def guess_corpus(path: str) -> Corpus:
             raise ValueError(f"{path} holds {index.examples.kind}; docs/objectives.md has run files for them")
         return Corpus(index.splits["train"].tokens, index.tokenizer.vocab_size, prepared=True)
     sizes: Counter[str] = Counter()
+    files: Counter[str] = Counter()
     for file in find([path]).files:
         name = without_compression(file.name).lower()
         kind = KINDS.get(Path(name).suffix, "text")
         packed = kind == "parquet" or name != file.name.lower()
+        files[kind] += 1
         sizes[kind] += int(file.size_bytes * (EXPANDS if packed else 1))
     kind, size = sizes.most_common(1)[0]
     if not size:
         raise ValueError(f"{path} holds no text; give a file, a folder, or a dataset of `jaxscale data prepare`")
     _, tokenizer, vocab_size, each = next(row for row in TOKENIZERS if size <= row[0])
-    return Corpus(size / each, vocab_size, prepared=False, kind=kind, tokenizer=tokenizer)
+    options = (f"--{kind}", path, "--tokenizer", tokenizer)
+    if kind == "text" and files[kind] < FEW_FILES:  # a file is a document: a share of so few would be none, or all
+        options += ("--validation-tail", "0.05")
+    return Corpus(size / each, vocab_size, prepared=False, options=options)

@@ -5,6 +5,7 @@ arXiv:2203.15556), at most 4 epochs (Muennighoff et al. 2023, arXiv:2305.16264),
 square root of the width. A ladder of small runs (`jaxscale ladder`) replaces all three.
 """
 
+import contextlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ LEAST_STEPS = 200  # of a text so small that more epochs are the only way
 FEW = 100  # tokens of a text that no model learns from
 RATE, RATE_WIDTH = 3e-3, 64  # the learning rate at a width; the shipped ladders' own
 LARGE = 2e7  # parameters from which a model is shaped as Llama 3.2 1B rather than as the quickstart's
+LARGER, MOST_LARGER = 1.25, 25  # a size is raised by this factor, so many times at most
 ROUNDS = 3  # of: hours -> size -> speed -> hours
 
 
@@ -114,7 +116,7 @@ def shaped(wish: Wish, N: float, D: float) -> cfg.Config:
     T = 256 if N < 5e6 else 1024 if N < 2e8 else 2048
     name, plain = ("llama3.2-1b", ["model.rope_scaling=null"]) if large else ("quickstart", [])
     base = cfg.load_config(name, [f"model.vocab_size={wish.vocab_size}", *plain])
-    model, _ = near(base, N, "without")
+    model = near_or_larger(base, N)
     devices = wish.topology.devices if wish.topology else 1
     rows = max(power_of_two(min(max(D / STEPS, LEAST_TOKENS), MOST_TOKENS) / T), devices)
     steps = max(1, round(D / rows / T))
@@ -134,6 +136,14 @@ def shaped(wish: Wish, N: float, D: float) -> cfg.Config:
     }
     named = cfg.validate(model.model_dump(mode="json") | plainly, source="init")
     return with_changes(named, sections, source="init")
+
+
+def near_or_larger(base: cfg.Config, N: float) -> cfg.Config:
+    """The base's shape at N parameters, or at the least size above N that it can have: a vocabulary has its size."""
+    for k in range(MOST_LARGER):
+        with contextlib.suppress(ValueError):
+            return near(base, LARGER**k * N, "without")[0]
+    return near(base, LARGER**MOST_LARGER * N, "without")[0]
 
 
 def power_of_two(number: float) -> int:
