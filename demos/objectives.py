@@ -239,7 +239,7 @@ def draw_over(axes: Any, run: Path) -> None:
     other.plot(far, [100 * r["judge"] for r in rounds], ".", color=RED)
     other.set(ylabel="exact matches, percent", ylim=(0, 100))
     axes.plot([], [], ".", color=RED, label="the truth")
-    axes.set(title="A learned reward, held loosely", xlabel="divergence, nats a token", ylabel="learned reward")
+    axes.set(title="A learned reward, held loosely", xlabel="divergence, nats per token", ylabel="learned reward")
     axes.legend(frameon=False, loc="center right")
 
 

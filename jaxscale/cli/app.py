@@ -74,7 +74,10 @@ def version(show: bool) -> None:
 @app.callback()
 def root(
     show_version: Annotated[
-        bool, typer.Option("--version", callback=version, is_eager=True, help="Package, jax and devices.")
+        bool,
+        typer.Option(
+            "--version", callback=version, is_eager=True, help="Show the versions of jaxscale and JAX, and the devices."
+        ),
     ] = False,
 ) -> None:
     pass

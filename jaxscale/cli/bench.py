@@ -15,36 +15,38 @@ EXAMPLE = "jaxscale bench step quickstart"
 app = typer.Typer(
     no_args_is_help=True,
     suggest_commands=False,
-    help="Measure; each verb leaves one record (JSON).",
+    help="Measure this machine. Each verb writes one record (JSON).",
     rich_markup_mode=None,
 )
 
-Out = Annotated[Path, typer.Option("-o", "--out", help="A record's file, or the directory to put it in.")]
+Out = Annotated[Path, typer.Option("-o", "--out", help="The file of the record, or its directory.")]
 Platform = Annotated[str, typer.Option(help="auto, cpu, gpu or tpu.")]
-Repeats = Annotated[int, typer.Option(min=3, help="Samples of each case, at most.")]
-Seconds = Annotated[float, typer.Option(min=0.01, help="No further sample of a case after so long.")]
+Repeats = Annotated[int, typer.Option(min=3, help="Maximum samples of each case.")]
+Seconds = Annotated[float, typer.Option(min=0.01, help="Take no new sample of a case after this many seconds.")]
 ConfigName = Annotated[
     str, typer.Argument(help="a YAML file, or the name of a shipped one: quickstart, llama3.1-8b, ...")
 ]
-Dtypes = Annotated[list[str] | None, typer.Option("--dtype", help="bfloat16, float32; may be given several times.")]
+Dtypes = Annotated[list[str] | None, typer.Option("--dtype", help="bfloat16 or float32; repeatable.")]
 RECORDS = Path("runs/bench")
 
 
 @app.command()
 def matmul(
     overrides: Overrides = None,
-    shape: Annotated[list[str] | None, typer.Option(help="MxKxN of x[M, K] · w[K, N]; several times.")] = None,
+    shape: Annotated[list[str] | None, typer.Option(help="MxKxN of x[M, K] · w[K, N]; repeatable.")] = None,
     dtype: Dtypes = None,
-    search: Annotated[bool, typer.Option("--search", help="Look for the best achievable shape.")] = False,
-    budget: Annotated[float, typer.Option(min=1, help="With --search: seconds of looking, for each dtype.")] = 60.0,
+    search: Annotated[bool, typer.Option("--search", help="Search for the fastest shape.")] = False,
+    budget: Annotated[float, typer.Option(min=1, help="With --search: seconds of search for each dtype.")] = 60.0,
     model: Annotated[str | None, typer.Option(help="A run file: measure its matmuls on one device.")] = None,
-    mesh: Annotated[str | None, typer.Option(help="With --model: axis=size,... Need not be here.")] = None,
+    mesh: Annotated[
+        str | None, typer.Option(help="With --model: axis=size,... The devices need not exist here.")
+    ] = None,
     platform: Platform = "auto",
     repeats: Repeats = 20,
     seconds: Seconds = 2.0,
     out: Out = RECORDS,
 ) -> None:
-    """Achieved FLOP/s: over shapes, the best that can be found, or those of a model's matmuls under a mesh."""
+    """Measure the FLOP/s of matmuls: given shapes, the fastest shape, or a model's matmuls on a mesh."""
     if sum((bool(shape), search, model is not None)) > 1:
         raise ValueError("--shape, --search and --model are three benchmarks; give one of them")
     if overrides and model is None:
@@ -63,13 +65,13 @@ def matmul(
 
 @app.command()
 def memory(
-    size: Annotated[list[int] | None, typer.Option(min=4, help="Bytes; several times.")] = None,
+    size: Annotated[list[int] | None, typer.Option(min=4, help="Bytes; repeatable.")] = None,
     platform: Platform = "auto",
     repeats: Repeats = 20,
     seconds: Seconds = 2.0,
     out: Out = RECORDS,
 ) -> None:
-    """Bandwidths: a copy within the device, host to device, and back."""
+    """Measure bandwidths: a copy within the device, host to device, and device to host."""
     out = ready(out)
     from jaxscale.bench import verbs
 
@@ -79,9 +81,7 @@ def memory(
 @app.command()
 def collectives(
     mesh: Annotated[str, typer.Option(help="axis=size,... e.g. data=2,tensor=4; one axis may be -1.")] = "data=-1",
-    size: Annotated[
-        list[int] | None, typer.Option(min=4, help="Bytes, as nccl-tests counts them; several times.")
-    ] = None,
+    size: Annotated[list[int] | None, typer.Option(min=4, help="Bytes, as nccl-tests counts them; repeatable.")] = None,
     dtype: Annotated[str, typer.Option(help="bfloat16 or float32.")] = "float32",
     devices: Annotated[int | None, typer.Option(min=1, help="Simulated devices, on a CPU.")] = None,
     platform: Platform = "auto",
@@ -89,7 +89,7 @@ def collectives(
     seconds: Seconds = 1.0,
     out: Out = RECORDS,
 ) -> None:
-    """All-reduce, all-gather, reduce-scatter, all-to-all, ppermute over each axis: algbw, busbw, a fitted line."""
+    """Measure each collective over each axis: algbw, busbw, a fitted latency and bandwidth."""
     out = ready(out)
     from jaxscale.bench import verbs
 
@@ -98,11 +98,15 @@ def collectives(
 
 @app.command()
 def attention(
-    seq_len: Annotated[list[int] | None, typer.Option(min=16, help="Tokens of a row; several times.")] = None,
-    tokens: Annotated[int | None, typer.Option(min=16, help="Tokens of a call; rows are tokens / seq_len.")] = None,
+    seq_len: Annotated[list[int] | None, typer.Option(min=16, help="Tokens per row; repeatable.")] = None,
+    tokens: Annotated[
+        int | None, typer.Option(min=16, help="Tokens per call; the number of rows is tokens / seq_len.")
+    ] = None,
     heads: Annotated[int, typer.Option(min=1, help="Query heads.")] = 16,
-    kv_heads: Annotated[int | None, typer.Option(min=1, help="By default as many as heads.")] = None,
-    head_dim: Annotated[int, typer.Option(min=8, help="Numbers of one head.")] = 128,
+    kv_heads: Annotated[
+        int | None, typer.Option(min=1, help="Key and value heads; by default as many as query heads.")
+    ] = None,
+    head_dim: Annotated[int, typer.Option(min=8, help="Size of one head.")] = 128,
     dtype: Annotated[str, typer.Option(help="bfloat16 or float32.")] = "bfloat16",
     context: Annotated[int, typer.Option(min=1, help="Devices that share a row; on a CPU they are simulated.")] = 1,
     platform: Platform = "auto",
@@ -110,7 +114,7 @@ def attention(
     seconds: Seconds = 2.0,
     out: Out = RECORDS,
 ) -> None:
-    """Each attention kernel of this device, forward and backward: FLOP/s, memory, error against the reference."""
+    """Measure each attention kernel of this device, forward and backward: FLOP/s, memory, error."""
     out = ready(out)
     from jaxscale.bench import verbs
 
@@ -124,12 +128,16 @@ def step(
     config: ConfigName,
     overrides: Overrides = None,
     steps: Annotated[int, typer.Option(min=3, help="Timed steps.")] = 20,
-    burn_in: Annotated[int, typer.Option(min=1, help="Steps before them.")] = 5,
-    ceilings: Annotated[bool, typer.Option(help="Also the best matmul and the model's own, as ceilings.")] = True,
-    profile: Annotated[Path | None, typer.Option(help="Write a profiler trace here; tell where the time goes.")] = None,
+    burn_in: Annotated[int, typer.Option(min=1, help="Warm-up steps before the timed ones.")] = 5,
+    ceilings: Annotated[
+        bool, typer.Option(help="Also measure the best matmul and the model's own, as ceilings.")
+    ] = True,
+    profile: Annotated[
+        Path | None, typer.Option(help="Write a profiler trace here, and show where the time goes.")
+    ] = None,
     out: Out = RECORDS,
 ) -> None:
-    """The trainer's own step and loop: seconds, tokens/s, MFU and HFU, memory, shares of the ceilings."""
+    """Measure the trainer's own step and loop: seconds, tokens/s, MFU, HFU, memory, shares of the ceilings."""
     from jaxscale.config import load_config
 
     out = ready(out)
@@ -151,7 +159,7 @@ def sweep(
     steps: Annotated[int, typer.Option(min=3, help="Timed steps of each run.")] = 10,
     out: Out = RECORDS,
 ) -> None:
-    """A grid of runs, each in a fresh process: a failed one is a row. The same command goes on where it stopped."""
+    """Measure a grid of runs, each in a fresh process. A failed run is a row. The same command resumes the sweep."""
     from jaxscale.bench import sweep as sweeps
     from jaxscale.bench.record import INTERRUPTED, folder_of
     from jaxscale.files.redact import command_line
@@ -177,12 +185,12 @@ def sweep(
 def loader(
     config: ConfigName,
     overrides: Overrides = None,
-    batches: Annotated[int, typer.Option(min=3, help="Batches that are timed.")] = 50,
+    batches: Annotated[int, typer.Option(min=3, help="Timed batches.")] = 50,
     text: Annotated[list[str] | None, typer.Option(help="Also prepare this text: file, folder or glob.")] = None,
     tokenizer: Annotated[str, typer.Option(help="With --text: byte, bpe:N or a tokenizer.json.")] = "byte",
     out: Out = RECORDS,
 ) -> None:
-    """Tokens/s of loading a run's data onto its mesh, and of preparing text."""
+    """Measure tokens/s of loading a run's data onto its mesh, and of preparing text."""
     out = ready(out)
     from jaxscale.bench import verbs
 
@@ -193,11 +201,11 @@ def loader(
 def checkpoint(
     config: ConfigName,
     overrides: Overrides = None,
-    folder: Annotated[Path, typer.Option(help="Where checkpoints are written: the disk that is measured.")] = Path(),
-    repeats: Annotated[int, typer.Option(min=3, help="How often the state is saved and restored.")] = 3,
+    folder: Annotated[Path, typer.Option(help="Where to write checkpoints; this disk is measured.")] = Path(),
+    repeats: Annotated[int, typer.Option(min=3, help="How many times the state is saved and restored.")] = 3,
     out: Out = RECORDS,
 ) -> None:
-    """Seconds and bytes/s to save a run's state (the blocking part apart) and to restore it."""
+    """Measure saving a run's state (the blocking part separately) and restoring it: seconds and bytes/s."""
     out = ready(out)
     from jaxscale.bench import verbs
 
@@ -208,10 +216,10 @@ def checkpoint(
 def startup(
     config: ConfigName,
     overrides: Overrides = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Runs without the cache, and as many with it.")] = 3,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs without the cache, and the same number with it.")] = 3,
     out: Out = RECORDS,
 ) -> None:
-    """From the command to the first step, by part, without and with the compilation cache."""
+    """Measure the time from command to first step, by part, with and without the compilation cache."""
     out = ready(out)
     from jaxscale.bench import verbs
 
@@ -222,10 +230,12 @@ def startup(
 def compare(
     a: Annotated[Path, typer.Argument(help="A record.")],
     b: Annotated[Path, typer.Argument(help="Another one of the same kind.")],
-    across_devices: Annotated[bool, typer.Option("--across-devices", help="Though the devices differ.")] = False,
-    every: Annotated[bool, typer.Option("--all", help="Also what is inside the noise.")] = False,
+    across_devices: Annotated[
+        bool, typer.Option("--across-devices", help="Compare even if the devices differ.")
+    ] = False,
+    every: Annotated[bool, typer.Option("--all", help="Also show differences inside the noise.")] = False,
 ) -> None:
-    """Ratios b : a with their spread, and which differences are inside the noise."""
+    """Compare two records: ratios b : a with their spread, and which differences are inside the noise."""
     from jaxscale.bench import compare as comparing
     from jaxscale.bench.record import read_record
     from jaxscale.console import bench as console_bench

@@ -10,7 +10,7 @@ EXAMPLE = "jaxscale checkpoint list runs/first"
 app = typer.Typer(
     no_args_is_help=True,
     suggest_commands=False,
-    help="Look at checkpoints, check them, remove some.",
+    help="List, verify and remove checkpoints.",
     rich_markup_mode=None,
 )
 
@@ -22,7 +22,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Everything, for programs."
 
 @app.command("list")
 def list_(directory: Directory, as_json: AsJson = False) -> None:
-    """Steps, dates and sizes; what is half-written, and what was set aside as damaged."""
+    """List checkpoints: step, date, size, and which are half-written or were set aside as damaged."""
     from jaxscale.checkpoint import inventory
     from jaxscale.console import checkpoint as console_checkpoint
 
@@ -37,9 +37,9 @@ def list_(directory: Directory, as_json: AsJson = False) -> None:
 @app.command()
 def verify(
     directory: Directory,
-    step: Annotated[int | None, typer.Option(min=0, help="Of this one alone; by default all.")] = None,
+    step: Annotated[int | None, typer.Option(min=0, help="Only the checkpoint of this step; by default all.")] = None,
 ) -> None:
-    """Read every array and compare it with the sum of its bits when it was saved; exit code 1 when one differs."""
+    """Read every array and compare it with its checksum from the save. The exit code is 1 if one differs."""
     from jaxscale.checkpoint import inventory
 
     place = inventory.find_place(directory)
@@ -63,13 +63,13 @@ def verify(
 @app.command()
 def rm(
     directory: Directory,
-    step: Annotated[list[int] | None, typer.Option(min=0, help="May be given several times.")] = None,
+    step: Annotated[list[int] | None, typer.Option(min=0, help="The step to remove; repeatable.")] = None,
     keep_last: Annotated[int | None, typer.Option(min=1, help="Remove all but the last N.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Even the last whole one.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Also remove the last whole checkpoint.")] = False,
 ) -> None:
-    """Remove checkpoints, and say what was freed. Asks nothing; the last whole one goes only with --force.
+    """Remove checkpoints, without asking, and say what was freed. --force also removes the last whole one.
 
-    Refused while a run trains there, which counts on what it has saved.
+    This is refused while a run trains there, because the run needs its checkpoints.
     """
     from jaxscale.checkpoint import inventory
 

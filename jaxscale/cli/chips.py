@@ -11,7 +11,7 @@ EXAMPLE = "jaxscale chips h100 v5p"
 def verb(
     names: Annotated[list[str] | None, typer.Argument(help="Only these, e.g. t4 l4.", metavar="[CHIP ...]")] = None,
 ) -> None:
-    """The chip table: peaks, memory and links, with the source of every figure."""
+    """Show the chip table. It has peaks, memory and links, with the source of every figure."""
     from jaxscale.console.plan import show_chips
 
     show_chips(names or [])

@@ -22,9 +22,9 @@ def verb(
     as_json: Annotated[bool, typer.Option("--json", help="Everything, for programs.")] = False,
     hlo: Annotated[Path | None, typer.Option(help="Write the compiled program's text here.")] = None,
     save: Annotated[Path | None, typer.Option(help="Write the executable here, for train --executable.")] = None,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Let the compilers speak.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show the compilers' own output.")] = False,
 ) -> None:
-    """Compile the training step for machines that are not here: memory, FLOPs, collectives, predicted speed."""
+    """Compile the training step for a machine you do not have. It shows memory, FLOPs, collectives, predicted speed."""
     from jaxscale.compiled import story as predict
     from jaxscale.compiled.libtpu import older_libtpu
     from jaxscale.console import predict as console_predict

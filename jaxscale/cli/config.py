@@ -11,7 +11,7 @@ EXAMPLE = "jaxscale config keys learning"
 app = typer.Typer(
     no_args_is_help=True,
     suggest_commands=False,
-    help="What a run file can hold: every key, and its JSON Schema.",
+    help="Look up the keys of a run file, or write their JSON Schema.",
     rich_markup_mode=None,
 )
 
@@ -23,7 +23,7 @@ def keys(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Everything, for programs.")] = False,
 ) -> None:
-    """Keys of a run file: values, default, what each does."""
+    """List keys of a run file: values, default, and what each does."""
     from jaxscale.config.keys import all_keys, matching
     from jaxscale.console.config import show_keys
 
@@ -39,9 +39,9 @@ def schema(
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="The file to write; by default standard output.")
     ] = None,
-    model: Annotated[bool, typer.Option("--model", help="Of a model file, as in configs/models.")] = False,
+    model: Annotated[bool, typer.Option("--model", help="The schema of a model file, as in configs/models.")] = False,
 ) -> None:
-    """The JSON Schema of a run file, for editors."""
+    """Write the JSON Schema of a run file, for editors."""
     from jaxscale.config.schema import comment, model_schema, run_schema, schema_text
 
     text = schema_text(model_schema() if model else run_schema())

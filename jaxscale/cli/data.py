@@ -13,32 +13,34 @@ if TYPE_CHECKING:
 PLACE = 2
 EXAMPLE = "jaxscale data prepare --text 'books/*.txt' --out data/books"
 app = typer.Typer(
-    no_args_is_help=True, suggest_commands=False, help="Make datasets, and look into them.", rich_markup_mode=None
+    no_args_is_help=True, suggest_commands=False, help="Make datasets and inspect them.", rich_markup_mode=None
 )
 
 
 # the options of `prepare`
 Files = list[str] | None
-Text = Annotated[Files, typer.Option(help="Text file, folder, glob or URL; a file is a document.")]
-Lines = Annotated[Files, typer.Option(help="JSON lines; a line is a document.")]
+Text = Annotated[Files, typer.Option(help="Text: a file, folder, glob or URL. Each file is a document.")]
+Lines = Annotated[Files, typer.Option(help="JSON lines. Each line is a document.")]
 Field = Annotated[str, typer.Option(help="With --jsonl: the field that holds the text.")]
-Tables = Annotated[Files, typer.Option(help="Parquet files; a row is a document.")]
+Tables = Annotated[Files, typer.Option(help="Parquet files. Each row is a document.")]
 Column = Annotated[str, typer.Option(help="With --parquet: the column that holds the text.")]
 Chat = Annotated[Files, typer.Option(help="Conversations (JSON lines, Parquet): messages, or prompt and completion.")]
-Pairs = Annotated[Files, typer.Option(help="Preference pairs, likewise: chosen and rejected, with prompt or without.")]
-Prompts = Annotated[Files, typer.Option(help="Prompts to sample answers to, likewise; other columns are kept.")]
-TEMPLATES = "Of --chat, --pairs, --prompts: chatml, llama3, qwen3, plain, or own (the tokenizer's)."
+Pairs = Annotated[
+    Files, typer.Option(help="Preference pairs (same files): chosen and rejected, with or without prompt.")
+]
+Prompts = Annotated[Files, typer.Option(help="Prompts to sample answers to (same files). Other columns are kept.")]
+TEMPLATES = "For --chat, --pairs, --prompts: chatml, llama3, qwen3, plain, or own (the tokenizer's)."
 Stdlib = Annotated[bool, typer.Option("--stdlib", help="This Python's standard library, which is always there.")]
 TOKENIZERS = "byte, char, bpe:N (trained on the text), a tokenizer.json or a directory with one."
-BY_NAME = "Share of the documents held out, by their names; by default .01."
-TAIL = "Instead: hold out this share of each document, its end."
-TEXT_HELD_OUT = "Instead: text files that are the validation split."
-LINES_HELD_OUT = "Instead: JSON lines that are it."
+BY_NAME = "Share of documents held out for validation, chosen by name; by default .01."
+TAIL = "Instead: hold out this share at the end of each document."
+TEXT_HELD_OUT = "Instead: text files for the validation split."
+LINES_HELD_OUT = "Instead: JSON lines for the validation split."
 
 
 @app.command()
 def prepare(
-    out: Annotated[Path, typer.Option(help="The dataset's directory; made whole or not at all.")],
+    out: Annotated[Path, typer.Option(help="The dataset's directory. It is written completely or not at all.")],
     text: Text = None,
     jsonl: Lines = None,
     field: Field = "text",
@@ -55,11 +57,11 @@ def prepare(
     validation_tail: Annotated[float | None, typer.Option(help=TAIL)] = None,
     validation_text: Annotated[Files, typer.Option(help=TEXT_HELD_OUT)] = None,
     validation_jsonl: Annotated[Files, typer.Option(help=LINES_HELD_OUT)] = None,
-    shard_tokens: Annotated[int, typer.Option(help="Most tokens in a shard file.")] = 2**27,
-    skip_bad: Annotated[int, typer.Option(help="Leave out up to this many records that cannot be read.")] = 0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a dataset that stands there.")] = False,
+    shard_tokens: Annotated[int, typer.Option(help="Maximum tokens per shard file.")] = 2**27,
+    skip_bad: Annotated[int, typer.Option(help="Skip up to this many unreadable records.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing dataset.")] = False,
 ) -> None:
-    """Text or conversations to token shards with an index and checksums. Streams: memory stays flat.
+    """Turn text or conversations into token shards with an index and checksums. Data is streamed: memory stays flat.
 
     Reads .gz, .zst, .bz2 and .xz, and s3://, gs:// and https:// URLs.
     """
@@ -145,10 +147,10 @@ def one_source(
 @app.command()
 def show(
     directory: Annotated[Path, typer.Argument(help="A dataset that `data prepare` made.")],
-    documents: Annotated[int, typer.Option(min=0, help="How many of each split to show as text.")] = 3,
-    characters: Annotated[int, typer.Option(min=1, help="Most characters of each.")] = 400,
+    documents: Annotated[int, typer.Option(min=0, help="Documents of each split to show as text.")] = 3,
+    characters: Annotated[int, typer.Option(min=1, help="Maximum characters of each.")] = 400,
 ) -> None:
-    """What a dataset holds: documents and tokens of each split, and some documents as text."""
+    """Show what a dataset holds: documents and tokens of each split, and some documents as text."""
     from jaxscale.console import data as console_data
 
     console_data.show_dataset(directory, documents=documents, characters=characters)
@@ -156,15 +158,15 @@ def show(
 
 @app.command()
 def abilities(
-    names: Annotated[str, typer.Argument(help="Abilities whose documents stand in turn, as copy,count,parity.")],
-    out: Annotated[Path, typer.Option(help="A file of JSON lines, for `data prepare --jsonl`.")],
-    count: Annotated[int, typer.Option(min=1, help="How many documents of them all together.")] = 10_000,
-    seed: Annotated[int, typer.Option(min=0, help="Of the documents.")] = 0,
+    names: Annotated[str, typer.Argument(help="Abilities to write documents for, e.g. copy,count,parity.")],
+    out: Annotated[Path, typer.Option(help="The JSON lines file to write, for `data prepare --jsonl`.")],
+    count: Annotated[int, typer.Option(min=1, help="Total number of documents.")] = 10_000,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the documents.")] = 0,
     library: Annotated[
-        bool, typer.Option("--library", help="And the files of Python's standard library that are not held out.")
+        bool, typer.Option("--library", help="Add the files of Python's standard library that are not held out.")
     ] = False,
 ) -> None:
-    """Text that teaches abilities; none of it is an example that `evaluate --tasks` asks."""
+    """Write text that teaches abilities. It contains no example that `evaluate --tasks` asks."""
     import json
 
     from jaxscale.abilities import documents, library_text

@@ -15,31 +15,33 @@ EXAMPLE = "jaxscale evaluate runs/first"
 
 
 def verb(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="The directory of a run, or hf:DIR: a published model.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="The directory of a run, or hf:DIR for a published model.")],
     overrides: Overrides = None,
     data: Annotated[
         list[str] | None,
-        typer.Option(help="A prepared dataset, or a file or directory of text; several times. Else the run's."),
+        typer.Option(help="A prepared dataset, or a file or directory of text; repeatable. By default the run's data."),
     ] = None,
     tasks: Annotated[
         list[str] | None,
         typer.Option(
-            help="Instead of text: abilities, as copy,rule:4, BIG-bench's FILE.json, lm_eval:NAME; several times."
+            help="Instead of text: abilities (copy,rule:4), a BIG-bench FILE.json, or lm_eval:NAME; repeatable."
         ),
     ] = None,
-    tasks_from: Annotated[str | None, typer.Option(help="A folder of YAML files with tasks of lm_eval.")] = None,
+    tasks_from: Annotated[str | None, typer.Option(help="A folder of YAML files with lm_eval tasks.")] = None,
     examples: Annotated[
-        int | None, typer.Option(min=1, help="With --tasks: of each, at most; by default 256, of lm_eval's all.")
+        int | None, typer.Option(min=1, help="With --tasks: maximum examples of each; by default 256, for lm_eval all.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="With --tasks: of the examples; by default 0.")] = None,
-    split: Annotated[str | None, typer.Option(help="Of prepared datasets: validation (by default) or train.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="With --tasks: seed of the examples; by default 0.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Split of prepared datasets: validation (default) or train.")
+    ] = None,
     step: Annotated[
-        str | None, typer.Option(help="Of this checkpoint; by default the newest. With --tasks also: all.")
+        str | None, typer.Option(help="Step of the checkpoint; by default the newest. With --tasks also `all`.")
     ] = None,
-    tokenizer: Annotated[str | None, typer.Option(help="byte or a tokenizer.json, where the run has none.")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="byte or a tokenizer.json, if the run has none.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Everything, for programs.")] = False,
 ) -> None:
-    """Loss, perplexity and bits a byte of a model on text, or how well it answers tasks, on any mesh.
+    """Measure a model on text or on tasks, on any mesh. On text: loss, perplexity and bits per byte.
 
     Nothing is trained.
     """

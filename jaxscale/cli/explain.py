@@ -25,26 +25,27 @@ def verb(
     ],
     overrides: Overrides = None,
     mesh: Annotated[
-        str | None, typer.Option(help="e.g. data=2,fsdp=2,tensor=2, over all slices; by default the config's.")
+        str | None, typer.Option(help="Over all slices, e.g. data=2,fsdp=2,tensor=2; by default the config's mesh.")
     ] = None,
     topology: Annotated[
-        str | None, typer.Option(help="Whose speeds, e.g. v5p:2x2x2 or h100:8; its compiler is asked where it is here.")
+        str | None,
+        typer.Option(help="The machine, e.g. v5p:2x2x2 or h100:8; its compiler is used if installed."),
     ] = None,
     slices: Slices = 1,
-    backward: Annotated[bool, typer.Option("--backward", help="The backward pass too.")] = False,
+    backward: Annotated[bool, typer.Option("--backward", help="Show the backward pass too.")] = False,
     tensor: Annotated[str | None, typer.Option(help="Follow one parameter (w_up) or activation (mlp_up).")] = None,
     compare: Annotated[
-        tuple[str, str] | None, typer.Option(help="Two meshes side by side.", metavar="MESH MESH")
+        tuple[str, str] | None, typer.Option(help="Show two meshes side by side.", metavar="MESH MESH")
     ] = None,
-    compiler: Annotated[str, typer.Option(help="auto, chip, cpu (simulated devices), or none: rows at once.")] = "auto",
+    compiler: Annotated[str, typer.Option(help="auto, chip, cpu (simulated devices), or none: no compile.")] = "auto",
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="A page to look at and play with; opens offline.")
+        Path | None, typer.Option("-o", "--out", help="Write an interactive page, which opens offline.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Everything, for programs.")] = False,
     network: Network = None,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Let the compilers speak.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show the compilers' own output.")] = False,
 ) -> None:
-    """Every matmul of the training step: how it is cut, what is sent, what it costs, and what the compiler did."""
+    """Explain every matmul of the training step. It shows the split, communication, cost, and what the compiler did."""
     from jaxscale.console import explain as console
     from jaxscale.console.timeline import show_timeline
     from jaxscale.explain import story

@@ -12,18 +12,24 @@ UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 def verb(
     run: Annotated[Path, typer.Argument(help="The directory of a run.")],
-    out: Annotated[Path, typer.Argument(help="The directory that is made.")],
-    step: Annotated[int | None, typer.Option(min=0, help="Of this checkpoint; by default the newest.")] = None,
+    out: Annotated[Path, typer.Argument(help="The directory to write.")],
+    step: Annotated[int | None, typer.Option(min=0, help="Step of the checkpoint; by default the newest.")] = None,
     dtype: Annotated[
-        str | None, typer.Option(help="bfloat16, float16 or float32; by default bfloat16, and of --adapter float32.")
+        str | None, typer.Option(help="bfloat16, float16 or float32; by default bfloat16, with --adapter float32.")
     ] = None,
-    adapter: Annotated[bool, typer.Option("--adapter", help="LoRA's matrices alone, as PEFT reads them.")] = False,
-    max_shard: Annotated[str, typer.Option(help="Most bytes of a file, as 5GB or 500MB.")] = "5GB",
-    process: Annotated[int, typer.Option(min=0, help="Of several processes, this one; process 0 ends last.")] = 0,
-    processes: Annotated[int, typer.Option(min=1, help="How many share the files, e.g. as tasks of SLURM.")] = 1,
-    wait: Annotated[float, typer.Option(min=0, help="Seconds without progress until process 0 gives up.")] = 600.0,
+    adapter: Annotated[bool, typer.Option("--adapter", help="Write only LoRA's matrices, as PEFT reads them.")] = False,
+    max_shard: Annotated[str, typer.Option(help="Maximum size of a file, e.g. 5GB or 500MB.")] = "5GB",
+    process: Annotated[
+        int, typer.Option(min=0, help="The number of this process, from 0; process 0 finishes last.")
+    ] = 0,
+    processes: Annotated[
+        int, typer.Option(min=1, help="Number of processes that share the files, e.g. SLURM tasks.")
+    ] = 1,
+    wait: Annotated[
+        float, typer.Option(min=0, help="Process 0 gives up after this many seconds without progress.")
+    ] = 600.0,
 ) -> None:
-    """Write a checkpoint as config.json and safetensors, which transformers and inference engines read."""
+    """Write a checkpoint as config.json and safetensors. Transformers and inference engines read these files."""
     from jaxscale.serving.export import Share, export
 
     share = Share(process, processes, wait)

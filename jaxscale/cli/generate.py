@@ -15,16 +15,18 @@ EXAMPLE = "jaxscale generate runs/first --prompt 'class '"
 def verb(
     run: Annotated[Path, typer.Argument(help="The directory of a run, e.g. runs/quickstart.")],
     overrides: Overrides = None,
-    prompt: Annotated[list[str] | None, typer.Option(help="Text to continue; may be given several times.")] = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="Text to continue; repeatable.")] = None,
     max_new_tokens: MaxNewTokens = 200,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.8,
     top_k: TopK = None,
     top_p: TopP = None,
     seed: SampleSeed = 0,
-    step: Annotated[int | None, typer.Option(help="Of this checkpoint; by default the newest.")] = None,
-    tokenizer: Annotated[str | None, typer.Option(help="byte or a tokenizer.json, where the run has none.")] = None,
-    chat: Annotated[bool, typer.Option("--chat", help="The prompt is a user's message, by the chat template.")] = False,
-    system: Annotated[str | None, typer.Option(help="With --chat: a system message before it.")] = None,
+    step: Annotated[int | None, typer.Option(help="Step of the checkpoint; by default the newest.")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="byte or a tokenizer.json, if the run has none.")] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Treat the prompt as a user's message, with the chat template.")
+    ] = False,
+    system: Annotated[str | None, typer.Option(help="With --chat: the system message.")] = None,
 ) -> None:
     """Sample from a checkpoint, on any mesh."""
     from jaxscale.serving.evaluate import first_process

@@ -13,11 +13,13 @@ EXAMPLE = "jaxscale import models/llama-3.2-1b --out runs/llama"
 
 
 def verb(
-    source: Annotated[str, typer.Argument(metavar="DIR", help="config.json and safetensors; hf:DIR is the same.")],
+    source: Annotated[
+        str, typer.Argument(metavar="DIR", help="A directory with config.json and safetensors; hf:DIR is the same.")
+    ],
     overrides: Overrides = None,
-    out: Annotated[Path, typer.Option(help="The directory of the run that is made.")] = ...,  # type: ignore[assignment]
+    out: Annotated[Path, typer.Option(help="The directory of the new run.")] = ...,  # type: ignore[assignment]
 ) -> None:
-    """Make a run of a published model: a checkpoint at step 0, its config and its tokenizer."""
+    """Turn a published model into a run. The run has a checkpoint at step 0, the config and the tokenizer."""
     from jaxscale.config import PUBLISHED, load_config
     from jaxscale.serving.bring import bring_in
 

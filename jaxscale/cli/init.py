@@ -18,7 +18,7 @@ HERE = "this"
 QUESTIONS = {
     "text": "Text to learn from: a file, a folder, JSON lines, Parquet, or a prepared dataset",
     "machine": f"Machine: {HERE}, or one by name, e.g. h100:8 or v5p:2x2x2",
-    "hours": "Hours that the run may take",
+    "hours": "Hours the run may take",
 }
 
 
@@ -27,14 +27,14 @@ def verb(
     machine: Annotated[str | None, typer.Option(help=f"{HERE}, or a topology: {TOPOLOGY_HELP}")] = None,
     hours: Annotated[float | None, typer.Option(help=f"{QUESTIONS['hours']}.")] = None,
     out: Annotated[Path, typer.Option("-o", "--out", help="The run file.")] = Path("run.yaml"),
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that stands there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
 ) -> None:
-    """Write a run file for your text, your machine and your hours; asks for what is not given.
+    """Write a run file for your text, your machine and your time. It asks for what you do not give.
 
-    The size of the model follows from text and hours, its mesh from `plan`. Nothing is trained or downloaded.
+    The text and the hours decide the model's size; `plan` chooses its mesh. Nothing is trained or downloaded.
     """
     if out.exists() and not overwrite:
-        raise ValueError(f"{out} is there already; give another one with -o, or --overwrite")
+        raise ValueError(f"{out} already exists; give another file with -o, or --overwrite")
     text = text or ask("text")
     machine = machine or ask("machine", HERE)
     hours = hours if hours is not None else float_of(ask("hours", "1"))

@@ -15,7 +15,7 @@ EXAMPLE = "jaxscale ladder plan library"
 app = typer.Typer(
     no_args_is_help=True,
     suggest_commands=False,
-    help="Runs of one recipe at several sizes, for a law or for abilities.",
+    help="Train one recipe at several sizes, for a law or for abilities.",
     rich_markup_mode=None,
 )
 Name = Annotated[str, typer.Argument(metavar="LADDER", help="A ladder file, or the name of a shipped one.")]
@@ -29,7 +29,7 @@ def plan(
     topology: TopologyName = "",
     as_json: AsJson = False,
 ) -> None:
-    """Each rung's size, tokens, FLOPs and, on a topology, seconds; what all of them cost of the target."""
+    """Show each rung's size, tokens, FLOPs and, with a topology, seconds; and the cost as a share of the target."""
     from jaxscale.console import ladder as console
     from jaxscale.hardware.stated import read_topology
     from jaxscale.scaling.costed import costed
@@ -55,11 +55,13 @@ def run(
     overrides: Overrides = None,
     prefix: Annotated[
         str,
-        typer.Option(help="Words before `train` for each rung, e.g. 'jaxscale launch --processes 2 --' or 'srun -l'."),
+        typer.Option(
+            help="Command put before `train` for each rung, e.g. 'jaxscale launch --processes 2 --' or 'srun -l'."
+        ),
     ] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Train each rung in a fresh process, the cheapest first; the same command goes on where it stopped."""
+    """Train each rung in a fresh process, the cheapest first. The same command resumes the ladder."""
     from jaxscale.console import ladder as console
     from jaxscale.scaling.climb import Ended, climb
     from jaxscale.scaling.ladder import read_ladder, rungs_of

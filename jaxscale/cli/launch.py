@@ -11,23 +11,26 @@ EXAMPLE = "jaxscale launch --processes 2 -- train quickstart"
 def verb(
     context: typer.Context,
     command: Annotated[list[str], typer.Argument(metavar="-- train CONFIG ...", help="What each process runs.")],
-    processes: Annotated[int, typer.Option(min=1, help="On this machine; with GPUs, one for each.")],
+    processes: Annotated[int, typer.Option(min=1, help="Processes on this machine; with GPUs, one per GPU.")],
     devices_per_process: Annotated[
         int | None,
-        typer.Option(min=1, help="Simulated devices of each, on a CPU; by default the config's, shared out."),
+        typer.Option(min=1, help="Simulated devices per process, on a CPU; by default the config's number is shared."),
     ] = None,
     max_restarts: Annotated[
         int,
         typer.Option(
-            min=0, help="After a failure, from the newest checkpoint. Three in a row that gain no step are the last."
+            min=0,
+            help="Restarts after a failure, from the newest checkpoint. It gives up after three that gain no step.",
         ),
     ] = 0,
-    grace: Annotated[float, typer.Option(min=0, help="Seconds that the others have to end, when one failed.")] = 10.0,
+    grace: Annotated[
+        float, typer.Option(min=0, help="Seconds the other processes have to end after one failed.")
+    ] = 10.0,
     port: Annotated[
-        int | None, typer.Option(min=1, max=65535, help="Where the processes meet, on loopback; by default a free one.")
+        int | None, typer.Option(min=1, max=65535, help="Port of the coordinator, on loopback; by default a free one.")
     ] = None,
 ) -> None:
-    """Train in several processes on this machine; all are stopped when one fails, and restarted if asked."""
+    """Train in several processes on this machine. If one fails, all are stopped, and restarted if you ask for it."""
     from jaxscale.cluster import launch as room
 
     if command[0] != "train":

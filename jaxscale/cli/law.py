@@ -12,16 +12,16 @@ EXAMPLE = "jaxscale law fit runs.csv"
 app = typer.Typer(
     no_args_is_help=True,
     suggest_commands=False,
-    help="Fit scaling laws, and forecast with them.",
+    help="Fit scaling laws and forecast with them.",
     rich_markup_mode=None,
 )
-LawFile = Annotated[Path, typer.Argument(metavar="LAW", help="What `law fit` wrote.")]
+LawFile = Annotated[Path, typer.Argument(metavar="LAW", help="The file that `law fit` wrote.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Everything, for programs.")]
 
 
 @app.command()
 def fit(
-    file: Annotated[Path, typer.Argument(help="A ladder's record, or a CSV or Parquet file with a row for each run.")],
+    file: Annotated[Path, typer.Argument(help="A ladder's record, or a CSV or Parquet file with one row per run.")],
     form: Annotated[
         str | None,
         typer.Option(
@@ -30,17 +30,19 @@ def fit(
     ] = None,
     hold_out: Annotated[
         str | None,
-        typer.Option(help="Do not fit the largest rung (`largest`), or the largest N; say how they come out."),
+        typer.Option(
+            help="Hold out the largest rung (`largest`), or the largest N, and compare them with the forecast."
+        ),
     ] = None,
     column: Annotated[
-        list[str] | None, typer.Option(help="QUANTITY=COLUMN where a column's name does not say it; several times.")
+        list[str] | None, typer.Option(help="QUANTITY=COLUMN, if a column has another name; repeatable.")
     ] = None,
-    ability: Annotated[str | None, typer.Option(help="Of a ladder's record, for the form task.")] = None,
-    with_embeddings: Annotated[bool, typer.Option("--with-embeddings", help="N counts embeddings.")] = False,
-    out: Annotated[Path, typer.Option("-o", "--out", help="The law.")] = Path("law.json"),
+    ability: Annotated[str | None, typer.Option(help="For the form task: the ability in the ladder's record.")] = None,
+    with_embeddings: Annotated[bool, typer.Option("--with-embeddings", help="Count embeddings in N.")] = False,
+    out: Annotated[Path, typer.Option("-o", "--out", help="The file of the law.")] = Path("law.json"),
     as_json: AsJson = False,
 ) -> None:
-    """Fit a law to runs, with 90 % intervals, and its error on the largest rung as forecast from the others."""
+    """Fit a law to runs, with 90 % intervals. Also shows its error on the largest rung, forecast from the others."""
     from jaxscale.console import law as console
     from jaxscale.files.whole import require_file
     from jaxscale.scaling import laws, table
@@ -79,17 +81,17 @@ def pairs(given: list[str]) -> dict[str, str]:
 def forecast(
     law: LawFile,
     overrides: Overrides = None,
-    config: Annotated[str, typer.Option(help=f"The run that is forecast: {CONFIG_HELP}")] = "",
-    tokens: Annotated[float | None, typer.Option(help="D, e.g. 2e12; by default what the config's steps see.")] = None,
-    unique_tokens: Annotated[
-        float | None, typer.Option(help="For the form data: tokens before they repeat; by default as many as D.")
+    config: Annotated[str, typer.Option(help=f"The run to forecast: {CONFIG_HELP}")] = "",
+    tokens: Annotated[
+        float | None, typer.Option(help="D, e.g. 2e12; by default the tokens of the config's steps.")
     ] = None,
+    unique_tokens: Annotated[float | None, typer.Option(help="For the form data: unique tokens; by default D.")] = None,
     register: Annotated[
-        Path | None, typer.Option(help="Write the forecast down, before its run; `law verify` reads it.")
+        Path | None, typer.Option(help="Write the forecast to this file before the run; `law verify` reads it.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """The loss of a run that is not there, with a 90 % interval, and how far it lies outside the data."""
+    """Forecast the loss of a future run, with a 90 % interval and its distance from the fitted data."""
     from jaxscale.config import load_config
     from jaxscale.console import law as console
     from jaxscale.scaling import forecast as forecasts
@@ -113,16 +115,16 @@ def optimum(
     law: LawFile,
     overrides: Overrides = None,
     flops: Annotated[str | None, typer.Option(help="The budget, e.g. 1e24 or 1mol.")] = None,
-    days: Annotated[float | None, typer.Option(help="Instead: so many days of the topology.")] = None,
+    days: Annotated[float | None, typer.Option(help="Instead: days on the topology.")] = None,
     topology: TopologyName = "",
     slices: Slices = 1,
     network: Network = None,
     host_memory: HostMemory = None,
-    config: Annotated[str, typer.Option(help=f"Whose shape and batch the model has: {CONFIG_HELP}")] = "llama3.1-8b",
-    batch_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of a step; by default the config's.")] = None,
+    config: Annotated[str, typer.Option(help=f"The config that gives shape and batch: {CONFIG_HELP}")] = "llama3.1-8b",
+    batch_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens per step; by default the config's.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """The best size and tokens for a budget, a model of that size, its mesh and loss, and a command that trains it."""
+    """Find the best size and tokens for a budget: a model, its mesh and loss, and the command that trains it."""
     from jaxscale.cli.options import load_for
     from jaxscale.config import load_config
     from jaxscale.console import law as console
@@ -151,11 +153,13 @@ def optimum(
 
 @app.command()
 def verify(
-    forecast: Annotated[Path, typer.Argument(metavar="FORECAST", help="What `law forecast --register` wrote.")],
+    forecast: Annotated[
+        Path, typer.Argument(metavar="FORECAST", help="The file that `law forecast --register` wrote.")
+    ],
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The directory of the run that was forecast.")],
     as_json: AsJson = False,
 ) -> None:
-    """A registered forecast against its run: is the measured loss inside the interval, and else by how much not."""
+    """Compare a registered forecast with its run: is the measured loss inside the interval, and if not, how far off?"""
     from jaxscale.console import law as console
     from jaxscale.scaling.register import verify as check
 

@@ -16,14 +16,14 @@ TOPOLOGY_HELP = (
 )
 TopologyName = Annotated[str, typer.Option(help=TOPOLOGY_HELP)]
 Network = Annotated[
-    str | None, typer.Option(help="Of a node (TPU: a host) to the others, e.g. 800Gb/s; or 400Gb/s/chip.")
+    str | None, typer.Option(help="Network bandwidth of a node (TPU: a host), e.g. 800Gb/s; or 400Gb/s/chip.")
 ]
-HostMemory = Annotated[str | None, typer.Option(help="Of a host, for what is offloaded, e.g. 448GB or 64GB/gpu.")]
-Slices = Annotated[int, typer.Option(min=1, help="TPU slices of that shape, joined by the slow network.")]
-MaxNewTokens = Annotated[int, typer.Option(help="Most tokens of a sample.")]
-TopK = Annotated[int | None, typer.Option(help="Sample among so many likeliest tokens; by default all.")]
-TopP = Annotated[float | None, typer.Option(help="Sample among the likeliest tokens of this probability together.")]
-SampleSeed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Number that the random choices begin from.")]
+HostMemory = Annotated[str | None, typer.Option(help="Memory of a host, for offloading, e.g. 448GB or 64GB/gpu.")]
+Slices = Annotated[int, typer.Option(min=1, help="Number of TPU slices of that shape, joined by the slow network.")]
+MaxNewTokens = Annotated[int, typer.Option(help="Maximum tokens of a sample.")]
+TopK = Annotated[int | None, typer.Option(help="Sample from this many likeliest tokens; by default all.")]
+TopP = Annotated[float | None, typer.Option(help="Sample from the likeliest tokens whose probabilities sum to this.")]
+SampleSeed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Random seed.")]
 CONFIG_HELP = "a YAML file, a run's directory, or the name of a shipped config: quickstart, llama3.1-8b, ..."
 
 

@@ -19,19 +19,23 @@ def verb(
     slices: Slices = 1,
     network: Network = None,
     host_memory: HostMemory = None,
-    batch_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of a step; by default the config's.")] = None,
-    rows: Annotated[int, typer.Option(min=1, help="How many to show.")] = 10,
+    batch_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens per step; by default the config's.")] = None,
+    rows: Annotated[int, typer.Option(min=1, help="Rows to show.")] = 10,
     measured: Annotated[
-        Path | None, typer.Option(help="A record of `bench collectives`: its links in place of the datasheet's.")
+        Path | None, typer.Option(help="A record of `bench collectives`: use its link speeds, not the datasheet's.")
     ] = None,
-    compile_best: Annotated[int, typer.Option("--compile", min=0, help="Compile the best K, beside predicted.")] = 0,
-    budget: Annotated[str | None, typer.Option(help="FLOPs to spend, e.g. 1e24 or 1mol: tokens, days.")] = None,
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="Write the best one as a config for train.")] = None,
+    compile_best: Annotated[
+        int, typer.Option("--compile", min=0, help="Also compile the best K and show both numbers.")
+    ] = 0,
+    budget: Annotated[
+        str | None, typer.Option(help="FLOPs to spend, e.g. 1e24 or 1mol; shows tokens and days.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Write the best row as a run file for train.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Everything, for programs.")] = False,
 ) -> None:
-    """Rank every mesh, microbatch count and remat for a topology by predicted speed, among those that fit.
+    """Rank every mesh for a topology by predicted speed. It also tries microbatches and remat, and keeps what fits.
 
-    What is given on the command line (mesh.*, step.microbatches, step.remat, loss.chunk) is held. Row 0 is the config.
+    Keys on the command line (mesh.*, step.microbatches, step.remat, loss.chunk) stay fixed. Row 0 is the config.
     """
     from jaxscale.compiled import story as predict
     from jaxscale.console import plan as console_plan

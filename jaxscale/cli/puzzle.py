@@ -12,17 +12,17 @@ EXAMPLE = "jaxscale puzzle list"
 app = typer.Typer(
     no_args_is_help=True,
     suggest_commands=False,
-    help="Ten exercises in cutting matmuls, with a grader.",
+    help="Ten exercises in splitting matmuls, with a grader.",
     rich_markup_mode=None,
 )
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="A puzzle's name or number; `puzzle list` has them.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="A puzzle's name or number; `puzzle list` shows them.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Everything, for programs.")]
 
 
 @app.command("list")
 def list_(as_json: AsJson = False) -> None:
-    """The puzzles in order of difficulty: what each is about, which collective it turns on, the course's chapter."""
+    """List the puzzles by difficulty: topic, main collective, chapter of the course."""
     from jaxscale.console import puzzle as console_puzzle
 
     print(json.dumps(console_puzzle.catalogue_values(), indent=2)) if as_json else console_puzzle.show_list()
@@ -32,10 +32,10 @@ def list_(as_json: AsJson = False) -> None:
 def get(
     name: Name,
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="The file, or the directory to put it in; by default here.")
+        Path | None, typer.Option("-o", "--out", help="The file or its directory; by default the current directory.")
     ] = None,
 ) -> None:
-    """Write a puzzle's file, for you to edit. Never writes over a file."""
+    """Write a puzzle's file, for you to edit. It never overwrites a file."""
     from jaxscale.puzzles import catalogue, files
 
     path = files.write_fresh(catalogue.find(name), out)
@@ -45,10 +45,10 @@ def get(
 @app.command()
 def hint(
     name: Name,
-    number: Annotated[int, typer.Argument(min=1, metavar="[N]", help="Which hint; they get plainer.")] = 1,
-    every: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
+    number: Annotated[int, typer.Argument(min=1, metavar="[N]", help="Number of the hint; later hints say more.")] = 1,
+    every: Annotated[bool, typer.Option("--all", help="Show all hints.")] = False,
 ) -> None:
-    """Hints, one at a time: from a nudge to nearly there."""
+    """Show hints one at a time, from a first idea to almost the solution."""
     from jaxscale.console import puzzle as console_puzzle
     from jaxscale.puzzles import catalogue
 
@@ -57,11 +57,11 @@ def hint(
 
 @app.command()
 def check(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Files that `puzzle get` wrote, edited.")],
-    seconds: Annotated[float, typer.Option(min=1, max=3600, help="Longest time for a file.")] = 30,
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Your edited files from `puzzle get`.")],
+    seconds: Annotated[float, typer.Option(min=1, max=3600, help="Time limit per file, in seconds.")] = 30,
     as_json: AsJson = False,
 ) -> None:
-    """Run solutions on 8 simulated devices: numbers, layout, what is sent and held. Exit code 1 unless all pass."""
+    """Grade solutions on 8 simulated devices: numbers, layout, communication, memory. Exit code 1 unless all pass."""
     from jaxscale.console import puzzle as console_puzzle
     from jaxscale.puzzles import grade
     from jaxscale.puzzles.files import which

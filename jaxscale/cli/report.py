@@ -11,16 +11,18 @@ EXAMPLE = "jaxscale report runs/first -o report.html"
 
 def verb(
     inputs: Annotated[
-        list[Path], typer.Argument(help="Directories of runs, records of benchmarks, directories of records.")
+        list[Path], typer.Argument(help="Runs' directories, benchmark records, or directories of records.")
     ],
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="The page: one file, which opens offline (report.html).")
+        Path | None, typer.Option("-o", "--out", help="The page: one file that opens offline; by default report.html.")
     ] = None,
     png: Annotated[Path | None, typer.Option(help="Also write each plot as a PNG into this directory.")] = None,
     serve: Annotated[bool, typer.Option("--serve", help="Follow running runs in a browser.")] = False,
-    port: Annotated[int, typer.Option(help="Of --serve, on this machine only; 0 takes any free one.")] = 8000,
+    port: Annotated[
+        int, typer.Option(help="With --serve: the port, on this machine only; 0 takes any free one.")
+    ] = 8000,
 ) -> None:
-    """One page of runs and benchmarks: plots, the figures behind them, and where each is from."""
+    """Write one page about runs and benchmarks. It has plots, the figures behind them, and the source of each."""
     if serve:
         if out or png:
             raise ValueError("--serve writes no file; give it without -o and --png, or leave it out")

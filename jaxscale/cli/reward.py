@@ -20,12 +20,12 @@ def verb(
         Path,
         typer.Argument(help='JSONL: {"prompt", "completion"} or {"prompt", "chosen", "rejected"}, text or messages.'),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="JSONL to write: each record with its scores.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="JSONL file to write: each record with its scores.")],
     overrides: Overrides = None,
-    step: Annotated[int | None, typer.Option(help="Of this checkpoint; by default the newest.")] = None,
+    step: Annotated[int | None, typer.Option(help="Step of the checkpoint; by default the newest.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The summary, for programs.")] = False,
 ) -> None:
-    """What a reward model says of each text of a file; of pairs also how often it agrees."""
+    """Score each text of a file with a reward model. For pairs it also shows the accuracy."""
     from jaxscale.console.reward import lines
     from jaxscale.serving.reward import score_file
 

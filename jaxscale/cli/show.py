@@ -14,10 +14,11 @@ def verb(
     config: Annotated[str, typer.Argument(help=CONFIG_HELP)],
     overrides: Overrides = None,
     devices: Annotated[
-        int | None, typer.Option(min=1, help="Devices of the mesh, where one axis is -1. Need not be here.")
+        int | None,
+        typer.Option(min=1, help="Number of devices, if one axis of the mesh is -1. They need not exist here."),
     ] = None,
 ) -> None:
-    """The resolved config, parameter counts, and how every parameter is split. Nothing is allocated."""
+    """Show a config, its parameters and how each one is split. Nothing is allocated."""
     from jaxscale.config import PUBLISHED, load_config
     from jaxscale.console import show as console
 

@@ -16,12 +16,12 @@ EXAMPLE = "jaxscale train quickstart steps=200 out=runs/first"
 def verb(
     config: Annotated[str, typer.Argument(help=CONFIG_HELP)],
     overrides: Overrides = None,
-    sample: Annotated[str | None, typer.Option(help="At the end, continue this text with the trained model.")] = None,
+    sample: Annotated[str | None, typer.Option(help="After training, continue this text with the model.")] = None,
     executable: Annotated[
-        Path | None, typer.Option(help="A step that `compile --save` wrote: nothing to compile.")
+        Path | None, typer.Option(help="A step that `compile --save` wrote. Nothing is compiled.")
     ] = None,
 ) -> None:
-    """Train a model; on a directory that has checkpoints, go on from the newest."""
+    """Train a model. If the run's directory has checkpoints, training resumes from the newest."""
     from jaxscale.config import load_config
     from jaxscale.console import train as console
 

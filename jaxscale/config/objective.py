@@ -31,7 +31,7 @@ READ_BY: dict[str, tuple[str, ...]] = {
     "level": ("grpo",),
     "scale": ("grpo",),
 }
-UNITS = {"dpo": "a pair", "reward": "a pair", "grpo": "a step"}  # of the loss, where it is not nats a token
+UNITS = {"dpo": "a pair", "reward": "a pair", "grpo": "a step"}  # of the loss, where it is not nats per token
 WITHOUT_REFERENCE: tuple[str, ...] = ("simpo", "orpo")
 
 
@@ -112,7 +112,7 @@ class Objective(Section):
     @property
     def unit(self) -> str:
         """Of the loss, for people."""
-        return UNITS.get(self.kind, "nats a token")
+        return UNITS.get(self.kind, "nats per token")
 
     @property
     def samples(self) -> bool:

@@ -16,7 +16,7 @@ def show(found: Evaluation) -> None:
     seen = "documents apart" if found.masked else "documents as one text"
     mesh = mesh_text(found.mesh) or "one device"
     tell(console, f"{found.model}; mesh {mesh}; rows of {found.seq_len:,} tokens, {seen}")
-    columns = ("<source", "tokens", "loss\nnats a token", "perplexity", "bytes", "bits\na byte")
+    columns = ("<source", "tokens", "loss\nnats per token", "perplexity", "bytes", "bits\nper byte")
     table = make_table("", *columns, spare=("bytes", "tokens"))
     for one in found.rows:
         table.add_row(escape(one.source), *cells(one), style="bold" if one not in found.sources else None)

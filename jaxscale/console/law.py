@@ -90,7 +90,7 @@ def between(found: Estimate, digits: int = 4) -> str:
 
 
 def show_forecast(found: Forecast, registered: Path | None, *, new: bool | None) -> None:
-    unit = "the task's loss" if found.form == "task" else "nats a token"
+    unit = "the task's loss" if found.form == "task" else "nats per token"
     lines = [
         f"{found.name}: {found.parameters:.4g} parameters {found.counts}, {found.tokens:.4g} tokens, "
         f"{found.flops:.4g} FLOPs",

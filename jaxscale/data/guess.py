@@ -57,7 +57,7 @@ def guess_corpus(path: str) -> Corpus:
     if not size:
         raise ValueError(f"{path} holds no text; give a file, a folder, or a dataset of `jaxscale data prepare`")
     _, tokenizer, vocab_size, each = next(row for row in TOKENIZERS if size <= row[0])
-    options = (f"--{kind}", path, "--tokenizer", tokenizer)
+    options: tuple[str, ...] = (f"--{kind}", path, "--tokenizer", tokenizer)
     if kind == "text" and files[kind] < FEW_FILES:  # a file is a document: a share of so few would be none, or all
         options += ("--validation-tail", "0.05")
     return Corpus(size / each, vocab_size, prepared=False, options=options)

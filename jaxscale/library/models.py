@@ -77,7 +77,7 @@ def generate(
 def evaluate(
     loaded: Loaded, data: str | Path | Sequence[str | Path] = (), *, split: str = "validation"
 ) -> EvaluationView:
-    """Loss, perplexity and bits a byte, source by source; see `docs/evaluation.md`.
+    """Loss, perplexity and bits per byte, source by source; see `docs/evaluation.md`.
 
     Args:
         data: prepared datasets, files, directories or patterns; none: the run's own data.

@@ -18,7 +18,7 @@ def write_fresh(puzzle: Puzzle, out: Path | None) -> Path:
         with path.open("x", encoding="utf-8") as file:
             file.write(puzzle.file.read_text(encoding="utf-8"))
     except FileExistsError:
-        raise ValueError(f"{path} is there already and may be your work; write elsewhere with -o FILE") from None
+        raise ValueError(f"{path} already exists and may be your work; write elsewhere with -o FILE") from None
     except FileNotFoundError:
         raise ValueError(f"{path.parent} is no directory; make it first, or give another -o FILE") from None
     return path

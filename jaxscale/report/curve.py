@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 
-def plot_losses(records: list[dict[str, Any]], path: Path, *, title: str, unit: str = "nats a token") -> Path:
+def plot_losses(records: list[dict[str, Any]], path: Path, *, title: str, unit: str = "nats per token") -> Path:
     """Training and validation loss over steps, from the records of metrics.jsonl."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

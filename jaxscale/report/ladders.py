@@ -11,7 +11,7 @@ Item = tuple[int, str, LadderRecord]  # index and name of its source, and the la
 FLOPS = Axis("flops", "training FLOPs, 6 N D", "FLOPs", log=True)
 SIZES = [FLOPS, Axis("parameters", "parameters N, without the table of embeddings", log=True),
          Axis("tokens", "tokens D", log=True)]  # fmt: skip
-LOSS = Axis("loss", "loss on held-out text", "nats a token", log=True)
+LOSS = Axis("loss", "loss on held-out text", "nats per token", log=True)
 TOGETHER = (("count_chain", "count"), ("parity_chain", "parity"))  # with steps, and at once
 KINDS_SAID = (
     "A kind holds up to the compute of the largest rung. Flat up to there may be emergent beyond it: what does not "
@@ -186,7 +186,7 @@ def position_plots(items: list[Item]) -> list[Plot]:
             for one in (a for a in rung.abilities if a.curve):
                 x, y = (
                     Axis("position", "position in the repeated text"),
-                    Axis("nats", "loss", "nats a token", zero=True),
+                    Axis("nats", "loss", "nats per token", zero=True),
                 )
                 plot = plots.setdefault(
                     one.ability,

@@ -13,8 +13,8 @@ from jaxscale.scaling.laws import Form, form_of
 
 Item = tuple[int, str, Law]  # index and name of its source, and the law
 FLOPS = Axis("flops", "training FLOPs", "FLOPs", log=True)
-LOSS = Axis("loss", "loss on held-out text", "nats a token", log=True)
-BITS = Axis("loss", "loss of the right answer", "bits a byte", log=True)
+LOSS = Axis("loss", "loss on held-out text", "nats per token", log=True)
+BITS = Axis("loss", "loss of the right answer", "bits per byte", log=True)
 PARAMETERS = Axis("parameters", "parameters N", log=True)
 SIZES = [PARAMETERS, Axis("tokens", "tokens D", log=True)]
 BEYOND = 10.0  # times the largest run's FLOPs, as far as a law is drawn
@@ -151,7 +151,7 @@ def left_out_plot(source: int, law: Law, id: str, title: str) -> Plot | None:
     if not every:
         return None
     what = every[0].quantity
-    unit = {"loss": "nats a token", "bits_per_byte": "bits a byte"}.get(what, "")
+    unit = {"loss": "nats per token", "bits_per_byte": "bits per byte"}.get(what, "")
     axes = (Axis("measured", "measured", unit), Axis("predicted", "predicted, without it", unit))
     plot = Plot(id, f"{title}Predicted against measured", "lines", y=[axes[1]], x=[axes[0]])
     for name, rows, hollow in groups:

@@ -10,7 +10,7 @@ from jaxscale.report.plots import Axis, Cell, Line, Number, Plot, Section, Serie
 from jaxscale.report.steps import X, along, over_steps, series_of
 from jaxscale.rollouts.flag import overoptimised
 
-NATS = "nats a token"
+NATS = "nats per token"
 OF_LOSSES = (NATS, *UNITS.values())  # units of losses: numbers without prefixes
 ROUND, HELD_OUT = "rollout", "rollout_validation"
 MOST_CHECKS = 200  # of a run's rounds, for the flag
@@ -60,10 +60,10 @@ LABELS = {
     "pairs": "pairs of a step",
     "samples": "what the sums of a step are divided by",
     "entropy": "entropy of a sampled token (nats)",
-    "kl": "KL from the model that the run began with, by k3 (nats a token)",
-    "kl_k1": "KL from the model that the run began with, by k1 (nats a token)",
-    "kl_old": "KL from the model that sampled (nats a token)",
-    "mismatch": "difference of log-probabilities, training and sampling (nats a token)",
+    "kl": "KL from the model that the run began with, by k3 (nats per token)",
+    "kl_k1": "KL from the model that the run began with, by k1 (nats per token)",
+    "kl_old": "KL from the model that sampled (nats per token)",
+    "mismatch": "difference of log-probabilities, training and sampling (nats per token)",
     "clipped_low": "share of sampled tokens below the clip",
     "clipped_high": "share of sampled tokens above the clip",
 }

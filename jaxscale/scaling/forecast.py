@@ -31,7 +31,7 @@ class Forecast(Part):
     Attributes:
         basis: always `predicted`; a run's own loss is `measured`.
         model: the config's model by name; `parameters` N as `counts` says.
-        loss: nats a token on held-out text; of a task's law the task's own loss.
+        loss: nats per token on held-out text; of a task's law the task's own loss.
         beyond: quantity -> how many times the largest fitted run's; below 1 it lies inside.
         left_out_error: of the largest rung, forecast from the others.
         doubts: what else weakens the forecast, a line each.

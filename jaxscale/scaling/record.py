@@ -60,7 +60,7 @@ class Run(Part):
 
     Attributes:
         parameters: N, 1/6 of a token's model FLOPs. `flops`: 6 N D.
-        loss: nats a token on held-out text; `curve`: (tokens, loss) of each evaluation on the way.
+        loss: nats per token on held-out text; `curve`: (tokens, loss) of each evaluation on the way.
         seconds: of its processes; `training_seconds`: of its steps.
     """
 

@@ -39,7 +39,7 @@ class Registered(Part):
 
 @dataclass(frozen=True)
 class Verdict:
-    """A registered forecast beside its run. Losses in nats a token.
+    """A registered forecast beside its run. Losses in nats per token.
 
     Attributes:
         measured: the run's last validation loss.

@@ -30,7 +30,7 @@ class Table:
 
     Attributes:
         parameters, tokens, flops: N, D and C = 6 N D, where the file does not say C.
-        loss: nats a token on held-out text. `bits_per_byte` and `accuracy` are of a task.
+        loss: nats per token on held-out text. `bits_per_byte` and `accuracy` are of a task.
         held_out: runs that the law does not see, and that it is tested on.
         counts: whether N is `without` or `with` embeddings; `unknown` for a file that does not say.
         curves: of each run its (tokens, loss) while it trained; empty where the file has none.

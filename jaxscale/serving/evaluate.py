@@ -1,4 +1,4 @@
-"""Loss, perplexity and bits a byte of a model, source by source, with the evaluation that training uses.
+"""Loss, perplexity and bits per byte of a model, source by source, with the evaluation that training uses.
 
 Each token but a source's first is a target once. A row of `data.seq_len` tokens sees nothing of the row before, as in
 training.

@@ -137,7 +137,7 @@ def export(
     if dtype not in DTYPES:
         raise ValueError(f"--dtype {dtype}: it is one of {', '.join(DTYPES)}")
     if out.exists() and not share.process:
-        raise ValueError(f"{out} is there already; give a directory that is not")
+        raise ValueError(f"{out} already exists; give a new directory")
     stored = Stored(run, step)
     model = cfg.validate({**stored.config, "out": str(run)}, source=str(run)).model
     if model.score:
@@ -153,7 +153,7 @@ def export(
     half = out.with_name(f"{out.name}{HALF_WRITTEN}")
     own = files.of(share)
     if out.exists() and own:
-        raise ValueError(f"{out} is there already; give a directory that is not")
+        raise ValueError(f"{out} already exists; give a new directory")
     with told(out, half, share):
         if own:
             begin(half, about, share)

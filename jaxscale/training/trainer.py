@@ -49,7 +49,7 @@ from jaxscale.training.writer import MetricsWriter, require_writers
 
 @dataclass
 class Result:
-    """How a run ended. Losses are nats a token."""
+    """How a run ended. Losses are nats per token."""
 
     step: int
     loss: float | None

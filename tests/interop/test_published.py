@@ -277,7 +277,7 @@ def test_a_run_goes_on_from_another_run(published, tmp_path):
 
 
 def test_a_published_model_is_evaluated_as_transformers_does(published, tmp_path):
-    """Text as bytes of a small tokenizer: the mean loss of its tokens, and bits a byte."""
+    """Text as bytes of a small tokenizer: the mean loss of its tokens, and bits per byte."""
     directory = tmp_path / "llama"
     shutil.copytree(published("llama")[0], directory)
     character_tokenizer("abcdefgh \n").save(directory)
@@ -372,5 +372,5 @@ def test_shipped_models_have_a_config_json(name):
 
 
 def test_an_export_takes_no_directory_that_is_there(tmp_path):
-    with pytest.raises(ValueError, match="is there already"):
+    with pytest.raises(ValueError, match="already exists"):
         export(tmp_path, tmp_path)

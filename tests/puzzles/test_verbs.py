@@ -47,7 +47,7 @@ def test_get_writes_the_file_and_never_over_one(run, tmp_path):
     path.write_text("my work")
     code, out, err = run("get", "3")
     assert (code, out) == (2, "")
-    assert err == "error: 03_partial_sums.py is there already and may be your work; write elsewhere with -o FILE\n"
+    assert err == "error: 03_partial_sums.py already exists and may be your work; write elsewhere with -o FILE\n"
     assert path.read_text() == "my work"
     assert run("get", "3", "-o", tmp_path / "again.py")[0] == 0
     assert (tmp_path / "again.py").read_text() == find("3").file.read_text()

@@ -119,7 +119,7 @@ def test_switching_axes(page):
 
     page.click("input[data-control='logY']", page.plot("loss"))
     assert page.drawing("loss") != over_steps
-    assert page.ask("document.querySelector('#plot-loss .title-y').textContent") == "loss (nats a token), log"
+    assert page.ask("document.querySelector('#plot-loss .title-y').textContent") == "loss (nats per token), log"
 
     linear = page.ask("[...document.querySelectorAll('#plot-collectives .ytick')].map(t => t.textContent)")
     assert "300 G" in linear
@@ -147,7 +147,7 @@ def test_by_keyboard(page):
         if page.ask("document.activeElement.closest('#plot-loss') && document.activeElement.className") == "plot":
             break
     plot = page.driver.switch_to.active_element
-    assert plot.get_attribute("aria-label").startswith("Loss: loss (nats a token) over step; 4 series, 77 points")
+    assert plot.get_attribute("aria-label").startswith("Loss: loss (nats per token) over step; 4 series, 77 points")
 
     def told(key):
         plot.send_keys(key)
@@ -202,7 +202,7 @@ def test_the_table_behind_a_plot(page):
 def test_headlines_stand_at_the_top(page):
     told = page.ask("[...document.querySelectorAll('.tile')].map(t => [...t.children].map(c => c.textContent))")
     assert [label for label, *_ in told] == ["best validation loss", "tokens per second", "MFU", "goodput"]
-    assert told[0][1].endswith(" nats a token")
+    assert told[0][1].endswith(" nats per token")
     assert told[0][2].startswith(f"{NASTY} (run): step ")
     assert page.ask("document.querySelector('.tile').getBoundingClientRect().bottom") < 400
 
@@ -261,7 +261,7 @@ def test_a_copy_as_csv_and_as_png(page):
         "step",
         "tokens seen",
         "wall time with restarts (s)",
-        "loss (nats a token)",
+        "loss (nats per token)",
         "basis",
         "from",
     ]

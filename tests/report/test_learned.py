@@ -115,12 +115,12 @@ def test_losses_of_different_units_share_no_axis(tmp_path):
     page = page_of(*runs)
     plots = {plot.id: plot for plot in page.plots if plot.id.startswith("loss")}
     assert {(plot.title, plot.y[0].unit) for plot in plots.values()} == {
-        ("Loss, nats a token", "nats a token"), ("Loss, a step", "a step"), ("Loss, a pair", "a pair"),
+        ("Loss, nats per token", "nats per token"), ("Loss, a step", "a step"), ("Loss, a pair", "a pair"),
     }  # fmt: skip
     assert [sorted({one.source for one in plot.series}) for plot in plots.values()] == [[0], [1], [2, 3]]
     table = page.sections[0].tables[0]
     loss = table.columns.index("training loss")
-    assert [row[loss].unit for row in table.rows] == ["nats a token", "a step", "a pair", "a pair"]
+    assert [row[loss].unit for row in table.rows] == ["nats per token", "a step", "a pair", "a pair"]
     alone = {plot.id: plot for plot in page_of(runs[2]).plots}
     assert (alone["loss"].title, alone["loss"].y[0].unit) == ("Loss", "a pair")
 
@@ -184,4 +184,4 @@ def test_units_and_samples_of_a_round(tmp_path):
     whole = write_learned(tmp_path / "whole", {"kind": "raft", "group": 4})
     runs = read_inputs([write_learned(tmp_path / "grpo", GRPO), raft, whole, write_run(tmp_path / "text")]).runs
     assert [samples_of(run) for run in runs] == [64, 40, 256, 0]
-    assert [unit_of(run) for run in runs] == ["a step", "nats a token", "nats a token", "nats a token"]
+    assert [unit_of(run) for run in runs] == ["a step", "nats per token", "nats per token", "nats per token"]

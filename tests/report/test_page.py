@@ -155,7 +155,7 @@ def test_headlines_of_one_run(run):
     losses = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     best = min((r["loss"], r["step"]) for r in losses if r["kind"] == "validation")
     loss = found["best validation loss"]
-    assert (loss.figure.value, loss.figure.unit, loss.about) == (best[0], "nats a token", f"step {best[1]}")
+    assert (loss.figure.value, loss.figure.unit, loss.about) == (best[0], "nats per token", f"step {best[1]}")
     assert found["MFU"].about == "of 3,956 TFLOP/s, 4 x H100, dense bf16, NVIDIA's datasheet; convention causal"
     assert found["goodput"].figure.value == pytest.approx(0.98 * 40 / 70)
     assert found["goodput"].about == "of 70 s on steps that counted, 2 attempts"

@@ -88,9 +88,9 @@ def test_the_open_page_shows_the_new_number_and_keeps_what_was_chosen(driver, se
     page.click("#plot-loss [data-control=logY]")
     points = int(page.ask("document.querySelector('#plot-loss').dataset.points"))
     add_step(running, 21, 0.125)
-    until(lambda _: page.ask(tile) == "0.125 nats a token")
+    until(lambda _: page.ask(tile) == "0.125 nats per token")
     assert int(page.ask("document.querySelector('#plot-loss').dataset.points")) == points + 1
-    assert "0.125 nats a token" in page.ask("document.querySelector('#runs table').textContent")
+    assert "0.125 nats per token" in page.ask("document.querySelector('#runs table').textContent")
     assert page.ask("document.querySelector('#plot-loss [data-control=logY]').checked"), "and was not loaded anew"
     process.send_signal(signal.SIGINT)
     until(lambda _: "server has stopped" in page.ask("document.querySelector('#live').textContent"))

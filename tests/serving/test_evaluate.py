@@ -181,7 +181,7 @@ def test_the_verb_prints_a_table_and_json(place, shell):
 
 
 def test_bytes_of_other_tokens_are_not_known(place, tmp_path, shell):
-    """A BPE's dataset: no bits a byte, null in JSON. The file itself has them."""
+    """A BPE's dataset: no bits per byte, null in JSON. The file itself has them."""
     spec = make_bpe(place, tmp_path)
     out = json.loads(shell.good("evaluate", tmp_path / "run", "--data", tmp_path / "bpe", "--json", *ONE))
     assert out["total"]["bytes"] is out["total"]["bits_per_byte"] is None
