@@ -11,7 +11,7 @@ CHAPTERS = $(wildcard docs/course/[0-9]*.md)
 RAN = $(CHAPTERS:docs/course/%.md=build/course/%/outputs.json) $(RUN_PAGES:%=build/course/%/outputs.json)
 SOURCES = $(shell find jaxscale configs -name '*.py' -o -name '*.yaml') docs/run_chapter.py docs/course/matplotlibrc
 
-.PHONY: quickstart emergence objectives finetune test faults core check course docs notebooks pictures figures lint types bench-gpu clean
+.PHONY: quickstart emergence objectives finetune test faults core sweep check course docs notebooks pictures figures lint types bench-gpu clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/jaxscale quickstart
@@ -23,13 +23,18 @@ test: $(VENV)/installed-dev
 faults: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m faults
 
-# What tells most in least time: shardings, models, collectives, whole runs, decoding. CI runs it on a second Python,
-# without the cases marked slow, which `make test` runs on the first: one of each kind bears no such mark.
+# What tells most in least time of jax's and flax's versions: programs, meshes, kernels, whole runs, decoding, one program
+# of the TPU's compiler. CI runs it on a second Python, without the cases marked slow, which `make test` runs on the first.
+CORE = tests/parallel/test_sharding.py tests/compiled tests/models $(addprefix tests/training/test_,$(addsuffix .py,$(CORE_RUNS))) \
+	tests/objectives/test_learned.py tests/rollouts/test_sampler.py tests/serving tests/faults/test_guard.py
+CORE_RUNS = collectives trainer generate smallest precision split_sequences pipeline replicas experts
 core: $(VENV)/installed-dev
-	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not faults and not course" tests/blueprint tests/predict tests/compiled tests/test_predict.py tests/parallel tests/models tests/training/test_collectives.py tests/training/test_trainer.py \
-		tests/training/test_generate.py tests/training/test_feed.py tests/training/test_smallest.py tests/training/test_evaluation.py \
-		tests/training/test_step_time.py tests/training/test_shares.py tests/training/test_figures.py tests/training/test_precision.py tests/training/test_older.py tests/training/test_split_sequences.py tests/training/test_pipeline.py \
-		tests/training/test_replicas.py tests/training/test_experts.py tests/objectives/test_learned.py tests/rollouts/test_sampler.py tests/serving tests/data tests/cluster tests/puzzles tests/faults/test_guard.py
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not faults and not course and not sweep" $(CORE) \
+		tests/test_predict.py::test_compile_for_a_tpu_and_ask_again
+
+# The cases of dear sweeps that neither `make test` nor CI runs: to be run where experts, pipelines or objectives change.
+sweep: $(VENV)/installed-dev
+	$(BIN)/python -m pytest $(PARALLEL) -m sweep
 
 check: lint types test faults course docs
 
@@ -55,8 +60,9 @@ notebooks: $(VENV)/installed-docs
 pictures: $(VENV)/installed-dev
 	$(BIN)/python docs/pictures.py
 
-# The chapters' figures in the repository, as their code draws them now.
+# The chapters' figures in the repository, as their code draws them now, and the drawings of ideas.
 figures: $(VENV)/installed-docs
+	$(BIN)/python docs/drawings.py
 	$(BIN)/python docs/run_chapter.py --figures $(CHAPTERS)
 
 # SmolLM2-135M learns a fact by LoRA: 10 minutes on two cores, 2 GB in build/finetune. The package that holds the model asks

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -63,6 +64,16 @@ LONG = (
     "training/test_collectives.py",
     "models/test_oracle.py",
 )
+# Sweeps whose cases are alike and dear: one in three runs by default, with the first; `make sweep` runs the others.
+SWEEPS = {
+    "test_chunks_microbatches_and_meshes",  # objectives/test_trl.py
+    "test_every_factorisation_equals_one_device",  # objectives/test_learned.py, training/test_pipeline.py
+    "test_every_mesh_is_the_reference",  # training/test_experts.py
+    "test_each_way_to_compute_the_step_is_the_reference",
+    "test_what_lies_in_rows_that_no_expert_has_reaches_nothing",  # models/test_experts.py
+    "test_intervals_hold_the_truth_of_two_hundred_ladders",  # scaling/test_fit.py
+    "test_other_models_and_axes_sample_the_same",  # rollouts/test_sampler.py
+}
 GAVE_UP = "Involuntary full rematerialization"
 
 
@@ -90,9 +101,16 @@ def pytest_configure(config):
         config.option.loadscopereorder = False
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m looks at marks
 def pytest_collection_modifyitems(items):
     ranks = {ROOT / "tests" / name: rank for rank, name in enumerate(LONG)}
     assert all(path.is_file() for path in ranks), "LONG names a file that is not there"
+    seen: Counter[str] = Counter()
+    for item in items:
+        if (name := item.originalname) in SWEEPS:
+            if seen[f"{item.path}::{name}"] % 3:
+                item.add_marker("sweep")
+            seen[f"{item.path}::{name}"] += 1
     items.sort(key=lambda item: ranks.get(item.path, len(LONG)))
 
 

@@ -116,7 +116,8 @@ OWN_ROOM = {
 }
 WITH_JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "grain"}
 WITH_JAX_ALLOWED = (
-    "compiled/aot.py", "explain/trace.py", "explain/walk.py", "explain/jaxpr.py", "explain/here.py", "puzzles/grader/",
+    "compiled/aot.py", "compiled/function.py",
+    "explain/trace.py", "explain/walk.py", "explain/jaxpr.py", "explain/here.py", "puzzles/grader/",
     "puzzles/exercises/", "console/train.py", "cli/app.py", "abilities/measure.py", "abilities/in_training.py",
 )  # fmt: skip
 ROOMS_WITHOUT_JAX = (
