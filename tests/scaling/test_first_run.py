@@ -75,7 +75,7 @@ def test_seconds_are_said_as_a_person_would():
         (["--text", "nowhere", "--hours", "1", "--machine", "h100:8"], "'nowhere' names no file"),
         (["--text", "a.txt", "--hours", "-1", "--machine", "h100:8"], "--hours -1: give a number of hours above 0"),
         (["--text", "a.txt", "--hours", "1", "--machine", "tpu9"], "no chip 'tpu9'"),
-        (["--text", "a.txt", "--hours", "1", "--machine", "h100:8", "-o", "a.txt"], "a.txt is there already"),
+        (["--text", "a.txt", "--hours", "1", "--machine", "h100:8", "-o", "a.txt"], "a.txt already exists"),
         (["--text", "tiny.txt", "--hours", "1", "--machine", "h100:8"], "give a text of 100 or more"),
     ],
 )
