@@ -1,6 +1,7 @@
 """A newcomer's half hour: README's lines as they stand, in a fresh clone and from the wheel in an empty environment.
 
-    python tests/newcomer.py        # needs git, make and the package index; about six minutes on two cores
+    python tests/newcomer.py          # needs git, make and the package index; about six minutes on two cores
+    python tests/newcomer.py --here   # in this checkout, which is a fresh clone already
 
 Lines of README's ```bash blocks, and lines after `$ ` in its ```text blocks, are commands. Each must end with code 0,
 and print what README shows below it: numbers may differ, words may not.
@@ -62,10 +63,8 @@ def run(command: str, where: Path, path: Path | None = None) -> str:
     return ran.stdout
 
 
-def from_a_clone(where: Path) -> None:
+def from_a_clone(clone: Path) -> None:
     """README in a clone: each line as it stands, and what it shows of their outputs."""
-    clone = where / "jaxscale"
-    run(f"git clone --quiet --no-hardlinks {ROOT} {clone}", where)
     typed = [one for one in commands((clone / "README.md").read_text()) if one[0] != "make test"]  # a stage of its own
     assert typed[0][0] == "make quickstart"
     wrong = []
@@ -94,7 +93,11 @@ def from_the_wheel(where: Path) -> None:
 def main() -> None:
     where = Path(tempfile.mkdtemp(prefix="newcomer-"))
     try:
-        from_a_clone(where)
+        clone = ROOT
+        if "--here" not in sys.argv[1:]:
+            clone = where / "jaxscale"
+            run(f"git clone --quiet --no-hardlinks {ROOT} {clone}", where)
+        from_a_clone(clone)
         from_the_wheel(where)
     finally:
         shutil.rmtree(where, ignore_errors=True)
