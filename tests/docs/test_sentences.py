@@ -13,7 +13,6 @@ PAGES = [
     *sorted(DOCS.rglob("*.md")),
 ]
 MEAN = 18
-MEANS = {"docs/course/puzzles.md": 19}  # as they are
 LONGEST = 46
 FEW = 5  # a page with fewer sentences has no mean worth holding
 
@@ -66,7 +65,7 @@ def mean(markdown: str) -> float:
 def test_sentences_are_short(page):
     text = page.read_text(encoding="utf-8")
     if len(sentences(text)) >= FEW:
-        assert mean(text) < MEANS.get(page.relative_to(ROOT).as_posix(), MEAN)
+        assert mean(text) < MEAN
     assert [s for s in sentences(text) if words(s) >= LONGEST] == []
 
 
