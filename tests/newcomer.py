@@ -80,7 +80,7 @@ def from_the_wheel(where: Path) -> None:
     run(f"{sys.executable} -m venv {where / 'env'}", where)
     own = where / "env" / "bin"
     run(f"{own / 'pip'} wheel --quiet --no-deps --wheel-dir {where} {ROOT}", where)
-    run(f"{own / 'pip'} install --quiet {next(where.glob('jaxscale-*.whl'))}", where)
+    run(f"{own / 'pip'} install --quiet --no-compile {next(where.glob('jaxscale-*.whl'))}", where)
     elsewhere = where / "elsewhere"
     elsewhere.mkdir()
     run("jaxscale --version", elsewhere, own)
