@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.pop("COLUMNS", None)  # pytest-xdist tells its workers a width: tables would fold
 
 import jax
 import pytest

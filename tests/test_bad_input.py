@@ -651,7 +651,7 @@ def test_tokenizers_that_do_not_match(trained, tmp_path, shell):
 USAGE = [
     (["trian", "quickstart"], "No such command 'trian'; did you mean train?"),
     (["prepare"], "No such command 'prepare'; did you mean data prepare?"),
-    (["verify", "runs/x"], "No such command 'verify'; did you mean law verify or checkpoint verify?"),
+    (["verify", "runs/x"], "No such command 'verify'; did you mean checkpoint verify or law verify?"),
     (["check", "x"], "No such command 'check'; did you mean puzzle check?"),
     (["generat"], "; did you mean generate?"),
     (["bench", "atention"], "; did you mean attention?"),
