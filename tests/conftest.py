@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ.pop("COLUMNS", None)  # pytest-xdist tells its workers a width: tables would fold
+os.environ.pop("COLUMNS", None)  # workers have it from the readline of the process that starts them: tables would fold
 
 import jax
 import pytest
