@@ -39,6 +39,8 @@ def run_words(config: cfg.Config, rows: int) -> str:
     words = f"{config.steps:,} steps of {each:,} tokens: {config.steps * each:,} tokens"
     if config.objective.samples:
         return f"{words} at most, of the model's own samples"
+    if config.data.kind == "synthetic":
+        return f"{words}, made up on the way"
     epochs = config.steps * config.data.batch_size / rows
     return f"{words}, {epochs:,.0f} epochs" if epochs >= 100 else f"{words}, {epochs:.3g} epochs"
 
