@@ -29,17 +29,22 @@ def main() -> None:
         driver = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
         try:
             driver.get(page.as_uri())
+            choose(driver)
             stacked([part(driver, "model"), part(driver, "detail")]).save(OUT, optimize=True)
         finally:
             driver.quit()
     print(OUT)
 
 
-def part(driver: webdriver.Chrome, name: str) -> Image.Image:
-    """A section of the page as it is when the matmul is open."""
+def choose(driver: webdriver.Chrome) -> None:
+    """Open the matmul."""
     for button in driver.find_elements(By.CSS_SELECTOR, "#model-picture button"):
         if button.text.split()[:1] == [MATMUL] or f" {MATMUL}" in button.text.splitlines()[0]:
             driver.execute_script("arguments[0].click()", button)
+
+
+def part(driver: webdriver.Chrome, name: str) -> Image.Image:
+    """A section of the page as it is when the matmul is open, up to what the picture leaves out."""
     shot = Image.open(io.BytesIO(driver.find_element(By.ID, name).screenshot_as_png)).convert("RGB")
     whole, rest = (driver.find_element(By.ID, one).rect["y"] for one in (name, UP_TO))
     return shot.crop((0, 0, shot.width, min(shot.height, int(rest - whole) - 2 * MARGIN)))

@@ -46,7 +46,7 @@ def verb(
     corpus = guess_corpus(text)
     dataset = Path(text) if corpus.prepared else Path("data") / Path(text.rstrip("/*")).name.split(".")[0]
     topology, peak = of_machine(machine)
-    wish = Wish(dataset, corpus.tokens, corpus.vocab_size, corpus.prepared, hours, peak, topology)
+    wish = Wish(dataset, corpus.tokens, corpus.vocab_size, hours, peak, topology)
     found = first_run(wish)
     words = ["jaxscale", "data", "prepare", *corpus.options, "--out", str(dataset)]
     prepare = None if corpus.prepared else shlex.join(words)

@@ -4,13 +4,11 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaxscale.data import sources
 from jaxscale.data.compressed import without_compression
 from jaxscale.data.files import find
 from jaxscale.data.index import INDEX_NAME, read_index
 
 KINDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".pq": "parquet"}  # anything else is text
-READERS = {"jsonl": sources.jsonl_source, "parquet": sources.parquet_source, "text": sources.text_source}
 FEW_FILES = 100
 EXPANDS = 4.0  # bytes of text in a byte of a compressed file or of Parquet, about
 TOKENIZERS = (  # up to so many bytes of text: the tokenizer, its vocabulary, bytes of English in a token, about
@@ -48,7 +46,7 @@ def guess_corpus(path: str) -> Corpus:
     sizes: Counter[str] = Counter()
     files: Counter[str] = Counter()
     for file in find([path]).files:
-        name = without_compression(file.name).lower()
+        name = without_compression(file.name)
         kind = KINDS.get(Path(name).suffix, "text")
         packed = kind == "parquet" or name != file.name.lower()
         files[kind] += 1

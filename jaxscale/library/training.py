@@ -14,6 +14,7 @@ from jaxscale import config as cfg
 from jaxscale.console.tables import make_console
 from jaxscale.console.train import TrainingConsole, result_table, step_figures
 from jaxscale.files.jsonl import read_records
+from jaxscale.library.predictions import found_config
 from jaxscale.library.views import View
 from jaxscale.process.quiet import quiet_inside
 from jaxscale.training.step import ModelFactory
@@ -61,7 +62,7 @@ def train(
         ValueError: what cannot work, in one line.
         KeyboardInterrupt: after Ctrl-C or SIGTERM, the state saved.
     """
-    loaded = config if isinstance(config, cfg.Config) else cfg.load_config(config)
+    loaded = found_config(config)
     with quiet_inside():
         result = run(loaded, model=model, watcher=watcher or watcher_here(loaded), executable=executable)
     return TrainingView.of(result, config=loaded)

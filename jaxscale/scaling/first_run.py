@@ -17,7 +17,7 @@ from jaxscale import config as cfg
 from jaxscale.compiled.story import with_changes
 from jaxscale.hardware.topology import Topology
 from jaxscale.predict.plan import Choice, plan
-from jaxscale.scaling.counts import short, size_of
+from jaxscale.scaling.counts import short, size_of, tokens_of
 from jaxscale.scaling.shape import near
 
 TOKENS_EACH = 20  # tokens a parameter
@@ -39,7 +39,7 @@ class Wish:
     """What a user has: so many tokens of a vocabulary, and a machine for some hours.
 
     Attributes:
-        tokens: of the training text; an estimate where it is not prepared yet (`prepared`).
+        tokens: of the training text; an estimate where it is not prepared yet.
         peak: FLOP/s of all devices, published or measured.
         topology: of accelerators; None for a CPU.
     """
@@ -47,7 +47,6 @@ class Wish:
     data: Path
     tokens: float
     vocab_size: int
-    prepared: bool
     hours: float
     peak: float
     topology: Topology | None
@@ -104,7 +103,7 @@ def sized(wish: Wish, flops: float, share: float) -> FirstRun:
             raise ValueError(f"no mesh of {wish.topology.name} holds {short(N)} parameters; give fewer --hours")
         choice = choices[0]
         config = choice.config
-    trained = config.steps * config.data.batch_size * config.data.seq_len
+    trained = tokens_of(config)
     size = size_of(config, "without")
     seconds = choice.forecast.seconds * config.steps if choice else 6 * size * trained / (share * wish.peak)
     return FirstRun(config, choice, size_of(config, "with"), trained / wish.tokens, seconds, limited)

@@ -22,7 +22,7 @@ HOURS = (0.01, 10)
 def wish(machine: str | None, tokens: float, hours: float, vocab_size: int = 257) -> Wish:
     where = find_topology(machine) if machine else None
     peak = where.chip.bf16_flops * where.chips if where else 1e11
-    return Wish(Path("data/notes"), tokens, vocab_size, False, hours, peak, where)
+    return Wish(Path("data/notes"), tokens, vocab_size, hours, peak, where)
 
 
 @pytest.mark.parametrize(("machine", "tokens"), list(itertools.product(MACHINES, TEXTS)))
