@@ -6,6 +6,9 @@ BIN = $(VENV)/bin
 # Two processes, each of which runs whole files: fixtures are made once. `python -m pytest FILE` runs in one process.
 PARALLEL = -n 2 --dist loadfile
 
+# Where a machine forbids it, every process would parse all of JAX again, which takes longer than most tests.
+unexport PYTHONDONTWRITEBYTECODE
+
 RUN_PAGES = models library own-text
 CHAPTERS = $(wildcard docs/course/[0-9]*.md)
 RAN = $(CHAPTERS:docs/course/%.md=build/course/%/outputs.json) $(RUN_PAGES:%=build/course/%/outputs.json)

@@ -1,6 +1,7 @@
 """Eight simulated CPU devices for every test, and one rule for all: the partitioner never gives up."""
 
 import dataclasses
+import gc
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # each of hundreds of children would parse all of JAX again: 3 s
 os.environ.pop("COLUMNS", None)  # workers have it from the readline of the process that starts them: tables would fold
 
 import jax
@@ -20,14 +22,16 @@ from jaxscale import cli
 from jaxscale.parallel.mesh import give_threads
 from jaxscale.training import trainer
 
+sys.dont_write_bytecode = False
 ROOT = Path(__file__).parent.parent
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")  # gw0, gw1; empty where one process runs all
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in the background of a shell: children would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 # Half of the suite would be waiting for XLA's CPU code generator. Later versions of jax abort on this flag.
 FLAGS = os.environ.get("XLA_FLAGS")
+ONE_PART = "--xla_cpu_parallel_codegen_split_count=1"  # small programs: cutting them up takes longer than it saves
 if jax.__version_info__[:2] == (0, 10):
-    os.environ["XLA_FLAGS"] = f"{FLAGS or ''} --xla_cpu_use_fusion_emitters=false".strip()
+    os.environ["XLA_FLAGS"] = f"{FLAGS or ''} --xla_cpu_use_fusion_emitters=false {ONE_PART}".strip()
 
 give_threads(8)
 jax.config.update("jax_num_cpu_devices", 8)
@@ -35,6 +39,7 @@ jax.config.update("jax_disable_most_optimizations", True)  # LLVM's: half of the
 # a cache for each worker: jax writes an entry in place, and another process could read half of it
 jax.config.update("jax_compilation_cache_dir", str(ROOT / ".pytest_cache" / f"xla{WORKER}"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+gc.set_threshold(50_000, 20, 50)  # JAX's heap is large: a tenth of the suite would be looking for garbage in it
 assert jax.device_count() == 8  # now, before a run of a test asks for fewer
 os.environ.pop("XLA_FLAGS", None)  # XLA has read it: no child, such as a compiler for TPUs, inherits it
 if FLAGS is not None:

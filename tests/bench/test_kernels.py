@@ -1,6 +1,7 @@
 """What is timed is what it says: the matmuls of a backward pass, collectives and their bytes, attention's error."""
 
 import itertools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,14 @@ from jaxscale.predict import costs
 QUICK = Effort(repeats=4, seconds=0.2, burn_in=1, shortest=0)
 
 
-def test_every_sample_is_waited_for_and_burn_in_stands_apart():
+@pytest.fixture
+def ticking(monkeypatch):
+    """A clock on which each look takes a millisecond: a machine that is busy elsewhere changes nothing."""
+    ticks = itertools.count()
+    monkeypatch.setattr(clock, "time", types.SimpleNamespace(perf_counter=lambda: next(ticks) / 1e3))
+
+
+def test_every_sample_is_waited_for_and_burn_in_stands_apart(ticking):
     calls = []
 
     def call(i):
@@ -27,16 +35,15 @@ def test_every_sample_is_waited_for_and_burn_in_stands_apart():
         return jnp.float32(i)
 
     samples = time_calls(call, QUICK)
-    assert len(samples) == 4
-    assert all(s > 0 for s in samples)
+    assert samples == pytest.approx([1e-3] * 4)
     assert calls == list(range(6))  # one of burn-in, one to see how long it takes, four samples
 
 
-def test_short_calls_are_timed_in_bundles():
+def test_short_calls_are_timed_in_bundles(ticking):
     calls = itertools.count()
     samples = time_calls(lambda i: jnp.float32(next(calls)), Effort(repeats=3, burn_in=1, shortest=1e-2))
-    assert len(samples) == 3
-    assert next(calls) > 30
+    assert samples == pytest.approx([1e-4] * 3)  # a millisecond for ten
+    assert next(calls) == 1 + 1 + 3 * 10
 
 
 @pytest.mark.parametrize("which", matmul.PASSES)
