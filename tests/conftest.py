@@ -70,15 +70,50 @@ LONG = (
     "training/test_collectives.py",
     "models/test_oracle.py",
 )
-# Sweeps whose cases are alike and dear: one in three runs by default, with the first; `make sweep` runs the others.
+# Sweeps whose cases are alike and take seconds each: one in three runs by default, with the first; `make sweep` runs the
+# others.
 SWEEPS = {
-    "test_chunks_microbatches_and_meshes",  # objectives/test_trl.py
-    "test_every_factorisation_equals_one_device",  # objectives/test_learned.py, training/test_pipeline.py
-    "test_every_mesh_is_the_reference",  # training/test_experts.py
+    # abilities, blueprint, explain, interop
+    "test_every_mesh_gives_the_same",
+    "test_every_single_override_is_refused_or_predicted_as_it_is_traced",
+    "test_the_rules_layouts_are_the_traced_programs",
+    "test_gradients_and_steps_are_those_of_transformers",
+    "test_logits_on_a_mesh",
+    # models
+    "test_splash_and_its_gradient_equal_the_reference",
+    "test_splash_of_a_rank_equals_the_reference",
+    "test_plain_blocks_are_attention_and_its_gradient",
+    "test_experts_over_any_axes_that_split_tokens",
+    "test_every_kind_of_router",
+    "test_what_lies_in_rows_that_no_expert_has_reaches_nothing",
+    "test_every_mesh_gives_the_gradients_of_one_device",
+    "test_with_experts_too",
+    # objectives, rollouts
+    "test_chunks_microbatches_and_meshes",
+    "test_chunks_and_microbatches_on_eight_devices_equal_one",
+    "test_other_models_and_axes_sample_the_same",
+    # predict, scaling
+    "test_split_sequences_send_what_the_compiled_program_sends",
+    "test_flops_and_bytes_are_the_compiled_program_s",
+    "test_replicas_send_and_hold_what_their_programs_do",
+    "test_intervals_hold_the_truth",
+    "test_intervals_hold_the_truth_of_two_hundred_ladders",
+    # training
+    "test_every_factorisation_equals_one_device",
+    "test_every_mesh_is_the_reference",
     "test_each_way_to_compute_the_step_is_the_reference",
-    "test_what_lies_in_rows_that_no_expert_has_reaches_nothing",  # models/test_experts.py
-    "test_intervals_hold_the_truth_of_two_hundred_ladders",  # scaling/test_fit.py
-    "test_other_models_and_axes_sample_the_same",  # rollouts/test_sampler.py
+    "test_each_way_to_compute_the_step_equals_the_plain_one",
+    "test_a_step_in_one_piece_equals_one_device",
+    "test_a_pipeline_equals_one_device",
+    "test_stages_send_what_the_schedule_asks_for",
+    "test_a_replica_trains_as_one_model_does_on_its_rows",
+    "test_other_optimizers_keep_replicas_apart_too",
+    "test_every_optimizer_learns_alike_on_a_mesh",
+    "test_bfloat16_parameters_have_gradients_that_are_rounded_and_no_more",
+    "test_a_bias_moves_once_a_step_towards_even_loads",
+    "test_a_model_with_all_of_deepseek",
+    "test_microbatches_are_one_batch",
+    "test_resume_on_another_mesh_agrees",
 }
 GAVE_UP = "Involuntary full rematerialization"
 

@@ -33,7 +33,8 @@ def measured(task: Task, scored: Sequence[Mapping[str, Scored]]) -> dict[str, An
     Returns:
         `ability`, `shots`, `examples`, `chance`, `main`, `metrics` (each with `value`, `n`, `sharp`, `partner`; of a
         continuous one also `std` over the examples), `commonest` (the share of the commonest answer: what always
-        giving it would get), and for metrics by position `curve`, the mean nats of each token.
+        giving it would get), `bits_per_byte` of the right answer, and for metrics by position `curve`, the mean nats of
+        each token.
     """
     every = [values(one, texts, task.metrics) for one, texts in zip(task.examples, scored, strict=True)]
     found: dict[str, Any] = {
@@ -43,6 +44,7 @@ def measured(task: Task, scored: Sequence[Mapping[str, Scored]]) -> dict[str, An
         "chance": task.chance,
         "commonest": commonest(task.examples),
         "main": task.metrics[0],
+        "bits_per_byte": math.fsum(map(bits_per_byte, task.examples, scored)) / len(task.examples),
         "metrics": {name: summary(name, [one[name] for one in every]) for name in task.metrics},
     }
     if set(task.metrics) & set(OF_POSITIONS):
@@ -55,6 +57,16 @@ def summary(name: str, numbers: Sequence[float]) -> dict[str, Any]:
     mean = math.fsum(numbers) / len(numbers)
     found = {"value": mean, "n": len(numbers), "sharp": sharp, "partner": partner}
     return found if sharp else found | {"std": math.sqrt(math.fsum((x - mean) ** 2 for x in numbers) / len(numbers))}
+
+
+def bits_per_byte(example: Example, scored: Mapping[str, Scored]) -> float:
+    """Bits of the likeliest right answer, or of the best choice, over the bytes of its text (arXiv:2412.04403)."""
+    best = max(example.scores, default=0.0)
+    right = [text for text in example.answers if text in scored] or [
+        text for text, worth in zip(example.choices, example.scores, strict=True) if worth == best
+    ]
+    text = max(right, key=lambda text: scored[text].total)
+    return -scored[text].total / math.log(2) / len(text.encode())
 
 
 def commonest(examples: Sequence[Example]) -> float:

@@ -1,5 +1,6 @@
 """`jaxscale generate`."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -27,6 +28,7 @@ def verb(
         bool, typer.Option("--chat", help="Treat the prompt as a user's message, with the chat template.")
     ] = False,
     system: Annotated[str | None, typer.Option(help="With --chat: the system message.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Each prompt and its sample, for programs.")] = False,
 ) -> None:
     """Sample from a checkpoint, on any mesh."""
     from jaxscale.serving.evaluate import first_process
@@ -50,6 +52,10 @@ def verb(
         say=lambda line: print(line, file=sys.stderr),
     )
     if not first_process():
+        return
+    if as_json:
+        samples = [{"prompt": start, "text": text} for start, text in zip(prompt or [""], texts, strict=True)]
+        print(json.dumps(samples, indent=1))
         return
     for start, text in zip(prompt or [""], texts, strict=True):
         print(text if chat else start + text)

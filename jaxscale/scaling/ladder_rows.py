@@ -28,13 +28,18 @@ def row_of(rung: Run, path: Path, ability: str | None, embeddings: bool) -> dict
 
 
 def ability_of(rung: Run, path: Path, ability: str) -> dict[str, float]:
-    """An ability's nll, in the record's own unit, and its first sharp metric."""
+    """The bits per byte of an ability's right answer, and its first sharp metric."""
     there = sorted({one.ability for one in rung.abilities})
     one = next((one for one in rung.abilities if one.ability == ability), None)
     if one is None:
         have = f"it has {', '.join(there)}" if there else "it has none"
         raise ValueError(f"{path}: {rung.name} has no ability {ability}; {have}")
     sharp = [m.value for m in one.metrics.values() if m.sharp]
-    if not sharp or "nll" not in one.metrics:
-        raise ValueError(f"{path}: {rung.name}: {ability} needs the metric nll and a sharp one, as exact or choice")
-    return {"bits_per_byte": one.metrics["nll"].value, "accuracy": sharp[0]}
+    if not sharp:
+        raise ValueError(f"{path}: {rung.name}: {ability} needs a sharp metric, as exact or choice")
+    if one.bits_per_byte is None:
+        raise ValueError(
+            f"{path}: {rung.name}: {ability} has no bits_per_byte, as an earlier version made the record; "
+            "run the ladder again in a new directory, or give a table with columns bits_per_byte and accuracy"
+        )
+    return {"bits_per_byte": one.bits_per_byte, "accuracy": sharp[0]}

@@ -37,6 +37,7 @@ class Measured(Part):
     Attributes:
         shots: solved examples in the prompt. `chance`: what guessing gives.
         main: the metric that it is judged by; its `partner` stands beside it.
+        bits_per_byte: of the right answer; None in a record of an earlier version.
         curve: mean nats of each position, where an ability is scored by position.
     """
 
@@ -44,6 +45,7 @@ class Measured(Part):
     shots: int = 0
     chance: float
     main: str | None = None
+    bits_per_byte: Number | None = None
     metrics: dict[str, Metric]
     curve: list[float] = []
 

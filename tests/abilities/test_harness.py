@@ -4,6 +4,7 @@ import json
 
 import jax
 import pytest
+from faults.processes import Group
 from support import make_config
 from test_bad_input import Shell
 
@@ -192,3 +193,23 @@ def test_every_mesh_gives_the_same(place, model):
     for a, b in zip(many.loglikelihood(requests), model.loglikelihood(requests), strict=True):
         assert a[0] == pytest.approx(b[0], rel=1e-5)
         assert a[1] == b[1]
+
+
+@pytest.mark.faults
+def test_two_processes_give_what_one_gives(place, folder, tmp_path, monkeypatch):
+    """Every process asks the same, and the first one prints."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    tasks = ["--tasks", "lm_eval:ships,lm_eval:winds,lm_eval:texts", "--tasks-from", str(folder), "--json"]
+    found = []
+    for processes in (1, 2):
+        words = ["evaluate", str(place / "run"), *tasks, "mesh={data: 2}", "runtime.simulated_devices=2"]
+        with Group(["-m", "jaxscale.cli", *words], tmp_path / "logs", processes=processes) as group:
+            assert group.wait() == [0] * processes, group.texts()
+            assert not any('"abilities"' in group.text(rank) for rank in range(1, processes))
+            text = group.text(0)
+        found.append(json.loads(text[text.index("{\n") : text.rindex("}") + 1])["abilities"])
+    for one, two in zip(*found, strict=True):
+        assert one["examples"] == two["examples"] == 3
+        for name, metric in one["metrics"].items():
+            assert two["metrics"][name]["value"] == pytest.approx(metric["value"], rel=1e-5), name

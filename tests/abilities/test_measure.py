@@ -243,7 +243,7 @@ def test_training_teaches(place):
 
 def test_one_program_for_all_evaluations(place, tmp_path, caplog):
     """JAX says what it compiles: once, for the three evaluations of all abilities."""
-    sections = {"steps": 4, "evaluation": {"every": 2, "abilities": ["count", "coin", "rule"]}}
+    sections = {"steps": 4, "evaluation": {"every": 2, "abilities": ["count", "coin", "rule"], "examples": 24}}
     with jax.log_compiles():
         train(run_config(place, out=str(tmp_path / "run"), **sections))
     compiled = [r.getMessage() for r in caplog.records if "Finished XLA compilation" in r.getMessage()]

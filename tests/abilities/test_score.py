@@ -8,7 +8,7 @@ import pytest
 from jaxscale.abilities.draw import Draw
 from jaxscale.abilities.example import Example, Task, one_of
 from jaxscale.abilities.rows import prepare
-from jaxscale.abilities.score import Scored, measured, values
+from jaxscale.abilities.score import Scored, bits_per_byte, measured, values
 from jaxscale.data.tokenizer import ByteTokenizer, train_bpe
 
 CHOICES = ("choice", "log_odds", "brier")
@@ -37,6 +37,19 @@ def test_of_several_answers_the_likeliest_counts():
     assert found["exact"] == 1
     assert found["nll"] == 0.75
     assert found["p_exact"] == pytest.approx(math.exp(-2) + math.exp(-1.5))
+
+
+def test_bits_per_byte_are_of_the_text_and_not_of_its_tokens():
+    examples = (Example("q", ("äb",)), Example("q", ("a", "bc")), Example("q", (), ("x", "yyyy"), (0.0, 1.0)))
+    scores = [
+        {"äb": scored(math.log(1 / 2), math.log(1 / 4))},  # 3 bits, 3 bytes
+        {"a": scored(-9.0), "bc": scored(math.log(1 / 16))},  # the likeliest: 4 bits, 2 bytes
+        {"x": scored(-0.1), "yyyy": scored(math.log(1 / 4))},  # the best choice: 2 bits, 4 bytes
+    ]
+    for one, texts, wanted in zip(examples, scores, (1, 2, 1 / 2), strict=True):
+        assert bits_per_byte(one, texts) == pytest.approx(wanted)
+    found = measured(Task("t", examples[:2], 0.0, ANSWERS), scores[:2])
+    assert found["bits_per_byte"] == pytest.approx(1.5)
 
 
 def test_choices_by_hand():

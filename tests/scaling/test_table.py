@@ -34,6 +34,7 @@ def rung(**changes):
         "shots": 0,
         "examples": 256,
         "chance": 0.0,
+        "bits_per_byte": 2.5,
         "metrics": {
             "exact": {"value": 0.3, "n": 256, "sharp": True},
             "nll": {"value": 2.1, "n": 256, "sharp": False, "std": 0.8},
@@ -85,7 +86,7 @@ def test_a_ladders_record(tmp_path):
     table = read_table(path, ability="copy")
     assert (table.names, table.seeds, table.held_out.tolist()) == (("a", "b"), (0, 1), [False, True])
     assert (table.parameters[0], table.flops[0], table.counts) == (1000, 1.2e10, "without")
-    assert (table.bits_per_byte[0], table.accuracy[0]) == (2.1, 0.3)
+    assert (table.bits_per_byte[0], table.accuracy[0]) == (2.5, 0.3)
     assert table.curves[0] == ((1e6, 5.0), (2e6, 4.0))
     assert table.rungs.tolist() == [0, 0]
     assert read_table(path, embeddings=True).parameters[0] == 2000
@@ -148,6 +149,18 @@ RECORDS = {
     "is no ladder's record: .*tokens": ([rung(tokens="many")], {}),
     "is no ladder's record: .*loss": ([rung(loss=None)], {}),
     "a has no ability add; it has copy": ([rung()], {}),
+    "a: add has no bits_per_byte, as an earlier version made": (
+        [
+            rung(
+                abilities=[{"ability": "add", "chance": 0, "metrics": {"exact": {"value": 0.3, "n": 9, "sharp": True}}}]
+            )
+        ],
+        {},
+    ),
+    "a: add needs a sharp metric, as exact or choice": (
+        [rung(abilities=[{"ability": "add", "chance": 0, "metrics": {"nll": {"value": 2.0, "n": 9, "sharp": False}}}])],
+        {},
+    ),
 }
 
 
@@ -156,7 +169,7 @@ def test_a_record_that_cannot_be(tmp_path, message, record):
     rungs, changes = record
     path = write_record(tmp_path / "a.json", rungs, **changes)
     with pytest.raises(ValueError, match=message):
-        read_table(path, ability="add" if "ability" in message else None)
+        read_table(path, ability="add" if "add" in message else None)
 
 
 def test_held_out_rungs_are_the_largest():

@@ -262,7 +262,10 @@ def test_the_library_chats_with_a_published_model_as_the_verb_does_with_its_run(
     out = shell.good("generate", tmp_path / "run", *words)
     loaded = jaxscale.load(f"hf:{model}", mesh={"fsdp": 4, "tensor": 2}, **{"step.compute_dtype": "float32"})
     options = {"max_new_tokens": 9, "temperature": 0, "chat": True, "system": "Be a ship."}
-    assert jaxscale.generate(loaded, "the wind", **options)[0] + "\n\n" == out
+    text = jaxscale.generate(loaded, "the wind", **options)[0]
+    assert text + "\n\n" == out
+    as_json = json.loads(shell.good("generate", tmp_path / "run", *words, "--json"))
+    assert as_json == [{"prompt": "the wind", "text": text}]
     assert loaded.step is None
     assert f"<hf:{model}: " in repr(loaded)
     with pytest.raises(ValueError, match="step 3 is of a run's checkpoints"):
