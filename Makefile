@@ -27,12 +27,12 @@ faults: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m faults
 
 # What tells most in least time of jax's and flax's versions: programs, meshes, kernels, whole runs, decoding, one program
-# of the TPU's compiler. CI runs it on a second Python, without the cases marked slow, which `make test` runs on the first.
+# of the TPU's compiler. CI runs it on a second Python: of each test the first case, and none that is marked slow.
 CORE = tests/parallel/test_sharding.py $(addprefix tests/models/test_,attention.py context.py experts.py) $(addprefix tests/training/test_,$(addsuffix .py,$(CORE_RUNS))) \
 	tests/objectives/test_learned.py tests/rollouts/test_sampler.py tests/serving tests/faults/test_guard.py
 CORE_RUNS = collectives trainer generate smallest precision pipeline replicas experts
 core: $(VENV)/installed-dev
-	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not faults and not course and not sweep" $(CORE) \
+	$(BIN)/python -m pytest $(PARALLEL) --first -m "not slow and not faults and not course and not sweep" $(CORE) \
 		tests/test_predict.py::test_compile_for_a_tpu_and_ask_again
 
 # The cases of dear sweeps that neither `make test` nor CI runs: to be run where experts, pipelines or objectives change.

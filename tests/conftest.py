@@ -137,13 +137,17 @@ def build_once(config, mesh, rules, *, model=None, build=trainer.build_on, kept=
 trainer.build_on = build_once
 
 
+def pytest_addoption(parser):
+    parser.addoption("--first", action="store_true", help="of a test with many cases, the first alone")
+
+
 def pytest_configure(config):
     if hasattr(config.option, "loadscopereorder"):  # of pytest-xdist, which would start with the most numerous files
         config.option.loadscopereorder = False
 
 
-@pytest.hookimpl(tryfirst=True)  # before -m looks at marks
-def pytest_collection_modifyitems(items):
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # before -m looks at marks, and after it has chosen
+def pytest_collection_modifyitems(config, items):
     ranks = {ROOT / "tests" / name: rank for rank, name in enumerate(LONG)}
     assert all(path.is_file() for path in ranks), "LONG names a file that is not there"
     seen: Counter[str] = Counter()
@@ -153,6 +157,10 @@ def pytest_collection_modifyitems(items):
                 item.add_marker("sweep")
             seen[f"{item.path}::{name}"] += 1
     items.sort(key=lambda item: ranks.get(item.path, len(LONG)))
+    yield
+    if config.option.first:
+        items[:] = {f"{item.path}::{item.originalname}": item for item in reversed(items)}.values()
+        items.reverse()
 
 
 @pytest.hookimpl(wrapper=True)
