@@ -70,7 +70,7 @@ LONG = (
     "training/test_collectives.py",
     "models/test_oracle.py",
 )
-# Sweeps whose cases are alike and take seconds each: one in three runs by default, with the first; `make sweep` runs the
+# Sweeps whose cases are alike and take seconds each. By default one in three runs, with the first; `make sweep` runs the
 # others.
 SWEEPS = {
     # abilities, blueprint, explain, interop
