@@ -70,8 +70,8 @@ LONG = (
     "training/test_collectives.py",
     "models/test_oracle.py",
 )
-# Sweeps whose cases are alike and take seconds each. By default one in three runs, with the first; `make sweep` runs the
-# others.
+# Sweeps whose cases are alike and take seconds each. By default one in three runs, with the first; `make sweep` runs
+# the others.
 SWEEPS = {
     # abilities, blueprint, explain, interop
     "test_every_mesh_gives_the_same",
