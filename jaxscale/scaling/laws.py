@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib import metadata
 
 import numpy as np
+from pydantic import ValidationError
 
 from jaxscale.scaling.bootstrap import DRAWS, INTERVAL, bootstrap
 from jaxscale.scaling.curves import power_sum, repeated
@@ -101,11 +102,23 @@ def fit(form: str, table: Table, *, draws: int = DRAWS, seed: int = 0) -> Law:
     The same table gives the same law, to the last bit.
 
     Raises:
-        ValueError: a column or runs that the form needs are missing.
+        ValueError: a column or runs that the form needs are missing, or the law is of numbers that are not finite.
     """
     found = form_of(form)
     seen = table.fitted
     require(found, table, seen)
+    try:
+        return fit_runs(found, table, seen, draws, seed)
+    except ValidationError as error:
+        one = error.errors()[0]
+        where = ".".join(map(str, one["loc"]))
+        raise ValueError(
+            f"{table.source}: --form {form} comes to {where}={one['input']}; the runs' numbers are too far apart for it"
+        ) from error
+
+
+def fit_runs(found: Form, table: Table, seen: Table, draws: int, seed: int) -> Law:
+    """As `fit`, of a form and its runs that fit together. Raises ValidationError for numbers that are not finite."""
     problem = found.problem(seen)
     best, objective = problem.main()
     drawn, fitted = bootstrap(problem, count=draws, seed=seed)
@@ -132,7 +145,7 @@ def fit(form: str, table: Table, *, draws: int = DRAWS, seed: int = 0) -> Law:
         leave_out=left,
         held_out=tested(found, best, drawn, table),
         not_identified=not_identified(intervals, float(np.nanmin(losses(found, seen))), seen),
-        warnings=[*problem.notes, *warnings_of(form, seen, fitted)],
+        warnings=[*problem.notes, *warnings_of(found.name, seen, fitted)],
         versions={name: metadata.version(name) for name in ("jaxscale", "numpy", "scipy")},
     )
 

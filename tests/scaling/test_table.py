@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from scaling.ladders import ladder
 
@@ -301,7 +301,9 @@ def test_any_csv_is_fitted_or_refused_in_one_line(tmp_path_factory, names, rows,
     judge(lambda: fit(form, read_table(path), draws=5))
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(  # not made smaller where it fails: fits take too long for that
+    max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate]
+)
 @given(data=st.data(), form=st.sampled_from(sorted(FORMS)))
 def test_runs_of_any_numbers_are_fitted_or_refused(data, form):
     """Rows that are read, with numbers of any size: a fit ends, with numbers or with a line."""
@@ -310,6 +312,16 @@ def test_runs_of_any_numbers_are_fitted_or_refused(data, form):
     rows = data.draw(st.lists(st.fixed_dictionaries(dict.fromkeys(keys, number)), min_size=5, max_size=14))
     rows = [row | {"accuracy": (i % 7) / 7, "seed": i} for i, row in enumerate(rows)]
     judge(lambda: fit(form, make_table(rows, "t"), draws=5))
+
+
+FAR = [(243.7, 1e-3, 1e-3), (2.062, 1e-3, 8.5e49), (93.4, 1e-3, 1e-3), (2.062, 1e-3, 8.5e49), (1e-3, 1000.0, 123.5),
+       (3.4e49, 872.0, 1e-3), (8.7e49, 877.0, 1e-3), (1.2e-38, 1e-3, 1e-3), (2.00001, 742.6, 2.6e49)]  # fmt: skip
+
+
+def test_numbers_that_are_too_far_apart_are_refused_in_one_line():
+    rows = [{"parameters": N, "tokens": D, "loss": loss, "seed": i} for i, (N, D, loss) in enumerate(FAR)]
+    with pytest.raises(ValueError, match=r"t: --form chinchilla comes to predicted=inf; the runs' numbers are too far"):
+        fit("chinchilla", make_table(rows, "t"), draws=5)
 
 
 JSON = st.recursive(
