@@ -14,13 +14,18 @@ CHAPTERS = $(wildcard docs/course/[0-9]*.md)
 RAN = $(CHAPTERS:docs/course/%.md=build/course/%/outputs.json) $(RUN_PAGES:%=build/course/%/outputs.json)
 SOURCES = $(shell find jaxscale configs -name '*.py' -o -name '*.yaml') docs/run_chapter.py docs/course/matplotlibrc
 
-.PHONY: quickstart emergence objectives finetune chat test faults core sweep check course docs notebooks pictures figures lint types bench-gpu clean
+.PHONY: quickstart emergence objectives finetune chat test suite faults core sweep check course docs notebooks pictures figures lint types bench-gpu clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/jaxscale quickstart
 
+# What takes less than a second and a half each, nine of ten tests: minutes. A path after `python -m pytest` runs all of it.
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest $(PARALLEL)
+
+# All of them, as in CI.
+suite: $(VENV)/installed-dev
+	$(BIN)/python -m pytest $(PARALLEL) tests
 
 # Real processes that are killed, hung and told to stop, a SLURM of two nodes, an object store: minutes.
 faults: $(VENV)/installed-dev
@@ -39,7 +44,7 @@ core: $(VENV)/installed-dev
 sweep: $(VENV)/installed-dev
 	$(BIN)/python -m pytest $(PARALLEL) -m sweep
 
-check: lint types test faults course docs
+check: lint types suite faults course docs
 
 # Every code block of every chapter of docs/course, on simulated devices: minutes.
 course: $(VENV)/installed-dev

@@ -45,31 +45,11 @@ os.environ.pop("XLA_FLAGS", None)  # XLA has read it: no child, such as a compil
 if FLAGS is not None:
     os.environ["XLA_FLAGS"] = FLAGS
 
-# The files that take longest, in this order: a worker must not start on one when the other has nothing left to do.
-LONG = (
-    "test_predict.py",
-    "faults/test_storage.py",
-    "bench/test_step.py",
-    "scaling/test_fit.py",
-    "training/test_meshes.py",
-    "training/test_experts.py",
-    "training/test_pipeline.py",
-    "training/test_replicas.py",
-    "models/test_context.py",
-    "faults/test_guard.py",
-    "predict/test_costs.py",
-    "explain/test_explain.py",
-    "abilities/test_measure.py",
-    "test_cli.py",
-    "fuzz/test_fuzz.py",
-    "training/test_split_sequences.py",
-    "training/test_optimizer.py",
-    "training/test_trainer.py",
-    "training/test_precision.py",
-    "training/test_checkpoint_verbs.py",
-    "training/test_collectives.py",
-    "models/test_oracle.py",
-)
+# Tests of which a case took a second or more when `pytest tests --record-seconds` ran last. The default suite leaves
+# out what took LONG seconds. Files that take longest start first: no worker begins on one when the other has nothing left.
+RECORD = ROOT / "tests" / "seconds.json"
+SECONDS: dict[str, float] = json.loads(RECORD.read_text())
+LONG = 1.5
 # Sweeps whose cases are alike and take seconds each. By default one in three runs, with the first; `make sweep` runs
 # the others.
 SWEEPS = {
@@ -139,28 +119,51 @@ trainer.build_on = build_once
 
 def pytest_addoption(parser):
     parser.addoption("--first", action="store_true", help="of a test with many cases, the first alone")
+    parser.addoption("--record-seconds", action="store_true", help="write tests/seconds.json anew")
 
 
 def pytest_configure(config):
+    if not WORKER:  # which pytest-xdist gives a path in any case, and the options
+        config.option.whole = config.args_source is not pytest.Config.ArgsSource.ARGS
     if hasattr(config.option, "loadscopereorder"):  # of pytest-xdist, which would start with the most numerous files
         config.option.loadscopereorder = False
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)  # before -m looks at marks, and after it has chosen
 def pytest_collection_modifyitems(config, items):
-    ranks = {ROOT / "tests" / name: rank for rank, name in enumerate(LONG)}
-    assert all(path.is_file() for path in ranks), "LONG names a file that is not there"
     seen: Counter[str] = Counter()
+    of_file: Counter[Path] = Counter()
     for item in items:
-        if (name := item.originalname) in SWEEPS:
-            if seen[f"{item.path}::{name}"] % 3:
-                item.add_marker("sweep")
-            seen[f"{item.path}::{name}"] += 1
-    items.sort(key=lambda item: ranks.get(item.path, len(LONG)))
+        name = function_of(item.nodeid)
+        if item.originalname in SWEEPS and seen[name] % 3:
+            item.add_marker("sweep")
+        if config.option.whole and SECONDS.get(name, 0) >= LONG:
+            item.add_marker("long")
+        seen[name] += 1
+        of_file[item.path] += SECONDS.get(name, 0)
+    items.sort(key=lambda item: -of_file[item.path])
     yield
     if config.option.first:
-        items[:] = {f"{item.path}::{item.originalname}": item for item in reversed(items)}.values()
+        items[:] = {function_of(item.nodeid): item for item in reversed(items)}.values()
         items.reverse()
+
+
+def function_of(nodeid: str) -> str:
+    """`tests/a.py::test_b[case]` -> `a.py::test_b`."""
+    return nodeid.split("[")[0].removeprefix("tests/")
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """The longest case of each test, where that is asked for. With pytest-xdist this process hears of all of them."""
+    if not config.option.record_seconds:
+        return
+    cases, functions = Counter(), Counter()
+    for report in (r for kind in ("passed", "failed", "") for r in terminalreporter.stats.get(kind, [])):
+        cases[report.nodeid] += getattr(report, "duration", 0)
+    for case, seconds in cases.items():
+        functions[function_of(case)] = max(functions[function_of(case)], round(seconds, 1))
+    found = {name: seconds for name, seconds in sorted(functions.items()) if seconds >= 1}
+    RECORD.write_text(json.dumps(found, indent=1) + "\n")
 
 
 @pytest.hookimpl(wrapper=True)
