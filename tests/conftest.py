@@ -46,7 +46,8 @@ if FLAGS is not None:
     os.environ["XLA_FLAGS"] = FLAGS
 
 # Tests of which a case took a second or more when `pytest tests --record-seconds` ran last. The default suite leaves
-# out what took LONG seconds. Files that take longest start first: no worker begins on one when the other has nothing left.
+# out what took LONG seconds. Files that take longest start first: no worker begins on one when the other has nothing
+# left.
 RECORD = ROOT / "tests" / "seconds.json"
 SECONDS: dict[str, float] = json.loads(RECORD.read_text())
 LONG = 1.5
