@@ -67,8 +67,7 @@ def verb(
     # all of them before the first takes its time
     loaded = [load(config, overrides, text, where, slices) for text in compare or (mesh,)]
     if not (compare or tensor is not None or out is not None or as_json) and (staged := story.stages(*loaded[0])):
-        show_timeline(*staged)
-        return
+        show_timeline(staged)
     if out is not None and loaded[0][0].model.lora:
         raise ValueError(f"-o {out}: the page's sliders know no model.lora yet; leave -o out, or set model.lora=null")
     found = [story.explain(*one, compiler=compiler, verbose=verbose) for one in loaded]

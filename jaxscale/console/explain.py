@@ -14,7 +14,6 @@ from jaxscale.explain.follow import Stop
 from jaxscale.explain.match import SMALL
 from jaxscale.explain.rows import CASES, Row
 from jaxscale.explain.story import Explanation
-from jaxscale.predict.forecast import forecast
 
 WORDS, FIGURES = 60, 40  # columns of what is sent, and of its figures
 MARK = {"same": "= compiled", "form": "≈ compiled", "different": "≠ compiled", "not compiled": ""}
@@ -57,7 +56,7 @@ def show(found: Explanation, *, backward: bool) -> None:
 
 def header(found: Explanation) -> list[str]:
     model, data, step = found.config.model, found.config.data, found.config.step
-    devices = found.topology.devices
+    devices = math.prod(found.mesh.values())
     rows = data.batch_size // step.microbatches
     heads = f"K={model.kv_heads} H={model.head_size}"
     if model.latent:
@@ -73,6 +72,7 @@ def header(found: Explanation) -> list[str]:
     speeds = f"speeds of {found.topology.name}" + (", as no --topology was given" if found.assumed else "")
     by = f"=, ≈, ≠: beside {found.compiled_by}" if found.compiled_by else f"nothing compiled ({found.why})"
     return [
+        *([f"\n{found.stages.words}"] if found.stages else []),
         f"{found.config.name} on {mesh_text(found.mesh)} ({devices} device{'s' * (devices > 1)}); {sizes}; "
         f"{step.compute_dtype}, remat {step.remat if isinstance(step.remat, str) else 'by name'}",
         f"shardings: from the traced program (jax {found.jax}); {by}; seconds: predicted, {speeds}",
@@ -125,7 +125,7 @@ def footer(found: Explanation, *, backward: bool) -> list[str]:
             f"≈ {counts['form']} in another form, ≠ {counts['different']} otherwise"
         )
         lines += [f"≈ {note}" for note in sorted({s.note for s in sends if s.compiled == "form"})]
-    step = forecast(found.config, found.topology, found.mesh)
+    step = found.step
     words = {"compute": "matmuls and attention", "HBM": "other HBM traffic"}
     by_time = sorted(step.time.sums.items(), key=lambda part: -part[1])
     parts = ", ".join(f"{words.get(name, name)} {micro(seconds)}" for name, seconds in by_time)
@@ -148,7 +148,7 @@ def footer(found: Explanation, *, backward: bool) -> list[str]:
 def show_compared(a: Explanation, b: Explanation) -> None:
     """Two meshes side by side: what is sent for each matmul, and the whole step."""
     console = make_console()
-    names = [mesh_text(e.mesh, e.config.mesh.over_slices) for e in (a, b)]
+    names = [mesh_text(mesh, config.mesh.over_slices) for config, _, mesh in (a.whole, b.whole)]
     title = f"{a.config.name}: the collectives of each matmul, bytes (V) of a step, and predicted times"
     table = make_table(title, "<matmul", *(f"<{n}" for n in names), "first", "second")
     others = {r.title: r for r in b.rows}
@@ -157,16 +157,21 @@ def show_compared(a: Explanation, b: Explanation) -> None:
         table.add_row(row.title, *(sent_words(r) for r in pair), *(micro(row_seconds(r)) if r else "" for r in pair))
     console.print(table)
     for name, one in zip(names, (a, b), strict=True):
-        step = forecast(one.config, one.topology, one.mesh)
+        step = one.step
         every = [s for r in one.rows for s in r.sends] + one.others
         shares = [wire_share(s.kind, math.prod(one.mesh[a] for a in s.axes)) for s in every]
         total = sum(s.bytes * s.times * share for s, share in zip(every, shares, strict=True))
         tell(
             console,
-            f"{name}: {size(total)} sent by a device in a step; predicted {micro(step.time.best)} on "
-            f"{one.topology.name} ({micro(step.interval.low)} to {micro(step.interval.high)}), "
+            f"{name}: {size(total)} sent by a device in a step{along(one)}; predicted {micro(step.time.best)} on "
+            f"{one.whole[1].name} ({micro(step.interval.low)} to {micro(step.interval.high)}), "
             f"{step.time.binds} binds",
         )
+
+
+def along(found: Explanation) -> str:
+    """What is sent along stages too."""
+    return f", {size(sum(found.stages.sent.values()))} (V) along its stages" if found.stages else ""
 
 
 def sent_words(row: Row | None) -> str:

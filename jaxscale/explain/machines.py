@@ -33,6 +33,7 @@ class Explained:
     Attributes:
         tokens: of a row; `experts`: of a layer.
         axes: that have a slider.
+        whole: of a pipeline, of which `mesh` is one stage's: the mesh of all stages, which the machine is for.
     """
 
     topology: Topology
@@ -41,6 +42,7 @@ class Explained:
     tokens: int = 0
     experts: int = 0
     axes: Axes = AXES
+    whole: dict[str, int] | None = None
 
 
 def read_topology(name: str) -> Topology:
@@ -69,7 +71,7 @@ def machines(explained: Explained) -> dict[str, Any]:
             if math.prod(shape) <= MOST
         }
     mesh = split_axes(explained.mesh)
-    own = cell(lambda: (explained.topology, explained.over), mesh, pool, topologies, reasons)
+    own = cell(lambda: (explained.topology, explained.over), mesh, pool, topologies, reasons, explained.whole)
     return {
         "chips": {chip.name: chip_figures(chip) for chip in CHIPS},
         "sizes": sizes,
@@ -111,15 +113,18 @@ def cell(
     pool: Pool,
     topologies: Pool,
     reasons: Pool,
+    whole: Mapping[str, int] | None = None,
 ) -> list[int] | int:
-    """`mesh`: sizes above 1; where it has no names, any will do."""
+    """`mesh`: sizes above 1; where it has no names, any will do. `whole`: the mesh of which it is a part."""
     sizes = dict(mesh) if isinstance(mesh, Mapping) else named(mesh)
     try:
         topology, over = find()
-        found = axis_links(topology, sizes, over)
+        found = axis_links(topology, whole or sizes, over)
     except ValueError as error:
         return -1 - reasons.place(str(error))
-    where = topologies.place([topology.name, topology.chips, topology.slices, *believed(topology)])
+    parts = math.prod(whole.values()) // math.prod(sizes.values()) if whole else 1
+    name = f"a stage's part of {topology.name}" if whole else topology.name
+    where = topologies.place([name, topology.chips // parts, topology.slices, *believed(topology)])
     return [where, *(pool.place(stages(found[axis])) for axis in sizes)]
 
 

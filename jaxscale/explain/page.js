@@ -300,6 +300,11 @@ function start() {
   player = new Player(byId("ring"));
   roofline = new Roofline(byId("roofline"), choose);
   model = new ModelPicture(byId("model-picture"), open);
+  byId("stages").hidden = !PAGE.explained.stages;
+  if (PAGE.explained.stages) {
+    new Timeline(byId("timeline"), PAGE.explained.stages, PAGE.explained.step);
+    byId("what-if-title").textContent = "The step of one stage, without the bubble";
+  }
   for (const id of ["model-legend", "roof-legend"]) byId(id).replaceChildren(...legendNodes());
   controls = new Controls(byId("controls"), refresh);
   byId("about").textContent =

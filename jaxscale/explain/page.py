@@ -27,7 +27,7 @@ from jaxscale.report.page import assembled, package_texts
 
 SCRIPTS = (
     "costs.js", "experts.js", "forecast.js", "matmuls.js", "names.js", "devices.js", "blocks.js", "collectives.js",
-    "animation.js", "roofline.js", "model.js", "list.js", "controls.js", "advice.js", "page.js",
+    "animation.js", "roofline.js", "model.js", "list.js", "controls.js", "stages.js", "advice.js", "page.js",
 )  # fmt: skip
 
 
@@ -41,7 +41,10 @@ def page_text(explanation: dict[str, Any]) -> str:
     topology, mesh = read_topology(explanation["topology"]), dict(explanation["mesh"])
     topology = replace(topology, network=explanation.get("network"))  # as stated, or None
     number = config.model.moe.num_experts if config.model.moe else 0
-    explained = Explained(topology, mesh, config.mesh.over_slices, config.data.seq_len, number, axes_of(config))
+    staged = explanation.get("stages")
+    over = staged["over"] if staged else config.mesh.over_slices
+    whole = staged["mesh"] if staged else None
+    explained = Explained(topology, mesh, over, config.data.seq_len, number, axes_of(config), whole)
     values = {
         "explained": {k: v for k, v in explanation.items() if k != "config"}
         | {"rows": [row | {"out": turned(row["out"])} for row in explanation["rows"]]},

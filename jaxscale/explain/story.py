@@ -12,21 +12,21 @@ from typing import Any
 
 from jaxscale import config as cfg
 from jaxscale.blueprint.described import blueprint
-from jaxscale.blueprint.legal import require_legal
-from jaxscale.blueprint.rules import REPLICA_AXES, STAGE_AXES, STEP_AXES, count, make_rules, split_by
+from jaxscale.blueprint.rules import REPLICA_AXES, STEP_AXES, count, make_rules
 from jaxscale.compiled.child import ask
 from jaxscale.compiled.collectives import collectives
 from jaxscale.compiled.examine import split_mesh
 from jaxscale.compiled.hlo import parse
 from jaxscale.compiled.story import compile_one, with_changes
-from jaxscale.config.mesh_text import mesh_text, read_mesh
+from jaxscale.config.mesh_text import read_mesh
 from jaxscale.explain.match import SMALL, Found, match
 from jaxscale.explain.routes import explained
 from jaxscale.explain.rows import Other, Row, from_values, joined
+from jaxscale.explain.stages import Stages, as_values, one_stage, stages
 from jaxscale.hardware.chips import CHIPS
 from jaxscale.hardware.gpu_targets import target_config
 from jaxscale.hardware.topology import Link, Topology, find_topology, valid_shapes
-from jaxscale.predict.forecast import attention_flops, axis_links, forecast
+from jaxscale.predict.forecast import Forecast, attention_flops, axis_links, forecast
 from jaxscale.predict.timing import Rates, collective_seconds, rates
 
 Tracer = Callable[[cfg.Config, dict[str, Any], bool], dict[str, Any]]
@@ -44,6 +44,7 @@ class Explanation:
         assumed: no topology was given, and this one stands for the speeds.
         compiled_by: whose program the collectives are compared with; None: none was compiled, `why` says why.
         inserted: collectives of the compiled program that the traced one did not ask for.
+        stages: of a pipeline; `config`, `mesh` and the rows are then of one stage.
     """
 
     config: cfg.Config
@@ -56,6 +57,19 @@ class Explanation:
     rows: list[Row]
     others: list[Other]
     inserted: list[Found]
+    stages: Stages | None = None
+
+    @property
+    def whole(self) -> tuple[cfg.Config, Topology, dict[str, int]]:
+        """Config, machine and mesh of the step, of all its stages."""
+        if self.stages is None:
+            return self.config, self.topology, self.mesh
+        return self.stages.config, self.topology, self.stages.mesh
+
+    @property
+    def step(self) -> Forecast:
+        """Of all stages."""
+        return forecast(*self.whole)
 
     @property
     def differences(self) -> int:
@@ -92,15 +106,15 @@ def explain(
     if compiler not in COMPILERS:
         raise ValueError(f"--compiler {compiler}: it is one of {', '.join(COMPILERS)}")
     config, topology = of_one_replica(config, topology)
+    if staged := stages(config, topology):
+        if compiler not in ("auto", "none"):
+            raise ValueError(f"--compiler {compiler}: a program is of all stages, and one is explained; leave it out")
+        compiler, config = "none", one_stage(staged)
     assumed = topology is None
-    mesh = config.mesh.sizes(topology.devices if topology else config.runtime.simulated_devices)
-    if axes := split_by(STAGE_AXES, mesh):
-        text = mesh_text({a: mesh[a] for a in axes})
-        raise ValueError(
-            f"{text}: tables of matmuls know no stages; set mesh.{axes[0]}=1, or leave -o, --json, --tensor and "
-            "--compare out for the timeline"
-        )
-    where = topology or assumed_topology(math.prod(mesh.values()))
+    devices = topology.devices if topology else config.runtime.simulated_devices
+    mesh = config.mesh.sizes(None if staged else devices)
+    whole = (staged.config, staged.mesh) if staged else (config, mesh)
+    where = topology or assumed_topology(math.prod(whole[1].values()))
     own = uses_chip(compiler, where, assumed=assumed)
     shown = config if own else on_cpu(config)
     request = {
@@ -120,25 +134,16 @@ def explain(
         hlo, by = kept.hlo, f"{'NVIDIA' if where.chip.node else 'libtpu'}'s compiler for {where.name}"
         why = "" if hlo else f"the program does not fit a {where.chip.name}"
     elif compiler == "none":
-        why = "not asked for"
+        why = "a program is of all stages" if staged else "not asked for"
     inserted: list[Found] = []
     if hlo:
         over = split_mesh(config, where, found["mesh"])[1] if own and where.slices > 1 else None
         compiled = collectives(parse(hlo), found["mesh"], over=over)
         rows, others, inserted = match(rows, others, compiled)
-    rows = timed_rows([explained(joined(row)) for row in rows], config, where, mesh)
+    rows = timed_rows([explained(joined(row)) for row in rows], where, *whole)
     inserted = [f for f in inserted if f.bytes >= SMALL]
     by = by if hlo else None
-    return Explanation(config, found["mesh"], where, assumed, by, why, found["jax"], rows, others, inserted)
-
-
-def stages(config: cfg.Config, topology: Topology | None) -> tuple[cfg.Config, dict[str, int]] | None:
-    """The config and its mesh, where that has stages; raises ValueError for one that cannot be."""
-    mesh = config.mesh.sizes(topology.devices if topology else config.runtime.simulated_devices)
-    if not split_by(STAGE_AXES, mesh):
-        return None
-    require_legal(config, mesh)
-    return config, mesh
+    return Explanation(config, found["mesh"], where, assumed, by, why, found["jax"], rows, others, inserted, staged)
 
 
 def of_one_replica(config: cfg.Config, topology: Topology | None) -> tuple[cfg.Config, Topology | None]:
@@ -236,8 +241,8 @@ def assumed_topology(devices: int) -> Topology:
     )
 
 
-def timed_rows(rows: list[Row], config: cfg.Config, where: Topology, mesh: Mapping[str, int]) -> list[Row]:
-    """Rows with predicted seconds on a machine."""
+def timed_rows(rows: list[Row], where: Topology, config: cfg.Config, mesh: Mapping[str, int]) -> list[Row]:
+    """Rows with predicted seconds on a machine, of whose mesh they may name some axes only."""
     speed, links = rates(where.chip, config.step.compute_dtype), axis_links(where, mesh, config.mesh.over_slices)
     speed = replace(speed, attention_flops=attention_flops(config, where, speed))
     return [timed(row, speed, links) for row in rows]
@@ -265,7 +270,7 @@ def as_json(found: Explanation) -> dict[str, Any]:
     letters = {c for op in model.ops for c in op.x + op.y}
     sizes = {"B": data.batch_size // found.config.step.microbatches, "T": data.seq_len, "L": model.num_layers}
     sizes |= {c: dim.size for c, dim in model.dims.items() if c in letters}
-    step = forecast(found.config, found.topology, found.mesh)
+    step = found.step
     return {
         "name": found.config.name,
         "config": found.config.model_dump(mode="json"),
@@ -281,6 +286,7 @@ def as_json(found: Explanation) -> dict[str, Any]:
         "jax": found.jax,
         "sizes": sizes,
         "rows": [row_values(row) for row in found.rows],
+        "stages": as_values(found.stages) if found.stages else None,
         "others": [vars(o) | {"axes": list(o.axes)} for o in found.others],
         "inserted": [{k: v for k, v in vars(f).items() if k != "used"} for f in found.inserted],
     }

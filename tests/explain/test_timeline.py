@@ -1,6 +1,17 @@
-"""The timeline of a pipeline that `explain` prints."""
+"""A pipeline in `explain`: the timeline that is printed and drawn, and the matmuls of one stage."""
+
+import pytest
+from browser import in_browser
 
 from jaxscale.blueprint.stages import Schedule
+from jaxscale.config import load_config
+from jaxscale.explain.page import write_page
+from jaxscale.explain.story import ATTENTION, as_json, explain, with_mesh
+from jaxscale.hardware.topology import find_topology
+from jaxscale.predict import costs
+from jaxscale.predict.forecast import forecast
+
+from .conftest import Page
 
 
 def test_each_microbatch_passes_each_stage_once_forward_and_once_backward():
@@ -16,15 +27,91 @@ def test_each_microbatch_passes_each_stage_once_forward_and_once_backward():
         assert up == list(range(m + 3, m + 7))
 
 
-def test_explain_prints_the_timeline_of_a_pipeline(jaxscale_here):
-    changes = ["data.kind=synthetic", "data.path=null", "step.remat=full", "model.num_layers=4", "step.microbatches=4"]
-    explain = ["explain", "quickstart", *changes]
-    out = jaxscale_here(*explain, "--mesh", "pipeline=4,fsdp=2").stdout
+CHANGES = ["data.kind=synthetic", "data.path=null", "step.remat=full", "model.num_layers=4", "step.microbatches=4"]
+EXPLAIN = ["explain", "quickstart", *CHANGES]
+MESH = "pipeline=4,fsdp=2"
+
+
+def test_explain_prints_the_timeline_of_a_pipeline_and_the_matmuls_of_a_stage(jaxscale_here):
+    out = jaxscale_here(*EXPLAIN, "--mesh", MESH).stdout
     assert "4 layers in 4 stages (pipeline=4, fsdp=2)" in out
     assert "bubble (S-1)/(M+S-1) = 42.9% of the time" in out
     assert "collective-permute over pipeline: " in out
-    assert "--mesh fsdp=2" in out
-    refused = jaxscale_here(*explain, "--mesh", "pipeline=3,fsdp=2")
+    assert "one of 4 stages: 1 of 4 layers, and 1/4 of the vocabulary, for 4 microbatches" in out
+    assert "up x4   x[B_fsdp, T, D] · w_up[D_fsdp, F]" in out
+    assert "nothing compiled (a program is of all stages)" in " ".join(out.split())
+
+
+def test_what_cannot_be_explained_of_a_pipeline_is_one_line(jaxscale_here):
+    refused = jaxscale_here(*EXPLAIN, "--mesh", "pipeline=3,fsdp=2")
     assert refused.returncode == 2
     assert "num_layers" in refused.stderr
-    assert "tables of matmuls know no stages" in jaxscale_here(*explain, "--mesh", "pipeline=4,fsdp=2", "--json").stderr
+    refused = jaxscale_here(*EXPLAIN, "--mesh", MESH, "--compiler", "cpu")
+    assert refused.returncode == 2
+    assert "--compiler cpu: a program is of all stages, and one is explained; leave it out" in refused.stderr
+
+
+@pytest.fixture(scope="module")
+def found():
+    return explain(with_mesh(load_config("quickstart", CHANGES), MESH), find_topology("v5p:2x2x2"))
+
+
+def test_the_matmuls_of_all_stages_are_those_of_the_model(found):
+    """Forward: those of a stage's device, times all of the devices."""
+    one = load_config("quickstart", [*CHANGES, "mesh={data: 1}"])
+    whole = sum(m.flops * m.forward for m in costs.matmuls(one, one.mesh.sizes(1)))
+    rows = [row for row in found.phase("forward") if row.name not in ATTENTION]
+    assert 8 * sum(row.flops * row.times for row in rows) == whole
+    assert {axis: n for axis, n in found.mesh.items() if n > 1} == {"fsdp": 2}
+
+
+def test_the_step_is_that_of_all_stages(found):
+    config, mesh = found.stages.config, found.stages.mesh
+    assert found.step.time.best == forecast(config, find_topology("v5p:2x2x2"), mesh).time.best
+    values = as_json(found)
+    assert values["step"]["seconds"] == found.step.time.best
+    stages, schedule = values["stages"], Schedule(4, 4)
+    assert stages["mesh"]["pipeline"] == 4
+    assert [row["forward"] for row in stages["ticks"]] == [
+        [schedule.forward(s, t) for t in range(10)] for s in range(4)
+    ]
+    assert stages["sent"].keys() == {"all-reduce over pipeline", "collective-permute over pipeline"}
+
+
+def test_a_pipeline_beside_another_mesh(jaxscale_here):
+    out = " ".join(jaxscale_here(*EXPLAIN, "--compare", MESH, "data=2,fsdp=2,tensor=2").stdout.split())
+    assert "pipeline=4, fsdp=2: " in out
+    assert "along its stages" in out
+
+
+@in_browser
+def test_the_page_draws_the_ticks_and_its_sliders_follow_the_schedule(driver, found, tmp_path):
+    page = Page(driver, write_page(as_json(found), tmp_path / "stages.html"))
+    assert page.messages() == []
+    assert "one of 4 stages: 1 of 4 layers" in page.text("#timeline")
+    assert len(page.texts(".timeline tr")) == 8
+    for stages, microbatches in ((1, 1), (2, 5), (4, 3), (4, 16)):
+        schedule = Schedule(stages, microbatches)
+        every = range(schedule.ticks + schedule.ramp)
+        wanted = [
+            {
+                name: [at(s, t) for t in every]
+                for name, at in (("forward", schedule.forward), ("backward", schedule.backward))
+            }
+            for s in range(stages)
+        ]
+        assert page.ask("ticksOf(arguments[0], arguments[1])", stages, microbatches) == wanted
+        assert page.ask("bubbleOf(arguments[0], arguments[1])", stages, microbatches) == pytest.approx(schedule.bubble)
+    page.ask(
+        "(() => { const s = byId('slider-microbatches'); s.value = '15'; s.dispatchEvent(new Event('input')); })()"
+    )
+    assert "22 ticks; 15.8 % of" in page.text("#bubble")
+    page.ask("(() => { const s = byId('slider-tick'); s.value = '6'; s.dispatchEvent(new Event('input')); })()")
+    assert "Microbatches in tick 6: stage 0: 6 forward and 0 backward;" in page.text("#tick-words")
+    assert len(page.texts(".timeline .now")) == 8
+
+
+@in_browser
+def test_a_step_without_stages_has_no_timeline(page):
+    assert page.ask("byId('stages').hidden")
+    assert page.texts(".timeline") == []

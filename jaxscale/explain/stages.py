@@ -1,0 +1,99 @@
+"""A pipeline as `explain` shows it: its ticks, what is sent along its stages, and one stage's step by itself. No jax.
+
+A stage computes its layers for every microbatch, and its part of the vocabulary's logits. That is the step of a smaller
+model on the stage's own mesh, so its matmuls are told as those of any step.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from jaxscale import config as cfg
+from jaxscale.blueprint.legal import require_legal
+from jaxscale.blueprint.rules import STAGE_AXES, split_by
+from jaxscale.blueprint.stages import Schedule
+from jaxscale.compiled.story import with_changes
+from jaxscale.config.errors import divisors
+from jaxscale.hardware.topology import Topology
+from jaxscale.predict.traffic import traffic
+
+LARGEST = 64  # stages that the page offers
+
+
+@dataclass(frozen=True)
+class Stages:
+    """A step whose layers lie on several stages.
+
+    Attributes:
+        config, mesh: of all stages.
+        axes: that split the layers.
+        sent: `all-reduce over pipeline` -> bytes of a device and step (the scaling book's V), predicted.
+    """
+
+    config: cfg.Config
+    mesh: dict[str, int]
+    axes: tuple[str, ...]
+    schedule: Schedule
+    sent: dict[str, float]
+
+    @property
+    def layers(self) -> int:
+        """Of one stage."""
+        return self.config.model.num_layers // self.schedule.stages
+
+    @property
+    def words(self) -> str:
+        """Which part of the model one stage has."""
+        n = self.schedule.stages
+        return (
+            f"one of {n} stages: {self.layers} of {self.config.model.num_layers} layers, and 1/{n} of the vocabulary, "
+            f"for {self.schedule.microbatches} microbatch{'es' * (self.schedule.microbatches > 1)}"
+        )
+
+
+def stages(config: cfg.Config, topology: Topology | None) -> Stages | None:
+    """The stages of a step; None: it has none. Raises ValueError for a step that cannot be."""
+    mesh = config.mesh.sizes(topology.devices if topology else config.runtime.simulated_devices)
+    axes = split_by(STAGE_AXES, mesh)
+    if not axes:
+        return None
+    require_legal(config, mesh)
+    sent: dict[str, float] = {}
+    for t in traffic(config, mesh):
+        if set(t.axes) & set(axes):
+            key = f"{t.kind} over {'+'.join(t.axes)}"
+            sent[key] = sent.get(key, 0.0) + t.step_bytes
+    schedule = Schedule(math.prod(mesh[axis] for axis in axes), config.step.microbatches)
+    return Stages(config, mesh, axes, schedule, sent)
+
+
+def one_stage(found: Stages) -> cfg.Config:
+    """The step of one stage, on its own devices, as one slice."""
+    config, n = found.config, found.schedule.stages
+    own = found.mesh | dict.fromkeys(found.axes, 1)
+    part = -(-config.model.padded_vocab_size // n)
+    changes: dict[str, Any] = {
+        "mesh": own | {"dcn": dict.fromkeys(own, 1)},
+        "model": {"num_layers": found.layers, "vocab_size": part, "vocab_multiple": part},
+        "runtime": {"simulated_devices": None},
+    }
+    return with_changes(config, changes, source="explain")
+
+
+def as_values(found: Stages) -> dict[str, Any]:
+    """As JSON: which microbatch each stage runs in each tick, forward and backward; null: none that is read."""
+    schedule = found.schedule
+    every = range(schedule.ticks + schedule.ramp)
+    passes = {"forward": schedule.forward, "backward": schedule.backward}
+    return {
+        "words": found.words,
+        "mesh": found.mesh,
+        "over": found.config.mesh.over_slices,
+        "axes": list(found.axes),
+        "microbatches": schedule.microbatches,
+        "choices": [n for n in divisors(found.config.model.num_layers) if n <= LARGEST],
+        "ticks": [
+            {name: [at(stage, t) for t in every] for name, at in passes.items()} for stage in range(schedule.stages)
+        ],
+        "sent": found.sent,
+    }
