@@ -23,9 +23,9 @@ quickstart: $(VENV)/installed
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest $(PARALLEL)
 
-# All of them, as in CI.
+# All of them. CI gives SHARE=0/2 or 1/2, in turns: half of the long ones.
 suite: $(VENV)/installed-dev
-	$(BIN)/python -m pytest $(PARALLEL) tests
+	$(BIN)/python -m pytest $(PARALLEL) tests $(if $(SHARE),--share $(SHARE))
 
 # Real processes that are killed, hung and told to stop, a SLURM of two nodes, an object store: minutes.
 faults: $(VENV)/installed-dev

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import zlib
 from collections import Counter
 from pathlib import Path
 
@@ -120,6 +121,7 @@ trainer.build_on = build_once
 
 def pytest_addoption(parser):
     parser.addoption("--first", action="store_true", help="of a test with many cases, the first alone")
+    parser.addoption("--share", help="K/N: of the long tests only the share K of N, from 0, by their names")
     parser.addoption("--record-seconds", action="store_true", help="write tests/seconds.json anew")
 
 
@@ -144,9 +146,17 @@ def pytest_collection_modifyitems(config, items):
         of_file[item.path] += SECONDS.get(name, 0)
     items.sort(key=lambda item: -of_file[item.path])
     yield
+    if config.option.share:
+        items[:] = [item for item in items if in_share(function_of(item.nodeid), config.option.share)]
     if config.option.first:
         items[:] = {function_of(item.nodeid): item for item in reversed(items)}.values()
         items.reverse()
+
+
+def in_share(name: str, share: str) -> bool:
+    """Is a test quick, or of this share of the long ones?"""
+    k, n = map(int, share.split("/"))
+    return SECONDS.get(name, 0) < LONG or zlib.crc32(name.encode()) % n == k
 
 
 def function_of(nodeid: str) -> str:
