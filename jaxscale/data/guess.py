@@ -7,8 +7,9 @@ from pathlib import Path
 from jaxscale.data.compressed import without_compression
 from jaxscale.data.files import find
 from jaxscale.data.index import INDEX_NAME, read_index
+from jaxscale.data.sources import NAMED
 
-KINDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".pq": "parquet"}  # anything else is text
+KINDS = {suffix: kind for kind, suffixes in NAMED.items() for suffix in suffixes}  # anything else is text
 FEW_FILES = 100
 EXPANDS = 4.0  # bytes of text in a byte of a compressed file or of Parquet, about
 TOKENIZERS = (  # up to so many bytes of text: the tokenizer, its vocabulary, bytes of English in a token, about

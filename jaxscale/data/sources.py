@@ -18,6 +18,7 @@ from jaxscale.data.parquet import parquet_texts
 from jaxscale.data.progress import BadRecord, Progress, Report
 from jaxscale.files.reading import parse_json
 
+NAMED = {"jsonl": (".jsonl", ".json", ".ndjson"), "parquet": (".parquet", ".pq")}  # of a folder; text: any name
 CHUNK = 2**16  # bytes of a file, characters of a text
 _STDLIB_LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idlelib", "__pycache__"}
 
@@ -58,13 +59,13 @@ def text_source(paths: Sequence[str | Path]) -> Source:
 
 def jsonl_source(paths: Sequence[str | Path], *, field: str = "text") -> Source:
     """JSON lines, each non-blank line one document: an object whose ``field`` is a string."""
-    found = find(paths, suffixes=(".jsonl", ".json", ".ndjson"))
+    found = find(paths, suffixes=NAMED["jsonl"])
     return Source("jsonl", found.files, field, found.unread)
 
 
 def parquet_source(paths: Sequence[str | Path], *, column: str = "text") -> Source:
     """Parquet, each row one document: the string in ``column``. Needs pyarrow."""
-    found = find(paths, suffixes=(".parquet", ".pq"))
+    found = find(paths, suffixes=NAMED["parquet"])
     return Source("parquet", found.files, column, found.unread)
 
 

@@ -61,6 +61,8 @@ def test_kinds_of_text_are_guessed(tmp_path):
     assert guess_corpus(str(tmp_path / "a.txt")).options[0] == "--text"
     assert guess_corpus(str(tmp_path / "b.jsonl")).options[0] == "--jsonl"
     assert guess_corpus(str(tmp_path)).options[0] == "--jsonl"  # most of its bytes
+    (tmp_path / "c.json").write_text((tmp_path / "b.jsonl").read_text())
+    assert guess_corpus(str(tmp_path / "c.json")).options[0] == "--jsonl"  # as `data prepare` reads it
     assert guess_corpus(str(tmp_path / "a.txt")).tokens == 100
 
 
