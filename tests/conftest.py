@@ -97,6 +97,7 @@ SWEEPS = {
     "test_microbatches_are_one_batch",
     "test_resume_on_another_mesh_agrees",
 }
+WHOLE = "JAXSCALE_TESTS_WHOLE"  # was no path given?
 GAVE_UP = "Involuntary full rematerialization"
 
 
@@ -126,8 +127,9 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    if not WORKER:  # which pytest-xdist gives a path in any case, and the options
-        config.option.whole = config.args_source is not pytest.Config.ArgsSource.ARGS
+    if not WORKER:  # pytest-xdist gives its workers a path in any case
+        whole = config.args_source is not pytest.Config.ArgsSource.ARGS
+        os.environ[WHOLE] = "yes" if whole else ""
     if hasattr(config.option, "loadscopereorder"):  # of pytest-xdist, which would start with the most numerous files
         config.option.loadscopereorder = False
 
@@ -140,7 +142,7 @@ def pytest_collection_modifyitems(config, items):
         name = function_of(item.nodeid)
         if item.originalname in SWEEPS and seen[name] % 3:
             item.add_marker("sweep")
-        if config.option.whole and SECONDS.get(name, 0) >= LONG:
+        if os.environ[WHOLE] and SECONDS.get(name, 0) >= LONG:
             item.add_marker("long")
         seen[name] += 1
         of_file[item.path] += SECONDS.get(name, 0)
