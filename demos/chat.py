@@ -16,7 +16,8 @@ from pathlib import Path
 
 import smollm2
 import talks
-from finetune import LORA, STEPS, jaxscale
+from commands import jaxscale
+from finetune import LORA, STEPS
 
 SFT = ["objective.kind=sft", "data.seq_len=128", "data.batch_size=8", "optimizer.learning_rate=0.0005"]
 

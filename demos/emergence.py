@@ -10,34 +10,17 @@ moment, and then goes on.
 
 import argparse
 import json
-import os
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
-from jaxscale.cluster.local import die_with
+from commands import jaxscale
+
 from jaxscale.scaling.record import read_ladder_record
 from jaxscale.scaling.verdicts import curves_of
 
 TAUGHT = "copy,count_chain,count,parity_chain,parity,coin,habit,add,add_reversed"
 RECORDS = Path("runs/ladder")
-
-
-def jaxscale(*words: object) -> None:
-    """Run a command of jaxscale, in a process of its own, which has said why where it fails."""
-    shown = [str(word) for word in words]
-    print("\n$ jaxscale", *(repr(w) if " " in w else w for w in shown), flush=True)
-    started = time.perf_counter()
-    try:
-        command = [sys.executable, "-m", "jaxscale.cli", *shown]
-        code = subprocess.run(command, check=False, preexec_fn=die_with(os.getpid())).returncode
-    except KeyboardInterrupt:  # the command has had it too, and saves
-        sys.exit(130)
-    if code:
-        sys.exit(code)
-    print(f"({time.perf_counter() - started:.0f} s)", flush=True)
 
 
 def prepare() -> None:

@@ -10,12 +10,12 @@ learnt. Every step is a command of jaxscale, which is printed. Nothing is fetche
 import argparse
 import importlib.util
 import shutil
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import smollm2
+from commands import jaxscale
 
 from jaxscale.data.tokenizer import load_tokenizer
 
@@ -32,20 +32,6 @@ STEPS = [
     "optimizer.learning_rate=0.001", "optimizer.warmup_steps=2", "optimizer.weight_decay=0", "checkpoint.every=0",
     "metrics.tensorboard=false", "runtime.platform=cpu",
 ]  # fmt: skip
-
-
-def jaxscale(*words: object, kept: bool = False) -> str:
-    """Run a command of jaxscale, in a process of its own. `kept`: return what it prints in place of showing it."""
-    shown = [str(word) for word in words]
-    print("\n$ jaxscale", *(repr(w) if " " in w else w for w in shown), flush=True)
-    started = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-m", "jaxscale.cli", *shown], stdout=subprocess.PIPE if kept else None, text=True, check=False
-    )
-    if done.returncode:
-        sys.exit(done.returncode)  # it has said why
-    print(f"({time.perf_counter() - started:.0f} s)", flush=True)
-    return done.stdout or ""
 
 
 def answers(run: Path) -> list[str]:

