@@ -113,8 +113,8 @@ def explain(
     assumed = topology is None
     devices = topology.devices if topology else config.runtime.simulated_devices
     mesh = config.mesh.sizes(None if staged else devices)
-    whole = (staged.config, staged.mesh) if staged else (config, mesh)
-    where = topology or assumed_topology(math.prod(whole[1].values()))
+    all_of_it, all_axes = (staged.config, staged.mesh) if staged else (config, mesh)
+    where = topology or assumed_topology(math.prod(all_axes.values()))
     own = uses_chip(compiler, where, assumed=assumed)
     shown = config if own else on_cpu(config)
     request = {
@@ -140,7 +140,7 @@ def explain(
         over = split_mesh(config, where, found["mesh"])[1] if own and where.slices > 1 else None
         compiled = collectives(parse(hlo), found["mesh"], over=over)
         rows, others, inserted = match(rows, others, compiled)
-    rows = timed_rows([explained(joined(row)) for row in rows], where, *whole)
+    rows = timed_rows([explained(joined(row)) for row in rows], all_of_it, where, all_axes)
     inserted = [f for f in inserted if f.bytes >= SMALL]
     by = by if hlo else None
     return Explanation(config, found["mesh"], where, assumed, by, why, found["jax"], rows, others, inserted, staged)
@@ -241,7 +241,7 @@ def assumed_topology(devices: int) -> Topology:
     )
 
 
-def timed_rows(rows: list[Row], where: Topology, config: cfg.Config, mesh: Mapping[str, int]) -> list[Row]:
+def timed_rows(rows: list[Row], config: cfg.Config, where: Topology, mesh: Mapping[str, int]) -> list[Row]:
     """Rows with predicted seconds on a machine, of whose mesh they may name some axes only."""
     speed, links = rates(where.chip, config.step.compute_dtype), axis_links(where, mesh, config.mesh.over_slices)
     speed = replace(speed, attention_flops=attention_flops(config, where, speed))

@@ -17,7 +17,6 @@ from jaxscale.blueprint.stages import Schedule, bubble_note
 from jaxscale.compiled.collectives import collectives
 from jaxscale.compiled.hlo import parse
 from jaxscale.config.mesh_text import mesh_text
-from jaxscale.explain.story import explain
 from jaxscale.rollouts.choose import row_keys
 from jaxscale.rollouts.sampler import Sampler
 from jaxscale.serving.serve import whole_layers_note
@@ -301,12 +300,6 @@ def test_a_model_in_stages_is_not_called_by_itself():
     setup = Setup(make_config({"pipeline": 2}, step={"remat": "full"}))
     with setup.context(), pytest.raises(ValueError, match=r"pipeline splits the layers into stages.*mesh.pipeline=1"):
         jax.eval_shape(lambda p, t: setup.program.merge(p)(t), setup.program.abstract.params, setup.batch["tokens"][0])
-
-
-def test_explain_names_what_to_use_instead():
-    config = make_config({"pipeline": 2}, step={"remat": "full"}, runtime={"simulated_devices": 2})
-    with pytest.raises(ValueError, match=r"pipeline=2: tables of matmuls know no stages; set mesh.pipeline=1, or"):
-        explain(config, compiler="none")
 
 
 def test_decoding_says_what_it_does_with_a_pipeline():
