@@ -229,8 +229,8 @@ def adding_gradients(
             return jax.tree.map(jnp.add, carry, (found, dhead_i)), dx_i
 
         first, total = chunk_gradient(0)
-        # the first chunk ends before the others begin, or its logits would be kept beside theirs. They read x behind it:
-        # XLA makes no loop of one more chunk
+        # the first chunk ends before the others begin, or its logits would be kept beside theirs. They read x behind
+        # it: XLA makes no loop of one more chunk
         (dx_0, dhead), x = jax.lax.optimization_barrier((first, x))
         (total, dhead), dx = jax.lax.scan(body, (total, dhead), jnp.arange(1, x.shape[1] // chunk))
         return total, (dx_0, dx, tuple(d.astype(head.dtype) for d in dhead))
