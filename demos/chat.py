@@ -19,7 +19,7 @@ import talks
 from commands import jaxscale
 from finetune import LORA, STEPS
 
-SFT = ["objective.kind=sft", "data.seq_len=128", "data.batch_size=8", "optimizer.learning_rate=0.0005"]
+SFT = ["objective.kind=sft", "data.seq_len=128", "data.batch_size=8", "optimizer.learning_rate=0.001"]
 
 
 def answers(run: Path) -> list[str]:
@@ -59,7 +59,7 @@ def chat(out: Path, *, steps: int) -> dict[str, list[str]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("build/chat"), help="made anew; about 2 GB")
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=60)
     given = parser.parse_args()
     shutil.rmtree(given.out, ignore_errors=True)
     started = time.perf_counter()

@@ -49,7 +49,8 @@ def convert(gguf: Path, out: Path) -> None:
     tensors.write(out / tensors.SINGLE, shapes, np.dtype(np.float32), map(numbers, stored))
     tokenizer_of(fields).save(str(out / "tokenizer.json"))
     bos, eos = (fields["tokenizer.ggml.tokens"][config[f"{name}_token_id"]] for name in ("bos", "eos"))
-    about = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": bos, "eos_token": eos}
+    about = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": bos, "eos_token": eos,
+             "chat_template": fields["tokenizer.chat_template"]}  # fmt: skip
     (out / "tokenizer_config.json").write_text(json.dumps(about))
     (out / "config.json").write_text(json.dumps(config, indent=2))
 

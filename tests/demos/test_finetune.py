@@ -33,7 +33,7 @@ def test_a_model_learns_to_talk_about_a_town_and_keeps_what_it_knew(tmp_path, mo
     monkeypatch.syspath_prepend(DEMOS)
     import chat
 
-    found = chat.chat(tmp_path, steps=40)
+    found = chat.chat(tmp_path, steps=60)
     assert chat.right(found["before"])[0] == 0
     town, everyday = chat.right(found["after"])
     assert town >= 8  # of ten, asked in words that no conversation has
