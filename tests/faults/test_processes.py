@@ -65,7 +65,7 @@ def resumed_from(group: Group) -> int:
 
 def steps_on(group: Group, out: Path, count: int) -> None:
     """Wait until this attempt has made so many steps."""
-    group.until(lambda: "training faults: steps" in group.text(0))
+    group.until(lambda: "training steps" in group.text(0))
     first = resumed_from(group)
     group.until(lambda: last_step(out) >= first + count)
 
