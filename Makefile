@@ -23,7 +23,7 @@ quickstart: $(VENV)/installed
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest $(PARALLEL)
 
-# All of them. CI gives SHARE=0/2 or 1/2, in turns: half of the long ones.
+# All of them. CI gives SHARE=0/3, 1/3 or 2/3, in turns: a third of the long ones.
 suite: $(VENV)/installed-dev
 	$(BIN)/python -m pytest $(PARALLEL) tests $(if $(SHARE),--share $(SHARE))
 
