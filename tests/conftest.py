@@ -77,7 +77,8 @@ SWEEPS = {
     # predict, scaling
     "test_split_sequences_send_what_the_compiled_program_sends",
     "test_flops_and_bytes_are_the_compiled_program_s",
-    "test_replicas_send_and_hold_what_their_programs_do",
+    "test_replicas_send_what_their_programs_do",
+    "test_replicas_hold_what_their_programs_do",
     "test_intervals_hold_the_truth",
     "test_intervals_hold_the_truth_of_two_hundred_ladders",
     # training
@@ -89,6 +90,7 @@ SWEEPS = {
     "test_a_pipeline_equals_one_device",
     "test_stages_send_what_the_schedule_asks_for",
     "test_a_replica_trains_as_one_model_does_on_its_rows",
+    "test_whatever_is_asked_for",
     "test_other_optimizers_keep_replicas_apart_too",
     "test_every_optimizer_learns_alike_on_a_mesh",
     "test_bfloat16_parameters_have_gradients_that_are_rounded_and_no_more",

@@ -270,9 +270,6 @@ def check_stages(rules: Rules, sizes: Mapping[str, int], config: cfg.Config) -> 
                     f"sharding.{kind}.{name}: {' and '.join(axes)} splits the layers into stages, and only the "
                     "vocabulary beside them; remove it"
                 )
-    if replicas := split_by(REPLICA_AXES, sizes):
-        text = f"{axes_text(replicas, sizes)}, {axes_text(axes, sizes)}"
-        raise ValueError(f"{text}: replicas have no pipeline yet; set mesh.{axes[0]}=1 or mesh.{replicas[0]}=1")
     if config.model.lora:
         raise ValueError(
             f"{axes_text(axes, sizes)}: a pipeline trains all parameters, and model.lora few; set mesh.{axes[0]}=1"

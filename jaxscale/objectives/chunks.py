@@ -1,7 +1,8 @@
 """Parts of a batch's tokens, cut and joined on each device, so that a sequence that is split stays where it lies.
 
 Arrays are [B, T, ...]. A part of `chunk` tokens of each row holds as many of each device's; a slice of the global
-dim would be moved to all devices.
+dim would be moved to all devices. Of replicas too each device cuts its own: by jax's vmap a slice becomes a gather,
+which knows no array that is reduced or unreduced.
 """
 
 import math
@@ -11,18 +12,26 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from jaxscale.parallel.local import on_each_device
+from jaxscale.parallel.local import mapped_axes, on_each_device
 from jaxscale.parallel.sharding import current_mesh, dims_of
 
 
 def tokens_of(chunk: int, x: jax.Array) -> int:
     """Of a part of `chunk` tokens of each row, those of one device."""
-    shards: int = math.prod(current_mesh().shape[a] for a in dims_of(x)[1])
-    if chunk % shards:
-        raise ValueError(
-            f"loss.chunk {chunk} is not divisible by the {shards} parts of a sequence; try {chunk * shards}"
-        )
-    return chunk // shards
+    n = shards(x)
+    if chunk % n:
+        raise ValueError(f"loss.chunk {chunk} is not divisible by the {n} parts of a sequence; try {chunk * n}")
+    return chunk // n
+
+
+def shards(x: jax.Array) -> int:
+    """Parts of a sequence."""
+    return math.prod(current_mesh().shape[a] for a in dims_of(x)[1])
+
+
+def is_cut_whole(x: jax.Array) -> bool:
+    """Is a slice of the global array one of each device's, and can it be taken?"""
+    return shards(x) == 1 and not mapped_axes()
 
 
 def part(i: jax.Array | int, chunk: int, arrays: Any) -> Any:
@@ -30,7 +39,7 @@ def part(i: jax.Array | int, chunk: int, arrays: Any) -> Any:
 
     def of_one(x: jax.Array) -> jax.Array:
         tokens = tokens_of(chunk, x)
-        if tokens == chunk:
+        if is_cut_whole(x):
             return jax.lax.dynamic_slice_in_dim(x, i * chunk, chunk, 1)
         here = layout(x)
         cut = on_each_device(
@@ -45,7 +54,7 @@ def part(i: jax.Array | int, chunk: int, arrays: Any) -> Any:
 def with_part(x: jax.Array, i: jax.Array | int, part: jax.Array) -> jax.Array:
     """x with its i-th part replaced."""
     chunk, tokens = part.shape[1], tokens_of(part.shape[1], x)
-    if tokens == chunk:
+    if is_cut_whole(x):
         return jax.lax.dynamic_update_slice_in_dim(x, part, i * chunk, 1)
     here = layout(x)
     put = on_each_device(
@@ -60,7 +69,7 @@ def with_part(x: jax.Array, i: jax.Array | int, part: jax.Array) -> jax.Array:
 def joined(parts: list[jax.Array]) -> jax.Array:
     """All parts in their order, as one array."""
     here = layout(parts[0])
-    if not dims_of(parts[0])[1]:
+    if is_cut_whole(parts[0]):
         return jnp.concatenate(parts, axis=1)
     join = on_each_device(lambda *parts: jnp.concatenate(parts, axis=1), (here,) * len(parts), here)
     whole: jax.Array = join(*parts)

@@ -193,7 +193,8 @@ def no_sums(sums: OfLogits, multiply: Multiply, chunk: int, *arguments: Any) -> 
         x, columns = part(0, chunk, (x, columns))
         return sums(multiply(x, head), columns, divisor)
 
-    return {name: jnp.zeros(()) for name in jax.eval_shape(first, *arguments)}
+    nought = jnp.zeros((), out_sharding=jax.P())  # on the mesh, or a scan that is mapped over replicas does not lower
+    return dict.fromkeys(jax.eval_shape(first, *arguments), nought)
 
 
 def adding_gradients(

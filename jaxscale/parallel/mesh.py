@@ -14,6 +14,8 @@ from jaxscale.config.mesh_text import mesh_text
 from jaxscale.hardware.chips import GPU_MEMORY_FRACTION
 from jaxscale.process.quiet import quiet_plugins
 
+CACHED_FROM = 0.2  # seconds of compiling from which a program is kept; by JAX's 1.0 evaluation would not be
+
 
 def start_devices(runtime: cfg.Runtime, processes: int = 1) -> list[jax.Device]:
     """Choose the platform and simulate devices, before JAX first looks for any; returns those of all processes.
@@ -40,6 +42,7 @@ def start_devices(runtime: cfg.Runtime, processes: int = 1) -> list[jax.Device]:
     if runtime.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(runtime.compilation_cache))
         jax.config.update("jax_compilation_cache_max_size", 4 * 2**30)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", CACHED_FROM)
     try:
         with quiet_plugins():
             devices = jax.devices()

@@ -61,9 +61,11 @@ def gradients(config: cfg.Config, merge: Merge, params: PyTree, batch: Batch, rn
         ring, dx, grads = carry
         return (ring, *step.backward(dx, None, ring, grads, t)), None
 
-    nothing = step.stages.stream()
-    here, _ = jax.lax.scan(first, (nothing, step.stages.ring(ticks.in_flight)), jnp.arange(ticks.ramp))
-    zeros = {name: jnp.zeros(()) for name, of in objective.means.items() if of not in step.dsums}
+    rows = batch["tokens"].shape[1]  # of a microbatch, and of one replica
+    nothing, ring = step.stages.stream(rows), step.stages.ring(ticks.in_flight, rows)
+    here, _ = jax.lax.scan(first, (nothing, ring), jnp.arange(ticks.ramp))
+    nought = jnp.zeros((), out_sharding=jax.P())  # on the mesh, also for one that is mapped over replicas
+    zeros = {name: nought for name, of in objective.means.items() if of not in step.dsums}
     steady = jnp.arange(ticks.ramp, ticks.ticks)
     ((_, ring), dx, grads, metrics), _ = jax.lax.scan(both, (here, nothing, step.stages.zeros(), zeros), steady)
     rest = jnp.arange(ticks.ticks, ticks.ticks + ticks.ramp)
@@ -95,7 +97,8 @@ def evaluated(config: cfg.Config, merge: Merge, params: PyTree, parts: Batch, re
 def outputs(config: cfg.Config, merge: Merge, params: PyTree, batch: Batch) -> jax.Array:
     """What the stages give when the first microbatch has passed the last of them: [S, B, T, D], each its own."""
     stages = Stages(config, merge, params)
-    y, _ = jax.lax.scan(lambda y, t: (stages.forward(y, batch, t)[0], None), stages.stream(), jnp.arange(stages.count))
+    nothing = stages.stream(batch["tokens"].shape[1])
+    y, _ = jax.lax.scan(lambda y, t: (stages.forward(y, batch, t)[0], None), nothing, jnp.arange(stages.count))
     return y
 
 

@@ -88,15 +88,14 @@ class Stages:
 
     # --- zeros to begin with
 
-    def stream(self, rows: int | None = None) -> jax.Array:
-        """What stages hand on: [S, B, T, D]."""
-        rows = rows or self.config.data.batch_size // self.config.step.microbatches
+    def stream(self, rows: int) -> jax.Array:
+        """What stages hand on: [S, B, T, D], of so many rows."""
         shape = (self.count, rows, self.config.data.seq_len, self.config.model.embed_dim)
         return jnp.zeros(shape, self.model.dtype, out_sharding=self.spec)
 
-    def ring(self, places: int) -> jax.Array:
+    def ring(self, places: int, rows: int) -> jax.Array:
         """Inputs of all layers: [R, S, L/S, B, T, D]."""
-        stages, *rest = self.stream().shape
+        stages, *rest = self.stream(rows).shape
         layers = self.config.model.num_layers // stages
         return jnp.zeros((places, stages, layers, *rest), self.model.dtype, out_sharding=self.ring_spec)
 

@@ -116,13 +116,22 @@ REPLICAS = [{"replica": 2, "data": 4}, {"replica": 2, "fsdp": 4}, {"replica": 4,
             {"replica": 2, "fsdp": 2, "tensor": 2}, {"replica": 2, "fsdp": 2, "context": 2}]  # fmt: skip
 
 
-@pytest.mark.parametrize("mesh", REPLICAS, ids=str)
-def test_replicas_send_and_hold_what_their_programs_do(mesh):
-    """Their step sends nothing over their axis; the outer step all that it is predicted to, and that alone."""
-    config = make_config(
+def of_replicas(mesh: dict) -> cfg.Config:
+    return make_config(
         mesh, model={"num_kv_heads": 8}, step={"remat": "full"}, data={"batch_size": 16}, outer={"every": 50}
     )
-    compare(config)
+
+
+@pytest.mark.parametrize("mesh", REPLICAS, ids=str)
+def test_replicas_send_what_their_programs_do(mesh):
+    """In a step nothing over their axis. With stages: see test_pipeline.py."""
+    compare(of_replicas(mesh))
+
+
+@pytest.mark.parametrize("mesh", [*REPLICAS, {"replica": 2, "pipeline": 2, "fsdp": 2}], ids=str)
+def test_replicas_hold_what_their_programs_do(mesh):
+    """The outer step sends all that it is predicted to over their axis, and that alone."""
+    config = of_replicas(mesh)
     setup, sizes = Setup(config), dict(mesh)
     found, state = costs.state_bytes(config, sizes), setup.program.abstract
     parts = {"parameters": state.params, "optimizer state": state.opt_state, "losses' statistics": state.losses}

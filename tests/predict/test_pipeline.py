@@ -29,15 +29,18 @@ MESHES = [
     ({"pipeline": 2, "fsdp": 2, "tensor": 2}, {}),
     ({"pipeline": 2, "context": 2, "tensor": 2}, {}),
     ({"pipeline": 2, "fsdp": 2}, {"qk_norm": True, "norm": "layernorm", "mlp": "gelu"}),
+    ({"replica": 2, "pipeline": 2, "fsdp": 2}, {}),
 ]
 
 
 @pytest.mark.parametrize(("mesh", "model"), MESHES, ids=[mesh_text(mesh) for mesh, _ in MESHES])
 def test_flops_and_bytes_are_the_compiled_program_s(mesh, model):
     """Within 1 %, by axis; numbers and vectors apart. XLA gathers a head that no loop cuts once, before all ticks."""
+    replicas = mesh.get("replica", 1)
     config = make_config(
-        mesh, model={"num_layers": LAYERS, "num_kv_heads": 8} | model,
-        step={"microbatches": 4, "remat": "full"}, data={"batch_size": 4 * ROWS}, optimizer={"clip_norm": None},
+        mesh, model={"num_layers": LAYERS, "num_kv_heads": 8} | model, step={"microbatches": 4, "remat": "full"},
+        data={"batch_size": 4 * ROWS * replicas}, optimizer={"clip_norm": None},
+        outer={"every": 50 if replicas > 1 else None},
     )  # fmt: skip
     setup = Setup(config)
     sizes, program = dict(setup.mesh.shape), parse(setup.hlo())

@@ -263,7 +263,6 @@ REFUSED = [
     ({"pipeline": 2}, {"step": {"remat": {"q": "save"}}}, r"step.remat=by activation: a pipeline.*step.remat=full"),
     ({"pipeline": 2, "data": 2}, {"sharding": {"parameters": {"layers": "data"}}},
      r"sharding.parameters.layers: data=2 splits the layers.*remove it"),
-    ({"replica": 2, "pipeline": 2}, {"outer": {"every": 2}}, r"replica=2, pipeline=2: replicas have no pipeline yet"),
     ({"pipeline": 2}, {"sharding": {"parameters": {"mlp": "pipeline"}}},
      r"sharding.parameters.mlp: pipeline splits the layers into stages.*remove it"),
     ({"pipeline": 2}, {"model": EXPERTS["experts"], "loss": {"balance": 0.01}},

@@ -28,7 +28,8 @@ ROWS = {"data": {"batch_size": 16}}
 MESHES = [
     {"replica": 2}, {"replica": 8}, {"replica": 2, "data": 4}, {"replica": 2, "fsdp": 4}, {"replica": 4, "tensor": 2},
     {"replica": 2, "fsdp": 2, "tensor": 2}, {"replica": 2, "context": 2, "tensor": 2},
-    {"replica": 2, "fsdp": 2, "context": 2}, {"replica": 2, "data": 2, "fsdp": 2},
+    {"replica": 2, "fsdp": 2, "context": 2}, {"replica": 2, "data": 2, "fsdp": 2}, {"replica": 2, "pipeline": 2},
+    {"replica": 2, "pipeline": 2, "fsdp": 2},
 ]  # fmt: skip
 
 
@@ -84,8 +85,8 @@ def alone():
 
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
 def test_a_replica_trains_as_one_model_does_on_its_rows(mesh, alone):
-    """With documents and padding; and its step has no collective, of whatever size, across replicas."""
-    setup = Setup(replicated(mesh, step={"remat": "full"}))
+    """With documents and padding, the loss in chunks; its step has no collective, of any size, across replicas."""
+    setup = Setup(replicated(mesh, step={"remat": "full"}, loss={"chunk": 16}))
     losses, norms, state = setup.steps(2)
     for r, (wanted_losses, wanted_norms, wanted) in enumerate(alone(mesh["replica"])):
         np.testing.assert_allclose(losses[:, r], wanted_losses, rtol=1e-5)
@@ -120,9 +121,11 @@ def test_other_optimizers_keep_replicas_apart_too(name):
     assert_laid_out_alike(state, setup.program.abstract)
 
 
-def test_microbatches_are_shared_out_row_by_row(alone):
-    """A replica's rows are its share of each microbatch."""
-    batch, config = make_batch(replicated({"replica": 2})), replicated({"replica": 2}, step={"microbatches": 2})
+@pytest.mark.parametrize("inside", [{}, {"pipeline": 2}, {"pipeline": 2, "fsdp": 2}, {"pipeline": 2, "context": 2}])
+def test_microbatches_are_shared_out_row_by_row(inside):
+    """A replica's rows are its share of each microbatch, also where stages of its own pass these on."""
+    batch = make_batch(replicated({"replica": 2}))
+    config = replicated({"replica": 2} | inside, step={"microbatches": 2, "remat": "full"})
     losses, _, _ = Setup(config).steps(1)
     order = np.arange(16).reshape(2, 2, 4).swapaxes(0, 1).reshape(2, 8)  # [replica, its rows]
     rows = [{k: v[order[r]] for k, v in batch.items()} for r in range(2)]
@@ -277,8 +280,11 @@ RUN = {"steps": 8, "checkpoint": {"every": 3}, "optimizer": {"schedule": "consta
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run of 8 steps, with outer steps after 4 and 8, and checkpoints of 6 and 8."""
-    out = tmp_path_factory.mktemp("replicas") / "run"
-    config = replicated({"replica": 2, "fsdp": 4}, every=4, out=str(out), **RUN)
+    return run_on({"replica": 2, "fsdp": 4}, tmp_path_factory.mktemp("replicas") / "run")
+
+
+def run_on(mesh: dict, out, **sections) -> SimpleNamespace:
+    config = replicated(mesh, every=4, out=str(out), **RUN, **sections)
     return SimpleNamespace(out=out, config=config, result=train(config))
 
 
@@ -309,6 +315,18 @@ def test_the_trainer_takes_outer_steps_and_tells_of_them(run):
 
 
 def test_a_run_resumes_between_two_outer_steps_bit_by_bit(run, tmp_path):
+    resumes_bit_by_bit(run, tmp_path)
+
+
+def test_a_run_of_pipelines_resumes_bit_by_bit(run, tmp_path):
+    """And learns what replicas without stages do."""
+    step = {"microbatches": 2, "remat": "full"}
+    staged = run_on({"replica": 2, "pipeline": 2, "fsdp": 2}, tmp_path / "run", step=step)
+    resumes_bit_by_bit(staged, tmp_path)
+    np.testing.assert_allclose(list(staged.result.losses.values()), list(run.result.losses.values()), rtol=2e-3)
+
+
+def resumes_bit_by_bit(run, tmp_path) -> None:
     out = interrupted(run, tmp_path)
     listener = Listener()
     result = train(run.config.model_copy(update={"out": str(out)}), watcher=listener)
@@ -318,13 +336,16 @@ def test_a_run_resumes_between_two_outer_steps_bit_by_bit(run, tmp_path):
     assert [r["step"] for r in records(out, "outer")] == [4, 8]
 
 
-ONTO = [({"fsdp": 8}, None), ({"data": 1}, None), ({"replica": 4, "fsdp": 2}, 4), ({"replica": 2, "tensor": 2}, 4)]
+ONTO = [
+    ({"fsdp": 8}, None), ({"data": 1}, None), ({"replica": 4, "fsdp": 2}, 4), ({"replica": 2, "tensor": 2}, 4),
+    ({"replica": 2, "pipeline": 2}, 4),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("mesh", "every"), ONTO, ids=str)
 def test_a_checkpoint_is_restored_onto_any_mesh(run, tmp_path, mesh, every):
     """On as many replicas all of it; else the outer parameters and momentum, with the means of Adam's moments."""
-    said, config = [], make_config(mesh, outer={"every": every}, **ROWS, **RUN)
+    said, config = [], make_config(mesh, outer={"every": every}, step={"remat": "full"}, **ROWS, **RUN)
     setup = Setup(config)
     place = Checkpointer(interrupted(run, tmp_path) / "checkpoints")
     with setup.context():
