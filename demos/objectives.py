@@ -25,6 +25,8 @@ from jaxscale import config as cfg
 from jaxscale.data.examples.prepare import prepare_examples
 from jaxscale.data.examples.reading import examples_source
 from jaxscale.files.jsonl import read_records
+from jaxscale.process.heap import keep_heap
+from jaxscale.process.quiet import quiet_logs
 from jaxscale.serving.rollout import Ask, roll_out
 from jaxscale.training.trainer import train
 from jaxscale.training.watcher import Silent
@@ -97,6 +99,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/objectives"), help="where runs and the page go")
     parser.add_argument("--seeds", type=int, default=3)
     given = parser.parse_args()
+    quiet_logs()
+    keep_heap()
     started, out = time.perf_counter(), given.out
     prepare(out)
     found = [one_seed(Task(out, seed)) for seed in range(given.seeds)]

@@ -51,5 +51,6 @@ def lines(found: Stages) -> Iterator[str]:
     if note := bubble_note(schedule):
         yield note
     yield "in a tick with a dash a stage computes and sends as in the others, and nobody reads the result"
-    for key, size in found.sent.items():
-        yield f"{key}: {size / 1e9:,.3f} GB of a device and step (V), predicted"
+    for key in found.sent | (found.compiled or {}):
+        beside = "" if found.compiled is None else f"; {found.compiled.get(key, 0.0) / 1e9:,.3f} compiled"
+        yield f"{key}: {found.sent.get(key, 0.0) / 1e9:,.3f} GB of a device and step (V), predicted{beside}"

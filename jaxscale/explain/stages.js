@@ -26,6 +26,7 @@ class Timeline {
     this.table = make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Stages by ticks" });
     this.words = make("p", { id: "tick-words", "aria-live": "polite" });
     this.bubble = make("p", { id: "bubble" });
+    const beside = (what) => (found.compiled ? `, ${bytes(found.compiled[what] || 0)} compiled` : "");
     node.replaceChildren(
       make("p", {}, `The other parts of this page are of ${found.words}. A step of all stages takes ${seconds(whole.seconds)}, predicted.`),
       make("div", { class: "stage-sliders" }, this.stages.node, this.microbatches.node),
@@ -35,8 +36,10 @@ class Timeline {
       this.words,
       make(
         "ul",
-        { class: "plain quiet", "aria-label": "Sent along the stages, predicted" },
-        Object.entries(found.sent).map(([what, size]) => make("li", {}, `${what}: ${bytes(size)} of a device and step`)),
+        { class: "plain quiet", "aria-label": "Sent along the stages" },
+        Object.keys({ ...found.sent, ...found.compiled }).map((what) =>
+          make("li", {}, `${what}: ${bytes(found.sent[what] || 0)} of a device and step, predicted${beside(what)}`),
+        ),
       ),
     );
     this.draw();

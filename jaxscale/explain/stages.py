@@ -5,15 +5,19 @@ model on the stage's own mesh, so its matmuls are told as those of any step.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jaxscale import config as cfg
 from jaxscale.blueprint.legal import require_legal
 from jaxscale.blueprint.rules import STAGE_AXES, split_by
 from jaxscale.blueprint.stages import Schedule
+from jaxscale.compiled.collectives import Collective
 from jaxscale.compiled.story import with_changes
 from jaxscale.config.errors import divisors
+from jaxscale.explain.match import SMALL, Found, found_in
+from jaxscale.explain.rows import Axes
 from jaxscale.hardware.topology import Topology
 from jaxscale.predict.traffic import traffic
 
@@ -28,6 +32,7 @@ class Stages:
         config, mesh: of all stages.
         axes: that split the layers.
         sent: `all-reduce over pipeline` -> bytes of a device and step (the scaling book's V), predicted.
+        compiled: the same in the compiled program of all stages; None: none was compiled.
     """
 
     config: cfg.Config
@@ -35,6 +40,7 @@ class Stages:
     axes: tuple[str, ...]
     schedule: Schedule
     sent: dict[str, float]
+    compiled: dict[str, float] | None = None
 
     @property
     def layers(self) -> int:
@@ -58,13 +64,34 @@ def stages(config: cfg.Config, topology: Topology | None) -> Stages | None:
     if not axes:
         return None
     require_legal(config, mesh)
-    sent: dict[str, float] = {}
-    for t in traffic(config, mesh):
-        if set(t.axes) & set(axes):
-            key = f"{t.kind} over {'+'.join(t.axes)}"
-            sent[key] = sent.get(key, 0.0) + t.step_bytes
+    along = [t for t in traffic(config, mesh) if set(t.axes) & set(axes)]
+    sent = sums((t.kind, t.axes, t.step_bytes) for t in along)
     schedule = Schedule(math.prod(mesh[axis] for axis in axes), config.step.microbatches)
     return Stages(config, mesh, axes, schedule, sent)
+
+
+def sums(sent: Iterable[tuple[str, Axes, float]]) -> dict[str, float]:
+    """Bytes by kind and axes."""
+    found: dict[str, float] = {}
+    for kind, axes, size in sent:
+        key = f"{kind} over {'+'.join(axes)}"
+        found[key] = found.get(key, 0.0) + size
+    return found
+
+
+def beside(found: Stages, compiled: Iterable[Collective]) -> tuple[Stages, list[Collective]]:
+    """What the program of all stages sends along them, numbers and vectors apart; and its other collectives."""
+    every = [c for c in compiled if c.groups > 1]
+    along = [c for c in every if set(c.axes) & set(found.axes)]
+    sent = sums((c.kind, c.axes, float(c.bytes * c.times)) for c in along if c.bytes >= SMALL)
+    return replace(found, compiled=sent), [c for c in every if not set(c.axes) & set(found.axes)]
+
+
+def once(found: Stages, inserted: Iterable[Found], compiled: Iterable[Collective]) -> list[Found]:
+    """`inserted` without what the first and the last ticks send: their loops send what the others do."""
+    m, ramp = found.schedule.microbatches, found.schedule.ramp
+    known = {(f.kind, f.axes, f.bytes, f.times * ramp) for f in found_in(compiled)}
+    return [f for f in inserted if (f.kind, f.axes, f.bytes, f.times * m) not in known]
 
 
 def one_stage(found: Stages) -> cfg.Config:
@@ -96,4 +123,5 @@ def as_values(found: Stages) -> dict[str, Any]:
             {name: [at(stage, t) for t in every] for name, at in passes.items()} for stage in range(schedule.stages)
         ],
         "sent": found.sent,
+        "compiled": found.compiled,
     }

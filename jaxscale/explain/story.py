@@ -22,7 +22,7 @@ from jaxscale.config.mesh_text import read_mesh
 from jaxscale.explain.match import SMALL, Found, match
 from jaxscale.explain.routes import explained
 from jaxscale.explain.rows import Other, Row, from_values, joined
-from jaxscale.explain.stages import Stages, as_values, one_stage, stages
+from jaxscale.explain.stages import Stages, as_values, beside, once, one_stage, stages
 from jaxscale.hardware.chips import CHIPS
 from jaxscale.hardware.gpu_targets import target_config
 from jaxscale.hardware.topology import Link, Topology, find_topology, valid_shapes
@@ -107,43 +107,51 @@ def explain(
         raise ValueError(f"--compiler {compiler}: it is one of {', '.join(COMPILERS)}")
     config, topology = of_one_replica(config, topology)
     if staged := stages(config, topology):
-        if compiler not in ("auto", "none"):
-            raise ValueError(f"--compiler {compiler}: a program is of all stages, and one is explained; leave it out")
-        compiler, config = "none", one_stage(staged)
+        config = one_stage(staged)
     assumed = topology is None
     devices = topology.devices if topology else config.runtime.simulated_devices
     mesh = config.mesh.sizes(None if staged else devices)
     all_of_it, all_axes = (staged.config, staged.mesh) if staged else (config, mesh)
     where = topology or assumed_topology(math.prod(all_axes.values()))
     own = uses_chip(compiler, where, assumed=assumed)
-    shown = config if own else on_cpu(config)
+    simulated = bool(staged) or not own  # the devices of a stage may be no topology
+    shown = on_cpu(config) if simulated else config
     request = {
         "config": shown.model_dump(mode="json"),
         "topology": replace(where, slices=1).name,
         "slices": where.slices,
-        "cpu": not own,
-        "compile": compiler != "none",
+        "cpu": simulated,
+        "compile": not own and compiler != "none",
         "devices": math.prod(mesh.values()),
+        "all_stages": on_cpu(all_of_it).model_dump(mode="json") if staged else None,
+        "all_devices": math.prod(all_axes.values()),
     }
     found = (tracer or trace_in_a_child)(shown, request, verbose)
     rows, others = from_values(found)
     by: str | None
-    hlo, by, why = found["hlo"], f"XLA's CPU compiler for {request['devices']} simulated devices", ""
+    hlo, by, why = found["hlo"], f"XLA's CPU compiler for {request['all_devices']} simulated devices", "not asked for"
     if own:
-        kept, _ = compile_one(config, where, verbose=verbose)
-        hlo, by = kept.hlo, f"{'NVIDIA' if where.chip.node else 'libtpu'}'s compiler for {where.name}"
-        why = "" if hlo else f"the program does not fit a {where.chip.name}"
-    elif compiler == "none":
-        why = "a program is of all stages" if staged else "not asked for"
+        hlo, by, why = by_chip(all_of_it, where, verbose)
     inserted: list[Found] = []
     if hlo:
-        over = split_mesh(config, where, found["mesh"])[1] if own and where.slices > 1 else None
-        compiled = collectives(parse(hlo), found["mesh"], over=over)
+        axes = all_axes if staged else found["mesh"]
+        over = split_mesh(all_of_it, where, axes)[1] if own and where.slices > 1 else None
+        compiled = collectives(parse(hlo), axes, over=over)
+        if staged:
+            staged, compiled = beside(staged, compiled)
         rows, others, inserted = match(rows, others, compiled)
+        inserted = once(staged, inserted, compiled) if staged else inserted
     rows = timed_rows([explained(joined(row)) for row in rows], all_of_it, where, all_axes)
     inserted = [f for f in inserted if f.bytes >= SMALL]
-    by = by if hlo else None
+    by, why = (by, "") if hlo else (None, why)
     return Explanation(config, found["mesh"], where, assumed, by, why, found["jax"], rows, others, inserted, staged)
+
+
+def by_chip(config: cfg.Config, where: Topology, verbose: bool) -> tuple[str, str, str]:
+    """The program of the topology's own compiler, its name, and why there may be none."""
+    kept, _ = compile_one(config, where, verbose=verbose)
+    by = f"{'NVIDIA' if where.chip.node else 'libtpu'}'s compiler for {where.name}"
+    return kept.hlo, by, f"the program does not fit a {where.chip.name}"
 
 
 def of_one_replica(config: cfg.Config, topology: Topology | None) -> tuple[cfg.Config, Topology | None]:

@@ -6,6 +6,7 @@ As a program it is a child of `explain.story`: it traces, and with simulated dev
 import json
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -50,21 +51,33 @@ def explain(config: cfg.Config, request: dict[str, Any], model: Any = None) -> d
     if model is not None:
         devices = here(request["devices"])
     elif request["cpu"]:
-        devices = simulated(request["devices"])
+        devices = simulated(request["all_devices"])
     else:
         jax.config.update("jax_platforms", "cpu")
         devices = aot.find_devices(find_topology(request["topology"], request["slices"]))
-    setup = build(config, devices, model=model)
+    setup = build(config, devices[: request["devices"]], model=model)
     with setup.context():
         batch, mesh = setup.abstract_batch(documents=costs.packs_documents(config)), dict(setup.mesh.shape)
         rows, others, traced = trace(config, setup.program, batch, mesh)
         found = as_values(rows, others) | {"mesh": mesh, "jax": jax.__version__, "hlo": ""}
-        if request["cpu"] and request["compile"]:
-            try:
-                found["hlo"] = traced.lower().compile().as_text()
-            except jax.errors.JaxRuntimeError as error:
-                raise ValueError(f"XLA's CPU compiler refuses the program: {first_line(error)}") from error
+        if request["cpu"] and request["compile"] and not request["all_stages"]:
+            found["hlo"] = compiled(traced.lower)
+    if request["all_stages"] and request["compile"]:
+        whole = cfg.validate(request["all_stages"], source="config")
+        setup = build(whole, devices)
+        with setup.context():
+            batch = setup.abstract_batch(documents=costs.packs_documents(whole))
+            found["hlo"] = compiled(lambda: cast(Any, setup.program.step).lower(setup.program.abstract, batch))
     return found
+
+
+def compiled(lower: Callable[[], Any]) -> str:
+    """The text of a program that XLA compiled for simulated devices."""
+    try:
+        text: str = lower().compile().as_text()
+    except jax.errors.JaxRuntimeError as error:
+        raise ValueError(f"XLA's CPU compiler refuses the program: {first_line(error)}") from error
+    return text
 
 
 def here(count: int) -> list[jax.Device]:
