@@ -89,7 +89,7 @@ emergence: $(VENV)/installed
 	$(BIN)/python demos/emergence.py
 
 # The same small model by maximum likelihood, best of n, policy gradients, preferences and a learned reward, three seeds: about
-# four minutes on two cores, nothing downloaded. The page is build/objectives/objectives.html.
+# three minutes on two cores, nothing downloaded. The page is build/objectives/objectives.html.
 objectives: $(VENV)/installed
 	$(BIN)/python demos/objectives.py
 
