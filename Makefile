@@ -46,9 +46,10 @@ sweep: $(VENV)/installed-dev
 
 check: lint types suite faults course docs
 
-# Every code block of every chapter of docs/course, on simulated devices: minutes.
+# Every code block of every chapter of docs/course, on simulated devices, and every chapter as a notebook in a Jupyter kernel:
+# minutes. CI gives SHARE, as for the suite: a third of the notebooks.
 course: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -n 2 -m course
+	$(BIN)/python -m pytest -n 2 -m course $(if $(SHARE),--share $(SHARE))
 
 # The site in build/site, which opens offline: build/site/index.html. Chapters that changed are run first.
 docs: $(VENV)/installed-docs $(RAN)

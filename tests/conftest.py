@@ -151,16 +151,19 @@ def pytest_collection_modifyitems(config, items):
     items.sort(key=lambda item: -of_file[item.path])
     yield
     if config.option.share:
-        items[:] = [item for item in items if in_share(function_of(item.nodeid), config.option.share)]
+        items[:] = [item for item in items if in_share(item, config.option.share)]
     if config.option.first:
         items[:] = {function_of(item.nodeid): item for item in reversed(items)}.values()
         items.reverse()
 
 
-def in_share(name: str, share: str) -> bool:
-    """Is a test quick, or of this share of the long ones?"""
+def in_share(item: pytest.Item, share: str) -> bool:
+    """Is a test quick, or of this share of the long ones? Of those in turns each case is for itself."""
     k, n = map(int, share.split("/"))
-    return SECONDS.get(name, 0) < LONG or zlib.crc32(name.encode()) % n == k
+    turns, name = item.get_closest_marker("turns"), function_of(item.nodeid)
+    if not turns and SECONDS.get(name, 0) < LONG:
+        return True
+    return zlib.crc32((item.nodeid if turns else name).encode()) % n == k
 
 
 def function_of(nodeid: str) -> str:

@@ -25,6 +25,7 @@ from jaxscale.predict.kept import held_bytes, is_of_experts, kept_bytes
 from jaxscale.predict.rollouts import reference_bytes, sampling_bytes
 from jaxscale.predict.timing import LANES
 
+IN_TRANSFER = 2  # layers: the backward pass computes one while the next arrives; the loss begins while the last one leaves
 SCRATCH = 5 / 16  # of an array that the SparseCore scatters over three torus dims (libtpu 0.0.52; over two none)
 
 
@@ -67,7 +68,7 @@ def memory(
     always = {
         "kept activations": kept_bytes(config, sizes, lanes=1 if platform == "gpu" else LANES),
         "between stages": stage_bytes(config, sizes),
-        "on the way to the host": host / costs.layers_here(config, sizes),
+        "on the way to the host": IN_TRANSFER * host / costs.layers_here(config, sizes),
         "document mask": 2.0 * 2 * costs.microbatch_tokens(config, sizes) * config.data.seq_len
         if documents and platform == "gpu"
         else 0.0,
