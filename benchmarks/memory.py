@@ -54,6 +54,7 @@ ROWS = (
     ("llama3.1-8b-128k", "v5p:4x4x4", ["mesh.fsdp=16", "mesh.context=4", "data.batch_size=16"]),
     ("llama3.1-8b-128k", "v6e:8x8", ["data.batch_size=8", "step.remat=full"]),
     ("llama3.1-8b-128k", "tpu7x:4x4x4", ["mesh.fsdp=16", "data.batch_size=16"]),
+    ("llama3.1-8b", "tpu7x:4x4x4", ["data.batch_size=512", "step.remat=full"]),
     ("llama3.1-8b-1m", "v5p:4x4x4", []),
     ("mistral-7b", "v5p:4x4x4", ["mesh.data=1", "mesh.fsdp=16", "mesh.context=4", "data.seq_len=32768",
                                  "data.batch_size=16", "step.microbatches=1", "step.remat=full", "loss.chunk=4096"]),
@@ -117,7 +118,7 @@ def main() -> None:
         kept, _ = compile_one(config, topology)
         documents, platform = costs.packs_documents(config), topology.chip.platform
         report = examine(config, topology, kept)
-        predicted = memory(config, kept.mesh, documents=documents, platform=platform)
+        predicted = memory(config, kept.mesh, documents=documents, chip=topology.chip)
         flops = sum(m.step_flops for m in costs.matmuls(config, kept.mesh))
         sent = sum(t.step_bytes for t in traffic(config, kept.mesh, platform=platform))
         row = {

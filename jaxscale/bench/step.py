@@ -198,11 +198,11 @@ def compiled_figures(program: hlo.Program) -> dict[str, Figure]:
 
 
 def predicted_figures(config: cfg.Config, where: Topology, sizes: dict[str, int]) -> dict[str, Figure]:
-    found = forecast(config, where, sizes)
+    found, needed = forecast(config, where, sizes), memory(config, sizes, chip=where.chip)
     return {
         "predicted_step_seconds": Figure(value=found.seconds, unit="s", basis="predicted"),
         "predicted_tokens_per_second": Figure(value=found.tokens / found.seconds, unit="tokens/s", basis="predicted"),
-        "predicted_memory_bytes": Figure(value=memory(config, sizes).peak, unit="bytes", basis="predicted"),
+        "predicted_memory_bytes": Figure(value=needed.peak, unit="bytes", basis="predicted"),
     }
 
 

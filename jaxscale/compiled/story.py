@@ -106,7 +106,7 @@ def answer(config: cfg.Config, topology: Topology, **options: Any) -> Answer:
     """Compile and read; when it does not fit, say by how much and try what would."""
     kept, cached = compile_one(config, topology, **options)
     if kept.memory is None:
-        buffers = buffers_of(kept.memory_error or "") or predicted_buffers(config, kept)
+        buffers = buffers_of(kept.memory_error or "") or predicted_buffers(config, kept, topology)
         return Answer(None, kept, cached, bytes_needed(kept), buffers, try_changes(config, topology, options))
     report = examine(config, topology, kept)
     found = Answer(report, kept, cached, host=topology.on_host(kept.memory.host), host_bytes=topology.host_bytes)
@@ -127,9 +127,9 @@ def bytes_needed(kept: Compiled) -> int | None:
     return needed_bytes(kept.memory_error or "", sum(kept.parts.values()))
 
 
-def predicted_buffers(config: cfg.Config, kept: Compiled) -> list[tuple[str, int]]:
+def predicted_buffers(config: cfg.Config, kept: Compiled, topology: Topology) -> list[tuple[str, int]]:
     """The parts of the predicted peak, where the compiler names none."""
-    found = memory(config, kept.mesh)
+    found = memory(config, kept.mesh, chip=topology.chip)
     moment = max(found.loss, found.backward, key=lambda m: sum(m.values()))
     parts = [(f"{name} (predicted)", int(size)) for name, size in (found.state | moment).items() if size >= 2**20]
     return sorted(parts, key=lambda p: -p[1])

@@ -60,7 +60,7 @@ def predictions(config: cfg.Config, devices: Sequence[Any]) -> dict[str, str]:
 
 def memory_words(config: cfg.Config, where: Topology, sizes: dict[str, int]) -> str:
     documents = costs.packs_documents(config)
-    found = memory(config, sizes, documents=documents, platform=where.chip.platform)
+    found = memory(config, sizes, documents=documents, chip=where.chip)
     usable = where.chip.usable_hbm_bytes
     words = f"{gib(found.peak)} a device predicted, {found.peak / usable:.0%} of {gib(usable)} usable"
     return words if found.peak <= usable else f"{words}: may not fit"

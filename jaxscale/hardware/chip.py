@@ -99,6 +99,7 @@ class Chip:
         reported_bytes: GPU: device memory that the driver reports.
         target: GPU: what XLA compiles for; None where no compiler is known.
         machine_types: GPU: name of a cloud's machine type -> GPUs of it; None: as many as `-Ng` after the name says.
+        late_scatter: TPU: libtpu scatters the last matrix's gradient beside the layers' backward pass, not before it.
         preset: family of the XLA options that the training step is compiled with; empty: the compiler's defaults.
         aliases: other names of it, in lower case with dashes.
     """
@@ -129,6 +130,7 @@ class Chip:
     reported_bytes: int = 0
     target: GpuTarget | None = None
     machine_types: Mapping[str, int | None] = field(default_factory=dict)
+    late_scatter: bool = False
     preset: Preset = ""
     aliases: tuple[str, ...] = ()
 

@@ -67,6 +67,7 @@ TPUS = (
     Chip("tpu7x", kinds=("TPU7x", "TPU v7x"), bf16_flops=2307e12, hbm_bytes=192 * GIB, usable_hbm_bytes=94.74 * GIB,
          hbm_bandwidth=7.38e12, link_bandwidth=100e9, network_bandwidth=12.5e9, host_bandwidth=32e9,
          host=4, host_bytes=960e9, torus_dims=3, largest=(16, 24, 24), devices=2, cores=2, preset="tpu sparse core",
+         late_scatter=True,
          aliases=("v7x", "tpu-v7x", "ironwood"), fractions=Fractions(0.76, 0.38),
          sources=tpu_sources("tpu7x-standard-4t", network_bandwidth="100 Gb/s a chip, " + BOOK_TPU,
                              link_bandwidth=f"1200 GB/s both ways a chip over 6 links, {VENDOR_TPU}")),

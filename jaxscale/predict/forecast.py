@@ -9,11 +9,11 @@ from jaxscale.blueprint.rules import key_of, schedule
 from jaxscale.hardware.topology import Link, Topology, links
 from jaxscale.optimizers import OPTIMIZERS
 from jaxscale.predict import costs
+from jaxscale.predict.arrays import whole_logits
 from jaxscale.predict.attention import attention_cost
 from jaxscale.predict.experts import exchange, moved_rows, tiled, times
 from jaxscale.predict.interval import Interval, interval
 from jaxscale.predict.measured import Measured
-from jaxscale.predict.memory import whole_logits
 from jaxscale.predict.rollouts import Sampling, sampling
 from jaxscale.predict.timing import (
     SOFTWARE,

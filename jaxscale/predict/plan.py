@@ -182,7 +182,7 @@ def as_it_is(
         require_legal(config, sizes)
     except ValueError as error:
         return None, str(error)
-    needed = memory(config, sizes, documents=documents, platform=topology.chip.platform)
+    needed = memory(config, sizes, documents=documents, chip=topology.chip)
     return judge(config, topology, sizes, remat_name(config), needed, measured), ""
 
 

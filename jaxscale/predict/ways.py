@@ -222,10 +222,10 @@ def with_chunk(
     config: cfg.Config, sizes: dict[str, int], topology: Topology, *, documents: bool, held: tuple[str, ...] = ()
 ) -> tuple[cfg.Config, MemoryForecast]:
     """`config`, or the same with a smaller chunk of the loss where its own is what does not fit."""
-    platform, T = topology.chip.platform, config.data.seq_len
-    needed = memory(config, sizes, documents=documents, platform=platform)
-    fits = needed.peak <= topology.chip.usable_hbm_bytes
+    chip, T = topology.chip, config.data.seq_len
+    needed = memory(config, sizes, documents=documents, chip=chip)
+    fits = needed.peak <= chip.usable_hbm_bytes
     if fits or (config.loss.chunk or T) <= CHUNK or T % CHUNK or holds(held, "loss.chunk"):
         return config, needed
     smaller = config.model_copy(update={"loss": config.loss.model_copy(update={"chunk": CHUNK})})
-    return smaller, memory(smaller, sizes, documents=documents, platform=platform)
+    return smaller, memory(smaller, sizes, documents=documents, chip=chip)

@@ -414,7 +414,7 @@ def test_offloaded_activations_are_on_the_host():
     a, b = (memory(shipped("llama3.1-8b", f"step.remat={r}"), {"fsdp": 64}) for r in (kept, moved))
     layer_in = 32 * 4 * 8192 * 4096 * 2  # layers, rows of a device, tokens, embed, bf16
     assert b.host == layer_in
-    assert a.peak - b.peak == layer_in * 31 / 32  # one layer's is on its way
+    assert a.peak - b.peak == layer_in * 30 / 32  # two layers' are on their way
 
 
 def test_what_a_gpu_holds_under_tensor_parallelism_by_hand():
