@@ -155,7 +155,7 @@ def deepseek_back(model: Model) -> Values:
 
 FAMILIES = {
     "llama": LLAMA,
-    "mistral": Family("MistralForCausalLM", DECODER, {"qk_norm": False}, SILU, UNTIED),
+    "mistral": Family("MistralForCausalLM", DECODER, {"qk_norm": False}, SILU, UNTIED | {"sliding_window": 4096}),
     "qwen2": Family(
         "Qwen2ForCausalLM", DECODER, {"qk_norm": False, "attention_bias": "qkv"}, SILU, UNTIED, types=above_first
     ),
@@ -237,7 +237,7 @@ FAMILIES = {
         {"norm": "layernorm", "position": "learned", "mlp": "gelu", "attention_bias": True, "mlp_bias": True},
         {"activation_function": "gelu_new", "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False,
          "add_cross_attention": False, "quantization_config": None},
-        {"tie_word_embeddings": True},
+        {"tie_word_embeddings": True}, back=lambda model: {"n_ctx": model.max_seq_len},  # its older name: llama.cpp's
     ),
 }  # fmt: skip
 

@@ -260,8 +260,9 @@ def layers_back(family: Family, model: Model) -> Values:
     kinds, layers = model.kinds, model.layer_kinds
     windows = {k.sliding_window for k in layers if k.sliding_window}
     whole = next((k for k in reversed(kinds) if k.sliding_window is None and k.rope), kinds[-1])
-    values: Values = {"sliding_window": max(windows, default=None)}
-    values |= {"rope_theta": whole.rope_theta, "rope_scaling": scaling_of(whole)}
+    values: Values = {"rope_theta": whole.rope_theta, "rope_scaling": scaling_of(whole)}
+    if windows or family.defaults.get("sliding_window"):  # elsewhere a reader may know no such key
+        values["sliding_window"] = max(windows, default=None)
     if family.types:
         values["layer_types"] = [FULL if k.sliding_window is None else SLIDING for k in layers]
     if family.types is above_first:

@@ -14,6 +14,7 @@ from jaxscale.data.tokenizer import Tokenizer
 from jaxscale.files.reading import parse_json
 
 CONFIG, TEMPLATE, GENERATION = "tokenizer_config.json", "chat_template.jinja", "generation_config.json"
+PIECES = "tokenizer.model"  # SentencePiece's file, which may stand beside tokenizer.json
 KEPT = "chat.json"  # of a run
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id")

@@ -23,7 +23,7 @@ from jaxscale.checkpoint.stored import Stored
 from jaxscale.config import PUBLISHED
 from jaxscale.config.families import family_of
 from jaxscale.config.published import as_theirs
-from jaxscale.data.chat import CONFIG, GENERATION, IDS, OWN, read_kept
+from jaxscale.data.chat import CONFIG, GENERATION, IDS, OWN, PIECES, read_kept
 from jaxscale.data.tokenizer import Tokenizer
 from jaxscale.files.places import HALF_WRITTEN
 from jaxscale.files.whole import write_whole
@@ -161,7 +161,7 @@ def export(
             write_file(half / files.names[i], every, files.groups[i], reader(stored, model), DTYPES[dtype])
         if share.process == 0:
             wait_for(half, files.names, share)
-            finish(half, out, files, beside, codec)
+            finish(half, out, files, beside, codec, run / PIECES)
     saved = codec is not None and (out / "tokenizer.json").is_file()
     numbers = own if share.process else range(len(files.names))
     written, size = [files.names[i] for i in numbers], sum(files.bytes[i] for i in numbers)
@@ -286,12 +286,20 @@ def wait_for(half: Path, names: list[str], share: Share) -> None:
         time.sleep(POLL_SECONDS)
 
 
-def finish(half: Path, out: Path, files: Files, beside: dict[str, dict[str, Any]], codec: Tokenizer | None) -> None:
-    """Index, config and tokenizer, and then the name: before it nothing takes the directory for a model."""
+def finish(
+    half: Path, out: Path, files: Files, beside: dict[str, dict[str, Any]], codec: Tokenizer | None, pieces: Path
+) -> None:
+    """Index, config and tokenizer, and then the name: before it nothing takes the directory for a model.
+
+    Args:
+        pieces: SentencePiece's file of the run, if it has one.
+    """
     if len(files.names) > 1:
         index = tensors.index_of(zip(files.names, files.groups, strict=True), sum(files.bytes))
         (half / tensors.INDEX).write_text(index)
     saved = codec is not None and codec.save(half)
+    if saved and pieces.is_file():
+        shutil.copyfile(pieces, half / PIECES)
     for name, values in beside.items():  # config.json is the last
         if name != CONFIG or saved:
             write_json(half / name, values)

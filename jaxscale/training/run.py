@@ -2,6 +2,7 @@
 
 import json
 import platform
+import shutil
 import subprocess
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +12,7 @@ import jax
 
 from jaxscale import config as cfg
 from jaxscale.compiled.store import versions
-from jaxscale.data.chat import KEPT, Chat, kept_text, read_kept, read_published
+from jaxscale.data.chat import KEPT, PIECES, Chat, kept_text, read_kept, read_published
 from jaxscale.data.examples.store import template_of
 from jaxscale.data.tokenizer import Tokenizer, load_tokenizer
 from jaxscale.files.redact import command_line
@@ -43,6 +44,8 @@ def write_run_files(
             (out / "tokenizer-identity.json").write_text(json.dumps(about, indent=2) + "\n")
             if chat := brought_chat(config, tokenizer):
                 (out / KEPT).write_text(kept_text(chat, tokenizer.fingerprint), encoding="utf-8")
+            if model := brought_pieces(config, tokenizer):
+                shutil.copyfile(model, out / PIECES)
     except OSError as error:
         raise ValueError(
             f"cannot write to out={out}: {error.strerror}; choose a directory that can be written"
@@ -55,17 +58,39 @@ def brought_chat(config: cfg.Config, tokenizer: Tokenizer) -> Chat | None:
     """
     if config.data.kind == "tokens" and (chat := template_of(config.data.places[0])) is not None:
         return chat
-    source = config.init.source
-    if source is None or is_url(source):
+    if (directory := beginning(config)) is None:
         return None
-    directory = Path(source.removeprefix(cfg.PUBLISHED)).expanduser()
-    if not source.startswith(cfg.PUBLISHED):
+    if not is_published(config):
         return read_kept(directory, tokenizer.fingerprint)
-    path = directory / "tokenizer.json"  # by now it may be gone: a run that goes on does not need it
-    if not path.is_file() or tokenizer.separator is None:
+    return read_published(directory) if has(directory, tokenizer) else None
+
+
+def brought_pieces(config: cfg.Config, tokenizer: Tokenizer) -> Path | None:
+    """SentencePiece's file of the model that `init.from` names, where that has the same tokenizer: an export needs it
+    for llama.cpp, which reads some families' tokens in no other file.
+    """
+    directory = beginning(config)
+    if directory is None or not (directory / PIECES).is_file():
         return None
-    same = load_tokenizer(path, separator=tokenizer.separator).fingerprint == tokenizer.fingerprint
-    return read_published(directory) if same else None
+    return directory / PIECES if has(directory, tokenizer) else None
+
+
+def beginning(config: cfg.Config) -> Path | None:
+    """The directory of the run or the published model that `init.from` names."""
+    source = config.init.source
+    return None if source is None or is_url(source) else Path(source.removeprefix(cfg.PUBLISHED)).expanduser()
+
+
+def is_published(config: cfg.Config) -> bool:
+    return (config.init.source or "").startswith(cfg.PUBLISHED)
+
+
+def has(directory: Path, tokenizer: Tokenizer) -> bool:
+    """Is this the tokenizer of that directory? By now it may be gone: a run that goes on does not need it."""
+    path = directory / "tokenizer.json"
+    if not path.is_file() or tokenizer.separator is None:
+        return False
+    return load_tokenizer(path, separator=tokenizer.separator).fingerprint == tokenizer.fingerprint
 
 
 def environment(devices: list[jax.Device], peak: Peak | None) -> dict[str, Any]:

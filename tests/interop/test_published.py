@@ -244,6 +244,38 @@ def test_a_run_is_exported_as_it_came(published, name, tmp_path):
         np.testing.assert_allclose(model.eval()(torch.tensor(TOKENS)).logits.numpy(), wanted, atol=1e-5)
 
 
+def written(model) -> dict:
+    return as_theirs(model, dtype="float32", separator=None)
+
+
+def test_an_export_has_what_llama_cpp_s_converter_reads(published, tmp_path):
+    """SentencePiece's file where the model has one, GPT-2's older name of a length, no window where no key is known."""
+    directory, run_of_it = tmp_path / "llama", tmp_path / "again"
+    shutil.copytree(published("llama")[0], directory)
+    character_tokenizer("abcdefgh \n").save(directory)
+    (directory / "tokenizer.model").write_bytes(b"pieces")
+    run(["import", str(directory), "--out", str(run_of_it)])
+    run(["export", str(run_of_it), str(tmp_path / "out")])
+    assert (tmp_path / "out" / "tokenizer.model").read_bytes() == b"pieces"
+    theirs = {name: written(config_of(published(name)[0]).model) for name in ("olmo2", "gpt2", "mistral")}
+    assert "sliding_window" not in theirs["olmo2"]
+    assert theirs["gpt2"]["n_ctx"] == theirs["gpt2"]["n_positions"]
+    assert theirs["mistral"]["sliding_window"] == 9
+
+
+def test_a_mistral_without_the_key_has_the_window_of_transformers(published, tmp_path):
+    """4096; one that has none is written as a Llama."""
+    shutil.copytree(published("mistral")[0], tmp_path / "mistral")
+    path = tmp_path / "mistral" / "config.json"
+    values = json.loads(path.read_text())
+    for given, window in (({}, 4096), ({"sliding_window": None}, None)):
+        path.write_text(json.dumps({k: v for k, v in values.items() if k != "sliding_window"} | given))
+        model = config_of(tmp_path / "mistral").model
+        assert model.sliding_window == window == transformers.MistralConfig(**given).sliding_window
+        assert written(model).get("sliding_window") == window
+        assert written(model)["model_type"] == ("mistral" if window else "llama")
+
+
 @pytest.mark.parametrize("name", ["llama", "deepseek_v3"])
 @pytest.mark.parametrize("mesh", [{"data": 1}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=str)
 def test_a_large_block_is_read_layer_by_layer(published, monkeypatch, name, mesh):
