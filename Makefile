@@ -29,7 +29,7 @@ suite: $(VENV)/installed-dev
 
 # Real processes that are killed, hung and told to stop, a SLURM of two nodes, an object store: minutes.
 faults: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -m faults
+	$(BIN)/python -m pytest $(PARALLEL) -m faults
 
 # What tells most in least time of jax's and flax's versions: programs, meshes, kernels, whole runs, decoding, one program
 # of the TPU's compiler. CI runs it on a second Python: of each test the first case, and none that is marked slow.
