@@ -61,14 +61,14 @@ def found():
 def test_the_collectives_of_a_stage_are_those_of_the_program_of_all_stages(found):
     """Each matmul's, as often as it has microbatches; what goes along the stages within 1 % of what is predicted.
 
-    XLA gathers a head that no loop cuts once.
+    XLA gathers a head that no loop cuts once, under its name or, of jax 0.12, under none.
     """
     sends = [(row.name, send) for row in found.rows for send in row.sends]
     assert len(sends) > 20
-    moved = [(name, send.kind) for name, send in sends if send.compiled == "different"]
-    assert moved == [("unembedding", "all-gather")]
+    moved = [(name, send.kind, send.bytes) for name, send in sends if send.compiled == "different"]
+    assert [what[:2] for what in moved] == [("unembedding", "all-gather")]
     assert sum(found.stages.compiled.values()) == pytest.approx(sum(found.stages.sent.values()), rel=0.01)
-    assert found.inserted == []
+    assert {(f.kind, f.bytes) for f in found.inserted} <= {what[1:] for what in moved}
 
 
 def test_the_matmuls_of_all_stages_are_those_of_the_model(found):
