@@ -64,8 +64,20 @@ def read_grid(name: str) -> Grid:
         raise ValueError(
             f"{path}: runs: {key} has no dot and so names a run, and is a key of the config too; put it in set"
         )
-    cfg.load_config(grid.config, grid.set)  # what fails here would fail in every run
+    require_a_run(grid)
     return grid
+
+
+def require_a_run(grid: Grid) -> None:
+    """Raise ValueError where every run would fail, as the first one does."""
+    problems: list[ValueError] = []
+    for run in runs_of(grid):
+        try:
+            cfg.load_config(grid.config, overrides_of(grid, run, []))
+            return
+        except ValueError as error:
+            problems.append(error)
+    raise problems[0]
 
 
 def runs_of(grid: Grid) -> list[dict[str, Label]]:

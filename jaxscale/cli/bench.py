@@ -154,7 +154,7 @@ def step(
 
 @app.command()
 def sweep(
-    grid: Annotated[str, typer.Argument(help="A grid file, or weak-scaling, strong-scaling, width, context.")],
+    grid: Annotated[str, typer.Argument(help="A grid file, or weak-scaling, strong-scaling, width, context, experts.")],
     overrides: Overrides = None,
     steps: Annotated[int, typer.Option(min=3, help="Timed steps of each run.")] = 10,
     out: Out = RECORDS,

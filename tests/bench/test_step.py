@@ -15,6 +15,7 @@ from jaxscale.bench.record import BenchRecord, Clock, Device, Peak, read_record,
 from jaxscale.bench.step import Plan, bench_step, step_flops
 from jaxscale.compiled import hlo
 from jaxscale.compiled.aot import compile_on
+from jaxscale.config import shipped_configs
 from jaxscale.parallel.mesh import start_devices
 
 MESH = {"data": 2, "fsdp": 2, "tensor": 2}
@@ -242,7 +243,7 @@ def test_a_grid_that_cannot_be_is_refused(tmp_path, text, said):
         sweep.read_grid(str(path))
 
 
-@pytest.mark.parametrize("name", ["strong-scaling", "weak-scaling", "width", "context"])
+@pytest.mark.parametrize("name", sorted(path.stem for path in (shipped_configs() / "grids").glob("*.yaml")))
 def test_shipped_grids_name_runs_that_can_be(name):
     from jaxscale.config import load_config
 
