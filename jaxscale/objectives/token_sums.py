@@ -18,6 +18,7 @@ from jaxscale.parallel.sharding import (
     axes_of,
     gather,
     gradient_first,
+    nought,
     platform,
     reading_order,
     shard_count,
@@ -193,8 +194,7 @@ def no_sums(sums: OfLogits, multiply: Multiply, chunk: int, *arguments: Any) -> 
         x, columns = part(0, chunk, (x, columns))
         return sums(multiply(x, head), columns, divisor)
 
-    nought = jnp.zeros((), out_sharding=jax.P())  # on the mesh, or a scan that is mapped over replicas does not lower
-    return dict.fromkeys(jax.eval_shape(first, *arguments), nought)
+    return dict.fromkeys(jax.eval_shape(first, *arguments), nought())
 
 
 def adding_gradients(

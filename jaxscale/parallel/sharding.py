@@ -110,6 +110,12 @@ def axes_of(name: str | None) -> Axes:
     return without(present(_current_rules.get().activations[name], current_mesh().axis_names), mapped_axes())
 
 
+def nought() -> jax.Array:
+    """0, on the mesh in context: a scan from `jnp.zeros(())`, which is on none, does not lower mapped over replicas."""
+    found: jax.Array = jnp.zeros((), out_sharding=jax.P())
+    return found
+
+
 def stage_axes() -> Axes:
     """The mesh axes, present here, that split the layers into a pipeline's stages."""
     return present(_current_rules.get().parameters["layers"], current_mesh().axis_names)

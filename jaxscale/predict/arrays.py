@@ -23,6 +23,11 @@ def head_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> float:
     return whole_bytes(config, sizes, head) if head else 0.0
 
 
+def head_sum_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> float:
+    """The last matrix's gradient, gathered, as it is added up: in float32."""
+    return head_bytes(config, sizes) / BYTES[config.step.compute_dtype] * 4
+
+
 def trains_head(config: cfg.Config) -> bool:
     """Has the last matrix a gradient?"""
     return blueprint(config.model).trains_head

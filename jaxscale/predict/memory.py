@@ -23,6 +23,7 @@ from jaxscale.predict.arrays import (
     gathered_weights,
     head_bytes,
     head_pass,
+    head_sum_bytes,
     layer_passes,
     logits_bytes,
     own_bytes,
@@ -75,34 +76,33 @@ def memory(
     sizes: Mapping[str, int],
     *,
     documents: bool = False,
-    platform: str = "tpu",
     chip: Chip | None = None,
 ) -> MemoryForecast:
     """Predict a device's HBM for `config` on a mesh of these sizes.
 
     Args:
-        documents: several documents a row, masked from each other; cuDNN's attention (`platform` gpu) takes that as a
+        documents: several documents a row, masked from each other; cuDNN's attention takes that as a
             mask [B, 1, T, T] and copies it once, splash as numbers.
-        platform: `tpu` or `gpu`; of `chip`, where that is given.
+        chip: whose compiler it is; None: a TPU's.
     """
-    platform = chip.platform if chip else platform
+    gpu = chip is not None and chip.platform == "gpu"
     state = costs.state_bytes(config, sizes) | {"batch": batch_bytes(config, sizes, documents=documents)}
     if kept := reference_bytes(config, sizes):
         state["parameters of the reference"] = kept
     offloaded = [name for name, action in (costs.kept(config) or {}).items() if action == "offload"]
     host = sum(held_bytes(config, sizes, name) for name in offloaded)
     always = {
-        "kept activations": kept_bytes(config, sizes, lanes=1 if platform == "gpu" else LANES),
+        "kept activations": kept_bytes(config, sizes, lanes=1 if gpu else LANES),
         "between stages": stage_bytes(config, sizes),
         "on the way to the host": IN_TRANSFER * host / costs.layers_here(config, sizes),
         "document mask": 2.0 * 2 * costs.microbatch_tokens(config, sizes) * config.data.seq_len
-        if documents and platform == "gpu"
+        if documents and gpu
         else 0.0,
     }
-    moments = gpu_moments if platform == "gpu" else tpu_moments
+    moments = gpu_moments if gpu else tpu_moments
     loss, backward = moments(config, sizes, float(state["parameters"]))
     if chip and chip.late_scatter and adds_head_gradient(config, sizes):
-        backward |= {"last matrix's float32 gradient": head_bytes(config, sizes) / BYTES[config.step.compute_dtype] * 4}
+        backward |= {"last matrix's float32 gradient": head_sum_bytes(config, sizes)}
     samples = sampling_bytes(config, sizes) if config.objective.samples else {}
     return MemoryForecast(state, always | loss, always | backward, host, samples)
 
@@ -201,7 +201,7 @@ def tpu_head(config: cfg.Config, sizes: Mapping[str, int]) -> Parts:
     if not trains_head(config):
         return parts | {"last matrix": head}
     if adds_head_gradient(config, sizes):
-        return parts | {"last matrix and its float32 gradient": head + head / width * 4}
+        return parts | {"last matrix and its float32 gradient": head + head_sum_bytes(config, sizes)}
     return parts | {"last matrix": head, "gradient of the logits": whole_logits(config, sizes) * width}
 
 
@@ -280,7 +280,7 @@ def gpu_head(config: cfg.Config, sizes: Mapping[str, int], output: float) -> tup
         return {"last matrix": head, "logits": logits} | last, {}
     if config.loss.in_chunks(config.data.seq_len):
         early = {"gradients": 0.0, "logits": logits}  # the layers' gradients are not there yet
-        summed = {"last matrix and its float32 gradient": head + head / BYTES[config.step.compute_dtype] * 4}
+        summed = {"last matrix and its float32 gradient": head + head_sum_bytes(config, sizes)}
         return early | summed | last, {"last matrix's gradient": head}
     if gathered_weights(config, sizes):
         return {"last matrix": head, "logits": logits} | last, {"gradient of the logits": logits + output}

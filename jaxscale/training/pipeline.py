@@ -19,7 +19,7 @@ from jaxscale.blueprint.stages import Schedule
 from jaxscale.objectives import make_objective
 from jaxscale.objectives.objective import Batch, Objective, Sums
 from jaxscale.parallel.local import over_axis
-from jaxscale.parallel.sharding import stage_axes
+from jaxscale.parallel.sharding import nought, stage_axes
 from jaxscale.training.stages import PIECES, Merge, PyTree, Stages, add, taken
 
 Metrics = dict[str, jax.Array]
@@ -64,8 +64,7 @@ def gradients(config: cfg.Config, merge: Merge, params: PyTree, batch: Batch, rn
     rows = batch["tokens"].shape[1]  # of a microbatch, and of one replica
     nothing, ring = step.stages.stream(rows), step.stages.ring(ticks.in_flight, rows)
     here, _ = jax.lax.scan(first, (nothing, ring), jnp.arange(ticks.ramp))
-    nought = jnp.zeros((), out_sharding=jax.P())  # on the mesh, also for one that is mapped over replicas
-    zeros = {name: nought for name, of in objective.means.items() if of not in step.dsums}
+    zeros = {name: nought() for name, of in objective.means.items() if of not in step.dsums}
     steady = jnp.arange(ticks.ramp, ticks.ticks)
     ((_, ring), dx, grads, metrics), _ = jax.lax.scan(both, (here, nothing, step.stages.zeros(), zeros), steady)
     rest = jnp.arange(ticks.ticks, ticks.ticks + ticks.ramp)

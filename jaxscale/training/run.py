@@ -42,47 +42,36 @@ def write_run_files(
                 "fingerprint": tokenizer.fingerprint,
             }
             (out / "tokenizer-identity.json").write_text(json.dumps(about, indent=2) + "\n")
-            if chat := brought_chat(config, tokenizer):
+            chat, pieces = brought(config, tokenizer)
+            if chat:
                 (out / KEPT).write_text(kept_text(chat, tokenizer.fingerprint), encoding="utf-8")
-            if model := brought_pieces(config, tokenizer):
-                shutil.copyfile(model, out / PIECES)
+            if pieces:
+                shutil.copyfile(pieces, out / PIECES)
     except OSError as error:
         raise ValueError(
             f"cannot write to out={out}: {error.strerror}; choose a directory that can be written"
         ) from error
 
 
-def brought_chat(config: cfg.Config, tokenizer: Tokenizer) -> Chat | None:
-    """Special tokens and chat template that the data was prepared with, or else those of the model that `init.from`
-    names, where that has the same tokenizer.
+def brought(config: cfg.Config, tokenizer: Tokenizer) -> tuple[Chat | None, Path | None]:
+    """What stands beside a published tokenizer: special tokens and chat template, and SentencePiece's file.
+
+    The first that the data was prepared with, or else those of the model that `init.from` names, where that has the
+    same tokenizer. The second of that model: an export needs it for llama.cpp, which reads some families' tokens in no
+    other file.
     """
-    if config.data.kind == "tokens" and (chat := template_of(config.data.places[0])) is not None:
-        return chat
-    if (directory := beginning(config)) is None:
-        return None
-    if not is_published(config):
-        return read_kept(directory, tokenizer.fingerprint)
-    return read_published(directory) if has(directory, tokenizer) else None
-
-
-def brought_pieces(config: cfg.Config, tokenizer: Tokenizer) -> Path | None:
-    """SentencePiece's file of the model that `init.from` names, where that has the same tokenizer: an export needs it
-    for llama.cpp, which reads some families' tokens in no other file.
-    """
-    directory = beginning(config)
-    if directory is None or not (directory / PIECES).is_file():
-        return None
-    return directory / PIECES if has(directory, tokenizer) else None
-
-
-def beginning(config: cfg.Config) -> Path | None:
-    """The directory of the run or the published model that `init.from` names."""
+    chat = template_of(config.data.places[0]) if config.data.kind == "tokens" else None
     source = config.init.source
-    return None if source is None or is_url(source) else Path(source.removeprefix(cfg.PUBLISHED)).expanduser()
-
-
-def is_published(config: cfg.Config) -> bool:
-    return (config.init.source or "").startswith(cfg.PUBLISHED)
+    if source is None or is_url(source):
+        return chat, None
+    directory, published = Path(source.removeprefix(cfg.PUBLISHED)).expanduser(), source.startswith(cfg.PUBLISHED)
+    there = (directory / PIECES).is_file()
+    same = (there or (published and chat is None)) and has(directory, tokenizer)
+    if chat is None and not published:
+        chat = read_kept(directory, tokenizer.fingerprint)
+    elif chat is None and same:
+        chat = read_published(directory)
+    return chat, directory / PIECES if there and same else None
 
 
 def has(directory: Path, tokenizer: Tokenizer) -> bool:

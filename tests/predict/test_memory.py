@@ -3,6 +3,8 @@
 import pytest
 
 from jaxscale import config as cfg
+from jaxscale.hardware.chip import Chip
+from jaxscale.hardware.topology import find_topology
 from jaxscale.predict.memory import MemoryForecast, memory
 
 D, V = 4096, 128256  # Llama-3.1-8B
@@ -15,10 +17,10 @@ HEAD = (
 )
 
 
-def forecast(rows: int, T: int, chunk: int, platform: str = "tpu") -> MemoryForecast:
+def forecast(rows: int, T: int, chunk: int, chip: Chip | None = None) -> MemoryForecast:
     overrides = [f"data.batch_size={64 * rows}", f"data.seq_len={T}", f"loss.chunk={chunk}", "step.remat=full"]
     config = cfg.load_config("llama3.1-8b", ["data.kind=synthetic", "data.path=null", *overrides])
-    return memory(config, {"fsdp": 64}, platform=platform)
+    return memory(config, {"fsdp": 64}, chip=chip)
 
 
 def test_many_tokens_add_up_the_last_matrix_in_float32_beside_one_chunk_of_logits():
@@ -31,7 +33,9 @@ def test_few_tokens_keep_the_gradient_of_their_logits_instead():
     loss = forecast(rows=1, T=4096, chunk=512).loss
     assert (loss["last matrix"], loss["logits"]) == (D * V * 2, 512 * V * 4)
     assert loss["gradient of the logits"] == 4096 * V * 2
-    on_gpu = forecast(rows=1, T=4096, chunk=512, platform="gpu").loss  # float32, twice as many bytes: not worth it
+    on_gpu = forecast(
+        rows=1, T=4096, chunk=512, chip=find_topology("h100:8").chip
+    ).loss  # float32, twice as many bytes: not worth it
     assert on_gpu["last matrix and its float32 gradient"] == D * V * (2 + 4)
 
 

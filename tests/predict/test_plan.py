@@ -23,6 +23,8 @@ from jaxscale.predict.timing import Sent, rates, step_time
 from jaxscale.predict.traffic import traffic
 from jaxscale.predict.ways import held_keys, meshes, remats_of
 
+H100 = find_topology("h100:8").chip
+
 
 def shipped(name: str, *overrides: str) -> cfg.Config:
     return cfg.load_config(name, ["data.kind=synthetic", "data.path=null", *overrides])
@@ -420,7 +422,7 @@ def test_offloaded_activations_are_on_the_host():
 def test_what_a_gpu_holds_under_tensor_parallelism_by_hand():
     """Llama-3.1-70B, fsdp=32, tensor=8, 4 microbatches of 4 rows a device: from the buffers of XLA's program."""
     config = shipped("llama3.1-70b", "mesh.tensor=8")
-    backward = memory(config, {"fsdp": 32, "tensor": 8}, platform="gpu").backward
+    backward = memory(config, {"fsdp": 32, "tensor": 8}, chip=H100).backward
     tokens, D, F, L = 4 * 8192, 8192, 28672, 80
     whole, mlp, layer_in = tokens * D * 2, tokens * F // 8 * 2, tokens * D // 8 * 2
     heads = tokens * (8 + 8 + 1 + 1) * 128 * 2  # q, context; k, v, of a device's 8 and 1 heads
@@ -433,7 +435,7 @@ def test_what_a_gpu_holds_under_tensor_parallelism_by_hand():
 def test_logits_that_are_not_in_chunks_wait_on_a_gpu_where_their_gradient_is_scattered():
     config = shipped("llama3.2-1b", "data.batch_size=16", "data.seq_len=2048", "loss.chunk=null")
     logits = 2 * 2048 * config.model.padded_vocab_size * 4
-    split, alone = (memory(config, sizes, platform="gpu").backward for sizes in ({"fsdp": 8}, {"data": 8}))
+    split, alone = (memory(config, sizes, chip=H100).backward for sizes in ({"fsdp": 8}, {"data": 8}))
     assert split["gradient of the logits"] > logits > 0
     assert "gradient of the logits" not in alone
 
@@ -441,13 +443,13 @@ def test_logits_that_are_not_in_chunks_wait_on_a_gpu_where_their_gradient_is_sca
 def test_a_tpu_pads_kept_heads_to_its_lanes():
     """Heads of 64 take twice their room on a TPU; heads of 128 do not."""
 
-    def kept(name, platform):
-        return memory(shipped(name, "step.remat={q: save}"), {"fsdp": 8}, platform=platform).loss["kept activations"]
+    def kept(name, chip=None):
+        return memory(shipped(name, "step.remat={q: save}"), {"fsdp": 8}, chip=chip).loss["kept activations"]
 
     config = shipped("llama3.2-1b")
     q = 16 * config.data.batch_size // 8 * config.data.seq_len * 32 * 64 * 2
-    assert kept("llama3.2-1b", "tpu") - kept("llama3.2-1b", "gpu") == q
-    assert kept("llama3.1-8b", "tpu") == kept("llama3.1-8b", "gpu")
+    assert kept("llama3.2-1b") - kept("llama3.2-1b", H100) == q
+    assert kept("llama3.1-8b") == kept("llama3.1-8b", H100)
 
 
 # --- replicas -------------------------------------------------------------------------------------------------

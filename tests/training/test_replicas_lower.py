@@ -45,18 +45,10 @@ def cases():
     ]
 
 
-def merged(base: dict, more: dict) -> dict:
-    return {
-        key: merged(base.get(key, {}), more[key])
-        if isinstance(more.get(key), dict) and isinstance(base.get(key, {}), dict)
-        else more.get(key, base.get(key))
-        for key in {**base, **more}
-    }
-
-
 def lowered(mesh: dict, sections: dict) -> str:
     base = {"data": {"batch_size": 16}, "step": {"remat": "full"}, "loss": {"chunk": 16}, "outer": {"every": 2}}
-    config = make_config({"replica": 2} | mesh, **merged(base, sections))
+    more = {name: base.get(name, {}) | own if isinstance(own, dict) else own for name, own in sections.items()}
+    config = make_config({"replica": 2} | mesh, **base | more)
     batch = make_batch(config)
     setup = Setup(config, batch=batch | {"ends": batch["weights"]})  # ends: what preferences read
     with setup.context():
