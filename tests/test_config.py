@@ -1,6 +1,7 @@
 """What a run file may say, what it may not, and that the shipped ones are the models they are named after."""
 
 import copy
+import json
 import math
 import re
 
@@ -164,6 +165,37 @@ def test_model_by_file_with_changes(base, tmp_path):
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(MODEL | {"num_layers": 5}))
     assert load_config(base, ["model=mine"]).model.num_layers == 5
     assert load_config(base, ["model.file=mine.yaml", "model.mlp_dim=8"]).model.mlp_dim == 8
+
+
+SHIPPED = sorted(path for folder in ("", "models") for path in (shipped_configs() / folder).glob("*.yaml"))
+
+
+def inside_sections(config):
+    """Keys of sections in the model, and their values."""
+    sections = {key: value for key, value in config.model.model_dump(mode="json").items() if isinstance(value, dict)}
+    return {f"model.{key}.{name}": x for key, section in sections.items() for name, x in section.items()}
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_one_key_of_a_section_leaves_the_others_as_they_are(path):
+    """The model may be inside the file, or named by it."""
+    config = load_config(path)
+    for key, value in inside_sections(config).items():
+        if not isinstance(value, list | dict):
+            assert load_config(path, [f"{key}={json.dumps(value)}"]).model == config.model, key
+
+
+def test_a_file_s_changes_to_a_model_may_be_in_its_sections(base):
+    base.write_text(yaml.safe_dump(BASE | {"model": {"file": "mixtral-8x7b", "moe": {"num_experts": 4}}}))
+    moe = load_config(base).model.moe
+    assert (moe.num_experts, moe.top_k, moe.mlp_dim) == (4, 2, 14336)
+
+
+def test_overrides_of_a_model_that_is_named_beside_them(base):
+    """The name counts first, wherever it stands."""
+    for typed in (["model.num_layers=2", "model=gpt2-124m"], ["model=gpt2-124m", "model.num_layers=2"]):
+        config = load_config(base, typed)
+        assert (config.model.num_layers, config.model.embed_dim) == (2, 768)
 
 
 def test_later_overrides_win(base):

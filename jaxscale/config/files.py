@@ -24,8 +24,15 @@ def read_model(model: str | dict, *, beside: Path) -> dict:
         raise ValueError(f"model.file={name!r} is not a file; give a name of configs/models/ or a path")
     for candidate in (beside / name, beside / "models" / f"{name}.yaml", beside / f"{name}.yaml"):
         if os.path.isfile(candidate):  # unlike Path.is_file, no error for a name too long
-            return read_yaml(candidate) | changes
-    return read_yaml(find_config(f"models/{name}")) | changes
+            return changed(read_yaml(candidate), changes)
+    return changed(read_yaml(find_config(f"models/{name}")), changes)
+
+
+def changed(values: dict, changes: dict) -> dict:
+    """The values with these changes; of a section, the keys that they name."""
+    both = {key: (values.get(key), value) for key, value in changes.items()}
+    inside = {key: changed(*pair) for key, pair in both.items() if all(isinstance(x, dict) for x in pair)}
+    return values | changes | inside
 
 
 def find_config(path: str | Path) -> Path:

@@ -1,6 +1,7 @@
 """From YAML files and dotted overrides to a config; what is wrong is one line."""
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
@@ -29,14 +30,7 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     if "model" not in values and "num_layers" in values:  # a model file: a run around it, enough to look at
         name = values.get("name") or path.stem
         values = {"name": name, "steps": 1, "model": values, "data": {"kind": "synthetic", "seq_len": 1024}}
-    typed = copy.deepcopy(values)
-    for override in overrides:
-        apply_override(typed, override, Config)
-    try:
-        config, problems = check(with_model(typed, beside=path.parent))
-    except ValueError as error:
-        named = any(override.split("=")[0] in ("model", "model.file") for override in overrides)
-        raise ValueError(f"{WHERE}: {error}" if named else str(error)) from error
+    config, problems = check(with_overrides(values, overrides, beside=path.parent))
     if config is not None:
         return config
     own = problems_of_file(values, beside=path.parent) if overrides else problems
@@ -48,6 +42,22 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
             if found
         )
     )
+
+
+def with_overrides(values: dict, overrides: Sequence[str], *, beside: Path) -> dict:
+    """The values with the model that they or the overrides name, and the other overrides applied to that model."""
+    values = copy.deepcopy(values)
+    named = [override for override in overrides if override.split("=")[0] in ("model", "model.file")]
+    for override in named:
+        apply_override(values, override, Config)
+    try:
+        values = with_model(values, beside=beside)
+    except ValueError as error:
+        raise ValueError(f"{WHERE}: {error}" if named else str(error)) from error
+    for override in overrides:
+        if override not in named:
+            apply_override(values, override, Config)
+    return values
 
 
 PUBLISHED = "hf:"  # before a directory with a published model: its config.json and safetensors
