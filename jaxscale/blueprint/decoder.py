@@ -26,6 +26,7 @@ from jaxscale.blueprint.table import (
 )
 
 DENSE, EXPERTS = "dense", "experts"  # kinds of layers, in a model where some have experts
+LAYERS, DENSE_LAYERS = "layers", "dense_layers"  # the model's stacks of layers; dense ones beside those with experts
 
 
 @functools.cache
@@ -46,10 +47,18 @@ def decoder(model: cfg.Model) -> Blueprint:
         padding={"V": model.padded_vocab_size - model.vocab_size},
         longest=model.max_seq_len if model.position == "learned" else None,
         parts=parts(model),
-        kinds={DENSE: model.dense_layers, EXPERTS: model.expert_layers} if model.moe else {},
+        kinds=kinds_of(model),
         routed=Routed(EXPERTS, "E", "C", "M", "BTD", "expert_in", model.moe.top_k) if model.moe else None,
     )
     return adapted(found, model.lora) if model.lora else found
+
+
+def kinds_of(model: cfg.Model) -> dict[str, tuple[int, ...]]:
+    """Layers with an MLP and layers with experts; nothing for a model whose layers are alike."""
+    if not model.moe:
+        return {}
+    each = list(enumerate(model.layer_kinds))
+    return {DENSE: tuple(i for i, k in each if not k.experts), EXPERTS: tuple(i for i, k in each if k.experts)}
 
 
 def attention(model: cfg.Model) -> Attention:

@@ -274,12 +274,10 @@ def check_stages(rules: Rules, sizes: Mapping[str, int], config: cfg.Config) -> 
         raise ValueError(
             f"{axes_text(axes, sizes)}: a pipeline trains all parameters, and model.lora few; set mesh.{axes[0]}=1"
         )
-    kinds = {kind: n for kind, n in blueprint(config.model).kinds.items() if n}
-    if len(kinds) > 1:
-        text = " and ".join(f"{n} {kind}" for kind, n in kinds.items())
+    if config.model.moe and (first := config.model.moe.dense_layers):
         raise ValueError(
-            f"{axes_text(axes, sizes)}: stages hold layers of one kind, and the model has {text} ones; "
-            f"set mesh.{axes[0]}=1"
+            f"{axes_text(axes, sizes)}: stages are alike, and model.moe.dense_layers makes the first {first} layers "
+            f"of the model different; set mesh.{axes[0]}=1"
         )
     period, layers = len(config.model.kinds), config.model.num_layers // count(axes, sizes)
     if layers % period:

@@ -228,7 +228,7 @@ class Blueprint:
         padding: letter -> how many of that dim are padding, and count as no parameters.
         parts: lines of a table of parameters, in order.
         longest: the longest sequence that it can read; None: any.
-        kinds: how many layers there are of each kind, where they are not all alike.
+        kinds: the layers of each kind, where they are not all alike.
         routed: None for a model without experts.
     """
 
@@ -246,12 +246,12 @@ class Blueprint:
     padding: Mapping[str, int] = field(default_factory=dict)
     parts: tuple[str, ...] = ()
     longest: int | None = None
-    kinds: Mapping[str, int] = field(default_factory=dict)
+    kinds: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     routed: Routed | None = None
 
     def layers_with(self, row: Weight | Op | Activation) -> int:
         """How many layers have it."""
-        return self.kinds[row.only] if row.only else self.num_layers
+        return len(self.kinds[row.only]) if row.only else self.num_layers
 
     def active(self, weight: Weight) -> float:
         """The share of a weight that one token is multiplied by."""

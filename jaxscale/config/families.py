@@ -37,9 +37,10 @@ class Family:
         fixed: our values that every model of the family has.
         only: its keys that must have this value where they are there.
         defaults: its keys' values where they are not there.
-        ignored: its keys that say nothing of the function, or that `derived` reads.
+        ignored: its keys that say nothing of the function, or that `derived` or `sparse` reads.
         types: layer types where no key tells them, of (values, number of layers); None: all layers see all tokens, or
             all have the window.
+        sparse: which layers have experts, of (values, number of layers); None: all or none, by the model's `moe`.
         derived: our values that follow from several keys; `back`: these keys from a model.
         quantised: `quant_method` of files that are read all the same; weights are exported in bfloat16.
         inside: the key that holds all this, in a file of a larger model of which the decoder is read.
@@ -52,6 +53,7 @@ class Family:
     defaults: Values = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
     types: Callable[[Values, int], list[str]] | None = None
+    sparse: Callable[[Values, int], list[bool]] | None = None
     derived: Callable[[Values], Values] = lambda given: {}
     back: Callable[[Model], Values] = lambda model: {}
     inside: str = ""
@@ -72,6 +74,12 @@ def above_first(given: Values, layers: int) -> list[str]:
     """Qwen's: the first `max_window_layers` see all tokens."""
     first = given.get("max_window_layers", layers) if given.get("use_sliding_window") else layers
     return [FULL if i < first else SLIDING for i in range(layers)]
+
+
+def sparse(given: Values, layers: int) -> list[bool]:
+    """Qwen's: every `decoder_sparse_step`-th layer has experts, but for `mlp_only_layers`."""
+    dense, step = given.get("mlp_only_layers") or [], given.get("decoder_sparse_step", 1)
+    return [i not in dense and (i + 1) % step == 0 for i in range(layers)]
 
 
 def gemma(given: Values) -> Values:
@@ -197,8 +205,8 @@ FAMILIES = {
             "num_experts": "moe.num_experts", "num_local_experts": "moe.num_experts",
             "moe_intermediate_size": "moe.mlp_dim", "norm_topk_prob": "moe.normalize",
         },
-        {"qk_norm": True}, SILU | {"mlp_only_layers": [], "decoder_sparse_step": 1},
-        UNTIED | {"norm_topk_prob": False}, types=above_first,
+        {"qk_norm": True}, SILU, UNTIED | {"norm_topk_prob": False, "use_sliding_window": False},
+        sparse=sparse, ignored=("decoder_sparse_step", "mlp_only_layers"),  # all layers have the window, or none
     ),
     "gpt_oss": Family(
         "GptOssForCausalLM",

@@ -42,7 +42,7 @@ class RopeScaling(Section):
 
 
 class LayerKind(Section):
-    """What may differ between layers of one model; none of it changes a layer's parameters."""
+    """What may differ between layers of one model. Only `experts` changes a layer's parameters."""
 
     layers: Positive = 1
     """Layers of this kind in a row."""
@@ -54,6 +54,8 @@ class LayerKind(Section):
     """Base of the rotary wavelengths, a number of tokens; left out: the model's."""
     rope_scaling: RopeScaling | None = None
     """How rotary frequencies are stretched to longer contexts; null: they are not; left out: the model's."""
+    experts: bool = False
+    """The layer has experts; false: an MLP of model.mlp_dim; left out: experts, if the model has any."""
 
 
 class Moe(Section):
@@ -218,39 +220,57 @@ class Model(Section):
             raise ValueError("moe: experts are SwiGLUs without biases; set mlp=swiglu and mlp_bias=false")
         if self.lora:
             require_matrices(self.lora, mlp=self.mlp, experts=self.moe is not None)
-        if self.moe and self.moe.dense_layers >= self.num_layers:
-            raise ValueError(
-                f"moe.dense_layers {self.moe.dense_layers} leaves no layer of {self.num_layers} with experts; lower it"
-            )
+        if self.moe:
+            self._require_experts(self.moe)
         return self
+
+    def _require_experts(self, moe: Moe) -> None:
+        """A model with `moe` has experts in at least one layer."""
+        if moe.dense_layers >= self.num_layers:
+            raise ValueError(
+                f"moe.dense_layers {moe.dense_layers} leaves no layer of {self.num_layers} with experts; lower it"
+            )
+        if not self.expert_layers:
+            raise ValueError("pattern: no layer has experts, and the model has moe; set experts: true, or remove moe")
 
     def _fill_pattern(self) -> None:
         """Each kind says all of its values, so that a file that is written from it reads the same."""
-        if self.dense_layers:
-            raise ValueError("pattern: layers of several kinds have no moe.dense_layers yet; remove one of the two")
+        if not self.moe and any(k.experts for k in self.pattern):
+            raise ValueError("pattern: a kind has experts: true, and the model has none; add moe, or remove it")
         if self.position != "rope" and any(k.rope for k in self.pattern if "rope" in k.model_fields_set):
             raise ValueError(f"pattern: a kind has rope: true, and position is {self.position}; set position=rope")
         own = {key: getattr(self, key) for key in ("sliding_window", "rope_theta", "rope_scaling")}
-        own["rope"] = self.position == "rope"
+        own |= {"rope": self.position == "rope", "experts": self.moe is not None}
         given = (({n: v for n, v in own.items() if n not in k.model_fields_set}, k) for k in self.pattern)
         object.__setattr__(self, "pattern", tuple(kind.model_copy(update=missing) for missing, kind in given))
 
     @functools.cached_property
     def kinds(self) -> tuple[LayerKind, ...]:
-        """The kinds of layers 0, 1, ... of one period; layer i is of kind i modulo their number."""
+        """One period of the pattern: layer i is of kind i modulo their number, but for `moe.dense_layers`."""
         one = LayerKind(
             sliding_window=self.sliding_window,
             rope=self.position == "rope",
             rope_theta=self.rope_theta,
             rope_scaling=self.rope_scaling,
+            experts=self.moe is not None,
         )
         pattern = tuple(k.model_copy(update={"layers": 1}) for k in self.pattern for _ in range(k.layers)) or (one,)
-        return pattern[:1] if len(set(pattern)) == 1 else pattern[: self.num_layers]
+        return shortest(pattern[: self.num_layers])
+
+    @functools.cached_property
+    def layer_kinds(self) -> tuple[LayerKind, ...]:
+        """The kind of every layer."""
+        dense = self.moe.dense_layers if self.moe else 0
+        first = {kind: kind.model_copy(update={"experts": False}) for kind in self.kinds}
+        every = [self.kinds[i % len(self.kinds)] for i in range(self.num_layers)]
+        return tuple(first[kind] if i < dense else kind for i, kind in enumerate(every))
 
     @property
-    def layer_kinds(self) -> list[LayerKind]:
-        """The kind of every layer."""
-        return [self.kinds[i % len(self.kinds)] for i in range(self.num_layers)]
+    def runs(self) -> tuple[tuple[tuple[LayerKind, ...], int], ...]:
+        """Runs of layers in which the same kinds repeat: one period of each run, and its number of layers."""
+        dense = self.moe.dense_layers if self.moe else 0
+        runs = self.layer_kinds[:dense], self.layer_kinds[dense:]
+        return tuple((shortest(run[: len(self.kinds)]), len(run)) for run in runs if run)
 
     @functools.cached_property
     def windows(self) -> dict[int | None, int]:
@@ -260,12 +280,12 @@ class Model(Section):
     @property
     def expert_layers(self) -> int:
         """Layers with experts."""
-        return self.num_layers - self.dense_layers if self.moe else 0
+        return sum(kind.experts for kind in self.layer_kinds)
 
     @property
     def dense_layers(self) -> int:
         """Layers with an MLP, where others have experts; 0 in a model without experts."""
-        return self.moe.dense_layers if self.moe else 0
+        return self.num_layers - self.expert_layers if self.moe else 0
 
     @property
     def kv_heads(self) -> int:
@@ -286,3 +306,8 @@ class Model(Section):
     def padded_vocab_size(self) -> int:
         """Rows of the embedding table: vocab_size rounded up; the padding is never predicted."""
         return math.ceil(self.vocab_size / self.vocab_multiple) * self.vocab_multiple
+
+
+def shortest(period: tuple[LayerKind, ...]) -> tuple[LayerKind, ...]:
+    """A period of equal kinds is a period of one."""
+    return period[:1] if len(set(period)) == 1 else period

@@ -152,10 +152,20 @@ def layers_of(family: Family, given: Values, own: Values) -> list[Values]:
     if other := sorted(set(types) - {FULL, SLIDING}):
         raise ValueError(f"layer_types={other}: layers of this kind cannot be expressed")
     positions = {kind: positions_of(given, kind) for kind in dict.fromkeys(types)}
-    return [
+    layers: list[Values] = [
         {"sliding_window": window if kind == SLIDING else None, "rope": bool(rope), **positions[kind]}
         for kind, rope in zip(types, roped, strict=True)
     ]
+    return layers if family.sparse is None else with_experts(layers, family.sparse(given, number), own)
+
+
+def with_experts(layers: list[Values], sparse: list[bool], own: Values) -> list[Values]:
+    """The layers, where some have experts; where all but the first ones have, `moe.dense_layers` says so."""
+    first = sparse.index(True) if any(sparse) else 0
+    if not all(sparse[first:]):
+        return [layer | {"experts": experts} for layer, experts in zip(layers, sparse, strict=True)]
+    put(own, "moe.dense_layers", first)
+    return layers
 
 
 def rope_by_interval(interval: int | None, layers: int) -> list[bool]:
@@ -168,7 +178,7 @@ def settled(layers: list[Values]) -> Values:
         return {}
     period = next(p for p in range(1, len(layers) + 1) if all(one == layers[i % p] for i, one in enumerate(layers)))
     kinds = layers[:period]
-    rest = {k: v for k, v in kinds[-1].items() if k != "rope"}
+    rest = {k: v for k, v in kinds[-1].items() if k not in ("rope", "experts")}
     if period == 1:
         return rest | {"position": "rope" if kinds[0]["rope"] else "none"}
     pattern: list[Values] = []
@@ -249,6 +259,8 @@ def comparable(model: Model) -> Values:
     if model.attention_multiplier is None:
         values["attention_multiplier"] = model.head_size**-0.5
     values["pattern"] = [k if k.rope else k.model_copy(update=NO_ROPE) for k in model.layer_kinds]
+    if model.moe:
+        del values["moe"]["dense_layers"]  # the pattern says it
     return values | {"position": "learned" if model.position == "learned" else "rope"}
 
 
@@ -265,6 +277,11 @@ def layers_back(family: Family, model: Model) -> Values:
         values["sliding_window"] = max(windows, default=None)
     if family.types:
         values["layer_types"] = [FULL if k.sliding_window is None else SLIDING for k in layers]
+    if family.sparse:
+        dense = [i for i, k in enumerate(layers) if not k.experts]
+        values |= {"decoder_sparse_step": 1, "mlp_only_layers": dense}
+    if "use_sliding_window" in family.defaults:
+        values["use_sliding_window"] = bool(windows)
     if family.types is above_first:
         values |= {"use_sliding_window": bool(windows), "max_window_layers": values["layer_types"].count(FULL)}
     if "rope_local_base_freq" in family.defaults:

@@ -84,7 +84,7 @@ def table(config: cfg.Config) -> dict[str, Any]:
     return {
         "dims": {letter: vars(dim) for letter, dim in model.dims.items()},
         "layers": model.num_layers,
-        "kinds": model.kinds,
+        "kinds": {kind: len(layers) for kind, layers in model.kinds.items()},
         "weights": [weight_values(w, model) for w in model.weights],
         "padding": model.padding,
         "multiplied": [op.weight_name for op in model.ops],

@@ -7,12 +7,12 @@ A tensor whose letters have the experts' own holds all of them, else one.
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from jaxscale.blueprint.decoder import DENSE, EXPERTS
+from jaxscale.blueprint.decoder import DENSE, DENSE_LAYERS, EXPERTS
 from jaxscale.blueprint.table import Blueprint
 
 
@@ -171,7 +171,7 @@ TABLES: Mapping[str, list[Row]] = {
     "phi3": PHI3,
     "gpt_oss": GPT_OSS,
     "mixtral": LLAMA + experts("block_sparse_moe", "gate", "w1", "w3", "w2"),
-    "qwen3_moe": LLAMA + experts("mlp", "gate", "gate_proj", "up_proj", "down_proj"),
+    "qwen3_moe": LLAMA + MLP + experts("mlp", "gate", "gate_proj", "up_proj", "down_proj"),
     "deepseek_v3": DEEPSEEK,
     "gpt2": GPT2,
 }
@@ -185,13 +185,12 @@ def rows_of(family: str, model: Blueprint) -> dict[str, Row]:
     return {w.name: known[w.name] for w in model.weights}
 
 
-def paths(row: Row, model: Blueprint) -> dict[tuple[str, ...], range]:
-    """Where a weight is among the parameters, and which layers are there: dense layers before others are a stack."""
-    weight, dense = model.weight(row.weight), model.kinds.get(DENSE, 0)
-    every = range(model.num_layers if weight.stacked else 0)
+def paths(row: Row, model: Blueprint) -> dict[tuple[str, ...], Sequence[int]]:
+    """Where a weight is among the parameters, and which layers are there: dense layers beside others are a stack."""
+    weight, dense = model.weight(row.weight), model.kinds.get(DENSE, ())
     if not weight.stacked or not dense:
-        return {row.path: every}
-    stacks = {DENSE: (("dense_layers", *row.path[1:]), every[:dense]), EXPERTS: (row.path, every[dense:])}
+        return {row.path: range(model.num_layers if weight.stacked else 0)}
+    stacks = {DENSE: ((DENSE_LAYERS, *row.path[1:]), dense), EXPERTS: (row.path, model.kinds[EXPERTS])}
     return dict(stacks[kind] for kind in ([weight.only] if weight.only else stacks))
 
 
@@ -200,7 +199,7 @@ def found_at(row: Row, place: tuple[int, ...], model: Blueprint) -> tuple[tuple[
     if not place:
         return row.path, place
     path, layers = next((path, layers) for path, layers in paths(row, model).items() if place[0] in layers)
-    return path, (place[0] - layers.start, *place[1:])
+    return path, (layers.index(place[0]), *place[1:])
 
 
 def sizes(row: Row, model: Blueprint) -> dict[str, int]:

@@ -1,7 +1,7 @@
 """A model's weights in published files, block by block: what a device holds is read, and nothing else."""
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -95,10 +95,10 @@ def renamed(found: dict[str, Place], family: str, model: cfg.Model) -> dict[str,
     return {name.removeprefix("language_model."): place for name, place in own.items()}
 
 
-def stacked_dims(row: Row, table: Blueprint) -> tuple[range, ...]:
+def stacked_dims(row: Row, table: Blueprint) -> tuple[Sequence[int], ...]:
     """The numbers that a tensor's name has: of its layer, and of its expert."""
     layers = sorted(i for each in paths(row, table).values() for i in each)
-    of = (range(layers[0], layers[-1] + 1),) if table.weight(row.weight).stacked else ()
+    of = (layers,) if table.weight(row.weight).stacked else ()
     return (*of, *(range(table.dims[c].size) for c in counted_experts(row, table)))
 
 

@@ -5,6 +5,7 @@ Parameters are kept in `param_dtype` and cast where they are used, before they a
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxscale import config as cfg
-from jaxscale.blueprint.decoder import decoder
+from jaxscale.blueprint.decoder import DENSE_LAYERS, LAYERS, decoder
 from jaxscale.kernels.plain import NEGATIVE
 from jaxscale.models import latent, pattern
 from jaxscale.models.block import Auxiliary, Block
@@ -37,6 +38,7 @@ from jaxscale.parallel.sharding import (
     with_vectors,
 )
 
+NOT_ROTARY = {"layers": 1, "sliding_window": None, "experts": False}  # what rotary positions do not depend on
 MOST_APART = 16  # layers of which decoding on a CPU makes a program each: as fast as it can be, but slow to compile
 
 
@@ -93,11 +95,8 @@ class Transformer(nnx.Module):
             self.position_embedding = make("position")
 
         def stack(number: int, experts: bool) -> Block:
-            def block(rngs: nnx.Rngs) -> Block:
-                return Block(model, step, rngs, experts=experts)
-
-            stacked = nnx.vmap(block, transform_metadata={nnx.PARTITION_NAME: "layers"})
-            return in_stages(stacked(rngs.split(number)))
+            block = partial(Block, model, step, experts=experts)
+            return in_stages(nnx.vmap(block, transform_metadata={nnx.PARTITION_NAME: LAYERS})(rngs.split(number)))
 
         if model.dense_layers:
             self.dense_layers = stack(model.dense_layers, experts=False)
@@ -144,17 +143,25 @@ class Transformer(nnx.Module):
                 f"run; set mesh.{stages[0]}=1 to call the model"
             )
         x_BTD = self.embed(tokens_BT, positions)
-        sums: Auxiliary = {}
-        for layers in self.stacks:
-            layer = self.remat(self.layer(tokens_BT.shape, positions, segments, counted, layers=layers))
-            state = nnx.split(layers)[1]
-            x_BTD, sums = pattern.scan(layer, x_BTD, state, self.model.kinds, unroll=self.unroll)
-        return self.final_norm(x_BTD), sums
+        layer = self.remat(self.layer(tokens_BT.shape, positions, segments, counted))
+        states = {name: nnx.split(layers)[1] for name, layers in self.stacks.items()}
+        x_BTD, sums = pattern.scan_runs(layer, x_BTD, states, self.runs, unroll=self.unroll)
+        return self.final_norm(x_BTD), sums[LAYERS]
 
     @property
-    def stacks(self) -> list[Block]:
-        """All layers, stacked by their kind, in order. Those with sums of their own come last."""
-        return [self.dense_layers, self.layers] if self.model.dense_layers else [self.layers]
+    def stacks(self) -> dict[str, Block]:
+        """All layers, stacked with those whose parameters have the same shapes. Only `layers` have sums."""
+        dense = {DENSE_LAYERS: self.dense_layers} if self.model.dense_layers else {}
+        return dense | {LAYERS: self.layers}
+
+    def stack_of(self, kind: cfg.LayerKind) -> str:
+        """The stack that holds layers of this kind."""
+        return LAYERS if kind.experts or not self.model.moe else DENSE_LAYERS
+
+    @property
+    def runs(self) -> list[tuple[list[tuple[str, cfg.LayerKind]], int]]:
+        """`Model.runs`, with the stack of each kind."""
+        return [([(self.stack_of(kind), kind) for kind in period], n) for period, n in self.model.runs]
 
     @property
     def sums_of_layers(self) -> dict[str, tuple[int, ...]]:
@@ -171,8 +178,10 @@ class Transformer(nnx.Module):
         return scaled(x_BTD, self.model.embedding_multiplier)
 
     def ropes(self, positions: jax.Array) -> dict[cfg.LayerKind, Rope | None]:
-        """Rotary positions of each kind of layers."""
-        return {kind: rotations(positions, kind, self.model.rotary_size) for kind in dict.fromkeys(self.model.kinds)}
+        """Rotary positions of each kind of layers, made once for kinds that turn alike."""
+        turns = {kind: kind.model_copy(update=NOT_ROTARY) for kind in dict.fromkeys(self.model.layer_kinds)}
+        made = {turn: rotations(positions, turn, self.model.rotary_size) for turn in dict.fromkeys(turns.values())}
+        return {kind: made[turn] for kind, turn in turns.items()}
 
     def layer(
         self,
@@ -180,21 +189,16 @@ class Transformer(nnx.Module):
         positions: jax.Array | None,
         segments: jax.Array | None,
         counted: jax.Array | None = None,
-        *,
-        layers: Block | None = None,
     ) -> Callable[[jax.Array, Any, cfg.LayerKind], tuple[jax.Array, Auxiliary]]:
-        """One layer, for tokens of this shape [B, T]: x, its own parameters and its kind to its output and its sums.
-
-        Args:
-            layers: the stack that it is of; None: the last.
-        """
-        graph, _ = nnx.split(layers or self.layers)
+        """One layer, for tokens of this shape [B, T]: x, its own parameters and its kind to its output and its sums."""
+        graphs = {name: nnx.split(layers)[0] for name, layers in self.stacks.items()}
         ropes = self.ropes(in_layout(positions, shape))
         segments = None if segments is None else shard(segments, "batch", "sequence")
 
         def run(x_BTD: jax.Array, block: Any, kind: cfg.LayerKind) -> tuple[jax.Array, Auxiliary]:
             own = ropes[kind], kind.sliding_window
-            both: tuple[jax.Array, Auxiliary] = nnx.merge(graph, block)(x_BTD, *own, segments, counted)
+            merged = nnx.merge(graphs[self.stack_of(kind)], block)
+            both: tuple[jax.Array, Auxiliary] = merged(x_BTD, *own, segments, counted)
             return both
 
         return run
@@ -226,7 +230,7 @@ class Transformer(nnx.Module):
                 offload_dst="pinned_host",
             )
         # of several layers in one body, none is recomputed before its gradient arrives: with Gemma-3-1B's six, 35 GiB
-        several = self.unroll or len(self.model.kinds) > 1
+        several = self.unroll or max(len(period) for period, _ in self.runs) > 1
         return jax.checkpoint(layer, policy=policy, prevent_cse=several, static_argnums=(2,))
 
     def head(self, x_BTD: jax.Array) -> jax.Array:
@@ -299,8 +303,9 @@ class Transformer(nnx.Module):
         """
         if not self.unroll or self.model.num_layers > MOST_APART:
             return cache, None
-        stacks = [nnx.split(layers)[1] for layers in self.stacks]
-        return apart(cache), [own for s in stacks for own in pattern.single(s, len(jax.tree.leaves(s)[0]))]
+        states = {name: nnx.split(layers)[1] for name, layers in self.stacks.items()}
+        parts = {name: iter(pattern.single(s, len(jax.tree.leaves(s)[0]))) for name, s in states.items()}
+        return apart(cache), [next(parts[self.stack_of(kind)]) for kind in self.model.layer_kinds]
 
     def decode(
         self,
@@ -320,27 +325,25 @@ class Transformer(nnx.Module):
             segments: [B, S] over the whole cache: 0 where there is padding or nothing yet, else 1.
             each: of `apart`, as the cache is.
         """
-        ropes = self.ropes(positions)
-        x_BTD, first = self.embed(tokens_BT, positions), 0
-        for layers in self.stacks:
-            graph, state = nnx.split(layers)
-            number = len(jax.tree.leaves(state)[0])
+        ropes, kinds = self.ropes(positions), self.model.layer_kinds
+        each_split = {name: nnx.split(layers) for name, layers in self.stacks.items()}
+        numbers = {name: [i for i, kind in enumerate(kinds) if self.stack_of(kind) == name] for name in each_split}
+        states = {name: (state, jnp.array(numbers[name])) for name, (_, state) in each_split.items()}
 
-            def layer(carry: Any, inputs: tuple[Any, Any], kind: cfg.LayerKind, graph: Any = graph) -> tuple[Any, None]:
-                block_state, place = inputs
-                own = ropes[kind], kind.sliding_window
-                block = nnx.merge(graph, block_state)
-                return block.decode(carry[0], *own, segments, carry[1], (place, start)), None
+        def layer(carry: Any, inputs: tuple[Any, Any], kind: cfg.LayerKind) -> tuple[Any, None]:
+            block_state, place = inputs
+            own = ropes[kind], kind.sliding_window
+            block = nnx.merge(each_split[self.stack_of(kind)][0], block_state)
+            return block.decode(carry[0], *own, segments, carry[1], (place, start)), None
 
-            # the cache is carried, not mapped over: so a token is written into it and nothing else of it is copied
-            if each is None:
-                xs = (state, jnp.arange(first, first + number))
-                (x_BTD, cache), _ = pattern.scan(layer, (x_BTD, cache), xs, self.model.kinds)
-            else:
-                for i in range(number):
-                    kind = self.model.kinds[i % len(self.model.kinds)]
-                    (x_BTD, cache), _ = layer((x_BTD, cache), (each[first + i], first + i), kind)
-            first += number
+        # the cache is carried, not mapped over: so a token is written into it and nothing else of it is copied
+        carry = self.embed(tokens_BT, positions), cache
+        if each is None:
+            carry, _ = pattern.scan_runs(layer, carry, states, self.runs)
+        else:
+            for i, kind in enumerate(kinds):
+                carry, _ = layer(carry, (each[i], i), kind)
+        x_BTD, cache = carry
         x_BTD = self.final_norm(x_BTD)[:, -1:]
         x_BTD = shard(x_BTD, "batch", "sequence", "embed")
         return self.unembed(x_BTD, self.head(x_BTD))[:, 0], cache

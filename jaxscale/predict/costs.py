@@ -322,7 +322,7 @@ def layer_runs(config: cfg.Config, sizes: Mapping[str, int], only: str = "") -> 
 def layers_here(config: cfg.Config, sizes: Mapping[str, int], only: str = "") -> int:
     """Layers that a device computes, `only` those of a kind: all, or those of its stage of a pipeline."""
     model = blueprint(config.model)
-    return (model.kinds[only] if only else model.num_layers) // schedule(config, sizes).stages
+    return (len(model.kinds[only]) if only else model.num_layers) // schedule(config, sizes).stages
 
 
 def activation_elements(config: cfg.Config, sizes: Mapping[str, int], letters: str, at: str = "sequence") -> float:

@@ -167,7 +167,7 @@ def expert_bytes(config: cfg.Config, sizes: Mapping[str, int], kind: str) -> flo
 
 def kinds_of(config: cfg.Config) -> tuple[str, ...]:
     """Kinds of layers that the model has."""
-    return tuple(kind for kind, number in blueprint(config.model).kinds.items() if number) or ("",)
+    return tuple(kind for kind, layers in blueprint(config.model).kinds.items() if layers) or ("",)
 
 
 QUERIES = 16  # arrays of the queries' size in the backward pass of split attention: read from 1M tokens on 64 v5p

@@ -20,7 +20,7 @@ from jaxscale.objectives import make_objective
 from jaxscale.objectives.objective import Batch, Objective, Sums
 from jaxscale.parallel.local import over_axis
 from jaxscale.parallel.sharding import nought, stage_axes
-from jaxscale.training.stages import PIECES, Merge, PyTree, Stages, add, taken
+from jaxscale.training.stages import PIECES, Inputs, Merge, PyTree, Stages, add, taken
 
 Metrics = dict[str, jax.Array]
 
@@ -44,7 +44,7 @@ def gradients(config: cfg.Config, merge: Merge, params: PyTree, batch: Batch, rn
     objective = make_objective(config)
     count = objective.count(batch)
     step = _Step(Stages(config, merge, params), objective, batch, jnp.maximum(count, 1), rng)
-    ticks = Schedule(step.stages.count, config.step.microbatches)
+    ticks = step.ticks
 
     def first(carry: PyTree, t: jax.Array) -> tuple[PyTree, None]:
         y, ring = carry
@@ -109,6 +109,7 @@ class _Step:
 
     def __init__(self, stages: Stages, objective: Objective, batch: Batch, divisor: jax.Array, rng: jax.Array):
         self.stages, self.objective, self.batch, self.divisor, self.rng = stages, objective, batch, divisor, rng
+        self.ticks = Schedule(stages.count, stages.config.step.microbatches)
         of_layers = objective.of_layers
         # the objective is linear in the sums
         self.dsums = stages.of_sums(lambda sums: jax.grad(of_layers)(sums, divisor) if of_layers else sums)
@@ -118,10 +119,11 @@ class _Step:
         found: jax.Array = jax.reshard(self.stages.whole(x), jax.P()) / self.divisor
         return found
 
-    def forward(self, y: jax.Array, ring: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def forward(self, y: jax.Array, ring: Inputs, t: jax.Array) -> tuple[jax.Array, Inputs]:
         """Each stage's output of the tick before to the next stage, and through it; its layers' inputs to the ring."""
         y, inputs = self.stages.forward(y, self.batch, t)
-        return y, jax.lax.dynamic_update_index_in_dim(ring, inputs, t % len(ring), 0)
+        put = jax.lax.dynamic_update_index_in_dim
+        return y, {name: put(x, inputs[name], t % self.ticks.in_flight, 0) for name, x in ring.items()}
 
     def loss(self, y: jax.Array, t: jax.Array) -> tuple[PyTree, jax.Array, Metrics]:
         """Of the microbatch that has passed the last stage: gradients of the head and of y, and the metrics."""
@@ -139,7 +141,7 @@ class _Step:
         return d_outer, dy, metrics
 
     def backward(
-        self, dx: jax.Array, dy: jax.Array | None, ring: jax.Array, grads: tuple[PyTree, PyTree], t: jax.Array
+        self, dx: jax.Array, dy: jax.Array | None, ring: Inputs, grads: tuple[PyTree, PyTree], t: jax.Array
     ) -> tuple[jax.Array, tuple[PyTree, PyTree]]:
         """Each stage's gradient of the tick before to the stage before it, and through it.
 
@@ -150,7 +152,7 @@ class _Step:
         stages, last, of_outer = self.stages, self.stages.count - 1, grads[0]
         dy = stages.moved(dx, dy, back=True)
         documents = stages.microbatch(self.batch, lambda s, t: t - 2 * last + s, t, counted=bool(self.dsums))
-        inputs = stages.of_ring(ring, lambda s, t: (t - 2 * (last - s)) % len(ring), t)
+        inputs = stages.of_ring(ring, lambda s, t: (t - 2 * (last - s)) % self.ticks.in_flight, t)
         of_stages = over_axis(stages.pull, stages.axis)
         dx, of_blocks = of_stages(stages.blocks, inputs, dy, documents, self.dsums, grads[1])
         part = taken(self.batch, t - 2 * last)

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxscale import config as cfg
+from jaxscale.blueprint.decoder import LAYERS
 from jaxscale.data.columns import DOCUMENTS
 from jaxscale.models import pattern
 from jaxscale.objectives.objective import Batch, Sums
@@ -29,10 +30,18 @@ from jaxscale.training.frozen import by_path, nested
 PyTree = Any
 Merge = Callable[[PyTree], Any]  # parameters -> the module that holds them
 OfStage = Callable[[Any, Any], Any]  # (stage, tick) -> a place
+Inputs = dict[str, jax.Array]  # of layers, by stack
 
 COUNTED = "counted"  # what a token counts in the layers' sums
-LAYERS = "layers"  # the model's field that is cut into stages
-PIECES = ("embed", LAYERS, "layer", "final_norm", "head", "unembed")  # of a model, as `models.transformer` has them
+PIECES = (
+    "embed",
+    "stacks",
+    "stack_of",
+    "layer",
+    "final_norm",
+    "head",
+    "unembed",
+)  # of a model, as `models.transformer` has them
 STREAM = ("batch", "residual_sequence", "embed")  # what goes from stage to stage: [B, T, D]
 
 
@@ -57,17 +66,18 @@ class Stages:
     Attributes:
         axis: the mesh axis along which they lie; `count`: S.
         outer: parameters that are in no stage.
-        blocks: those of the layers, [S, L/S, ...].
+        blocks: those of the layers, by stack: [S, L/S, ...], L the layers of the stack.
     """
 
     def __init__(self, config: cfg.Config, merge: Merge, params: PyTree):
         (self.axis,) = stage_axes()
         self.count = current_mesh().shape[self.axis]
         self.config, self.merge = config, merge
-        self.outer = {name: values for name, values in params.items() if name != LAYERS}
-        self.layers = params[LAYERS]
         self.model: Any = merge(params)
-        self.blocks: PyTree = jax.tree.map(self.staged, nnx.split(self.model.layers)[1])
+        self.layers = {name: params[name] for name in self.model.stacks}
+        self.outer = {name: values for name, values in params.items() if name not in self.layers}
+        states = {name: nnx.split(layers)[1] for name, layers in self.model.stacks.items()}
+        self.blocks: PyTree = jax.tree.map(self.staged, states)
         self.spec = to_spec([(self.axis,), *map(axes_of, STREAM)])  # of an array [S, B, T, D]
         self.ring_spec = to_spec([(), (self.axis,), (), *map(axes_of, STREAM)])
 
@@ -78,8 +88,9 @@ class Stages:
 
     def joined(self, of_outer: PyTree, of_blocks: PyTree) -> PyTree:
         """Gradients in the shape of the trained parameters."""
-        found = by_path(nnx.to_pure_dict(jax.tree.map(self.whole, of_blocks)))
-        return {**of_outer, LAYERS: nested({path: found[path] for path in by_path(self.layers)})}
+        pure = {name: nnx.to_pure_dict(jax.tree.map(self.whole, state)) for name, state in of_blocks.items()}
+        found = by_path(pure)
+        return {**of_outer, **nested({path: found[path] for path in by_path(self.layers)})}
 
     def whole(self, x: jax.Array) -> jax.Array:
         """[S, L/S, ...] as [L, ...]: nothing is sent."""
@@ -93,11 +104,12 @@ class Stages:
         shape = (self.count, rows, self.config.data.seq_len, self.config.model.embed_dim)
         return jnp.zeros(shape, self.model.dtype, out_sharding=self.spec)
 
-    def ring(self, places: int, rows: int) -> jax.Array:
-        """Inputs of all layers: [R, S, L/S, B, T, D]."""
+    def ring(self, places: int, rows: int) -> Inputs:
+        """Inputs of all layers: [R, S, L/S, B, T, D] for each stack."""
         stages, *rest = self.stream(rows).shape
-        layers = self.config.model.num_layers // stages
-        return jnp.zeros((places, stages, layers, *rest), self.model.dtype, out_sharding=self.ring_spec)
+        layers = {name: jax.tree.leaves(blocks)[0].shape[1] for name, blocks in self.blocks.items()}
+        zeros = partial(jnp.zeros, dtype=self.model.dtype, out_sharding=self.ring_spec)
+        return {name: zeros((places, stages, n, *rest)) for name, n in layers.items()}
 
     def zeros(self) -> tuple[PyTree, tuple[PyTree, Sums]]:
         """Gradients, float32: those in no stage, and those of the layers beside the layers' sums [S, L/S, ...]."""
@@ -114,33 +126,33 @@ class Stages:
 
     def embedded(self, outer: PyTree, part: Batch) -> jax.Array:
         """What the first stage reads; on all of them."""
-        model: Any = self.merge({**outer, LAYERS: self.layers})
+        model: Any = self.merge({**outer, **self.layers})
         x: jax.Array = model.embed(part["tokens"], part.get("positions"))
         return x
 
     def finished(self, outer: PyTree, x: jax.Array) -> Any:
         """The model as an objective takes it, its layers done."""
-        return Finished(self.merge({**outer, LAYERS: self.layers}), x)
+        return Finished(self.merge({**outer, **self.layers}), x)
 
-    def forward(self, y: jax.Array, batch: Batch, t: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def forward(self, y: jax.Array, batch: Batch, t: jax.Array) -> tuple[jax.Array, Inputs]:
         """The forward pass of tick t: outputs [S, B, T, D], and inputs of the layers [S, L/S, B, T, D]."""
         x = self.moved(y, self.embedded(self.outer, taken(batch, t)))
         documents = self.microbatch(batch, lambda s, t: t - s, t)
-        both: tuple[jax.Array, jax.Array] = over_axis(self.run, self.axis)(self.blocks, x, documents)
+        both: tuple[jax.Array, Inputs] = over_axis(self.run, self.axis)(self.blocks, x, documents)
         return both
 
-    def run(self, blocks: PyTree, x: jax.Array, documents: Batch) -> tuple[jax.Array, jax.Array]:
+    def run(self, blocks: PyTree, x: jax.Array, documents: Batch) -> tuple[jax.Array, Inputs]:
         """One stage forward: its output, and the inputs of its layers [L/S, B, T, D]."""
         layer = self.layer(x.shape, documents)
-        both: tuple[jax.Array, jax.Array] = pattern.scan(
-            lambda x, block, kind: (layer(block, x, kind)[0], x), x, blocks, self.kinds, unroll=self.model.unroll
+        both: tuple[jax.Array, Inputs] = pattern.scan_runs(
+            lambda x, block, kind: (layer(block, x, kind)[0], x), x, blocks, self.runs, unroll=self.model.unroll
         )
         return both
 
     def pull(
         self,
         blocks: PyTree,
-        inputs: jax.Array,
+        inputs: Inputs,
         dy: jax.Array,
         documents: Batch,
         dsums: Sums,
@@ -162,11 +174,10 @@ class Stages:
             d_block, dx = pull((dy, dsums))
             return dx, add(total, (d_block, sums))
 
-        xs = (blocks, inputs, dsums, total)
-        both: tuple[jax.Array, tuple[PyTree, Sums]] = pattern.scan(
-            back, dy, xs, self.kinds, reverse=True, unroll=self.model.unroll
-        )
-        return both
+        xs: PyTree = {name: (blocks[name], inputs[name], {}, (total[0][name], {})) for name in blocks}  # without sums
+        xs[LAYERS] = blocks[LAYERS], inputs[LAYERS], dsums, (total[0][LAYERS], total[1])
+        dx, found = pattern.scan_runs(back, dy, xs, self.runs, reverse=True, unroll=self.model.unroll)
+        return dx, ({name: both[0] for name, both in found.items()}, found[LAYERS][1])
 
     def layer(
         self, shape: tuple[int, ...], documents: Batch
@@ -176,9 +187,10 @@ class Stages:
         return lambda block, x, kind: run(x, block, kind)
 
     @property
-    def kinds(self) -> tuple[cfg.LayerKind, ...]:
+    def runs(self) -> list[tuple[list[tuple[str, cfg.LayerKind]], int]]:
         """Of a stage's layers: each stage begins with the first kind (`blueprint.rules.check_stages`)."""
-        return self.config.model.kinds
+        model = self.config.model
+        return [([(self.model.stack_of(kind), kind) for kind in model.kinds], model.num_layers // self.count)]
 
     # --- between stages
 
@@ -229,10 +241,10 @@ class Stages:
             found[COUNTED] = picked(counted_tokens(batch), empty=True)
         return found
 
-    def of_ring(self, ring: jax.Array, which: OfStage, t: jax.Array) -> jax.Array:
+    def of_ring(self, ring: Inputs, which: OfStage, t: jax.Array) -> Inputs:
         """The ring's place which(stage, t), each stage its own: [R, S, L/S, B, T, D] -> [S, L/S, B, T, D]."""
         there = to_spec([(self.axis,), (), *map(axes_of, STREAM)])
-        return self.picked(ring, t, which=which, layouts=(self.ring_spec, there))
+        return {name: self.picked(x, t, which=which, layouts=(self.ring_spec, there)) for name, x in ring.items()}
 
     def picked(self, x: jax.Array, t: jax.Array, *, which: OfStage, layouts: Any, empty: bool = False) -> jax.Array:
         """Each stage's own place of dim 0; `layouts` of x and of the result; `empty`: 0 for a place that is not there.

@@ -84,7 +84,7 @@ def make_row(i: int, layout: dict, config: cfg.Config, mesh: dict[str, int], whe
 
 def times_of(layout: dict, config: cfg.Config) -> int:
     model = blueprint(config.model)
-    layers = model.kinds[layout["only"]] if layout.get("only") else model.num_layers
+    layers = len(model.kinds[layout["only"]]) if layout.get("only") else model.num_layers
     return config.step.microbatches * (layers if layout["stacked"] else 1)
 
 

@@ -82,7 +82,9 @@ MIXTURES = (
     {"num_experts": 16, "top_k": 4, "mlp_dim": 96, "shared_mlp_dim": 64},
     {"num_experts": 32, "top_k": 3, "mlp_dim": 64, "dense_layers": 1, "bias": True, "score": "sigmoid"},
     {"num_experts": 6, "top_k": 2, "mlp_dim": 200, "dense_layers": 2, "shared_mlp_dim": 96},
+    {"num_experts": 8, "top_k": 2, "mlp_dim": 128, "dense_layers": 1},
 )  # fmt: skip
+PATTERN_OF_EXPERTS = [{"experts": False, "sliding_window": 64}, {"experts": True}]
 FOLDED = {"experts": ["expert", "tensor"], "expert_mlp": None}
 EXPERT_OVERRIDES = (
     {"parameters": FOLDED, "activations": FOLDED}, {"parameters": FOLDED},
@@ -102,6 +104,7 @@ def expert_cases(seed: int, number: int) -> list[tuple[cfg.Config, dict[str, int
     while len(found) < number:
         base = cfg.load_config(rng.choice(["quickstart", "qwen3-8b", "qwen3-30b-a3b"])).model_dump(mode="json")
         base["model"]["moe"] = base["model"]["moe"] or rng.choice(MIXTURES)
+        base["model"]["pattern"] = rng.choice([(), (), PATTERN_OF_EXPERTS])
         sizes = {"data": 1, "fsdp": 2 ** rng.choice([0, 1, 3]), "expert": 2 ** rng.choice([0, 1, 1, 2, 3])}
         sizes |= {rng.choice(["data", "context", "tensor"]): 2 ** rng.choice([0, 1, 2])}
         tokens = {"batch_size": rng.choice([64, 256, 48]), "seq_len": rng.choice([128, 4096])}

@@ -45,14 +45,26 @@ DEEPSEEK = {
 }  # fmt: skip
 DEEPSEEK_ROPE = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "beta_fast": 8.0, "beta_slow": 1.0,
                  "mscale": 1.0, "mscale_all_dim": 0.707, "original_max_position_embeddings": 16}  # fmt: skip
+QWEN_EXPERTS = {
+    "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "norm_topk_prob": True,
+}  # fmt: skip
 MODELS = {
     "llama": lambda: transformers.LlamaConfig(**COMMON, rope_parameters=LLAMA3, attention_bias=True, mlp_bias=True),
     "llama tied": lambda: transformers.LlamaConfig(**COMMON, tie_word_embeddings=True),
     "mistral": lambda: transformers.MistralConfig(**COMMON, sliding_window=9),
     "qwen3": lambda: transformers.Qwen3Config(**COMMON),
     "mixtral": lambda: transformers.MixtralConfig(**COMMON, num_local_experts=4, num_experts_per_tok=2),
-    "qwen3_moe": lambda: transformers.Qwen3MoeConfig(
-        **COMMON, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24, norm_topk_prob=True
+    "qwen3_moe": lambda: transformers.Qwen3MoeConfig(**COMMON, **QWEN_EXPERTS),
+    "qwen3_moe every second": lambda: transformers.Qwen3MoeConfig(
+        **COMMON | {"num_hidden_layers": 5}, **QWEN_EXPERTS, decoder_sparse_step=2
+    ),
+    "qwen3_moe first windows": lambda: transformers.Qwen3MoeConfig(
+        **COMMON | {"num_hidden_layers": 4},
+        **QWEN_EXPERTS,
+        mlp_only_layers=[0, 1],
+        use_sliding_window=True,
+        sliding_window=7,
+        max_window_layers=1,
     ),
     "qwen2": lambda: transformers.Qwen2Config(**WITHOUT_HEAD_DIM),
     "qwen2 windows": lambda: transformers.Qwen2Config(
@@ -128,7 +140,8 @@ def published(tmp_path_factory):
     return get
 
 
-EXPERTS = ("mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3", "deepseek_v3 halves")
+SPARSE = ("mixtral", *(name for name in MODELS if name.startswith("qwen3_moe")))
+EXPERTS = (*SPARSE, "gpt_oss", "deepseek_v3", "deepseek_v3 halves")
 TOKENS = np.random.default_rng(0).integers(0, V, (8, T))
 
 
@@ -199,7 +212,7 @@ def their_steps(directory):
     return grads, losses
 
 
-@pytest.mark.parametrize("name", [n for n in MODELS if n not in ("mixtral", "qwen3_moe", "llama tied")])
+@pytest.mark.parametrize("name", [n for n in MODELS if n not in (*SPARSE, "llama tied")])
 def test_gradients_and_steps_are_those_of_transformers(published, name):
     """Of experts `test_experts_oracle` asks: transformers holds them in other arrays."""
     directory, _ = published(name)

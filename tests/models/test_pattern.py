@@ -47,6 +47,48 @@ def test_the_loop_is_the_one_that_one_would_write(layers, period, reverse):
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), got, wanted)
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize(
+    "runs",
+    [[("a", 1), ("ab", 4)], [("ab", 5)], [("abb", 8)], [("ba", 1), ("abb", 7)], [("aab", 2)], [("a", 2), ("b", 3)]],
+    ids=str,
+)
+def test_layers_of_several_stacks_are_taken_in_their_order(runs, reverse):
+    """Stack a has a bias, and stack b has none and returns something else."""
+    rng = np.random.default_rng(0)
+    names = [period[i % len(period)] for period, layers in runs for i in range(layers)]
+    stacks = {n: {"w": jnp.asarray(rng.normal(size=(names.count(n), 4, 4)))} for n in sorted(set(names))}
+    if "a" in stacks:
+        stacks["a"]["b"] = jnp.asarray(rng.normal(size=(names.count("a"), 4)))
+    periods = [([(name, float(ord(name))) for name in period], layers) for period, layers in runs]
+
+    def own(carry, x, kind):
+        carry = jnp.tanh(carry @ x["w"] * kind / 97 + x.get("b", 0))
+        return carry, {"sum": carry.sum()} if "b" in x else {}
+
+    def total(run, stacks):
+        last, outs = run(jnp.ones((2, 4)), stacks)
+        sums = outs["a"]["sum"] if "a" in outs else jnp.zeros(1)
+        return (last**2).sum() + (jnp.arange(1.0, len(sums) + 1) * sums).sum()
+
+    def one_by_one(carry, stacks):
+        sums: dict[int, jax.Array] = {}
+        for at in reversed(range(len(names))) if reverse else range(len(names)):
+            place = names[:at].count(names[at])
+            carry, out = own(carry, jax.tree.map(lambda x, i=place: x[i], stacks[names[at]]), float(ord(names[at])))
+            sums |= {place: out["sum"]} if out else {}
+        return carry, {"a": {"sum": jnp.stack([sums[i] for i in sorted(sums)])}} if sums else {}
+
+    loop = functools.partial(pattern.scan_runs, own, runs=periods, reverse=reverse)
+    with Setup(make_config()).context():
+        stacks = jax.device_put(stacks, jax.P())
+        got, wanted = (
+            jax.jit(jax.value_and_grad(functools.partial(total, run)))(stacks)
+            for run in (lambda carry, stacks: loop(carry, stacks), one_by_one)
+        )
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), got, wanted)
+
+
 def test_a_loop_over_whole_periods_is_one_loop():
     """The program of 12 layers is as long as that of 6."""
 
@@ -135,11 +177,12 @@ def test_a_file_with_a_pattern_reads_as_it_was_written(tmp_path):
     ("values", "says"),
     [
         ({"pattern": [{"rope": True}, {}], "position": "learned"}, "a kind has rope: true, and position is learned"),
-        ({"pattern": [{}, {"rope": False}], "num_layers": 3,
-          "moe": {"num_experts": 4, "top_k": 2, "mlp_dim": 8, "dense_layers": 1}}, "have no moe.dense_layers yet"),
+        ({"pattern": [{}, {"experts": True}]}, "a kind has experts: true, and the model has none"),
+        ({"pattern": [{"experts": False}], "moe": {"num_experts": 4, "top_k": 2, "mlp_dim": 8}},
+         "no layer has experts, and the model has moe"),
         ({"norm": "layernorm", "norm_at": "after"}, "norm_at and norm_plus_one are of rmsnorm"),
     ],
-    ids=["rope", "dense", "norm"],
+    ids=["rope", "no experts", "all dense", "norm"],
 )  # fmt: skip
 def test_what_cannot_be_is_refused(values, says):
     with pytest.raises(ValueError, match=says):

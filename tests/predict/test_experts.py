@@ -26,6 +26,7 @@ DEEPSEEK = MOE | {
     "top_groups": 2,
     "bias": True,
 }
+IN_TURNS = MOE | {"num_layers": 8, "pattern": [{"experts": False, "sliding_window": 8}, {}]}
 SAVED = dict.fromkeys(("expert_in", "expert_gate", "expert_up"), "save")
 CASES = [
     ({"fsdp": 8}, MOE, {"remat": "full"}),
@@ -36,11 +37,15 @@ CASES = [
     ({"expert": 2, "context": 2, "fsdp": 2}, MOE, {"remat": "dots"}),
     ({"data": 2, "expert": 4}, DEEPSEEK, {"remat": "full"}),
     ({"expert": 2, "fsdp": 4}, MOE, {"remat": "full", "expert_exchange": "all_to_all"}),
+    ({"expert": 2, "fsdp": 2, "tensor": 2}, IN_TURNS, {"remat": "full"}),
+    ({"pipeline": 4, "expert": 2}, IN_TURNS | {"num_layers": 16}, {"remat": "full", "microbatches": 4}),
 ]
 
 
 def model_of(moe: dict) -> dict:
-    return {"num_kv_heads": 8, "moe": moe, "num_layers": 3 if "dense_layers" in moe else 2}
+    of_model = {key: moe[key] for key in ("pattern", "num_layers") if key in moe}
+    moe = {key: value for key, value in moe.items() if key not in of_model}
+    return {"num_kv_heads": 8, "moe": moe, "num_layers": 3 if "dense_layers" in moe else 2} | of_model
 
 
 @pytest.mark.parametrize(("mesh", "moe", "step"), CASES, ids=str)

@@ -156,6 +156,58 @@ def test_a_model_with_all_of_deepseek(mesh, exchange):
     assert_gradients_equal(grads, wanted)
 
 
+# layers with an MLP and layers with experts in turns, with windows and a last layer after the whole periods
+IN_TURNS = {
+    "num_layers": 5, "sliding_window": None,
+    "pattern": [{"experts": False, "sliding_window": 9}, {}, {"rope": False}],
+}  # fmt: skip
+
+
+def in_turns(mesh=None, moe=None, *, layers=5, **sections):
+    model = IN_TURNS | {"num_layers": layers}
+    return moe_config(mesh, {"shared_mlp_dim": 16, "bias": True} | (moe or {}), model=model, **sections)
+
+
+@functools.cache
+def in_turns_on_one_device(dense_layers, layers, balance=True):
+    config = in_turns(moe={"dense_layers": dense_layers}, layers=layers, loss=LOSS if balance else {})
+    params, bias = random_params(config, std=0.2), random_bias(config)
+    return params, bias, first_step(config, params, bias=bias)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "dense_layers", "step"),
+    [
+        ({"fsdp": 2, "expert": 2, "tensor": 2}, 0, {"remat": "full"}),
+        ({"context": 2, "expert": 4}, 2, {"remat": "dots"}),
+        slow({"fsdp": 8}, 0, {"unroll_layers": True}),
+        slow(CUBE, 2, {"expert_exchange": "gather"}),
+    ],
+    ids=str,
+)
+def test_experts_in_some_layers_of_a_pattern(mesh, dense_layers, step):
+    params, bias, (wanted_metrics, wanted, _) = in_turns_on_one_device(dense_layers, 5)
+    config = in_turns(mesh, {"dense_layers": dense_layers}, loss=LOSS, step=step)
+    metrics, grads, _ = first_step(config, params, bias=bias)
+    for name, value in wanted_metrics.items():
+        if name != "device_load":
+            np.testing.assert_allclose(metrics[name], value, rtol=1e-5, err_msg=name)
+    assert_gradients_equal(grads, wanted)
+
+
+@pytest.mark.parametrize(
+    "mesh", [{"pipeline": 2, "fsdp": 2, "expert": 2}, slow({"pipeline": 2, "context": 2, "tensor": 2})], ids=str
+)
+def test_stages_of_a_pattern_with_experts_in_some_layers(mesh):
+    params, bias, (wanted_metrics, wanted, _) = in_turns_on_one_device(0, 6, balance=False)
+    config = in_turns(mesh, layers=6, step={"remat": "full", "microbatches": 4})
+    metrics, grads, state = first_step(config, params, bias=bias)
+    for name in ("loss", "router_entropy", "grad_norm"):
+        np.testing.assert_allclose(metrics[name], wanted_metrics[name], rtol=1e-5, err_msg=name)
+    assert_gradients_equal(grads, wanted)
+    assert jax.tree.leaves(state.router_bias)[0].shape == (4, 8)
+
+
 @pytest.mark.parametrize("mesh", [{"expert": 8}, slow(CUBE)], ids=str)
 @pytest.mark.parametrize("exchange", ["all_to_all", slow("gather")])
 def test_what_lies_in_rows_that_no_expert_has_reaches_no_gradient(monkeypatch, mesh, exchange):
