@@ -14,7 +14,6 @@ import jax
 import orbax.checkpoint as ocp
 
 from jaxscale import config as cfg
-from jaxscale.blueprint.decoder import DENSE_LAYERS, LAYERS
 from jaxscale.checkpoint.fingerprint import Sums
 from jaxscale.checkpoint.identity import STATE_KEYS, digest, require_same_state, shapes
 from jaxscale.checkpoint.metadata import Names, late_meta, listing_problem, require_unchanged
@@ -31,7 +30,7 @@ from jaxscale.training.step import TrainState
 
 Say = Callable[[str], None]
 PARAMETERS = ("params", "frozen", "ema", "outer")  # of a state: what others than a resumed run read too
-STACKS = (LAYERS, DENSE_LAYERS)
+STACKS = ("layers", "dense_layers")  # names of stacked layers
 PATIENCE = 600.0  # seconds that the others wait for what process 0 says of a directory
 
 

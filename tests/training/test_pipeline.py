@@ -291,7 +291,7 @@ class Words(nnx.Module):
 
 def test_a_model_without_a_decoder_s_pieces_is_refused():
     config = make_config({"pipeline": 2}, step={"remat": "full"})
-    with pytest.raises(ValueError, match=r"Words has no embed, layers, .*models.transformer; set mesh.pipeline=1"):
+    with pytest.raises(ValueError, match=r"Words has no embed, stacks, .*models.transformer; set mesh.pipeline=1"):
         Setup(config, model=Words)
 
 
