@@ -76,6 +76,7 @@ class Called:
         return run
 
     def say(self, line: str) -> None: ...
+    def describe(self, *about: Any, decoder: bool) -> None: ...
     def start(self, first_step: int, config: Any) -> None: ...
     def finish(self) -> None: ...
 
@@ -94,13 +95,13 @@ def one_of_several(path: Path, steps: int, chunk: int) -> None:
     from jaxscale.cluster.monitor import Monitor
     from jaxscale.config import validate
     from jaxscale.training import trainer
-    from jaxscale.training.events import Events
+    from jaxscale.training.journal import Journal
 
     jax.config.update("jax_disable_most_optimizations", False)  # which tests ask for
     called = Called(chunk, path)
     Monitor.tick = called.beside(Monitor.tick)  # type: ignore[method-assign]
     Monitor.may_start = called.waited_for(Monitor.may_start)  # type: ignore[method-assign]
-    Events.write = called.waited_for(Events.write)  # type: ignore[method-assign]
+    Journal.mark = called.waited_for(Journal.mark)  # type: ignore[method-assign]
     trainer.train(validate(watched_config(steps, str(path.parent / "run"), 2), source="watch_overhead"), watcher=called)
 
 
@@ -132,6 +133,7 @@ class Chunks:
         self.own: list[float] = []
 
     def say(self, line: str) -> None: ...
+    def describe(self, *about: Any, decoder: bool) -> None: ...
     def start(self, first_step: int, config: Any) -> None: ...
     def finish(self) -> None: ...
 
@@ -164,13 +166,12 @@ def run(rounds: int, chunk: int, folder: str) -> tuple[Chunks, dict]:
     from jaxscale.cluster.monitor import Monitor
     from jaxscale.process.heap import keep_heap
     from jaxscale.training import trainer
-    from jaxscale.training.events import Events
+    from jaxscale.training.journal import Journal
 
     switch = Switch()
     Monitor.tick = switch.timed(Monitor.tick, True)  # type: ignore[method-assign]
     Monitor.may_start = switch.timed(Monitor.may_start, True)  # type: ignore[method-assign]
-    Monitor.follow = switch.timed(Monitor.follow, None)  # type: ignore[method-assign]
-    Events.step = switch.timed(Events.step, None)  # type: ignore[method-assign]
+    Journal.mark = switch.timed(Journal.mark, None)  # type: ignore[method-assign]
     steps = (2 * rounds + 2) * (chunk + 2) + 1
     config = watched_config(steps, f"{folder}/run", 1)
     keep_heap()

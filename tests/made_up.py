@@ -15,7 +15,7 @@ from jaxscale.files.jsonl import read_records
 from jaxscale.training import evaluation, trainer
 from jaxscale.training import events as events_file
 from jaxscale.training import pending as pending_file
-from jaxscale.training.events import Events
+from jaxscale.training.journal import Journal
 from jaxscale.training.metrics import Meter
 
 STEP, OUTER, EVALUATION, SAVE, RECOMPUTE, COMPILE, DISPATCH = 1.0, 2.0, 7.0, 3.0, 5.0, 20.0, 0.001
@@ -137,11 +137,11 @@ class MadeUpRun(trainer.Run):
         return None if step is None else (self.checkpointer.states[step], {})
 
     def compile(self, *_):
-        with self.events.during("compile"):
+        with self.journal.during("compile"):
             self.checkpointer.machine.spend(COMPILE)
 
 
-def run(monkeypatch, folder, machine, *, wait=0.0, steps=12, peak=None, flops_per_token=None, **sections):
+def run(monkeypatch, folder, machine, *, wait=0.0, steps=12, peak=None, flops_per_token=None, watcher=None, **sections):
     """(the run, its records of training, its events, the wall time)"""
     for module in (events_file, pending_file):
         monkeypatch.setattr(module, "time", machine)
@@ -162,19 +162,19 @@ def run(monkeypatch, folder, machine, *, wait=0.0, steps=12, peak=None, flops_pe
         return {"cross_entropy": np.float32(2.0), "tokens": np.float32(1.0)}
 
     program = SimpleNamespace(step=machine.step, outer=machine.outer, combine=lambda found: found, evaluate=evaluate)
-    monitor = SimpleNamespace(may_start=lambda step: True)
-    mesh = SimpleNamespace(devices=np.array([]))
-    events, began = Events(), machine.now
-    one = MadeUpRun(config, program, Saves(machine), {}, Listener(), monitor, mesh, events)
+    monitor = SimpleNamespace(may_start=lambda step: True, follow=getattr(watcher, "follow", lambda *_: None))
+    setup = SimpleNamespace(config=config, program=program, mesh=SimpleNamespace(devices=np.array([])))
     monkeypatch.setattr(trainer.Guard, "make_sums", lambda self: None)
     monkeypatch.setattr(trainer.Guard, "recompute", lambda self, *_: machine.spend(RECOMPUTE))
-    events.open(folder, print)
-    one.open(0, Meter(config, peak, flops_per_token))
+    journal, began = Journal(watcher or Listener()), machine.now
+    journal.monitor = monitor
+    one = MadeUpRun(setup, Saves(machine), {}, journal, monitor, Meter(config, peak, flops_per_token))
+    journal.open(config, 0)
     one.final = None
     try:
         one.final = one.go(State(0), feeds, [evaluation.ValidationLoss(range(8), config)])
     finally:
-        one.close()
-        events.close()
+        journal.finish()
+        journal.close()
     records = [r for r in read_records(folder / "metrics.jsonl") if r["kind"] == "train"]
     return one, records, read_records(folder / "events.jsonl"), machine.now - began

@@ -5,15 +5,12 @@ the prompt and the sample's number alone: a run that goes on makes them again.
 """
 
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from collections.abc import Mapping
+from typing import Any
 
-import jax
 import numpy as np
 
 from jaxscale import config as cfg
-from jaxscale.blueprint.rules import Rules
 from jaxscale.data.order import row_indices
 from jaxscale.objectives import make_objective
 from jaxscale.objectives.objective import Batch
@@ -24,19 +21,14 @@ from jaxscale.rollouts.prompts import PromptRows
 from jaxscale.rollouts.round import Round, advantages, numbers, rows_of, rows_of_step, winners
 from jaxscale.rollouts.sampler import Sampler
 from jaxscale.rollouts.worth import Worth
+from jaxscale.training.build import Setup
 from jaxscale.training.initial import first_parameters
+from jaxscale.training.journal import Journal
 from jaxscale.training.log_probs import log_probs_program
 from jaxscale.training.places import Places
-from jaxscale.training.step import Program, TrainState, all_parameters, batch_sharding, state_of
+from jaxscale.training.step import TrainState, all_parameters, state_of
 
 HELD = ("params", "frozen", "opt_state", "ema")  # of a state, what takes memory
-During = Callable[[str, int], AbstractContextManager[None]]
-
-
-class Tell(Protocol):
-    """What hears of a round."""
-
-    def __call__(self, step: int, values: Mapping[str, float]) -> None: ...
 
 
 class RolloutFeed:
@@ -45,30 +37,26 @@ class RolloutFeed:
     def __init__(
         self,
         config: cfg.Config,
-        program: Program,
-        mesh: jax.sharding.Mesh,
-        rules: Rules,
+        setup: Setup,
         prompts: PromptRows,
         worth: Worth,
+        journal: Journal,
         *,
         start_step: int,
         offset: int = 0,
-        during: During,
-        tell: Tell,
-        say: Callable[[str], None],
     ):
         self.config, self.own, self.prompts, self.worth = config, config.objective, prompts, worth
-        self.program, self.during, self.tell, self.say = program, during, tell, say
+        self.journal, program = journal, setup.program
         held = bytes_of([getattr(program.abstract, name) for name in HELD])
         if self.own.reads_reference:  # a second set of parameters
             held += bytes_of([program.abstract.params, program.abstract.frozen])
-        self.sampler = Sampler(config, mesh, rules, vocab_size=prompts.vocab_size, held_bytes=held)
+        self.sampler = Sampler(config, setup.mesh, setup.rules, vocab_size=prompts.vocab_size, held_bytes=held)
         self.step, self.skipped = start_step, offset // config.data.batch_size
         self.wait_seconds = 0.0
         self.round: Round | None = None
         self.told: list[Mapping[str, float]] = []
         self.flagged = False
-        self.places = Places(config, batch_sharding(mesh), microbatches=config.step.microbatches)
+        self.places = Places(config, setup.batch_sharding, microbatches=config.step.microbatches)
         self.names = make_objective(config).reads(documents=False)
         self.run = log_probs_program(config, program.merge)
         self.reference = state_of(first_parameters(config, program)) if self.own.reads_reference else None
@@ -101,7 +89,7 @@ class RolloutFeed:
             return None
         found = kept_round(self.config.out_dir, number)
         if found is None:
-            self.say(f"the samples of round {number} are gone: they are made anew, by the model as it is now")
+            self.journal.say(f"the samples of round {number} are gone: they are made anew, by the model as it is now")
         return found
 
     def make(self, state: TrainState, number: int) -> Round:
@@ -111,7 +99,7 @@ class RolloutFeed:
         chosen = row_indices(seed, number, size, len(self.prompts), shuffle=shuffle)
         rows, samples = np.repeat(chosen, own.group), np.tile(np.arange(own.group), size)
         prompts, seconds = [self.prompts.tokens(int(i)) for i in rows], dict[str, float]()
-        with self.during("rollout", self.step), timed(seconds, "generate_seconds"):
+        with self.journal.during("rollout", self.step), timed(seconds, "generate_seconds"):
             params = all_parameters(state, state.params)
             made = self.sampler(
                 params,
@@ -121,7 +109,7 @@ class RolloutFeed:
                 temperature=own.temperature,
                 stop_ids=self.prompts.stop_ids,
             )
-        with self.during("reward", self.step), timed(seconds, "reward_seconds"):
+        with self.journal.during("reward", self.step), timed(seconds, "reward_seconds"):
             rewards, judged = self.worth(rows, made, own.group)
         round_ = Round(number, prompts, *made, rewards, judged)
         if own.updates > 1:
@@ -134,18 +122,12 @@ class RolloutFeed:
         self.told.append(values)
         flag = overoptimised(self.told, round_.rewards.size)
         values["overoptimised"] = float(flag is not None)
-        self.tell(self.step + 1, values)
-        rounds = self.config.steps // self.own.updates
-        if round_.number % max(1, rounds // 20) == 0:
-            judge = f", judge {values['judge']:.3f}" if "judge" in values else ""
-            self.say(
-                f"round {round_.number + 1}: reward {values['reward']:.3f} (best of each prompt {values['best']:.3f})"
-                f"{judge}, {values['length']:.1f} tokens a sample, {values['cut_off']:.0%} cut off"
-            )
+        shown = round_.number % max(1, self.config.steps // self.own.updates // 20) == 0
+        self.journal.record("rollout", self.step + 1, values, line=round_line(values) if shown else "")
         for line in self.worth.told():
-            self.say(line)
+            self.journal.say(line)
         if flag and not self.flagged:  # once, until all is well again
-            self.say(f"step {self.step + 1}: {flag}")
+            self.journal.say(f"step {self.step + 1}: {flag}")
         self.flagged = flag is not None
 
     # --- a step of it
@@ -169,9 +151,17 @@ class RolloutFeed:
         batch = self.placed(columns)
         if self.reference is None:
             return batch
-        with self.during("reference", self.step):
+        with self.journal.during("reference", self.step):
             found = self.places.read(self.run(self.reference, batch))
         return batch | self.placed({"reference": np.where(columns["weights"] > 0, found, 0).astype(np.float32)})
+
+
+def round_line(values: Mapping[str, float]) -> str:
+    judge = f", judge {values['judge']:.3f}" if "judge" in values else ""
+    return (
+        f"round {values['round'] + 1:.0f}: reward {values['reward']:.3f} (best of each prompt {values['best']:.3f})"
+        f"{judge}, {values['length']:.1f} tokens a sample, {values['cut_off']:.0%} cut off"
+    )
 
 
 class timed:

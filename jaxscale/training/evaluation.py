@@ -5,7 +5,7 @@ Each row of the split counts once, in parts no larger than the step's. Other mea
 
 import contextlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import jax
@@ -19,7 +19,6 @@ from jaxscale.rollouts.prompts import PromptRows
 from jaxscale.rollouts.worth import Judges
 from jaxscale.training.each_once import EachOnce
 from jaxscale.training.feed import Feed, open_source
-from jaxscale.training.log_probs import References
 from jaxscale.training.step import Program, TrainState, batch_sharding
 
 
@@ -68,17 +67,6 @@ def open_measurers(
 
         found.append(OfAbilities(config, tokenizer))
     return found
-
-
-def with_references(
-    references: References, rows: RowSource, measurers: list[Measurer]
-) -> tuple[RowSource, list[Measurer]]:
-    """Rows to train on, and measurers, with the reference column that the objective reads beside the data."""
-    held_out = [
-        replace(one, rows=references.added(one.rows, "validation")) if isinstance(one, ValidationLoss) else one
-        for one in measurers
-    ]
-    return references.added(rows, "train"), held_out
 
 
 @dataclass(frozen=True)

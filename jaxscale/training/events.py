@@ -6,9 +6,8 @@ end of whatever came before, `data_wait_seconds` is how long the host waited for
 leaves starts without ends.
 """
 
-import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +19,16 @@ from jaxscale.files.jsonl import Lines, read_records
 class Events:
     """Written by process 0; lines made before `open` are kept until then, as the directory is not there yet.
 
-    On every process `follow` hears of each event, as its phase and step.
+    Attributes:
+        last: when the newest event was, by `time.perf_counter`.
     """
 
     def __init__(self) -> None:
         self.active = True
         self.waiting: list[dict[str, Any]] = []
         self.file: Lines | None = None
-        self.follow: Callable[[str, str, int | None], None] | None = None
         self.attempt = 1
         self.last = time.perf_counter()
-        self.write("run", "start")
 
     def open(self, out: Path, say: Callable[[str], None]) -> None:
         self.active = jax.process_index() == 0
@@ -46,8 +44,6 @@ class Events:
         """`at`: when it happened, by `time.perf_counter`; None: now."""
         now = time.perf_counter()
         self.last = now if at is None else at
-        if self.follow:
-            self.follow(event, phase, step)
         when = time.time() - (now - self.last)
         line = {"event": event, "phase": phase, "time": when, "attempt": self.attempt, "step": step} | more
         if self.file:
@@ -55,23 +51,7 @@ class Events:
         elif self.active:
             self.waiting.append(line)
 
-    def step(self, step: int, done: float, data_wait_seconds: float) -> float:
-        """The seconds of a step that was done at `done`, from the end of whatever came before: so the parts add up."""
-        seconds = max(0.0, done - self.last)
-        self.write("step", "end", step, at=done, seconds=seconds, data_wait_seconds=data_wait_seconds)
-        return seconds
-
-    @contextlib.contextmanager
-    def during(self, event: str, step: int | None = None) -> Iterator[None]:
-        """Start and end of what is done inside; an end also when it fails."""
-        self.write(event, "start", step)
-        try:
-            yield
-        finally:
-            self.write(event, "end", step)
-
-    def close(self, step: int | None = None) -> None:
-        self.write("run", "end", step)
+    def close(self) -> None:
         if self.file:
             self.file.close()
             self.file, self.active = None, False

@@ -6,6 +6,7 @@ the machine's own runtime (a pickle inside, as jax writes it): load only files t
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from jax.experimental import serialize_executable
 from jaxscale import config as cfg
 from jaxscale.compiled.store import what_it_depends_on
 from jaxscale.files.reading import parse_json
+from jaxscale.training.build import Setup
 from jaxscale.training.step import Program
 
 MAGIC = b"jaxscale executable 1\n"
@@ -67,6 +69,17 @@ def load_executable(
         return step
     except Exception as error:  # the runtime's own errors come in many types
         raise ValueError(f"--executable {path} cannot be loaded here: {' '.join(str(error).split())[:300]}") from error
+
+
+def with_loaded_step(setup: Setup, path: Path, devices: list[jax.Device], *, documents: bool) -> Setup:
+    """The same setup, with the step of an executable: nothing is compiled. Raises as `load_executable` does.
+
+    Args:
+        documents: as for `Setup.abstract_batch`.
+    """
+    batch = setup.abstract_batch(documents=documents)
+    step = load_executable(path, setup.config, devices, setup.program, batch)
+    return replace(setup, program=replace(setup.program, step=step))
 
 
 def read(path: Path) -> tuple[dict[str, Any], bytes]:

@@ -12,9 +12,9 @@ from jaxscale.checkpoint.fingerprint import device_sums, named_leaves, same_bloc
 from jaxscale.cluster.codes import CORRUPT
 from jaxscale.objectives.token_sums import model_arguments
 from jaxscale.training import pipeline
+from jaxscale.training.journal import Journal
 from jaxscale.training.stages import has_stages
 from jaxscale.training.step import Program, all_parameters
-from jaxscale.training.writer import MetricsWriter
 
 MOST_IN_A_ROW = 100  # updates left out, one after the other: nothing is being learnt
 FIXES = {
@@ -40,8 +40,8 @@ class Corrupt(ValueError):
 class Guard:
     """Judges each step's metrics on the host, alike on every process; counts what it did."""
 
-    def __init__(self, config: cfg.Config, program: Program, mesh: Mesh, writer: MetricsWriter, say: Any):
-        self.config, self.program, self.mesh, self.writer, self.say = config, program, mesh, writer, say
+    def __init__(self, config: cfg.Config, program: Program, mesh: Mesh, journal: Journal):
+        self.config, self.program, self.mesh, self.journal = config, program, mesh, journal
         self.skipped = self.in_a_row = 0
         self.rollbacks = 0
         self.sums = self.make_sums() if config.guard.recompute_every else None
@@ -56,12 +56,13 @@ class Guard:
         policy = self.config.guard.on_spike if finite else self.config.on_nonfinite
         what = f"loss {values['loss']}, gradient norm {values['grad_norm']}"
         what += f", {self.config.guard.spike:g} deviations above the recent mean or more" if finite else ""
-        self.writer.write(kind, step, values)
         self.in_a_row += 1
         if policy == "skip" and self.in_a_row < MOST_IN_A_ROW:
             self.skipped += 1
-            self.say(f"step {step}: {what}; update skipped ({self.skipped} so far)")
+            line = f"step {step}: {what}; update skipped ({self.skipped} so far)"
+            self.journal.record(kind, step, values, line=line)
             return
+        self.journal.record(kind, step, values)
         if policy == "rollback" and saved and self.rollbacks < self.config.guard.max_rollbacks:
             self.rollbacks += 1
             raise Rollback(step, what)
@@ -117,7 +118,7 @@ class Guard:
                 arrays, places = sorted({int(i) for i, _ in differ}), sorted({int(p) for _, p in differ})
                 where = names[arrays[0]] if what == "state after" and arrays[0] < len(names) else what
                 raise Corrupt(f"step {step} computed twice differs in {where}: {self.owners(places)}")
-        self.writer.write("recomputed", step, {"arrays": len(names)})
+        self.journal.record("recomputed", step, {"arrays": len(names)})
 
     def owners(self, places: list[int]) -> str:
         """`process 1 (cpu:2, cpu:3)` of places in the mesh; all of them: no process can be told from the others."""

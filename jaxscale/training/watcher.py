@@ -26,7 +26,9 @@ class Watcher(Protocol):
         """`values`: of the step's record, and of the newest records of other kinds as `kind/name`."""
         ...
 
-    def finish(self) -> None: ...
+    def finish(self) -> None:
+        """Once, after `describe`: nothing follows. It is called after an error too."""
+        ...
 
 
 class Silent:

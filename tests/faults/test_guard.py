@@ -129,8 +129,8 @@ def test_a_flipped_bit_in_one_copy_names_its_device(tmp_path):
     rows = Synthetic(small.model.vocab_size, small.data.seq_len, seed=0)
     with on_mesh(mesh, result.rules), contextlib.closing(Feed(rows, small, batch_sharding(mesh))) as feed:
         batch, written = next(feed), []
-        writer = types.SimpleNamespace(write=lambda *line: written.append(line))
-        guard = Guard(small, result.program, mesh, writer, print)
+        journal = types.SimpleNamespace(record=lambda *record: written.append(record))
+        guard = Guard(small, result.program, mesh, journal)
         guard.recompute(100, state, batch)
         assert [kind for kind, *_ in written] == ["recomputed"]
         with pytest.raises(Corrupt, match=rf"copies of params.* differ: process 0 \(cpu:{mesh.devices.flat[2].id}\)"):

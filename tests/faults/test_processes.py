@@ -192,7 +192,7 @@ def test_a_hang_is_named_with_the_stacks_of_all_processes(config, folder):
         assert group.wait(120) == [HUNG, HUNG], group.texts()
         for rank in (0, 1):
             assert "behind: process 1 (at step 6, step for" in group.error(rank)
-            assert "trainer.py" in group.error(rank)
+            assert "in journal.py" in group.error(rank)  # which has called the watcher
             stacks = (out / "stacks" / f"process-{rank}.txt").read_text()
             assert "trainer.py" in stacks
             assert "monitor.py" in stacks

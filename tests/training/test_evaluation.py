@@ -14,7 +14,7 @@ from jaxscale.data.tokens import Synthetic
 from jaxscale.training import feed
 from jaxscale.training.cut import in_parts
 from jaxscale.training.evaluation import EachOnce, ValidationLoss
-from jaxscale.training.events import Events
+from jaxscale.training.journal import Journal
 from jaxscale.training.spikes import no_losses
 from jaxscale.training.step import TrainState
 from jaxscale.training.trainer import Run
@@ -119,9 +119,10 @@ def test_every_row_of_the_split_counts_once(tmp_path, rows, batches, counted, mi
 
     setup = Setup(config)
     with setup.context():
-        program = SimpleNamespace(evaluate=evaluate)
-        run = Run(config, program, None, {}, Listener(), None, setup.mesh, Events())
-        run.writer = SimpleNamespace(write=lambda *record, plotted: written.append(record))
+        journal = Journal(Listener())
+        journal.metrics = SimpleNamespace(write=lambda *record, plotted: written.append(record))
+        made_up = SimpleNamespace(config=config, program=SimpleNamespace(evaluate=evaluate), mesh=setup.mesh)
+        run = Run(made_up, None, {}, journal, None, None)
         run.evaluate(None, 5, [ValidationLoss(source, config)])
     wanted = [source.row(i) for i in range(counted)]
     assert seen == [tuple(r["tokens"]) for r in wanted]
