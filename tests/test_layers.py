@@ -225,7 +225,7 @@ def test_the_core_stays_short_enough_to_read():
     assert sum(kernels.values()) < 1150, kernels
     lines = {f: n for f, n in every.items() if f not in kernels}
     assert {"config/sections.py", "parallel/sharding.py", "models/transformer.py", "blueprint/decoder.py"} <= set(lines)
-    assert sum(lines.values()) < 10_800, lines
+    assert sum(lines.values()) < 10_850, lines
 
 
 def test_one_place_makes_a_program_of_a_config():

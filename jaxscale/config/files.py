@@ -30,9 +30,11 @@ def read_model(model: str | dict, *, beside: Path) -> dict:
 
 def changed(values: dict, changes: dict) -> dict:
     """The values with these changes; of a section, the keys that they name."""
-    both = {key: (values.get(key), value) for key, value in changes.items()}
-    inside = {key: changed(*pair) for key, pair in both.items() if all(isinstance(x, dict) for x in pair)}
-    return values | changes | inside
+    result = dict(values)
+    for key, value in changes.items():
+        section = result.get(key)
+        result[key] = changed(section, value) if isinstance(section, dict) and isinstance(value, dict) else value
+    return result
 
 
 def find_config(path: str | Path) -> Path:
