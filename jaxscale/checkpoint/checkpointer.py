@@ -86,8 +86,8 @@ class Checkpointer:
         start = time.perf_counter()
         self.barrier.begin()
         size = sum(x.nbytes for x in jax.tree.leaves(state))
-        own = trouble(self.directory, size) if jax.process_index() == 0 else ""
-        if reason_why := from_first(f"save/{self.barrier.number}", own, seconds=PATIENCE):
+        cause = trouble(self.directory, size) if jax.process_index() == 0 else ""
+        if reason_why := from_first(f"save/{self.barrier.number}", cause, seconds=PATIENCE):
             raise Unsaved(f"checkpoint {step} is not written: {reason_why}")
         meta: dict[str, Any] = {"config": config.model_dump(mode="json"), "state": shapes(state), "data": data}
         meta["format"] = FORMAT
@@ -192,9 +192,9 @@ class Checkpointer:
 
     def restore(self, step: int, abstract: Any) -> Any:
         """This process's part of the state. It waits for no other process: one may find its own part damaged."""
-        own = jax.process_index()
+        rank = jax.process_index()
         alone = ocp.options.MultiprocessingOptions(
-            primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"read-{own}"
+            primary_host=rank, active_processes={rank}, barrier_sync_key_prefix=f"read-{rank}"
         )
         handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
         with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
@@ -202,16 +202,16 @@ class Checkpointer:
 
     def together(self, read: Callable[..., Any], *arguments: Any) -> Any:
         """read(*arguments) on all processes; Damaged on all of them where it is on one."""
-        found, problem = None, ""
+        content, problem = None, ""
         try:
-            found = reading(read, *arguments)
+            content = reading(read, *arguments)
         except Damaged as error:
             problem = str(error)
         self.reads += 1
         problems = from_all(f"read/{self.reads}", problem, seconds=PATIENCE)
         if any(problems):
             raise Damaged(next(filter(None, problems)))
-        return found
+        return content
 
     def set_aside(self, step: int, cause: str, say: Say) -> None:
         target = aside(self.directory) / f"{step}-{time.time_ns()}"

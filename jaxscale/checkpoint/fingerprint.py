@@ -49,14 +49,14 @@ class Sums:
         self.names = list(leaves)
         shards = [(i, x.shape, s) for i, x in enumerate(leaves.values()) for s in x.addressable_shards]
         on_cpu = all(s.device.platform == "cpu" for _, _, s in shards)
-        self.found = {} if on_cpu else jitted_sums(leaves)
+        self.queued_sums = {} if on_cpu else jitted_sums(leaves)
         first = [(i, shape, s) for i, shape, s in shards if on_cpu and s.replica_id == 0]  # each block once in a run
         self.blocks = [(i, shape, s.index, np.asarray(s.data)) for i, shape, s in first]
 
     def own(self) -> str:
         """What this process's blocks add to each sum, as text; to be called once, the blocks are let go."""
-        if self.found:
-            values = [int(x) for x in map(jax.device_get(self.found).get, self.names)]
+        if self.queued_sums:
+            values = [int(x) for x in map(jax.device_get(self.queued_sums).get, self.names)]
             total = np.array(values if jax.process_index() == 0 else np.zeros_like(values), np.uint32)
         else:
             with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -146,13 +146,13 @@ def device_sums(tree: PyTree, mesh: Mesh) -> jax.Array:
     """
     axes = tuple(mesh.axis_names)
 
-    def own(x: jax.Array) -> jax.Array:
+    def sums_by_device(x: jax.Array) -> jax.Array:
         here, one_each = jax.typeof(x).sharding.spec, PartitionSpec(axes)
         local = lambda block: weighted_sum(block)[None]  # noqa: E731
         body = on_each_device(local, (here,), one_each, check_vma=False)
         return jax.reshard(body(x), PartitionSpec())
 
-    return jnp.stack([own(x) for x in named_leaves(tree).values()])
+    return jnp.stack([sums_by_device(x) for x in named_leaves(tree).values()])
 
 
 def same_blocks(x: Any, mesh: Mesh) -> list[list[int]]:

@@ -72,10 +72,10 @@ def configured(path: Path) -> str | None:
 
 def inventory(place: epath.Path) -> list[Kept]:
     """Everything under a place, by step, then what was set aside as damaged."""
-    found = [looked_at(place, name, below) for name, below in by_directory(files(place)).items()]
+    entries = [looked_at(place, name, below) for name, below in by_directory(files(place)).items()]
     other = aside(place)
-    found += [looked_at(other, name, below, status="set aside") for name, below in by_directory(files(other)).items()]
-    kept = [k for k in found if k.step is not None]
+    entries += [looked_at(other, name, below, status="set aside") for name, below in by_directory(files(other)).items()]
+    kept = [k for k in entries if k.step is not None]
     return sorted(kept, key=lambda k: (k.status == "set aside", k.step, k.name))
 
 
@@ -86,10 +86,10 @@ def committed_steps(place: epath.Path) -> list[int]:
     return [int(name) for name, below in by_directory(files(place)).items() if name.isdigit() and COMMIT in below]
 
 
-def by_directory(found: dict[str, File]) -> dict[str, dict[str, File]]:
+def by_directory(by_path: dict[str, File]) -> dict[str, dict[str, File]]:
     """Top directory -> its files."""
     groups: dict[str, dict[str, File]] = {}
-    for path, file in found.items():
+    for path, file in by_path.items():
         top, slash, rest = path.partition("/")
         if slash:
             groups.setdefault(top, {})[rest] = file

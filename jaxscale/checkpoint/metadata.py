@@ -64,7 +64,7 @@ def require_unchanged(state: Any, meta: dict) -> None:
     saved = meta.get("fingerprints")
     if not saved:  # a checkpoint from before there were any
         return
-    changed = [name for name, found in fingerprints(state).items() if saved.get(name) != found]
+    changed = [name for name, fingerprint in fingerprints(state).items() if saved.get(name) != fingerprint]
     if changed:
         raise Damaged(f"{len(changed)} arrays are not what was saved, {changed[0]} first")
 
@@ -93,11 +93,11 @@ class Names(ocp.path.step.NameFormat):
         return self.usual.build_name(step)
 
     def find_all(self, base_path: Any) -> Iterator[Step]:
-        return (Step(found.step, found.path) for found in self.usual.find_all(base_path))
+        return (Step(entry.step, entry.path) for entry in self.usual.find_all(base_path))
 
     def find_step(self, base_path: Any, step: int) -> Step:
-        found = self.usual.find_step(base_path, step)
-        return Step(found.step, found.path)
+        entry = self.usual.find_step(base_path, step)
+        return Step(entry.step, entry.path)
 
 
 def listing_problem(directory: epath.Path) -> str:

@@ -54,19 +54,19 @@ class Stored:
         for part in ("frozen", "router_bias"):
             if f"{part}.{name}" in self.names:
                 return self.read(f"{part}.{name}", index)
-        found = self.read(f"{self.trained}.{name}", index)
+        block = self.read(f"{self.trained}.{name}", index)
         if not self.decay or f"ema.{name}" not in self.names:
-            return found
+            return block
         # what the average lacks after so many steps: `training.average`
-        return self.read(f"ema.{name}", index) + np.float32(self.decay**self.step) * found.astype(np.float32)
+        return self.read(f"ema.{name}", index) + np.float32(self.decay**self.step) * block.astype(np.float32)
 
     def read(self, name: str, index: Index) -> np.ndarray:
         try:
             if name not in self.open:
                 self.open[name] = open_array(self.state, name, self.context)
-            found: np.ndarray = self.open[name][index].read().result(SECONDS)
+            block: np.ndarray = self.open[name][index].read().result(SECONDS)
         except Exception as error:  # tensorstore says "damaged" in many ways
             raise ValueError(
                 f"checkpoint {self.step} of {self.place}: {name} cannot be read ({in_short(error)})"
             ) from None
-        return found
+        return block

@@ -56,12 +56,12 @@ def verify(place: epath.Path, kept: Kept) -> Verdict:
         return Verdict(kept.step, 0, 0, True, (*problems, f"{METADATA}: {cause}"))
     sums, size = meta.get("fingerprints") or {}, 0
     names = sorted(meta["state"], key=lambda name: (-elements(meta["state"][name]), name))
-    for name, found, nbytes, problem in read_sums(place / kept.name / "state", names):
+    for name, total, nbytes, problem in read_sums(place / kept.name / "state", names):
         size += nbytes
         if problem:
             problems.append(f"{name}: {problem}")
-        elif sums and sums.get(name) != found:
-            problems.append(f"{name}: not what was saved (its bits sum to {found}, saved {sums.get(name, 'none')})")
+        elif sums and sums.get(name) != total:
+            problems.append(f"{name}: not what was saved (its bits sum to {total}, saved {sums.get(name, 'none')})")
     return Verdict(kept.step, len(names), size, bool(sums), tuple(problems))
 
 

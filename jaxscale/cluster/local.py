@@ -112,18 +112,18 @@ class Children:
 
     def collect(self) -> list[End]:
         """Those that ended since the last call; a process that missed another comes after that other."""
-        found = []
+        ended = []
         for process, child in list(self.running.items()):
             if os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
                 continue
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(child.pid, signal.SIGKILL)  # what it left; the number is its own until it is waited for
             code = child.wait()
-            found.append(End(process, code) if code >= 0 else End(process, 128 - code, signal.Signals(-code)))
+            ended.append(End(process, code) if code >= 0 else End(process, 128 - code, signal.Signals(-code)))
             del self.running[process]
-        found.sort(key=lambda end: end.code == VANISHED)
-        self.ends += found
-        return found
+        ended.sort(key=lambda end: end.code == VANISHED)
+        self.ends += ended
+        return ended
 
     def terminate(self) -> None:
         """SIGTERM to each; one that has ended, and was not collected yet, ignores it."""
@@ -158,11 +158,11 @@ def watch(children: Children, heard: Sequence[int], *, grace: float) -> End | No
             it; where it ended by itself they have a third of the time to do so too, each saying why.
     """
     failed: End | None = None
-    told, ask, kill = False, float("inf"), float("inf")  # the times of SIGTERM and SIGKILL
+    sigterm_sent, ask, kill = False, float("inf"), float("inf")  # the times of SIGTERM and SIGKILL
     while children.running:
         now = time.monotonic()
-        if not told and (heard or now > ask):
-            told = True
+        if not sigterm_sent and (heard or now > ask):
+            sigterm_sent = True
             children.terminate()
         if list(heard).count(signal.SIGINT) > 1 or now > kill:
             children.kill()

@@ -175,10 +175,10 @@ class Monitor:
             return
         with contextlib.suppress(Missing):
             self.beat()
-            words = self.store.all("word")
+            messages = self.store.all("word")
             self.answered = time.monotonic()
-            self.read_words(words)
-            self.watch_others() if self.rank == 0 else self.watch_first(words)
+            self.read_messages(messages)
+            self.watch_others() if self.rank == 0 else self.watch_first(messages)
 
     def beat(self) -> None:
         with self.writing:  # the last words are not written over
@@ -199,35 +199,35 @@ class Monitor:
         deadline = getattr(self.watch, DEADLINES.get(self.doing, "step"))
         return bool(deadline) and time.monotonic() - self.since > deadline
 
-    def read_words(self, words: dict[str, str]) -> None:
+    def read_messages(self, messages: dict[str, str]) -> None:
         if self.last_words:  # this process ends by itself, with its own line
             return
-        if end := words.get("end"):
+        if end := messages.get("end"):
             code, message = end.split(" ", 1)
             self.end(int(code), message)
-        if self.signal and "stop" not in words:
+        if self.signal and "stop" not in messages:
             self.store.put("word/stop", self.signal)
-        if "stop" in words and self.last is None:
-            self.agree(words)
+        if "stop" in messages and self.last is None:
+            self.agree(messages)
 
-    def agree(self, words: dict[str, str]) -> None:
+    def agree(self, messages: dict[str, str]) -> None:
         """All stop after the last step that any of them has started: nobody starts another until that is known."""
         with self.gate:
-            self.signal = self.signal or words["stop"]
+            self.signal = self.signal or messages["stop"]
             if not self.agreeing:
                 self.store.put(f"at/{self.rank}", str(self.started))
                 self.agreeing = True
-            if "last" in words:
-                self.last = int(words["last"])
+            if "last" in messages:
+                self.last = int(messages["last"])
                 self.gate.notify_all()
-        if self.rank == 0 and "last" not in words:
+        if self.rank == 0 and "last" not in messages:
             at = self.store.all("at")
             if len(at) == self.place.processes:
                 self.store.put("word/last", str(max(map(int, at.values()))))
 
-    def watch_first(self, words: dict[str, str]) -> None:
+    def watch_first(self, messages: dict[str, str]) -> None:
         """Process 0 watches all; the others watch it."""
-        self.hear({0: words["beat"]} if "beat" in words else {})
+        self.hear({0: messages["beat"]} if "beat" in messages else {})
         if silent := self.silent():
             self.end(*silent)
 

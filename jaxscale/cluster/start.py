@@ -28,13 +28,13 @@ HEARTBEAT_MARGIN = 30  # seconds that JAX's own heartbeats wait beyond ours, who
 
 @dataclass(frozen=True)
 class Place:
-    """Where a process stands among `processes`; `found` says by whom it was told."""
+    """Where a process stands among `processes`; `source` says who told it."""
 
     coordinator: str  # host:port
     processes: int
     process_id: int
     local_device_ids: tuple[int, ...] | None
-    found: str
+    source: str
 
 
 ALONE = Place("", 1, 0, None, "nothing said of others")
@@ -68,7 +68,7 @@ def join_processes(runtime: cfg.Runtime, watch: cfg.Watch) -> Place:
         )
     except RuntimeError as error:
         raise ValueError(
-            f"process {place.process_id} of {place.processes} ({place.found}) cannot join the coordinator "
+            f"process {place.process_id} of {place.processes} ({place.source}) cannot join the coordinator "
             f"{place.coordinator}: {str(error).splitlines()[0][:200]}"
         ) from error
     JOINED.append(place)
@@ -126,14 +126,14 @@ def from_scheduler(name: str) -> Place:
     listen on every address of its machine."""
     detect = private.find("detect_cluster")
     try:
-        found = detect(None, None, None, None, None, 300)
+        detected = detect(None, None, None, None, None, 300)
     except Exception as error:  # what a scheduler's interface raises: HTTP, DNS, parsing
         raise ValueError(f"{name}: JAX's cluster detection failed: {first_line(error)}; {HOW_ELSE}") from error
-    coordinator, processes, process_id, local = found
+    coordinator, processes, process_id, local = detected
     if coordinator is None or processes is None or process_id is None:
         raise ValueError(f"{name}: JAX's cluster detection finds no coordinator, size and rank here; {HOW_ELSE}")
-    own = tuple(local) if local and several_here(os.environ) else None
-    return Place(coordinator, processes, process_id, own, name)
+    device_ids = tuple(local) if local and several_here(os.environ) else None
+    return Place(coordinator, processes, process_id, device_ids, name)
 
 
 def several_here(environment: Mapping[str, str]) -> bool:
@@ -156,9 +156,9 @@ def bind_address(place: Place) -> str | None:
     host, _, port = place.coordinator.rpartition(":")
     host = host.strip("[]")
     try:
-        found = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)
+        addresses = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)
         # Debian has 127.0.1.1 for a machine's own name: no other machine reaches that
-        family, _, _, _, address = next((f for f in found if f[4][0] != "127.0.1.1"), found[0])
+        family, _, _, _, address = next((f for f in addresses if f[4][0] != "127.0.1.1"), addresses[0])
         if address[0] == "127.0.1.1" and host != address[0]:
             address = (own_address(), int(port))
         with contextlib.closing(socket.socket(family, socket.SOCK_STREAM)) as trial:

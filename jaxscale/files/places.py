@@ -99,8 +99,8 @@ def files(place: epath.Path) -> dict[str, File]:
     """Every file below a place, by its path from there; none where there is no such place."""
     if not is_url(place):
         root = Path(place)
-        found = ((p.relative_to(root).as_posix(), p.lstat()) for p in root.rglob("*") if not p.is_dir())
-        return {name: File(s.st_size, s.st_mtime) for name, s in found}
+        stats = ((p.relative_to(root).as_posix(), p.lstat()) for p in root.rglob("*") if not p.is_dir())
+        return {name: File(s.st_size, s.st_mtime) for name, s in stats}
     store = open_store(place)
     start = len(store._strip_protocol(os.fspath(place))) + 1
     return {
@@ -147,8 +147,8 @@ def remove(place: epath.Path, first: str | None = None) -> None:
 def failures() -> tuple[type[Exception], ...]:
     """What orbax, tensorstore and the clients of object stores raise where a write fails."""
     clients = {"botocore.exceptions": "BotoCoreError", "aiohttp": "ClientError", "gcsfs.retry": "HttpError"}
-    found = [getattr(sys.modules[module], name) for module, name in clients.items() if module in sys.modules]
-    return (OSError, ValueError, RuntimeError, *found)
+    client_errors = [getattr(sys.modules[module], name) for module, name in clients.items() if module in sys.modules]
+    return (OSError, ValueError, RuntimeError, *client_errors)
 
 
 def trouble(place: epath.Path, size: int) -> str:

@@ -152,8 +152,8 @@ def read_json_table(path: Path) -> dict[str, Any]:
 
 def depth(values: Any) -> int:
     """Levels of lists and mappings, counted level by level."""
-    level, found = [values], 0
+    level, levels = [values], 0
     while level := [v for v in level if isinstance(v, list | dict)]:
-        found += 1
+        levels += 1
         level = [x for v in level for x in (v.values() if isinstance(v, dict) else v)]
-    return found
+    return levels

@@ -15,7 +15,7 @@ NAMED = re.compile(
     re.IGNORECASE,
 )
 # `token: value`, as in headers, YAML and JSON; numbers, nothing, and a tokenizer's own tokens are no secrets
-TOLD = re.compile(
+AFTER_COLON = re.compile(
     r"""((?:password|passwd|secret|api[_-]?key|access[_-]?key(?:[_-]?id)?"""
     r"""|(?<!bos_)(?<!eos_)(?<!pad_)(?<!unk_)(?<!sep_)(?<!cls_)(?<!mask_)token)['"]?:\s*['"]?)"""
     r"""(?![\d.]+(?:[\s,;'"}\])]|$)|(?:none|null|true|false)\b|[<\[({])[^\s&,;'"}]+""",
@@ -32,7 +32,7 @@ def redact(text: str) -> str:
     """`text` without credentials: `s3://KEY:SECRET@bucket` -> `s3://***@bucket`, `api_key=X` -> `api_key=***`,
     `token: X` -> `token: ***`, `Authorization: Bearer X` -> `Authorization: Bearer ***`."""
     text = HEADER.sub(rf"\1{HIDDEN}", USERINFO.sub(rf"\1{HIDDEN}@", text))
-    return TOLD.sub(rf"\1{HIDDEN}", NAMED.sub(rf"\1{HIDDEN}", text))
+    return AFTER_COLON.sub(rf"\1{HIDDEN}", NAMED.sub(rf"\1{HIDDEN}", text))
 
 
 def one_line(message: str) -> str:

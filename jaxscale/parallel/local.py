@@ -161,12 +161,12 @@ class _InSlices:
         gradients, kept = args[: len(sent)], args[len(sent) :]
         pull, _ = jax.tree.unflatten(self.tree, [x[0] for x in kept])
         if self.check_vma:
-            (found,) = pull(list(gradients))
-            return list(found.values())
+            (by_place,) = pull(list(gradients))
+            return list(by_place.values())
         # No types say what is the same on several devices. As in jax, each takes a share, and what comes back is added.
         shares = [g / math.prod(self.sizes[a] for a in self.unsplit(s)) for g, s in zip(gradients, sent, strict=True)]
-        (found,) = pull(shares)
-        return [jax.lax.psum(x, self.unsplit(self.in_specs[i])) for i, x in found.items()]
+        (by_place,) = pull(shares)
+        return [jax.lax.psum(x, self.unsplit(self.in_specs[i])) for i, x in by_place.items()]
 
     def kept_spec(self, x: jax.Array) -> PartitionSpec:
         """Layout of the devices' own `x` as one array: stacked along the axes over which they differ."""
@@ -206,8 +206,8 @@ def _batched(
 
         def sliced(*args: jax.Array) -> Any:
             # what all slices share is marked as differing, so that each slice has a gradient of its own
-            own = [x[0] if b else jax.lax.pcast(x, axis, to="varying") for x, b in zip(args, batched, strict=True)]
-            return jax.tree.map(lambda x: x[None], body(*own))
+            slices = [x[0] if b else jax.lax.pcast(x, axis, to="varying") for x, b in zip(args, batched, strict=True)]
+            return jax.tree.map(lambda x: x[None], body(*slices))
 
         wide_specs = [_wide(s, axis) if b else s for s, b in zip(in_specs, batched, strict=True)]
         wide_out = jax.tree.map(partial(_wide, axis=axis), out_specs)

@@ -28,17 +28,17 @@ def start_devices(runtime: cfg.Runtime, processes: int = 1) -> list[jax.Device]:
             f"runtime.simulated_devices={simulated} are not the same number on each of {processes} processes; "
             f"try {processes * math.ceil(simulated / processes)}"
         )
-    own = simulated // processes if simulated else None
+    per_process = simulated // processes if simulated else None
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", str(GPU_MEMORY_FRACTION))  # read where there is a GPU
     platform = "cuda" if runtime.platform == "gpu" else runtime.platform
     if platform != "auto":
         jax.config.update("jax_platforms", platform)
     if platform == "cpu" and (simulated or processes) == 1:  # a step's memory is given back before the next one
         jax.config.update("jax_cpu_enable_async_dispatch", False)
-    if own:
-        give_threads(own)
+    if per_process:
+        give_threads(per_process)
         with contextlib.suppress(RuntimeError):  # devices exist already (a notebook, a test): do they suffice?
-            jax.config.update("jax_num_cpu_devices", own)
+            jax.config.update("jax_num_cpu_devices", per_process)
     if runtime.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(runtime.compilation_cache))
         jax.config.update("jax_compilation_cache_max_size", 4 * 2**30)
@@ -100,17 +100,17 @@ def arrange(devices: list[jax.Device], inside: tuple[int, ...], over: tuple[int,
     two axes where whole dims don't fit. Elsewhere devices stay in their order, which keeps the last axes within a node.
     """
     torus = devices[0].platform == "tpu"
-    found = sorted({getattr(d, "slice_index", 0) for d in devices}) if torus else list(range(math.prod(over)))
-    if len(found) != math.prod(over):
+    slices = sorted({getattr(d, "slice_index", 0) for d in devices}) if torus else list(range(math.prod(over)))
+    if len(slices) != math.prod(over):
         raise ValueError(
-            f"the devices are in {len(found)} slices and mesh.dcn spans {math.prod(over)}; "
-            f"set e.g. mesh.dcn.data={len(found)}, and the axes of mesh for one slice"
+            f"the devices are in {len(slices)} slices and mesh.dcn spans {math.prod(over)}; "
+            f"set e.g. mesh.dcn.data={len(slices)}, and the axes of mesh for one slice"
         )
-    blocks = np.empty(len(found), dtype=object)
-    for i, number in enumerate(found):
+    blocks = np.empty(len(slices), dtype=object)
+    for i, number in enumerate(slices):
         if torus:
-            own = [d for d in devices if getattr(d, "slice_index", 0) == number]
-            blocks[i] = mesh_utils.create_device_mesh(inside, own, allow_split_physical_axes=True)
+            in_slice = [d for d in devices if getattr(d, "slice_index", 0) == number]
+            blocks[i] = mesh_utils.create_device_mesh(inside, in_slice, allow_split_physical_axes=True)
         else:
             size = math.prod(inside)
             blocks[i] = np.array(sorted(devices, key=lambda d: d.id)[i * size : (i + 1) * size]).reshape(inside)

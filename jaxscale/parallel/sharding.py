@@ -112,8 +112,8 @@ def axes_of(name: str | None) -> Axes:
 
 def nought() -> jax.Array:
     """0, on the mesh in context: a scan from `jnp.zeros(())`, which is on none, does not lower mapped over replicas."""
-    found: jax.Array = jnp.zeros((), out_sharding=jax.P())
-    return found
+    zero: jax.Array = jnp.zeros((), out_sharding=jax.P())
+    return zero
 
 
 def stage_axes() -> Axes:
@@ -214,10 +214,10 @@ def with_vectors(run: Callable[..., jax.Array], x: jax.Array, *vectors: jax.Arra
     def local(x: jax.Array, *vectors: jax.Array) -> jax.Array:
         return run(x, *(everywhere(v).astype(x.dtype) for v in vectors))
 
-    here, own = to_spec(dims), [to_spec(dims[x.ndim - v.ndim :]) for v in vectors]
-    body = on_each_device(local, (here, *own), here)
+    here, vector_specs = to_spec(dims), [to_spec(dims[x.ndim - v.ndim :]) for v in vectors]
+    body = on_each_device(local, (here, *vector_specs), here)
     with jax.named_scope("norm"):
-        result: jax.Array = body(x, *(jax.reshard(v, s) for v, s in zip(vectors, own, strict=True)))
+        result: jax.Array = body(x, *(jax.reshard(v, s) for v, s in zip(vectors, vector_specs, strict=True)))
         return result
 
 

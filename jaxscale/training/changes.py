@@ -79,15 +79,15 @@ def config_changes(saved: dict[str, Any], config: cfg.Config) -> list[Change]:
 
 def compare(saved: Any, section: cfg.Section, prefix: str = "") -> list[Change]:
     saved = saved if isinstance(saved, dict) else {}
-    values, found = section.model_dump(mode="json"), []
+    values, changes = section.model_dump(mode="json"), []
     for name in type(section).model_fields:
         key, inner = f"{prefix}{name}", getattr(section, name)
         old = saved.get(name, cfg.default_of(type(section), name))
         if isinstance(inner, cfg.Section) and isinstance(old, dict):
-            found += compare(old, inner, f"{key}.")
+            changes += compare(old, inner, f"{key}.")
         elif old != values[name]:
-            found.append(Change(key, old, values[name]))
-    return found
+            changes.append(Change(key, old, values[name]))
+    return changes
 
 
 def as_typed(value: Any) -> str:

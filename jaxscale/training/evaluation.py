@@ -36,12 +36,12 @@ class Measurer(Protocol):
         """The record's values; `loss` among them is the run's validation loss."""
         ...
 
-    def numbers(self, found: Mapping[str, Any]) -> Mapping[str, float]:
-        """Those of them that TensorBoard and wandb plot."""
+    def numbers(self, values: Mapping[str, Any]) -> Mapping[str, float]:
+        """Those of the values that TensorBoard and wandb plot."""
         ...
 
-    def line(self, found: Mapping[str, Any]) -> str:
-        """What the console says of them."""
+    def line(self, values: Mapping[str, Any]) -> str:
+        """What the console says of the values."""
         ...
 
 
@@ -56,17 +56,17 @@ def open_measurers(
     Raises:
         ValueError: data or abilities that cannot be used.
     """
-    found: list[Measurer] = []
+    measurers: list[Measurer] = []
     rows = open_source(config, "validation", say=say)
     if isinstance(rows, PromptRows):
-        found.append(OfRollouts(config, rows, judges))
+        measurers.append(OfRollouts(config, rows, judges))
     elif rows is not None:
-        found.append(ValidationLoss(rows, config))
+        measurers.append(ValidationLoss(rows, config))
     if config.evaluation.abilities:
         from jaxscale.abilities.in_training import OfAbilities
 
-        found.append(OfAbilities(config, tokenizer))
-    return found
+        measurers.append(OfAbilities(config, tokenizer))
+    return measurers
 
 
 @dataclass(frozen=True)
@@ -80,11 +80,11 @@ class ValidationLoss:
     def __call__(self, program: Program, mesh: jax.sharding.Mesh, state: TrainState) -> dict[str, float]:
         return mean_loss(program.evaluate, state, self.rows, self.config, batch_sharding(mesh))
 
-    def numbers(self, found: Mapping[str, Any]) -> Mapping[str, float]:
-        return found
+    def numbers(self, values: Mapping[str, Any]) -> Mapping[str, float]:
+        return values
 
-    def line(self, found: Mapping[str, Any]) -> str:
-        return f"validation loss {found['loss']:.4f}"
+    def line(self, values: Mapping[str, Any]) -> str:
+        return f"validation loss {values['loss']:.4f}"
 
 
 def mean_loss(

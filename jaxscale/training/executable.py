@@ -24,9 +24,10 @@ MAGIC = b"jaxscale executable 1\n"
 
 def about(config: cfg.Config, devices: list[jax.Device]) -> dict[str, Any]:
     """What must be the same where the executable is made and where it is loaded."""
-    found = what_it_depends_on(config)
-    found["config"]["mesh"] = config.mesh.sizes(len(devices)) | {"over slices": config.mesh.over_slices}  # without -1
-    return found | {"devices": {"kind": devices[0].device_kind, "count": len(devices)}}
+    dependencies = what_it_depends_on(config)
+    sizes = config.mesh.sizes(len(devices))  # without -1
+    dependencies["config"]["mesh"] = sizes | {"over slices": config.mesh.over_slices}
+    return dependencies | {"devices": {"kind": devices[0].device_kind, "count": len(devices)}}
 
 
 def save_executable(path: Path, executable: Any, config: cfg.Config, devices: list[jax.Device]) -> None:
@@ -100,8 +101,8 @@ def read(path: Path) -> tuple[dict[str, Any], bytes]:
 def compare(made: Any, here: Any, where: str = "") -> list[str]:
     """`data.batch_size 8 there, 16 here` for every leaf that differs."""
     if isinstance(made, dict) and isinstance(here, dict):
-        found = []
+        differences = []
         for key in sorted({*made, *here}):
-            found += compare(made.get(key), here.get(key), f"{where}.{key}" if where else key)
-        return found
+            differences += compare(made.get(key), here.get(key), f"{where}.{key}" if where else key)
+        return differences
     return [] if made == here else [f"{where.removeprefix('config.')} {made!r} there, {here!r} here"]

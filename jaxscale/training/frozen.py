@@ -34,8 +34,8 @@ def divided(params: PyTree, *, lora: bool, names: tuple[str, ...]) -> tuple[PyTr
     params, frozen = split(params, names)
     if not lora:
         return params, frozen
-    base, own = split(params, (LORA, *((SCORE,) if SCORE in params else ())))
-    return own, whole(base, frozen)
+    base, trained = split(params, (LORA, *((SCORE,) if SCORE in params else ())))
+    return trained, whole(base, frozen)
 
 
 def whole(trained: PyTree, frozen: PyTree) -> PyTree:

@@ -96,8 +96,8 @@ class Guard:
         model = self.program.merge(params)
         model.eval()
         part = jax.tree.map(lambda x: x[0], batch)
-        found: jax.Array = getattr(model, "hidden", model)(part["tokens"], **model_arguments(model, part, None))
-        return found
+        hidden: jax.Array = getattr(model, "hidden", model)(part["tokens"], **model_arguments(model, part, None))
+        return hidden
 
     def recompute(self, step: int, state: Any, batch: Any) -> None:
         """Compute the next step twice, and compare bit by bit, on each device.
@@ -125,10 +125,11 @@ class Guard:
         devices = list(self.mesh.devices.flat)
         if len(places) == len(devices) > 1:
             return "on all devices, so the cause was spread by a collective before it was seen"
-        own: dict[int, list[str]] = {}
+        by_process: dict[int, list[str]] = {}
         for place in places:
-            own.setdefault(devices[place].process_index, []).append(f"{devices[place].platform}:{devices[place].id}")
-        return ", ".join(f"process {rank} ({', '.join(names)})" for rank, names in sorted(own.items()))
+            device = devices[place]
+            by_process.setdefault(device.process_index, []).append(f"{device.platform}:{device.id}")
+        return ", ".join(f"process {rank} ({', '.join(names)})" for rank, names in sorted(by_process.items()))
 
 
 def minority(sums: np.ndarray, group: list[int]) -> list[int]:

@@ -33,12 +33,12 @@ class Beginning:
 
     Attributes:
         has: is this parameter there? One that is not begins as in any run.
-        told: a line on where they come from.
+        line: on where they come from.
     """
 
     block: Block
     has: Callable[[Path_], bool]
-    told: str
+    line: str
 
 
 def initial_state(config: cfg.Config, program: Program, say: Say) -> TrainState:
@@ -52,7 +52,7 @@ def initial_state(config: cfg.Config, program: Program, say: Say) -> TrainState:
     sources = sources_of(config)
     state = unread(program, sources)()
     for source in sources:
-        say(source.told)
+        say(source.line)
     return state._replace(**read(program, sources, {name: getattr(state, name) for name in GROUPS}))
 
 
@@ -61,8 +61,8 @@ def first_parameters(config: cfg.Config, program: Program) -> Any:
     sources = sources_of(config)
     start = unread(program, sources)
     drawn = jax.jit(lambda: {name: getattr(start(), name) for name in GROUPS})()
-    found = read(program, sources, drawn)
-    return all_parameters(program.abstract._replace(**found), found["params"])
+    groups = read(program, sources, drawn)
+    return all_parameters(program.abstract._replace(**groups), groups["params"])
 
 
 def sources_of(config: cfg.Config) -> list[Beginning]:
@@ -99,16 +99,16 @@ def beginning(config: cfg.Config) -> Beginning:
         if config.init.at is not None:
             raise ValueError(f"init.step={config.init.at} is of a run's checkpoints, and {source} has none; remove it")
         directory = Path(source.removeprefix(PUBLISHED)).expanduser()
-        found = read_published(directory)
-        require_same(found.model.model_dump(mode="json"), config, source)
-        files = Files(directory, found.family, base_of(config.model))
-        return Beginning(files.block, files.paths.__contains__, f"begins from {found.family} in {directory}")
+        published = read_published(directory)
+        require_same(published.model.model_dump(mode="json"), config, source)
+        files = Files(directory, published.family, base_of(config.model))
+        return Beginning(files.block, files.paths.__contains__, f"begins from {published.family} in {directory}")
     stored = Stored(source, config.init.at)
     require_same(stored.config["model"], config, source)
     read: Block = lambda path, index, dtype: stored.block(path, index).astype(dtype)  # noqa: E731
-    own = stored.config["model"].get("lora") is not None
+    has_lora = stored.config["model"].get("lora") is not None
     scores = bool(stored.config["model"].get("score"))
-    has = lambda path: (own or LORA not in path) and (scores or SCORE not in path)  # noqa: E731
+    has = lambda path: (has_lora or LORA not in path) and (scores or SCORE not in path)  # noqa: E731
     return Beginning(read, has, f"begins from step {stored.step} of {source}")
 
 
@@ -116,18 +116,18 @@ def adapter(config: cfg.Config) -> Beginning:
     """How LoRA's matrices of `init.adapter` are read."""
     assert config.init.adapter_directory
     directory = Path(config.init.adapter_directory).expanduser()
-    found = Adapter(directory, family_of(base_of(config.model)), config.model)
-    return Beginning(found.block, found.has, f"LoRA's matrices begin from {directory}")
+    matrices = Adapter(directory, family_of(base_of(config.model)), config.model)
+    return Beginning(matrices.block, matrices.has, f"LoRA's matrices begin from {directory}")
 
 
 def require_same(model: dict[str, Any], config: cfg.Config, source: str) -> None:
     """ValueError for a model that is another one than the config's."""
-    own = config.model.model_dump(mode="json")
+    ours = config.model.model_dump(mode="json")
     free = {"name", "family", "init_std"} | ({"max_seq_len"} if config.model.position == "rope" else set())
     free |= {"lora"} if model.get("lora") is None else set()
     free |= set() if model.get("score") else {"score"}  # a reward model begins from one that predicts tokens
-    theirs = {key: model.get(key, cfg.default_of(cfg.Model, key)) for key in own}
-    if differ := [f"model.{k}: {theirs[k]} -> {own[k]}" for k in own if k not in free and theirs[k] != own[k]]:
+    theirs = {key: model.get(key, cfg.default_of(cfg.Model, key)) for key in ours}
+    if differ := [f"model.{k}: {theirs[k]} -> {ours[k]}" for k in ours if k not in free and theirs[k] != ours[k]]:
         raise ValueError(f"init.from={source} is another model ({'; '.join(differ)}); leave these as they are there")
 
 
@@ -138,8 +138,8 @@ def filled(params: Any, sources: list[Beginning], drawn: Any) -> Any:
     def one(path: Path_, kind: jax.ShapeDtypeStruct) -> jax.Array:
         source = next((s for s in reversed(sources) if s.has(path)), None)
         if source is None:
-            own: jax.Array = others[path]
-            return own
+            array: jax.Array = others[path]
+            return array
         return placed(kind, lambda index: source.block(path, index, np.dtype(kind.dtype)))
 
     return nested({path: one(path, kind) for path, kind in by_path(params).items()}) if params else params
@@ -156,12 +156,12 @@ def placed(kind: jax.ShapeDtypeStruct, block: OfIndex) -> jax.Array:
     part = math.prod(layout.shard_shape(kind.shape)) * np.dtype(kind.dtype).itemsize
     if len(kind.shape) < 3 or part <= LARGE or layout.shard_shape(kind.shape)[:1] != layers:
         return from_blocks(kind.shape, layout, block)
-    found = jnp.zeros(kind.shape, kind.dtype, device=layout)
+    stack = jnp.zeros(kind.shape, kind.dtype, device=layout)
     for i in range(*layers):
         of_layer = partial(at_layer, block, i)
-        found = put(found, from_blocks((1, *kind.shape[1:]), layout, of_layer), i)
-        found.block_until_ready()  # else the host runs ahead, and holds what waits
-    return found
+        stack = put(stack, from_blocks((1, *kind.shape[1:]), layout, of_layer), i)
+        stack.block_until_ready()  # else the host runs ahead, and holds what waits
+    return stack
 
 
 def at_layer(block: OfIndex, layer: int, index: tuple[slice, ...]) -> np.ndarray:

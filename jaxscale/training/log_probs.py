@@ -139,6 +139,6 @@ def all_rows(
     )
     with contextlib.closing(feed):
         for number, batch in enumerate(feed):
-            found = feed.places.read(run(batch))
+            outputs = feed.places.read(run(batch))
             for r in range(min(size, len(rows) - number * size)):
-                yield number * size + r, found[r]
+                yield number * size + r, outputs[r]

@@ -89,8 +89,8 @@ def evaluated(config: cfg.Config, merge: Merge, params: PyTree, parts: Batch, re
         return y, read(stages.finished(stages.outer, stages.of_last(y)), taken(parts, t - ticks.ramp))
 
     y, _ = jax.lax.scan(first, stages.stream(parts["tokens"].shape[1]), jnp.arange(ticks.ramp))
-    found: Sums = jax.lax.scan(both, y, jnp.arange(ticks.ramp, ticks.ticks))[1]
-    return found
+    sums: Sums = jax.lax.scan(both, y, jnp.arange(ticks.ramp, ticks.ticks))[1]
+    return sums
 
 
 def outputs(config: cfg.Config, merge: Merge, params: PyTree, batch: Batch) -> jax.Array:
@@ -116,8 +116,8 @@ class _Step:
 
     def of_layers(self, x: jax.Array) -> jax.Array:
         """The mean of what layers summed up, [S, L/S, ...] -> [L, ...], on all devices."""
-        found: jax.Array = jax.reshard(self.stages.whole(x), jax.P()) / self.divisor
-        return found
+        mean: jax.Array = jax.reshard(self.stages.whole(x), jax.P()) / self.divisor
+        return mean
 
     def forward(self, y: jax.Array, ring: Inputs, t: jax.Array) -> tuple[jax.Array, Inputs]:
         """Each stage's output of the tick before to the next stage, and through it; its layers' inputs to the ring."""

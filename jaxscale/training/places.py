@@ -63,5 +63,5 @@ class Places:
 
     def read(self, placed: jax.Array) -> np.ndarray:
         """An array [parts, B, T] that every process has whole, as rows [R, T] in reading order."""
-        found = np.asarray(jax.device_get(placed))
-        return found.reshape(-1, found.shape[-1])[:, self.back]
+        array = np.asarray(jax.device_get(placed))
+        return array.reshape(-1, array.shape[-1])[:, self.back]

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxscale.training.replicas import OWN, Outer, started
+from jaxscale.training.replicas import PER_REPLICA, Outer, started
 from jaxscale.training.step import TrainState
 
 PyTree = Any
@@ -32,15 +32,15 @@ def shaped_for(abstract: TrainState, count: int) -> TrainState:
     """The shapes of `abstract` with so many replicas, none of which a mesh axis splits; 0: without replicas."""
     if count == replicas_of(abstract):
         return abstract
-    own = {name: getattr(abstract, name) for name in OWN}
+    fields = {name: getattr(abstract, name) for name in PER_REPLICA}
     if replicas_of(abstract):
-        own = jax.tree.map(without_first_dim, own)
+        fields = jax.tree.map(without_first_dim, fields)
         abstract = abstract._replace(outer={})
     if count:
-        params = jax.tree.map(lambda x: Shape(x.shape, jnp.float32, sharding=x.sharding), own["params"])
-        own = jax.tree.map(lambda x: with_first_dim(x, count), own)
+        params = jax.tree.map(lambda x: Shape(x.shape, jnp.float32, sharding=x.sharding), fields["params"])
+        fields = jax.tree.map(lambda x: with_first_dim(x, count), fields)
         abstract = abstract._replace(outer=Outer(params, params))
-    return abstract._replace(**own)
+    return abstract._replace(**fields)
 
 
 def without_first_dim(x: Shape) -> Shape:
@@ -59,10 +59,10 @@ def regrouped(state: TrainState, wanted: int, saved: dict[str, Any], say: Callab
     Args:
         saved: the checkpoint's config.
     """
-    found, step = replicas_of(state), int(state.step)
-    if found == wanted:
+    count, step = replicas_of(state), int(state.step)
+    if count == wanted:
         return state
-    line = f"{found or 'no'} replicas until step {step}, {wanted or 'none'} from there on"
+    line = f"{count or 'no'} replicas until step {step}, {wanted or 'none'} from there on"
     outer = state.outer
     if isinstance(outer, Outer):
         state = one_copy(state, outer)
@@ -78,8 +78,8 @@ def regrouped(state: TrainState, wanted: int, saved: dict[str, Any], say: Callab
 
 def one_copy(state: TrainState, outer: Outer) -> TrainState:
     """Without replicas: the outer parameters, and the means of what else each replica has of its own."""
-    params = jax.tree.map(lambda common, own: common.astype(own.dtype), outer.params, state.params)
-    means = {name: jax.tree.map(mean, getattr(state, name)) for name in OWN if name != "params"}
+    params = jax.tree.map(lambda common, param: common.astype(param.dtype), outer.params, state.params)
+    means = {name: jax.tree.map(mean, getattr(state, name)) for name in PER_REPLICA if name != "params"}
     return state._replace(params=params, **means, outer={})
 
 

@@ -23,7 +23,7 @@ from jaxscale.training.optimizer import global_norm
 PyTree = Any
 State = Any  # a TrainState
 Metrics = dict[str, jax.Array]
-OWN = ("params", "opt_state", "losses", "router_bias")  # fields of the state that every replica has of its own
+PER_REPLICA = ("params", "opt_state", "losses", "router_bias")  # fields of the state that every replica has of its own
 
 
 class Outer(NamedTuple):
@@ -40,9 +40,9 @@ def replica_axis() -> str | None:
 
 def started(state: State) -> State:
     """The state of one copy of the model as that of all replicas, which start alike from it."""
-    own = {name: jax.tree.map(copies, getattr(state, name)) for name in OWN}
+    fields = {name: jax.tree.map(copies, getattr(state, name)) for name in PER_REPLICA}
     params = jax.tree.map(lambda p: p.astype(jnp.float32), state.params)
-    return state._replace(**own, outer=Outer(params, jax.tree.map(jnp.zeros_like, params)))
+    return state._replace(**fields, outer=Outer(params, jax.tree.map(jnp.zeros_like, params)))
 
 
 def copies(x: jax.Array) -> jax.Array:
@@ -63,16 +63,16 @@ def alone(step: Callable[[State, PyTree], tuple[State, Metrics]]) -> Callable[[S
     assert axis is not None
 
     def steps(state: State, batch: PyTree) -> tuple[State, Metrics]:
-        def of_one(own: dict[str, PyTree], number: jax.Array, rows: PyTree) -> tuple[dict[str, PyTree], Metrics]:
+        def of_one(fields: dict[str, PyTree], number: jax.Array, rows: PyTree) -> tuple[dict[str, PyTree], Metrics]:
             rng = jax.random.fold_in(state.rng, number)
-            after, metrics = step(state._replace(**own, rng=rng, outer={}), rows)
-            return {name: getattr(after, name) for name in OWN}, metrics
+            after, metrics = step(state._replace(**fields, rng=rng, outer={}), rows)
+            return {name: getattr(after, name) for name in PER_REPLICA}, metrics
 
         numbers = jax.lax.broadcasted_iota(jnp.int32, (current_mesh().shape[axis],), 0, out_sharding=jax.P(axis))
-        own = {name: getattr(state, name) for name in OWN}
-        results = over_axis(of_one, axis)(own, numbers, jax.tree.map(by_replica, batch))
-        own, metrics = jax.tree.map(split_between, results)
-        return state._replace(**own, step=state.step + 1), metrics
+        fields = {name: getattr(state, name) for name in PER_REPLICA}
+        results = over_axis(of_one, axis)(fields, numbers, jax.tree.map(by_replica, batch))
+        fields, metrics = jax.tree.map(split_between, results)
+        return state._replace(**fields, step=state.step + 1), metrics
 
     return steps
 
@@ -105,9 +105,9 @@ def outer_step(outer: cfg.Outer) -> Callable[[State], tuple[State, Metrics]]:
         grads = jax.tree.map(moved, state.outer.params, state.params)
         momentum = jax.tree.map(lambda m, g: mu * m + g, state.outer.momentum, grads)
         params = jax.tree.map(lambda p, m, g: p - rate * (mu * m + g), state.outer.params, momentum, grads)
-        own = jax.tree.map(lambda p, old: copies(p.astype(old.dtype)), params, state.params)
+        copied = jax.tree.map(lambda p, old: copies(p.astype(old.dtype)), params, state.params)
         bias = jax.tree.map(lambda b: copies(mean(b)), state.router_bias)
-        after = state._replace(params=own, router_bias=bias, outer=Outer(params, momentum))
+        after = state._replace(params=copied, router_bias=bias, outer=Outer(params, momentum))
         return after, {"grad_norm": global_norm(grads)}
 
     return step
@@ -115,8 +115,8 @@ def outer_step(outer: cfg.Outer) -> Callable[[State], tuple[State, Metrics]]:
 
 def mean(x: jax.Array) -> jax.Array:
     """Over the replicas: [R, ...] -> [...]."""
-    found: jax.Array = jax.reshard(x, to_spec([(), *dims_of(x)[1:]])).mean(0)
-    return found
+    average: jax.Array = jax.reshard(x, to_spec([(), *dims_of(x)[1:]])).mean(0)
+    return average
 
 
 def moved(start: jax.Array, now: jax.Array) -> jax.Array:
@@ -139,8 +139,8 @@ def combined(metrics: Metrics, *, means: Iterable[str], unit: str) -> Metrics:
     table = jax.reshard(jnp.stack([metrics[name].astype(jnp.float32) for name in names]), jax.P())
     each = dict(zip(names, table, strict=True))
     counts = each[unit]
-    found = {name: values.mean() for name, values in each.items()}
+    merged = {name: values.mean() for name, values in each.items()}
     logged = [name for name in means if name in each]  # those of a model's layers are other figures by now
-    found |= {name: (each[name] * counts).sum() / jnp.maximum(counts.sum(), 1) for name in logged}
-    found |= {unit: counts.sum()} | ({"spike": each["spike"].max()} if "spike" in each else {})
-    return found
+    merged |= {name: (each[name] * counts).sum() / jnp.maximum(counts.sum(), 1) for name in logged}
+    merged |= {unit: counts.sum()} | ({"spike": each["spike"].max()} if "spike" in each else {})
+    return merged

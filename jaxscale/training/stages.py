@@ -56,8 +56,8 @@ def add(a: PyTree, b: PyTree) -> PyTree:
 
 def taken(batch: Batch, i: jax.Array) -> Batch:
     """Microbatch i: [B, T] each. Where there is none it is another one, which nobody reads."""
-    found: Batch = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, 0, keepdims=False), batch)
-    return found
+    microbatch: Batch = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, 0, keepdims=False), batch)
+    return microbatch
 
 
 class Stages:
@@ -89,8 +89,8 @@ class Stages:
     def joined(self, of_outer: PyTree, of_blocks: PyTree) -> PyTree:
         """Gradients in the shape of the trained parameters."""
         pure = {name: nnx.to_pure_dict(jax.tree.map(self.whole, state)) for name, state in of_blocks.items()}
-        found = by_path(pure)
-        return {**of_outer, **nested({path: found[path] for path in by_path(self.layers)})}
+        gradients = by_path(pure)
+        return {**of_outer, **nested({path: gradients[path] for path in by_path(self.layers)})}
 
     def whole(self, x: jax.Array) -> jax.Array:
         """[S, L/S, ...] as [L, ...]: nothing is sent."""
@@ -119,8 +119,8 @@ class Stages:
     def of_sums(self, run: Callable[[Sums], Sums]) -> Sums:
         """What `run` makes of the layers' sums at 0, [L, ...] each, as [S, L/S, ...]."""
         shapes: dict[str, tuple[int, ...]] = getattr(self.model, "sums_of_layers", {})
-        found = run({name: jnp.zeros(shape) for name, shape in shapes.items()})
-        return {name: self.staged(jax.reshard(x, jax.P(self.axis))) for name, x in found.items()}
+        sums = run({name: jnp.zeros(shape) for name, shape in shapes.items()})
+        return {name: self.staged(jax.reshard(x, jax.P(self.axis))) for name, x in sums.items()}
 
     # --- the model's pieces
 
@@ -176,8 +176,8 @@ class Stages:
 
         xs: PyTree = {name: (blocks[name], inputs[name], {}, (total[0][name], {})) for name in blocks}  # without sums
         xs[LAYERS] = blocks[LAYERS], inputs[LAYERS], dsums, (total[0][LAYERS], total[1])
-        dx, found = pattern.scan_runs(back, dy, xs, self.runs, reverse=True, unroll=self.model.unroll)
-        return dx, ({name: both[0] for name, both in found.items()}, found[LAYERS][1])
+        dx, by_stack = pattern.scan_runs(back, dy, xs, self.runs, reverse=True, unroll=self.model.unroll)
+        return dx, ({name: both[0] for name, both in by_stack.items()}, by_stack[LAYERS][1])
 
     def layer(
         self, shape: tuple[int, ...], documents: Batch
@@ -201,8 +201,8 @@ class Stages:
         takes = count - 1 if back else 0
 
         def local(y: jax.Array, *end: jax.Array) -> jax.Array:
-            found = jax.lax.ppermute(y, axis, pairs)
-            return jnp.where(jax.lax.axis_index(axis) == takes, end[0][None], found) if end else found
+            received = jax.lax.ppermute(y, axis, pairs)
+            return jnp.where(jax.lax.axis_index(axis) == takes, end[0][None], received) if end else received
 
         given = (y,) if end is None else (y, end)
         with jax.named_scope("stages"):
@@ -218,9 +218,9 @@ class Stages:
         """One stage's array, to all of them: [S, B, T, D] -> [B, T, D]."""
 
         def local(x: jax.Array) -> jax.Array:
-            own = jnp.where(jax.lax.axis_index(self.axis) == stage, x[0], 0)
-            found: jax.Array = jax.lax.psum(own, self.axis)
-            return found
+            masked = jnp.where(jax.lax.axis_index(self.axis) == stage, x[0], 0)
+            summed: jax.Array = jax.lax.psum(masked, self.axis)
+            return summed
 
         with jax.named_scope("stages"):
             return on_each_device(local, (self.spec,), spec(*STREAM))(x)
@@ -236,10 +236,10 @@ class Stages:
         columns = {name: batch[name] for name in DOCUMENTS if name in batch}
         here, there = spec(None, "batch", "sequence"), to_spec([(self.axis,), axes_of("batch"), axes_of("sequence")])
         picked = partial(self.picked, t=t, which=which, layouts=(here, there))
-        found = {name: picked(x) for name, x in columns.items()}
+        documents = {name: picked(x) for name, x in columns.items()}
         if counted and "weights" in batch:
-            found[COUNTED] = picked(counted_tokens(batch), empty=True)
-        return found
+            documents[COUNTED] = picked(counted_tokens(batch), empty=True)
+        return documents
 
     def of_ring(self, ring: Inputs, which: OfStage, t: jax.Array) -> Inputs:
         """The ring's place which(stage, t), each stage its own: [R, S, L/S, B, T, D] -> [S, L/S, B, T, D]."""
@@ -254,8 +254,8 @@ class Stages:
 
         def local(x: jax.Array, t: jax.Array) -> jax.Array:
             place = which(jax.lax.axis_index(self.axis), t)
-            found: jax.Array = jax.lax.dynamic_index_in_dim(x, place, 0, keepdims=x.ndim == 3)
-            return jnp.where((place >= 0) & (place < len(x)), found, 0) if empty else found
+            entry: jax.Array = jax.lax.dynamic_index_in_dim(x, place, 0, keepdims=x.ndim == 3)
+            return jnp.where((place >= 0) & (place < len(x)), entry, 0) if empty else entry
 
         return on_each_device(local, (layouts[0], jax.P()), layouts[1])(x, t)
 

@@ -44,7 +44,7 @@ class TrainState(NamedTuple):
 
     Every field is always there. One that a run has no use for is an empty dict: an average that nobody asked for would
     take as much memory as the parameters in float32. With replicas, what each has of its own has a first dim for them
-    (`replicas.OWN`).
+    (`replicas.PER_REPLICA`).
     """
 
     step: jax.Array  # int32, steps done
@@ -291,8 +291,8 @@ def over_parts(
         if len(parts["tokens"]) == 1:
             only = read(model, jax.tree.map(lambda x: x[0], parts))
             return {name: jnp.expand_dims(x, 0) for name, x in only.items()}
-        found: Metrics = jax.lax.scan(lambda _, part: (None, read(model, part)), None, parts)[1]
-        return found
+        stacked: Metrics = jax.lax.scan(lambda _, part: (None, read(model, part)), None, parts)[1]
+        return stacked
 
     return run
 

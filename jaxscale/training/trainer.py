@@ -142,10 +142,10 @@ class Run:
         self.warm = False  # the first step of an attempt also loads its program: it is no measure of speed
 
     def restore(self) -> tuple[TrainState, dict[str, Any]] | None:
-        found = self.checkpointer.restore_latest(self.program.abstract, self.config, say=self.journal.say)
-        if found is None:
+        restored = self.checkpointer.restore_latest(self.program.abstract, self.config, say=self.journal.say)
+        if restored is None:
             return None
-        state, meta = found
+        state, meta = restored
         self.saves.newest = int(state.step)
         self.position = read_position(meta["data"], int(state.step), self.config.data.batch_size)
         self.journal.say(f"resuming from step {state.step} of {self.config.out_dir}")
@@ -153,10 +153,10 @@ class Run:
 
     def resume(self) -> TrainState | None:
         """The newest checkpoint's state; what has changed since is said. None where there is none."""
-        found = self.restore()
-        if found is None:
+        restored = self.restore()
+        if restored is None:
             return None
-        state, meta = found
+        state, meta = restored
         for line in told_of_changes(meta, self.config, self.about_data, int(state.step), self.position):
             self.journal.say(line)
         return state
@@ -171,8 +171,8 @@ class Run:
             try:
                 with closing(feed):
                     return self.loop(state, first, feed, measurers)
-            except Rollback as found:
-                bad = found.with_traceback(None)  # the loop's frame holds the state
+            except Rollback as rollback:
+                bad = rollback.with_traceback(None)  # the loop's frame holds the state
             del state
             state = self.go_back(bad)
             first = int(state.step)
@@ -183,10 +183,10 @@ class Run:
             if failed := self.checkpointer.settle():
                 self.journal.say(failed)
             position = self.position
-            found = self.restore()
-            if found is None:  # the first one could not be written
+            restored = self.restore()
+            if restored is None:  # the first one could not be written
                 raise ValueError(f"{bad} at step {bad.step}: stopped; there is no checkpoint to go back to")
-            state, first = found[0], int(found[0].step)
+            state, first = restored[0], int(restored[0].step)
             self.position = position.past(bad.step, back_to=first)
             self.losses = {step: loss for step, loss in self.losses.items() if step <= first}
             self.journal.go_back(first)
@@ -292,10 +292,10 @@ class Run:
         """What each measurer finds in the state; nothing is written of an evaluation without any."""
         for measurer in measurers:
             with self.journal.during("evaluation", step):
-                found = measurer(self.program, self.mesh, state)
-                self.validation_loss = found.get("loss", self.validation_loss)
-                line = f"step {step}: {measurer.line(found)}"
-                self.journal.record(measurer.kind, step, found, plotted=measurer.numbers(found), line=line)
+                values = measurer(self.program, self.mesh, state)
+                self.validation_loss = values.get("loss", self.validation_loss)
+                line = f"step {step}: {measurer.line(values)}"
+                self.journal.record(measurer.kind, step, values, plotted=measurer.numbers(values), line=line)
 
     def save(self, state: TrainState, step: int, *, last: bool = False) -> None:
         self.saves.save(state, step, self.about_data | self.position.as_data(step), last=last)

@@ -21,7 +21,7 @@ from jaxscale.compiled.hlo import parse
 from jaxscale.serving.serve import restore_params
 from jaxscale.training import step as steps
 from jaxscale.training.guard import Guard, Rollback
-from jaxscale.training.replicas import OWN, combined
+from jaxscale.training.replicas import PER_REPLICA, combined
 from jaxscale.training.trainer import train
 
 ROWS = {"data": {"batch_size": 16}}
@@ -364,7 +364,7 @@ def test_a_checkpoint_is_restored_onto_any_mesh(run, tmp_path, mesh, every):
         f"2 replicas until step 6, {words} from the outer parameters, and what the replicas learnt in the last 2 steps "
         "is left"
     ]
-    own = {name: getattr(state, name) for name in OWN}
+    own = {name: getattr(state, name) for name in PER_REPLICA}
     each = [jax.tree.map(lambda x, r=r: np.asarray(x)[r], own) for r in range(replicas)] or [own]
     for one in each:
         assert_trees_equal(one["params"], saved.outer.params)
