@@ -161,14 +161,14 @@ def gpu_topology(topology: Topology) -> Any:
         )
     shape = "1x" + "x".join(map(str, topology.shape))
     try:
-        found = topologies.get_topology_desc(topology.chip.name, "cuda", target_config=target, topology=shape)
+        description = topologies.get_topology_desc(topology.chip.name, "cuda", target_config=target, topology=shape)
     except (RuntimeError, ValueError, NotImplementedError) as error:
         raise ValueError(f"XLA does not take the topology {topology.name}: {first_line(error)}") from error
     if find_spec("nvidia") is None or find_spec("nvidia.cudnn") is None:
         version = CUDNN[0] * 10_000 + CUDNN[1] * 100 + CUDNN[2]
         with contextlib.suppress(ValueError):  # where the name is gone, attention says that it needs cuDNN
             private.replace("cudnn_version", lambda: version)
-    return found
+    return description
 
 
 # --- as a process of its own ----------------------------------------------------------------------------------

@@ -48,8 +48,8 @@ def ask(module: str, request: dict[str, Any], who: str, *, verbose: bool) -> dic
         code = run(module, request | {"out": str(out)}, None if verbose else heard)
         if code or not out.exists():
             heard.seek(0)
-            words = last_words(heard.read().decode(errors="replace"))
-            raise ValueError(f"{who} ended by {how_it_ended(code)}{words and ': ' + words}")
+            reason = last_words(heard.read().decode(errors="replace"))
+            raise ValueError(f"{who} ended by {how_it_ended(code)}{reason and ': ' + reason}")
         answer = json.loads(out.read_text())
     if "refused" in answer:
         raise ValueError(answer["refused"])
@@ -88,6 +88,6 @@ def how_it_ended(code: int) -> str:
 def last_words(text: str) -> str:
     """The line that says why: a fatal one of the log, or else the last that is of no stack trace."""
     lines = [line.strip() for line in text.splitlines() if not STACK.match(line)]
-    fatal = [line for line in lines if (found := GLOG.match(line)) and found[1] == "F"]
+    fatal = [line for line in lines if (match := GLOG.match(line)) and match[1] == "F"]
     line = (fatal or lines or [""])[-1]
     return GLOG.sub("", line)[:300]

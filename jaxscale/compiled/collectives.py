@@ -76,7 +76,7 @@ def collectives(
     over, worker = over or {}, worker or Worker(program)
     axes = GroupAxes({a: n // over.get(a, 1) for a, n in mesh.items() if n > over.get(a, 1)})
     spans = {computation.name: async_spans(worker, computation) for computation, _ in program.running()}
-    found, chains, beside = [], set(), started_computations(program, spans)
+    all_collectives, chains, beside = [], set(), started_computations(program, spans)
     fused = {
         c
         for computation in program.computations.values()
@@ -85,12 +85,12 @@ def collectives(
         for c in i.called
     }
     for computation, times in program.running():
-        own = spans[computation.name]
+        work_by_start = spans[computation.name]
         for i in computation:
             kind = i.opcode.removesuffix("-start")
             if kind not in KINDS:
                 continue
-            meanwhile = own.get(i.name, beside.get(computation.name))
+            meanwhile = work_by_start.get(i.name, beside.get(computation.name))
             if chain := re.search(r'chain_id="(\d+)"', i.attributes):
                 key = (chain[1], i.attribute("channel_id"))
                 if key in chains:
@@ -99,9 +99,9 @@ def collectives(
                 meanwhile = chain_work(worker, *key)
             one = read_collective(computation, i, kind, times, axes, meanwhile)
             sliced = one.kind != kind and computation.name not in fused
-            found.append(replace(one, sliced=True) if sliced else one)
-        found += sent_between_slices(worker, computation, times, over)
-    return found
+            all_collectives.append(replace(one, sliced=True) if sliced else one)
+        all_collectives += sent_between_slices(worker, computation, times, over)
+    return all_collectives
 
 
 def require_all_run(program: Program) -> None:
@@ -199,11 +199,11 @@ def async_spans(worker: Worker, computation: Computation) -> dict[str, Work]:
 
 def started_computations(program: Program, spans: Mapping[str, Mapping[str, Work]]) -> dict[str, Work]:
     """Computations that run beside the program (called by a `-start`) -> the program's work meanwhile."""
-    found: dict[str, Work] = {}
-    for computation, own in spans.items():
-        for name, work in own.items():
-            found |= dict.fromkeys(program.computations[computation].instructions[name].called, work)
-    return found
+    beside: dict[str, Work] = {}
+    for computation, work_by_start in spans.items():
+        for name, work in work_by_start.items():
+            beside |= dict.fromkeys(program.computations[computation].instructions[name].called, work)
+    return beside
 
 
 def chain_work(worker: Worker, chain: str, channel: str | None) -> Work:

@@ -104,8 +104,8 @@ def examine(config: cfg.Config, topology: Topology, kept: Compiled) -> Report:
     every = sum(m.flops * m.times for m in matmuls(program)) - sum(of_experts) * (1 - 1 / room)
     work = worker.of_computation(program.entry)
     inside, over = split_mesh(config, topology, kept.mesh)
-    found = collectives(program, kept.mesh, worker, over if topology.slices > 1 else None)
-    sent = [timed(c, topology, inside, over, speed) for c in found]
+    all_collectives = collectives(program, kept.mesh, worker, over if topology.slices > 1 else None)
+    sent = [timed(c, topology, inside, over, speed) for c in all_collectives]
     by_kernel = kernel_flops(work, attention)
     passes = WEIGHT_PASSES * weight_bytes(sent, kept.mesh) / speed.memory
     compute = with_launches({"compute and HBM": work.seconds + passes}, sent, kernels(program), speed)
@@ -114,8 +114,8 @@ def examine(config: cfg.Config, topology: Topology, kept: Compiled) -> Report:
     flops_per_token = costs.train_flops_per_token(config.model, config.data.seq_len, convention=config.metrics.mfu)
     peak = topology.chip.bf16_flops * topology.chips
     rate = attention_flops(config, topology, speed)
-    own = axis_links(topology, kept.mesh, config.mesh.over_slices)
-    samples = sampling(config, topology.chip.usable_hbm_bytes, kept.mesh, speed, rate, own)
+    mesh_links = axis_links(topology, kept.mesh, config.mesh.over_slices)
+    samples = sampling(config, topology.chip.usable_hbm_bytes, kept.mesh, speed, rate, mesh_links)
     whole = time.best + (samples.seconds if samples else 0.0)
     memory = memory_parts(kept)
     return Report(
@@ -133,9 +133,9 @@ def examine(config: cfg.Config, topology: Topology, kept: Compiled) -> Report:
 def wanted_of_experts(config: cfg.Config, mesh: Mapping[str, int], room: float) -> tuple[float, float]:
     """FLOPs of the experts' matmuls, forward with recompute and backward, for `room` times the rows of even loads."""
     model = blueprint(config.model)
-    own = [m for m in costs.matmuls(config, mesh) if model.op(m.name).rows_move]
-    forward = sum(m.flops * (m.forward + m.recomputed) for m in own)
-    return forward * room, sum(m.flops * m.backward for m in own) * room
+    expert_matmuls = [m for m in costs.matmuls(config, mesh) if model.op(m.name).rows_move]
+    forward = sum(m.flops * (m.forward + m.recomputed) for m in expert_matmuls)
+    return forward * room, sum(m.flops * m.backward for m in expert_matmuls) * room
 
 
 def weight_bytes(sent: list[Sent], mesh: Mapping[str, int]) -> float:
@@ -169,23 +169,23 @@ def memory_parts(kept: Compiled) -> dict[str, int]:
 
 
 def timed(c: Collective, topology: Topology, inside: Mapping[str, int], over: Mapping[str, int], speed: Rates) -> Sent:
-    own = links(topology, {}, over) if c.between_slices else links(topology, cut_axes(inside, c.parts))
+    mesh_links = links(topology, {}, over) if c.between_slices else links(topology, cut_axes(inside, c.parts))
     names = [p.name for p in c.parts] + [a for a in c.axes if a not in {p.axis for p in c.parts}]
-    once, network = collective_seconds(c.kind, tuple(names) or tuple(inside), c.bytes, own, speed.network)
+    once, network = collective_seconds(c.kind, tuple(names) or tuple(inside), c.bytes, mesh_links, speed.network)
     hidden = speed.overlap * min(once, c.meanwhile.seconds) if c.asynchronous else 0.0
     return Sent(c.kind, c.axes, c.bytes, c.times, once * c.times, network, hidden * c.times, c.asynchronous, c.source)
 
 
 def cut_axes(mesh: Mapping[str, int], parts: Iterable[SubAxis]) -> dict[str, int]:
     """A mesh with the axes cut where these parts of them begin and end; the parts by their names."""
-    found: dict[str, int] = {}
+    cut_mesh: dict[str, int] = {}
     for axis, size in mesh.items():
         done = 1
         for part in sorted((p for p in parts if p.axis == axis), key=lambda p: p.before):
-            found |= {f"{axis} before {part.before}": part.before // done, part.name: part.size}
+            cut_mesh |= {f"{axis} before {part.before}": part.before // done, part.name: part.size}
             done = part.before * part.size
-        found |= {axis if done == 1 else f"{axis} from {done}": size // done}
-    return found
+        cut_mesh |= {axis if done == 1 else f"{axis} from {done}": size // done}
+    return cut_mesh
 
 
 def split_mesh(
@@ -198,16 +198,16 @@ def split_mesh(
 
 def merged(sent: list[Sent]) -> list[Sent]:
     """One line for each kind, axes and whether asynchronous; the largest first, scalars and vectors left out."""
-    found: dict[tuple, Sent] = {}
+    lines: dict[tuple, Sent] = {}
     for s in sent:
         if s.bytes < SMALL:
             continue
         key = (s.kind, s.axes, s.asynchronous)
-        old = found.get(key)
+        old = lines.get(key)
         total = s.bytes * s.times
         if old is None:
-            found[key] = replace(s, bytes=total, what="")
+            lines[key] = replace(s, bytes=total, what="")
         else:
             sums = {name: getattr(old, name) + getattr(s, name) for name in ("times", "seconds", "hidden")}
-            found[key] = replace(old, bytes=old.bytes + total, **sums)
-    return sorted(found.values(), key=lambda s: -s.seconds)
+            lines[key] = replace(old, bytes=old.bytes + total, **sums)
+    return sorted(lines.values(), key=lambda s: -s.seconds)

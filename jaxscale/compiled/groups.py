@@ -75,8 +75,8 @@ class GroupAxes:
         first = next((sorted(g) for g in groups if 0 in g), [])
         for largest_first in (False, True):
             cut = [primes(n, reverse=largest_first) for n in self.sizes]
-            factors = [(k, j) for k, own in enumerate(cut) for j in range(len(own))]
-            shape = tuple(n for own in cut for n in own)
+            factors = [(k, j) for k, axis_primes in enumerate(cut) for j in range(len(axis_primes))]
+            shape = tuple(n for axis_primes in cut for n in axis_primes)
             if not first or first[-1] >= self.count:
                 return None
             at = np.stack(np.unravel_index(first, shape))
@@ -88,9 +88,9 @@ class GroupAxes:
     def span(self, chosen: list[tuple[int, int]], cut: list[list[int]], count: int) -> Span:
         axes, parts = sorted({k for k, _ in chosen}), []
         for k in axes:
-            own = [j for axis, j in chosen if axis == k]
+            indices = [j for axis, j in chosen if axis == k]
             runs: list[list[int]] = []
-            for j in own if len(own) < len(cut[k]) else []:
+            for j in indices if len(indices) < len(cut[k]) else []:
                 if runs and runs[-1][-1] == j - 1:
                     runs[-1].append(j)
                 else:
@@ -115,12 +115,12 @@ class GroupAxes:
 
 def primes(n: int, *, reverse: bool) -> list[int]:
     """The prime factors of n, the smallest first, or the largest."""
-    found = []
+    factors = []
     for p in range(2, n + 1):
         while n % p == 0:
-            found.append(p)
+            factors.append(p)
             n //= p
-    return found[::-1] if reverse else found
+    return factors[::-1] if reverse else factors
 
 
 LISTS = re.compile(r"replica_groups=\{(\{[\d,{}\s]*\})\}")

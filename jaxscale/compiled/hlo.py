@@ -73,9 +73,9 @@ def parse(text: str) -> Program:
     computations: dict[str, Computation] = {}
     entry, current = None, None
     for line in text.splitlines():
-        if line.endswith("{") and (found := HEADER.match(line)):
-            current = computations[found[2]] = Computation(found[2])
-            entry = found[2] if found[1] else entry
+        if line.endswith("{") and (header := HEADER.match(line)):
+            current = computations[header[2]] = Computation(header[2])
+            entry = header[2] if header[1] else entry
         elif current is not None and (instruction := parse_instruction(line)):
             current.instructions[instruction.name] = instruction
         elif current is not None and (line.endswith("{") or LOST.search(line)):

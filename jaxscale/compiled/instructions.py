@@ -52,18 +52,18 @@ class Instruction:
 
     @cached_property
     def source(self) -> str:
-        found = re.search(r'op_name="([^"]*)"', self.attributes)
-        return found[1] if found else ""
+        match = re.search(r'op_name="([^"]*)"', self.attributes)
+        return match[1] if match else ""
 
     @cached_property
     def target(self) -> str:
-        found = re.search(r'custom_call_target="([^"]*)"', self.attributes)
-        return found[1] if found else ""
+        match = re.search(r'custom_call_target="([^"]*)"', self.attributes)
+        return match[1] if match else ""
 
     def attribute(self, name: str) -> str | None:
         """The value of `name=value` up to the next comma outside braces."""
-        found = re.search(rf"(?:^|[ ,]){name}=(\{{[^}}]*\}}|\[[^\]]*\]|[^, ]+)", self.attributes)
-        return found[1] if found else None
+        match = re.search(rf"(?:^|[ ,]){name}=(\{{[^}}]*\}}|\[[^\]]*\]|[^, ]+)", self.attributes)
+        return match[1] if match else None
 
     @cached_property
     def called(self) -> tuple[str, ...]:
@@ -92,17 +92,17 @@ class Computation:
 
     @cached_property
     def users(self) -> dict[str, list[Instruction]]:
-        found: dict[str, list[Instruction]] = {name: [] for name in self.instructions}
+        users: dict[str, list[Instruction]] = {name: [] for name in self.instructions}
         for instruction in self:
             for operand in instruction.operands:
-                if operand in found:
-                    found[operand].append(instruction)
-        return found
+                if operand in users:
+                    users[operand].append(instruction)
+        return users
 
     @cached_property
     def parameters(self) -> list[Instruction]:
-        own = [i for i in self if i.opcode == "parameter"]
-        return sorted(own, key=lambda i: int(i.literal))
+        parameters = [i for i in self if i.opcode == "parameter"]
+        return sorted(parameters, key=lambda i: int(i.literal))
 
 
 ASSIGNMENT = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
@@ -110,10 +110,10 @@ ARRAY = re.compile(r"([a-z][a-z0-9]*)\[([\d,<=\s]*)\](\{[^}]*\})?")
 
 
 def parse_instruction(line: str) -> Instruction | None:
-    found = ASSIGNMENT.match(line)
-    if not found:
+    match = ASSIGNMENT.match(line)
+    if not match:
         return None
-    rest = re.sub(r"/\*.*?\*/", "", found[3])
+    rest = re.sub(r"/\*.*?\*/", "", match[3])
     end = closing(rest, 0) + 1 if rest.startswith("(") else rest.find(" ")
     if end < 0:
         raise ValueError(f"this line of compiled HLO text cannot be read: {line.strip()[:200]}")
@@ -122,7 +122,7 @@ def parse_instruction(line: str) -> Instruction | None:
     stop = closing(rest, len(opcode))
     inside = rest[len(opcode) + 1 : stop]
     operands = tuple(re.findall(r"%([\w.\-]+)", inside))
-    return Instruction(found[2], arrays(kind), opcode, operands, rest[stop + 1 :].lstrip(", "), inside, bool(found[1]))
+    return Instruction(match[2], arrays(kind), opcode, operands, rest[stop + 1 :].lstrip(", "), inside, bool(match[1]))
 
 
 def closing(text: str, start: int) -> int:
@@ -140,11 +140,11 @@ def closing(text: str, start: int) -> int:
 
 def arrays(kind: str) -> tuple[Array, ...]:
     """The arrays of a type's text, tuples flattened."""
-    found = []
+    leaves = []
     for dtype, dims, layout in ARRAY.findall(kind):
         if dtype not in DTYPE_BITS:
             raise ValueError(f"compiled HLO text with numbers of a type that is not known: {dtype}[{dims}]")
         space = re.search(r"S\((\d+)\)", layout or "")
         sizes = tuple(int(d.strip("<= ")) for d in dims.split(",") if d.strip())
-        found.append(Array(dtype, sizes, int(space[1]) if space else 0))
-    return tuple(found)
+        leaves.append(Array(dtype, sizes, int(space[1]) if space else 0))
+    return tuple(leaves)

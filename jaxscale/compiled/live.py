@@ -34,8 +34,8 @@ class Peak:
 def largest_buffers(hlo: str, count: int = 8) -> list[tuple[str, int]]:
     """The largest temporaries at the peak of a program: (what, bytes)."""
     program = parse(hlo)
-    found = peak(program, program.entry).buffers
-    return sorted(found, key=lambda b: -b[1])[:count]
+    buffers = peak(program, program.entry).buffers
+    return sorted(buffers, key=lambda b: -b[1])[:count]
 
 
 def peak(program: Program, name: str) -> Peak:
@@ -64,8 +64,8 @@ def peak(program: Program, name: str) -> Peak:
                 total += array.bytes
         inner = loop_peak(program, i)
         if total + inner.bytes > best.bytes:
-            own = [(describe(computation.instructions[n], k), size) for (n, k), size in alive.items()]
-            best = Peak(total + inner.bytes, own + inner.buffers)
+            buffers = [(describe(computation.instructions[n], k), size) for (n, k), size in alive.items()]
+            best = Peak(total + inner.bytes, buffers + inner.buffers)
         for buffer in ends.get(t, []):
             total -= alive.pop(buffer, 0)
     return best
@@ -98,26 +98,26 @@ def base_of(program: Program, computation: Computation, i: Instruction, bases: d
         return [merged] * max(1, len(i.arrays))
     if i.opcode.endswith("-start") and i.opcode.startswith(("custom-call", "call")):
         return [NONE] * len(i.arrays)
-    own: list[Base] = [frozenset([(i.name, k)]) for k in range(len(i.arrays))]
+    result_bases: list[Base] = [frozenset([(i.name, k)]) for k in range(len(i.arrays))]
     if i.opcode == "fusion":
         for k, parameter in updated_in_place(program, i).items():
-            if parameter < len(given) and k < len(own):
-                own[k] = frozenset().union(*given[parameter])
-    return own
+            if parameter < len(given) and k < len(result_bases):
+                result_bases[k] = frozenset().union(*given[parameter])
+    return result_bases
 
 
 def updated_in_place(program: Program, fusion: Instruction) -> dict[int, int]:
     """Result -> operand that it overwrites a slice of."""
     inner = program.computations[fusion.called[0]]
     roots = [inner.instructions[o] for o in inner.root.operands] if inner.root.opcode == "tuple" else [inner.root]
-    found = {}
+    overwritten = {}
     for k, root in enumerate(roots):
         root = through_bitcasts(inner, root)
         if root.opcode == "dynamic-update-slice":
             target = through_bitcasts(inner, inner.instructions[root.operands[0]])
             if target.opcode == "parameter":
-                found[k] = int(target.literal)
-    return found
+                overwritten[k] = int(target.literal)
+    return overwritten
 
 
 def through_bitcasts(computation: Computation, i: Instruction) -> Instruction:

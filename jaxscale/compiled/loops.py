@@ -105,8 +105,8 @@ class Loops:
                     return None
             elif caller.opcode not in ("fusion", "call"):
                 return None
-            found = at(self.value(outer, caller.operands[value.parameter]), value.path)
-            value, computation = add(found, value.plus), outer
+            argument = at(self.value(outer, caller.operands[value.parameter]), value.path)
+            value, computation = add(argument, value.plus), outer
         return value if isinstance(value, int) else None
 
     def result(self, name: str) -> Any:
@@ -151,8 +151,8 @@ class Loops:
 
 def loop_parts(loop: Instruction) -> tuple[str, str]:
     """Names of a `while`'s condition and body."""
-    found = [re.search(rf"{part}=%?([\w.\-]+)", loop.attributes) for part in ("condition", "body")]
-    return tuple(m[1] if m else "" for m in found)  # type: ignore[return-value]
+    matches = [re.search(rf"{part}=%?([\w.\-]+)", loop.attributes) for part in ("condition", "body")]
+    return tuple(m[1] if m else "" for m in matches)  # type: ignore[return-value]
 
 
 def put_in(value: Any, given: list[Any]) -> Any:
@@ -184,8 +184,8 @@ def add(value: Any, number: Any) -> Any:
 
 def integer(literal: str) -> int | None:
     """The value of a scalar constant; arrays of one element are written in braces."""
-    found = re.fullmatch(r"[{\s]*(-?\d+)[}\s]*", literal)
-    return int(found[1]) if found else None
+    match = re.fullmatch(r"[{\s]*(-?\d+)[}\s]*", literal)
+    return int(match[1]) if match else None
 
 
 def trips(direction: str, start: int, step: int, bound: int) -> int | None:

@@ -15,10 +15,10 @@ def needed_bytes(error: str, arguments: int) -> int | None:
     libtpu says `Used 161.08G of 95.74G hbm`, or `total memory required for HLO temporaries (31.26G) exceeds`, to which
     the `arguments` belong.
     """
-    if found := re.search(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", error):
-        return size_of(*found.groups())
-    found = re.search(r"required for HLO temporaries \(([\d.]+)([KMGT]?)\)", error)
-    return size_of(*found.groups()) + arguments if found else None
+    if match := re.search(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", error):
+        return size_of(*match.groups())
+    match = re.search(r"required for HLO temporaries \(([\d.]+)([KMGT]?)\)", error)
+    return size_of(*match.groups()) + arguments if match else None
 
 
 def too_large_for_vmem(error: str) -> str | None:
@@ -37,12 +37,12 @@ def too_large_for_vmem(error: str) -> str | None:
 
 def buffers_of(error: str) -> list[tuple[str, int]]:
     """The largest allocations that the message lists: (jax operation or shape, bytes)."""
-    found = []
+    buffers = []
     for block in re.split(r"\n\s*\d+\. Size: ", error)[1:]:
         size = re.match(r"([\d.]+)([KMGT]?)", block)
         name = re.search(r'op_name="([^"]*)"', block)
         shape = re.search(r"Shape: ([^\n{]*)", block)
         if size:
-            words = " ".join(x for x in (shape[1].strip() if shape else "", name[1] if name else "") if x)
-            found.append((words or "unnamed", size_of(*size.groups())))
-    return found
+            label = " ".join(x for x in (shape[1].strip() if shape else "", name[1] if name else "") if x)
+            buffers.append((label or "unnamed", size_of(*size.groups())))
+    return buffers

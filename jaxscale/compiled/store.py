@@ -73,13 +73,13 @@ def from_values(values: dict) -> Compiled:
 
 def versions(names: tuple[str, ...] = LIBRARIES) -> dict[str, str]:
     """Of those that are installed."""
-    found = {}
+    installed = {}
     for name in names:
         try:
-            found[name] = metadata.version(name)
+            installed[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def what_it_depends_on(config: cfg.Config) -> dict:
@@ -117,10 +117,10 @@ class Store:
     def load(self, config: cfg.Config, topology: Topology) -> Compiled | None:
         """What was kept; None where nothing (whole) is."""
         try:
-            found = from_values(json.loads(gzip.decompress(self.path(config, topology).read_bytes())))
-            if found.hlo:
-                parse(found.hlo)
-            return found
+            compiled = from_values(json.loads(gzip.decompress(self.path(config, topology).read_bytes())))
+            if compiled.hlo:
+                parse(compiled.hlo)
+            return compiled
         except (OSError, ValueError, TypeError, AttributeError, EOFError, RecursionError, zlib.error):
             return None  # compile again
 

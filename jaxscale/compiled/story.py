@@ -71,11 +71,11 @@ def with_batch_tokens(config: cfg.Config, tokens: int) -> cfg.Config:
 
 def write_config(choice: Choice, topology: Topology, path: Path) -> None:
     """The choice as a run file that `train` takes as it is."""
-    found, between = choice.forecast, choice.forecast.interval
-    usable, rate = topology.chip.usable_hbm_bytes / GIB, found.tokens_per_second_per_chip
-    training = " for training, and samples" if found.sampling else ""
+    forecast, between = choice.forecast, choice.forecast.interval
+    usable, rate = topology.chip.usable_hbm_bytes / GIB, forecast.tokens_per_second_per_chip
+    training = " for training, and samples" if forecast.sampling else ""
     head = (
-        f"# {choice.config.name} on {topology.name}, chosen by `jaxscale plan`.\n# Predicted: {found.seconds:.4g} s "
+        f"# {choice.config.name} on {topology.name}, chosen by `jaxscale plan`.\n# Predicted: {forecast.seconds:.4g} s "
         f"a step ({between.low:.4g} to {between.high:.4g}{training}), {rate:,.0f} tokens/s a chip, "
         f"{choice.memory.peak / GIB:.1f} GiB of {usable:.1f} a device.\n"
     )
@@ -109,11 +109,11 @@ def answer(config: cfg.Config, topology: Topology, **options: Any) -> Answer:
         buffers = buffers_of(kept.memory_error or "") or predicted_buffers(config, kept, topology)
         return Answer(None, kept, cached, bytes_needed(kept), buffers, try_changes(config, topology, options))
     report = examine(config, topology, kept)
-    found = Answer(report, kept, cached, host=topology.on_host(kept.memory.host), host_bytes=topology.host_bytes)
+    outcome = Answer(report, kept, cached, host=topology.on_host(kept.memory.host), host_bytes=topology.host_bytes)
     if report.fits:
-        return found
+        return outcome
     return replace(
-        found,
+        outcome,
         needed=report.memory_needed,
         buffers=largest_buffers(kept.hlo),
         tried=try_changes(config, topology, options),
@@ -129,39 +129,39 @@ def bytes_needed(kept: Compiled) -> int | None:
 
 def predicted_buffers(config: cfg.Config, kept: Compiled, topology: Topology) -> list[tuple[str, int]]:
     """The parts of the predicted peak, where the compiler names none."""
-    found = memory(config, kept.mesh, chip=topology.chip)
-    moment = max(found.loss, found.backward, key=lambda m: sum(m.values()))
-    parts = [(f"{name} (predicted)", int(size)) for name, size in (found.state | moment).items() if size >= 2**20]
+    forecast = memory(config, kept.mesh, chip=topology.chip)
+    moment = max(forecast.loss, forecast.backward, key=lambda m: sum(m.values()))
+    parts = [(f"{name} (predicted)", int(size)) for name, size in (forecast.state | moment).items() if size >= 2**20]
     return sorted(parts, key=lambda p: -p[1])
 
 
 def changes(config: cfg.Config) -> list[tuple[str, dict[str, Any]]]:
     """What would save memory, the cheapest in speed first: (in words, overrides)."""
-    found: list[tuple[str, dict[str, Any]]] = []
+    savings: list[tuple[str, dict[str, Any]]] = []
     rows, T = config.data.batch_size // config.step.microbatches, config.data.seq_len
     chunk = config.loss.chunk or T
     if chunk > 512 and T % 512 == 0:
-        found.append(("loss.chunk=512", {"loss": {"chunk": 512}}))
+        savings.append(("loss.chunk=512", {"loss": {"chunk": 512}}))
     if config.step.remat != "full":
-        found.append(("step.remat=full", {"step": {"remat": "full"}}))
+        savings.append(("step.remat=full", {"step": {"remat": "full"}}))
     for parts in (2, 4, 8):
         if rows % parts == 0:
             total = config.step.microbatches * parts
-            found.append((f"step.microbatches={total}", {"step": {"microbatches": total}}))
-    return found
+            savings.append((f"step.microbatches={total}", {"step": {"microbatches": total}}))
+    return savings
 
 
 def with_changes(config: cfg.Config, overrides: dict[str, Any], *, source: str) -> cfg.Config:
     """`config` with other values in some sections, validated anew."""
     values = config.model_dump(mode="json")
-    for section, own in overrides.items():
-        values[section] |= own
+    for section, override in overrides.items():
+        values[section] |= override
     return cfg.validate(values, source=source)
 
 
 def try_changes(config: cfg.Config, topology: Topology, options: dict[str, Any]) -> list[str]:
     """Compile `config` with one change more each time, until it fits; says of each what came out."""
-    told: list[str] = []
+    lines: list[str] = []
     names: list[str] = []
     current = config
     options = options | {"save": None}
@@ -169,24 +169,24 @@ def try_changes(config: cfg.Config, topology: Topology, options: dict[str, Any])
         if names and name.partition("=")[0] == names[-1].partition("=")[0]:
             names.pop()
         names.append(name)
-        words = " ".join(names)
+        label = " ".join(names)
         try:
             changed = with_changes(current, overrides, source="tried")
             kept, _ = compile_one(changed, topology, **options)
         except ValueError as error:
-            told.append(f"tried {words}: {error}")
+            lines.append(f"tried {label}: {error}")
             names.pop()
             continue
         current = changed
         usable, needed = topology.chip.usable_hbm_bytes, bytes_needed(kept)
         size = f"{needed / GIB:,.2f} GiB of {usable / GIB:,.2f}, " if needed else ""
         fits = kept.memory is not None and kept.memory.peak <= usable
-        told.append(f"tried {words}: {size}{'fits' if fits else 'still does not fit'}")
+        lines.append(f"tried {label}: {size}{'fits' if fits else 'still does not fit'}")
         if fits:
             break
     else:
-        told.append(
+        lines.append(
             "none of these fits: split the state over more of the devices (mesh.fsdp, mesh.tensor), or take more; "
             f"`jaxscale plan --topology {replace(topology, slices=1).name}` says what would do"
         )
-    return told
+    return lines

@@ -39,12 +39,12 @@ class Matmul:
 
 def matmuls(program: Program) -> list[Matmul]:
     """Every matmul that runs, kernels that are opaque to the compiler apart: see `attention_kernel`."""
-    found = []
+    all_matmuls = []
     for computation, times in program.running():
         for instruction in computation:
             if flops := matmul_flops(computation, instruction):
-                found.append(Matmul(instruction.name, instruction.source, flops, times))
-    return found
+                all_matmuls.append(Matmul(instruction.name, instruction.source, flops, times))
+    return all_matmuls
 
 
 def matmul_flops(computation: Computation, instruction: Instruction) -> float:
@@ -70,16 +70,16 @@ def of_experts(instruction: Instruction) -> bool:
 
 def stated_flops(instruction: Instruction) -> float:
     """What a kernel's author says that it costs; 0 where nothing is said."""
-    found = re.search(r'"flops":"?(\d+)', instruction.attributes) if instruction.opcode == "custom-call" else None
-    return float(found[1]) if found else 0.0
+    match = re.search(r'"flops":"?(\d+)', instruction.attributes) if instruction.opcode == "custom-call" else None
+    return float(match[1]) if match else 0.0
 
 
 def expert_flops(program: Program) -> tuple[float, float]:
     """FLOPs of the experts' matmuls in a step, forward (recomputed ones too) and backward."""
-    found = [m for m in matmuls(program) if EXPERTS.search(m.source)]
-    again = [m for m in found if "transpose(" not in m.source or "rematted_computation" in m.source]
+    expert_matmuls = [m for m in matmuls(program) if EXPERTS.search(m.source)]
+    again = [m for m in expert_matmuls if "transpose(" not in m.source or "rematted_computation" in m.source]
     forward = sum(m.flops * m.times for m in again)
-    return forward, sum(m.flops * m.times for m in found) - forward
+    return forward, sum(m.flops * m.times for m in expert_matmuls) - forward
 
 
 def operand(computation: Computation, instruction: Instruction, index: int) -> Array:
@@ -92,8 +92,8 @@ def dot_flops(instruction: Instruction, left: Array) -> float:
 
 
 def gemm_flops(instruction: Instruction, left: Array) -> float:
-    found = re.search(r'"lhs_contracting_dimensions":\[([^\]]*)\]', instruction.attributes)
-    contracted = [int(n.strip('"')) for n in found[1].split(",")] if found and found[1] else [len(left.dims) - 1]
+    match = re.search(r'"lhs_contracting_dimensions":\[([^\]]*)\]', instruction.attributes)
+    contracted = [int(n.strip('"')) for n in match[1].split(",")] if match and match[1] else [len(left.dims) - 1]
     return 2.0 * instruction.arrays[0].elements * math.prod(left.dims[i] for i in contracted)
 
 

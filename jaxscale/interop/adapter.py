@@ -78,7 +78,7 @@ def merged(row: Row, weight: np.ndarray, a: np.ndarray, b: np.ndarray, model: cf
 def config_values(rows: dict[str, Row], model: cfg.Model, base: str | None) -> dict[str, Any]:
     """adapter_config.json."""
     assert model.lora
-    told = {k: v for k, v in FIXED.items() if k not in ("peft_type", "target_parameters", "use_qalora", "lora_bias")}
+    fixed = {k: v for k, v in FIXED.items() if k not in ("peft_type", "target_parameters", "use_qalora", "lora_bias")}
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -89,20 +89,20 @@ def config_values(rows: dict[str, Row], model: cfg.Model, base: str | None) -> d
         "init_lora_weights": True,
         "inference_mode": True,
         "target_modules": sorted(module(row).rsplit(".", 1)[-1] for row in rows.values()),
-        **{k: v for k, v in told.items() if v is not None},
+        **{k: v for k, v in fixed.items() if v is not None},
     }
 
 
 def tensor_shapes(rows: dict[str, Row], model: cfg.Model) -> dict[str, tuple[int, ...]]:
     """Name -> shape, in the order in which `arrays` gives them."""
     assert model.lora
-    table, found = decoder(model), dict[str, tuple[int, ...]]()
+    table, shapes = decoder(model), dict[str, tuple[int, ...]]()
     for layer, (name, row) in itertools.product(range(model.num_layers), rows.items()):
         before, after = sides(table.op(name), table.weight(name).letters)
         width, height = (math.prod(table.dims[c].size for c in letters) for letters in (before, after))
         a, b = names(row, layer)
-        found |= {a: (model.lora.rank, width), b: (height, model.lora.rank)}
-    return found
+        shapes |= {a: (model.lora.rank, width), b: (height, model.lora.rank)}
+    return shapes
 
 
 def arrays(rows: dict[str, Row], model: cfg.Model, read: Read) -> Iterator[np.ndarray]:
@@ -154,12 +154,14 @@ def require_same_adapter(directory: Path, rows: dict[str, Row], lora: cfg.Lora) 
     path = directory / CONFIG
     values = read_json_table(path)
     for key, wanted in FIXED.items():
-        if (found := values.get(key) or None) != (wanted or None):
-            raise ValueError(f"{path}: {key}={found} changes the model, and only {wanted} can be expressed")
-    own = {"r": lora.rank, "lora_alpha": lora.alpha}
+        if (given := values.get(key) or None) != (wanted or None):
+            raise ValueError(f"{path}: {key}={given} changes the model, and only {wanted} can be expressed")
+    expected = {"r": lora.rank, "lora_alpha": lora.alpha}
     for key, ours in (("r", "rank"), ("lora_alpha", "alpha")):
-        if values.get(key) != own[key]:
-            raise ValueError(f"{path}: {key}={values.get(key)}, and model.lora.{ours} is {own[key]:g}; set it alike")
+        if values.get(key) != expected[key]:
+            raise ValueError(
+                f"{path}: {key}={values.get(key)}, and model.lora.{ours} is {expected[key]:g}; set it alike"
+            )
     modules, known = values.get("target_modules"), {module(r).rsplit(".", 1)[-1]: name for name, r in rows.items()}
     if isinstance(modules, list) and {str(m).rsplit(".", 1)[-1] for m in modules} != set(known):
         raise ValueError(f"{path}: target_modules={sorted(map(str, modules))}, and model.lora.on is "

@@ -54,27 +54,27 @@ class Scaled:
 
     def read(self) -> np.ndarray:
         """All of it, float32."""
-        found = np.asarray(self.numbers.read(), np.float32)
+        numbers = np.asarray(self.numbers.read(), np.float32)
         for i, row in enumerate(np.asarray(self.scales.read(), np.float32)):
             band = slice(i * SIDE, (i + 1) * SIDE)
-            found[band] *= np.repeat(row, SIDE)[: found.shape[1]]
-        return found
+            numbers[band] *= np.repeat(row, SIDE)[: numbers.shape[1]]
+        return numbers
 
 
 Tensor = Place | Packed | Scaled
 
 
-def joined(found: Mapping[str, Place]) -> dict[str, Tensor]:
+def joined(places: Mapping[str, Place]) -> dict[str, Tensor]:
     """Quantised tensors put together with their scales, by the name that they have otherwise.
 
     Raises ValueError for scales that do not fit, and for numbers of a kind that is not read.
     """
-    names = dict[str, Tensor](found)
-    for name in found:
-        if name.endswith("_blocks") and (scales := f"{name.removesuffix('_blocks')}_scales") in found:
+    names = dict[str, Tensor](places)
+    for name in places:
+        if name.endswith("_blocks") and (scales := f"{name.removesuffix('_blocks')}_scales") in places:
             names[name.removesuffix("_blocks")] = packed(name, names.pop(name), names.pop(scales))  # type: ignore[arg-type]
-        elif (scales := f"{name}{OF_FP8}") in found:
-            names[name] = scaled(name, found[name], names.pop(scales))  # type: ignore[arg-type]
+        elif (scales := f"{name}{OF_FP8}") in places:
+            names[name] = scaled(name, places[name], names.pop(scales))  # type: ignore[arg-type]
     for name, tensor in names.items():
         if isinstance(tensor, Place) and tensor.dtype not in map(np.dtype, FLOATS.values()):
             raise ValueError(f"{name} is {tensor.dtype} without scales; weights are {', '.join(FLOATS)}, MXFP4 or FP8")

@@ -54,9 +54,9 @@ class Row:
         return "~" in self.letters
 
 
-def rows(prefix: str, at: tuple[str, ...], *found: tuple[str, str, str, str]) -> list[Row]:
+def rows(prefix: str, at: tuple[str, ...], *entries: tuple[str, str, str, str]) -> list[Row]:
     """Rows of (weight, path below `at`, file below `prefix`, letters)."""
-    return [Row(weight, (*at, *path.split(".")), f"{prefix}{file}", letters) for weight, path, file, letters in found]
+    return [Row(weight, (*at, *path.split(".")), f"{prefix}{file}", letters) for weight, path, file, letters in entries]
 
 
 LAYER, IN_LAYER = ("layers",), "model.layers.{}."
@@ -242,8 +242,8 @@ def opened(tensor: np.ndarray, row: Row, model: Blueprint, *, experts: int | Non
     if (dim := row.shared) is not None:
         parts = parts_of(row, model)[dim]
         start = sum(parts[: row.part])
-        own = slice(row.part, None, len(parts)) if row.in_turns else slice(start, start + parts[row.part])
-        tensor = tensor[(slice(None),) * dim + (own,)]
+        span = slice(row.part, None, len(parts)) if row.in_turns else slice(start, start + parts[row.part])
+        tensor = tensor[(slice(None),) * dim + (span,)]
     return tensor.reshape([size[c] for c in letters]).transpose([letters.index(c) for c in wanted])
 
 
@@ -252,9 +252,9 @@ def closed(parts: list[tuple[Row, np.ndarray]], model: Blueprint) -> np.ndarray:
     cut = []
     for row, array in parts:
         size, letters = sizes(row, model), own_letters(row, model)
-        own = array[tuple(slice(size[c]) for c in letters)].transpose([letters.index(c) for c in row.flat])
+        unpadded = array[tuple(slice(size[c]) for c in letters)].transpose([letters.index(c) for c in row.flat])
         dims = [each[row.part if len(each) > 1 else 0] for each in parts_of(row, model)]
-        cut.append(own.reshape(dims))
+        cut.append(unpadded.reshape(dims))
     shared = parts[0][0].shared
     if shared is not None and parts[0][0].in_turns:
         return np.stack(cut, shared + 1).reshape(shape(parts[0][0], model))

@@ -56,12 +56,12 @@ def tensors(directory: Path) -> dict[str, Place]:
         raise ValueError(f"{index} is damaged ({type(error).__name__}: {error})") from None
     if bad:
         raise ValueError(f"{index}: {bad[0]} is no name of a file beside it")
-    found: dict[str, Place] = {}
+    by_name: dict[str, Place] = {}
     for name in files:
-        found |= places(directory / name)
-    if missing := sorted(set(wanted) - set(found)):
+        by_name |= places(directory / name)
+    if missing := sorted(set(wanted) - set(by_name)):
         raise ValueError(f"{index} names {missing[0]}, which none of its files has")
-    return found
+    return by_name
 
 
 def places(path: Path) -> dict[str, Place]:
@@ -75,10 +75,10 @@ def places(path: Path) -> dict[str, Place]:
             header = parse_json(file.read(length).decode("utf-8"))
         if not isinstance(header, dict):
             raise ValueError("its header is no table")
-        told = {name: about for name, about in header.items() if name != "__metadata__"}
-        found = {name: place(path, name, about, 8 + length, size) for name, about in told.items()}
-        require_apart(told)
-        return found
+        entries = {name: about for name, about in header.items() if name != "__metadata__"}
+        by_name = {name: place(path, name, about, 8 + length, size) for name, about in entries.items()}
+        require_apart(entries)
+        return by_name
     except FileNotFoundError:
         raise ValueError(f"{path} is missing") from None
     except (ValueError, OSError) as error:
@@ -101,9 +101,9 @@ def place(path: Path, name: str, about: Any, begin: int, size: int) -> Place:
     return Place(path, begin + start, kind, shape)
 
 
-def require_apart(told: Mapping[str, Any]) -> None:
+def require_apart(entries: Mapping[str, Any]) -> None:
     """No two tensors share bytes."""
-    ranges = sorted((*about["data_offsets"], name) for name, about in told.items())
+    ranges = sorted((*about["data_offsets"], name) for name, about in entries.items())
     for (_, end, name), (start, _, other) in itertools.pairwise(ranges):
         if start < end:
             raise ValueError(f"{name} and {other} share bytes")

@@ -32,15 +32,15 @@ class Files:
             path: (row, layers) for row in self.rows.values() for path, layers in paths(row, self.table).items()
         }
         wanted = {name: parts[0][0] for name, parts in holders(self.rows, self.table).items()}
-        found = {n for n in self.tensors if not n.endswith(BUFFERS)}
-        if missing := sorted(set(wanted) - found):
+        present = {n for n in self.tensors if not n.endswith(BUFFERS)}
+        if missing := sorted(set(wanted) - present):
             raise ValueError(f"{directory} lacks {missing[0]} ({len(missing)} of {len(wanted)} tensors are missing)")
-        extra = found - set(wanted) - ({"lm_head.weight"} if model.tie_embeddings else set())
+        extra = present - set(wanted) - ({"lm_head.weight"} if model.tie_embeddings else set())
         if extra:
             raise ValueError(f"{directory} has {min(extra)}, which {family} has not ({len(extra)} such tensors)")
         for name, row in wanted.items():
-            if (there := self.tensors[name].shape) != (own := shape(row, self.table)):
-                raise ValueError(f"{directory}: {name} is {list(there)}, and config.json asks for {list(own)}")
+            if (there := self.tensors[name].shape) != (expected := shape(row, self.table)):
+                raise ValueError(f"{directory}: {name} is {list(there)}, and config.json asks for {list(expected)}")
 
     def block(self, path: tuple[str, ...], index: Index, dtype: np.dtype) -> np.ndarray:
         """A block of a parameter, its layers' dim in front; zeros where a table is padded.
@@ -78,21 +78,24 @@ OTHERS = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "mod
 DECODER = ("model.language_model.", "language_model.model.")
 
 
-def renamed(found: dict[str, Place], family: str, model: cfg.Model) -> dict[str, Place]:
+def renamed(places: dict[str, Place], family: str, model: cfg.Model) -> dict[str, Place]:
     """By the names of the family's decoder alone. GPT-2's first files have no `transformer.` before their names.
 
     DeepSeek's have a layer more, which predicts a second token.
     """
     if family == "deepseek_v3":
-        return {name: found[name] for name in found if not name.startswith(f"model.layers.{model.num_layers}.")}
-    if family == "gpt2" and not any(name.startswith("transformer.") for name in found):
-        return {name if name == "lm_head.weight" else f"transformer.{name}": place for name, place in found.items()}
+        return {name: places[name] for name in places if not name.startswith(f"model.layers.{model.num_layers}.")}
+    if family == "gpt2" and not any(name.startswith("transformer.") for name in places):
+        return {name if name == "lm_head.weight" else f"transformer.{name}": place for name, place in places.items()}
     if not FAMILIES[family].inside:
-        return found
-    own = {name: place for name, place in found.items() if not name.startswith(OTHERS)}
+        return places
+    decoder_places = {name: place for name, place in places.items() if not name.startswith(OTHERS)}
     for before in DECODER:
-        own = {f"model.{name.removeprefix(before)}" if name.startswith(before) else name: own[name] for name in own}
-    return {name.removeprefix("language_model."): place for name, place in own.items()}
+        decoder_places = {
+            f"model.{name.removeprefix(before)}" if name.startswith(before) else name: decoder_places[name]
+            for name in decoder_places
+        }
+    return {name.removeprefix("language_model."): place for name, place in decoder_places.items()}
 
 
 def stacked_dims(row: Row, table: Blueprint) -> tuple[Sequence[int], ...]:
@@ -107,11 +110,11 @@ Held = tuple[Row, tuple[int, ...]]  # a weight of ours in a tensor, with its lay
 
 def holders(rows: Mapping[str, Row], table: Blueprint) -> dict[str, list[Held]]:
     """Name of each tensor, in the order of the step -> what it holds, by part."""
-    found: dict[str, list[Held]] = {}
+    by_tensor: dict[str, list[Held]] = {}
     for row in rows.values():
         for place in itertools.product(*stacked_dims(row, table)):
-            found.setdefault(row.file.format(*place), []).append((row, place))
-    return {name: sorted(parts, key=lambda p: p[0].part) for name, parts in found.items()}
+            by_tensor.setdefault(row.file.format(*place), []).append((row, place))
+    return {name: sorted(parts, key=lambda p: p[0].part) for name, parts in by_tensor.items()}
 
 
 # --- writing --------------------------------------------------------------------------------------------------

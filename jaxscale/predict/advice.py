@@ -18,21 +18,21 @@ TRIES = 8  # of each kind; one takes less than a second
 MOST_NODES = 128
 
 
-def what_would_do(config: cfg.Config, found: Plan, *, documents: bool = False) -> list[str]:
+def what_would_do(config: cfg.Config, plan: Plan, *, documents: bool = False) -> list[str]:
     """Changes of one thing, in words, with which the config fits; empty where none was found nearby.
 
     Args:
-        found: a plan without choices.
+        plan: one without choices.
     """
-    where, held = found.topology, found.held
+    where, held = plan.topology, plan.held
 
     def fits(other: cfg.Config, topology: Topology = where, held: tuple[str, ...] = held) -> bool:
         return any_fits(other, topology, documents=documents, held=held)
 
-    lines = [*other_axes(config, where, held, fits), *other_batches(config, found, fits)]
-    lines += larger(config, where, fits) if found.legal else other_sizes(config, where, fits)
+    lines = [*other_axes(config, where, held, fits), *other_batches(config, plan, fits)]
+    lines += larger(config, where, fits) if plan.legal else other_sizes(config, where, fits)
     if not lines and without_mesh(held) != held:
-        more = what_would_do(config, replace(found, held=without_mesh(held)), documents=documents)
+        more = what_would_do(config, replace(plan, held=without_mesh(held)), documents=documents)
         return [f"no mesh.* given, and {line}" for line in more]
     return lines
 
@@ -78,18 +78,18 @@ def other_axes(config: cfg.Config, topology: Topology, held: tuple[str, ...], fi
         yield "no mesh.* given: there are ways that fit"
 
 
-def other_batches(config: cfg.Config, found: Plan, fits: Fits) -> Iterator[str]:
+def other_batches(config: cfg.Config, plan: Plan, fits: Fits) -> Iterator[str]:
     """The nearest data.batch_size that would do: one that meshes divide, or where memory is short a smaller one."""
-    rows, topology, held = config.data.batch_size, found.topology, found.held
+    rows, topology, held = config.data.batch_size, plan.topology, plan.held
     parts = config.step.microbatches if {"step", "step.microbatches"} & set(held) else 1
     shards = {
         parts * count(make_rules(config.sharding).activations["batch"], m.sizes(topology.devices))
         for m in meshes(config, topology, held)
     }
     sizes: set[int] = set()
-    if found.legal < found.considered:
+    if plan.legal < plan.considered:
         sizes |= {n for s in shards for n in (rows // s * s, -(-rows // s) * s)}
-    if found.legal:
+    if plan.legal:
         sizes |= {n for s in shards for n in (s, 2 * s, 4 * s, rows // 2 // s * s) if n < rows}
     sizes -= {0, rows}
 
@@ -130,13 +130,13 @@ def sizes_of(topology: Topology) -> list[Topology]:
         shapes: Iterable[tuple[int, ...]] = [*((1, n) for n in {*cfg.divisors(chip.node), *cfg.divisors(most)}), *whole]
     else:
         shapes = sorted(valid_shapes(chip), key=lambda s: -max(s))  # the last of a number of chips is the most even
-    found = {math.prod(s): replace(topology, shape=tuple(s)) for s in shapes}
-    return [found[n] for n in sorted(found)]
+    by_chips = {math.prod(s): replace(topology, shape=tuple(s)) for s in shapes}
+    return [by_chips[n] for n in sorted(by_chips)]
 
 
 def nearest(values: Iterable[int], given: int, works: Callable[[int], bool]) -> list[int]:
     """Of `values` the nearest below and above `given` that work, of the `TRIES` nearest of each side."""
-    found = []
+    near = []
     for side in (sorted((n for n in values if n < given), reverse=True), sorted(n for n in values if n > given)):
-        found += next(([n] for n in side[:TRIES] if works(n)), [])
-    return sorted(found)
+        near += next(([n] for n in side[:TRIES] if works(n)), [])
+    return sorted(near)

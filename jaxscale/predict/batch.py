@@ -15,7 +15,7 @@ def batch_bytes(config: cfg.Config, sizes: Mapping[str, int], *, documents: bool
     return rows * length * 4 * columns(config.objective, documents=documents)
 
 
-def columns(own: cfg.Objective, *, documents: bool) -> int:
+def columns(objective: cfg.Objective, *, documents: bool) -> int:
     """How many columns the objective reads, with those of a reference."""
-    read = READ.get(own.kind, NEXT)
-    return len({*read, *(DOCUMENTS if documents else ())}) + own.reads_reference
+    read = READ.get(objective.kind, NEXT)
+    return len({*read, *(DOCUMENTS if documents else ())}) + objective.reads_reference

@@ -57,12 +57,12 @@ def batch_shape(config: cfg.Config) -> tuple[int, int]:
 @functools.lru_cache(maxsize=KEPT)
 def _letter_sizes(key: Key, rows: int, tokens: int) -> Mapping[str, int]:
     split, sizes = rules_by_key(*key).activations, dict(key[2])
-    found = {"B": rows, "T": tokens}
+    whole = {"B": rows, "T": tokens}
     if routed := key[0].routed:  # as many for each expert; where that is no whole number, one more
-        found[routed.rows] = -(-rows * tokens * routed.top_k // key[0].dims[routed.experts].size)
+        whole[routed.rows] = -(-rows * tokens * routed.top_k // key[0].dims[routed.experts].size)
     for letter, dim in key[0].dims.items():
-        found[letter] = max(dim.size, count(split[dim.axis], sizes)) if dim.repeats else dim.size
-    return found
+        whole[letter] = max(dim.size, count(split[dim.axis], sizes)) if dim.repeats else dim.size
+    return whole
 
 
 def elements(letters: str, layout: tuple[Axes, ...], whole: Mapping[str, int], sizes: Mapping[str, int]) -> int:
@@ -159,15 +159,15 @@ def state_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> dict[str, int]:
 
     What the optimizer keeps, the average, and what replicas have in common are float32, whatever `param_dtype` is.
     """
-    own = parameter_elements(key_of(config, sizes))
+    parameters = parameter_elements(key_of(config, sizes))
     scalars = OPTIMIZERS[config.optimizer.name].scalars
-    outer = {"outer parameters and momentum": 2 * 4 * own} if split_by(REPLICA_AXES, sizes) else {}
+    outer = {"outer parameters and momentum": 2 * 4 * parameters} if split_by(REPLICA_AXES, sizes) else {}
     biases, frozen = (bytes_held(config, sizes, which) for which in ("ruled", "frozen"))
     return (
         {
             "parameters": bytes_held(config, sizes, "trained"),
             "optimizer state": slot_bytes(config, sizes) + scalars,
-            "averaged parameters": 4 * own if config.optimizer.ema else 0,
+            "averaged parameters": 4 * parameters if config.optimizer.ema else 0,
             "losses' statistics": LOSSES,
         }
         | ({"frozen parameters": frozen} if frozen else {})
@@ -290,7 +290,7 @@ def matmuls(config: cfg.Config, sizes: Mapping[str, int]) -> list[Matmul]:
     """Every matmul of a device and step, attention apart."""
     again, whole = recomputed_matmuls(config), letter_sizes(config, sizes)
     twice = config.objective.of_rows and config.loss.in_chunks(config.data.seq_len)  # the logits
-    found = []
+    all_matmuls = []
     for one in forward_passes(config, sizes):
         here = local_sizes(one.w, whole, sizes) | local_sizes(one.x, whole, sizes)
         x, w, out = one.x.letters, one.w.letters, one.out.letters
@@ -300,8 +300,8 @@ def matmuls(config: cfg.Config, sizes: Mapping[str, int]) -> list[Matmul]:
         runs = runs_of(one, config, sizes)
         back = (2 if blueprint(config.model).weight(one.weight).trained else 1) * runs
         repeated = runs * (one.name in again if one.stacked else twice)
-        found.append(Matmul(one.name, m, k, n, runs, back, repeated, one.stacked, each))
-    return found
+        all_matmuls.append(Matmul(one.name, m, k, n, runs, back, repeated, one.stacked, each))
+    return all_matmuls
 
 
 def local_sizes(operand: Tensor, whole: Mapping[str, int], sizes: Mapping[str, int]) -> dict[str, int]:
@@ -332,11 +332,11 @@ def activation_elements(config: cfg.Config, sizes: Mapping[str, int], letters: s
 
 @functools.lru_cache(maxsize=KEPT)
 def _activation_elements(key: Key, rows: int, tokens: int, letters: str, at: str) -> float:
-    split, sizes, whole, found = rules_by_key(*key).activations, dict(key[2]), _letter_sizes(key, rows, tokens), 1.0
+    split, sizes, whole, product = rules_by_key(*key).activations, dict(key[2]), _letter_sizes(key, rows, tokens), 1.0
     for c in letters:
         shards = count(split[key[0].axis(c, at)], sizes)
-        found *= whole[c] // shards if c == "B" else whole[c] / shards
-    return found
+        product *= whole[c] // shards if c == "B" else whole[c] / shards
+    return product
 
 
 def activation_bytes(config: cfg.Config, sizes: Mapping[str, int], name: str) -> float:

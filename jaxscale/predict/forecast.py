@@ -108,13 +108,13 @@ def forecast(
     speed = rates(topology.chip, config.step.compute_dtype, quantized=quantized, power=power, software=software)
     needs = traffic(config, sizes, platform=topology.chip.platform)
     compute = compute_seconds(config, topology, sizes, speed, needs)
-    own = axis_links(topology, sizes, config.mesh.over_slices if over is None else over, measured)
-    sent = [timed(t, own, speed, topology) for t in needs]
+    mesh_links = axis_links(topology, sizes, config.mesh.over_slices if over is None else over, measured)
+    sent = [timed(t, mesh_links, speed, topology) for t in needs]
     sent = hide(sent, sum(compute.values()), speed)
     compute = with_launches(compute, sent, kernels(config, sizes, topology.chip.platform, software), speed)
     if every := config.outer.every:
         compute["outer step"] = outer_bytes(config, sizes) / speed.memory / every
-        shared = (timed(t, own, speed, topology) for t in outer_traffic(config, sizes))
+        shared = (timed(t, mesh_links, speed, topology) for t in outer_traffic(config, sizes))
         sent += [replace(s, bytes=s.bytes / every, seconds=s.seconds / every) for s in shared]
     attention = attention_cost(config, sizes)
     tokens = config.data.batch_size * config.data.seq_len
@@ -122,7 +122,7 @@ def forecast(
     flops = sum(m.step_flops for m in costs.matmuls(config, sizes)) + attention.step_flops
     time, left_out = step_time(compute, sent, topology.slices), OPTIMIZERS[config.optimizer.name].left_out
     samples = sampling(
-        config, topology.chip.usable_hbm_bytes, sizes, speed, attention_flops(config, topology, speed), own
+        config, topology.chip.usable_hbm_bytes, sizes, speed, attention_flops(config, topology, speed), mesh_links
     )
     return Forecast(time, sent, flops, per_token * tokens, tokens, topology, left_out, samples)
 
@@ -132,8 +132,8 @@ def axis_links(
 ) -> dict[str, Link]:
     """How fast each mesh axis is: the one place where a forecast asks. GPU nodes are no slices."""
     over = {} if topology.chip.node else dict(over)
-    found = links(topology, {a: n // over.get(a, 1) for a, n in sizes.items()}, over)
-    return measured.apply(found) if measured else found
+    nominal = links(topology, {a: n // over.get(a, 1) for a, n in sizes.items()}, over)
+    return measured.apply(nominal) if measured else nominal
 
 
 def compute_seconds(
@@ -259,26 +259,26 @@ def eager_elementwise(model: cfg.Model) -> dict[str, float]:
 
 def quantizing_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> float:
     """Of the layers' matmuls: each input, and the gradient of each output, before tensor gathers them."""
-    whole, found = costs.letter_sizes(config, sizes), 0.0
+    whole, elements = costs.letter_sizes(config, sizes), 0.0
     for one, m in zip(costs.forward_passes(config, sizes), costs.matmuls(config, sizes), strict=True):
         if one.stacked:
             x = costs.elements(one.x.letters, one.x.stored, whole, sizes)
             y = costs.elements(one.out.letters, one.out.used, whole, sizes)
-            found += x * (m.forward + m.recomputed) + y * m.forward
-    return QUANTIZING * found
+            elements += x * (m.forward + m.recomputed) + y * m.forward
+    return QUANTIZING * elements
 
 
 def optimizer_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> float:
     """Gradients written and read, parameters and what the optimizer keeps read and written."""
-    own, passes = costs.bytes_held(config, sizes, "trained"), 2 * schedule(config, sizes).ticks + 2
-    return own * passes + 2 * costs.slot_bytes(config, sizes)
+    trained, passes = costs.bytes_held(config, sizes, "trained"), 2 * schedule(config, sizes).ticks + 2
+    return trained * passes + 2 * costs.slot_bytes(config, sizes)
 
 
 def outer_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> float:
     """HBM bytes of an outer step: the mean of what replicas learnt written and read, their parameters, the outer ones
     and the momentum read and written."""
-    own, kept = costs.parameter_elements(key_of(config, sizes)), costs.bytes_held(config, sizes, "trained")
-    return own * (2 * 4 + 2 * 2 * 4) + 2 * kept
+    elements, kept = costs.parameter_elements(key_of(config, sizes)), costs.bytes_held(config, sizes, "trained")
+    return elements * (2 * 4 + 2 * 2 * 4) + 2 * kept
 
 
 def offloaded_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> float:
@@ -288,11 +288,11 @@ def offloaded_bytes(config: cfg.Config, sizes: Mapping[str, int]) -> float:
     return once * config.step.microbatches
 
 
-def timed(t: Traffic, own: Mapping, speed: Rates, topology: Topology) -> Sent:
+def timed(t: Traffic, mesh_links: Mapping, speed: Rates, topology: Topology) -> Sent:
     """A collective with its seconds. XLA's GPU programs, unlike libtpu's, run those of activations with nothing beside
     them."""
-    once, network = collective_seconds(t.kind, t.axes, t.bytes, own, speed.network)
-    whole = len(t.axes) == 1 or all(own[axis].whole for axis in t.axes if axis in own)
+    once, network = collective_seconds(t.kind, t.axes, t.bytes, mesh_links, speed.network)
+    whole = len(t.axes) == 1 or all(mesh_links[axis].whole for axis in t.axes if axis in mesh_links)
     overlaps = t.overlaps and whole and not (topology.chip.node and not t.weight)
     return Sent(t.kind, t.axes, t.bytes * t.times, t.times, once * t.times, network, 0.0, overlaps, t.what, t.weight)
 

@@ -33,9 +33,9 @@ class Measured:
     networks: dict[str, tuple[str, ...]] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
 
-    def apply(self, found: Mapping[str, Link]) -> dict[str, Link]:
-        """`found` with measured links where there are any."""
-        return {axis: self.link(axis, link) if self.covers(axis, link) else link for axis, link in found.items()}
+    def apply(self, nominal: Mapping[str, Link]) -> dict[str, Link]:
+        """`nominal` links (the datasheet's), with measured ones where there are any."""
+        return {axis: self.link(axis, link) if self.covers(axis, link) else link for axis, link in nominal.items()}
 
     def covers(self, axis: str, link: Link) -> bool:
         return axis in self.pairs and self.networks[axis] == kinds(link)
@@ -67,11 +67,11 @@ def read_measured(record: dict, source: str, topology: Topology) -> Measured:
     fits = [r for r in record["rows"] if r["labels"].get("fit")]
     pairs = {}
     for axis in dict.fromkeys(str(r["labels"].get("axis")) for r in fits):
-        own = {r["labels"].get("collective"): r["figures"] for r in fits if r["labels"].get("axis") == axis}
-        ring = own.get("ring", {})
+        figures = {r["labels"].get("collective"): r["figures"] for r in fits if r["labels"].get("axis") == axis}
+        ring = figures.get("ring", {})
         if "bandwidth" in ring and "latency_seconds" in ring:
             latency, bandwidth = (float(ring[name]["value"]) for name in ("latency_seconds", "bandwidth"))
-            exchange = float(own.get("all-to-all", {}).get("bandwidth", ring["bandwidth"])["value"])
+            exchange = float(figures.get("all-to-all", {}).get("bandwidth", ring["bandwidth"])["value"])
             if not (0 <= latency < math.inf and 0 < bandwidth < math.inf and 0 < exchange < math.inf):
                 raise ValueError(f"{source}: a fit of {axis} is {latency} s and {bandwidth} bytes/s; measure it again")
             pairs[axis] = Pair(latency, bandwidth, exchange)

@@ -110,20 +110,20 @@ def memory(
 Parts = dict[str, float]
 
 
-def tpu_moments(config: cfg.Config, sizes: Mapping[str, int], own: float) -> tuple[Parts, Parts]:
+def tpu_moments(config: cfg.Config, sizes: Mapping[str, int], parameter_bytes: float) -> tuple[Parts, Parts]:
     """The loss and the backward pass of a layer as libtpu's programs have them.
 
     It casts the stacked parameters once, before the loop over layers. The last matrix's gradient is scattered before
     the layers' backward pass.
     """
     always = {
-        "gradients": own,
+        "gradients": parameter_bytes,
         "parameters in compute dtype": sum(cast_bytes(config, sizes, w) for w in blueprint(config.model).weights),
     }
     loss = tpu_head(config, sizes) | {"the last layer's output": 4 * stream_bytes(config, sizes, SEQUENCE)}
     worst: Parts = max([tpu_layer(config, sizes, kind) for kind in kinds_of(config)], key=total)
     backward = {
-        "gradients of a microbatch": own if config.step.microbatches > 1 else 0.0,
+        "gradients of a microbatch": parameter_bytes if config.step.microbatches > 1 else 0.0,
         **worst,
     }
     return always | loss, always | backward
@@ -212,7 +212,7 @@ def adds_head_gradient(config: cfg.Config, sizes: Mapping[str, int]) -> bool:
     return bool(many and trains_head(config) and config.loss.in_chunks(config.data.seq_len))
 
 
-def gpu_moments(config: cfg.Config, sizes: Mapping[str, int], own: float) -> tuple[Parts, Parts]:
+def gpu_moments(config: cfg.Config, sizes: Mapping[str, int], parameter_bytes: float) -> tuple[Parts, Parts]:
     """The same as XLA's GPU programs have them, read from their buffer assignments.
 
     Parameters are cast layer by layer, but those whose last dim fsdp splits are copied whole, turned, before the loops.
@@ -222,7 +222,7 @@ def gpu_moments(config: cfg.Config, sizes: Mapping[str, int], own: float) -> tup
     cast = sum(cast_bytes(config, sizes, model.weight(p.weight)) for p in layer)
     always = {
         "gradients": sum(own_bytes(config, sizes, p.weight) for p in layer if model.weight(p.weight).trained),
-        "gradients of a microbatch": own if step.microbatches > 1 else 0.0,
+        "gradients of a microbatch": parameter_bytes if step.microbatches > 1 else 0.0,
         "parameters in compute dtype": cast if step.remat == "none" else 0.0,
         "copies of parameters, turned": sum(own_bytes(config, sizes, name) for name in turned(config, sizes)),
     }

@@ -86,17 +86,19 @@ def plan(
     A plan without choices is an answer too. Raises ValueError when the config holds a mesh that the topology has no
     devices for.
     """
-    found = Search(topology, held, documents, measured)
-    found.among(ways(config, topology, held))
+    search = Search(topology, held, documents, measured)
+    search.among(ways(config, topology, held))
     skipped = not_tried(config, held)
-    if found.wants_stages():
-        found.among(ways(config, topology, held, in_stages=True))
+    if search.wants_stages():
+        search.among(ways(config, topology, held, in_stages=True))
         skipped = {axis: why for axis, why in skipped.items() if axis not in STAGE_AXES}
     if config.loss.balance and not {"step", "step.microbatches"} & set(held):
         skipped |= {"step.microbatches": "loss.balance counts over the whole batch, which microbatches never see"}
-    own, problem = as_it_is(config, topology, documents=documents, measured=measured)
-    left_out, legal = found.left_out(), len(found.choices) + sum(found.reasons[what] for what in found.nearest)
-    return Plan(topology, found.choices, left_out, found.considered, legal, own, problem, held, measured, skipped)
+    unchanged, problem = as_it_is(config, topology, documents=documents, measured=measured)
+    left_out, legal = search.left_out(), len(search.choices) + sum(search.reasons[what] for what in search.nearest)
+    return Plan(
+        topology, search.choices, left_out, search.considered, legal, unchanged, problem, held, measured, skipped
+    )
 
 
 @dataclass
@@ -157,8 +159,8 @@ def judge(
     needed: MemoryForecast,
     measured: Measured | None,
 ) -> Choice:
-    found = forecast(config, topology, sizes, measured=measured)
-    return Choice(config, sizes, remat, needed, found, topology.on_host(needed.host), short_of(needed, topology))
+    predicted = forecast(config, topology, sizes, measured=measured)
+    return Choice(config, sizes, remat, needed, predicted, topology.on_host(needed.host), short_of(needed, topology))
 
 
 def short_of(needed: MemoryForecast, topology: Topology) -> dict[str, float]:
@@ -188,10 +190,10 @@ def as_it_is(
 
 def reason_of(error: ValueError) -> str:
     """`embed_dim 4096 is not divisible by 3 (...)` -> without the divisor, so that alike ones are counted together."""
-    what, found, _ = str(error).partition(" is not divisible")
+    what, separator, _ = str(error).partition(" is not divisible")
     if what.startswith("rows of a microbatch"):
         what = what.rpartition(" ")[0]
-    return f"the mesh does not divide {what}" if found else str(error)[:80]
+    return f"the mesh does not divide {what}" if separator else str(error)[:80]
 
 
 def describe(sizes: dict[str, int], config: cfg.Config, remat: str) -> str:
@@ -227,7 +229,7 @@ def read_budget(text: str, *, option: str = "--budget") -> float:
 
 def spend(flops: float, choice: Choice) -> Budget:
     """Tokens that the budget trains on, and days at the predicted speed."""
-    found = choice.forecast
-    tokens = flops / found.model_flops * found.tokens
-    steps = tokens / found.tokens
-    return Budget(flops, tokens, steps, steps * found.seconds / 86400, found.topology.chips)
+    predicted = choice.forecast
+    tokens = flops / predicted.model_flops * predicted.tokens
+    steps = tokens / predicted.tokens
+    return Budget(flops, tokens, steps, steps * predicted.seconds / 86400, predicted.topology.chips)

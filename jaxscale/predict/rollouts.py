@@ -89,8 +89,8 @@ def sampling(
         attention_flops: FLOP/s of a device in attention, for the reference.
         links: of the mesh axes.
     """
-    own = config.objective
-    if not own.samples:
+    objective = config.objective
+    if not objective.samples:
         return None
     at, (prompt, source) = Layout(config, sizes), longest_prompt(config)
     need = at.need()
@@ -107,19 +107,19 @@ def sampling(
         "weights": 0.0 if gathered else seconds(at.gathers(at.kept, at.taken)),
     }
     prefill = at.rows * (bucket(prompt) * each + last) / speed.matmul_flops
-    reference = forward_seconds(config, sizes, speed, attention_flops) if own.reads_reference else 0.0
+    reference = forward_seconds(config, sizes, speed, attention_flops) if objective.reads_reference else 0.0
     once = seconds(at.gathers(at.trained, at.taken if gathered else at.kept))
-    decode = (own.max_new - 1) * (max(token.values()) + sums)
+    decode = (objective.max_new - 1) * (max(token.values()) + sums)
     every = token | {"collectives": sums}
     return Sampling(
         rows=at.rows,
-        tokens=own.max_new,
+        tokens=objective.max_new,
         prompt=bucket(prompt),
         prompt_from=source,
-        prefill=prefill / own.updates,
-        decode=decode / own.updates,
-        reference=reference / own.updates,
-        gather=once / own.updates,
+        prefill=prefill / objective.updates,
+        decode=decode / objective.updates,
+        reference=reference / objective.updates,
+        gather=once / objective.updates,
         binds=max(every, key=every.__getitem__),
         gathered=gathered,
         need=need,
@@ -204,13 +204,13 @@ class Layout:
 
     def flops_per_token(self) -> tuple[float, float]:
         """Of a row's token on its device: of the layers, and of the head, which only a prompt's last token passes."""
-        batch, found = self.kept.activations["batch"], {True: 0.0, False: 0.0}
+        batch, flops = self.kept.activations["batch"], {True: 0.0, False: 0.0}
         for op in self.model.ops:
             weight = self.model.weight(op.weight_name)
             axes = [without(self.taken.parameters[axis], batch) for axis in self.model.axes(weight)]
             shards = math.prod(count(a, self.sizes) for a in axes)
-            found[op.once] += 2.0 * self.model.active(weight) * self.model.size(weight) / shards
-        return found[False], found[True]
+            flops[op.once] += 2.0 * self.model.active(weight) * self.model.size(weight) / shards
+        return flops[False], flops[True]
 
     def read_bytes(self, *, gathered: bool) -> float:
         """Of the weights, for one token of all rows; those gathered for it are read, written and read again."""
@@ -221,8 +221,8 @@ class Layout:
             if gathered:
                 total += whole * self.touched(weight)
             else:
-                own = self.elements(weight, self.kept) * BYTES[weight.kept_in(self.config.step.param_dtype)]
-                total += own + (2 * whole if self.moves(weight, self.kept, self.taken) else 0)
+                stored = self.elements(weight, self.kept) * BYTES[weight.kept_in(self.config.step.param_dtype)]
+                total += stored + (2 * whole if self.moves(weight, self.kept, self.taken) else 0)
         return total
 
     def touched(self, weight: Weight) -> float:
@@ -240,25 +240,25 @@ class Layout:
 
     def gathers(self, before: Rules, after: Rules) -> dict[Axes, float]:
         """Mesh axes -> bytes of a device after all weights are gathered over them."""
-        found: dict[Axes, float] = {}
+        gathered: dict[Axes, float] = {}
         for weight in self.model.weights:
             if axes := self.moves(weight, before, after):
-                found[axes] = found.get(axes, 0.0) + self.elements(weight, after) * self.width(weight)
-        return found
+                gathered[axes] = gathered.get(axes, 0.0) + self.elements(weight, after) * self.width(weight)
+        return gathered
 
     def activations(self) -> list[tuple[str, Axes, float, int]]:
         """Collectives of one token's activations: kind, mesh axes, bytes of a device, and how many."""
         axes, width = split_by(cfg.AXES, self.sizes), BYTES[self.config.step.compute_dtype]
         few = few_axes(make_rules(self.config.sharding), self.sizes, self.model)
-        passes, found = Passes(self.model, self.taken, None, axes, few), []
+        passes, collectives = Passes(self.model, self.taken, None, axes, few), []
         for op in self.model.ops:
             for send in passes.forward(op).sends if not op.rows_move else ():
                 if send.operand != "w":
                     size = self.elements_of_rows(op.x if send.operand == "x" else op.y) * width
-                    found.append((send.kind, send.axes, size, self.model.layers_with(op) if op.stacked else 1))
+                    collectives.append((send.kind, send.axes, size, self.model.layers_with(op) if op.stacked else 1))
         if self.model.head and (split := split_by(self.kept.activations["vocab"], self.sizes)):
-            found.append(("all-gather", split, 4.0 * self.rows * self.config.model.padded_vocab_size, 1))
-        return found
+            collectives.append(("all-gather", split, 4.0 * self.rows * self.config.model.padded_vocab_size, 1))
+        return collectives
 
     def elements_of_rows(self, letters: str) -> float:
         """Of an array of one token of each row, whole but for the rows."""
@@ -277,9 +277,9 @@ class Layout:
         length = bucket(longest_prompt(self.config)[0]) + self.config.objective.max_new
         split, model, elements = self.kept.activations, self.model, 0
         for letters in model.attention.cached if model.attention else ():
-            own = {"B": self.rows, "T": length}
+            local_dims = {"B": self.rows, "T": length}
             for c in letters.replace("B", "").replace("T", ""):
                 dim, shards = model.dims[c], count(split[model.dims[c].axis], self.sizes)
-                own[c] = (max(dim.size, shards) if dim.repeats else dim.size) // shards
-            elements += math.prod(own[c] for c in letters)
+                local_dims[c] = (max(dim.size, shards) if dim.repeats else dim.size) // shards
+            elements += math.prod(local_dims[c] for c in letters)
         return model.num_layers * elements * BYTES[self.config.step.compute_dtype]

@@ -88,17 +88,17 @@ def rates(
         power: share of its power limit that a machine gives a GPU.
         software: a key of `SOFTWARE`.
     """
-    own, made = chip.fractions, SOFTWARE[software]
-    kernel = {"best": 1.0, "flash2": own.flash2, "flash1": own.flash2 * FLASH1}[made.kernel]
+    fractions, made = chip.fractions, SOFTWARE[software]
+    kernel = {"best": 1.0, "flash2": fractions.flash2, "flash1": fractions.flash2 * FLASH1}[made.kernel]
     peak = chip.device_flops * chip.share(dtype) * power**POWER
     return Rates(
-        peak * own.matmul,
-        peak * own.attention * kernel,
-        chip.device_bandwidth * own.memory,
-        own.network,
-        own.overlap,
-        own.elementwise if made.elementwise is None else made.elementwise,
-        own.eight_bit if quantized else 1.0,
+        peak * fractions.matmul,
+        peak * fractions.attention * kernel,
+        chip.device_bandwidth * fractions.memory,
+        fractions.network,
+        fractions.overlap,
+        fractions.elementwise if made.elementwise is None else made.elementwise,
+        fractions.eight_bit if quantized else 1.0,
         made.eager,
         made.launch if chip.node else 0.0,  # a TPU is given its program whole
         GAP[chip.platform],
@@ -189,10 +189,10 @@ class StepTime:
 
     @property
     def sums(self) -> dict[str, float]:
-        found: dict[str, float] = {}
+        totals: dict[str, float] = {}
         for name, seconds in self.parts.items():
-            found[WHOLE.get(name, name)] = found.get(WHOLE.get(name, name), 0.0) + seconds
-        return found
+            totals[WHOLE.get(name, name)] = totals.get(WHOLE.get(name, name), 0.0) + seconds
+        return totals
 
     @property
     def binds(self) -> str:

@@ -54,8 +54,8 @@ def traffic(config: cfg.Config, sizes: Mapping[str, int], *, platform: str = "tp
     """
     ways = partial(split_sequences, platform=platform), partial(experts, platform=platform)
     rest = (repeated_heads, shared_keys, lookups, *ways, idle_axes, losses, stages)
-    found = [*matmul_traffic(config, sizes), *(t for part in rest for t in part(config, sizes))]
-    return [t for t in found if t.times and t.bytes]
+    all_traffic = [*matmul_traffic(config, sizes), *(t for part in rest for t in part(config, sizes))]
+    return [t for t in all_traffic if t.times and t.bytes]
 
 
 def matmul_traffic(config: cfg.Config, sizes: Mapping[str, int]) -> list[Traffic]:
@@ -166,23 +166,23 @@ def split_sequences(config: cfg.Config, sizes: Mapping[str, int], *, platform: s
         return
     shards, width = count(axes, sizes), BYTES[config.step.compute_dtype]
     both = (costs.activation_elements(config, sizes, x) for x in (model.attention.k, model.attention.values))
-    own = sum(both)  # elements of a device's keys and values
+    local_elements = sum(both)  # of keys and values
     names, ways = costs.kept(config), split_ways(config, platform)
     again = names is not None and model.attention.result not in names
     keys, gradients = "keys and values", "gradients of keys and values"
     for window, share in model.attention.shares:
         runs, chosen = round(costs.layer_runs(config, sizes) * share), ways[window]
         if chosen == "gather":  # of the recomputed and of the backward pass one gather is left: they have one operand
-            yield Traffic(keys, "all-gather", axes, own * shards * width, 2 * runs, "forward", True)
-            yield Traffic(gradients, "reduce-scatter", axes, own * shards * width, runs, "backward", True)
+            yield Traffic(keys, "all-gather", axes, local_elements * shards * width, 2 * runs, "forward", True)
+            yield Traffic(gradients, "reduce-scatter", axes, local_elements * shards * width, runs, "backward", True)
         elif chosen == "ring":
             turns = 3 * (shards - 1) - 1 if again else 2 * (shards - 1)  # the first turn of both later passes is one
-            yield Traffic(keys, "collective-permute", axes, own * width, turns * runs, "forward", True)
-            yield Traffic(gradients, "collective-permute", axes, own * 4, shards * runs, "backward", True)
+            yield Traffic(keys, "collective-permute", axes, local_elements * width, turns * runs, "forward", True)
+            yield Traffic(gradients, "collective-permute", axes, local_elements * 4, shards * runs, "backward", True)
         else:
             here = config.data.seq_len // shards
             for tokens in halo(here, shards, window or 0, kernel_of(config, platform)):
-                size = own / here * tokens * width
+                size = local_elements / here * tokens * width
                 yield Traffic(keys, "collective-permute", axes, size, (2 if again else 1) * runs, "forward", False)
                 yield Traffic(gradients, "collective-permute", axes, size, runs, "backward", False)
 
@@ -242,8 +242,8 @@ def over_experts(
 
 def outer_traffic(config: cfg.Config, sizes: Mapping[str, int]) -> list[Traffic]:
     """What replicas send in their outer step, a program of its own: the mean of what they learnt, in float32."""
-    axes, own = split_by(REPLICA_AXES, sizes), costs.parameter_elements(key_of(config, sizes))
-    return [Traffic("outer step", "all-reduce", axes, 4.0 * own, 1, "outer", False)] if axes else []
+    axes, parameters = split_by(REPLICA_AXES, sizes), costs.parameter_elements(key_of(config, sizes))
+    return [Traffic("outer step", "all-reduce", axes, 4.0 * parameters, 1, "outer", False)] if axes else []
 
 
 def idle_axes(config: cfg.Config, sizes: Mapping[str, int]) -> Iterator[Traffic]:

@@ -143,18 +143,18 @@ def held_sizes(
 
 def not_tried(config: cfg.Config, held: tuple[str, ...] = ()) -> dict[str, str]:
     """Axes that stay as the config has them though they are not given, and why."""
-    found = dict.fromkeys(STAGE_AXES, STAGES_LAST)
+    reasons = dict.fromkeys(STAGE_AXES, STAGES_LAST)
     if config.data.seq_len < LONG:
-        found |= dict.fromkeys(SEQUENCE, f"rows of {config.data.seq_len:,} tokens are short (it is from {LONG:,} on)")
-    same = {axis: why for axis, why in found.items() if getattr(config.mesh, axis) == 1}
-    found = {axis: f"{why}; mesh.{axis}=2 tries it" for axis, why in same.items() if not holds(held, f"mesh.{axis}")}
+        reasons |= dict.fromkeys(SEQUENCE, f"rows of {config.data.seq_len:,} tokens are short (it is from {LONG:,} on)")
+    same = {axis: why for axis, why in reasons.items() if getattr(config.mesh, axis) == 1}
+    reasons = {axis: f"{why}; mesh.{axis}=2 tries it" for axis, why in same.items() if not holds(held, f"mesh.{axis}")}
     if blueprint(config.model).routed is None:
         one = (axis for axis in EXPERT_AXES if getattr(config.mesh, axis) == 1)
-        found |= dict.fromkeys(one, "the model has no experts, so it would be one more name for rows and weights")
+        reasons |= dict.fromkeys(one, "the model has no experts, so it would be one more name for rows and weights")
     if config.mesh.replicas == 1:
         why = "replicas that seldom talk learn otherwise than one model does; mesh.{}=2 outer.every=100 tries it"
-        found |= {axis: why.format(axis) for axis in REPLICA_AXES}
-    return found
+        reasons |= {axis: why.format(axis) for axis in REPLICA_AXES}
+    return reasons
 
 
 def held_over(config: cfg.Config, topology: Topology, held: tuple[str, ...]) -> dict[str, int]:
@@ -183,11 +183,11 @@ def variants(
         parts = [1]
     if holds(held, "step.microbatches"):
         parts = [config.step.microbatches]
-    own: dict[str, str | Mapping[str, str]] = {remat_name(config): config.step.remat}
+    current: dict[str, str | Mapping[str, str]] = {remat_name(config): config.step.remat}
     if any(h == "step" or h.startswith("step.remat") for h in held):
-        remats = own
+        remats = current
     else:
-        remats = {"full": "full"} if stages > 1 else remats_of(config) | own
+        remats = {"full": "full"} if stages > 1 else remats_of(config) | current
     for number, (name, remat) in itertools.product(parts, remats.items()):
         step = config.step.model_copy(update={"microbatches": number, "remat": remat})
         yield config.model_copy(update={"mesh": mesh, "step": step}), name
