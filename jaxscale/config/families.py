@@ -140,12 +140,12 @@ DEEPSEEK_SIZES = {
 
 def deepseek(given: Values) -> Values:
     """Shared experts are so many of an expert's size. YaRN changes the scores' scale too (`mscale_all_dim`)."""
-    found: Values = {"moe.shared_mlp_dim": given["n_shared_experts"] * given["moe_intermediate_size"]}
+    values: Values = {"moe.shared_mlp_dim": given["n_shared_experts"] * given["moe_intermediate_size"]}
     scaling = given.get("rope_scaling") or given.get("rope_parameters") or {}
     if (wanted := scaling.get("mscale_all_dim")) and scaling.get("type", scaling.get("rope_type")) == "yarn":
         of_scores = (given["qk_nope_head_dim"] + given["qk_rope_head_dim"]) ** -0.5
-        found["attention_multiplier"] = of_scores * (1 + 0.1 * wanted * log(scaling["factor"])) ** 2
-    return found
+        values["attention_multiplier"] = of_scores * (1 + 0.1 * wanted * log(scaling["factor"])) ** 2
+    return values
 
 
 def deepseek_back(model: Model) -> Values:

@@ -77,8 +77,8 @@ def values_of(value: dict[str, Any]) -> str:
 def bounds(value: dict[str, Any]) -> str:
     """` > 0, < 1`; an int32's own bound is not said."""
     signs = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
-    found = [f"{sign} {value[name]:g}" for name, sign in signs.items() if value.get(name, INT32) < INT32]
-    return f" {', '.join(found)}" if found else ""
+    limits = [f"{sign} {value[name]:g}" for name, sign in signs.items() if value.get(name, INT32) < INT32]
+    return f" {', '.join(limits)}" if limits else ""
 
 
 def written(value: Any) -> str:
@@ -96,11 +96,11 @@ def matching(word: str) -> list[Key]:
     Raises:
         ValueError: there are none; it proposes near ones.
     """
-    keys, words = all_keys(), re.sub(r"[\s_-]+", " ", word.lower().strip())
-    as_name = words.replace(" ", "_")
+    keys, phrase = all_keys(), re.sub(r"[\s_-]+", " ", word.lower().strip())
+    as_name = phrase.replace(" ", "_")
     synonym = SYNONYMS.get(as_name)
-    found = [k for k in keys if as_name in k.name or words in k.description.lower() or k.name == synonym]
-    if not found:
+    matches = [k for k in keys if as_name in k.name or phrase in k.description.lower() or k.name == synonym]
+    if not matches:
         meant = suggest(as_name, Config) or "; give another word, or none for all keys"
         raise ValueError(f"no key or description contains {word!r}{meant}")
-    return found
+    return matches

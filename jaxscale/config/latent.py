@@ -59,6 +59,6 @@ def require_activations(latent: Latent | None, remat: str | dict[str, Any]) -> N
     """ValueError for an activation in `step.remat` that the model does not have."""
     theirs = {"kv_latent", "kv"} | ({"q_latent"} if latent and latent.q_rank else set())
     wrong = ({"k", "v", "q_latent"} if latent else {"kv_latent", "kv", "q_latent"}) - (theirs if latent else set())
-    if found := [key for key in remat if key in wrong] if isinstance(remat, dict) else []:
+    if absent := [key for key in remat if key in wrong] if isinstance(remat, dict) else []:
         there = sorted(theirs) if latent else ["q", "k", "v"]
-        raise ValueError(f"step.remat.{found[0]}: the model does not have it, but {', '.join(there)}; remove it")
+        raise ValueError(f"step.remat.{absent[0]}: the model does not have it, but {', '.join(there)}; remove it")

@@ -33,13 +33,13 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     config, problems = check(with_overrides(values, overrides, beside=path.parent))
     if config is not None:
         return config
-    own = problems_of_file(values, beside=path.parent) if overrides else problems
-    brought = [p for p in problems if p not in own]
+    file_problems = problems_of_file(values, beside=path.parent) if overrides else problems
+    brought = [p for p in problems if p not in file_problems]
     raise ValueError(
         "; ".join(
-            f"{where}: {in_one(found)}"
-            for where, found in ((WHERE, brought), (path, [p for p in problems if p in own]))
-            if found
+            f"{where}: {in_one(messages)}"
+            for where, messages in ((WHERE, brought), (path, [p for p in problems if p in file_problems]))
+            if messages
         )
     )
 
@@ -65,12 +65,12 @@ PUBLISHED = "hf:"  # before a directory with a published model: its config.json 
 
 def of_published(directory: Path, overrides: list[str] | tuple[str, ...]) -> Config:
     """A run around a published model, which begins from its weights."""
-    found = read_published(directory)
+    model = read_published(directory).model
     values: dict = {
-        "name": found.model.name,
+        "name": model.name,
         "steps": 1,
-        "model": found.model.model_dump(exclude_unset=True),
-        "data": {"kind": "synthetic", "seq_len": min(1024, found.model.max_seq_len)},
+        "model": model.model_dump(exclude_unset=True),
+        "data": {"kind": "synthetic", "seq_len": min(1024, model.max_seq_len)},
         "init": {"from": f"{PUBLISHED}{directory}"},
     }
     for override in overrides:

@@ -239,9 +239,9 @@ class Model(Section):
             raise ValueError("pattern: a kind has experts: true, and the model has none; add moe, or remove it")
         if self.position != "rope" and any(k.rope for k in self.pattern if "rope" in k.model_fields_set):
             raise ValueError(f"pattern: a kind has rope: true, and position is {self.position}; set position=rope")
-        own = {key: getattr(self, key) for key in ("sliding_window", "rope_theta", "rope_scaling")}
-        own |= {"rope": self.position == "rope", "experts": self.moe is not None}
-        given = (({n: v for n, v in own.items() if n not in k.model_fields_set}, k) for k in self.pattern)
+        defaults = {key: getattr(self, key) for key in ("sliding_window", "rope_theta", "rope_scaling")}
+        defaults |= {"rope": self.position == "rope", "experts": self.moe is not None}
+        given = (({n: v for n, v in defaults.items() if n not in k.model_fields_set}, k) for k in self.pattern)
         object.__setattr__(self, "pattern", tuple(kind.model_copy(update=missing) for missing, kind in given))
 
     @functools.cached_property

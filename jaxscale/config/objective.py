@@ -135,7 +135,7 @@ class Objective(Section):
         return (self.kind == "dpo" and self.loss not in WITHOUT_REFERENCE) or (self.kind == "grpo" and self.kl > 0)
 
 
-def require_fitting(own: Objective, loss: Mapping[str, Any], *, score: bool, source: str | None) -> None:
+def require_fitting(objective: Objective, loss: Mapping[str, Any], *, score: bool, source: str | None) -> None:
     """ValueError where an objective does not go with the rest of a config.
 
     Args:
@@ -143,13 +143,13 @@ def require_fitting(own: Objective, loss: Mapping[str, Any], *, score: bool, sou
         score: the model is a reward model.
         source: what its parameters begin from.
     """
-    kind = own.kind
+    kind = objective.kind
     if score and kind != "reward":
         raise ValueError(f"model.score: a reward model has no logits for objective.kind={kind}; set it to false")
-    if own.reads_reference and source is None:
-        what = f"dpo with loss={own.loss}" if kind == "dpo" else f"grpo with kl={own.kl:g}"
+    if objective.reads_reference and source is None:
+        what = f"dpo with loss={objective.loss}" if kind == "dpo" else f"grpo with kl={objective.kl:g}"
         raise ValueError(f"objective.kind={what} compares with the model that the run begins with; set init.from")
-    if (kind in ("reward", "dpo") or own.aggregate != "dapo") and (loss["balance"] or loss["router_z"]):
+    if (kind in ("reward", "dpo") or objective.aggregate != "dapo") and (loss["balance"] or loss["router_z"]):
         raise ValueError(
             f"loss.balance and loss.router_z are means over tokens, and objective.kind={kind} divides by something "
             "else; set both to 0, and model.moe.bias=true"
@@ -160,18 +160,19 @@ def require_fitting(own: Objective, loss: Mapping[str, Any], *, score: bool, sou
         raise ValueError(f"loss.z_loss={loss['z_loss']:g} is not read by objective.kind={kind}; set it to 0")
 
 
-def require_room(own: Objective, *, rows: int, seq_len: int) -> None:
+def require_room(objective: Objective, *, rows: int, seq_len: int) -> None:
     """ValueError where samples do not fill the rows of a step, or do not fit them."""
-    if own.kind not in OF_ROLLOUTS:
+    if objective.kind not in OF_ROLLOUTS:
         return
-    if own.max_new >= seq_len:
+    if objective.max_new >= seq_len:
         raise ValueError(
-            f"objective.max_new {own.max_new} leaves no place for a prompt in rows of data.seq_len {seq_len}; lower it"
+            f"objective.max_new {objective.max_new} leaves no place for a prompt in rows of data.seq_len {seq_len}; "
+            "lower it"
         )
-    if own.kind == "grpo" and rows % own.group:
+    if objective.kind == "grpo" and rows % objective.group:
         raise ValueError(
-            f"data.batch_size {rows} is not divisible by objective.group {own.group}, the samples of a prompt; try "
-            f"{max(1, rows // own.group) * own.group}"
+            f"data.batch_size {rows} is not divisible by objective.group {objective.group}, the samples of a prompt; "
+            f"try {max(1, rows // objective.group) * objective.group}"
         )
 
 

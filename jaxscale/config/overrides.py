@@ -107,17 +107,17 @@ def suggest(key: str, root: type[BaseModel]) -> str:
     same = [k for k in same if "." in k] if place else same  # evaluation.steps is no misspelt steps
     shallow = [k for k in same if k.count(".") == min(k.count(".") for k in same)]  # mesh.tensor, not mesh.dcn.tensor
     if last in below:
-        found = [below[last]]
+        suggestions = [below[last]]
     elif synonym and (not place or synonym in below.values() or not close):
-        found = [synonym]
+        suggestions = [synonym]
     elif close and (place or not shallow):
-        found = [below[close]]
+        suggestions = [below[close]]
     elif shallow:
-        found = shallow
+        suggestions = shallow
     else:
         letters = near(last, {k.rpartition(".")[2] for k in known})
-        found = [k for k in known if letters and k.rpartition(".")[2] == letters] if not place else []
-    return f"; did you mean {' or '.join(found)}?" if found else ""
+        suggestions = [k for k in known if letters and k.rpartition(".")[2] == letters] if not place else []
+    return f"; did you mean {' or '.join(suggestions)}?" if suggestions else ""
 
 
 def apply_override(values: dict, override: str, root: type[BaseModel]) -> None:

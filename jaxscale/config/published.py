@@ -51,12 +51,12 @@ def read(directory: Path) -> Published:
 def as_ours(kind: str, values: Values, *, name: str) -> Published:
     """The model of a config.json's values."""
     family = FAMILIES[kind]
-    told: list[tuple[str, Any, str]] = []
+    lines: list[tuple[str, Any, str]] = []
     if family.inside:
         inner = values.get(family.inside)
         if not isinstance(inner, dict):
             raise ValueError(f"{family.inside} is not there, which says what its decoder is")
-        told = [
+        lines = [
             (key, "...", "left out: only the decoder is read") for key in values if key not in (family.inside, *ABOUT)
         ]
         values = {k: v for k, v in values.items() if k == "tie_word_embeddings"} | inner
@@ -64,58 +64,58 @@ def as_ours(kind: str, values: Values, *, name: str) -> Published:
     if "rope_parameters" in values:  # it says theta, wherever that is
         absent = {k: v for k, v in absent.items() if k not in ROPE}
     given = absent | values
-    own = translated(family, given, told)
-    own["name"] = name
+    model_values = translated(family, given, lines)
+    model_values["name"] = name
     for key, value in family.derived(given).items():
-        put(own, key, value)
+        put(model_values, key, value)
     if family.rotary:
-        own |= settled(layers_of(family, given, own))
-        told.append(("rope", {k: given[k] for k in ROPE if k in given}, "model.rope_theta, model.rope_scaling"))
-        told += [(k, shown(given[k]), "model.sliding_window, model.pattern") for k in KINDS if k in given]
-    own.setdefault("mlp_dim", 4 * own.get("embed_dim", 0))
-    if "moe" in own:
-        own["moe"].setdefault("mlp_dim", own["mlp_dim"])
-    model = model_of(own)
+        model_values |= settled(layers_of(family, given, model_values))
+        lines.append(("rope", {k: given[k] for k in ROPE if k in given}, "model.rope_theta, model.rope_scaling"))
+        lines += [(k, shown(given[k]), "model.sliding_window, model.pattern") for k in KINDS if k in given]
+    model_values.setdefault("mlp_dim", 4 * model_values.get("embed_dim", 0))
+    if "moe" in model_values:
+        model_values["moe"].setdefault("mlp_dim", model_values["mlp_dim"])
+    model = model_of(model_values)
     if family_of(model) != kind and not family.inside:
-        model = model_of(own | {"family": kind})
-    return Published(kind, model, tuple(told))
+        model = model_of(model_values | {"family": kind})
+    return Published(kind, model, tuple(lines))
 
 
-def put(own: Values, ours: str, value: Any) -> None:
+def put(values: Values, ours: str, value: Any) -> None:
     """A value at its key, in its section."""
     section, _, key = ours.rpartition(".")
-    place = own.setdefault(section, {}) if section else own
+    place = values.setdefault(section, {}) if section else values
     if place.get(key, value) != value:
         raise ValueError(f"{ours}={value}, and another key says {place[key]}")
     place[key] = value
 
 
-def translated(family: Family, given: Values, told: list[tuple[str, Any, str]]) -> Values:
-    """Our values that have a key of their own; each key is told."""
-    own: Values = {}
+def translated(family: Family, given: Values, lines: list[tuple[str, Any, str]]) -> Values:
+    """Our values that have a key of their own; `lines` takes one for each key."""
+    values: Values = {}
     for ours, value in family.fixed.items():
-        put(own, ours, value)
+        put(values, ours, value)
     for key, value in given.items():
         if key in family.fields:
             if value is None:
-                told.append((key, value, "not used"))
+                lines.append((key, value, "not used"))
                 continue
-            put(own, family.fields[key], value)
-            told.append((key, value, f"model.{family.fields[key]}"))
+            put(values, family.fields[key], value)
+            lines.append((key, value, f"model.{family.fields[key]}"))
         elif (
             key == "quantization_config" and family.quantised and (value or {}).get("quant_method") == family.quantised
         ):
             require_blocks(value)
-            told.append((key, family.quantised, "not kept: weights are numbers here, and exported so"))
+            lines.append((key, family.quantised, "not kept: weights are numbers here, and exported so"))
         elif key in family.only:
             if value is not None and value != family.only[key]:
                 raise ValueError(f"{key}={value} changes the model, and only {family.only[key]} can be expressed")
-            told.append((key, value, "as here"))
+            lines.append((key, value, "as here"))
         elif key not in (*ROPE, *KINDS) or not family.rotary:
             if key not in ABOUT and key not in family.ignored:
                 raise ValueError(f"{key}={value} is not known, and may change the model")
-            told.append((key, value, "model, with other keys" if key in family.ignored else ELSEWHERE))
-    return own
+            lines.append((key, value, "model, with other keys" if key in family.ignored else ELSEWHERE))
+    return values
 
 
 def require_blocks(quantisation: Values) -> None:
@@ -140,9 +140,9 @@ def model_of(values: Values) -> Model:
 # --- layers ---------------------------------------------------------------------------------------------------
 
 
-def layers_of(family: Family, given: Values, own: Values) -> list[Values]:
+def layers_of(family: Family, given: Values, model_values: Values) -> list[Values]:
     """What each layer has of its own: its window and its rotary positions."""
-    number, window = own.get("num_layers", 0), given.get("sliding_window")
+    number, window = model_values.get("num_layers", 0), given.get("sliding_window")
     if given.get("use_sliding_window") is False:
         window = None
     types = given.get("layer_types") or (family.types(given, number) if family.types else [SLIDING] * number)
@@ -156,15 +156,15 @@ def layers_of(family: Family, given: Values, own: Values) -> list[Values]:
         {"sliding_window": window if kind == SLIDING else None, "rope": bool(rope), **positions[kind]}
         for kind, rope in zip(types, roped, strict=True)
     ]
-    return layers if family.sparse is None else with_experts(layers, family.sparse(given, number), own)
+    return layers if family.sparse is None else with_experts(layers, family.sparse(given, number), model_values)
 
 
-def with_experts(layers: list[Values], sparse: list[bool], own: Values) -> list[Values]:
+def with_experts(layers: list[Values], sparse: list[bool], model_values: Values) -> list[Values]:
     """The layers, where some have experts; where all but the first ones have, `moe.dense_layers` says so."""
     first = sparse.index(True) if any(sparse) else 0
     if not all(sparse[first:]):
         return [layer | {"experts": experts} for layer, experts in zip(layers, sparse, strict=True)]
-    put(own, "moe.dense_layers", first)
+    put(model_values, "moe.dense_layers", first)
     return layers
 
 
@@ -206,12 +206,12 @@ def positions_of(given: Values, layer_type: str) -> Values:
     if kind == "linear" and unused == {"factor"}:
         return {"rope_theta": float(theta), "rope_scaling": {"kind": "linear", "factor": scaling["factor"]}}
     if kind == "yarn" and not unused - set(YARN) - {"mscale", "mscale_all_dim"}:
-        found = {ours: scaling[theirs] for theirs, ours in YARN.items() if scaling.get(theirs) is not None}
-        found.setdefault("original_max_len", given.get("max_position_embeddings"))
+        yarn = {ours: scaling[theirs] for theirs, ours in YARN.items() if scaling.get(theirs) is not None}
+        yarn.setdefault("original_max_len", given.get("max_position_embeddings"))
         if "mscale" in scaling and "mscale_all_dim" in scaling:
             wanted, all_dims = (1 + 0.1 * scaling[m] * log(scaling["factor"]) for m in ("mscale", "mscale_all_dim"))
-            found.setdefault("attention_factor", wanted / all_dims)
-        return {"rope_theta": float(theta), "rope_scaling": {"kind": "yarn"} | found}
+            yarn.setdefault("attention_factor", wanted / all_dims)
+        return {"rope_theta": float(theta), "rope_scaling": {"kind": "yarn"} | yarn}
     if kind != "llama3" or unused - set(STRETCHED):
         raise ValueError(f"rope_scaling={scaling}: of these only llama3, linear and yarn can be expressed")
     return {
@@ -227,19 +227,19 @@ def as_theirs(model: Model, *, dtype: str, separator: int | None) -> Values:
     """The config.json of a model; ValueError names the fields that its family cannot express."""
     kind = family_of(model)
     family = FAMILIES[kind]
-    own = model.model_dump(mode="json")
-    own |= {f"{section}.{k}": v for section in SECTIONS for k, v in (own.get(section) or {}).items()}
+    dumped = model.model_dump(mode="json")
+    dumped |= {f"{section}.{k}": v for section in SECTIONS for k, v in (dumped.get(section) or {}).items()}
     values: Values = {"architectures": [family.architecture], "model_type": kind, "torch_dtype": dtype}
     back = family.back(model)
     of_rope = back.pop("rope_scaling", {})
     values |= {
-        key: own[ours] for key, ours in family.fields.items() if key != "num_local_experts" or kind != "qwen3_moe"
+        key: dumped[ours] for key, ours in family.fields.items() if key != "num_local_experts" or kind != "qwen3_moe"
     }
     values |= {key: value for key, value in family.only.items() if value is not None and key != "partial_rotary_factor"}
     values |= {"bos_token_id": separator, "eos_token_id": separator, "pad_token_id": None}
     values |= back
     if model.moe and "intermediate_size" in family.fields and "moe_intermediate_size" not in family.fields:
-        values["intermediate_size"] = own["moe.mlp_dim"]
+        values["intermediate_size"] = dumped["moe.mlp_dim"]
     if family.rotary:
         values |= layers_back(family, model)
         if of_rope:
@@ -248,8 +248,8 @@ def as_theirs(model: Model, *, dtype: str, separator: int | None) -> Values:
     same = {"name", "vocab_multiple", "family"} | ({"mlp_dim"} if model.moe and not model.dense_layers else set())
     lost = [k for k, v in comparable(again).items() if k not in same and v != comparable(model)[k]]
     if lost:
-        told = ", ".join(f"model.{k}={getattr(model, k)}" for k in lost)
-        raise ValueError(f"{told}: a config.json of {kind}, the nearest family, cannot express it")
+        text = ", ".join(f"model.{k}={getattr(model, k)}" for k in lost)
+        raise ValueError(f"{text}: a config.json of {kind}, the nearest family, cannot express it")
     return values
 
 
@@ -298,6 +298,6 @@ def scaling_of(kind: LayerKind) -> Values | None:
     if rope.kind == "linear":
         return {"rope_type": "linear", "factor": rope.factor}
     if rope.kind == "yarn":
-        own = {theirs: getattr(rope, ours) for theirs, ours in YARN.items()}
-        return {"rope_type": "yarn"} | {key: value for key, value in own.items() if value is not None}
+        scaling = {theirs: getattr(rope, ours) for theirs, ours in YARN.items()}
+        return {"rope_type": "yarn"} | {key: value for key, value in scaling.items() if value is not None}
     return {"rope_type": "llama3"} | {theirs: getattr(rope, ours) for theirs, ours in STRETCHED.items()}

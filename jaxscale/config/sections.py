@@ -44,18 +44,18 @@ class Init(
 
     @property
     def source(self) -> str | None:
-        found: str | None = getattr(self, "from")
-        return found
+        source: str | None = getattr(self, "from")
+        return source
 
     @property
     def at(self) -> int | None:
-        found: int | None = self.step  # type: ignore[attr-defined]
-        return found
+        step: int | None = self.step  # type: ignore[attr-defined]
+        return step
 
     @property
     def adapter_directory(self) -> str | None:
-        found: str | None = self.adapter  # type: ignore[attr-defined]
-        return found
+        adapter: str | None = self.adapter  # type: ignore[attr-defined]
+        return adapter
 
 
 class Config(Section):
@@ -117,8 +117,8 @@ class Config(Section):
                 f"{self.out} for its checkpoints, and out=DIRECTORY for its figures"
             )
         if not self.model.vocab_size:
-            found = data_vocab_size(self.data.kind, self.data.places, self.data.vocab_size)
-            object.__setattr__(self, "model", self.model.model_copy(update={"vocab_size": found}))
+            vocab_size = data_vocab_size(self.data.kind, self.data.places, self.data.vocab_size)
+            object.__setattr__(self, "model", self.model.model_copy(update={"vocab_size": vocab_size}))
         if self.model.position == "learned" and self.data.seq_len > self.model.max_seq_len:
             raise ValueError(
                 f"data.seq_len {self.data.seq_len} is beyond the {self.model.max_seq_len} learned positions; "
@@ -187,8 +187,10 @@ class Config(Section):
                 f"mesh.replica: {replicas} replicas need outer.every, the steps between their outer steps; set e.g. "
                 "outer.every=100"
             )
-        if (own := self.objective).samples or own.reads_reference:
-            raise ValueError(f"objective.kind={own.kind} is not supported with {replicas} replicas; set mesh.replica=1")
+        if (objective := self.objective).samples or objective.reads_reference:
+            raise ValueError(
+                f"objective.kind={objective.kind} is not supported with {replicas} replicas; set mesh.replica=1"
+            )
         rows = self.data.batch_size // self.step.microbatches
         if rows % replicas:
             near = [rows - rows % replicas, rows - rows % replicas + replicas]

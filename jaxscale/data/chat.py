@@ -51,18 +51,18 @@ class Chat:
     @property
     def template(self) -> str | None:
         """The only one, or of several the one named default; None where there is none."""
-        found = self.config.get("chat_template")
-        if isinstance(found, list):
-            found = {one["name"]: one["template"] for one in found if isinstance(one, dict) and len(one) >= 2}
-        if isinstance(found, dict):
-            found = found.get("default")
-        return found if isinstance(found, str) else None
+        template = self.config.get("chat_template")
+        if isinstance(template, list):
+            template = {one["name"]: one["template"] for one in template if isinstance(one, dict) and len(one) >= 2}
+        if isinstance(template, dict):
+            template = template.get("default")
+        return template if isinstance(template, str) else None
 
     @property
     def end_ids(self) -> tuple[int, ...]:
         """The ids of generation_config.json that end a text."""
-        found = self.generation.get("eos_token_id")
-        return tuple(i for i in (found if isinstance(found, list) else [found]) if isinstance(i, int))
+        ids = self.generation.get("eos_token_id")
+        return tuple(i for i in (ids if isinstance(ids, list) else [ids]) if isinstance(i, int))
 
 
 def read_published(directory: Path) -> Chat | None:
@@ -99,12 +99,12 @@ def kept_text(chat: Chat, fingerprint: str) -> str:
 
 def ends(chat: Chat, codec: Tokenizer, *, where: str) -> tuple[int, ...]:
     """The tokens that end a text: the separator, the end of turn, and what else generation_config.json names."""
-    found = {codec.separator_id, *(i for i in chat.end_ids if 0 <= i < codec.vocab_size)}
+    ids = {codec.separator_id, *(i for i in chat.end_ids if 0 <= i < codec.vocab_size)}
     if (token := chat.tokens.get("eos_token")) is not None:
         if (number := codec.id_of(token)) is None:
             raise ValueError(f"eos_token {token!r} of {where} is no token of its tokenizer.json")
-        found.add(number)
-    return tuple(sorted(found))
+        ids.add(number)
+    return tuple(sorted(ids))
 
 
 def read_table(path: Path) -> dict[str, Any]:

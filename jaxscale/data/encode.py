@@ -81,7 +81,7 @@ def _by_split(
         arrays.setdefault(piece.split, [])
         if piece.document not in left_out:
             arrays[piece.split] += [separator, ids] if piece.begins else [ids]
-    return {split: np.concatenate(found) for split, found in arrays.items() if found}
+    return {split: np.concatenate(parts) for split, parts in arrays.items() if parts}
 
 
 def _posing(document: str, tokenizer: Tokenizer) -> BadRecord:

@@ -79,18 +79,18 @@ class FileTokenizer:
 
     def id_of(self, token: str) -> int | None:
         """The id of a token, as the file spells it."""
-        found: int | None = self.library.token_to_id(token)
-        return found
+        token_id: int | None = self.library.token_to_id(token)
+        return token_id
 
     def encode_pieces(self, pieces: Sequence[Piece]) -> list[np.ndarray]:
         # What a library does at a text's start and end (a space before it, spaces stripped) it does at the context's.
-        found = self.encode_batch([piece.context + piece.text for piece in pieces])
+        ids = self.encode_batch([piece.context + piece.text for piece in pieces])
         later = [i for i, piece in enumerate(pieces) if piece.context]
         for i, context in zip(later, self.encode_batch([pieces[i].context for i in later]), strict=True):
-            if not np.array_equal(found[i][: len(context)], context):
+            if not np.array_equal(ids[i][: len(context)], context):
                 raise ValueError("a long text changes its tokens when it is cut; give it as shorter documents")
-            found[i] = found[i][len(context) :]
-        return found
+            ids[i] = ids[i][len(context) :]
+        return ids
 
     def unchanged_by_cut(self, before: str, after: str) -> bool:
         """From three starts of ``before``, so that a run of equal tokens is not cut out of step."""

@@ -47,7 +47,7 @@ def find(paths: Sequence[str | Path], suffixes: tuple[str, ...] = ()) -> Found:
     ``suffixes`` choose among a directory's files, compressed or not; a file named outright is taken whatever it is
     called. What a directory holds besides them is told in ``unread``.
     """
-    found: list[SourceFile] = []
+    chosen: list[SourceFile] = []
     unread: list[Unread] = []
     for given in paths:
         files, left = remote.find(str(given)) if is_url(given) else _find_here(str(given))
@@ -55,19 +55,19 @@ def find(paths: Sequence[str | Path], suffixes: tuple[str, ...] = ()) -> Found:
             raise ValueError(f"{str(given)!r} names no file; give files, directories or glob patterns")
         for one in files:
             if not (reason := _refusal(one, suffixes)):
-                found.append(SourceFile(one.name, one.path, one.size_bytes))
+                chosen.append(SourceFile(one.name, one.path, one.size_bytes))
             elif one.given == "file":
                 raise ValueError(f"{one.path} is {reason}")
             else:
                 left.append(Unread(one.name, reason))
         unread += left
-    if not found:
+    if not chosen:
         wanted = f" ending in {' or '.join(suffixes)}" if suffixes else ""
         raise ValueError(
             f"{', '.join(map(repr, map(str, paths)))} names no file{wanted} that is read ({unread[0].name} is "
             f"{unread[0].reason}); give files, directories or glob patterns"
         )
-    return _sorted(found, unread)
+    return _sorted(chosen, unread)
 
 
 def _refusal(one: Listed, suffixes: tuple[str, ...]) -> str | None:
@@ -128,20 +128,20 @@ def _before_magic(pattern: Path) -> Iterator[str]:
         yield part
 
 
-def _sorted(found: list[SourceFile], unread: list[Unread]) -> Found:
+def _sorted(files: list[SourceFile], unread: list[Unread]) -> Found:
     """Each file once, whatever it is reached by."""
     once: dict[Path | str, SourceFile] = {}
-    for file in found:
+    for file in files:
         first = once.setdefault(file.path if isinstance(file.path, str) else file.path.resolve(), file)
         if first.path != file.path and str(Path(first.path).absolute()) != str(Path(file.path).absolute()):
             unread.append(Unread(file.name, f"the same file as {first.name}"))
-    files = sorted(once.values(), key=lambda file: (file.name, str(file.path)))
-    return Found(tuple(files), tuple(unread))
+    by_name = sorted(once.values(), key=lambda file: (file.name, str(file.path)))
+    return Found(tuple(by_name), tuple(unread))
 
 
-def sorted_files(found: list[tuple[str, Path]]) -> tuple[SourceFile, ...]:
+def sorted_files(pairs: list[tuple[str, Path]]) -> tuple[SourceFile, ...]:
     """(name, path) pairs as files, each once whatever it is reached by."""
-    return _sorted([SourceFile(name, path, path.stat().st_size) for name, path in found], []).files
+    return _sorted([SourceFile(name, path, path.stat().st_size) for name, path in pairs], []).files
 
 
 class _Counted(RawIOBase):

@@ -64,8 +64,8 @@ def read_header(path: Path) -> Header:
     magic, version, num_tokens = struct.unpack_from("<3i", raw) if len(raw) == HEADER_BYTES else (None, 0, 0)
     if magic not in FORMS:
         known = ", ".join(map(str, FORMS))
-        found = struct.unpack_from("<i", raw)[0] if len(raw) >= 4 else "nothing"
-        raise ValueError(f"{path} is no llm.c token file: it begins with {found}, not {known}; give another file")
+        beginning = struct.unpack_from("<i", raw)[0] if len(raw) >= 4 else "nothing"
+        raise ValueError(f"{path} is no llm.c token file: it begins with {beginning}, not {known}; give another file")
     form = FORMS[magic]
     if version != form.version:
         raise ValueError(f"{path} has version {version}, magic {magic} goes with {form.version}; make it again")

@@ -96,11 +96,11 @@ def open_mixture(
 def check_alike(paths: list[str]) -> None:
     """ValueError where a mixture holds several kinds of examples, or one of several templates."""
     first, *others = [(path, examples_at(path)) for path in paths]
-    for path, found in others:
-        kinds = [one.kind if one else "text" for one in (first[1], found)]
+    for path, examples in others:
+        kinds = [one.kind if one else "text" for one in (first[1], examples)]
         if kinds[0] != kinds[1]:
             raise ValueError(f"{path} holds {kinds[1]} and {first[0]} {kinds[0]}; a data.mixture is of one kind")
-        templates = [(one.template, one.chat.sha256) for one in (first[1], found) if one]
+        templates = [(one.template, one.chat.sha256) for one in (first[1], examples) if one]
         if len(set(templates)) > 1:
             raise ValueError(
                 f"{path} and {first[0]} have other templates ({templates[1][0]} and {templates[0][0]}); prepare all of "

@@ -160,9 +160,9 @@ def _first_difference(plan: Plan, index: Index, report: Report) -> str | None:
         pairs.append(("tokenizer fingerprint", there.fingerprint[:12], plan.tokenizer.fingerprint[:12]))
     else:
         pairs.append(("separator", there.separator, plan.separator or DEFAULT_SEPARATOR))
-    for what, found, wanted in pairs:
-        if found != wanted:
-            return f"its {what} is {found}, not {wanted}"
+    for what, stored, wanted in pairs:
+        if stored != wanted:
+            return f"its {what} is {stored}, not {wanted}"
     for ours, known in ((plan.source, index.source), (plan.validation, index.validation_source)):
         if ours is None or known is None:
             continue  # both or neither are, as the way of validation is the same

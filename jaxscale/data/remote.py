@@ -38,15 +38,15 @@ def find(url: str) -> tuple[list[Listed], list[Unread]]:
         return [Listed(name, url, int(about.get("size") or 0), "file")], []
     given: Literal["file", "folder", "pattern"] = "pattern" if glob.has_magic(url) else "folder"
     list_all = store.glob if given == "pattern" else store.find
-    found = _asked(url, lambda: list_all(url, detail=True), store)
+    entries = _asked(url, lambda: list_all(url, detail=True), store)
     root = url[: next(i for i, c in enumerate(url + "*") if c in "*?[")].rpartition("/")[0] + "/"
     if given == "folder":
         root = url.rstrip("/") + "/"
-        if list(found) == [store._strip_protocol(url)]:
+        if list(entries) == [store._strip_protocol(url)]:
             root, given = url.rpartition("/")[0] + "/", "file"
     start = len(store._strip_protocol(root)) + 1
     files, unread = [], []
-    for path, about in sorted(found.items()):
+    for path, about in sorted(entries.items()):
         name = path[start:]
         if about["type"] == "directory":
             unread.append(Unread(name, "a directory; name it itself"))

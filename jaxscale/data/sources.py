@@ -53,20 +53,20 @@ class Source:
 
 def text_source(paths: Sequence[str | Path]) -> Source:
     """UTF-8 text, each file one document. ``paths`` are files, directories (read recursively), patterns or URLs."""
-    found = find(paths)
-    return Source("text", found.files, unread=found.unread)
+    listing = find(paths)
+    return Source("text", listing.files, unread=listing.unread)
 
 
 def jsonl_source(paths: Sequence[str | Path], *, field: str = "text") -> Source:
     """JSON lines, each non-blank line one document: an object whose ``field`` is a string."""
-    found = find(paths, suffixes=NAMED["jsonl"])
-    return Source("jsonl", found.files, field, found.unread)
+    listing = find(paths, suffixes=NAMED["jsonl"])
+    return Source("jsonl", listing.files, field, listing.unread)
 
 
 def parquet_source(paths: Sequence[str | Path], *, column: str = "text") -> Source:
     """Parquet, each row one document: the string in ``column``. Needs pyarrow."""
-    found = find(paths, suffixes=NAMED["parquet"])
-    return Source("parquet", found.files, column, found.unread)
+    listing = find(paths, suffixes=NAMED["parquet"])
+    return Source("parquet", listing.files, column, listing.unread)
 
 
 def stdlib_source(root: str | Path | None = None) -> Source:
@@ -76,10 +76,10 @@ def stdlib_source(root: str | Path | None = None) -> Source:
     else it is an error: here the user has not chosen the files). ``root`` reads another directory the same way.
     """
     root = Path(root or sysconfig.get_path("stdlib"))
-    found = [(name, path) for name, path in walk(root, leave_out=_STDLIB_LEFT_OUT) if name.endswith(".py")]
-    if not found:
+    modules = [(name, path) for name, path in walk(root, leave_out=_STDLIB_LEFT_OUT) if name.endswith(".py")]
+    if not modules:
         raise ValueError(f"no .py files under {root}, where Python's standard library should be; use --text FILES")
-    return Source("stdlib", sorted_files(found))
+    return Source("stdlib", sorted_files(modules))
 
 
 Digests = dict[SourceFile, str]

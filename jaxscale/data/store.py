@@ -177,7 +177,7 @@ def files_beside(index: Index, split: str | None = None) -> list[File]:
     """What stands beside the token shards of a dataset of examples, of one split or of all."""
     if index.examples is None:
         return []
-    splits = [found for name, found in index.examples.splits.items() if split in (None, name)]
+    splits = [one for name, one in index.examples.splits.items() if split in (None, name)]
     return [index.examples.chat, *(file for one in splits for file in (*one.roles, *one.lengths, *one.records))]
 
 

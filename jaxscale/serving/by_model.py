@@ -35,7 +35,7 @@ class ByModel:
         template = template_of_run(run, codec)
         self.run, self.tail, self.seq_len = run, tail_of(template), config.data.seq_len
         theirs = as_chat(run, codec, system).encode
-        if any(theirs(record["prompt"]) != list(own) for record, own in zip(records, prompts, strict=True)):
+        if any(theirs(record["prompt"]) != list(tokens) for record, tokens in zip(records, prompts, strict=True)):
             raise ValueError(
                 f"--reward {run} reads prompts by the template {template.name} of its pairs, and they are sampled from "
                 "in another way; give --chat, and a model with the same template"

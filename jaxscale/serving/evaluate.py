@@ -74,18 +74,18 @@ def evaluate(
     """
     config, data = loaded.config, loaded.config.data
     rows = [rows_of(one, config, say) for one in sources]
-    found = []
+    losses = []
     with loaded.context():
         program = heard(loaded.program.evaluate, monitor) if monitor else loaded.program.evaluate
         state, layout = state_of(loaded.params), batch_sharding(loaded.mesh)
-        for one, own in zip(sources, rows, strict=True):
-            batches = config.evaluation.model_copy(update={"batches": len(own)})  # as many as there are
-            means = mean_loss(program, state, own, config.model_copy(update={"evaluation": batches}), layout)
+        for one, source_rows in zip(sources, rows, strict=True):
+            batches = config.evaluation.model_copy(update={"batches": len(source_rows)})  # as many as there are
+            means = mean_loss(program, state, source_rows, config.model_copy(update={"evaluation": batches}), layout)
             tokens = round(means["tokens"])
             assert one.examples or tokens == one.store.num_tokens - 1
-            found.append(Evaluated(one.name, tokens, means["loss"] * tokens, one.bytes))
+            losses.append(Evaluated(one.name, tokens, means["loss"] * tokens, one.bytes))
     about = (loaded.words, loaded.step, loaded.averaged, dict(loaded.mesh.shape))
-    return Evaluation(*about, data.seq_len, data.mask_documents, tuple(found))
+    return Evaluation(*about, data.seq_len, data.mask_documents, tuple(losses))
 
 
 def rows_of(source: TextSource, config: cfg.Config, say: Say) -> RowSource:

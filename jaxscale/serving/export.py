@@ -151,20 +151,20 @@ def export(
     files = files_of(every, dtype, most)
     about = {"run": str(run.absolute()), "step": stored.step, "dtype": dtype, "files": files.names, "beside": beside}
     half = out.with_name(f"{out.name}{HALF_WRITTEN}")
-    own = files.of(share)
-    if out.exists() and own:
+    numbers = files.of(share)
+    if out.exists() and numbers:
         raise ValueError(f"{out} already exists; give a new directory")
     with told(out, half, share):
-        if own:
+        if numbers:
             begin(half, about, share)
-        for i in own:
+        for i in numbers:
             write_file(half / files.names[i], every, files.groups[i], reader(stored, model), DTYPES[dtype])
         if share.process == 0:
             wait_for(half, files.names, share)
             finish(half, out, files, beside, codec, run / PIECES)
     saved = codec is not None and (out / "tokenizer.json").is_file()
-    numbers = own if share.process else range(len(files.names))
-    written, size = [files.names[i] for i in numbers], sum(files.bytes[i] for i in numbers)
+    reported = numbers if share.process else range(len(files.names))
+    written, size = [files.names[i] for i in reported], sum(files.bytes[i] for i in reported)
     return Exported(stored.step, family, written, size, dtype, bool(stored.decay), saved, share.process == 0)
 
 
@@ -175,17 +175,17 @@ def beside_weights(run: Path, model: cfg.Model, codec: Tokenizer | None, dtype: 
     """
     separator = codec.separator_id if codec else None
     config = as_theirs(model, dtype=dtype, separator=separator)
-    found: dict[str, dict[str, Any]] = {GENERATION: {"bos_token_id": separator, "eos_token_id": separator}}
+    contents: dict[str, dict[str, Any]] = {GENERATION: {"bos_token_id": separator, "eos_token_id": separator}}
     if codec:
         tokens = {"bos_token": codec.separator, "eos_token": codec.separator}
-        found[CONFIG] = {"tokenizer_class": "PreTrainedTokenizerFast"} | tokens
+        contents[CONFIG] = {"tokenizer_class": "PreTrainedTokenizerFast"} | tokens
     if codec and (chat := read_kept(run, codec.fingerprint)):
         ends = chat.generation.get("eos_token_id") or []
         ends = dict.fromkeys([*(ends if isinstance(ends, list) else [ends]), separator])
-        found[GENERATION] |= chat.generation | {"eos_token_id": list(ends)}
-        found[CONFIG] = chat.config if chat.name in (None, OWN) else found[CONFIG] | chat.config
-        config |= {name: found[GENERATION][name] for name in IDS if name in chat.generation}
-    return found | {"config.json": config}
+        contents[GENERATION] |= chat.generation | {"eos_token_id": list(ends)}
+        contents[CONFIG] = chat.config if chat.name in (None, OWN) else contents[CONFIG] | chat.config
+        config |= {name: contents[GENERATION][name] for name in IDS if name in chat.generation}
+    return contents | {"config.json": config}
 
 
 @contextmanager

@@ -53,7 +53,7 @@ def by_harness(
     """A record of each task, as `abilities.score.measured` makes them; what chance gets is not known."""
     from lm_eval import simple_evaluate
 
-    found = simple_evaluate(
+    results = simple_evaluate(
         Model.of(loaded, measure),
         tasks=list(names),
         task_manager=tasks_of(folder),
@@ -61,13 +61,13 @@ def by_harness(
         bootstrap_iters=1000,
         log_samples=False,
     )
-    assert found is not None
-    return [as_record(name, values, found) for name, values in found["results"].items()]
+    assert results is not None
+    return [as_record(name, values, results) for name, values in results["results"].items()]
 
 
-def as_record(name: str, values: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+def as_record(name: str, values: dict[str, Any], results: dict[str, Any]) -> dict[str, Any]:
     """`acc,none` and `acc_stderr,none` of lm_eval's results as one metric."""
-    number = found.get("n-samples", {}).get(name, {}).get("effective", 0)
+    number = results.get("n-samples", {}).get(name, {}).get("effective", 0)
     metrics = {}
     for key, value in values.items():
         metric, _, chain = key.partition(",")
@@ -79,7 +79,7 @@ def as_record(name: str, values: dict[str, Any], found: dict[str, Any]) -> dict[
             {"stderr": float(error)} if isinstance(error, int | float) else {}
         )
     main = next(iter(metrics), None)
-    shots = found.get("n-shot", {}).get(name) or 0
+    shots = results.get("n-shot", {}).get(name) or 0
     about = {"ability": f"lm_eval:{name}", "shots": shots, "examples": number, "chance": None, "main": main}
     return about | {"metrics": metrics}
 
@@ -138,8 +138,8 @@ class Model(Base):  # type: ignore[misc, valid-type]
         """(nats, is it what greedy decoding writes) of each continuation after its context."""
         rows = [self.row(*request.args) for request in requests]
         known = iter(self.scores([row for row in rows if row.start < len(row.tokens)]))
-        found = [next(known) if row.start < len(row.tokens) else None for row in rows]
-        return [(one.total, bool(one.right.all())) if one else (0.0, True) for one in found]
+        scores = [next(known) if row.start < len(row.tokens) else None for row in rows]
+        return [(one.total, bool(one.right.all())) if one else (0.0, True) for one in scores]
 
     def row(self, context: str, continuation: str) -> Row:
         spaces = len(context) - len(context.rstrip())
@@ -178,7 +178,7 @@ class Model(Base):  # type: ignore[misc, valid-type]
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         """The continuation of each context, up to the first of its `until`."""
-        found = [""] * len(requests)
+        continuations = [""] * len(requests)
         alike: dict[tuple[Any, ...], list[int]] = {}
         for i, request in enumerate(requests):
             alike.setdefault(sampling_of(request.args[1]), []).append(i)
@@ -196,8 +196,8 @@ class Model(Base):  # type: ignore[misc, valid-type]
                 stops = (self.codec.separator_id,)
                 texts = continued_tokens(self.loaded, self.codec, prompts, stops, max_new_tokens=new_tokens, **sampling)
                 for i, text in zip(some, texts, strict=True):
-                    found[i] = until(text, requests[i].args[1].get("until"))
-        return found
+                    continuations[i] = until(text, requests[i].args[1].get("until"))
+        return continuations
 
     def prompt(self, context: str, room: int) -> list[int]:
         tokens = [self.codec.separator_id, *self.codec.encode(context).tolist()]

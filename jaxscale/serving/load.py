@@ -133,11 +133,11 @@ def load(
     with on_mesh(mesh, rules):
         program = build_on(config, mesh, rules).program
         if source.startswith(PUBLISHED):
-            found = published(program, config, step)
+            restored = published(program, config, step)
         else:
-            found = restore(Path(source), program, config, step, say)
-    given = None if source.startswith(PUBLISHED) else found.step
-    return Loaded(source, config, mesh, rules, program, found.params, codec, given, found.averaged)
+            restored = restore(Path(source), program, config, step, say)
+    given = None if source.startswith(PUBLISHED) else restored.step
+    return Loaded(source, config, mesh, rules, program, restored.params, codec, given, restored.averaged)
 
 
 def continued(

@@ -31,7 +31,7 @@ def read_lines(path: Path, option: str, form: str) -> list[tuple[int, dict[str, 
     """
     if not path.is_file():
         raise ValueError(f"{option} {path} is no file; give JSONL with {form} in each line")
-    found = []
+    numbered = []
     for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
         if not line.strip():
             continue
@@ -41,10 +41,10 @@ def read_lines(path: Path, option: str, form: str) -> list[tuple[int, dict[str, 
             raise ValueError(f"{path}, line {number}: no JSON ({error})") from None
         if not isinstance(record, dict):
             raise ValueError(f"{path}, line {number}: it is no object; give {form}")
-        found.append((number, record))
-    if not found:
+        numbered.append((number, record))
+    if not numbered:
         raise ValueError(f"{path} has no records; give JSONL with {form} in each line")
-    return found
+    return numbered
 
 
 def columns_of(records: list[dict[str, Any]]) -> dict[str, list[Any]]:

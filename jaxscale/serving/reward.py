@@ -94,33 +94,33 @@ def read_texts(file: Path, template: Template, config: cfg.Config) -> Texts:
 
 def all_scores(scorer: Scorer, texts: list[list[int]], monitor: Any) -> list[float]:
     """The scores of all texts, some rows at one time."""
-    found: list[float] = []
+    scores: list[float] = []
     for part, begin in enumerate(range(0, len(texts), scorer.rows), 1):
         if monitor is not None:
             if not monitor.may_start(part):
                 raise Stopped("stopped; nothing is written", monitor.signal or "SIGTERM")
             monitor.follow("evaluation", "start", part)
-        found += interruptible(partial(scorer, texts[begin : begin + scorer.rows])).astype(float).tolist()
-    return found
+        scores += interruptible(partial(scorer, texts[begin : begin + scorer.rows])).astype(float).tolist()
+    return scores
 
 
 def scored(texts: Texts, scores: list[float]) -> list[dict[str, Any]]:
     """Each record with what its texts came to."""
     names = NAMES[texts.kind]
     each = [scores[i : i + len(names)] for i in range(0, len(scores), len(names))]
-    return [r | dict(zip(names, own, strict=True)) for r, own in zip(texts.records, each, strict=True)]
+    return [r | dict(zip(names, values, strict=True)) for r, values in zip(texts.records, each, strict=True)]
 
 
 def summary_of(model: str, kind: Kind, scores: list[float]) -> dict[str, Any]:
     """What all scores came to; of pairs also how often, and by how much, the chosen text is above the rejected one."""
     middle = math.fsum(scores) / len(scores)
     spread = math.sqrt(math.fsum((x - middle) ** 2 for x in scores) / len(scores))
-    found = {"model": model, "texts": len(scores), "mean": middle, "std": spread}
+    summary = {"model": model, "texts": len(scores), "mean": middle, "std": spread}
     if kind == "conversations":
-        return found
+        return summary
     chosen, rejected = scores[::2], scores[1::2]
     margins = [a - b for a, b in zip(chosen, rejected, strict=True)]
-    return found | {
+    return summary | {
         "pairs": len(margins),
         "accuracy": mean(x > 0 for x in margins),
         "margin": mean(margins),

@@ -149,7 +149,7 @@ def sampled(
 ) -> Samples:
     """All samples of all prompts, some rows at one time, with their scores where a model scores them."""
     assert loaded.tokenizer is not None
-    found: Samples = [[] for _ in prompts]
+    samples: Samples = [[] for _ in prompts]
     rows = [(prompt, sample) for prompt in range(len(prompts)) for sample in range(ask.samples)]
     for part, begin in enumerate(range(0, len(rows), ask.rows), 1):
         if monitor is not None:
@@ -169,7 +169,7 @@ def sampled(
         ended = out.stopped.tolist()
         scores = interruptible(partial(scorer.of_samples, given, out.rows(), ended)) if scorer else None
         for i, ids in enumerate(out.rows(stop=False)):
-            found[some[i][0]].append(
+            samples[some[i][0]].append(
                 {
                     "text": continuation(loaded.tokenizer, given[i], ids),
                     "tokens": int(out.lengths[i]),
@@ -178,24 +178,24 @@ def sampled(
                     "reward": None if scores is None or not np.isfinite(scores[i]) else float(scores[i]),
                 }
             )
-    return found
+    return samples
 
 
 def interruptible(run: Callable[[], Any]) -> Any:
     """What `run` returns. Ctrl-C is heard while it waits for devices, which Python's own thread would not hear."""
-    found: list[Any] = []
+    outcome: list[Any] = []
 
     def work() -> None:
         try:
-            found.extend((run(), None))
+            outcome.extend((run(), None))
         except BaseException as error:
-            found.extend((None, error))
+            outcome.extend((None, error))
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     while thread.is_alive():
         thread.join(0.05)
-    value, error = found
+    value, error = outcome
     if error is not None:
         raise error
     return value
@@ -203,7 +203,7 @@ def interruptible(run: Callable[[], Any]) -> Any:
 
 def rewarded(pool: Function, records: list[dict[str, Any]], samples: Samples) -> str | None:
     """Each sample with its reward. Returns what a user should know of those without."""
-    every = [(number, one) for number, own in enumerate(samples) for one in own]
+    every = [(number, one) for number, group in enumerate(samples) for one in group]
     columns = {name: [column[number] for number, _ in every] for name, column in columns_of(records).items()}
     values = pool([records[number]["prompt"] for number, _ in every], [one["text"] for _, one in every], columns)
     for (_, one), value in zip(every, values, strict=True):
@@ -213,17 +213,17 @@ def rewarded(pool: Function, records: list[dict[str, Any]], samples: Samples) ->
 
 def summary_of(loaded: Loaded, ask: Ask, samples: Samples) -> dict[str, Any]:
     """What the samples are like, over all prompts."""
-    every = [one for own in samples for one in own]
-    rewards = [[one["reward"] for one in own if one["reward"] is not None] for own in samples]
-    best = {n: mean(best_of(own, n) for own in rewards if len(own) >= n) for n in powers(ask.samples)}
+    every = [one for group in samples for one in group]
+    rewards = [[one["reward"] for one in group if one["reward"] is not None] for group in samples]
+    best = {n: mean(best_of(group, n) for group in rewards if len(group) >= n) for n in powers(ask.samples)}
     return {
         "model": loaded.words,
         "prompts": len(samples),
         "samples": ask.samples,
         "mean_tokens": mean(one["tokens"] for one in every),
         "cut_off": mean(not one["stopped"] for one in every),
-        "distinct": mean(len({one["text"] for one in own}) / len(own) for own in samples),
-        "reward": mean(r for own in rewards for r in own),
+        "distinct": mean(len({one["text"] for one in group}) / len(group) for group in samples),
+        "reward": mean(r for group in rewards for r in group),
         "no_reward": sum(one["reward"] is None for one in every) if ask.reward else None,
         "best_of": {n: value for n, value in best.items() if value is not None},
     }
@@ -234,15 +234,15 @@ def write(ask: Ask, records: list[dict[str, Any]], samples: Samples) -> None:
 
     An empty sample is neither: no data of conversations or pairs holds an empty answer.
     """
-    files = {ask.out: lines({**r, "samples": own} for r, own in zip(records, samples, strict=True))}
+    files = {ask.out: lines({**r, "samples": group} for r, group in zip(records, samples, strict=True))}
     worth = lambda one: one["reward"]  # noqa: E731
-    usable = [[one for one in own if worth(one) is not None and one["text"].strip()] for own in samples]
-    ranked = [sorted(own, key=worth) for own in usable]
-    both = [(record["prompt"], own) for record, own in zip(records, ranked, strict=True) if own]
+    usable = [[one for one in group if worth(one) is not None and one["text"].strip()] for group in samples]
+    ranked = [sorted(group, key=worth) for group in usable]
+    both = [(record["prompt"], group) for record, group in zip(records, ranked, strict=True) if group]
     if ask.best:
-        files[ask.best] = lines({"prompt": prompt, "completion": own[-1]["text"]} for prompt, own in both)
+        files[ask.best] = lines({"prompt": prompt, "completion": group[-1]["text"]} for prompt, group in both)
     if ask.pairs:
-        apart = [(prompt, own[-1], own[0]) for prompt, own in both if worth(own[-1]) > worth(own[0])]
+        apart = [(prompt, group[-1], group[0]) for prompt, group in both if worth(group[-1]) > worth(group[0])]
         pairs = ({"prompt": prompt, "chosen": a["text"], "rejected": b["text"]} for prompt, a, b in apart)
         files[ask.pairs] = lines(pairs)
     parts = {path: path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.part") for path in files}

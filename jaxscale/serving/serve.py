@@ -191,10 +191,10 @@ def read_identity(path: Path) -> dict | None:
         return None
     try:
         identity = parse_json(path.read_text(encoding="utf-8"))
-        found = {key: identity[key] for key in ("file", "separator", "fingerprint")}
-        if not all(isinstance(v, str) or (v is None and k != "fingerprint") for k, v in found.items()):
+        fields = {key: identity[key] for key in ("file", "separator", "fingerprint")}
+        if not all(isinstance(v, str) or (v is None and k != "fingerprint") for k, v in fields.items()):
             raise TypeError("each of file, separator and fingerprint is text")
-        return found
+        return fields
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} is damaged ({reason(error)}); training a step more writes it again") from None
 
@@ -233,25 +233,25 @@ def restore(run: Path, program: Program, config: cfg.Config, step: int | None, s
                 meta = reading(checkpointer.meta, candidate)
                 decay = meta["config"]["optimizer"].get("ema") if config.optimizer.ema else None
                 abstract = shaped_for(program.abstract, saved_replicas(meta))
-                own = "outer" if abstract.outer else "params"
+                params_field = "outer" if abstract.outer else "params"
                 untrained = [name for name in ("frozen", "router_bias") if getattr(abstract, name)]
-                parts = (own, *(("ema",) if decay else ()), *untrained)
+                parts = (params_field, *(("ema",) if decay else ()), *untrained)
                 item = {name: getattr(abstract, name) for name in parts}
                 changed = config_differences(meta["config"], config.model_dump(mode="json"))
                 if changed := [d for d in changed if not d.startswith("optimizer.ema:")]:
                     raise ValueError(
                         f"the model is not the checkpoint's: {'; '.join(changed)}; override mesh and runtime only"
                     )
-                found = reading(read_params, checkpointer.directory / str(candidate) / "state", item)
+                saved = reading(read_params, checkpointer.directory / str(candidate) / "state", item)
             except Damaged as error:
                 problems.append(f"{candidate} cannot be read ({error})")
                 continue
             for problem in problems:
                 say(f"checkpoint {problem}; step {candidate} is used")
-            params = found["outer"].params if abstract.outer else found["params"]
+            params = saved["outer"].params if abstract.outer else saved["params"]
             if decay:  # of the checkpoint, which may be from before the average was turned on
-                params = average(sum_of(found["ema"], meta, candidate), params, decay, candidate)
-            state = abstract._replace(**{name: found[name] for name in (own, *untrained)})
+                params = average(sum_of(saved["ema"], meta, candidate), params, decay, candidate)
+            state = abstract._replace(**{name: saved[name] for name in (params_field, *untrained)})
             return Restored(all_parameters(state, params), candidate, bool(decay))
     finally:
         checkpointer.close()

@@ -74,10 +74,10 @@ def evaluate_tasks(
         records = []
         for number, at in enumerate(steps):
             loaded = loaded if number == 0 else at_step(loaded, at, say)
-            found = record(loaded, measure, prepared, monitor) | {"seed": seed}
+            checkpoint_record = record(loaded, measure, prepared, monitor) | {"seed": seed}
             if harness:
-                found["abilities"] += by_harness(loaded, measure, harness, folder, examples)
-            records.append(found)
+                checkpoint_record["abilities"] += by_harness(loaded, measure, harness, folder, examples)
+            records.append(checkpoint_record)
         return records
 
 
@@ -94,8 +94,8 @@ def measured(loaded: Loaded, names: Sequence[str], *, examples: int, seed: int, 
 
 def named(name: str, *, seed: int, count: int, say: Say) -> list[Task]:
     """The tasks that a word of `--tasks` means."""
-    if found := FILE.fullmatch(name):
-        return [read_task(Path(found[1]), shots=int(found[2] or 0), seed=seed, count=count, say=say)]
+    if match := FILE.fullmatch(name):
+        return [read_task(Path(match[1]), shots=int(match[2] or 0), seed=seed, count=count, say=say)]
     return tasks_of(name, seed=seed, count=count)
 
 
@@ -104,21 +104,21 @@ def steps_of(source: str, config: Any) -> list[int]:
     if source.startswith(PUBLISHED):
         raise ValueError(f"--step all: {source} is one model, without checkpoints; leave it out")
     place = config.checkpoint.directory or Path(source) / "checkpoints"
-    found: list[int] = []
+    steps: list[int] = []
     if not isinstance(place, Path) or place.is_dir():
         checkpointer = Checkpointer(place)
-        found = checkpointer.steps()
+        steps = checkpointer.steps()
         checkpointer.close()
-    if not found:
+    if not steps:
         raise ValueError(f"{source} has no checkpoints yet; train it first")
-    return found
+    return steps
 
 
 def at_step(loaded: Loaded, step: int | None, say: Say) -> Loaded:
     """The same model with the parameters of another checkpoint: nothing is compiled again."""
     with loaded.context():
-        found = restore(Path(loaded.source), loaded.program, loaded.config, step, say)
-    return replace(loaded, params=found.params, step=found.step, averaged=found.averaged)
+        restored = restore(Path(loaded.source), loaded.program, loaded.config, step, say)
+    return replace(loaded, params=restored.params, step=restored.step, averaged=restored.averaged)
 
 
 def record(loaded: Loaded, measure: Measure, tasks: Sequence[Prepared], monitor: Monitor | None = None) -> Record:
@@ -132,7 +132,7 @@ def record(loaded: Loaded, measure: Measure, tasks: Sequence[Prepared], monitor:
         monitor.follow("evaluation", "start", batch)
 
     with loaded.context():
-        found = measure(state_of(loaded.params), tasks, before=before) if tasks else []
+        abilities = measure(state_of(loaded.params), tasks, before=before) if tasks else []
     return {
         "kind": "abilities",
         "model": loaded.words,
@@ -140,5 +140,5 @@ def record(loaded: Loaded, measure: Measure, tasks: Sequence[Prepared], monitor:
         "averaged": loaded.averaged,
         "mesh": dict(loaded.mesh.shape),
         "seq_len": loaded.config.data.seq_len,
-        "abilities": found,
+        "abilities": abilities,
     }

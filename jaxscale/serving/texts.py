@@ -63,8 +63,8 @@ def open_sources(
 def matches(place: str) -> list[str]:
     if not glob.has_magic(place) or Path(place).exists():
         return [place]
-    if found := sorted(glob.glob(place, recursive=True)):
-        return found
+    if paths := sorted(glob.glob(place, recursive=True)):
+        return paths
     raise ValueError(f"{place!r} names no file; give files, directories, patterns or prepared datasets")
 
 
@@ -79,7 +79,7 @@ def of_dataset(place: str, codec: Tokenizer | None, model: str, split: str, say:
         )
     if codec is None:
         say(f"{model} has no tokenizer, so nothing says whether {made.spec}, which made {place}, is its own")
-    if not next(found.tokens for name, found in index.splits.items() if name == split):
+    if not next(one.tokens for name, one in index.splits.items() if name == split):
         other = next(name for name in SPLITS if name != split)
         raise ValueError(f"{place} has no {split} tokens; give --split {other}, or data that has them")
     if index.examples is not None:
@@ -105,8 +105,8 @@ def of_text(place: str, codec: Tokenizer | None, say: Say) -> TextSource:
     progress, changes = Progress("tokenizing", source.size_bytes, bad=Refused()), TextChanges(codec)
 
     def parts() -> Iterator[Part]:
-        with closing(documents(source, progress)) as found:
-            for document in found:
+        with closing(documents(source, progress)) as stream:
+            for document in stream:
                 yield "validation", document._replace(chunks=counted(document))
 
     def counted(document: Document) -> Iterator[str]:

@@ -48,12 +48,12 @@ def encode_examples(
         if isinstance(plan, ValueError):
             yield plan
             continue
-        found = [(request, [ids[places[text]] for text in parts]) for request, parts in plan]
+        encoded = [(request, [ids[places[text]] for text in parts]) for request, parts in plan]
         if changes is not None:
-            _count(template, plan, found, changes)
+            _count(template, plan, encoded, changes)
         mark = _joined if template.apart else _marked
         try:
-            yield [mark(template, request, parts) for request, parts in found]
+            yield [mark(template, request, parts) for request, parts in encoded]
         except ValueError as error:
             yield ValueError(f"{example.where}: {error}")
 
@@ -92,10 +92,10 @@ def _planned(template: Template, example: Example) -> Planned | ValueError:
 
 
 def _count(
-    template: Template, plan: Planned, found: list[tuple[Request, list[np.ndarray]]], changes: TextChanges
+    template: Template, plan: Planned, encoded: list[tuple[Request, list[np.ndarray]]], changes: TextChanges
 ) -> None:
     separator = template.codec.separator or DEFAULT_SEPARATOR
-    for (_, texts), (_, parts) in zip(plan, found, strict=True):
+    for (_, texts), (_, parts) in zip(plan, encoded, strict=True):
         for text, ids in zip(texts, parts, strict=True) if template.apart else [(texts[0], parts[0])]:
             changes.add(text if template.apart else text.replace(separator, ""), ids, begins=True)
 
@@ -107,8 +107,8 @@ def _check_message(template: Template, message: Message) -> None:
         return
     for name in READ[1:]:
         text = message.get(name)
-        if isinstance(text, str) and (found := template.spelled.search(text)):
-            raise ValueError(f"a {message['role']} message spells the special token {found[0]!r}, and would become it")
+        if isinstance(text, str) and (match := template.spelled.search(text)):
+            raise ValueError(f"a {message['role']} message spells the special token {match[0]!r}, and would become it")
 
 
 def _texts(template: Template, request: Request) -> list[str]:
@@ -122,10 +122,10 @@ def _texts(template: Template, request: Request) -> list[str]:
     render, tools = template.renderer, request.tools
     if not request.answer:
         return [render(messages, tools=tools)]
-    found = [render(messages, prompt=False, tools=tools)]
+    texts = [render(messages, prompt=False, tools=tools)]
     for i in _turns(request):
-        found += [render(messages[:i], tools=tools), render(messages[: i + 1], prompt=False, tools=tools)]
-    return found
+        texts += [render(messages[:i], tools=tools), render(messages[: i + 1], prompt=False, tools=tools)]
+    return texts
 
 
 def _turns(request: Request) -> list[int]:

@@ -15,8 +15,8 @@ class Rooms:
     def smallest(self, size: int) -> int | None:
         """The least room of `size` or more; None where there is none."""
         word, bit = divmod(size, BITS)
-        if found := self._words[word] >> bit:
-            return size + lowest(found)
+        if higher := self._words[word] >> bit:
+            return size + lowest(higher)
         if not (later := self._used >> word + 1):
             return None
         word += 1 + lowest(later)

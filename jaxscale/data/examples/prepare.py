@@ -96,15 +96,15 @@ def prepare_examples(
 
 def choose_template(name: str | None, spec: str | Path, codec: Tokenizer | None) -> Wanted:
     """The template of this name, or the one that goes with the tokenizer."""
-    found = None if codec is None else chat_beside(spec, codec)
+    chat = None if codec is None else chat_beside(spec, codec)
     if name is None:
-        kept = found.name if found is not None and found.name in NAMED else None
-        name = kept or (OWN if found is not None and found.template is not None else DEFAULT)
+        kept = chat.name if chat is not None and chat.name in NAMED else None
+        name = kept or (OWN if chat is not None and chat.template is not None else DEFAULT)
     if name not in NAMES:
         raise ValueError(f"template {name!r} is not one of {', '.join(NAMES)}")
     if name == OWN and codec is None:
         raise ValueError(f"tokenizer {spec} is trained here and has no template of its own; give --template chatml")
-    return Wanted(name, found, str(spec))
+    return Wanted(name, chat, str(spec))
 
 
 def _write_dataset(plan: Plan, wanted: Wanted, directory: Path, report: Report) -> Index:
@@ -139,7 +139,7 @@ def _write_dataset(plan: Plan, wanted: Wanted, directory: Path, report: Report) 
         tokenizer=tokenizer_identity(plan.spec, codec),
         source=identities[0],
         options=plan.options,
-        splits={split: found for split, (found, _) in done.items()},
+        splits={split: token_split for split, (token_split, _) in done.items()},
         validation_source=identities[1] if plan.validation else None,
         examples=Examples(
             kind=kind,
@@ -197,8 +197,8 @@ def _write_batch(
     progress: Progress,
     changes: TextChanges,
 ) -> None:
-    found = encode_examples(template, [example for _, example in batch], changes)
-    for (split, example), documents in zip(batch, found, strict=True):
+    encoded = encode_examples(template, [example for _, example in batch], changes)
+    for (split, example), documents in zip(batch, encoded, strict=True):
         if isinstance(documents, ValueError):
             progress.bad.skip(documents)
             continue

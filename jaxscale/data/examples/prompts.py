@@ -44,8 +44,8 @@ class Prompts:
     def tokens(self, i: int) -> list[int]:
         """The tokens after which an answer is sampled."""
         self._check(i)
-        found: list[int] = self.store.document(i)[0].tolist()
-        return found
+        ids: list[int] = self.store.document(i)[0].tolist()
+        return ids
 
     def record(self, i: int) -> dict[str, Any]:
         """The other columns of the record."""
@@ -53,10 +53,10 @@ class Prompts:
         file = int(np.searchsorted(self.before, i, side="right")) - 1
         ends, line = self.ends[file], i - int(self.before[file])
         start = int(ends[line - 1]) if line else 0
-        found = parse_json(self.lines[file][start : int(ends[line])].tobytes())
-        if not isinstance(found, dict):
+        columns = parse_json(self.lines[file][start : int(ends[line])].tobytes())
+        if not isinstance(columns, dict):
             raise ValueError(f"record {i} of {self.store.name} is damaged; prepare the prompts again")
-        return found
+        return columns
 
     def _check(self, i: int) -> None:
         if not 0 <= i < len(self):

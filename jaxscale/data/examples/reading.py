@@ -17,8 +17,8 @@ SUFFIXES = (".jsonl", ".json", ".ndjson", *PARQUET)
 
 def examples_source(kind: Kind, paths: Sequence[str | Path]) -> Source:
     """Records of one kind in JSON lines or Parquet; files, directories, patterns or URLs."""
-    found = find(paths, suffixes=SUFFIXES)
-    return Source(kind, found.files, unread=found.unread)
+    listing = find(paths, suffixes=SUFFIXES)
+    return Source(kind, listing.files, unread=listing.unread)
 
 
 def read_examples(source: Source, progress: Progress, digests: Digests | None = None) -> Generator[Example, None, None]:

@@ -40,8 +40,8 @@ class ExampleRows:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        found = columns.PAIRS if self.store.kind == "pairs" else columns.TEXT
-        return found if self.reference is None else (*found, "reference")
+        names = columns.PAIRS if self.store.kind == "pairs" else columns.TEXT
+        return names if self.reference is None else (*names, "reference")
 
     @property
     def vocab_size(self) -> int:

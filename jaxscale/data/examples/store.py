@@ -84,9 +84,9 @@ def open_example_store(path: str | Path, split: SplitName = "train", *, verify: 
     check_shard_sizes(directory, beside)
     if verify != "size":
         check_content(directory, beside, trust_stamp=verify == "once")
-    found = examples.splits[split]
-    roles = tuple(map_file(directory / one.file, np.dtype(np.uint8), one.bytes) for one in found.roles)
-    parts = [map_file(directory / one.file, LENGTHS, one.bytes // LENGTHS.itemsize) for one in found.lengths]
+    files = examples.splits[split]
+    roles = tuple(map_file(directory / one.file, np.dtype(np.uint8), one.bytes) for one in files.roles)
+    parts = [map_file(directory / one.file, LENGTHS, one.bytes // LENGTHS.itemsize) for one in files.lengths]
     lengths = np.concatenate(parts).astype(np.int64)
     if lengths.min(initial=1) < 1 or int(lengths.sum()) != tokens.num_tokens:
         raise ValueError(
@@ -98,7 +98,7 @@ def open_example_store(path: str | Path, split: SplitName = "train", *, verify: 
         tokens=tokens,
         roles=TokenStore(tokens.name, roles, vocab_size=3, separator_id=None),
         lengths=lengths,
-        content=content_hash([str(tokens.content), *(one.sha256 for one in (*found.roles, *found.lengths))]),
+        content=content_hash([str(tokens.content), *(one.sha256 for one in (*files.roles, *files.lengths))]),
         stop_ids=tuple(examples.stop_ids),
     )
 

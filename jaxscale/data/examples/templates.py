@@ -133,7 +133,7 @@ def make_template(name: str, codec: Tokenizer, published: Chat | None, *, where:
         ValueError: no such template, or one that does not go with the tokenizer.
     """
     if name == OWN:
-        return _own(codec, published, where)
+        return _published_template(codec, published, where)
     if name not in NAMED:
         raise ValueError(f"template {name!r} is not one of {', '.join(NAMES)}")
     named = NAMED[name]
@@ -157,7 +157,7 @@ def kept_template(chat: Chat, codec: Tokenizer, *, where: str) -> Template:
     return Template(name, chat, codec, render, ends(chat, codec, where=where), spelled, apart=name == PLAIN)
 
 
-def _own(codec: Tokenizer, published: Chat | None, where: str) -> Template:
+def _published_template(codec: Tokenizer, published: Chat | None, where: str) -> Template:
     if published is None or published.template is None:
         raise ValueError(
             f"{where} has no template of its own; give --tokenizer DIR/tokenizer.json of a published chat model, or "
@@ -165,8 +165,8 @@ def _own(codec: Tokenizer, published: Chat | None, where: str) -> Template:
         )
     render = renderer(published, where=where)
     end = _end_of_turn(render, published, codec, where)
-    found = published.generation.get("eos_token_id")
-    given = found if isinstance(found, list) else [] if found is None else [found]
+    ids = published.generation.get("eos_token_id")
+    given = ids if isinstance(ids, list) else [] if ids is None else [ids]
     generation = published.generation | {"eos_token_id": list(dict.fromkeys([*given, end]))}
     chat = Chat(published.config, generation, OWN)
     stops = ends(chat, codec, where=where)
@@ -191,5 +191,5 @@ def _end_of_turn(render: Renderer, published: Chat, codec: Tokenizer, where: str
 
 def one_of(tokens: tuple[str, ...]) -> re.Pattern[str] | None:
     """Finds any of these, the longest first."""
-    found = sorted({token for token in tokens if token}, key=lambda token: (-len(token), token))
-    return re.compile("|".join(map(re.escape, found))) if found else None
+    longest_first = sorted({token for token in tokens if token}, key=lambda token: (-len(token), token))
+    return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
