@@ -33,12 +33,12 @@ def library_of(error: BaseException) -> str | None:
     for frame, _ in traceback.walk_tb(error.__traceback__):
         name = frame.f_globals.get("__name__", "").split(".")[0]
         called = [] if name in OURS else [*called, name]
-    own = type(error).__module__
+    module = type(error).__module__
     if isinstance(error, ImportError):
-        own = error.name or ""
+        module = error.name or ""
     elif isinstance(error, AttributeError) and isinstance(error.obj, ModuleType):
-        own = error.obj.__name__
-    foreign = [n for n in (*called, own.split(".")[0]) if n and n not in OURS and n not in sys.stdlib_module_names]
+        module = error.obj.__name__
+    foreign = [n for n in (*called, module.split(".")[0]) if n and n not in OURS and n not in sys.stdlib_module_names]
     return foreign[0] if foreign else None
 
 

@@ -25,11 +25,11 @@ class Draw:
 
     def shuffled(self, items: Sequence[Item]) -> list[Item]:
         """All items in an order that is drawn (Fisher and Yates)."""
-        found = list(items)
-        for i in range(len(found) - 1, 0, -1):
+        order = list(items)
+        for i in range(len(order) - 1, 0, -1):
             j = self.below(i + 1)
-            found[i], found[j] = found[j], found[i]
-        return found
+            order[i], order[j] = order[j], order[i]
+        return order
 
     def text(self, length: int, letters: str = LETTERS) -> str:
         """Letters, each drawn by itself."""

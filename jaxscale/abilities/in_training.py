@@ -37,16 +37,16 @@ class OfAbilities:
         self.measure = self.measure or Measure(self.config, program, mesh)
         return {"abilities": self.measure(state, self.tasks)}
 
-    def numbers(self, found: Mapping[str, Any]) -> dict[str, float]:
+    def numbers(self, record: Mapping[str, Any]) -> dict[str, float]:
         """What is plotted: every metric by its ability."""
         return {
             f"{title(one)}/{name}": metric["value"]
-            for one in found["abilities"]
+            for one in record["abilities"]
             for name, metric in one["metrics"].items()
         }
 
-    def line(self, found: Mapping[str, Any]) -> str:
-        every = (f"{title(one)} {one['metrics'][one['main']]['value']:.2f}" for one in found["abilities"])
+    def line(self, record: Mapping[str, Any]) -> str:
+        every = (f"{title(one)} {one['metrics'][one['main']]['value']:.2f}" for one in record["abilities"])
         return ", ".join(every)
 
 

@@ -12,9 +12,9 @@ HALF = 50  # letters of a text that is given twice
 
 def unseen(r: Draw, length: int, *, test: bool) -> str:
     """Letters of a question: of an example if `test`, else of a training document."""
-    while held_out(found := r.text(length)) != test:
+    while held_out(question := r.text(length)) != test:
         pass
-    return found
+    return question
 
 
 @dataclass(frozen=True)
@@ -110,8 +110,8 @@ class Rule:
     def example(self, r: Draw, shots: int = 0) -> Example:
         shift, letters = 1 + r.below(len(LETTERS) - 1), r.shuffled(LETTERS)
         question, answer = letters[shots], self.shifted(letters[shots], shift)
-        told = [self.shifted(letter, shift) for letter in letters[:shots]]  # no letter is the answer twice
-        others = [letter for letter in LETTERS if letter not in (question, answer, *told)]
+        shown = [self.shifted(letter, shift) for letter in letters[:shots]]  # no letter is the answer twice
+        others = [letter for letter in LETTERS if letter not in (question, answer, *shown)]
         return one_of("R:" + self.solved(letters[:shots], shift) + f"{question}>", answer, r.shuffled(others)[:3], r)
 
     def solved(self, letters: list[str], shift: int) -> str:

@@ -97,13 +97,13 @@ class Measure:
             shuffle=False,
             microbatches=config.step.microbatches,
         )
-        run, found = self.run(config), []
+        run, outputs = self.run(config), []
         with contextlib.closing(feed):
             for number, batch in enumerate(feed, start=1):
                 before(number)
-                found.append(run(state, batch))
-                jax.block_until_ready(found[-2:-1])  # one batch waits on the devices, not all of them
-        log_p, right = (np.concatenate([feed.places.read(one[name]) for one in found]) for name in ("log_p", "right"))
+                outputs.append(run(state, batch))
+                jax.block_until_ready(outputs[-2:-1])  # one batch waits on the devices, not all of them
+        log_p, right = (np.concatenate([feed.places.read(one[name]) for one in outputs]) for name in ("log_p", "right"))
         spans = [slice(row.start - 1, len(row.tokens) - 1) for row in rows]
         return [Scored(log_p[i, span], right[i, span] == 1) for i, span in enumerate(spans)]
 

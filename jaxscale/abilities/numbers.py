@@ -11,9 +11,9 @@ DIGITS = "0123456789abcdef"  # a count is one digit
 
 def bits(r: Draw, length: int, *, test: bool) -> str:
     """Bits of a question: the same ones are held out with steps and without."""
-    while held_out(found := r.text(length, "01")) != test:
+    while held_out(question := r.text(length, "01")) != test:
         pass
-    return found
+    return question
 
 
 @dataclass(frozen=True)

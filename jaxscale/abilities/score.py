@@ -37,7 +37,7 @@ def measured(task: Task, scored: Sequence[Mapping[str, Scored]]) -> dict[str, An
         each token.
     """
     every = [values(one, texts, task.metrics) for one, texts in zip(task.examples, scored, strict=True)]
-    found: dict[str, Any] = {
+    record: dict[str, Any] = {
         "ability": task.name,
         "shots": task.shots,
         "examples": len(task.examples),
@@ -48,15 +48,15 @@ def measured(task: Task, scored: Sequence[Mapping[str, Scored]]) -> dict[str, An
         "metrics": {name: summary(name, [one[name] for one in every]) for name in task.metrics},
     }
     if set(task.metrics) & set(OF_POSITIONS):
-        found["curve"] = curve([texts[one.answers[0]] for one, texts in zip(task.examples, scored, strict=True)])
-    return found
+        record["curve"] = curve([texts[one.answers[0]] for one, texts in zip(task.examples, scored, strict=True)])
+    return record
 
 
 def summary(name: str, numbers: Sequence[float]) -> dict[str, Any]:
     sharp, partner = METRICS[name]
     mean = math.fsum(numbers) / len(numbers)
-    found = {"value": mean, "n": len(numbers), "sharp": sharp, "partner": partner}
-    return found if sharp else found | {"std": math.sqrt(math.fsum((x - mean) ** 2 for x in numbers) / len(numbers))}
+    metric = {"value": mean, "n": len(numbers), "sharp": sharp, "partner": partner}
+    return metric if sharp else metric | {"std": math.sqrt(math.fsum((x - mean) ** 2 for x in numbers) / len(numbers))}
 
 
 def bits_per_byte(example: Example, scored: Mapping[str, Scored]) -> float:
@@ -80,14 +80,14 @@ def commonest(examples: Sequence[Example]) -> float:
 
 def values(example: Example, scored: Mapping[str, Scored], metrics: Sequence[str]) -> Values:
     """All metrics of one example that its scores allow; see docs/abilities.md."""
-    found: Values = {}
+    computed: Values = {}
     if any(name not in OF_CHOICES for name in metrics):
-        found |= of_answers([scored[text] for text in dict.fromkeys(example.answers)])
+        computed |= of_answers([scored[text] for text in dict.fromkeys(example.answers)])
     if any(name in OF_CHOICES for name in metrics):
-        found |= of_choices([scored[text] for text in example.choices], example.scores)
+        computed |= of_choices([scored[text] for text in example.choices], example.scores)
     if set(metrics) & set(OF_POSITIONS):
-        found |= of_positions(scored[example.answers[0]])
-    return found
+        computed |= of_positions(scored[example.answers[0]])
+    return computed
 
 
 def of_answers(answers: Sequence[Scored]) -> Values:

@@ -68,15 +68,15 @@ def examples(ability: Ability, seed: int, count: int, shots: int) -> tuple[Examp
 
     Of few possible answers each is right equally often: who always says the same is right by chance alone.
     """
-    found: dict[tuple[str, tuple[str, ...]], Example] = {}
+    distinct: dict[tuple[str, tuple[str, ...]], Example] = {}
     right: Counter[tuple[str, ...]] = Counter()
     most = math.ceil(count * ability.chance) if ability.chance else count
     for i in range(DRAWS * count):
         one = ability.example(Draw("example", ability.name, shots, seed, i), shots)
-        if (one.prompt, one.answers) in found or right[one.answers] == most:
+        if (one.prompt, one.answers) in distinct or right[one.answers] == most:
             continue
-        found[one.prompt, one.answers] = one
+        distinct[one.prompt, one.answers] = one
         right[one.answers] += 1
-        if len(found) == count:
+        if len(distinct) == count:
             break
-    return tuple(found.values())
+    return tuple(distinct.values())

@@ -168,17 +168,17 @@ def sweep(
     read = sweeps.read_grid(grid)
     folder = folder_of(out) / f"{read.name}-runs"
     options = ["--steps", str(steps), "--no-ceilings"]
-    found = []
+    rows = []
     try:
         for row in sweeps.sweep(read, folder, overrides or [], options, say=tell):
-            found.append(row)
+            rows.append(row)
     except KeyboardInterrupt:
         tell(f"stopped; what is done is kept in {folder}, and the same command goes on from there")
-        if not any(record for _, record in found):
+        if not any(record for _, record in rows):
             raise
-        record = sweeps.summary(read, found, command_line())
-        finish(record.model_copy(update={"notes": [*record.notes, f"{INTERRUPTED} after {len(found)} runs"]}), out)
-    finish(sweeps.summary(read, found, command_line()), out)
+        record = sweeps.summary(read, rows, command_line())
+        finish(record.model_copy(update={"notes": [*record.notes, f"{INTERRUPTED} after {len(rows)} runs"]}), out)
+    finish(sweeps.summary(read, rows, command_line()), out)
 
 
 @app.command()

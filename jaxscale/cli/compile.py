@@ -34,16 +34,16 @@ def verb(
     note = None if where.chip.node else older_libtpu()
     if note and not as_json:
         print(note, flush=True)
-    found = predict.answer(loaded, where, save=save, verbose=verbose)
+    answer = predict.answer(loaded, where, save=save, verbose=verbose)
     if hlo is not None:
-        hlo.write_text(found.kept.hlo)
+        hlo.write_text(answer.kept.hlo)
     if as_json:
-        console_predict.print_json(found, note)
-    elif found.report is not None:
-        console_predict.show_report(loaded, found)
+        console_predict.print_json(answer, note)
+    elif answer.report is not None:
+        console_predict.show_report(loaded, answer)
         if save is not None:
-            print(f"executable in {save}" if found.report.fits else f"--save {save}: not written, as it does not fit")
-    if not found.fits:
-        if not as_json and not (found.report and found.report.fits):  # else it is the host that is short
-            console_predict.show_out_of_memory(loaded, where, found.needed, found.buffers, found.tried)
+            print(f"executable in {save}" if answer.report.fits else f"--save {save}: not written, as it does not fit")
+    if not answer.fits:
+        if not as_json and not (answer.report and answer.report.fits):  # else it is the host that is short
+            console_predict.show_out_of_memory(loaded, where, answer.needed, answer.buffers, answer.tried)
         raise typer.Exit(1)

@@ -27,11 +27,11 @@ def keys(
     from jaxscale.config.keys import all_keys, matching
     from jaxscale.console.config import show_keys
 
-    found = all_keys() if word is None else matching(word)
+    selected = all_keys() if word is None else matching(word)
     if as_json:
-        print(json.dumps([key._asdict() for key in found], indent=2))
+        print(json.dumps([key._asdict() for key in selected], indent=2))
     else:
-        show_keys(found)
+        show_keys(selected)
 
 
 @app.command()

@@ -87,13 +87,13 @@ def on_text(
     from jaxscale.serving.evaluate import evaluate_places, first_process
 
     options: dict[str, Any] = {"split": split or "validation", "step": step, "tokenizer": tokenizer, "say": say}
-    found = evaluate_places(run, data or [], overrides or [], **options)
+    evaluation = evaluate_places(run, data or [], overrides or [], **options)
     if not first_process():
         return
     if as_json:
-        print(json.dumps(console.as_json(found), indent=1))
+        print(json.dumps(console.as_json(evaluation), indent=1))
     else:
-        console.show(found)
+        console.show(evaluation)
 
 
 def on_tasks(

@@ -67,17 +67,17 @@ def verb(
     loaded = [load(config, overrides, text, where, slices) for text in compare or (mesh,)]
     if out is not None and loaded[0][0].model.lora:
         raise ValueError(f"-o {out}: the page's sliders know no model.lora yet; leave -o out, or set model.lora=null")
-    found = [story.explain(*one, compiler=compiler, verbose=verbose) for one in loaded]
+    explanations = [story.explain(*one, compiler=compiler, verbose=verbose) for one in loaded]
     if compare:
         if as_json:
-            print(json.dumps([story.as_json(one) for one in found], indent=1))
+            print(json.dumps([story.as_json(one) for one in explanations], indent=1))
         else:
-            console.show_compared(*found)
+            console.show_compared(*explanations)
         return
-    show(found[0], tensor, out, as_json=as_json, backward=backward)
+    show(explanations[0], tensor, out, as_json=as_json, backward=backward)
 
 
-def show(found: "Explanation", tensor: str | None, out: Path | None, *, as_json: bool, backward: bool) -> None:
+def show(explanation: "Explanation", tensor: str | None, out: Path | None, *, as_json: bool, backward: bool) -> None:
     """The explanation as a page, as JSON, as one tensor's stops, or as tables."""
     from jaxscale.console import explain as console
     from jaxscale.console.timeline import show_timeline
@@ -85,21 +85,21 @@ def show(found: "Explanation", tensor: str | None, out: Path | None, *, as_json:
     from jaxscale.explain.page import write_page
 
     if out is not None:
-        write_page(story.as_json(found), out)
-        print(f"{out}: {len(found.rows)} matmuls; open it in a browser")
+        write_page(story.as_json(explanation), out)
+        print(f"{out}: {len(explanation.rows)} matmuls; open it in a browser")
     elif as_json:
-        print(json.dumps(story.as_json(found), indent=1))
+        print(json.dumps(story.as_json(explanation), indent=1))
     elif tensor is not None:
-        console.show_stops(tensor, follow.follow(found, tensor))
+        console.show_stops(tensor, follow.follow(explanation, tensor))
     else:
-        if found.stages:
-            show_timeline(found.stages)
-        console.show(found, backward=backward)
+        if explanation.stages:
+            show_timeline(explanation.stages)
+        console.show(explanation, backward=backward)
 
 
 def refuse_together(name: str, value: object, given: Mapping[str, object], *, but: tuple[str, ...]) -> None:
     """A ValueError for options that have no meaning beside one that was given."""
-    others = [option for option, own in given.items() if own is not None and option not in but]
+    others = [option for option, setting in given.items() if setting is not None and option not in but]
     if value is not None and others:
         raise ValueError(
             f"{name} has no use for {' and '.join(others)}; leave {'it' if len(others) == 1 else 'them'} out"
@@ -115,9 +115,9 @@ def load(config: str, overrides: list[str] | None, mesh: str | None, where: "Top
     if slices > 1 and not where:
         raise ValueError(f"--slices {slices} needs --topology, e.g. --topology v5p:2x2x2")
     loaded = load_config(config, overrides or [])
-    own = [(axis, n) for axis, n in loaded.mesh.model_dump().items() if axis != "dcn" and n != 1]
-    if mesh is None and slices > 1 and not loaded.mesh.over_slices and all(n > 1 for _, n in own):
-        mesh = ",".join(f"{axis}={n}" for axis, n in own)  # of all slices, as one that is given
+    mesh_axes = [(axis, n) for axis, n in loaded.mesh.model_dump().items() if axis != "dcn" and n != 1]
+    if mesh is None and slices > 1 and not loaded.mesh.over_slices and all(n > 1 for _, n in mesh_axes):
+        mesh = ",".join(f"{axis}={n}" for axis, n in mesh_axes)  # of all slices, as one that is given
     if mesh is not None:
         loaded = with_mesh(loaded, mesh, slices)
         devices = math.prod(loaded.mesh.sizes(None).values())

@@ -33,14 +33,15 @@ def verb(
     from jaxscale.serving.export import Share, export
 
     share = Share(process, processes, wait)
-    found = export(run, out, step=step, dtype=dtype, most=size(max_shard), share=share, only_adapter=adapter)
-    more = ", averaged parameters" if found.averaged else ""
-    if not found.finished:
-        print(f"process {process} of {processes}: {len(found.files)} files, {found.bytes:,} bytes; process 0 ends it")
+    exported = export(run, out, step=step, dtype=dtype, most=size(max_shard), share=share, only_adapter=adapter)
+    more = ", averaged parameters" if exported.averaged else ""
+    if not exported.finished:
+        done = f"{len(exported.files)} files, {exported.bytes:,} bytes"
+        print(f"process {process} of {processes}: {done}; process 0 ends it")
         return
-    kind = "PEFT's adapter" if adapter else found.family
-    print(f"{out}: step {found.step} of {run} as {kind}, {found.bytes:,} bytes in {found.dtype}{more}")
-    if not found.tokenizer and not adapter:
+    kind = "PEFT's adapter" if adapter else exported.family
+    print(f"{out}: step {exported.step} of {run} as {kind}, {exported.bytes:,} bytes in {exported.dtype}{more}")
+    if not exported.tokenizer and not adapter:
         print("without a tokenizer.json: the run has none")
 
 

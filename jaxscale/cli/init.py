@@ -47,11 +47,11 @@ def verb(
     dataset = Path(text) if corpus.prepared else Path("data") / Path(text.rstrip("/*")).name.split(".")[0]
     topology, peak = of_machine(machine)
     wish = Wish(dataset, corpus.tokens, corpus.vocab_size, hours, peak, topology)
-    found = first_run(wish)
-    words = ["jaxscale", "data", "prepare", *corpus.options, "--out", str(dataset)]
-    prepare = None if corpus.prepared else shlex.join(words)
-    out.write_text(run_file(wish, found, prepare, out))
-    print(f"wrote {out}: {found.config.model.name}, {found.config.steps:,} steps, about {clock(found.seconds)}")
+    run = first_run(wish)
+    command = ["jaxscale", "data", "prepare", *corpus.options, "--out", str(dataset)]
+    prepare = None if corpus.prepared else shlex.join(command)
+    out.write_text(run_file(wish, run, prepare, out))
+    print(f"wrote {out}: {run.config.model.name}, {run.config.steps:,} steps, about {clock(run.seconds)}")
     for line in (prepare, f"jaxscale train {shlex.quote(str(out))}"):
         if line:
             print(f"  {line}")

@@ -42,11 +42,11 @@ def plan(
         where, lines = read_topology(topology, 1)
         for line in lines:
             print(line, file=sys.stderr)
-    found = costed(read, rungs, where)
+    costed_ladder = costed(read, rungs, where)
     if as_json:
-        print(json.dumps(console.plan_as_json(read, found, where), indent=1))
+        print(json.dumps(console.plan_as_json(read, costed_ladder, where), indent=1))
     else:
-        console.show_plan(read, found, where)
+        console.show_plan(read, costed_ladder, where)
 
 
 @app.command()

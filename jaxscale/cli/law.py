@@ -68,13 +68,13 @@ def fit(
 
 def pairs(given: list[str]) -> dict[str, str]:
     """QUANTITY=COLUMN, each once."""
-    found: dict[str, str] = {}
+    columns: dict[str, str] = {}
     for one in given:
         quantity, equals, column = one.partition("=")
-        if not equals or not quantity or not column or quantity in found:
+        if not equals or not quantity or not column or quantity in columns:
             raise ValueError(f"--column {one!r}: give QUANTITY=COLUMN once for a quantity, e.g. 'flops=Training FLOP'")
-        found[quantity] = column
-    return found
+        columns[quantity] = column
+    return columns
 
 
 @app.command()
@@ -102,12 +102,12 @@ def forecast(
     if not config:
         raise ValueError("--config is missing: a law forecasts a run; give e.g. --config llama3.1-8b")
     loaded = load_config(config, overrides or [])
-    found = forecasts.forecast(read, loaded, tokens=tokens, unique_tokens=unique_tokens)
-    new = None if register is None else write(found, read, law, loaded, register)
+    prediction = forecasts.forecast(read, loaded, tokens=tokens, unique_tokens=unique_tokens)
+    new = None if register is None else write(prediction, read, law, loaded, register)
     if as_json:
-        console.print_json(found)
+        console.print_json(prediction)
     else:
-        console.show_forecast(found, register, new=new)
+        console.show_forecast(prediction, register, new=new)
 
 
 @app.command()
@@ -142,13 +142,13 @@ def optimum(
         base = load_config(config, overrides or [])
     request = best.Request(read, base, config, tuple(overrides or ()), where, batch_tokens)
     if days is not None:
-        found = best.optimum_of_days(request, days)
+        solution = best.optimum_of_days(request, days)
     else:
-        found = best.optimum(request, read_budget(str(flops), option="--flops"))
+        solution = best.optimum(request, read_budget(str(flops), option="--flops"))
     if as_json:
-        console.print_optimum_json(found)
+        console.print_optimum_json(solution)
     else:
-        console.show_optimum(found)
+        console.show_optimum(solution)
 
 
 @app.command()
@@ -163,10 +163,10 @@ def verify(
     from jaxscale.console import law as console
     from jaxscale.scaling.register import verify as check
 
-    found = check(forecast, run)
+    verdict = check(forecast, run)
     if as_json:
-        console.print_verdict_json(found)
+        console.print_verdict_json(verdict)
     else:
-        console.show_verdict(found)
-    if not found.inside:
+        console.show_verdict(verdict)
+    if not verdict.inside:
         raise typer.Exit(1)

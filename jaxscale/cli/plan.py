@@ -51,15 +51,15 @@ def verb(
         loaded = predict.with_batch_tokens(loaded, batch_tokens)
     own_links = predict.measured_links(measured, where) if measured else None
     documents, held = costs.packs_documents(loaded), held_keys(overrides or [])
-    found = planning.plan(loaded, where, documents=documents, measured=own_links, held=held)
-    advice = [] if found.choices else what_would_do(loaded, found, documents=documents)
-    compiled = [predict.answer(c.config, where) for c in found.choices[:compile_best]]
-    if out is not None and found.choices:
-        predict.write_config(found.choices[0], where, out)
-    spent = None if amount is None or not found.choices else planning.spend(amount, found.choices[0])
+    plan = planning.plan(loaded, where, documents=documents, measured=own_links, held=held)
+    advice = [] if plan.choices else what_would_do(loaded, plan, documents=documents)
+    compiled = [predict.answer(c.config, where) for c in plan.choices[:compile_best]]
+    if out is not None and plan.choices:
+        predict.write_config(plan.choices[0], where, out)
+    spent = None if amount is None or not plan.choices else planning.spend(amount, plan.choices[0])
     if as_json:
-        console_plan.print_plan_json(found, compiled, spent, rows, advice)
+        console_plan.print_plan_json(plan, compiled, spent, rows, advice)
     else:
-        console_plan.show_plan(loaded, found, compiled, spent, rows=rows, out=out, advice=advice)
-    if not found.choices:
+        console_plan.show_plan(loaded, plan, compiled, spent, rows=rows, out=out, advice=advice)
+    if not plan.choices:
         raise typer.Exit(1)

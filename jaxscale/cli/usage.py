@@ -24,9 +24,9 @@ def usage_message(error: Any) -> str:
     return f"{message}; `{path} --help` shows what there is"
 
 
-def refuse_urls(words: list[str]) -> None:
+def refuse_urls(arguments: list[str]) -> None:
     """A ValueError for `-o s3://bucket/x`: pathlib would make a directory `s3:` of it."""
-    for option, value in zip(words, [*words[1:], ""], strict=True):
+    for option, value in zip(arguments, [*arguments[1:], ""], strict=True):
         option, equals, attached = option.partition("=")
         value = attached if equals else value
         if option in FILES and is_url(value):

@@ -29,20 +29,22 @@ def banner(config: cfg.Config, mesh: str, devices: Sequence[Any], rows: int, *, 
 
 
 def model_words(config: cfg.Config) -> str:
-    own = costs.parameter_words(config.model) or f"{sum(costs.parameter_counts(config.model).values()):,} parameters"
-    return f"{config.model.name}, {own}"
+    parameters = (
+        costs.parameter_words(config.model) or f"{sum(costs.parameter_counts(config.model).values()):,} parameters"
+    )
+    return f"{config.model.name}, {parameters}"
 
 
 def run_words(config: cfg.Config, rows: int) -> str:
     """Steps, tokens and epochs. A run of samples has no epochs: its rows are made on the way."""
     each = config.data.batch_size * config.data.seq_len
-    words = f"{config.steps:,} steps of {each:,} tokens: {config.steps * each:,} tokens"
+    length = f"{config.steps:,} steps of {each:,} tokens: {config.steps * each:,} tokens"
     if config.objective.samples:
-        return f"{words} at most, of the model's own samples"
+        return f"{length} at most, of the model's own samples"
     if config.data.kind == "synthetic":
-        return f"{words}, made up on the way"
+        return f"{length}, made up on the way"
     epochs = config.steps * config.data.batch_size / rows
-    return f"{words}, {epochs:,.0f} epochs" if epochs >= 100 else f"{words}, {epochs:.3g} epochs"
+    return f"{length}, {epochs:,.0f} epochs" if epochs >= 100 else f"{length}, {epochs:.3g} epochs"
 
 
 def predictions(config: cfg.Config, devices: Sequence[Any]) -> dict[str, str]:
@@ -60,17 +62,18 @@ def predictions(config: cfg.Config, devices: Sequence[Any]) -> dict[str, str]:
 
 def memory_words(config: cfg.Config, where: Topology, sizes: dict[str, int]) -> str:
     documents = costs.packs_documents(config)
-    found = memory(config, sizes, documents=documents, chip=where.chip)
+    needed = memory(config, sizes, documents=documents, chip=where.chip)
     usable = where.chip.usable_hbm_bytes
-    words = f"{gib(found.peak)} a device predicted, {found.peak / usable:.0%} of {gib(usable)} usable"
-    return words if found.peak <= usable else f"{words}: may not fit"
+    line = f"{gib(needed.peak)} a device predicted, {needed.peak / usable:.0%} of {gib(usable)} usable"
+    return line if needed.peak <= usable else f"{line}: may not fit"
 
 
 def speed_words(config: cfg.Config, where: Topology, sizes: dict[str, int]) -> str:
-    found = forecast(config, where, sizes)
+    prediction = forecast(config, where, sizes)
     return (
-        f"{found.seconds:.3g} s a step predicted on {where.name}, {found.tokens / found.seconds:,.0f} tokens/s, "
-        f"MFU {found.mfu:.1%}; all steps {duration(found.seconds * config.steps)}"
+        f"{prediction.seconds:.3g} s a step predicted on {where.name}, "
+        f"{prediction.tokens / prediction.seconds:,.0f} tokens/s, MFU {prediction.mfu:.1%}; "
+        f"all steps {duration(prediction.seconds * config.steps)}"
     )
 
 

@@ -54,9 +54,9 @@ def show_rows(console: Console, record: BenchRecord, rows: list[Row], shown: lis
     scales = {name: scale_of([r.figures[name].value for r in rows], rows[0].figures[name].unit) for name in shown}
     columns = []
     for name in shown:
-        words = NAMES.get(name, name.removesuffix("_seconds").replace("_", " "))
+        heading = NAMES.get(name, name.removesuffix("_seconds").replace("_", " "))
         basis = "" if rows[0].figures[name].basis == "measured" else rows[0].figures[name].basis
-        columns.append("\n".join(filter(None, (words, scales[name][1], basis))))
+        columns.append("\n".join(filter(None, (heading, scales[name][1], basis))))
     failed = any(row.error for row in rows)
     table = make_table(f"{record.kind}, {record.name}", *labels, *columns, *["<why not"] * failed, spare=columns[:0:-1])
     for row in rows:

@@ -50,9 +50,9 @@ def show_splits(index: Index) -> None:
             f"{len(split.shards)} shards"
         )
     if examples is not None:
-        for name, found in examples.splits.items():
-            if found.examples:
-                say(in_words(name, found, index.splits[name], examples.kind))
+        for name, example_split in examples.splits.items():
+            if example_split.examples:
+                say(in_words(name, example_split, index.splits[name], examples.kind))
         return
     train = index.splits["train"].tokens
     rows = (train - 1) // SEQ_LEN if train else 0
@@ -66,11 +66,11 @@ def counted(index: Index, name: SplitName, split: Split) -> str:
     return f"{examples.splits[name].examples:,} {examples.kind}"
 
 
-def in_words(name: str, found: ExampleSplit, split: Split, kind: str) -> str:
+def in_words(name: str, example_split: ExampleSplit, split: Split, kind: str) -> str:
     """How long examples are, and how much of them is trained."""
-    each = found.trained / split.tokens
-    longest = f"{name}: the longest has {found.longest:,} tokens (data.seq_len holds whole examples)"
-    return longest if kind == "prompts" else f"{longest}, {found.trained:,} tokens ({each:.1%}) are trained"
+    each = example_split.trained / split.tokens
+    longest = f"{name}: the longest has {example_split.longest:,} tokens (data.seq_len holds whole examples)"
+    return longest if kind == "prompts" else f"{longest}, {example_split.trained:,} tokens ({each:.1%}) are trained"
 
 
 def separator(index: Index) -> str:
@@ -130,13 +130,13 @@ def show_documents(
 
 def first_documents(store: TokenStore, documents: int, *, most: int) -> list[np.ndarray]:
     """The first documents of a store as token ids without separators; at most ``most`` tokens of each."""
-    found: list[np.ndarray] = []
+    token_ids: list[np.ndarray] = []
     start = 0
-    while len(found) < documents and start < store.num_tokens:
+    while len(token_ids) < documents and start < store.num_tokens:
         end = document_end(store, start)
-        found.append(store.read(start + 1, min(end - start - 1, most)))
+        token_ids.append(store.read(start + 1, min(end - start - 1, most)))
         start = end
-    return found
+    return token_ids
 
 
 def document_end(store: TokenStore, start: int) -> int:

@@ -10,16 +10,16 @@ from jaxscale.console.tables import make_console, make_table, tell
 from jaxscale.serving.evaluated import Evaluated, Evaluation
 
 
-def show(found: Evaluation) -> None:
+def show(evaluation: Evaluation) -> None:
     """A line on what was evaluated, and a row for each source."""
     console = make_console()
-    seen = "documents apart" if found.masked else "documents as one text"
-    mesh = mesh_text(found.mesh) or "one device"
-    tell(console, f"{found.model}; mesh {mesh}; rows of {found.seq_len:,} tokens, {seen}")
+    seen = "documents apart" if evaluation.masked else "documents as one text"
+    mesh = mesh_text(evaluation.mesh) or "one device"
+    tell(console, f"{evaluation.model}; mesh {mesh}; rows of {evaluation.seq_len:,} tokens, {seen}")
     columns = ("<source", "tokens", "loss\nnats per token", "perplexity", "bytes", "bits\nper byte")
     table = make_table("", *columns, spare=("bytes", "tokens"))
-    for one in found.rows:
-        table.add_row(escape(one.source), *cells(one), style="bold" if one not in found.sources else None)
+    for one in evaluation.rows:
+        table.add_row(escape(one.source), *cells(one), style="bold" if one not in evaluation.sources else None)
     console.print(table)
 
 
@@ -34,17 +34,17 @@ def cells(one: Evaluated) -> list[str]:
     ]
 
 
-def as_json(found: Evaluation) -> dict[str, Any]:
+def as_json(evaluation: Evaluation) -> dict[str, Any]:
     """Everything, for programs; null for what is not known, or is no number."""
     return {
-        "model": found.model,
-        "step": found.step,
-        "averaged": found.averaged,
-        "mesh": found.mesh,
-        "seq_len": found.seq_len,
-        "mask_documents": found.masked,
-        "sources": [values(one) for one in found.sources],
-        "total": values(found.total),
+        "model": evaluation.model,
+        "step": evaluation.step,
+        "averaged": evaluation.averaged,
+        "mesh": evaluation.mesh,
+        "seq_len": evaluation.seq_len,
+        "mask_documents": evaluation.masked,
+        "sources": [values(one) for one in evaluation.sources],
+        "total": values(evaluation.total),
     }
 
 

@@ -15,48 +15,48 @@ from jaxscale.explain.match import SMALL
 from jaxscale.explain.rows import CASES, Row
 from jaxscale.explain.story import Explanation
 
-WORDS, FIGURES = 60, 40  # columns of what is sent, and of its figures
+TEXT_COLUMNS, FIGURE_COLUMNS = 60, 40  # columns of what is sent, and of its figures
 MARK = {"same": "= compiled", "form": "≈ compiled", "different": "≠ compiled", "not compiled": ""}
 
 
-def show(found: Explanation, *, backward: bool) -> None:
+def show(explanation: Explanation, *, backward: bool) -> None:
     """The matmuls of the step, each with what is sent for it."""
     console = make_console()
-    for line in header(found):
+    for line in header(explanation):
         tell(console, line)
     served: dict[str, dict[str, None]] = {}  # a matmul -> what is sent for it where another one stands
-    for row in found.rows:
+    for row in explanation.rows:
         for send in row.sends:
             for title in send.shared:
                 served.setdefault(title, {})[f"{row.words(send)}: with {row.title}"] = None  # once, of several loops
-    parts = [("forward", found.phase("forward"))]
-    parts += [("backward, with what is recomputed", found.phase("recomputed", "backward"))] if backward else []
+    parts = [("forward", explanation.phase("forward"))]
+    parts += [("backward, with what is recomputed", explanation.phase("recomputed", "backward"))] if backward else []
     for title, rows in parts:
         tell(console, f"\n{title}", "bold")
         for row in rows:
             for line, style in matmul_lines(row, list(served.get(row.title, {})), console):
                 tell(console, line, style)
-    if others := [o for o in found.others if o.bytes >= SMALL]:
+    if others := [o for o in explanation.others if o.bytes >= SMALL]:
         tell(console, "\nsent for no matmul", "bold")
         for o in others:
-            words = f"{o.what} ({o.phase}): {o.kind} over {'+'.join(o.axes)}"
+            text = f"{o.what} ({o.phase}): {o.kind} over {'+'.join(o.axes)}"
             figures = f"{size(o.bytes):>9}  x{o.times:<4}{MARK[o.compiled]}"
-            tell(console, beside(console, f"  {words}", figures, room=WORDS, needs=FIGURES), "cyan")
+            tell(console, beside(console, f"  {text}", figures, room=TEXT_COLUMNS, needs=FIGURE_COLUMNS), "cyan")
             if o.compiled == "different":
                 tell(console, f"    ≠ {o.note}", "yellow")
-    if small := [o for o in found.others if o.bytes < SMALL]:
+    if small := [o for o in explanation.others if o.bytes < SMALL]:
         tell(
             console,
             f"  {len(small)} more of less than {size(SMALL)}: sums of the loss, norms' gradients, the gradient's norm",
         )
     tell(console, "")
-    for line in footer(found, backward=backward):
+    for line in footer(explanation, backward=backward):
         tell(console, line)
 
 
-def header(found: Explanation) -> list[str]:
-    model, data, step = found.config.model, found.config.data, found.config.step
-    devices = math.prod(found.mesh.values())
+def header(explanation: Explanation) -> list[str]:
+    model, data, step = explanation.config.model, explanation.config.data, explanation.config.step
+    devices = math.prod(explanation.mesh.values())
     rows = data.batch_size // step.microbatches
     heads = f"K={model.kv_heads} H={model.head_size}"
     if model.latent:
@@ -65,76 +65,80 @@ def header(found: Explanation) -> list[str]:
         f"B={rows} T={data.seq_len} D={model.embed_dim} F={model.mlp_dim} N={model.num_heads} "
         f"{heads} V={model.padded_vocab_size} L={model.num_layers}"
     )
-    if len(found.mesh) == 1 and devices == 1:
+    if len(explanation.mesh) == 1 and devices == 1:
         sizes += " (BT: B and T as one dim)"
-    if model.kv_heads < found.kv_shards:
-        sizes += f" (K repeated to {found.kv_shards}, one for each shard)"
-    speeds = f"speeds of {found.topology.name}" + (", as no --topology was given" if found.assumed else "")
-    by = f"=, ≈, ≠: beside {found.compiled_by}" if found.compiled_by else f"nothing compiled ({found.why})"
+    if model.kv_heads < explanation.kv_shards:
+        sizes += f" (K repeated to {explanation.kv_shards}, one for each shard)"
+    speeds = f"speeds of {explanation.topology.name}" + (", as no --topology was given" if explanation.assumed else "")
+    by = (
+        f"=, ≈, ≠: beside {explanation.compiled_by}"
+        if explanation.compiled_by
+        else f"nothing compiled ({explanation.why})"
+    )
     return [
-        *([f"\n{found.stages.words}"] if found.stages else []),
-        f"{found.config.name} on {mesh_text(found.mesh)} ({devices} device{'s' * (devices > 1)}); {sizes}; "
+        *([f"\n{explanation.stages.words}"] if explanation.stages else []),
+        f"{explanation.config.name} on {mesh_text(explanation.mesh)} ({devices} device{'s' * (devices > 1)}); {sizes}; "
         f"{step.compute_dtype}, remat {step.remat if isinstance(step.remat, str) else 'by name'}",
-        f"shardings: from the traced program (jax {found.jax}); {by}; seconds: predicted, {speeds}",
+        f"shardings: from the traced program (jax {explanation.jax}); {by}; seconds: predicted, {speeds}",
         "D_fsdp: dim D, split over the mesh axis fsdp; bytes (the scaling book's V), FLOPs, times: of a device and run",
     ]
 
 
 def matmul_lines(row: Row, served: list[str], console: Console) -> Iterator[tuple[str, str]]:
     """The lines of a matmul, each with its style: what it is, what it costs, what is sent for it here and elsewhere."""
-    own = max(row.seconds["compute"], row.seconds["HBM"])
+    matmul_seconds = max(row.seconds["compute"], row.seconds["HBM"])
     yield f"{row.title} x{row.times}   {row.x} · {row.w} -> {row.out}", "bold"
     on_a_device = (
         f"  on a device [{row.m:,}, {row.k:,}]·[{row.k:,}, {row.n:,g}]: {count(row.flops)}, {row.intensity:,.0f} "
-        f"FLOP/B, {micro(own)}; {cases(row)}; bound by {row.bound}"
+        f"FLOP/B, {micro(matmul_seconds)}; {cases(row)}; bound by {row.bound}"
     )
     yield on_a_device, ""
     if row.note:
         yield f"  {row.note}", ""
-    for words in served:
-        yield f"  {words}", "cyan"
+    for text in served:
+        yield f"  {text}", "cyan"
     for send in row.sends:
-        words = row.words(send)
-        words += f" x{send.times}" if send.times != row.times else ""
-        words += f", also for {'; '.join(send.shared)}" if send.shared else ""
+        text = row.words(send)
+        text += f" x{send.times}" if send.times != row.times else ""
+        text += f", also for {'; '.join(send.shared)}" if send.shared else ""
         figures = f"{size(send.bytes):>9}{micro(send.seconds):>11} {send.network:<8}{MARK[send.compiled]}"
-        yield beside(console, f"  {words}", figures, room=WORDS, needs=FIGURES), "cyan"
+        yield beside(console, f"  {text}", figures, room=TEXT_COLUMNS, needs=FIGURE_COLUMNS), "cyan"
         if send.compiled == "different":
             yield f"    ≠ {send.note}", "yellow"
 
 
 def cases(row: Row) -> str:
     """`case 2 over fsdp, 4 over tensor`; case 1 where nothing is sent."""
-    own = {axis: case for axis, case in row.cases.items() if case > 1}
-    return "case " + (", ".join(f"{case} over {axis}" for axis, case in own.items()) or "1")
+    sending = {axis: case for axis, case in row.cases.items() if case > 1}
+    return "case " + (", ".join(f"{case} over {axis}" for axis, case in sending.items()) or "1")
 
 
-def footer(found: Explanation, *, backward: bool) -> list[str]:
-    used = sorted({case for row in found.rows for case in row.cases.values()} | {1})
+def footer(explanation: Explanation, *, backward: bool) -> list[str]:
+    used = sorted({case for row in explanation.rows for case in row.cases.values()} | {1})
     lines = [f"case {case}: {CASES[case]}" for case in used]
-    for f in found.inserted:
+    for f in explanation.inserted:
         lines.append(
             f"≠ inserted by the compiler: {f.kind} over {'+'.join(f.axes) or 'other groups'}, {size(f.bytes)} "
             f"x{f.times}, filed under {f.name} ({f.phase})"
         )
-    if found.compiled_by:
-        sends = [s for r in found.rows for s in r.sends]
+    if explanation.compiled_by:
+        sends = [s for r in explanation.rows for s in r.sends]
         counts = {kind: sum(s.compiled == kind for s in sends) for kind in ("same", "form", "different")}
         lines.append(
             f"{len(sends)} collectives of matmuls, both passes: = {counts['same']} compiled as asked, "
             f"≈ {counts['form']} in another form, ≠ {counts['different']} otherwise"
         )
         lines += [f"≈ {note}" for note in sorted({s.note for s in sends if s.compiled == "form"})]
-    step = found.step
-    words = {"compute": "matmuls and attention", "HBM": "other HBM traffic"}
+    step = explanation.step
+    labels = {"compute": "matmuls and attention", "HBM": "other HBM traffic"}
     by_time = sorted(step.time.sums.items(), key=lambda part: -part[1])
-    parts = ", ".join(f"{words.get(name, name)} {micro(seconds)}" for name, seconds in by_time)
+    parts = ", ".join(f"{labels.get(name, name)} {micro(seconds)}" for name, seconds in by_time)
     lines.append(
         f"the whole step, predicted: {micro(step.time.best)} ({parts}, partly at the same time); "
-        f"{words.get(step.time.binds, step.time.binds)} binds"
+        f"{labels.get(step.time.binds, step.time.binds)} binds"
     )
     lines.append(f"the step's interval: {step.interval.words}")
-    lines += sampling_lines(found.config, step.sampling, step.time.best)
+    lines += sampling_lines(explanation.config, step.sampling, step.time.best)
     if step.left_out:
         lines.append(f"not counted in the step: {step.left_out}")
     if not backward:
@@ -169,16 +173,16 @@ def show_compared(a: Explanation, b: Explanation) -> None:
         )
 
 
-def along(found: Explanation) -> str:
+def along(explanation: Explanation) -> str:
     """What is sent along stages too."""
-    return f", {size(sum(found.stages.sent.values()))} (V) along its stages" if found.stages else ""
+    return f", {size(sum(explanation.stages.sent.values()))} (V) along its stages" if explanation.stages else ""
 
 
 def sent_words(row: Row | None) -> str:
     if row is None:
         return "-"
-    words = [f"{row.words(s).replace(' over ', ' ')} {size(s.bytes * s.times)}" for s in row.sends]
-    return "\n".join(words) or "nothing"
+    lines = [f"{row.words(s).replace(' over ', ' ')} {size(s.bytes * s.times)}" for s in row.sends]
+    return "\n".join(lines) or "nothing"
 
 
 def row_seconds(row: Row) -> float:

@@ -13,51 +13,51 @@ from jaxscale.scaling.record import read_ladder_record
 from jaxscale.scaling.verdicts import LEAST_RUNGS, Curve, curves_of
 
 
-def show_plan(ladder: Ladder, found: Ladders, topology: Topology | None) -> None:
+def show_plan(ladder: Ladder, costed: Ladders, topology: Topology | None) -> None:
     console = make_console()
     where = f" on {topology.name}, seconds predicted" if topology else "; give --topology for seconds"
-    tell(console, f"Ladder {ladder.name}: {len(found.costs)} runs for law={ladder.law}{where}")
+    tell(console, f"Ladder {ladder.name}: {len(costed.costs)} runs for law={ladder.law}{where}")
     last = ["seconds", "<mesh"] if topology else []
     table = make_table(
         "The cheapest first", "<rung", "N", "D", "D/N", "FLOPs", "lr", "steps", *last, spare=("D/N", "lr"), ruled=False
     )
-    for cost in found.costs:
+    for cost in costed.costs:
         r = cost.rung
         cells = [r.name + " (held out)" * r.held_out, short(r.parameters), short(r.tokens)]
         cells += [f"{r.tokens / r.parameters:.3g}", f"{r.flops:.2e}"]
         cells += [f"{r.config.optimizer.learning_rate:.2e}", f"{r.config.steps:,}"]
         table.add_row(*cells, *([f"{cost.seconds:,.3g}", cost.mesh] if topology else []))
     console.print(table)
-    for line in totals(found):
+    for line in totals(costed):
         tell(console, line)
 
 
-def totals(found: Ladders) -> list[str]:
-    lines = [f"all of them: {found.flops:.3g} FLOPs (6 N D; N leaves out the table of embeddings)"]
-    if all(c.seconds is not None for c in found.costs):
-        lines[0] += f", {sum(c.seconds or 0 for c in found.costs):,.0f} s predicted, without starting and compiling"
-    if found.target_flops:
+def totals(costed: Ladders) -> list[str]:
+    lines = [f"all of them: {costed.flops:.3g} FLOPs (6 N D; N leaves out the table of embeddings)"]
+    if all(c.seconds is not None for c in costed.costs):
+        lines[0] += f", {sum(c.seconds or 0 for c in costed.costs):,.0f} s predicted, without starting and compiling"
+    if costed.target_flops:
         lines.append(
-            f"the target: {found.target_flops:.3g} FLOPs; the ladder costs {found.flops / found.target_flops:.2%}"
+            f"the target: {costed.target_flops:.3g} FLOPs; the ladder costs {costed.flops / costed.target_flops:.2%}"
         )
     return lines
 
 
-def plan_as_json(ladder: Ladder, found: Ladders, topology: Topology | None) -> dict[str, Any]:
+def plan_as_json(ladder: Ladder, costed: Ladders, topology: Topology | None) -> dict[str, Any]:
     rungs = []
-    for cost in found.costs:
-        own = {k: v for k, v in asdict(cost.rung).items() if k != "config"}
+    for cost in costed.costs:
+        row = {k: v for k, v in asdict(cost.rung).items() if k != "config"}
         config = cost.rung.config
-        own |= {"steps": config.steps, "batch_size": config.data.batch_size, "seconds": cost.seconds, "mesh": cost.mesh}
-        rungs.append(own | {"learning_rate": config.optimizer.learning_rate})
+        row |= {"steps": config.steps, "batch_size": config.data.batch_size, "seconds": cost.seconds, "mesh": cost.mesh}
+        rungs.append(row | {"learning_rate": config.optimizer.learning_rate})
     return {
         "kind": "ladder plan",
         "name": ladder.name,
         "law": ladder.law,
         "topology": topology.name if topology else None,
         "basis": "predicted",
-        "flops": found.flops,
-        "target_flops": found.target_flops,
+        "flops": costed.flops,
+        "target_flops": costed.target_flops,
         "rungs": rungs,
     }
 

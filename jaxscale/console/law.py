@@ -19,8 +19,8 @@ from jaxscale.scaling.register import Verdict
 SHOWN = 5  # rungs that were left out, the largest
 
 
-def print_json(found: BaseModel) -> None:
-    print(json.dumps(found.model_dump(mode="json"), indent=1))
+def print_json(record: BaseModel) -> None:
+    print(json.dumps(record.model_dump(mode="json"), indent=1))
 
 
 def say(lines: Iterable[str]) -> None:
@@ -49,7 +49,7 @@ def show_law(law: Law, path: Path, not_read: tuple[str, ...]) -> None:
     for title, rows in (("Left out, each in turn", law.leave_out[:SHOWN]), ("Held out", law.held_out)):
         if rows:
             make_console().print(errors_table(title, rows))
-    lines = [f"not identified: {words}" for words in law.not_identified.values()]
+    lines = [f"not identified: {interval}" for interval in law.not_identified.values()]
     lines += [f"warning: {line}" for line in law.warnings]
     if largest := law.largest:
         lines.append(
@@ -85,24 +85,28 @@ def percent(row: LeaveOut) -> str:
 # --- forecast ----------------------------------------------------------------------------------------------------
 
 
-def between(found: Estimate, digits: int = 4) -> str:
-    return f"{found.value:.{digits}f} ({found.low:.{digits}f} to {found.high:.{digits}f}, 90 %)"
+def between(estimate: Estimate, digits: int = 4) -> str:
+    return f"{estimate.value:.{digits}f} ({estimate.low:.{digits}f} to {estimate.high:.{digits}f}, 90 %)"
 
 
-def show_forecast(found: Forecast, registered: Path | None, *, new: bool | None) -> None:
-    unit = "the task's loss" if found.form == "task" else "nats per token"
+def show_forecast(forecast: Forecast, registered: Path | None, *, new: bool | None) -> None:
+    unit = "the task's loss" if forecast.form == "task" else "nats per token"
     lines = [
-        f"{found.name}: {found.parameters:.4g} parameters {found.counts}, {found.tokens:.4g} tokens, "
-        f"{found.flops:.4g} FLOPs",
-        f"predicted loss {between(found.loss)}, {unit}, by {found.form}",
+        f"{forecast.name}: {forecast.parameters:.4g} parameters {forecast.counts}, {forecast.tokens:.4g} tokens, "
+        f"{forecast.flops:.4g} FLOPs",
+        f"predicted loss {between(forecast.loss)}, {unit}, by {forecast.form}",
     ]
-    if found.accuracy:
-        lines.append(f"predicted accuracy {between(found.accuracy, 3)}")
-    lines.append(f"against the data: {beyond_words(found.beyond)}")
-    if found.left_out_error is not None:
-        error = f"{found.left_out_error:+.2%}" if found.form != "task" else f"{found.left_out_error:+.3f} of accuracy"
-        lines.append(f"leave-largest-out error of this law: {error}; half of its runs lie within {found.spread:.2%}")
-    lines += [f"doubt: {line}" for line in found.doubts]
+    if forecast.accuracy:
+        lines.append(f"predicted accuracy {between(forecast.accuracy, 3)}")
+    lines.append(f"against the data: {beyond_words(forecast.beyond)}")
+    if forecast.left_out_error is not None:
+        error = (
+            f"{forecast.left_out_error:+.2%}"
+            if forecast.form != "task"
+            else f"{forecast.left_out_error:+.3f} of accuracy"
+        )
+        lines.append(f"leave-largest-out error of this law: {error}; half of its runs lie within {forecast.spread:.2%}")
+    lines += [f"doubt: {line}" for line in forecast.doubts]
     if registered is not None:
         lines.append(
             f"registered in {registered}" if new else f"registered in {registered} already, with the same bytes"
@@ -113,34 +117,34 @@ def show_forecast(found: Forecast, registered: Path | None, *, new: bool | None)
 # --- verify ------------------------------------------------------------------------------------------------------
 
 
-def show_verdict(found: Verdict) -> None:
-    loss = found.registered.forecast.loss
+def show_verdict(verdict: Verdict) -> None:
+    loss = verdict.registered.forecast.loss
     where = (
         "inside"
-        if found.inside
-        else f"outside by {abs(found.outside):.4f} nats, {'above' if found.outside > 0 else 'below'}"
+        if verdict.inside
+        else f"outside by {abs(verdict.outside):.4f} nats, {'above' if verdict.outside > 0 else 'below'}"
     )
     lines = [
         f"predicted {between(loss)}",
-        f"measured {found.measured:.4f} at step {found.step} of {found.run} ({found.tokens:.4g} tokens)",
-        f"{where}; the prediction is {found.error:+.2%} off",
+        f"measured {verdict.measured:.4f} at step {verdict.step} of {verdict.run} ({verdict.tokens:.4g} tokens)",
+        f"{where}; the prediction is {verdict.error:+.2%} off",
     ]
-    if found.late:
+    if verdict.late:
         lines.append("the forecast's file is younger than the run's first step: it proves nothing by itself")
     say(lines)
 
 
-def print_verdict_json(found: Verdict) -> None:
+def print_verdict_json(verdict: Verdict) -> None:
     values = {
-        "inside": found.inside,
-        "outside": found.outside,
-        "error": found.error,
-        "predicted": found.registered.forecast.loss.model_dump(),
-        "measured": found.measured,
-        "step": found.step,
-        "tokens": found.tokens,
-        "run": found.run,
-        "late": found.late,
+        "inside": verdict.inside,
+        "outside": verdict.outside,
+        "error": verdict.error,
+        "predicted": verdict.registered.forecast.loss.model_dump(),
+        "measured": verdict.measured,
+        "step": verdict.step,
+        "tokens": verdict.tokens,
+        "run": verdict.run,
+        "late": verdict.late,
     }
     print(json.dumps(values, indent=1))
 
@@ -148,60 +152,60 @@ def print_verdict_json(found: Verdict) -> None:
 # --- optimum -----------------------------------------------------------------------------------------------------
 
 
-def show_optimum(found: Optimum) -> None:
-    model = found.config.model
-    budget = f"{found.flops:.4g} FLOPs"
-    if found.rounds:
-        budget += f", which the days hold (found in {found.rounds} rounds)"
+def show_optimum(optimum: Optimum) -> None:
+    model = optimum.config.model
+    budget = f"{optimum.flops:.4g} FLOPs"
+    if optimum.rounds:
+        budget += f", which the days hold (found in {optimum.rounds} rounds)"
     lines = [
         budget,
-        f"N* = {spread(found.size)} parameters {found.counts}; D* = {spread(found.tokens)} tokens",
+        f"N* = {spread(optimum.size)} parameters {optimum.counts}; D* = {spread(optimum.tokens)} tokens",
         f"model: {model.num_layers} layers of width {model.embed_dim:,}, {model.num_heads} heads of {model.head_size} "
-        f"({model.num_kv_heads} for keys), MLP {model.mlp_dim:,}: {found.parameters:.4g} parameters, "
-        f"{found.trains:.4g} tokens in {found.config.steps:,} steps",
+        f"({model.num_kv_heads} for keys), MLP {model.mlp_dim:,}: {optimum.parameters:.4g} parameters, "
+        f"{optimum.trains:.4g} tokens in {optimum.config.steps:,} steps",
     ]
-    if found.loss:
-        lines.append(f"predicted loss {between(found.loss)}")
+    if optimum.loss:
+        lines.append(f"predicted loss {between(optimum.loss)}")
     else:
         lines.append("no loss: the law has fewer than 5 budgets")
-    if found.accuracy:
-        lines.append(f"predicted accuracy {between(found.accuracy, 3)}")
-    lines.append(f"against the data: {beyond_words(found.beyond)}")
-    if found.choice and found.days is not None:
-        choice = found.choice
+    if optimum.accuracy:
+        lines.append(f"predicted accuracy {between(optimum.accuracy, 3)}")
+    lines.append(f"against the data: {beyond_words(optimum.beyond)}")
+    if optimum.choice and optimum.days is not None:
+        choice = optimum.choice
         lines.append(
             f"mesh {mesh_text(choice.mesh) or 'one device'}, {choice.config.step.microbatches} microbatches, remat "
             f"{choice.remat}: {choice.forecast.time.best:.3g} s a step, MFU {choice.forecast.mfu:.1%}, "
-            f"{found.days:.3g} days on {choice.forecast.topology.name} (predicted)"
+            f"{optimum.days:.3g} days on {choice.forecast.topology.name} (predicted)"
         )
-    say([*lines, found.command])
+    say([*lines, optimum.command])
 
 
-def spread(found: Estimate) -> str:
-    return f"{found.value:.3g} ({found.low:.3g} to {found.high:.3g}, 90 %)"
+def spread(estimate: Estimate) -> str:
+    return f"{estimate.value:.3g} ({estimate.low:.3g} to {estimate.high:.3g}, 90 %)"
 
 
-def print_optimum_json(found: Optimum) -> None:
-    choice = found.choice
+def print_optimum_json(optimum: Optimum) -> None:
+    choice = optimum.choice
     values: dict[str, Any] = {
-        "flops": found.flops,
-        "size": found.size.model_dump(),
-        "tokens": found.tokens.model_dump(),
-        "counts": found.counts,
-        "model": found.config.model.model_dump(mode="json"),
-        "parameters": found.parameters,
-        "trains_tokens": found.trains,
-        "steps": found.config.steps,
-        "loss": found.loss and found.loss.model_dump(),
-        "accuracy": found.accuracy and found.accuracy.model_dump(),
-        "beyond": found.beyond,
+        "flops": optimum.flops,
+        "size": optimum.size.model_dump(),
+        "tokens": optimum.tokens.model_dump(),
+        "counts": optimum.counts,
+        "model": optimum.config.model.model_dump(mode="json"),
+        "parameters": optimum.parameters,
+        "trains_tokens": optimum.trains,
+        "steps": optimum.config.steps,
+        "loss": optimum.loss and optimum.loss.model_dump(),
+        "accuracy": optimum.accuracy and optimum.accuracy.model_dump(),
+        "beyond": optimum.beyond,
         "mesh": choice and choice.mesh,
         "remat": choice and choice.remat,
         "microbatches": choice and choice.config.step.microbatches,
         "step_seconds": choice and choice.forecast.time.best,
         "mfu": choice and choice.forecast.mfu,
-        "days": found.days,
-        "command": found.command,
-        "rounds": found.rounds,
+        "days": optimum.days,
+        "command": optimum.command,
+        "rounds": optimum.rounds,
     }
     print(json.dumps(values, indent=1))

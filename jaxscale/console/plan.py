@@ -36,7 +36,7 @@ FIGURES = (
 
 def show_plan(
     config: cfg.Config,
-    found: Plan,
+    plan: Plan,
     compiled: list[Answer],
     spent: Budget | None,
     *,
@@ -45,40 +45,40 @@ def show_plan(
     advice: list[str],
 ) -> None:
     console = make_console()
-    for line in plan_header(config, found):
+    for line in plan_header(config, plan):
         tell(console, line)
-    console.print(plan_table(config, found, rows))
-    tell(console, own_words(found))
-    if not found.choices:
-        for line in no_way(found, advice):
+    console.print(plan_table(config, plan, rows))
+    tell(console, own_words(plan))
+    if not plan.choices:
+        for line in no_way(plan, advice):
             tell(console, line)
     if compiled:
-        console.print(compiled_table(found, compiled))
-    if found.left_out:
+        console.print(compiled_table(plan, compiled))
+    if plan.left_out:
         table = make_table("Left out", "<why", "ways")
-        for reason, count in found.left_out:
+        for reason, count in plan.left_out:
             table.add_row(escape(reason), f"{count:,}")
         console.print(table)
-    for axis, why in found.not_tried.items():
+    for axis, why in plan.not_tried.items():
         tell(console, f"{axis} was not tried: {why}")
-    if not found.choices:
+    if not plan.choices:
         return
-    for line in plan_footer(config, found, spent, out):
+    for line in plan_footer(config, plan, spent, out):
         tell(console, line)
 
 
-def plan_header(config: cfg.Config, found: Plan) -> Iterable[str]:
+def plan_header(config: cfg.Config, plan: Plan) -> Iterable[str]:
     tokens = config.data.batch_size * config.data.seq_len
-    ways = f"{found.considered:,} ways of mesh, microbatches and remat in place of the config's own"
-    fit = f"{len(found.choices)} fit, predicted"
-    yield f"{config.name} on {found.topology.name}: {tokens:,} tokens a step; {ways}, {fit}"
-    if words := parameter_words(config.model):
-        yield f"{config.model.name} has {words}; MFU counts the active ones"
-    if found.held:
-        yield f"held as given: {', '.join(found.held)}"
+    ways = f"{plan.considered:,} ways of mesh, microbatches and remat in place of the config's own"
+    fit = f"{len(plan.choices)} fit, predicted"
+    yield f"{config.name} on {plan.topology.name}: {tokens:,} tokens a step; {ways}, {fit}"
+    if parameters := parameter_words(config.model):
+        yield f"{config.model.name} has {parameters}; MFU counts the active ones"
+    if plan.held:
+        yield f"held as given: {', '.join(plan.held)}"
 
 
-def plan_table(config: cfg.Config, found: Plan, rows: int) -> FittedTable:
+def plan_table(config: cfg.Config, plan: Plan, rows: int) -> FittedTable:
     """Row 0 is the config as it is, whether it fits or not."""
     columns = ["#", "<mesh", "micro-\nbatches", "<remat", "loss\nchunk", "HBM", "of\nusable", "s a step",
                "sampling, s\n(decoding)", "tokens/s\na chip", "MFU",
@@ -99,7 +99,7 @@ def plan_table(config: cfg.Config, found: Plan, rows: int) -> FittedTable:
             c.remat,
             str(c.config.loss.chunk or "none"),
             gib(c.memory.peak),
-            f"{c.memory.peak / found.topology.chip.usable_hbm_bytes:.0%}",
+            f"{c.memory.peak / plan.topology.chip.usable_hbm_bytes:.0%}",
             f"{c.forecast.seconds:.4g}",
             sampled(c),
             f"{c.forecast.tokens_per_second_per_chip:,.0f}",
@@ -108,8 +108,8 @@ def plan_table(config: cfg.Config, found: Plan, rows: int) -> FittedTable:
         ]
         table.add_row(*(cell for i, cell in enumerate(cells) if i not in left_out), style=style)
 
-    if found.own:
-        add(0, found.own, "red" if found.own.short else "bold")
+    if plan.own:
+        add(0, plan.own, "red" if plan.own.short else "bold")
     else:
         cells = [
             "0",
@@ -121,15 +121,15 @@ def plan_table(config: cfg.Config, found: Plan, rows: int) -> FittedTable:
             "cannot run",
         ]
         table.add_row(*(cell for i, cell in enumerate(cells) if i not in left_out), style="red")
-    for number, choice in enumerate(found.choices[:rows], 1):
+    for number, choice in enumerate(plan.choices[:rows], 1):
         add(number, choice)
     return table
 
 
 def sampled(c: Choice) -> str:
     """Seconds of a step's samples, and decoding's share of the step."""
-    found = c.forecast.sampling
-    return f"{found.seconds:.3g} ({found.share_of_decode(c.forecast.time.best):.0%})" if found else ""
+    sampling = c.forecast.sampling
+    return f"{sampling.seconds:.3g} ({sampling.share_of_decode(c.forecast.time.best):.0%})" if sampling else ""
 
 
 def own_mesh(config: cfg.Config) -> str:
@@ -138,22 +138,25 @@ def own_mesh(config: cfg.Config) -> str:
     return mesh_text(split_axes(axes))
 
 
-def own_words(found: Plan) -> str:
+def own_words(plan: Plan) -> str:
     """Of row 0, in a line: does it fit, by how much not, or why it cannot run."""
-    own, topology = found.own, found.topology
-    if own is None:
-        return f"0, the config as it is, cannot run on {topology.name}: {found.own_problem}"
-    if not own.short:
+    choice, topology = plan.own, plan.topology
+    if choice is None:
+        return f"0, the config as it is, cannot run on {topology.name}: {plan.own_problem}"
+    if not choice.short:
         return "0, the config as it is, fits"
-    host = f"{own.host_bytes / 1e9:,.0f} GB on a host of {topology.host_bytes / 1e9:,.0f}"
-    about = {"memory": f"{gib(own.memory.peak)} of {gib(topology.chip.usable_hbm_bytes)} a device", "host memory": host}
-    words = (f"{gib(size)} too much {what} ({about[what]})" for what, size in own.short.items())
-    return f"0, the config as it is, DOES NOT FIT: {', '.join(words)}"
+    host = f"{choice.host_bytes / 1e9:,.0f} GB on a host of {topology.host_bytes / 1e9:,.0f}"
+    about = {
+        "memory": f"{gib(choice.memory.peak)} of {gib(topology.chip.usable_hbm_bytes)} a device",
+        "host memory": host,
+    }
+    shortages = (f"{gib(size)} too much {what} ({about[what]})" for what, size in choice.short.items())
+    return f"0, the config as it is, DOES NOT FIT: {', '.join(shortages)}"
 
 
-def no_way(found: Plan, advice: list[str]) -> Iterable[str]:
-    name = found.topology.name
-    if found.legal:
+def no_way(plan: Plan, advice: list[str]) -> Iterable[str]:
+    name = plan.topology.name
+    if plan.legal:
         yield f"DOES NOT FIT on {name} in any way that was considered"
     else:
         yield f"NO WAY on {name}: the sizes do not divide one another ('Left out' says which); memory is not the reason"
@@ -161,26 +164,26 @@ def no_way(found: Plan, advice: list[str]) -> Iterable[str]:
     yield f"what would do: {'; '.join(advice)}" if advice else nothing
 
 
-def plan_footer(config: cfg.Config, found: Plan, spent: Budget | None, out: Path | None) -> Iterable[str]:
-    chip = found.topology.chip
+def plan_footer(config: cfg.Config, plan: Plan, spent: Budget | None, out: Path | None) -> Iterable[str]:
+    chip = plan.topology.chip
     yield f"MFU by convention {config.metrics.mfu}, of {chip.bf16_flops / 1e12:,.0f} TFLOP/s a chip ({chip.source})"
     if chip.dtype == "fp16":
         yield (
             f"{chip.name} has neither bf16 nor a fused attention kernel: matmuls run in float32, and the scores "
             "that attention then holds are not in this memory"
         )
-    offload = [c for c in found.choices if c.host_bytes]
+    offload = [c for c in plan.choices if c.host_bytes]
     if offload:
-        most, host = max(c.host_bytes for c in offload) / 1e9, found.topology.host_bytes / 1e9
-        chips = found.topology.host_chips
+        most, host = max(c.host_bytes for c in offload) / 1e9, plan.topology.host_bytes / 1e9
+        chips = plan.topology.host_chips
         yield f"offloaded activations take up to {most:,.0f} GB of a host's {host:,.0f} GB ({chips} chips a host)"
-    first = found.choices[0].forecast
+    first = plan.choices[0].forecast
     yield f"number 1 takes {first.interval.words}{', for training' if first.sampling else ''}"
-    yield from sampling_lines(found.choices[0].config, first.sampling, first.time.best)
+    yield from sampling_lines(plan.choices[0].config, first.sampling, first.time.best)
     if left_out := first.left_out:
         yield f"not counted: {left_out}; `compile` counts them"
-    if found.measured:
-        known = found.measured
+    if plan.measured:
+        known = plan.measured
         rode = (f"{axis} (over {known.sizes[axis]}, {' and '.join(known.networks[axis])})" for axis in known.pairs)
         yield f"links measured in {known.source}: {', '.join(rode)}; of other axes and networks the datasheet's"
     if spent:
@@ -192,10 +195,10 @@ def plan_footer(config: cfg.Config, found: Plan, spent: Budget | None, out: Path
         yield f"number 1 is in {out}: jaxscale train {out}"
 
 
-def compiled_table(found: Plan, compiled: list[Answer]) -> FittedTable:
+def compiled_table(plan: Plan, compiled: list[Answer]) -> FittedTable:
     pairs = [f"{what}\n{how}" for what in ("HBM", "TFLOP", "s a step") for how in ("predicted", "compiled")]
     table = make_table("Predicted beside compiled", "<mesh", "<remat", *pairs, "<fits", spare=pairs[2:4])
-    for choice, answer in zip(found.choices, compiled, strict=False):
+    for choice, answer in zip(plan.choices, compiled, strict=False):
         report = answer.report
         needed = report.memory_needed if report else answer.needed
         table.add_row(
@@ -212,16 +215,16 @@ def compiled_table(found: Plan, compiled: list[Answer]) -> FittedTable:
     return table
 
 
-def print_plan_json(found: Plan, compiled: list[Answer], spent: Budget | None, rows: int, advice: list[str]) -> None:
-    topology = found.topology
+def print_plan_json(plan: Plan, compiled: list[Answer], spent: Budget | None, rows: int, advice: list[str]) -> None:
+    topology = plan.topology
     print(json.dumps({
-        "topology": topology.name, "considered": found.considered, "fit": len(found.choices), "held": found.held,
+        "topology": topology.name, "considered": plan.considered, "fit": len(plan.choices), "held": plan.held,
         "network_bandwidth": topology.network_bandwidth, "host_memory": topology.host_bytes,
-        "own": choice_values(found.own) if found.own else {"basis": "predicted", "cannot_run": found.own_problem},
-        "choices": [choice_values(c) for c in found.choices[:rows]],
-        "measured_links": found.measured.source if found.measured else None,
-        "left_out": [{"why": why, "ways": n} for why, n in found.left_out], "what_would_do": advice,
-        "not_tried": found.not_tried,
+        "own": choice_values(plan.own) if plan.own else {"basis": "predicted", "cannot_run": plan.own_problem},
+        "choices": [choice_values(c) for c in plan.choices[:rows]],
+        "measured_links": plan.measured.source if plan.measured else None,
+        "left_out": [{"why": why, "ways": n} for why, n in plan.left_out], "what_would_do": advice,
+        "not_tried": plan.not_tried,
         "compiled": [a.report.as_json() if a.report else {"basis": "compiled", "needed": a.needed} for a in compiled],
         "budget": {"basis": "predicted"} | asdict(spent) if spent else None,
     }, indent=1))  # fmt: skip

@@ -29,9 +29,9 @@ def tera(flops: float) -> str:
 # --- compile --------------------------------------------------------------------------------------------------
 
 
-def show_report(config: cfg.Config, found: Answer) -> None:
-    """All of a report, which `found` has."""
-    report, cached = found.report, found.cached
+def show_report(config: cfg.Config, answer: Answer) -> None:
+    """Print all of the report that `answer` has."""
+    report, cached = answer.report, answer.cached
     assert report is not None
     console = make_console()
     how = "kept from an earlier compile" if cached else f"compiled in {report.compile_seconds:.0f} s"
@@ -43,15 +43,15 @@ def show_report(config: cfg.Config, found: Answer) -> None:
     if report.fits:  # else what does not fit is told by `show_out_of_memory`
         for line in [*verdict(report), *sampling_lines(config, report.sampling, report.time.best)]:
             tell(console, line)
-    for line in host_words(found):
+    for line in host_words(answer):
         tell(console, line)
 
 
-def host_words(found: Answer) -> Iterable[str]:
+def host_words(answer: Answer) -> Iterable[str]:
     """Of what is offloaded: nothing where nothing is."""
-    if found.host:
-        there = f"{found.host / 1e9:,.1f} GB of a host's {found.host_bytes / 1e9:,.0f} GB, all its devices together"
-        short = found.host > found.host_bytes
+    if answer.host:
+        there = f"{answer.host / 1e9:,.1f} GB of a host's {answer.host_bytes / 1e9:,.0f} GB, all its devices together"
+        short = answer.host > answer.host_bytes
         yield f"{'DOES NOT FIT THE HOST: offloaded activations take' if short else 'offloaded:'} {there}" + (
             "; offload less (step.remat), more microbatches, or --host-memory where it has more" if short else ""
         )
@@ -77,11 +77,11 @@ def flops_table(report: Report) -> FittedTable:
             tera(report.attention_flops),
             f"{forward} forward and {backward} backward calls in the program, FLOPs by formula (causal)",
         )
-    for name, found, wanted in expert_lines(report):
-        told = (
-            f"checked by compiled FLOPs: {found / wanted:.3f} of those wanted" if found else "not stated by its kernels"
+    for name, flops, wanted in expert_lines(report):
+        source = (
+            f"checked by compiled FLOPs: {flops / wanted:.3f} of those wanted" if flops else "not stated by its kernels"
         )
-        table.add_row(f"experts, {name}", tera(found), told)
+        table.add_row(f"experts, {name}", tera(flops), source)
     table.add_row("the model's", tera(report.model_flops), f"formula, {report.convention}, no recompute")
     if report.model_flops:
         table.add_row("done : model's", f"{done / report.model_flops:.3f}", "more than 1: recompute, repeated kv heads")
@@ -154,10 +154,10 @@ def verdict(report: Report) -> Iterable[str]:
         f"MFU {report.mfu:.1%}, predicted, of {report.peak / 1e12:,.0f} TFLOP/s ({report.peak_source}); convention "
         f"{report.convention}: {CONVENTIONS[report.convention]}"
     )
-    for name, found, wanted in expert_lines(report):
-        if found > MORE * wanted:
+    for name, flops, wanted in expert_lines(report):
+        if flops > MORE * wanted:
             yield (
-                f"WARNING: the experts' matmuls, {name}, take {found / wanted:.2f} times the FLOPs wanted: rows are "
+                f"WARNING: the experts' matmuls, {name}, take {flops / wanted:.2f} times the FLOPs wanted: rows are "
                 "multiplied by experts that are not theirs"
             )
     if report.unknown_loops:
@@ -183,10 +183,10 @@ def show_out_of_memory(
         tell(console, line)
 
 
-def print_json(found: Answer, note: str | None) -> None:
+def print_json(answer: Answer, note: str | None) -> None:
     """One object: the report (null where there is no program), what out of memory told, a note on the compiler."""
     print(json.dumps({
-        "basis": "compiled", "report": found.report.as_json() if found.report else None, "cached": found.cached,
-        "needed": found.needed, "host": found.host, "host_memory": found.host_bytes,
-        "largest_buffers": found.buffers, "tried": found.tried, "note": note,
+        "basis": "compiled", "report": answer.report.as_json() if answer.report else None, "cached": answer.cached,
+        "needed": answer.needed, "host": answer.host, "host_memory": answer.host_bytes,
+        "largest_buffers": answer.buffers, "tried": answer.tried, "note": note,
     }, indent=1))  # fmt: skip

@@ -16,31 +16,31 @@ WAITS = {
 }
 
 
-def sampling_lines(config: cfg.Config, found: Sampling | None, training: float) -> Iterable[str]:
+def sampling_lines(config: cfg.Config, sampling: Sampling | None, training: float) -> Iterable[str]:
     """Of one way to run; nothing where it does not sample. `training`: seconds of the rest of a step."""
-    if found is None:
+    if sampling is None:
         return
-    parts = {"prompts": found.prefill, "decoding": found.decode, "reference": found.reference}
-    parts |= {"gathering the weights": found.gather}
-    told = ", ".join(f"{name} {seconds:.3g}" for name, seconds in parts.items() if seconds)
+    parts = {"prompts": sampling.prefill, "decoding": sampling.decode, "reference": sampling.reference}
+    parts |= {"gathering the weights": sampling.gather}
+    breakdown = ", ".join(f"{name} {seconds:.3g}" for name, seconds in parts.items() if seconds)
     yield (
-        f"samples of a step, predicted: at least {found.seconds:.3g} s ({told}) beside {training:.3g} s of training; "
-        f"decoding is {found.share_of_decode(training):.0%} of the whole step"
+        f"samples of a step, predicted: at least {sampling.seconds:.3g} s ({breakdown}) beside {training:.3g} s of "
+        f"training; decoding is {sampling.share_of_decode(training):.0%} of the whole step"
     )
     yield (
-        f"a token of decoding waits most for {WAITS[found.binds]}; {found.rows:,} rows a device, samples of "
-        f"{found.tokens:,} tokens, prompts padded to {found.prompt:,} ({found.prompt_from})"
+        f"a token of decoding waits most for {WAITS[sampling.binds]}; {sampling.rows:,} rows a device, samples of "
+        f"{sampling.tokens:,} tokens, prompts padded to {sampling.prompt:,} ({sampling.prompt_from})"
     )
-    need = found.need
-    how = "once a round" if found.gathered else "for each token, as they do not fit whole"
+    need = sampling.need
+    how = "once a round" if sampling.gathered else "for each token, as they do not fit whole"
     yield f"weights are gathered {how}: {need.weights / GIB:,.2f} GiB of them, {need.cache / GIB:,.2f} of cache"
     if config.objective.reward and ":" not in config.objective.reward:
         yield f"not counted: {config.objective.reward}, the reward model, in memory and in seconds"
 
 
-def sampling_values(found: Sampling | None, training: float) -> dict[str, Any] | None:
+def sampling_values(sampling: Sampling | None, training: float) -> dict[str, Any] | None:
     """For `--json`; seconds are predicted."""
-    if found is None:
+    if sampling is None:
         return None
-    more = {"seconds": found.seconds, "share_of_decode": found.share_of_decode(training)}
-    return {"basis": "predicted"} | asdict(found) | more
+    more = {"seconds": sampling.seconds, "share_of_decode": sampling.share_of_decode(training)}
+    return {"basis": "predicted"} | asdict(sampling) | more

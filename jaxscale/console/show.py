@@ -52,9 +52,9 @@ def show_config(config: cfg.Config, num_devices: int | None) -> None:
 
 def show_fields(directory: str) -> None:
     """What each field of a published config.json became."""
-    found = cfg.read_published(Path(directory))
-    table = make_table(f"{directory} is of the family {found.family}", "config.json", "<value", "<here")
-    for key, value, ours in found.fields:
+    published = cfg.read_published(Path(directory))
+    table = make_table(f"{directory} is of the family {published.family}", "config.json", "<value", "<here")
+    for key, value, ours in published.fields:
         table.add_row(escape(key), escape(str(value)), escape(ours))
     make_console().print(table)
 

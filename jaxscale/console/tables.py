@@ -41,13 +41,13 @@ def tell(console: Console, line: str, style: str = "") -> None:
 
 def wrapped(text: str, width: int) -> list[str]:
     """Its lines, whole between brackets where there is room; a word that is longer than the width stays whole."""
-    found = []
+    lines = []
     for line in text.split("\n"):
         begin = " " * (len(line) - len(line.lstrip()) + 2)
         held = re.sub(r"\[[^][]{1,40}\]", lambda match: match[0].replace(" ", HELD), line)
         parts = textwrap.wrap(held, width, subsequent_indent=begin, break_long_words=False, break_on_hyphens=False)
-        found += [part.replace(HELD, " ") for part in parts] or [""]
-    return found
+        lines += [part.replace(HELD, " ") for part in parts] or [""]
+    return lines
 
 
 def filled(items: Sequence[str], width: int) -> list[str]:
@@ -56,12 +56,12 @@ def filled(items: Sequence[str], width: int) -> list[str]:
     return [line.replace(HELD, " ") for line in textwrap.wrap(held, width, break_long_words=False)]
 
 
-def beside(console: Console, words: str, figures: str, *, room: int, needs: int) -> str:
-    """Words in the first `room` columns, or in fewer where `needs` of them are the figures', beside the first line."""
+def beside(console: Console, text: str, figures: str, *, room: int, needs: int) -> str:
+    """Text in the first `room` columns, or fewer where the figures need `needs`. They stand beside its first line."""
     if not console.is_terminal:
-        return f"{words:<{room}}{figures}"
+        return f"{text:<{room}}{figures}"
     room = max(min(room, console.width - needs), console.width // 3)
-    first, *rest = wrapped(words, room - 1)
+    first, *rest = wrapped(text, room - 1)
     return "\n".join([f"{first:<{room}}{figures}", *rest])
 
 
@@ -143,8 +143,8 @@ class FittedTable:
 
     def least(self, column: int, whole: int) -> int:
         """Columns for its longest word, and some more to be read."""
-        words = (cell_len(word) for line in self.lines(column) for word in line.split())
-        return max([min(COLUMN, whole), *words])
+        word_widths = (cell_len(word) for line in self.lines(column) for word in line.split())
+        return max([min(COLUMN, whole), *word_widths])
 
     def drawn(self, shown: list[int], widths: list[int], *, ruled: bool) -> Table:
         table = Table(

@@ -11,11 +11,11 @@ SHOWN = 16  # ticks of a table, at most; of a longer schedule the first and the 
 TICK, ROOM = 6, 20  # columns of a tick of three digits, and of what stands before all of them
 
 
-def show_timeline(found: Stages) -> None:
+def show_timeline(stages: Stages) -> None:
     """A table of stages by ticks, and what is sent along the stages."""
-    console, schedule = make_console(), found.schedule
-    layers = f"{found.config.model.num_layers} layers in {schedule.stages} stages"
-    tell(console, f"{found.config.name}: {layers} ({mesh_text(found.mesh)})")
+    console, schedule = make_console(), stages.schedule
+    layers = f"{stages.config.model.num_layers} layers in {schedule.stages} stages"
+    tell(console, f"{stages.config.name}: {layers} ({mesh_text(stages.mesh)})")
     ticks = shown_ticks(schedule, min(SHOWN, (console.width - ROOM) // TICK))
     columns = ("…" if t is None else str(t) for t in ticks)
     table = make_table("Microbatch of each stage by tick, lock-step 1F1B", "<stage", "<pass", *columns)
@@ -24,7 +24,7 @@ def show_timeline(found: Stages) -> None:
             cells = ("…" if t is None else text(at(stage, t)) for t in ticks)
             table.add_row(str(stage) if name == "forward" else "", name, *cells)
     console.print(table)
-    for line in lines(found):
+    for line in lines(stages):
         tell(console, line)
 
 
@@ -41,8 +41,8 @@ def shown_ticks(schedule: Schedule, most: int = SHOWN) -> list[int | None]:
     return [*every[:half], None, *every[1 - half :]]
 
 
-def lines(found: Stages) -> Iterator[str]:
-    schedule = found.schedule
+def lines(stages: Stages) -> Iterator[str]:
+    schedule = stages.schedule
     whole = schedule.ticks + schedule.ramp
     yield (
         f"{whole} ticks, of which {schedule.ticks} run forward and {schedule.ticks} backward; "
@@ -51,6 +51,6 @@ def lines(found: Stages) -> Iterator[str]:
     if note := bubble_note(schedule):
         yield note
     yield "in a tick with a dash a stage computes and sends as in the others, and nobody reads the result"
-    for key in found.sent | (found.compiled or {}):
-        beside = "" if found.compiled is None else f"; {found.compiled.get(key, 0.0) / 1e9:,.3f} compiled"
-        yield f"{key}: {found.sent.get(key, 0.0) / 1e9:,.3f} GB of a device and step (V), predicted{beside}"
+    for key in stages.sent | (stages.compiled or {}):
+        beside = "" if stages.compiled is None else f"; {stages.compiled.get(key, 0.0) / 1e9:,.3f} compiled"
+        yield f"{key}: {stages.sent.get(key, 0.0) / 1e9:,.3f} GB of a device and step (V), predicted{beside}"

@@ -260,14 +260,14 @@ def reward_rows(records: list[dict]) -> list[tuple[str, str]]:
     rounds = [r for r in records if r["kind"] == "rollout"]
     held_out = [r for r in records if r["kind"] == "rollout_validation"]
     rows = []
-    for title, found, key in (
+    for title, entries, key in (
         ("reward of samples", rounds, "reward"),
         ("judge of samples", rounds, "judge"),
         ("held-out reward, drawn", held_out, "reward"),
         ("held-out reward, greedy", held_out, "greedy_reward"),
         ("held-out judge, greedy", held_out, "greedy_judge"),
     ):
-        if values := [r[key] for r in found if isinstance(r.get(key), float)]:
+        if values := [r[key] for r in entries if isinstance(r.get(key), float)]:
             rows.append((title, f"{values[-1]:.3f}" + (f" (first {values[0]:.3f})" if len(values) > 1 else "")))
     return rows
 

@@ -34,9 +34,9 @@ def load(source: str | Path, step: int | None = None, *, tokenizer: str | None =
     Raises:
         ValueError: no such model, or one that does not fit the mesh.
     """
-    words = list(as_overrides(overrides))
-    config = config_of(str(source), words)
-    if any(word.startswith("mesh") for word in words):
+    assignments = list(as_overrides(overrides))
+    config = config_of(str(source), assignments)
+    if any(assignment.startswith("mesh") for assignment in assignments):
         mesh = make_mesh(config.mesh)
     else:
         mesh = mesh_in_context() or make_mesh({REST: -1})
@@ -120,13 +120,13 @@ def as_overrides(values: Mapping[str, Any], before: str = "") -> Iterator[str]:
 
 def mesh_in_context() -> Mesh | None:
     """The mesh of the surrounding `jax.set_mesh` as this package wants it: its axes in order, and explicit."""
-    found = jax.sharding.get_mesh()
-    if found.empty:
+    mesh = jax.sharding.get_mesh()
+    if mesh.empty:
         return None
-    if unknown := [axis for axis in found.axis_names if axis not in cfg.AXES]:
+    if unknown := [axis for axis in mesh.axis_names if axis not in cfg.AXES]:
         raise ValueError(f"the mesh in context has an axis {unknown[0]}; the axes are {', '.join(cfg.AXES)}")
-    order = [axis for axis in cfg.AXES if axis in found.axis_names]
-    devices = found.devices.transpose([found.axis_names.index(axis) for axis in order])
-    kept = [axis for axis in order if found.shape[axis] > 1] or order[:1]
-    shape = [found.shape[axis] for axis in kept]
+    order = [axis for axis in cfg.AXES if axis in mesh.axis_names]
+    devices = mesh.devices.transpose([mesh.axis_names.index(axis) for axis in order])
+    kept = [axis for axis in order if mesh.shape[axis] > 1] or order[:1]
+    shape = [mesh.shape[axis] for axis in kept]
     return Mesh(devices.reshape(shape), tuple(kept), axis_types=(AxisType.Explicit,) * len(kept))

@@ -29,9 +29,9 @@ def plan(config: cfg.Config | str | Path, topology: Topology | str, *, held: Seq
     where = found_topology(topology)
     loaded = fit_mesh(found_config(config), where)
     documents = costs.packs_documents(loaded)
-    found = plan_of(loaded, where, documents=documents, held=tuple(held))
-    advice = [] if found.choices else what_would_do(loaded, found, documents=documents)
-    return PlanView.of(found, config=loaded, advice=advice)
+    ranking = plan_of(loaded, where, documents=documents, held=tuple(held))
+    advice = [] if ranking.choices else what_would_do(loaded, ranking, documents=documents)
+    return PlanView.of(ranking, config=loaded, advice=advice)
 
 
 def explain(

@@ -66,10 +66,10 @@ def read_records(source: str | os.PathLike[str], kind: str | None = None) -> Rec
     if not rows:
         raise ValueError(f"{path} holds no records")
     kinds = sorted({str(row.get("kind")) for row in rows})
-    found = Records(row for row in rows if kind in (None, row.get("kind")))
-    if not found:
+    records = Records(row for row in rows if kind in (None, row.get("kind")))
+    if not records:
         raise ValueError(f"{path} has no records of kind {kind!r}; it has {', '.join(kinds)}")
-    return found
+    return records
 
 
 def bench_rows(record: BenchRecord) -> Iterator[dict[str, Any]]:

@@ -30,9 +30,9 @@ class View(ABC):
         return as_text(self.show)
 
     @classmethod
-    def of(cls, found: Any, **more: Any) -> Self:
+    def of(cls, base: Any, **more: Any) -> Self:
         """The same values, with those of the view."""
-        return cls(**{f.name: getattr(found, f.name) for f in fields(found)}, **more)
+        return cls(**{f.name: getattr(base, f.name) for f in fields(base)}, **more)
 
 
 @dataclass(frozen=True, repr=False)

@@ -31,14 +31,14 @@ def which(path: Path) -> Puzzle:
     if path.stat().st_size > LARGEST:
         raise ValueError(f"{path}: {path.stat().st_size:,} bytes; a puzzle's file has at most {LARGEST:,}")
     try:
-        found = TITLE.search(path.read_text(encoding="utf-8"))
+        match = TITLE.search(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError:
         raise ValueError(f"{path}: not a text file in UTF-8") from None
-    if found is None:
+    if match is None:
         raise ValueError(
             f"{path}: not a puzzle's file, as its docstring does not begin with `Puzzle N`; "
             "`jaxscale puzzle get NAME` writes one"
         )
-    if not 1 <= int(found[1]) <= len(PUZZLES):
-        raise ValueError(f"{path}: there is no puzzle {found[1]}; there are 1 to {len(PUZZLES)}")
-    return PUZZLES[int(found[1]) - 1]
+    if not 1 <= int(match[1]) <= len(PUZZLES):
+        raise ValueError(f"{path}: there is no puzzle {match[1]}; there are 1 to {len(PUZZLES)}")
+    return PUZZLES[int(match[1]) - 1]

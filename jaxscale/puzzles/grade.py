@@ -51,15 +51,15 @@ class Child:
         self.seconds, self.ended = seconds, False
         events, write = os.pipe()
         path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-        own = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
-        own |= {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "1"}
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
+        environment |= {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "1"}
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-u", "-m", "jaxscale.puzzles.grader.child", str(write), str(seconds)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             pass_fds=(write,),
-            env=own,
+            env=environment,
             start_new_session=True,
         )
         os.close(write)
@@ -124,20 +124,20 @@ class Child:
         for _ in range(20):
             self.listen(0)
         self.ended = True
-        words = self.texts["err"].decode(errors="replace")
-        stack = re.findall(rf'File "{re.escape(str(path.absolute()))}", line (\d+)', words.rpartition("Timeout (")[2])
+        stderr = self.texts["err"].decode(errors="replace")
+        stack = re.findall(rf'File "{re.escape(str(path.absolute()))}", line (\d+)', stderr.rpartition("Timeout (")[2])
         if self.read > FLOOD:
             problem = f"it printed more than {FLOOD:,} bytes and was stopped; print less, or nothing inside a loop"
         elif not began:
-            problem = f"the grader did not start: {how_it_ended(self.process.returncode)}: {last_words(words)}"
-        elif "Timeout (" in words or hung:
+            problem = f"the grader did not start: {how_it_ended(self.process.returncode)}: {last_words(stderr)}"
+        elif "Timeout (" in stderr or hung:
             problem = f"not done after {self.seconds:g} s, {self.doing}"
             problem += "; does every device join every collective?" if self.doing.endswith("on the devices") else ""
             if stack:
                 problem = f"line {stack[0]}: {problem}; there it was then: {source(path, int(stack[0]))}"
         else:
             problem = f"the process ended by {how_it_ended(self.process.returncode)} {self.doing}"
-            problem += f": {said}" if (said := last_words(words)) else "; a puzzle's code only returns"
+            problem += f": {said}" if (said := last_words(stderr)) else "; a puzzle's code only returns"
         return Verdict(str(path), puzzle.name, problem=one_line(problem), printed=self.printed())
 
     def kill(self) -> None:

@@ -32,8 +32,8 @@ def gradients(up, down, x, y):
     """
 
     def add(total, microbatch):
-        own = jax.grad(loss)((up, down), *microbatch)
-        return jax.tree.map(jnp.add, total, own), None  # what lax.scan wants: the carry, and nothing to stack
+        grads = jax.grad(loss)((up, down), *microbatch)
+        return jax.tree.map(jnp.add, total, grads), None  # what lax.scan wants: the carry, and nothing to stack
 
     zeros = jax.tree.map(jnp.zeros_like, (up, down))
     raise NotImplementedError("replace this line: lax.scan with `add` from `zeros` over (x, y); the sum over data")

@@ -61,8 +61,10 @@ def limit_memory() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     status = Path("/proc/self/status")
     if status.exists():  # elsewhere the kernel does not hold this limit
-        (own,) = (int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith("VmData"))
-        resource.setrlimit(resource.RLIMIT_DATA, (own + MEMORY, own + MEMORY))
+        (data_bytes,) = (
+            int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith("VmData")
+        )
+        resource.setrlimit(resource.RLIMIT_DATA, (data_bytes + MEMORY, data_bytes + MEMORY))
 
 
 def say(events: IO[str], **values: Any) -> None:

@@ -31,7 +31,7 @@ def judge(puzzle: Puzzle, load: Callable[[], Any], say: Say) -> list[Check]:
 
     Raises Stop for an answer that cannot be judged, and whatever the learner's code raises.
     """
-    found: dict[str, list[Check]] = {}
+    checks_by_name: dict[str, list[Check]] = {}
     make, meshes = TASKS[puzzle.name]
     for sizes in meshes:
         mesh = jax.make_mesh(tuple(sizes.values()), tuple(sizes), devices=jax.devices()[: math.prod(sizes.values())])
@@ -40,8 +40,8 @@ def judge(puzzle: Puzzle, load: Callable[[], Any], say: Say) -> list[Check]:
         with jax.set_mesh(mesh):
             case = make(exercise, sizes)
             for check in judge_case(puzzle, case, mesh, say):
-                found.setdefault(check.name, []).append(check)
-    worst = [next((c for c in checks if not c.passed), checks[0]) for checks in found.values()]
+                checks_by_name.setdefault(check.name, []).append(check)
+    worst = [next((c for c in checks if not c.passed), checks[0]) for checks in checks_by_name.values()]
     return [c if c.passed else Check(c.name, False, c.seen, c.suffices, puzzle.think.get(c.name, "")) for c in worst]
 
 
@@ -73,19 +73,19 @@ def sharding_of(array: Array, mesh: jax.sharding.Mesh) -> jax.NamedSharding:
         raise Stop(f"{array.name} cannot be laid out as {array.spec}: {error}") from None
 
 
-def require_shapes(found: Any, case: Case) -> None:
+def require_shapes(outputs: Any, case: Case) -> None:
     """Raises Stop where the result is of another shape or dtype than asked for."""
-    leaves = jax.tree.leaves(found)
+    leaves = jax.tree.leaves(outputs)
     if len(leaves) != len(case.results):
         raise Stop(f"{len(leaves)} arrays were returned; wanted {len(case.results)}")
     for got, want in zip(leaves, case.results, strict=True):
         if (got.shape, got.dtype) != (want.shape, np.dtype(want.dtype)):
-            own, block = block_shape(got.shape, want, case), block_shape(want.shape, want, case)
-            if own is None or block is None:
-                own, block = got.shape, want.shape
-            here = "on each device" if own != got.shape else "in all"
+            got_shape, want_shape = block_shape(got.shape, want, case), block_shape(want.shape, want, case)
+            if got_shape is None or want_shape is None:
+                got_shape, want_shape = got.shape, want.shape
+            here = "on each device" if got_shape != got.shape else "in all"
             raise Stop(
-                f"{want.name} is {typed(got.dtype, own)} {here}; wanted {typed(want.dtype, block)} "
+                f"{want.name} is {typed(got.dtype, got_shape)} {here}; wanted {typed(want.dtype, want_shape)} "
                 f"(mesh {mesh_text(case.sizes)})"
             )
 
@@ -149,17 +149,17 @@ def difference(array: Array, got: jax.Array, want: np.ndarray) -> str:
 
 
 def layout(case: Case, mesh: jax.sharding.Mesh, compiled: Any) -> Check:
-    told = []
+    layouts = []
     for array, sharding in zip(case.results, jax.tree.leaves(compiled.output_shardings), strict=True):
         want = array.sharding(mesh)
-        told.append(
+        layouts.append(
             f"{notation(array, array.spec)}, {typed(array.dtype, want.shard_shape(array.shape))} on each device"
         )
         if not sharding.is_equivalent_to(want, len(array.shape)):
             block = typed(array.dtype, sharding.shard_shape(array.shape))
             seen = f"{notation(array, sharding.spec)}, {block} on each device"
-            return Check("layout", False, f"{seen} (mesh {mesh_text(case.sizes)})", told[-1])
-    return Check("layout", True, "; ".join(told))
+            return Check("layout", False, f"{seen} (mesh {mesh_text(case.sizes)})", layouts[-1])
+    return Check("layout", True, "; ".join(layouts))
 
 
 # --- what the compiled program sends and holds --------------------------------------------------------------------
@@ -168,18 +168,18 @@ def layout(case: Case, mesh: jax.sharding.Mesh, compiled: Any) -> Check:
 def communication(case: Case, compiled: Any) -> Check:
     """Bytes that a device sends, by the compiled program, against what suffices."""
     program = parse(compiled.as_text())
-    found = [as_written(c) for c in collectives(program, case.sizes)]
-    spent = sum(wire_share(kind, c.groups) * c.bytes * c.times for kind, c in found)
+    sent = [as_written(c) for c in collectives(program, case.sizes)]
+    spent = sum(wire_share(kind, c.groups) * c.bytes * c.times for kind, c in sent)
     budget = sum(s.sent(case.sizes) for s in case.sends)
-    told = f"{spent_words(found, spent)} (compiled, mesh {mesh_text(case.sizes)})"
-    if program.unknown_loops and found:
+    seen = f"{spent_words(sent, spent)} (compiled, mesh {mesh_text(case.sizes)})"
+    if program.unknown_loops and sent:
         return Check(
-            "communication", False, f"{told}; in a loop of unknown length", "a loop whose length is a constant"
+            "communication", False, f"{seen}; in a loop of unknown length", "a loop whose length is a constant"
         )
-    if case.kinds is not None and (other := {kind for kind, _ in found} - set(case.kinds)):
+    if case.kinds is not None and (other := {kind for kind, _ in sent} - set(case.kinds)):
         suffices = f"{' and '.join(case.kinds)}, without {' and '.join(sorted(other))}"
-        return Check("communication", False, told, suffices)
-    return Check("communication", spent <= budget * (1 + 1e-9), told, budget_words(case, budget))
+        return Check("communication", False, seen, suffices)
+    return Check("communication", spent <= budget * (1 + 1e-9), seen, budget_words(case, budget))
 
 
 def as_written(c: Collective) -> tuple[str, Collective]:
@@ -188,15 +188,15 @@ def as_written(c: Collective) -> tuple[str, Collective]:
     The reader counts an all-reduce with a slice as a reduce-scatter, for that is how XLA's CPU backend writes those
     that follow from layouts.
     """
-    own = re.search(r"/psum(_invariant)?$", c.source)
-    return ("all-reduce" if c.kind == "reduce-scatter" and own else c.kind), c
+    psum = re.search(r"/psum(_invariant)?$", c.source)
+    return ("all-reduce" if c.kind == "reduce-scatter" and psum else c.kind), c
 
 
-def spent_words(found: list[tuple[str, Collective]], spent: float) -> str:
-    if not found:
+def spent_words(sent: list[tuple[str, Collective]], spent: float) -> str:
+    if not sent:
         return "nothing is sent"
     times: Counter = Counter()
-    for kind, c in found:
+    for kind, c in sent:
         over = f" over {', '.join(c.axes)}" if c.axes else " over some devices"
         times[f"{kind}{over} of {size(c.bytes)}"] += c.times
     return f"{' + '.join(f'{what}{often(n)}' for what, n in times.items())}: each device sends {size(spent)}"
@@ -222,7 +222,7 @@ def size_of(compiled: Any) -> int:
 
 def memory(case: Case, compiled: Any) -> Check:
     assert case.memory is not None
-    found, allowed = size_of(compiled), sum(case.memory.values())
-    seen = f"{size(found)} on each device (compiled, mesh {mesh_text(case.sizes)})"
+    used, allowed = size_of(compiled), sum(case.memory.values())
+    seen = f"{size(used)} on each device (compiled, mesh {mesh_text(case.sizes)})"
     parts = " + ".join(f"{what} {size(count)}" for what, count in case.memory.items())
-    return Check("memory", found <= allowed, seen, f"{parts}: {size(allowed)}")
+    return Check("memory", used <= allowed, seen, f"{parts}: {size(allowed)}")
