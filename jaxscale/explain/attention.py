@@ -32,7 +32,7 @@ def attention_rows(
     note = f"FLOPs by formula: a query sees {keys:,.0f} of {T:,} keys on average; a kernel keeps scores on the chip"
     first, second = (bytes_of(pair, mesh) for pair in ((q, k), (v, out)))
     each = cost.forward_flops / (q.sizes[3] + v.sizes[3])
-    own = (replace(out, name="d_context"), replace(k, name="k and v"), replace(q, name="d_q, d_k, d_v"))
+    tensors = (replace(out, name="d_context"), replace(k, name="k and v"), replace(q, name="d_q, d_k, d_v"))
     formulas = [formula(q, k, scores), formula(scores, v, out)]
     rows = [
         Row(0, "scores", phase, "", 0, formulas[0], q, k, scores, m, q.sizes[3], keys, each * q.sizes[3], first),
@@ -40,7 +40,7 @@ def attention_rows(
             second),
     ]  # fmt: skip
     if phase == "backward":
-        rows = [Row(0, "attention", phase, "its 5 matmuls", 0, formulas[0], *own, m, q.sizes[3], 5 * keys,
+        rows = [Row(0, "attention", phase, "its 5 matmuls", 0, formulas[0], *tensors, m, q.sizes[3], 5 * keys,
                     cost.backward_flops, 1.5 * (first + second))]  # fmt: skip
     return [replace(row, note=note) for row in rows]
 

@@ -105,9 +105,9 @@ def passed_on(eqn: Any, value: Value) -> Value:
     return replace(value, tags=value.tags | {eqn.params["name"]}) if name == "name" else value
 
 
-def read_formula(found: tuple[str, str, str], *, merged: bool) -> Formula:
+def read_formula(subscripts: tuple[str, str, str], *, merged: bool) -> Formula:
     """The letters of an einsum's dims; merged as `on_cpu.flat_matmul` merges them, on one device."""
-    x, w, out = (tuple(letters) for letters in found)
+    x, w, out = (tuple(letters) for letters in subscripts)
     if not merged:
         return x, w, out
     inner, outer = [c for c in x if c not in out], [c for c in w if c in out]
@@ -142,11 +142,11 @@ def place(letters: Letters, formula: Formula, gradient: str) -> int:
     return {"gradient of x": [out, w], "gradient of w": [x, out]}.get(gradient, [x, w]).index(letters)
 
 
-def tensor_names(own: str, gradient: str) -> tuple[str, str, str]:
-    x, out = DISPLAY.get(own, ("x", own))
+def tensor_names(name: str, gradient: str) -> tuple[str, str, str]:
+    x, out = DISPLAY.get(name, ("x", name))
     if gradient == "gradient of x":
-        return f"d_{out}", f"w_{own}", f"d_{x}"
-    return (x, f"d_{out}", f"d_w_{own}") if gradient else (x, f"w_{own}", out)
+        return f"d_{out}", f"w_{name}", f"d_{x}"
+    return (x, f"d_{out}", f"d_w_{name}") if gradient else (x, f"w_{name}", out)
 
 
 def plain(jaxpr: Any) -> Any:

@@ -19,8 +19,8 @@ AXES = without(STEP_AXES, STAGE_AXES)  # that are explained; a pipeline's ticks 
 
 def axes_of(config: cfg.Config) -> Axes:
     """The axes that the page shows of a config: those of experts only where a model or a mesh has them."""
-    own = any(getattr(config.mesh, axis) != 1 for axis in EXPERT_AXES)
-    return AXES if own or blueprint(config.model).routed else without(AXES, EXPERT_AXES)
+    in_mesh = any(getattr(config.mesh, axis) != 1 for axis in EXPERT_AXES)
+    return AXES if in_mesh or blueprint(config.model).routed else without(AXES, EXPERT_AXES)
 
 
 def layouts(config: cfg.Config) -> list[dict[str, Any]]:
@@ -39,14 +39,14 @@ def variants(config: cfg.Config) -> dict[str, list[dict[str, Any]]]:
 
     Only overrides make such: two layouts may agree where an axis is missing, and not where it is there.
     """
-    there, found = axes_of(config), {}
+    there, rows_by_axes = axes_of(config), {}
     every = passes(config, there)
     for number in range(len(there)):
         for axes in combinations(there, number):
             rows = passes(config, axes)
             if rows != tuple(restricted(one, axes) for one in every):
-                found["+".join(axes)] = [as_values(one) for one in rows]
-    return found
+                rows_by_axes["+".join(axes)] = [as_values(one) for one in rows]
+    return rows_by_axes
 
 
 def restricted(one: Pass, axes: Axes) -> Pass:

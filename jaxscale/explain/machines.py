@@ -71,12 +71,14 @@ def machines(explained: Explained) -> dict[str, Any]:
             if math.prod(shape) <= MOST
         }
     mesh = split_axes(explained.mesh)
-    own = cell(lambda: (explained.topology, explained.over), mesh, pool, topologies, reasons, explained.whole)
+    explained_cell = cell(
+        lambda: (explained.topology, explained.over), mesh, pool, topologies, reasons, explained.whole
+    )
     return {
         "chips": {chip.name: chip_figures(chip) for chip in CHIPS},
         "sizes": sizes,
         "cells": cells,
-        "own": {"chip": explained.topology.chip.name, "mesh": mesh, "cell": own},
+        "own": {"chip": explained.topology.chip.name, "mesh": mesh, "cell": explained_cell},
         "links": pool.values,
         "topologies": topologies.values,
         "reasons": reasons.values,
@@ -84,12 +86,12 @@ def machines(explained: Explained) -> dict[str, Any]:
 
 
 def axis_sizes(axis: str, explained: Explained) -> list[int]:
-    largest, own = LARGEST_OF_BATCH if axis in BATCH else LARGEST, explained.mesh.get(axis, 1)
+    largest, size = LARGEST_OF_BATCH if axis in BATCH else LARGEST, explained.mesh.get(axis, 1)
     if axis in SEQUENCE:
         largest = max(1, min(largest, explained.tokens // FEWEST))
     if axis in EXPERT_AXES:
         largest = max(1, min(LARGEST, explained.experts))
-    return sorted({*(2**i for i in range(max(largest, own).bit_length())), own})
+    return sorted({*(2**i for i in range(max(largest, size).bit_length())), size})
 
 
 class Pool:
@@ -119,13 +121,13 @@ def cell(
     sizes = dict(mesh) if isinstance(mesh, Mapping) else named(mesh)
     try:
         topology, over = find()
-        found = axis_links(topology, whole or sizes, over)
+        links = axis_links(topology, whole or sizes, over)
     except ValueError as error:
         return -1 - reasons.place(str(error))
     parts = math.prod(whole.values()) // math.prod(sizes.values()) if whole else 1
     name = f"a stage's part of {topology.name}" if whole else topology.name
     where = topologies.place([name, topology.chips // parts, topology.slices, *believed(topology)])
-    return [where, *(pool.place(stages(found[axis])) for axis in sizes)]
+    return [where, *(pool.place(stages(links[axis])) for axis in sizes)]
 
 
 def named(shape: tuple[int, ...]) -> dict[str, int]:
@@ -134,8 +136,8 @@ def named(shape: tuple[int, ...]) -> dict[str, int]:
 
 def believed(topology: Topology) -> tuple[float, str]:
     """The ratio of the interval of a step predicted there, and what it was made from."""
-    found = interval(1.0, topology)
-    return found.ratio, found.why
+    step_interval = interval(1.0, topology)
+    return step_interval.ratio, step_interval.why
 
 
 def machine(chip: Chip, sizes: dict[str, int], explained: Explained) -> tuple[Topology, dict[str, int]]:
@@ -151,17 +153,17 @@ def machine(chip: Chip, sizes: dict[str, int], explained: Explained) -> tuple[To
 
 def elsewhere(chip: Chip, shape: tuple[int, ...], explained: Explained) -> tuple[Topology, dict[str, int]]:
     """The same for a mesh that is not explained, by its sizes above 1 in the mesh's order."""
-    own = explained.topology
-    if own.chip.name == chip.name and own.slices == 1 and own.devices == math.prod(shape):
-        return own, {}
+    topology = explained.topology
+    if topology.chip.name == chip.name and topology.slices == 1 and topology.devices == math.prod(shape):
+        return topology, {}
     shapes = shapes_of(chip, math.prod(shape))
-    for candidate in shapes:
-        topology = Topology(chip, candidate, network=own.network if own.chip.name == chip.name else None)
+    for sizes in shapes:
+        candidate = Topology(chip, sizes, network=topology.network if topology.chip.name == chip.name else None)
         try:
-            axis_links(topology, named(shape), {})
+            axis_links(candidate, named(shape), {})
         except ValueError:
             continue
-        return topology, {}
+        return candidate, {}
     said = " x ".join(map(str, shape)) or "of one device"
     raise ValueError(
         f"mesh {said} does not fit a torus of {chip.name} with {math.prod(shapes[0])} chips; make the axes "

@@ -74,7 +74,7 @@ def match(
     rows: list[Row], others: list[Other], compiled: Iterable[Collective]
 ) -> tuple[list[Row], list[Other], list[Found]]:
     """Rows and others with what the compiler made of them; and what it inserted that nothing asked for."""
-    found = found_in(compiled)
+    arrays = found_in(compiled)
     needs: list[tuple[Need, int, int]] = []  # with row (-1: others) and the place in it
     for row in rows:
         for k, send in enumerate(row.sends):
@@ -88,17 +88,17 @@ def match(
     def try_all(*tests: Callable[[Need, list[Found]], Found | None]) -> None:
         for test in tests:
             for need, row_id, k in needs:
-                if (row_id, k) not in answers and (one := test(need, found)):
+                if (row_id, k) not in answers and (one := test(need, arrays)):
                     one.used = True
                     answers[row_id, k] = verdict(need, one)
 
     try_all(exactly, other_width, by_size)
-    answers |= put_together([n for n in needs if n[1:] not in answers], found)
+    answers |= put_together([n for n in needs if n[1:] not in answers], arrays)
     try_all(in_other_form, otherwise)
     for need, row_id, k in needs:
         if (row_id, k) not in answers:
-            answers[row_id, k] = ("different", missing(need, found))
-    told = [
+            answers[row_id, k] = ("different", missing(need, arrays))
+    matched_rows = [
         replace(
             row,
             sends=tuple(
@@ -108,7 +108,7 @@ def match(
         for row in rows
     ]
     rest = [replace(o, compiled=answers[-1, k][0], note=answers[-1, k][1]) for k, o in enumerate(others)]
-    return told, rest, [f for f in found if not f.used]
+    return matched_rows, rest, [f for f in arrays if not f.used]
 
 
 def need_of(row: Row, send: Send, rows: list[Row]) -> Need:
@@ -118,20 +118,20 @@ def need_of(row: Row, send: Send, rows: list[Row]) -> Need:
     return Need(frozenset(names), phase(send.path), send.kind, send.axes, send.bytes, send.times, wire)
 
 
-def exactly(need: Need, found: list[Found]) -> Found | None:
-    return pick(need, [f for f in found if alike(need, f) and f.phase == need.phase and f.name in need.names])
+def exactly(need: Need, arrays: list[Found]) -> Found | None:
+    return pick(need, [f for f in arrays if alike(need, f) and f.phase == need.phase and f.name in need.names])
 
 
-def other_width(need: Need, found: list[Found]) -> Found | None:
+def other_width(need: Need, arrays: list[Found]) -> Found | None:
     """float32 for bfloat16, where a compiler computes none; bfloat16 for float32, where a chip multiplies in it."""
-    own = [f for f in found if f.phase == need.phase and f.name in need.names]
-    return pick(need, [f for f in own if alike(need, f, width=2) or alike(need, f, width=0.5)])
+    candidates = [f for f in arrays if f.phase == need.phase and f.name in need.names]
+    return pick(need, [f for f in candidates if alike(need, f, width=2) or alike(need, f, width=0.5)])
 
 
-def by_size(need: Need, found: list[Found]) -> Found | None:
+def by_size(need: Need, arrays: list[Found]) -> Found | None:
     """The compiler may file it under another name: of two equal collectives it keeps one."""
     return next(
-        (one for width in (1, 2, 0.5) if (one := pick(need, [f for f in found if alike(need, f, width)]))), None
+        (one for width in (1, 2, 0.5) if (one := pick(need, [f for f in arrays if alike(need, f, width)]))), None
     )
 
 
@@ -142,11 +142,11 @@ def alike(need: Need, f: Found, width: float = 1) -> bool:
     return same and not f.used
 
 
-def pick(need: Need, found: list[Found]) -> Found | None:
-    return max(found, key=lambda f: (f.name in need.names, f.phase == need.phase), default=None)
+def pick(need: Need, candidates: list[Found]) -> Found | None:
+    return max(candidates, key=lambda f: (f.name in need.names, f.phase == need.phase), default=None)
 
 
-def put_together(needs: list[tuple[Need, int, int]], found: list[Found]) -> dict[tuple[int, int], tuple[str, str]]:
+def put_together(needs: list[tuple[Need, int, int]], arrays: list[Found]) -> dict[tuple[int, int], tuple[str, str]]:
     """Needs of one kind that one collective of one array serves, as long as all of them together (a GPU's compiler
     lays arrays one after another)."""
     groups: dict[tuple, list[tuple[Need, int, int]]] = {}
@@ -155,7 +155,7 @@ def put_together(needs: list[tuple[Need, int, int]], found: list[Found]) -> dict
     answers: dict[tuple[int, int], tuple[str, str]] = {}
     for (kind, axes, times, _), group in groups.items():
         total = sum(need.bytes for need, _, _ in group)
-        for f in found:
+        for f in arrays:
             if len(group) > 1 and not f.used and (f.kind, f.axes, f.times, f.bytes) == (kind, axes, times, total):
                 f.used = True
                 answers |= {(row, k): ("same", f"in one of {len(group)} arrays") for _, row, k in group}
@@ -163,12 +163,12 @@ def put_together(needs: list[tuple[Need, int, int]], found: list[Found]) -> dict
     return answers
 
 
-def in_other_form(need: Need, found: list[Found]) -> Found | None:
+def in_other_form(need: Need, arrays: list[Found]) -> Found | None:
     """A reduce-scatter as an all-reduce and a slice of it, before another need takes that all-reduce."""
     if need.kind != "reduce-scatter":
         return None
-    own = (f for f in found if f.kind == "all-reduce" and f.name in need.names and not f.used)
-    same = [f for f in own if (f.axes, f.times, f.phase) == (need.axes, need.times, need.phase)]
+    all_reduces = (f for f in arrays if f.kind == "all-reduce" and f.name in need.names and not f.used)
+    same = [f for f in all_reduces if (f.axes, f.times, f.phase) == (need.axes, need.times, need.phase)]
     return next((f for f in same if right_size(need, f)), None)
 
 
@@ -176,7 +176,7 @@ def right_size(need: Need, f: Found) -> bool:
     return f.bytes in (need.bytes, need.bytes * {"f32": 2, "bf16": 0.5}.get(f.wire, 1))
 
 
-def otherwise(need: Need, found: list[Found]) -> Found | None:
+def otherwise(need: Need, arrays: list[Found]) -> Found | None:
     """Of the same operations over the same axes (or more), or of the same size: but not the same collective."""
 
     def likeness(f: Found) -> tuple[bool, ...]:
@@ -185,7 +185,7 @@ def otherwise(need: Need, found: list[Found]) -> Found | None:
         named = f.name in need.names and set(need.axes) <= set(f.axes)
         return alike if named or (f.axes == need.axes and size and f.times == need.times) else ()
 
-    return max((f for f in found if not f.used and likeness(f)), key=likeness, default=None)
+    return max((f for f in arrays if not f.used and likeness(f)), key=likeness, default=None)
 
 
 def verdict(need: Need, one: Found) -> tuple[str, str]:
@@ -219,9 +219,9 @@ def kind_reason(wanted: str, got: str) -> str:
     return ""
 
 
-def missing(need: Need, found: list[Found]) -> str:
+def missing(need: Need, arrays: list[Found]) -> str:
     """Why nothing in the program is this collective."""
-    wider = [f for f in found if f.used and f.name in need.names and set(f.axes) > set(need.axes)]
+    wider = [f for f in arrays if f.used and f.name in need.names and set(f.axes) > set(need.axes)]
     if wider:
         return f"part of the {wider[0].kind} over {'+'.join(wider[0].axes)}"
     if need.bytes < SMALL:

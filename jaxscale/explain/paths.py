@@ -13,20 +13,20 @@ def join(path: str, more: str) -> str:
 
 def clean(path: str) -> list[str]:
     """The scopes of a path, without jvp(...), transpose(...) and what jax adds: `jvp(unembedding)` is unembedding."""
-    words = [re.sub(r"[\w]+\(|\)", "", part) for part in path.split("/")]
-    return [w for w in words if w and w not in ADDED]
+    scopes = [re.sub(r"[\w]+\(|\)", "", part) for part in path.split("/")]
+    return [scope for scope in scopes if scope and scope not in ADDED]
 
 
 def name_of(path: str) -> str:
     """Of a matmul: the scope around its formula."""
-    words = [w for w in clean(path) if not FORMULA.fullmatch(w)]
-    return words[-1] if words else "matmul"
+    scopes = [scope for scope in clean(path) if not FORMULA.fullmatch(scope)]
+    return scopes[-1] if scopes else "matmul"
 
 
 def what(path: str) -> str:
     """Of a collective that belongs to no matmul."""
-    words = [w for w in clean(path) if not FORMULA.fullmatch(w)]
-    return words[-1] if words else "step"
+    scopes = [scope for scope in clean(path) if not FORMULA.fullmatch(scope)]
+    return scopes[-1] if scopes else "step"
 
 
 def phase(path: str) -> str:

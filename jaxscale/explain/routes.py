@@ -52,22 +52,22 @@ def explained(row: Row) -> Row:
 
 def served(path: str, rows: Iterable[Row]) -> tuple[int, str] | None:
     """The matmul of experts that a collective serves, by the name of its scope, and as which operand."""
-    own = [row for row in rows if row.note == EVEN]
-    if not own:
+    expert_rows = [row for row in rows if row.note == EVEN]
+    if not expert_rows:
         return None
     name, kind = what(path), phase(path)
     place, side, _ = SCOPES.get(name, (0, "w", ""))
     if name in SCOPES:
-        name = list(dict.fromkeys(row.name for row in own if row.phase == "forward"))[place]
+        name = list(dict.fromkeys(row.name for row in expert_rows if row.phase == "forward"))[place]
     if kind == "backward":  # the transpose moves a gradient the other way
         wanted = [(name, "gradient of w", "out")] if side == "w" else [(name, "gradient of x", OTHER[side])]
     elif kind == "recomputed":  # where the matmul itself is not, a gradient reads it
-        again = next((row.name for row in own if row.phase == kind and side == "x"), name)
+        again = next((row.name for row in expert_rows if row.phase == kind and side == "x"), name)
         wanted = [(again, "", side), (name, "gradient of x" if side == "w" else "gradient of w", side)]
     else:
         wanted = [(name, "", side)]
     for name, gradient, operand in wanted:
-        for row in own:
+        for row in expert_rows:
             if (row.name, row.what) == (name, gradient) and (row.phase == kind or gradient):
                 return row.id, operand
     return None

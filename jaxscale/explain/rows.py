@@ -153,15 +153,15 @@ class Row:
 
 def joined(row: Row) -> Row:
     """Collectives that are the same, of layers in several loops, as one: as often as the matmul runs at most."""
-    found: list[Send] = []
+    sends: list[Send] = []
     for send in row.sends:
-        same = (i for i, s in enumerate(found) if replace(s, times=send.times, path=send.path) == send)
-        at = next((i for i in same if found[i].times + send.times <= row.times), None)
+        same = (i for i, s in enumerate(sends) if replace(s, times=send.times, path=send.path) == send)
+        at = next((i for i in same if sends[i].times + send.times <= row.times), None)
         if at is None:
-            found.append(send)
+            sends.append(send)
         else:
-            found[at] = replace(found[at], times=found[at].times + send.times)
-    return replace(row, sends=tuple(found))
+            sends[at] = replace(sends[at], times=sends[at].times + send.times)
+    return replace(row, sends=tuple(sends))
 
 
 def splits(tensor: Tensor) -> dict[str, str]:

@@ -72,56 +72,56 @@ def stages(config: cfg.Config, topology: Topology | None) -> Stages | None:
 
 def sums(sent: Iterable[tuple[str, Axes, float]]) -> dict[str, float]:
     """Bytes by kind and axes."""
-    found: dict[str, float] = {}
+    totals: dict[str, float] = {}
     for kind, axes, size in sent:
         key = f"{kind} over {'+'.join(axes)}"
-        found[key] = found.get(key, 0.0) + size
-    return found
+        totals[key] = totals.get(key, 0.0) + size
+    return totals
 
 
-def beside(found: Stages, compiled: Iterable[Collective]) -> tuple[Stages, list[Collective]]:
+def beside(staged: Stages, compiled: Iterable[Collective]) -> tuple[Stages, list[Collective]]:
     """What the program of all stages sends along them, numbers and vectors apart; and its other collectives."""
     every = [c for c in compiled if c.groups > 1]
-    along = [c for c in every if set(c.axes) & set(found.axes)]
+    along = [c for c in every if set(c.axes) & set(staged.axes)]
     sent = sums((c.kind, c.axes, float(c.bytes * c.times)) for c in along if c.bytes >= SMALL)
-    return replace(found, compiled=sent), [c for c in every if not set(c.axes) & set(found.axes)]
+    return replace(staged, compiled=sent), [c for c in every if not set(c.axes) & set(staged.axes)]
 
 
-def once(found: Stages, inserted: Iterable[Found], compiled: Iterable[Collective]) -> list[Found]:
+def once(staged: Stages, inserted: Iterable[Found], compiled: Iterable[Collective]) -> list[Found]:
     """`inserted` without what the first and the last ticks send: their loops send what the others do."""
-    m, ramp = found.schedule.microbatches, found.schedule.ramp
+    m, ramp = staged.schedule.microbatches, staged.schedule.ramp
     known = {(f.kind, f.axes, f.bytes, f.times * ramp) for f in found_in(compiled)}
     return [f for f in inserted if (f.kind, f.axes, f.bytes, f.times * m) not in known]
 
 
-def one_stage(found: Stages) -> cfg.Config:
+def one_stage(staged: Stages) -> cfg.Config:
     """The step of one stage, on its own devices, as one slice."""
-    config, n = found.config, found.schedule.stages
-    own = found.mesh | dict.fromkeys(found.axes, 1)
+    config, n = staged.config, staged.schedule.stages
+    mesh = staged.mesh | dict.fromkeys(staged.axes, 1)
     part = -(-config.model.padded_vocab_size // n)
     changes: dict[str, Any] = {
-        "mesh": own | {"dcn": dict.fromkeys(own, 1)},
-        "model": {"num_layers": found.layers, "vocab_size": part, "vocab_multiple": part},
+        "mesh": mesh | {"dcn": dict.fromkeys(mesh, 1)},
+        "model": {"num_layers": staged.layers, "vocab_size": part, "vocab_multiple": part},
         "runtime": {"simulated_devices": None},
     }
     return with_changes(config, changes, source="explain")
 
 
-def as_values(found: Stages) -> dict[str, Any]:
+def as_values(staged: Stages) -> dict[str, Any]:
     """As JSON: which microbatch each stage runs in each tick, forward and backward; null: none that is read."""
-    schedule = found.schedule
+    schedule = staged.schedule
     every = range(schedule.ticks + schedule.ramp)
     passes = {"forward": schedule.forward, "backward": schedule.backward}
     return {
-        "words": found.words,
-        "mesh": found.mesh,
-        "over": found.config.mesh.over_slices,
-        "axes": list(found.axes),
+        "words": staged.words,
+        "mesh": staged.mesh,
+        "over": staged.config.mesh.over_slices,
+        "axes": list(staged.axes),
         "microbatches": schedule.microbatches,
-        "choices": [n for n in divisors(found.config.model.num_layers) if n <= LARGEST],
+        "choices": [n for n in divisors(staged.config.model.num_layers) if n <= LARGEST],
         "ticks": [
             {name: [at(stage, t) for t in every] for name, at in passes.items()} for stage in range(schedule.stages)
         ],
-        "sent": found.sent,
-        "compiled": found.compiled,
+        "sent": staged.sent,
+        "compiled": staged.compiled,
     }

@@ -113,29 +113,29 @@ def explain(
     mesh = config.mesh.sizes(None if staged else devices)
     all_of_it, all_axes = (staged.config, staged.mesh) if staged else (config, mesh)
     where = topology or assumed_topology(math.prod(all_axes.values()))
-    own = uses_chip(compiler, where, assumed=assumed)
-    simulated = bool(staged) or not own  # the devices of a stage may be no topology
+    chip_compiles = uses_chip(compiler, where, assumed=assumed)
+    simulated = bool(staged) or not chip_compiles  # the devices of a stage may be no topology
     shown = on_cpu(config) if simulated else config
     request = {
         "config": shown.model_dump(mode="json"),
         "topology": replace(where, slices=1).name,
         "slices": where.slices,
         "cpu": simulated,
-        "compile": not own and compiler != "none",
+        "compile": not chip_compiles and compiler != "none",
         "devices": math.prod(mesh.values()),
         "all_stages": on_cpu(all_of_it).model_dump(mode="json") if staged else None,
         "all_devices": math.prod(all_axes.values()),
     }
-    found = (tracer or trace_in_a_child)(shown, request, verbose)
-    rows, others = from_values(found)
+    answer = (tracer or trace_in_a_child)(shown, request, verbose)
+    rows, others = from_values(answer)
     by: str | None
-    hlo, by, why = found["hlo"], f"XLA's CPU compiler for {request['all_devices']} simulated devices", "not asked for"
-    if own:
+    hlo, by, why = answer["hlo"], f"XLA's CPU compiler for {request['all_devices']} simulated devices", "not asked for"
+    if chip_compiles:
         hlo, by, why = by_chip(all_of_it, where, verbose)
     inserted: list[Found] = []
     if hlo:
-        axes = all_axes if staged else found["mesh"]
-        over = split_mesh(all_of_it, where, axes)[1] if own and where.slices > 1 else None
+        axes = all_axes if staged else answer["mesh"]
+        over = split_mesh(all_of_it, where, axes)[1] if chip_compiles and where.slices > 1 else None
         compiled = collectives(parse(hlo), axes, over=over)
         if staged:
             staged, compiled = beside(staged, compiled)
@@ -144,7 +144,7 @@ def explain(
     rows = timed_rows([explained(joined(row)) for row in rows], all_of_it, where, all_axes)
     inserted = [f for f in inserted if f.bytes >= SMALL]
     by, why = (by, "") if hlo else (None, why)
-    return Explanation(config, found["mesh"], where, assumed, by, why, found["jax"], rows, others, inserted, staged)
+    return Explanation(config, answer["mesh"], where, assumed, by, why, answer["jax"], rows, others, inserted, staged)
 
 
 def by_chip(config: cfg.Config, where: Topology, verbose: bool) -> tuple[str, str, str]:
@@ -181,15 +181,15 @@ def uses_chip(compiler: str, where: Topology, *, assumed: bool) -> bool:
     """Whether the topology's own compiler is asked. Raises ValueError where it is wanted and cannot be."""
     if compiler == "chip" and where.chip.node:
         target_config(where.chip)  # refuses one that no compiler knows
-    own = compiler == "chip" or (compiler == "auto" and not assumed and installed(where))
-    if own and not installed(where):
+    asked = compiler == "chip" or (compiler == "auto" and not assumed and installed(where))
+    if asked and not installed(where):
         raise ValueError(
             f"--compiler chip: the compiler of {where.name} is not installed; pip install "
             f"'jaxscale[{'aot-gpu' if where.chip.node else 'aot-tpu'}]', or --compiler cpu"
         )
     if compiler == "chip" and assumed:
         raise ValueError("--compiler chip needs --topology, e.g. --topology v5p:2x2x2")
-    return own
+    return asked
 
 
 def trace_in_a_child(config: cfg.Config, request: dict[str, Any], verbose: bool) -> dict[str, Any]:
@@ -272,31 +272,31 @@ def timed(row: Row, speed: Rates, links: Mapping[str, Link]) -> Row:
 # --- as values --------------------------------------------------------------------------------------------------
 
 
-def as_json(found: Explanation) -> dict[str, Any]:
+def as_json(explanation: Explanation) -> dict[str, Any]:
     """All of it as plain values: what `--json` prints and the page is made of. Seconds are predicted."""
-    model, data = blueprint(found.config.model), found.config.data
+    model, data = blueprint(explanation.config.model), explanation.config.data
     letters = {c for op in model.ops for c in op.x + op.y}
-    sizes = {"B": data.batch_size // found.config.step.microbatches, "T": data.seq_len, "L": model.num_layers}
+    sizes = {"B": data.batch_size // explanation.config.step.microbatches, "T": data.seq_len, "L": model.num_layers}
     sizes |= {c: dim.size for c, dim in model.dims.items() if c in letters}
-    step = found.step
+    step = explanation.step
     return {
-        "name": found.config.name,
-        "config": found.config.model_dump(mode="json"),
-        "mesh": found.mesh,
-        "topology": found.topology.name,
-        "network": found.topology.network,
-        "assumed": found.assumed,
-        "chip": found.topology.chip.name,
+        "name": explanation.config.name,
+        "config": explanation.config.model_dump(mode="json"),
+        "mesh": explanation.mesh,
+        "topology": explanation.topology.name,
+        "network": explanation.topology.network,
+        "assumed": explanation.assumed,
+        "chip": explanation.topology.chip.name,
         "step": {"basis": "predicted", "seconds": step.time.best, "interval": vars(step.interval)},
         "sampling": asdict(step.sampling) if step.sampling else None,
-        "compiled_by": found.compiled_by,
-        "not_compiled": found.why,
-        "jax": found.jax,
+        "compiled_by": explanation.compiled_by,
+        "not_compiled": explanation.why,
+        "jax": explanation.jax,
         "sizes": sizes,
-        "rows": [row_values(row) for row in found.rows],
-        "stages": as_values(found.stages) if found.stages else None,
-        "others": [vars(o) | {"axes": list(o.axes)} for o in found.others],
-        "inserted": [{k: v for k, v in vars(f).items() if k != "used"} for f in found.inserted],
+        "rows": [row_values(row) for row in explanation.rows],
+        "stages": as_values(explanation.stages) if explanation.stages else None,
+        "others": [vars(o) | {"axes": list(o.axes)} for o in explanation.others],
+        "inserted": [{k: v for k, v in vars(f).items() if k != "used"} for f in explanation.inserted],
     }
 
 

@@ -59,16 +59,16 @@ def explain(config: cfg.Config, request: dict[str, Any], model: Any = None) -> d
     with setup.context():
         batch, mesh = setup.abstract_batch(documents=costs.packs_documents(config)), dict(setup.mesh.shape)
         rows, others, traced = trace(config, setup.program, batch, mesh)
-        found = as_values(rows, others) | {"mesh": mesh, "jax": jax.__version__, "hlo": ""}
+        answer = as_values(rows, others) | {"mesh": mesh, "jax": jax.__version__, "hlo": ""}
         if request["cpu"] and request["compile"] and not request["all_stages"]:
-            found["hlo"] = compiled(traced.lower)
+            answer["hlo"] = compiled(traced.lower)
     if request["all_stages"] and request["compile"]:
         whole = cfg.validate(request["all_stages"], source="config")
         setup = build(whole, devices)
         with setup.context():
             batch = setup.abstract_batch(documents=costs.packs_documents(whole))
-            found["hlo"] = compiled(lambda: cast(Any, setup.program.step).lower(setup.program.abstract, batch))
-    return found
+            answer["hlo"] = compiled(lambda: cast(Any, setup.program.step).lower(setup.program.abstract, batch))
+    return answer
 
 
 def compiled(lower: Callable[[], Any]) -> str:

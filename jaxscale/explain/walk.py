@@ -124,8 +124,8 @@ class Walk:
             value if outer.aval.shape == inner.aval.shape else Value(tags=value.tags)
             for outer, inner, value in zip(eqn.invars, body.invars, given, strict=True)
         ]
-        found = self.run(body, inside, path, times * eqn.params["length"])
-        return [Value(made_by=v.made_by, tags=v.tags, letters=v.letters) for v in found]
+        results = self.run(body, inside, path, times * eqn.params["length"])
+        return [Value(made_by=v.made_by, tags=v.tags, letters=v.letters) for v in results]
 
     # --- what is sent ---
 
@@ -185,27 +185,29 @@ class Walk:
 
     def matmul(self, eqn: Any, given: list[Value], path: str, times: int) -> Value:
         """A row, where the equation is one of `sharding.einsum`'s (or any einsum of two operands on the mesh)."""
-        found = FORMULA.findall(path)
-        if not found:
+        formulas = FORMULA.findall(path)
+        if not formulas:
             return NOTHING
         contracted, batch = eqn.params["dimension_numbers"]
         assert not any(batch), f"a batched matmul outside attention: {path}"
-        own, avals = name_of(path), [v.aval for v in eqn.invars]
-        formula = read_formula(found[-1], merged=math.prod(self.mesh.values()) == 1 and all(a.ndim == 2 for a in avals))
-        letters = self.operand_letters(own, formula, avals, contracted, backward=phase(path) == "backward")
+        name, avals = name_of(path), [v.aval for v in eqn.invars]
+        formula = read_formula(
+            formulas[-1], merged=math.prod(self.mesh.values()) == 1 and all(a.ndim == 2 for a in avals)
+        )
+        letters = self.operand_letters(name, formula, avals, contracted, backward=phase(path) == "backward")
         if letters is None:
             raise ValueError(f"explain cannot read the matmul {'/'.join(clean(path))} of {avals[0]} and {avals[1]}")
         left, right, gradient = letters
-        names = tensor_names(own, gradient)
+        names = tensor_names(name, gradient)
         operands = sorted(zip((left, right), avals, given, strict=True), key=lambda o: place(o[0], formula, gradient))
         x, w = (tensor(n, c, aval, v.stored) for n, (c, aval, v) in zip(names[:2], operands, strict=True))
         out_letters = tuple(c for c in left + right if not (c in left and c in right))
         out = tensor(names[2], out_letters, eqn.outvars[0].aval, None)
         if gradient:  # in the order of what it is the gradient of
             out = in_order(out, formula[0] if gradient == "gradient of x" else formula[1])
-        words = f"{found[-1][0]},{found[-1][1]}->{found[-1][2]}"
+        einsum = f"{formulas[-1][0]},{formulas[-1][1]}->{formulas[-1][2]}"
         row = Row(
-            len(self.rows), own, phase(path), gradient, times, words, x, w, out, *sizes_of(x, w, self.mesh), 0.0, 0.0,
+            len(self.rows), name, phase(path), gradient, times, einsum, x, w, out, *sizes_of(x, w, self.mesh), 0.0, 0.0,
             tags=tuple(sorted(operands[0][2].tags)),
         )  # fmt: skip
         moved = sum(t.local_bytes(self.mesh) for t in (x, w, out))
@@ -216,13 +218,13 @@ class Walk:
         return Value(made_by=frozenset([row.id]), letters=out_letters)
 
     def operand_letters(
-        self, own: str, formula: Formula, avals: list[Any], contracted: tuple[Any, Any], *, backward: bool
+        self, name: str, formula: Formula, avals: list[Any], contracted: tuple[Any, Any], *, backward: bool
     ) -> tuple[Letters, Letters, str] | None:
         """The letters of a dot's two operands, and which gradient it is: of the orders in which an einsum and its
         transposes put them, the one that contracts these dims, and whose layouts are the forward matmul's."""
         x, w, out = formula
         tries = [(out, w, "gradient of x"), (x, out, "gradient of w")] if backward else [(x, w, "")]
-        forward = next((r for r in self.rows if r.name == own and not r.what), None)
+        forward = next((r for r in self.rows if r.name == name and not r.what), None)
         known = {x: forward.x, w: forward.w, out: forward.out} if forward else {}
         fits = []
         for left, right, gradient in [t for a, b, g in tries for t in ((a, b, g), (b, a, g))]:
@@ -277,8 +279,8 @@ class Walk:
         for move, side in self.moves:
             if not move.rows and move.of is not None:
                 move.rows.append((move.of, "out"))
-            if not move.rows and (found := served(move.path, self.rows)):
-                move.rows.append(found)
+            if not move.rows and (matmul := served(move.path, self.rows)):
+                move.rows.append(matmul)
             if not move.rows:
                 self.others.append(
                     Other(what(move.path), move.kind, move.axes, move.bytes, move.times, phase(move.path))
@@ -324,11 +326,11 @@ def local_bytes(eqn: Any, kind: str) -> int:
 
 def merged(rows: list[Row]) -> list[Row]:
     """One row of a matmul that stands in several places, such as a chunk of the loss and the loop of the others."""
-    found: dict[tuple, Row] = {}
+    by_key: dict[tuple, Row] = {}
     for row in rows:
         key = (row.title, row.phase, str(row), row.m, row.k, row.n)
-        old = found.get(key)
+        old = by_key.get(key)
         if old:
             row = replace(old, times=old.times + row.times, sends=(*old.sends, *row.sends))
-        found[key] = row
-    return [replace(row, id=i) for i, row in enumerate(found.values())]
+        by_key[key] = row
+    return [replace(row, id=i) for i, row in enumerate(by_key.values())]

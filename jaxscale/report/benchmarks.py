@@ -103,8 +103,8 @@ def value(row: Row, key: str) -> float | int | None:
 
 def readable(key: str) -> str:
     """`mfu_causal` -> `MFU causal`."""
-    words = key.removesuffix("_seconds").replace("_seconds_", "_").split("_")
-    return " ".join({"mfu": "MFU", "hfu": "HFU", "p95": "95th percentile"}.get(w, w) for w in words)
+    parts = key.removesuffix("_seconds").replace("_seconds_", "_").split("_")
+    return " ".join({"mfu": "MFU", "hfu": "HFU", "p95": "95th percentile"}.get(part, part) for part in parts)
 
 
 # --- curves and bars ------------------------------------------------------------------------------------------
@@ -160,8 +160,8 @@ def plain_section(kind: str, items: list[Item]) -> Section:
 
 
 def label(row: Row, key: str) -> str | int | float | None:
-    found = row.labels.get(key)
-    return str(found) if isinstance(found, bool) else found
+    label_value = row.labels.get(key)
+    return str(label_value) if isinstance(label_value, bool) else label_value
 
 
 def cell(figure: Figure | None) -> Cell | None:

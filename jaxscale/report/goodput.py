@@ -89,8 +89,8 @@ def goodput(events: Sequence[Event]) -> Goodput | None:
     for number in numbers:
         later = [s for n in numbers if n > number and (s := resumed[n]) is not None]
         redone_after = min(later, default=None)
-        found = spend(attempts[number], redone_after, seconds)
-        counted, lost = counted + found[0], lost + found[1]
+        more_counted, more_lost = spend(attempts[number], redone_after, seconds)
+        counted, lost = counted + more_counted, lost + more_lost
     for before, after in pairwise(numbers):
         seconds["restart"] += max(0.0, attempts[after][0]["time"] - attempts[before][-1]["time"])
     wall = clean[-1]["time"] - clean[0]["time"]
@@ -99,15 +99,15 @@ def goodput(events: Sequence[Event]) -> Goodput | None:
 
 def in_order(events: Sequence[Event]) -> list[Event]:
     """Events that have a time, with an attempt each; a clock that was set back stands still instead."""
-    found: list[Event] = []
+    ordered: list[Event] = []
     attempt = 1
     for event in events:
         time, said = number(event.get("time")), event.get("attempt")
         if time is None:
             continue
         attempt = max(attempt, said) if isinstance(said, int) else attempt
-        found.append(event | {"time": max(time, found[-1]["time"] if found else time), "attempt": attempt})
-    return found
+        ordered.append(event | {"time": max(time, ordered[-1]["time"] if ordered else time), "attempt": attempt})
+    return ordered
 
 
 def first_step(events: list[Event]) -> int | None:

@@ -53,7 +53,7 @@ class Inputs:
 
 def read_inputs(paths: list[Path]) -> Inputs:
     """Raises ValueError, in one line, for the first that is neither a run nor a record nor a directory of records."""
-    found, seen = Inputs(), set()
+    inputs, seen = Inputs(), set()
     for path in paths:
         if path.resolve() in seen:
             continue
@@ -61,36 +61,36 @@ def read_inputs(paths: list[Path]) -> Inputs:
         if not path.exists():
             raise ValueError(f"{path} is not there; give directories of runs, or records that `jaxscale bench` wrote")
         if not path.is_dir():
-            add_file(path, kind_of(path), found)
+            add_file(path, kind_of(path), inputs)
         elif any((path / name).is_file() for name in RUN_FILES):
-            found.runs.append(read_run(path))
+            inputs.runs.append(read_run(path))
         else:
-            add_directory(path, found, seen)
-    return found
+            add_directory(path, inputs, seen)
+    return inputs
 
 
-def add_file(path: Path, kind: str | None, found: Inputs) -> None:
+def add_file(path: Path, kind: str | None, inputs: Inputs) -> None:
     """A ladder's record, a law, or a benchmark's record: what is none of them is told as no benchmark's."""
     if kind == LADDER:
-        found.ladders.append((path, read_ladder_record(path)))
+        inputs.ladders.append((path, read_ladder_record(path)))
     elif kind == LAW:
-        found.laws.append((path, read_law(path)))
+        inputs.laws.append((path, read_law(path)))
     else:
-        found.records.append((path, read_record(path)))
+        inputs.records.append((path, read_record(path)))
 
 
-def add_directory(path: Path, found: Inputs, seen: set[Path]) -> None:
+def add_directory(path: Path, inputs: Inputs, seen: set[Path]) -> None:
     """The records in it; JSON that is of something else is passed over, and named on the page."""
-    before = found.found
+    before = inputs.found
     for file in sorted(path.glob("*.json")):
         if file.resolve() in seen:
             continue
         seen.add(file.resolve())
         if kind := kind_of(file):
-            add_file(file, kind, found)
+            add_file(file, kind, inputs)
         else:
-            found.skipped.append(file)
-    if found.found == before:
+            inputs.skipped.append(file)
+    if inputs.found == before:
         raise ValueError(
             f"{path} is neither a run (it has no {' or '.join(RUN_FILES)}) nor a directory of records (no .json of "
             "`jaxscale bench`, `ladder` or `law` in it); give e.g. runs/quickstart"
@@ -140,16 +140,16 @@ def read_mapping(path: Path) -> dict[str, Any]:
 
 def part(values: dict[str, Any], *keys: str) -> Any:
     """`values[a][b]...`, None where a step is missing."""
-    found: Any = values
+    node: Any = values
     for key in keys:
-        found = found.get(key) if isinstance(found, dict) else None
-    return found
+        node = node.get(key) if isinstance(node, dict) else None
+    return node
 
 
 def mapping(values: dict[str, Any], key: str) -> dict[str, Any]:
     """`values[key]`, empty where it is none."""
-    found = values.get(key)
-    return found if isinstance(found, dict) else {}
+    value = values.get(key)
+    return value if isinstance(value, dict) else {}
 
 
 def date(seconds: Any) -> str:
@@ -261,7 +261,7 @@ def directory_names(paths: list[Path]) -> list[str]:
     """The end of each path, as short as it may be: `a` and `b` of `runs/a` and `runs/b`."""
     parts = [path.resolve().parts for path in paths]
     for depth in range(1, max(map(len, parts), default=0) + 1):
-        names = ["/".join(own[-depth:]) for own in parts]
+        names = ["/".join(path_parts[-depth:]) for path_parts in parts]
         if len(set(names)) == len(names):
             return names
     return [str(path) for path in paths]

@@ -35,12 +35,12 @@ def ladder_section(items: list[Item]) -> Section:
     plot = Plot("ladder-loss", "Loss over compute", "lines", y=[LOSS], x=SIZES)
     for order, (source, name, record) in enumerate(items):
         several = f"{name}, " if len(items) > 1 else ""
-        for held, words in ((False, "fitted"), (True, "held out")):
+        for held, label in ((False, "fitted"), (True, "held out")):
             rows = [r for r in record.rungs if r.held_out == held]
             if rows:
                 columns = {a.key: [finite(getattr(r, a.key)) for r in rows] for a in [*SIZES, LOSS]}
                 series = Series(
-                    f"{several}{words}", source, columns, color=order, marker=order, line="none", marks=True
+                    f"{several}{label}", source, columns, color=order, marker=order, line="none", marks=True
                 )
                 series.hollow, series.labels = held, [r.name for r in rows]
                 plot.series.append(series)
@@ -56,7 +56,7 @@ def ladder_section(items: list[Item]) -> Section:
 
 def along_training(source: int, several: str, record: LadderRecord, order: int) -> list[Series]:
     """Each run's evaluations on its way, faint."""
-    found: list[Series] = []
+    series: list[Series] = []
     for row in record.rungs:
         if len(curve := row.curve) > 1:
             tokens: list[Number] = [finite(t) for t, _ in curve]
@@ -67,8 +67,8 @@ def along_training(source: int, several: str, record: LadderRecord, order: int) 
                 "loss": [finite(loss) for _, loss in curve],
             }
             name = f"{several}{row.name} on its way"
-            found.append(Series(name, source, columns, color=(order + 1 + len(found)) % 10, line="dotted"))
-    return found
+            series.append(Series(name, source, columns, color=(order + 1 + len(series)) % 10, line="dotted"))
+    return series
 
 
 # --- abilities ------------------------------------------------------------------------------------------------
@@ -76,12 +76,12 @@ def along_training(source: int, several: str, record: LadderRecord, order: int) 
 
 def abilities_section(items: list[Item]) -> Section | None:
     """A panel an ability with its kind, chain and direct answers together, the census. None without abilities."""
-    found = [(source, name, curve) for source, name, record in items for curve in curves_of(record)]
-    if not found:
+    curves = [(source, name, curve) for source, name, record in items for curve in curves_of(record)]
+    if not curves:
         return None
     section = Section("abilities", "Abilities", about=[KINDS_SAID, MIRAGE], wall=True)
-    section.plots = [panel(source, curve, i) for i, (source, _, curve) in enumerate(found)]
-    section.tables = [verdict_table([(source, curve) for source, _, curve in found])]
+    section.plots = [panel(source, curve, i) for i, (source, _, curve) in enumerate(curves)]
+    section.tables = [verdict_table([(source, curve) for source, _, curve in curves])]
     return section
 
 
@@ -149,10 +149,10 @@ def pair(with_steps: tuple[int, Curve], at_once: tuple[int, Curve]) -> Plot:
     """Chain of thought and direct answers: the same question."""
     name = at_once[1].ability
     plot = Plot(f"together-{slug(name)}", f"{name}: with steps and at once", "lines", y=[SCORE], x=[FLOPS])
-    for order, ((source, curve), words) in enumerate(((with_steps, "with steps"), (at_once, "at once"))):
+    for order, ((source, curve), label) in enumerate(((with_steps, "with steps"), (at_once, "at once"))):
         mean = by_rung(series_columns(curve.metric, curve.points))
         columns = {"flops": mean["flops"], SCORE.key: mean[curve.metric]}
-        plot.series.append(Series(words, source, columns, color=order, marker=order, marks=True))
+        plot.series.append(Series(label, source, columns, color=order, marker=order, marks=True))
     return plot
 
 

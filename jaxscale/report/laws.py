@@ -20,7 +20,7 @@ SIZES = [PARAMETERS, Axis("tokens", "tokens D", log=True)]
 BEYOND = 10.0  # times the largest run's FLOPs, as far as a law is drawn
 POINTS = 40
 RULE_OF_THUMB = 20  # tokens a parameter (arXiv:2203.15556)
-WORDS = {"without": "without the table of embeddings", "with": "with embeddings", "unknown": "as the table has them"}
+COUNTED = {"without": "without the table of embeddings", "with": "with embeddings", "unknown": "as the table has them"}
 
 
 def laws_sections(items: list[Item]) -> list[Section]:
@@ -44,7 +44,7 @@ def laws_sections(items: list[Item]) -> list[Section]:
 
 def words(law: Law, title: str) -> list[str]:
     largest = law.largest
-    lines = [f"{title}{law.form}, {law.formula} ({law.source}); N counts parameters {WORDS[law.counts]}."]
+    lines = [f"{title}{law.form}, {law.formula} ({law.source}); N counts parameters {COUNTED[law.counts]}."]
     if largest is not None:
         lines.append(
             f"{title}the largest rung, forecast from the others, is off by {percent(largest)}. The interval leaves out "

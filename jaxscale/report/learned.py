@@ -134,10 +134,12 @@ def raised(run: Run) -> tuple[int, str] | None:
 
 def samples_of(run: Run) -> int:
     """Samples of a round; 0 where the config does not say."""
-    own, rows = part(run.config, "objective") or {}, part(run.config, "data", "batch_size")
-    if own.get("kind") not in OF_ROLLOUTS or not isinstance(rows, int):
+    objective, rows = part(run.config, "objective") or {}, part(run.config, "data", "batch_size")
+    if objective.get("kind") not in OF_ROLLOUTS or not isinstance(rows, int):
         return 0
-    return rows if own["kind"] == "grpo" else (own.get("prompts") or rows) * int(own.get("group") or 1)
+    return (
+        rows if objective["kind"] == "grpo" else (objective.get("prompts") or rows) * int(objective.get("group") or 1)
+    )
 
 
 def divergence_plot(runs: list[Run], names: list[str]) -> Plot:
@@ -196,7 +198,7 @@ def seconds_plot(runs: list[Run], names: list[str]) -> Plot:
 
 def pairs_plots(runs: list[Run], names: list[str]) -> list[Plot]:
     """What is told of pairs, and the chosen beside the rejected text: both may fall while the loss does."""
-    told = Plot("pairs", "Pairs", "lines", x=X, y=[], smooth=True)
+    pairs = Plot("pairs", "Pairs", "lines", x=X, y=[], smooth=True)
     both = Plot("chosen-rejected", "Chosen and rejected texts", "lines", x=X, y=[], smooth=True)
     for i, run in enumerate(runs):
         if part(run.config, "objective", "kind") not in OF_PAIRS:
@@ -206,22 +208,22 @@ def pairs_plots(runs: list[Run], names: list[str]) -> list[Plot]:
             columns = along(run, kind, [a.key for a in PAIRS])
             there = [a for a in PAIRS if any(v is not None for v in columns[a.key])]
             if there:
-                told.y += [a for a in there if a not in told.y]
-                told.series.append(Series(named(names, i, name), i, columns, color=i, marker=i, **how))
+                pairs.y += [a for a in there if a not in pairs.y]
+                pairs.series.append(Series(named(names, i, name), i, columns, color=i, marker=i, **how))
             for order, which in enumerate(("chosen", "rejected")):
                 for axis in BOTH:
                     title, key = named(names, i, f"{which}, {name}"), f"{which}_{axis.key}"
-                    found = series_of(run, kind, axis.key, key, title, i, color=2 * i + order, **how)
-                    both.series += found
-                    both.y += [axis] if found and axis not in both.y else []
-    for one in told.series:
-        thinned(one, [a.key for a in told.y])
-        one.columns = {k: v for k, v in one.columns.items() if k.partition(":")[0] in {a.key for a in [*X, *told.y]}}
+                    series = series_of(run, kind, axis.key, key, title, i, color=2 * i + order, **how)
+                    both.series += series
+                    both.y += [axis] if series and axis not in both.y else []
+    for one in pairs.series:
+        thinned(one, [a.key for a in pairs.y])
+        one.columns = {k: v for k, v in one.columns.items() if k.partition(":")[0] in {a.key for a in [*X, *pairs.y]}}
     if any(axis.key == "reward" for axis in both.y):
         both.about.append(
             "Where the chosen text's reward falls too, it becomes less likely than it was (displacement)."
         )
-    return [told, both]
+    return [pairs, both]
 
 
 # --- the summary ----------------------------------------------------------------------------------------------

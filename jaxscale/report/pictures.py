@@ -19,14 +19,14 @@ MOST_MARKS = 12  # along a line that does not mark every point
 
 def draw_pictures(page: Page, folder: Path) -> list[Path]:
     """One file a plot, named by it, and one a wall of panels. A plot without a figure to show has none."""
-    found = []
+    paths = []
     for section in page.sections:
         plots = [plot for plot in section.plots if plot.y and any(map(len, plot.series))]
         if section.wall and plots:
-            found.append(draw_wall(section.title, plots, folder / f"{section.id}.png"))
+            paths.append(draw_wall(section.title, plots, folder / f"{section.id}.png"))
         else:
-            found += [draw(plot, folder / f"{plot.id}.png", page) for plot in plots]
-    return found
+            paths += [draw(plot, folder / f"{plot.id}.png", page) for plot in plots]
+    return paths
 
 
 def draw(plot: Plot, path: Path, page: Page) -> Path:

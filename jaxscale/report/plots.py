@@ -203,11 +203,11 @@ def local_means(values: Sequence[Number], places: Sequence[int], width: int) -> 
     """Of the values about each of the places, as many as `width`; None where there is none."""
     sums = [0.0, *accumulate(v or 0.0 for v in values)]
     counts = [0, *accumulate(v is not None for v in values)]
-    found: list[Number] = []
+    means: list[Number] = []
     for i in places:
         a, b = max(0, i - width // 2), min(len(values), i + width // 2 + 1)
-        found.append((sums[b] - sums[a]) / (counts[b] - counts[a]) if counts[b] > counts[a] else None)
-    return found
+        means.append((sums[b] - sums[a]) / (counts[b] - counts[a]) if counts[b] > counts[a] else None)
+    return means
 
 
 def figure_columns(key: str, figures: Iterable[Figure | None]) -> dict[str, list[Number]]:

@@ -36,12 +36,13 @@ def roofline(id: str, kind: str, items: list[Item], memories: list[Item]) -> Plo
 
 def by_pass(item: Item) -> dict[str, list[Row]]:
     """Rows that have a place, by the pass of the model's matmul, or by how those of no model came to be tried."""
-    found: dict[str, list[Row]] = {}
+    groups: dict[str, list[Row]] = {}
     for row in item[2].rows:
         if "flops_per_second" in row.figures and intensity(row) is not None:
-            own = next((str(row.labels[k]) for k in ("pass", "what", "stage") if k in row.labels), "other shapes")
-            found.setdefault(f"{own}, {row.labels['dtype']}" if "dtype" in row.labels else own, []).append(row)
-    return found
+            name = next((str(row.labels[k]) for k in ("pass", "what", "stage") if k in row.labels), "other shapes")
+            name += f", {row.labels['dtype']}" if "dtype" in row.labels else ""
+            groups.setdefault(name, []).append(row)
+    return groups
 
 
 def intensity(row: Row) -> float | None:
@@ -93,18 +94,18 @@ def add_roof(plot: Plot, items: list[Item], memories: list[Item]) -> None:
 
 def peaks_of(items: list[Item]) -> dict[str, tuple[float, Item]]:
     """FLOP/s of one device for each dtype: what the rows are given as shares of, else the record's own; the highest."""
-    found: dict[str, tuple[float, Item]] = {}
+    peaks: dict[str, tuple[float, Item]] = {}
     for item in items:
         rows = [
             r for r in item[2].rows if {"flops_per_second", "share_of_peak"} <= r.figures.keys() and "dtype" in r.labels
         ]
         for row in rows:
             share, rate = row.figures["share_of_peak"].value, row.figures["flops_per_second"].value
-            if share > 0 and rate / share > found.get(str(row.labels["dtype"]), (0.0, item))[0]:
-                found[str(row.labels["dtype"])] = (rate / share, item)
-        if not rows and item[2].peak and item[2].peak.flops_per_second > found.get("", (0.0, item))[0]:
-            found[""] = (item[2].peak.flops_per_second, item)
-    return {k: v for k, v in found.items() if k or len(found) == 1}
+            if share > 0 and rate / share > peaks.get(str(row.labels["dtype"]), (0.0, item))[0]:
+                peaks[str(row.labels["dtype"])] = (rate / share, item)
+        if not rows and item[2].peak and item[2].peak.flops_per_second > peaks.get("", (0.0, item))[0]:
+            peaks[""] = (item[2].peak.flops_per_second, item)
+    return {k: v for k, v in peaks.items() if k or len(peaks) == 1}
 
 
 def add_shaped(plot: Plot, items: list[Item], across: list[float]) -> None:
@@ -113,9 +114,9 @@ def add_shaped(plot: Plot, items: list[Item], across: list[float]) -> None:
     for item, row in shaped:
         if figure := row.figures.get("flops_per_second"):
             name = "model-shaped peak" if len(shaped) == 1 else f"model-shaped peak, {item[1]}"
-            found = roof(name, item[0], across, [figure.value] * 2)
-            found.basis, found.line = figure.basis, "dotted"
-            plot.series.append(found)
+            series = roof(name, item[0], across, [figure.value] * 2)
+            series.basis, series.line = figure.basis, "dotted"
+            plot.series.append(series)
 
 
 def roof(name: str, source: int, x: list[float], y: list[float]) -> Series:

@@ -26,12 +26,12 @@ def constant(rows: Sequence[Row], but: Sequence[str] = ()) -> Labels:
 
 def decided(rows: Sequence[Row], x: str, *more: str) -> list[str]:
     """Labels that `x` decides, numbers or of `more`: a batch that grows with the devices makes no curve of its own."""
-    found: list[str] = []
+    names: list[str] = []
     for name in without(dict.fromkeys(k for row in rows for k in row.labels), [x, *constant(rows)]):
         pairs = {(number(row, x), row.labels.get(name)) for row in rows}
         if len(pairs) == len({place for place, _ in pairs}):
-            found += [name] if name in more or all(finite(v) is not None for _, v in pairs) else []
-    return found
+            names += [name] if name in more or all(finite(v) is not None for _, v in pairs) else []
+    return names
 
 
 def without(labels: Labels, keys: Sequence[str] | Labels) -> Labels:
@@ -48,15 +48,15 @@ def groups(
     """Rows of each record that differ in nothing but `leave_out`, with a name that is unique among the groups."""
     rows = [r for _, _, record in items for r in record.rows if wanted(r)]
     said = constant(rows, leave_out)
-    found = []
+    grouped = []
     for item in items:
         mine: dict[str, list[Row]] = {}
         for row in filter(wanted, item[2].rows):
             mine.setdefault(text(without(row.labels, [*leave_out, *said])), []).append(row)
         for name, members in mine.items():
             full = ", ".join(n for n in (item[1] if len(items) > 1 else "", name) if n)
-            found.append((item, full or item[1], members))
-    return found
+            grouped.append((item, full or item[1], members))
+    return grouped
 
 
 def curves(
@@ -71,10 +71,10 @@ def curves(
     follow = decided([r for _, _, record in items for r in record.rows if placed(r)], x)
     for (source, _, _), name, rows in groups(items, placed, [x, *follow]):
         rows = sorted(rows, key=lambda row: number(row, x) or 0.0)
-        found = points(rows, axes, source, name, len(series))
-        found.columns = {x: [number(row, x) for row in rows]} | found.columns
-        found.labels = [text({k: row.labels[k] for k in follow if k in row.labels}) for row in rows] if follow else []
-        series.append(found)
+        curve = points(rows, axes, source, name, len(series))
+        curve.columns = {x: [number(row, x) for row in rows]} | curve.columns
+        curve.labels = [text({k: row.labels[k] for k in follow if k in row.labels}) for row in rows] if follow else []
+        series.append(curve)
     return series, constant([r for _, _, record in items for r in record.rows if placed(r)], [x])
 
 

@@ -46,8 +46,8 @@ def runs_section(runs: list[Run], names: list[str]) -> Section:
     section.about += [
         f"{title}: the runs hold no such figures." for title in missing if title not in ("Memory", "Goodput", *withheld)
     ]
-    for name, run, found in zip(names, runs, spent, strict=True):
-        if found is None:
+    for name, run, breakdown in zip(names, runs, spent, strict=True):
+        if breakdown is None:
             section.about.append(f"{name} has no events.jsonl, so where its wall time went is not known.")
         if lost := sum(r["kind"] == "nonfinite" for r in run.metrics):
             section.about.append(f"{name}: the loss or the gradient was not finite in {lost} steps.")
@@ -114,20 +114,20 @@ def about_mfu(run: Run, name: str) -> str:
 def goodput_plot(names: list[str], spent: list[Goodput | None]) -> Plot:
     axes = [Axis("share", "share of wall time", "share"), Axis("seconds", "wall time", "s")]
     plot = Plot("goodput", "Goodput: where the wall time went", "stack", y=axes)
-    sampled = any(found and found.samples for found in spent)
+    sampled = any(breakdown and breakdown.samples for breakdown in spent)
     parts = [p for p in PARTS if sampled or p not in OF_SAMPLES]
-    for i, found in enumerate(spent):
-        if found is None or not found.wall_seconds:
+    for i, breakdown in enumerate(spent):
+        if breakdown is None or not breakdown.wall_seconds:
             continue
-        seconds: list[Number] = [found.seconds[p] for p in parts]
-        shares: list[Number] = [found.seconds[p] / found.wall_seconds for p in parts]
+        seconds: list[Number] = [breakdown.seconds[p] for p in parts]
+        shares: list[Number] = [breakdown.seconds[p] / breakdown.wall_seconds for p in parts]
         columns = {"share": shares, "seconds": seconds}
         plot.series.append(Series(names[i], i, columns, color=i, labels=parts))
-        attempts = f"{found.attempts} attempt{'s' * (found.attempts != 1)}"
-        on = "steps that counted and their samples" if found.samples else "steps that counted"
+        attempts = f"{breakdown.attempts} attempt{'s' * (breakdown.attempts != 1)}"
+        on = "steps that counted and their samples" if breakdown.samples else "steps that counted"
         plot.about.append(
-            f"{names[i]}: {found.share:.1%} of {found.wall_seconds:,.1f} s on {on}; "
-            f"{found.steps_counted} of them, {found.steps_lost} lost and done again, {attempts}."
+            f"{names[i]}: {breakdown.share:.1%} of {breakdown.wall_seconds:,.1f} s on {on}; "
+            f"{breakdown.steps_counted} of them, {breakdown.steps_lost} lost and done again, {attempts}."
         )
     if plot.series:
         plot.about.append("Waiting for data is as the host saw it; the devices may have worked meanwhile.")
@@ -142,7 +142,7 @@ def summary(runs: list[Run], names: list[str], spent: list[Goodput | None]) -> T
     return Table("The runs in figures", columns, rows, list(range(len(runs))))
 
 
-def summary_row(run: Run, name: str, found: Goodput | None, learned: list[str]) -> Row:
+def summary_row(run: Run, name: str, breakdown: Goodput | None, learned: list[str]) -> Row:
     devices = mapping(run.environment, "devices")
     return [
         name,
@@ -153,9 +153,9 @@ def summary_row(run: Run, name: str, found: Goodput | None, learned: list[str]) 
         Cell(step_seconds(run), "s"),
         Cell(middle(run, "mfu"), "share"),
         Cell(last(run, "train", "peak_memory_bytes"), "bytes"),
-        Cell(found.share if found else None, "share"),
-        found.attempts if found else None,
-        found.steps_lost if found else None,
+        Cell(breakdown.share if breakdown else None, "share"),
+        breakdown.attempts if breakdown else None,
+        breakdown.steps_lost if breakdown else None,
         *learned_cells(run, learned),
         f"{devices['count']} x {devices['kind']}" if {"count", "kind"} <= devices.keys() else None,
     ]

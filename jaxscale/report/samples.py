@@ -14,10 +14,10 @@ def samples_sections(runs: list[Run], names: list[str]) -> list[Section]:
     """A section where any run has samples; none otherwise. Source i is run i."""
     section = Section("samples", "Samples")
     for i, (run, name) in enumerate(zip(runs, names, strict=True)):
-        found = [text for record in reversed(run.samples) for text in texts_of(record, i)]
-        section.texts += found[:MOST_TEXTS]
-        if len(found) > MOST_TEXTS:
-            left = len(found) - MOST_TEXTS
+        texts = [text for record in reversed(run.samples) for text in texts_of(record, i)]
+        section.texts += texts[:MOST_TEXTS]
+        if len(texts) > MOST_TEXTS:
+            left = len(texts) - MOST_TEXTS
             section.about.append(f"{name}: the newest {MOST_TEXTS} samples; {left} more are in {run.path / SAMPLES}.")
     return [section] if section.texts else []
 
@@ -25,13 +25,13 @@ def samples_sections(runs: list[Run], names: list[str]) -> list[Section]:
 def texts_of(record: dict[str, Any], source: int) -> list[Text]:
     """A record's samples; what has no text is left out."""
     samples, prompt = record.get("samples"), record.get("prompt")
-    words = prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False)
-    found = []
+    prompt_text = prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False)
+    texts = []
     for one in samples if isinstance(samples, list) else []:
         if isinstance(one, dict) and isinstance(text := one.get("text"), str):
             reward, step = finite(one.get("reward")), finite(record.get("step"))
             about = [f"step {step:,}"] if step is not None else []
             about += [f"reward {reward:.4g}"] if reward is not None else []
             kept = text[:MOST_CHARACTERS]
-            found.append(Text(source, redact(words), redact(kept), ", ".join(about), len(text) - len(kept)))
-    return found
+            texts.append(Text(source, redact(prompt_text), redact(kept), ", ".join(about), len(text) - len(kept)))
+    return texts

@@ -96,18 +96,18 @@ def server(paths: list[Path], port: int) -> ThreadingHTTPServer:
         raise ValueError(f"--port {port} is not between 0 and 65535; 0 takes any free one")
     handler = type("Handler", (Handler,), {"following": Following(paths)})
     try:
-        found = ThreadingHTTPServer((HERE, port), handler)
+        http_server = ThreadingHTTPServer((HERE, port), handler)
     except OSError as error:
         why = f"--port {port} cannot be used ({error.strerror})"
         raise ValueError(f"{why}; give another one, or 0 for any free one") from error
-    found.daemon_threads = True
-    return found
+    http_server.daemon_threads = True
+    return http_server
 
 
 def serve(paths: list[Path], port: int, say: Callable[[str], None]) -> None:
     """Serve until Ctrl-C."""
-    with server(paths, port) as found:
-        say(f"http://{HERE}:{found.server_address[1]} follows {', '.join(map(str, paths))}; Ctrl-C ends it")
+    with server(paths, port) as http_server:
+        say(f"http://{HERE}:{http_server.server_address[1]} follows {', '.join(map(str, paths))}; Ctrl-C ends it")
         with contextlib.suppress(KeyboardInterrupt):
-            found.serve_forever(poll_interval=0.1)
+            http_server.serve_forever(poll_interval=0.1)
     say("stopped: the page is served no more")

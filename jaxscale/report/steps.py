@@ -44,9 +44,9 @@ def over_steps(
     columns = [along(run, kind, [a.key for a in axes]) for run in runs]
     there = [a for a in axes if any(v is not None for c in columns for v in c[a.key])]
     plot = Plot(id, title, "lines", x=X, y=there, smooth=True, about=[text for text in about or [] if text])
-    for i, found in enumerate(columns):
-        if any(v is not None for a in there for v in found[a.key]):
-            kept = {k: found[k] for k in [a.key for a in [*X, *there]]}
+    for i, run_columns in enumerate(columns):
+        if any(v is not None for a in there for v in run_columns[a.key]):
+            kept = {k: run_columns[k] for k in [a.key for a in [*X, *there]]}
             plot.series.append(thinned(Series(names[i], i, kept, color=i, marker=i), [a.key for a in there]))
     return plot
 

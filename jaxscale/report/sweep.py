@@ -67,13 +67,13 @@ def by_name(rows: list[Row], x: str) -> dict[str, list[Row]]:
     A label that x decides (a global batch that grows with the devices) makes none, nor do the sizes within a mesh.
     """
     there = [row for row in rows if row.error is None and number(row, x) is not None]
-    found: dict[str, list[Row]] = {}
+    rows_by_name: dict[str, list[Row]] = {}
     for row in sorted(there, key=lambda row: number(row, x) or 0.0):
         labels = without(row.labels, [x, "grid", *constant(rows), *decided(there, x, "mesh")])
         if isinstance(mesh := labels.get("mesh"), str):
             labels = labels | {"mesh": re.sub(r"\s*[=:]\s*\d+", "", mesh)}
-        found.setdefault(text(labels), []).append(row)
-    return found
+        rows_by_name.setdefault(text(labels), []).append(row)
+    return rows_by_name
 
 
 def varied(rows: list[Row]) -> str | None:
@@ -86,15 +86,15 @@ def varied(rows: list[Row]) -> str | None:
 def curves_of(item: Item, x: str, axes: list[Axis], rows: list[Row], name: str, order: int) -> list[Series]:
     """Measured, predicted and ideal of one choice of the other labels."""
     place: list[Number] = [number(row, x) for row in rows]
-    found = points(rows, axes, item[0], name or "measured", order)
-    found.columns = {x: place} | found.columns
-    series = [found]
+    measured = points(rows, axes, item[0], name or "measured", order)
+    measured.columns = {x: place} | measured.columns
+    series = [measured]
     for what in ("predicted", "ideal"):
         columns: dict[str, list[Number]] = {x: place}
         for axis in axes:
             columns |= figure_columns(axis.key, [row.figures.get(f"{what}_{axis.key}") for row in rows])
         if what == "ideal" and "tokens_per_second" in columns and not any(columns["tokens_per_second"]) and x in PREFER:
-            columns["tokens_per_second"] = linear(place, found.columns["tokens_per_second"])
+            columns["tokens_per_second"] = linear(place, measured.columns["tokens_per_second"])
         if any(v is not None for k, column in columns.items() if k != x for v in column):
             full = f"{name}, {what}" if name else what
             line: Line = "dashed" if what == "predicted" else "dotted"

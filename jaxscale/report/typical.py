@@ -10,8 +10,8 @@ from jaxscale.report.steps import figure, tokens_per_step
 
 def middle(run: Run, *keys: str) -> Number:
     """The median over training steps of the keys' sum, of the steps that hold the first key."""
-    found = [[figure(r, key) for key in keys] for r in run.metrics if r["kind"] == "train"]
-    sums = [sum(v for v in values if v is not None) for values in found if values[0] is not None]
+    figures = [[figure(r, key) for key in keys] for r in run.metrics if r["kind"] == "train"]
+    sums = [sum(v for v in values if v is not None) for values in figures if values[0] is not None]
     return statistics.median(sums) if sums else None
 
 
