@@ -144,8 +144,8 @@ def rows_of(
                 whole = temporary + memory.argument_size_in_bytes + memory.output_size_in_bytes
                 figures["temporary_bytes"] = Figure(value=temporary, unit="bytes", basis="compiled")
                 figures["peak_memory_bytes"] = Figure(value=whole, unit="bytes", basis="compiled")
-            if own := device_seconds(once):
-                figures["device_clock_seconds"] = Figure(value=own, unit="s")
+            if device_time := device_seconds(once):
+                figures["device_clock_seconds"] = Figure(value=device_time, unit="s")
             if peak:
                 figures["share_of_peak"] = measured([flops / s / peak for s in seconds], "share")
             yield Row(labels=labels | {"pass": name}, figures=figures)

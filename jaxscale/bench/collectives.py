@@ -83,9 +83,9 @@ def fits(rows: list[Row]) -> Iterator[Row]:
     All-reduce is two phases of a ring, all-gather and reduce-scatter one. And a pair for each collective by itself.
     """
     for axis in dict.fromkeys(str(r.labels["axis"]) for r in rows):
-        own = [r for r in rows if r.labels["axis"] == axis]
-        ring = [r for r in own if r.labels["collective"] in PHASES]
-        groups = {"ring": ring} | {k: [r for r in own if r.labels["collective"] == k] for k in KINDS}
+        of_axis = [r for r in rows if r.labels["axis"] == axis]
+        ring = [r for r in of_axis if r.labels["collective"] in PHASES]
+        groups = {"ring": ring} | {k: [r for r in of_axis if r.labels["collective"] == k] for k in KINDS}
         for name, members in groups.items():
             if len({r.labels["bytes"] for r in members}) < 2:
                 continue

@@ -58,16 +58,16 @@ def compare(a: BenchRecord, b: BenchRecord, *, across_devices: bool = False) -> 
         raise ValueError(f"measured on {devices[0]} and on {devices[1]}; to compare devices, add --across-devices")
     other = {key(row): row for row in b.rows}
     peaks = [r.peak.flops_per_second if r.peak else None for r in (a, b)]
-    found = [
+    ratios = [
         ratio(row, name, mine, other[key(row)].figures[name], peaks_differ=peaks[0] != peaks[1])
         for row in a.rows
         if key(row) in other
         for name, mine in row.figures.items()
         if name in other[key(row)].figures and mine.unit == other[key(row)].figures[name].unit
     ]
-    if not found:
+    if not ratios:
         raise ValueError(f"the two {a.kind} records have no figure in common: no row has the same labels in both")
-    return found
+    return ratios
 
 
 def differences(a: BenchRecord, b: BenchRecord) -> list[str]:

@@ -43,25 +43,25 @@ def read_load(interval: float = INTERVAL) -> Load:
 def ticks() -> dict[int, tuple[int, str]]:
     """Clock ticks of work and name of each process; 0: the whole machine. Raises OSError where there is no /proc."""
     cpu = [int(x) for x in (PROC / "stat").read_text().splitlines()[0].split()[1:9]]
-    found = {0: (sum(cpu) - cpu[3] - cpu[4], "")}  # without idle and waiting for disks
+    by_process = {0: (sum(cpu) - cpu[3] - cpu[4], "")}  # without idle and waiting for disks
     for path in PROC.glob("[0-9]*/stat"):
         try:
             name, _, rest = path.read_text().partition("(")[2].rpartition(")")
         except OSError:  # it has ended
             continue
         user, system = rest.split()[11:13]
-        found[int(path.parent.name)] = (int(user) + int(system), name)
-    return found
+        by_process[int(path.parent.name)] = (int(user) + int(system), name)
+    return by_process
 
 
 def family(pid: int) -> set[int]:
     """This process and its children, as far as they still run."""
-    found, waiting = set(), [pid]
+    members, waiting = set(), [pid]
     while waiting:
-        found.add(one := waiting.pop())
+        members.add(one := waiting.pop())
         for path in PROC.glob(f"{one}/task/*/children"):
             try:
                 waiting += map(int, path.read_text().split())
             except OSError:
                 continue
-    return found
+    return members

@@ -102,8 +102,8 @@ def full_row(shape: Shape, pool: Pool, peak: float | None, effort: Effort, **lab
     """A row with the device's own clock beside the host's, where it has one."""
     call = prepared(shape, pool)
     row = matmul_row(shape, time_calls(call, effort), peak, **labels)
-    if own := device_seconds(call):
-        figures = row.figures | {"device_clock_seconds": Figure(value=own, unit="s")}
+    if device_time := device_seconds(call):
+        figures = row.figures | {"device_clock_seconds": Figure(value=device_time, unit="s")}
         return row.model_copy(update={"figures": figures})
     return row
 
@@ -149,17 +149,17 @@ def search(
     quick = Effort(repeats=5, seconds=seconds / 40, burn_in=2, shortest=effort.shortest)
     every = list(itertools.product(grid, repeat=3))
     chance.shuffle(every)
-    found: dict[tuple[int, ...], float] = {}
+    tried: dict[tuple[int, ...], float] = {}  # shape -> seconds a FLOP
     pool.numbers(dtype)  # made before the clock runs
     began = time.perf_counter()
 
     def measure(mkn: tuple[int, ...]) -> Row:
         samples = time_matmul(shape_of(mkn, dtype), pool, quick)
-        found[mkn] = statistics.median(samples) / shape_of(mkn, dtype).flops
+        tried[mkn] = statistics.median(samples) / shape_of(mkn, dtype).flops
         return matmul_row(shape_of(mkn, dtype), samples, peak, stage="tried")
 
     def look(mkn: tuple[int, ...]) -> Row:
-        found[mkn] = math.inf  # until it is measured; if it does not fit, for ever
+        tried[mkn] = math.inf  # until it is measured; if it does not fit, for ever
         labels: dict[str, Label] = {"stage": "tried", **shape_of(mkn, dtype).labels}
         return attempt(labels, lambda: measure(mkn))
 
@@ -168,13 +168,13 @@ def search(
             break
         yield look(mkn)
     while time.perf_counter() - began < seconds:
-        open_ones = [n for best in sorted(found, key=found.__getitem__)[:3] for n in neighbours(best, grid)]
-        fresh = [n for n in open_ones if n not in found]
+        open_ones = [n for best in sorted(tried, key=tried.__getitem__)[:3] for n in neighbours(best, grid)]
+        fresh = [n for n in open_ones if n not in tried]
         if not fresh:
             break
         yield look(fresh[0])
-    fitting = [mkn for mkn in found if found[mkn] < math.inf]
-    for mkn in sorted(fitting, key=found.__getitem__)[:5]:
+    fitting = [mkn for mkn in tried if tried[mkn] < math.inf]
+    for mkn in sorted(fitting, key=tried.__getitem__)[:5]:
         yield full_row(shape_of(mkn, dtype), pool, peak, effort, stage="best")
 
 
@@ -185,12 +185,12 @@ def shape_of(mkn: tuple[int, ...], dtype: str) -> Shape:
 
 def neighbours(mkn: tuple[int, ...], grid: tuple[int, ...]) -> list[tuple[int, ...]]:
     """One dim a step up or down in the grid."""
-    found = []
+    shapes = []
     for dim, by in itertools.product(range(3), (1, -1)):
         place = grid.index(mkn[dim]) + by
         if 0 <= place < len(grid):
-            found.append((*mkn[:dim], grid[place], *mkn[dim + 1 :]))
-    return found
+            shapes.append((*mkn[:dim], grid[place], *mkn[dim + 1 :]))
+    return shapes
 
 
 def best_row(rows: list[Row]) -> Row:

@@ -43,16 +43,16 @@ def is_of_peak(name: str, figure: Figure) -> bool:
 
 def scaled(row: Row, peak: Peak, rate: float) -> Row:
     """The row's shares against the higher of its own peak and `rate`."""
-    own = peak.flops_per_second
+    row_peak = peak.flops_per_second
     if {"share_of_peak", "flops_per_second"} <= row.figures.keys():
-        own = row.figures["flops_per_second"].value / row.figures["share_of_peak"].value
-    by = min(1.0, own / rate)
-    found = {
+        row_peak = row.figures["flops_per_second"].value / row.figures["share_of_peak"].value
+    by = min(1.0, row_peak / rate)
+    shares = {
         name: f.model_copy(update={"value": f.value * by, "samples": [s * by for s in f.samples]})
         for name, f in row.figures.items()
         if is_of_peak(name, f)
     }
-    return row.model_copy(update={"figures": row.figures | found})
+    return row.model_copy(update={"figures": row.figures | shares})
 
 
 def dtype_of(row: Row, config: cfg.Config | None) -> str:

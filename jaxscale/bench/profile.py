@@ -40,12 +40,12 @@ class Event:
 
 def classify(program: Program) -> dict[str, str]:
     """Instruction -> which part of the step it is; those that only span others are left out."""
-    found = {}
+    parts = {}
     for computation, _ in program.running():
         for i in computation:
             if i.opcode not in SPANS:
-                found[i.name] = part_of(program, computation, i)
-    return found
+                parts[i.name] = part_of(program, computation, i)
+    return parts
 
 
 def part_of(program: Program, computation: Computation, i: Instruction) -> str:
@@ -100,7 +100,7 @@ def cpu_events(plane, parts: dict[str, str], module: str) -> list[Event]:
 
 
 def accelerator_events(plane, parts: dict[str, str]) -> list[Event]:
-    found = []
+    events = []
     for line in device_lines(plane):
         for event in line.events:
             name = str(dict(event.stats).get("hlo_op") or event.name)
@@ -110,8 +110,8 @@ def accelerator_events(plane, parts: dict[str, str]) -> list[Event]:
             part = parts.get(name) or next(
                 (p for p, pattern in KERNEL_NAMES if pattern.search(event.name)), "other compute"
             )
-            found.append(Event(plane.name, part, event.start_ns, event.start_ns + event.duration_ns))
-    return found
+            events.append(Event(plane.name, part, event.start_ns, event.start_ns + event.duration_ns))
+    return events
 
 
 # --- shares ---------------------------------------------------------------------------------------------------

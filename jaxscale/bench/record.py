@@ -160,13 +160,13 @@ def quantile(values: list[float], share: float) -> float:
 
 
 def told_if_not_finite(row: Row) -> Row:
-    """A row without the figures that are NaN or infinite, which JSON cannot hold and which are an error to be told."""
+    """A row without figures that are NaN or infinite: JSON cannot hold them, so the row's error names them."""
     bad = [name for name, f in row.figures.items() if not all(math.isfinite(x) for x in (f.value, *f.samples))]
     if not bad:
         return row
-    told = ", ".join(f"{name} is {row.figures[name].value}" for name in bad)
+    error = ", ".join(f"{name} is {row.figures[name].value}" for name in bad)
     left = {name: f for name, f in row.figures.items() if name not in bad}
-    return row.model_copy(update={"figures": left, "error": f"{row.error}; {told}" if row.error else told})
+    return row.model_copy(update={"figures": left, "error": f"{row.error}; {error}" if row.error else error})
 
 
 def is_share_of_peak(name: str, figure: Figure) -> bool:

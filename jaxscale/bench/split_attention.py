@@ -26,8 +26,8 @@ def measure(cases: list[Case], devices: list[jax.Device], peak: float | None, ef
     """Rows of forward, and of forward and backward, for each kernel, way and case; FLOPs are those of all devices."""
     mesh, shards = make_mesh({AXIS: len(devices)}, devices), len(devices)
     for case in cases:
-        own = replace(case, seq_len=case.seq_len // shards)
-        problems = available(own, devices[0].platform)
+        local_case = replace(case, seq_len=case.seq_len // shards)
+        problems = available(local_case, devices[0].platform)
         for kernel, way in ((k, w) for k in problems for w in WAYS.get(k, ("gather", "ring"))):
             labels = labels_of(case, kernel, way, shards)
             if problem := problems[kernel]:

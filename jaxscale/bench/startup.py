@@ -19,18 +19,18 @@ PARTS = ("import", "devices", "data", "init", "compile", "first step", "other", 
 
 def measure(name: str, overrides: list[str], *, repeats: int, say: Callable[[str], None]) -> Iterator[Row]:
     """Rows of every part, with an empty cache and with the one that the run before left."""
-    found: dict[str, list[dict[str, float]]] = {"cold": [], "cached": []}
+    by_cache: dict[str, list[dict[str, float]]] = {"cold": [], "cached": []}
     try:
         for number in range(repeats):
             with tempfile.TemporaryDirectory(prefix="jaxscale-bench-") as folder:
-                for cache in found:
+                for cache in by_cache:
                     say(f"{number + 1}/{repeats} {cache}")
-                    found[cache].append(one_start(name, overrides, Path(folder), cache))
+                    by_cache[cache].append(one_start(name, overrides, Path(folder), cache))
     except KeyboardInterrupt:  # of what is done, every sample is in its row
-        if not all(found.values()):
+        if not all(by_cache.values()):
             raise
         say("stopped early")
-    for cache, starts in found.items():
+    for cache, starts in by_cache.items():
         for part in PARTS:
             yield Row(
                 labels={"part": part, "cache": cache}, figures={"seconds": measured([s[part] for s in starts], "s")}
@@ -43,8 +43,13 @@ def one_start(name: str, overrides: list[str], folder: Path, run: str) -> dict[s
     Raises ValueError with what `train` said when it failed.
     """
     out, errors = folder / run, folder / f"{run}.stderr"
-    own = [f"out={out}", f"runtime.compilation_cache={folder / 'cache'}", "checkpoint.every=0", "evaluation.every=0"]
-    command = [sys.executable, "-m", "jaxscale.cli", "train", name, *overrides, *own]
+    bench_overrides = [
+        f"out={out}",
+        f"runtime.compilation_cache={folder / 'cache'}",
+        "checkpoint.every=0",
+        "evaluation.every=0",
+    ]
+    command = [sys.executable, "-m", "jaxscale.cli", "train", name, *overrides, *bench_overrides]
     start = time.time()
     with errors.open("w") as sink:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=sink)
@@ -66,9 +71,9 @@ def parts(events: list[dict], start: float) -> dict[str, float]:
     def at(event: str, phase: str) -> float:
         return next(e["time"] for e in events if e["event"] == event and e["phase"] == phase)
 
-    found = {"import": at("run", "start") - start}
-    found |= {name: at(name, "end") - at(name, "start") for name in ("devices", "data", "init", "compile")}
+    seconds = {"import": at("run", "start") - start}
+    seconds |= {name: at(name, "end") - at(name, "start") for name in ("devices", "data", "init", "compile")}
     first = next(e for e in events if e["event"] == "step")
-    found["first step"] = first["seconds"]
-    found["all"] = first["time"] - start
-    return found | {"other": found["all"] - sum(v for k, v in found.items() if k != "all")}
+    seconds["first step"] = first["seconds"]
+    seconds["all"] = first["time"] - start
+    return seconds | {"other": seconds["all"] - sum(v for k, v in seconds.items() if k != "all")}

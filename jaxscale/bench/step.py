@@ -193,15 +193,17 @@ def memory_figures(kept: Compiled, peak_bytes: int | None, device: jax.Device) -
 
 def compiled_figures(program: hlo.Program) -> dict[str, Figure]:
     """Matmul FLOPs of a device as the compiler wrote them, without kernels that are opaque to it (attention's)."""
-    found = sum(m.flops * m.times for m in matmuls(program))
-    return {"compiled_matmul_flops": Figure(value=found, unit="FLOPs", basis="compiled")}
+    flops = sum(m.flops * m.times for m in matmuls(program))
+    return {"compiled_matmul_flops": Figure(value=flops, unit="FLOPs", basis="compiled")}
 
 
 def predicted_figures(config: cfg.Config, where: Topology, sizes: dict[str, int]) -> dict[str, Figure]:
-    found, needed = forecast(config, where, sizes), memory(config, sizes, chip=where.chip)
+    prediction, needed = forecast(config, where, sizes), memory(config, sizes, chip=where.chip)
     return {
-        "predicted_step_seconds": Figure(value=found.seconds, unit="s", basis="predicted"),
-        "predicted_tokens_per_second": Figure(value=found.tokens / found.seconds, unit="tokens/s", basis="predicted"),
+        "predicted_step_seconds": Figure(value=prediction.seconds, unit="s", basis="predicted"),
+        "predicted_tokens_per_second": Figure(
+            value=prediction.tokens / prediction.seconds, unit="tokens/s", basis="predicted"
+        ),
         "predicted_memory_bytes": Figure(value=needed.peak, unit="bytes", basis="predicted"),
     }
 
@@ -221,12 +223,12 @@ def ceiling_rows(
 def shares(config: cfg.Config, rate: Figure, ceilings: list[Row], devices: int) -> dict[str, Figure]:
     """The step's model FLOP/s over what matmuls reach on this device: simulated devices share one CPU's."""
     per_token = costs.train_flops_per_token(config.model, config.data.seq_len, convention=config.metrics.mfu)
-    found = {}
+    figures = {}
     for what, name in (("best matmul", "share_of_best_matmul"), ("model-shaped peak", "share_of_model_shaped_peak")):
         row = next(r for r in ceilings if r.labels.get("what") == what)
         whole = row.figures["flops_per_second"].value * devices_of(devices)
-        found[name] = measured([per_token * tokens / whole for tokens in rate.samples], "share")
-    return found
+        figures[name] = measured([per_token * tokens / whole for tokens in rate.samples], "share")
+    return figures
 
 
 def devices_of(devices: int) -> int:

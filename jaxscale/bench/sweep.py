@@ -87,8 +87,8 @@ def runs_of(grid: Grid) -> list[dict[str, Label]]:
 
 
 def overrides_of(grid: Grid, run: dict[str, Label], more: list[str]) -> list[str]:
-    own = (f"{key}={yaml_value(value)}" for key, value in run.items() if grid.vary or "." in key)
-    return [*grid.set, *own, *more]
+    run_overrides = (f"{key}={yaml_value(value)}" for key, value in run.items() if grid.vary or "." in key)
+    return [*grid.set, *run_overrides, *more]
 
 
 def names_of(grid: Grid, run: dict[str, Label]) -> dict[str, Label]:
@@ -112,18 +112,18 @@ def sweep(
     runs = runs_of(grid)
     for number, run in enumerate(runs, 1):
         overrides, names = overrides_of(grid, run, more), names_of(grid, run)
-        told = f"{number}/{len(runs)} {' '.join(f'{k}={v}' for k, v in names.items())}"
+        line = f"{number}/{len(runs)} {' '.join(f'{k}={v}' for k, v in names.items())}"
         try:
             path = folder / f"{identity(grid, overrides, options)}.json"
         except ValueError as error:  # a config that cannot be
-            say(f"{told}\n  failed: {error}")
+            say(f"{line}\n  failed: {error}")
             yield Row(labels=names, error=str(error)), None
             continue
         record = kept(path)
         if record:
-            say(f"{told}: kept from before")
+            say(f"{line}: kept from before")
         else:
-            say(told)
+            say(line)
             error_text = run_one(grid, overrides, options, path)
             if error_text:
                 say(f"  failed: {error_text}")
@@ -177,11 +177,11 @@ def run_one(grid: Grid, overrides: list[str], options: list[str], path: Path) ->
 
 
 def reason(stderr: str, code: int) -> str:
-    """Why a process of ours failed, in one line: what it told as its error, else its last words."""
+    """Why a process failed, in one line: its error line, else one on memory, else its last line."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     memory = [line for line in lines if "RESOURCE_EXHAUSTED" in line]
-    return (told or memory or lines or [f"exit code {code}"])[-1][:300]
+    return (errors or memory or lines or [f"exit code {code}"])[-1][:300]
 
 
 def row_of(run: dict[str, Label], record: BenchRecord) -> Row:
@@ -222,17 +222,17 @@ def work_of(row: Row) -> tuple:
     return tuple((k, v) for k, v in row.labels.items() if "." in k and not k.startswith(cut))
 
 
-def summary(grid: Grid, found: list[tuple[Row, BenchRecord | None]], command: list[str]) -> BenchRecord:
+def summary(grid: Grid, runs: list[tuple[Row, BenchRecord | None]], command: list[str]) -> BenchRecord:
     """One record of the sweep; where it ran is what its runs say. Raises ValueError where none came through.
 
     Every run of a CPU measures a peak of its own: the highest one is the denominator of all.
     """
-    records = [record for _, record in found if record is not None]
+    records = [record for _, record in runs if record is not None]
     if not records:
-        raise ValueError(f"none of the {len(found)} runs of {grid.name} came through; the first: {found[0][0].error}")
+        raise ValueError(f"none of the {len(runs)} runs of {grid.name} came through; the first: {runs[0][0].error}")
     first = max(records, key=lambda r: r.peak.flops_per_second if r.peak else 0.0)
-    keys = dict.fromkeys(key for row, _ in found for key in row.labels)
-    rows = [against(first, filled(row, record, keys), record) for row, record in found]
+    keys = dict.fromkeys(key for row, _ in runs for key in row.labels)
+    rows = [against(first, filled(row, record, keys), record) for row, record in runs]
     simulated = first.device.platform == "cpu"
     notes = [f"ideal: {grid.ideal} scaling" + (", simulated devices share one machine's cores" if simulated else "")]
     return first.model_copy(
@@ -262,19 +262,25 @@ def filled(row: Row, record: BenchRecord | None, keys: Iterable[str]) -> Row:
     def value(key: str) -> Label:
         if key in row.labels or record is None:
             return row.labels.get(key)
-        found: Any = record.config
+        node: Any = record.config
         for part in key.split("."):
-            found = found.get(part) if isinstance(found, dict) else None
-        return found if not isinstance(found, dict | list) else None
+            node = node.get(part) if isinstance(node, dict) else None
+        return node if not isinstance(node, dict | list) else None
 
     return row.model_copy(update={"labels": {key: value(key) for key in keys}})
 
 
-def against(best: BenchRecord, row: Row, own: BenchRecord | None) -> Row:
+def against(best: BenchRecord, row: Row, record: BenchRecord | None) -> Row:
     """A row's utilization against another record's peak: of a CPU, which measures its own each time, in one dtype."""
-    if own is None or not own.peak or not best.peak or own.device.platform != "cpu" or dtype_of(own) != dtype_of(best):
+    if (
+        record is None
+        or not record.peak
+        or not best.peak
+        or record.device.platform != "cpu"
+        or dtype_of(record) != dtype_of(best)
+    ):
         return row
-    scale = own.peak.flops_per_second / best.peak.flops_per_second
+    scale = record.peak.flops_per_second / best.peak.flops_per_second
 
     def scaled(figure: Figure) -> Figure:
         samples = [s * scale for s in figure.samples]

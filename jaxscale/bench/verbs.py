@@ -48,8 +48,8 @@ def matmul(shapes: list[str], dtypes: list[str], platform: str, effort: Effort, 
     peaks = {dtype: peak_of(device, dtype) for dtype in dtypes}
 
     def rows() -> Iterator[Row]:
-        for dtype, own in peaks.items():
-            rate = own.flops_per_second if own else None
+        for dtype, dtype_peak in peaks.items():
+            rate = dtype_peak.flops_per_second if dtype_peak else None
             if budget:
                 yield from products.search(device, dtype, rate, seconds=budget, effort=effort)
             else:
@@ -185,20 +185,20 @@ def startup(name: str, overrides: list[str], *, repeats: int, say: Callable[[str
 def finished(
     header: Header, rows: Iterable[Row], *, burn_in: int = 0, notes: list[str] | None = None, **more: str
 ) -> BenchRecord:
-    """The record of all rows; where Ctrl-C or an error ends it, of those that there are, which says so."""
-    found, notes = [], list(notes or [])
+    """The record of all rows. After Ctrl-C or an error it holds the rows so far, and says so."""
+    done, notes = [], list(notes or [])
     try:
         for row in rows:
-            found.append(row)
+            done.append(row)
     except KeyboardInterrupt:
-        notes.append(f"{INTERRUPTED} after {len(found)} rows")
+        notes.append(f"{INTERRUPTED} after {len(done)} rows")
     except Exception as error:
-        if not found or isinstance(error, ValueError):
+        if not done or isinstance(error, ValueError):
             raise
-        notes.append(f"{FAILED} after {len(found)} rows: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
-    if not found:
+        notes.append(f"{FAILED} after {len(done)} rows: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
+    if not done:
         raise KeyboardInterrupt
-    return header.record(found, burn_in=burn_in, notes=notes, **more)
+    return header.record(done, burn_in=burn_in, notes=notes, **more)
 
 
 # --- words ----------------------------------------------------------------------------------------------------

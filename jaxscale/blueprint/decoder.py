@@ -32,7 +32,7 @@ LAYERS, DENSE_LAYERS = "layers", "dense_layers"  # the model's stacks of layers;
 @functools.cache
 def decoder(model: cfg.Model) -> Blueprint:
     """Llama, Qwen, Gemma, GPT-2 and the like, by config."""
-    found = Blueprint(
+    base = Blueprint(
         dims=dims(model),
         weights=tuple(weights(model)),
         ops=tuple(ops(model)),
@@ -50,7 +50,7 @@ def decoder(model: cfg.Model) -> Blueprint:
         kinds=kinds_of(model),
         routed=Routed(EXPERTS, "E", "C", "M", "BTD", "expert_in", model.moe.top_k) if model.moe else None,
     )
-    return adapted(found, model.lora) if model.lora else found
+    return adapted(base, model.lora) if model.lora else base
 
 
 def kinds_of(model: cfg.Model) -> dict[str, tuple[int, ...]]:
@@ -68,8 +68,8 @@ def attention(model: cfg.Model) -> Attention:
 
 def parts(model: cfg.Model) -> tuple[str, ...]:
     """Lines of a table of parameters."""
-    own = when(has_mlp(model), "mlp"), when(model.moe is not None, "router", "experts", "shared_experts")
-    return ("embedding", "position_embedding", "attention", *own[0], *own[1], "norms", *last(model))
+    feed_forward = when(has_mlp(model), "mlp"), when(model.moe is not None, "router", "experts", "shared_experts")
+    return ("embedding", "position_embedding", "attention", *feed_forward[0], *feed_forward[1], "norms", *last(model))
 
 
 def last(model: cfg.Model) -> tuple[str, ...]:
@@ -93,15 +93,15 @@ def elementwise(model: cfg.Model) -> dict[str, float]:
     A row of an expert is multiplied by its weight too; what sorts rows is counted by `predict.experts`.
     """
     heads = latent.elementwise(model.latent) if model.latent else {"q": 2, "k": 2}
-    found: dict[str, float] = {"layer_in": 4 + 2 * norms(model), **heads}
+    counts: dict[str, float] = {"layer_in": 4 + 2 * norms(model), **heads}
     if has_mlp(model):
-        found["mlp_up"] = 2
-    return found | ({"expert_up": 3} if model.moe else {})
+        counts["mlp_up"] = 2
+    return counts | ({"expert_up": 3} if model.moe else {})
 
 
 def dims(model: cfg.Model) -> dict[str, Dim]:
     vocab = f"padded vocab_size (vocab_multiple {model.vocab_multiple})"
-    found = {
+    by_letter = {
         "D": Dim("embed", model.embed_dim, "embed_dim", wide=True),
         "N": Dim("heads", model.num_heads, "num_heads", wide=True),
         "K": Dim("kv_heads", model.kv_heads, "num_kv_heads", repeats=True, wide=True),
@@ -112,11 +112,11 @@ def dims(model: cfg.Model) -> dict[str, Dim]:
         "1": Dim("norm", model.embed_dim, wide=True),
     }
     if not has_mlp(model):
-        del found["F"]
+        del by_letter["F"]
     if model.latent:
-        del found["K"]
-        found |= latent.dims(model.latent)
-    return found | (expert_dims(model, model.moe) if model.moe else {})
+        del by_letter["K"]
+        by_letter |= latent.dims(model.latent)
+    return by_letter | (expert_dims(model, model.moe) if model.moe else {})
 
 
 def expert_dims(model: cfg.Model, moe: cfg.Moe) -> dict[str, Dim]:

@@ -58,9 +58,9 @@ def bucket(length: int) -> int:
 
 def multiplied(model: cfg.Model) -> frozenset[str]:
     """Names of the weights that only matmuls in the compute dtype read: they may be cast before they are gathered."""
-    own = {w.name for w in blueprint(model).weights if not w.float32}
+    narrow = {w.name for w in blueprint(model).weights if not w.float32}
     wide = {op.weight_name for op in blueprint(model).ops if op.float32}
-    return frozenset({op.weight_name for op in blueprint(model).ops} & own - wide)
+    return frozenset({op.weight_name for op in blueprint(model).ops} & narrow - wide)
 
 
 @dataclass(frozen=True)

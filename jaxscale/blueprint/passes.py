@@ -180,8 +180,8 @@ class Passes:
 
     def parameter(self, letters: str) -> dict[str, Axes]:
         """As the matmul's weight lies; few kv heads as they are repeated."""
-        own, used = self.rules.parameters, self.rules.activations
-        return {c: self.of(used if (a := self.model.axis(c)) in self.few else own, a) for c in letters}
+        stored, used = self.rules.parameters, self.rules.activations
+        return {c: self.of(used if (a := self.model.axis(c)) in self.few else stored, a) for c in letters}
 
     def of(self, table: Mapping[str, Axes], name: str) -> Axes:
         return present(table[name], self.axes)

@@ -83,19 +83,19 @@ EXPERT_AXES = PARAMETERS["experts"]
 
 def merged(table: Mapping[str, Axes], changes: Mapping[str, Axes]) -> dict[str, Axes]:
     """A default table with a config's overrides; an unknown logical or mesh axis is a ValueError."""
-    found = dict(table)
+    updated = dict(table)
     for name, axes in changes.items():
         if name not in table:
             raise ValueError(
                 f"sharding: no logical axis {name}{cfg.nearest(name, table)}; there are {', '.join(table)}"
             )
-        found[name] = axes
+        updated[name] = axes
         for axis in axes:
             if axis not in cfg.AXES:
                 raise ValueError(f"sharding.{name}: no mesh axis {axis}; there are {', '.join(cfg.AXES)}")
         if len(set(axes)) < len(axes):
             raise ValueError(f"sharding.{name}: {', '.join(axes)} names an axis twice; give each once")
-    return found
+    return updated
 
 
 Overrides = tuple[tuple[tuple[str, Axes], ...], ...]  # a config's, as a key: of parameters, of activations
@@ -220,8 +220,8 @@ def check_replicas(rules: Rules, sizes: Mapping[str, int]) -> None:
             of_rows = kind == "activations" and name in ("batch", EXPERT_ROWS)
             wanted = REPLICA_AXES if of_rows else ()
             split = split_by(axes, sizes)
-            found = tuple(a for a in split if a in REPLICA_AXES)
-            if split_by(wanted, sizes) != found or split[: len(found)] != found:
+            replica_axes = tuple(a for a in split if a in REPLICA_AXES)
+            if split_by(wanted, sizes) != replica_axes or split[: len(replica_axes)] != replica_axes:
                 rule = f"begin with {' and '.join(wanted)}" if wanted else f"not have {' and '.join(REPLICA_AXES)}"
                 raise ValueError(
                     f"sharding.{kind}.{name} ({axes_text(axes, sizes)}) must {rule}: replicas have rows of their own, "
@@ -264,8 +264,8 @@ def check_stages(rules: Rules, sizes: Mapping[str, int], config: cfg.Config) -> 
     if not axes:
         return
     for kind, table in (("parameters", rules.parameters), ("activations", rules.activations)):
-        for name, own in table.items():
-            if name not in ("layers", "vocab") and set(own) & set(axes):
+        for name, mesh_axes in table.items():
+            if name not in ("layers", "vocab") and set(mesh_axes) & set(axes):
                 raise ValueError(
                     f"sharding.{kind}.{name}: {' and '.join(axes)} splits the layers into stages, and only the "
                     "vocabulary beside them; remove it"

@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from jaxscale.config.mesh_text import mesh_text
 from jaxscale.console.tables import FittedTable, make_console, make_table, tell
-from jaxscale.scaling.counts import WORDS
+from jaxscale.scaling.counts import COUNTS
 from jaxscale.scaling.forecast import Estimate, Forecast, beyond_words
 from jaxscale.scaling.law import Law, LeaveOut
 from jaxscale.scaling.optimum import Optimum
@@ -39,7 +39,7 @@ def number(x: float) -> str:
 def show_law(law: Law, path: Path, not_read: tuple[str, ...]) -> None:
     """Parameters with intervals, then what the law makes of rungs that it was fitted without."""
     fitted = law.fitted_rows
-    say([f"{law.form}: {law.formula}, of {len(fitted)} runs of {law.source}; N {WORDS[law.counts]}"])
+    say([f"{law.form}: {law.formula}, of {len(fitted)} runs of {law.source}; N {COUNTS[law.counts]}"])
     table = make_table("", "parameter", "value", "90 % interval", "<doubt", ruled=False)
     for name, value in law.parameters.items():
         low, high = law.intervals[name]

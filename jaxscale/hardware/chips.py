@@ -18,8 +18,8 @@ def find_chip(device_kind: str) -> Chip | None:
     """The chip of a `jax.Device.device_kind`; None when there is no published figure for exactly it."""
 
     def matches(kind: str) -> bool:
-        words = re.split("[ -]", device_kind.removeprefix(kind))
-        return device_kind.startswith(kind) and words[0] == "" and not OTHER_SILICON & set(words)
+        parts = re.split("[ -]", device_kind.removeprefix(kind))
+        return device_kind.startswith(kind) and parts[0] == "" and not OTHER_SILICON & set(parts)
 
-    found = [(len(kind), chip) for chip in CHIPS for kind in chip.kinds if matches(kind)]
-    return max(found, key=lambda m: m[0])[1] if found else None
+    candidates = [(len(kind), chip) for chip in CHIPS for kind in chip.kinds if matches(kind)]
+    return max(candidates, key=lambda m: m[0])[1] if candidates else None

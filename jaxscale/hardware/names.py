@@ -36,18 +36,18 @@ def read_name(name: str) -> Named:
     `:N` for N of them. Raises ValueError with what would do for anything else.
     """
     text = re.sub(r"[\s_]+", "-", name.strip().lower())
-    if found := read_machine(text, name) or read_accelerator_type(text, name):
-        return found
+    if named := read_machine(text, name) or read_accelerator_type(text, name):
+        return named
     turned = re.fullmatch(r"(\d+)-?x-?([a-z][^:]*)", text)  # 8xh100
     chip_name, _, shape_text = (f"{turned[2]}:{turned[1]}" if turned else text).partition(":")
     chip = find_chip(chip_name, name)
     if not SHAPE.fullmatch(shape_text):
         raise ValueError(f"topology {name!r}: give the shape, as {', '.join(examples(chip))}")
     shape = tuple(int(n) for n in shape_text.split("x"))
-    found = (gpu_shape if chip.node else tpu_shape)(chip, shape, name)
-    if not found.how and (turned or chip_name != chip.name):
-        return Named(chip, found.shape, text_of(chip, found.shape))
-    return found
+    named = (gpu_shape if chip.node else tpu_shape)(chip, shape, name)
+    if not named.how and (turned or chip_name != chip.name):
+        return Named(chip, named.shape, text_of(chip, named.shape))
+    return named
 
 
 def find_chip(text: str, name: str) -> Chip:
@@ -113,8 +113,10 @@ def no_slice(chip: Chip, chips: float, name: str, write: Callable[[int], str], n
     counts = sorted({math.prod(s) for s in valid_shapes(chip)})
     near = [*[n for n in counts if n < chips][-1:], *[n for n in counts if n > chips][:1]]
     there = " and ".join(f"{write(n)} ({text_of(chip, slice_of(chip, n).shape)})" for n in near)
-    words = f"; {note}" if note else ""
-    return ValueError(f"topology {name!r}: {chip.name} has no slice of {chips:g} chips{words}; the nearest are {there}")
+    suffix = f"; {note}" if note else ""
+    return ValueError(
+        f"topology {name!r}: {chip.name} has no slice of {chips:g} chips{suffix}; the nearest are {there}"
+    )
 
 
 # --- shapes -----------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ def read_topology(
     """The topology of a name with what is stated of it, and lines that say how both were read, where that is news."""
     topology = with_stated(find_topology(name, slices), network, host_memory)
     how = read_name(name).how
-    said = words(topology)
+    said = stated_text(topology)
     return topology, [line for line in (how and f"topology {name}: {how}", said and f"stated: {said}") if line]
 
 
@@ -34,13 +34,13 @@ def with_stated(topology: Topology, network: str | None, host_memory: str | None
 
 def read_network(text: str, topology: Topology) -> float:
     """Bytes/s of a chip: `800Gb/s` a node (TPU: a host), `100GB/s/node`, `400Gb/s/gpu`. Gb are bits, GB bytes."""
-    found, chip = BANDWIDTH.fullmatch(text.strip()), topology.chip
-    if not found:
+    match, chip = BANDWIDTH.fullmatch(text.strip()), topology.chip
+    if not match:
         raise ValueError(
             f"--network {text!r}: give number and unit, as 800Gb/s (bits) or 100GB/s (bytes) a node, or 400Gb/s/chip"
         )
-    value = float(found[1]) * PREFIX[found[2].lower()] / (8 if found[3] in ("b", "bit") else 1)
-    value /= 1 if found[4] in ("chip", "gpu") else topology.host_chips
+    value = float(match[1]) * PREFIX[match[2].lower()] / (8 if match[3] in ("b", "bit") else 1)
+    value /= 1 if match[4] in ("chip", "gpu") else topology.host_chips
     fastest = f"its {chip.link}" if chip.node else "a link of its torus"
     if not 0 < value <= chip.link_bandwidth:
         raise ValueError(
@@ -52,23 +52,23 @@ def read_network(text: str, topology: Topology) -> float:
 
 def read_host_memory(text: str, topology: Topology) -> float:
     """Bytes of one host: `448GB`, `2TB`, `64GiB/gpu`."""
-    found = MEMORY.fullmatch(text.strip())
-    if not found:
+    match = MEMORY.fullmatch(text.strip())
+    if not match:
         raise ValueError(f"--host-memory {text!r}: give number and unit, as 448GB or 64GB/gpu")
-    value = float(found[1]) * PREFIX[found[2].lower()] * (topology.host_chips if found[3] in ("chip", "gpu") else 1)
+    value = float(match[1]) * PREFIX[match[2].lower()] * (topology.host_chips if match[3] in ("chip", "gpu") else 1)
     if value < LEAST_HOST:
         raise ValueError(f"--host-memory {text!r} is {value / 1e9:.3g} GB; give a host's memory, as 448GB")
     return value
 
 
-def words(topology: Topology) -> str:
+def stated_text(topology: Topology) -> str:
     """What was stated, in words; empty where nothing was."""
-    found = []
+    parts = []
     unit = "GPU" if topology.chip.node else "chip"
     if topology.network:
         node = topology.network * topology.host_chips
-        found.append(f"network {topology.network / 1e9:,.4g} GB/s a {unit}, {node * 8 / 1e9:,.4g} Gb/s a node")
+        parts.append(f"network {topology.network / 1e9:,.4g} GB/s a {unit}, {node * 8 / 1e9:,.4g} Gb/s a node")
     if topology.host_memory:
         chips = f"{topology.host_chips} {unit}{'s' if topology.host_chips > 1 else ''}"
-        found.append(f"host memory {topology.host_memory / 1e9:,.4g} GB a host of {chips}")
-    return "; ".join(found)
+        parts.append(f"host memory {topology.host_memory / 1e9:,.4g} GB a host of {chips}")
+    return "; ".join(parts)

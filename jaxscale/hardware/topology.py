@@ -89,15 +89,15 @@ class Topology:
 
 def find_topology(name: str, slices: int = 1) -> Topology:
     """A machine by its name, in a form of `hardware.names.read_name`. Raises ValueError with the nearest valid ones."""
-    found = read_name(name)
-    chip = found.chip
+    named = read_name(name)
+    chip = named.chip
     if slices < 1:
         raise ValueError(f"slices={slices}: at least 1")
     if slices > 1 and chip.node:
         raise ValueError(f"slices={slices}: {chip.name} has nodes, not slices; write {chip.name}:{slices}x{chip.node}")
     if slices > 1 and not chip.multislice:
         raise ValueError(f"slices={slices}: {chip.name} slices cannot be joined; take a larger slice")
-    return Topology(chip, found.shape, slices)
+    return Topology(chip, named.shape, slices)
 
 
 def topology_of(devices: Sequence[Any]) -> Topology | None:
@@ -175,7 +175,7 @@ class Link:
         Args:
             reached: share of a datasheet's bandwidth that collectives reach.
         """
-        found: dict[str, float] = {}
+        by_network: dict[str, float] = {}
         left = size
         for stage in self.stages:
             if stage.size == 1:
@@ -189,10 +189,10 @@ class Link:
                 seconds = left * share / stage.bandwidth
             seconds = max(seconds, stage.hops * stage.hop_seconds) + stage.latency
             seconds *= (2 if kind == "all-reduce" else 1) / (1.0 if stage.measured else reached)
-            found[stage.kind] = found.get(stage.kind, 0.0) + seconds
+            by_network[stage.kind] = by_network.get(stage.kind, 0.0) + seconds
             if not kind.endswith(("all-to-all", "permute")):
                 left /= stage.size
-        return found
+        return by_network
 
 
 ICI_HOP, NETWORK_HOP = 1e-6, 1e-5  # about 1 us a hop on ICI (scaling book, sharding.md); 10 us through a data centre's
@@ -209,14 +209,14 @@ def links(topology: Topology, mesh: Mapping[str, int], dcn: Mapping[str, int] | 
         mesh: axis -> size within a slice (GPU: over all nodes), in the mesh's order, fastest axis last.
         dcn: axis -> size over slices.
     """
-    found = gpu_links(topology, mesh) if topology.chip.node else tpu_links(topology, mesh)
+    by_axis = gpu_links(topology, mesh) if topology.chip.node else tpu_links(topology, mesh)
     chip = topology.chip
     for axis, size in (dcn or {}).items():
         if size > 1:
             slow = topology.network_bandwidth / chip.devices
             stage = Stage("DCN", size, slow, 1, NETWORK_HOP * 5, slow)
-            found[axis] = Link((*found.get(axis, Link(())).stages, stage))
-    return found
+            by_axis[axis] = Link((*by_axis.get(axis, Link(())).stages, stage))
+    return by_axis
 
 
 def combined(links: Mapping[str, Link], axes: tuple[str, ...]) -> Link:
@@ -247,14 +247,14 @@ def tpu_links(topology: Topology, mesh: Mapping[str, int]) -> dict[str, Link]:
     that share a torus dim have parts of it: the inner one a line, the outer one rings whose hops pass over the inner
     devices, so that they share the links.
     """
-    chip, found = topology.chip, {}
+    chip, by_axis = topology.chip, {}
     parts = assign(topology.physical, mesh)
-    for axis, own in parts.items():
+    for axis, factors in parts.items():
         stages = []
-        for dim, size, stride in own:
+        for dim, size, stride in factors:
             whole = size * stride == topology.physical[dim]
             if dim >= len(topology.shape):  # the devices of one chip: never what a collective over chips waits for
-                bandwidth, wrap = (chip.link_bandwidth * CORE_LINK if len(own) == 1 else 0.0), False
+                bandwidth, wrap = (chip.link_bandwidth * CORE_LINK if len(factors) == 1 else 0.0), False
             else:
                 wrap = whole and topology.wraps[dim]
                 bandwidth = chip.link_bandwidth * (2 if wrap else 1) / stride / chip.devices
@@ -265,11 +265,11 @@ def tpu_links(topology: Topology, mesh: Mapping[str, int]) -> dict[str, Link]:
             # all-to-all of S bytes a device on a ring: n S / 4 over 2 links in each direction (V/4W, scaling book)
             stages.append((size, bandwidth, hops, bandwidth * 4 / size))
         if stages:
-            found[axis] = Link((Stage(
+            by_axis[axis] = Link((Stage(
                 "ICI", math.prod(s[0] for s in stages), sum(s[1] for s in stages), sum(s[2] for s in stages),
                 ICI_HOP, min(s[3] for s in stages),
-                whole=all(size == topology.physical[dim] for dim, size, _ in own)),))  # fmt: skip
-    return found
+                whole=all(size == topology.physical[dim] for dim, size, _ in factors)),))  # fmt: skip
+    return by_axis
 
 
 def assign(physical: tuple[int, ...], mesh: Mapping[str, int]) -> dict[str, list[tuple[int, int, int]]]:
@@ -292,20 +292,20 @@ def assign(physical: tuple[int, ...], mesh: Mapping[str, int]) -> dict[str, list
 
 def assign_parts(physical: tuple[int, ...], mesh: Mapping[str, int]) -> dict[str, list[tuple[int, int, int]]]:
     """Where whole dims don't fit: axes from the last take factors of the dims, innermost first."""
-    left, found = list(physical), {}
+    left, by_axis = list(physical), {}
     for axis, size in reversed(list(mesh.items())):
-        own: list[tuple[int, int, int]] = []
+        factors: list[tuple[int, int, int]] = []
         order = sorted(range(len(left)), key=lambda d: (math.gcd(size, left[d]) != left[d], -left[d]))
         for dim in order:
             part = math.gcd(size, left[dim])
             if part > 1:
-                own.append((dim, part, physical[dim] // left[dim]))
+                factors.append((dim, part, physical[dim] // left[dim]))
                 left[dim] //= part
                 size //= part
         if size > 1:
             raise ValueError(f"mesh {dict(mesh)} does not fit a torus of {'x'.join(map(str, physical))}")
-        found[axis] = own
-    return found
+        by_axis[axis] = factors
+    return by_axis
 
 
 def gpu_links(topology: Topology, mesh: Mapping[str, int]) -> dict[str, Link]:
@@ -313,7 +313,7 @@ def gpu_links(topology: Topology, mesh: Mapping[str, int]) -> dict[str, Link]:
 
     On NVLink V (n-1)/n / W with W of one GPU; across nodes V / W of the node, shared by the groups that a node is in.
     """
-    chip, found, stride = topology.chip, {}, 1
+    chip, by_axis, stride = topology.chip, {}, 1
     for axis, size in reversed(list(mesh.items())):
         if size == 1:
             continue
@@ -327,5 +327,5 @@ def gpu_links(topology: Topology, mesh: Mapping[str, int]) -> dict[str, Link]:
             slow = topology.network_bandwidth
             stages.append(Stage("network", size // near, slow, 1, NETWORK_HOP, slow))
         stride *= size
-        found[axis] = Link(tuple(stages))
-    return found
+        by_axis[axis] = Link(tuple(stages))
+    return by_axis

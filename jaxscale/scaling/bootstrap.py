@@ -53,7 +53,7 @@ def bootstrap(problem: Problem, *, count: int = DRAWS, seed: int = 0) -> tuple[A
         ValueError: hardly any draw can be fitted.
     """
     rng = np.random.default_rng(seed)
-    found: list[Array] = []
+    draws: list[Array] = []
     kept = tried = 0
     while kept < count and tried < TRIES * count:
         if problem.smooth:
@@ -62,10 +62,10 @@ def bootstrap(problem: Problem, *, count: int = DRAWS, seed: int = 0) -> tuple[A
             weights = draw_weights(problem.clusters, problem.strata, problem.distinct, count, rng)
         here = problem.many(weights)
         good = here[np.isfinite(here).all(1)]
-        found.append(good)
+        draws.append(good)
         kept, tried = kept + len(good), tried + count
     if kept < count:
         raise ValueError(
             f"only {kept} of {tried} draws of the runs can be fitted, so the law has no interval; give it more runs"
         )
-    return np.concatenate(found)[:count], kept / tried
+    return np.concatenate(draws)[:count], kept / tried

@@ -128,17 +128,17 @@ def decided(rungs: Sequence[Rung], chance: float | None) -> tuple[Kind, str]:
 
 def pooled(points: Sequence[Point]) -> list[Rung]:
     """Points of equal compute together, in the order of compute."""
-    found = []
+    rungs = []
     for flops in sorted({p.flops for p in points}):
         here = [p for p in points if p.flops == flops]
         values = np.array([p.value for p in here])
         errors = np.array([standard_error(p) for p in here])
-        own = float(np.sqrt((errors**2).sum())) / len(here)
+        within = float(np.sqrt((errors**2).sum())) / len(here)
         between = float(values.std(ddof=1)) / math.sqrt(len(here)) if len(here) > 1 else 0.0
         off = float((((values - weighted(values, errors)) / errors) ** 2).sum())
         apart = len(here) > 1 and chi2.sf(off, len(here) - 1) < FLAT_CHANCE and float(np.ptp(values)) > LEAST_RANGE
-        found.append(Rung(flops, float(values.mean()), max(own, between), tuple(values.tolist()), apart))
-    return found
+        rungs.append(Rung(flops, float(values.mean()), max(within, between), tuple(values.tolist()), apart))
+    return rungs
 
 
 def standard_error(point: Point) -> float:

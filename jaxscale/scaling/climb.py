@@ -70,20 +70,20 @@ def climb(ladder: Ladder, rungs: Sequence[Rung], prefix: Sequence[str], *, say: 
         require_same(rung)
     path = FOLDER / f"{ladder.name}.json"
     FOLDER.joinpath(ladder.name).mkdir(parents=True, exist_ok=True)
-    done = {rung.name: found for rung in rungs if (found := result(rung)) is not None}
+    done = {rung.name: outcome for rung in rungs if (outcome := result(rung)) is not None}
     with signals() as heard:
         for number, rung in enumerate(rungs, 1):
-            told = f"{number}/{len(rungs)} {rung.name}: {rung.flops:.2e} FLOPs"
+            line = f"{number}/{len(rungs)} {rung.name}: {rung.flops:.2e} FLOPs"
             if rung.name in done:
-                say(f"{told}: done before, loss {done[rung.name].loss:.4f}")
+                say(f"{line}: done before, loss {done[rung.name].loss:.4f}")
             else:
-                say(told)
+                say(line)
                 run_rung(rung, prefix, heard, say)
-                found = result(rung)
-                if found is None:
+                outcome = result(rung)
+                if outcome is None:
                     raise ValueError(f"rung {rung.name} ended without a validation loss; see {log_of(rung)}")
-                say(f"  loss {found.loss:.4f} in {found.seconds:.0f} s")
-                done[rung.name] = found
+                say(f"  loss {outcome.loss:.4f} in {outcome.seconds:.0f} s")
+                done[rung.name] = outcome
             write_whole(path, record(ladder, rungs, done).model_dump_json(indent=1) + "\n")
     return path
 
@@ -101,14 +101,14 @@ def record(ladder: Ladder, rungs: Sequence[Rung], done: Mapping[str, Result]) ->
             tokens=rung.tokens,
             unique_tokens=unique_tokens(rung),
             flops=rung.flops,
-            loss=found.loss,
-            seconds=round(found.seconds, 3),
-            training_seconds=round(found.training_seconds, 3),
-            curve=found.curve,
-            abilities=found.abilities,
+            loss=outcome.loss,
+            seconds=round(outcome.seconds, 3),
+            training_seconds=round(outcome.training_seconds, 3),
+            curve=outcome.curve,
+            abilities=outcome.abilities,
         )
         for rung in rungs
-        if (found := done.get(rung.name)) is not None
+        if (outcome := done.get(rung.name)) is not None
     ]
     return LadderRecord(name=ladder.name, law=ladder.law, versions=versions(), rungs=rows)
 
@@ -127,24 +127,26 @@ def unique_tokens(rung: Rung) -> int | None:
 def result(rung: Rung) -> Result | None:
     """What a run left, or None where it is not done."""
     metrics = read_records(rung.config.out_dir / "metrics.jsonl")
-    found = [r for r in metrics if r.get("kind") == "validation" and isinstance(r.get("step"), int) and r["step"] > 0]
-    last = next((r for r in reversed(found) if r["step"] == rung.config.steps), None)
+    validations = [
+        r for r in metrics if r.get("kind") == "validation" and isinstance(r.get("step"), int) and r["step"] > 0
+    ]
+    last = next((r for r in reversed(validations) if r["step"] == rung.config.steps), None)
     if last is None or not isinstance(last.get("loss"), int | float):
         return None
     abilities = measured(rung, metrics)
     if rung.config.evaluation.abilities and not abilities:  # killed between the two
         return None
     size = rung.config.data.batch_size * rung.config.data.seq_len
-    curve = {r["step"] * size: float(r["loss"]) for r in found}  # a step that was done again stands once
+    curve = {r["step"] * size: float(r["loss"]) for r in validations}  # a step that was done again stands once
     seconds, training = spent(rung, metrics)
     return Result(float(last["loss"]), sorted(curve.items()), abilities, seconds, training)
 
 
 def measured(rung: Rung, metrics: Sequence[dict[str, Any]]) -> list[Measured]:
     """The abilities of a run's last evaluation."""
-    found = [r for r in metrics if r.get("kind") == "abilities" and r.get("step") == rung.config.steps]
+    evaluations = [r for r in metrics if r.get("kind") == "abilities" and r.get("step") == rung.config.steps]
     try:
-        return [Measured.model_validate(one) for one in found[-1]["abilities"]] if found else []
+        return [Measured.model_validate(one) for one in evaluations[-1]["abilities"]] if evaluations else []
     except (ValidationError, TypeError, KeyError) as error:
         raise ValueError(f"{rung.config.out_dir}/metrics.jsonl: an ability is damaged; run the rung again") from error
 
@@ -154,8 +156,8 @@ def spent(rung: Rung, metrics: Sequence[dict[str, Any]]) -> tuple[float, float]:
     events = read_records(rung.config.out_dir / "events.jsonl")
     times = [float(e["time"]) for e in events if isinstance(e.get("time"), int | float)]
     steps = [r for r in metrics if r.get("kind") == "train"]
-    own = sum(float(r["step_seconds"]) for r in steps if isinstance(r.get("step_seconds"), int | float))
-    return (max(times) - min(times) if times else 0.0), own
+    step_seconds = sum(float(r["step_seconds"]) for r in steps if isinstance(r.get("step_seconds"), int | float))
+    return (max(times) - min(times) if times else 0.0), step_seconds
 
 
 def require_same(rung: Rung) -> None:
@@ -175,10 +177,10 @@ def require_same(rung: Rung) -> None:
 
 
 def value_of(config: dict[str, Any], key: str) -> Any:
-    found: Any = config
+    node: Any = config
     for part in key.split("."):
-        found = found.get(part) if isinstance(found, dict) else None
-    return found
+        node = node.get(part) if isinstance(node, dict) else None
+    return node
 
 
 def log_of(rung: Rung) -> Path:
@@ -212,14 +214,14 @@ def run_rung(rung: Rung, prefix: Sequence[str], heard: list[int], say: Say) -> N
 
 
 def waited(child: "subprocess.Popen[bytes]", rung: Rung, heard: list[int], say: Say) -> int:
-    """The exit code; meanwhile a signal is handed on, and progress told now and then."""
-    told, handed = time.monotonic(), 0
+    """The exit code; until then signals are handed on, and progress is shown now and then."""
+    last_report, handed = time.monotonic(), 0
     while (code := child.poll()) is None:
         if len(heard) > handed:
             handed = len(heard)
             child.kill() if heard.count(signal.SIGINT) > 1 else child.terminate()
-        if time.monotonic() - told > TELL_SECONDS:
-            told = time.monotonic()
+        if time.monotonic() - last_report > TELL_SECONDS:
+            last_report = time.monotonic()
             say(f"  {progress(rung)}")
         time.sleep(POLL_SECONDS)
     return code
@@ -233,11 +235,11 @@ def progress(rung: Rung) -> str:
 
 
 def why(rung: Rung, code: int, before: int) -> str:
-    """What a process told as its error, else how it ended, in one line. `before`: bytes of its log from before it."""
+    """A process's last error line, else how it ended, in one line. `before`: bytes of its log from before it."""
     lines = log_of(rung).read_bytes()[before:].decode(errors="replace").splitlines()
-    told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    if told:
-        return told[-1][:300]
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    if errors:
+        return errors[-1][:300]
     return f"killed by signal {-code}" if code < 0 else MEANING.get(code, f"exit code {code}")
 
 

@@ -45,23 +45,23 @@ def quantities(columns: Iterable[str], given: Mapping[str, str], where: str) -> 
         ValueError: `given` names no quantity or no column, or two columns have names of one quantity.
     """
     columns = list(columns)
-    found: dict[str, str] = {}
+    column_of: dict[str, str] = {}
     for quantity, column in given.items():
         if quantity not in NAMES:
             raise ValueError(f"--column {quantity}={column}: no quantity {quantity}; there are {', '.join(NAMES)}")
         if column not in columns:
             raise ValueError(f"--column {quantity}={column}: {where} has no column {column!r}; {could_be(columns)}")
-        found[quantity] = column
+        column_of[quantity] = column
     for column in columns:
         meant = quantity_of(column)
         if meant is None or meant in given or column in given.values():
             continue
-        if meant in found:
+        if meant in column_of:
             raise ValueError(
-                f"{where}: the columns {found[meant]!r} and {column!r} are both {meant}; rename one of them"
+                f"{where}: the columns {column_of[meant]!r} and {column!r} are both {meant}; rename one of them"
             )
-        found[meant] = column
-    return found
+        column_of[meant] = column
+    return column_of
 
 
 def quantity_of(column: str) -> str | None:
@@ -72,7 +72,7 @@ def could_be(columns: Iterable[str]) -> str:
     """The columns of a file, and what each is or could be, in words."""
     said = []
     for column in columns:
-        guess = next((quantity for words, quantity in HINTS if re.search(words, plain(column))), None)
+        guess = next((quantity for pattern, quantity in HINTS if re.search(pattern, plain(column))), None)
         known = quantity_of(column)
         what = f"is {known}" if known else f"could be {guess}" if guess else "is nothing known"
         said.append(f"{column!r} {what}")

@@ -51,13 +51,13 @@ def costed(ladder: Ladder, rungs: Sequence[Rung], topology: Topology | None) -> 
 def seconds_of(rung: Rung, topology: Topology) -> tuple[float, str]:
     """Of all steps, by the fastest way that fits."""
     config = rung.config.model_copy(update={"mesh": cfg.Mesh()})
-    found = plan(config, topology, documents=packs_documents(config))
-    if not found.choices:
+    planned = plan(config, topology, documents=packs_documents(config))
+    if not planned.choices:
         raise ValueError(
-            f"rung {rung.name} does not fit {topology.name}: {'; '.join(why for why, _ in found.left_out[:2])}; take "
+            f"rung {rung.name} does not fit {topology.name}: {'; '.join(why for why, _ in planned.left_out[:2])}; take "
             "another topology, or a smaller rung"
         )
-    best = found.choices[0]
+    best = planned.choices[0]
     return rung.config.steps * best.forecast.seconds, mesh_text(best.mesh)
 
 

@@ -3,7 +3,7 @@
 from jaxscale import config as cfg
 from jaxscale.predict.costs import parameter_counts, train_flops_per_token
 
-WORDS = {
+COUNTS = {
     "without": "without embeddings (FLOPs a token / 6)",
     "with": "with embeddings",
     "unknown": "taken as without embeddings (FLOPs a token / 6), as the table did not say",

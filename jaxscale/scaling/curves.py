@@ -179,8 +179,8 @@ def repeated(parameters: Array, N: Array | float, D: Array | float, U: Array | f
     at = np.atleast_1d(np.asarray(N, float)), np.atleast_1d(np.asarray(D, float)), np.atleast_1d(np.asarray(U, float))
     unique = np.minimum(at[1], np.where(np.isnan(at[2]), at[1], at[2]))
     curve = Repeated(np.log(at[0]), np.log(unique), at[1] / unique - 1, np.zeros(2))
-    found = np.exp(curve(inside)[0])
-    return found.reshape(*parameters.shape[:-1], *np.shape(N)) if np.ndim(N) else found[:, 0].reshape(E.shape)
+    losses = np.exp(curve(inside)[0])
+    return losses.reshape(*parameters.shape[:-1], *np.shape(N)) if np.ndim(N) else losses[:, 0].reshape(E.shape)
 
 
 # --- a task's accuracy -------------------------------------------------------------------------------------------

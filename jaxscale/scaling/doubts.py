@@ -16,12 +16,12 @@ FEW = 0.5  # of the draws that could be fitted
 
 
 def not_identified(intervals: Mapping[str, tuple[float, float]], smallest: float, table: Table) -> dict[str, str]:
-    """Parameter -> its interval in words, of those that the runs do not determine.
+    """Parameter -> its interval as text, for each that the runs do not determine.
 
     Args:
         smallest: the lowest loss that was seen, which E is compared with.
     """
-    found = {}
+    unidentified = {}
     for name, (low, high) in intervals.items():
         if name == "E":
             unknown = high - low > WIDE["E"] * smallest or low < 0.01 * smallest
@@ -32,12 +32,12 @@ def not_identified(intervals: Mapping[str, tuple[float, float]], smallest: float
         else:
             unknown = low <= 0 or high / low > FACTOR
         if unknown:
-            found[name] = f"{name}: {low:.2g} to {high:.2g}"
+            unidentified[name] = f"{name}: {low:.2g} to {high:.2g}"
     if "beta" in intervals and together(table):
-        found["beta"] = (
+        unidentified["beta"] = (
             "A, alpha and B, beta: every rung has the same tokens per parameter, so they stand for each other"
         )
-    return found
+    return unidentified
 
 
 def together(table: Table) -> bool:
@@ -48,12 +48,12 @@ def together(table: Table) -> bool:
 
 def warnings_of(form: str, table: Table, fitted: float) -> list[str]:
     """What weakens a law beside its interval, a line each."""
-    found = []
+    lines = []
     if fitted < FEW:
-        found.append(f"only {fitted:.0%} of the draws could be fitted: the interval is of the others")
+        lines.append(f"only {fitted:.0%} of the draws could be fitted: the interval is of the others")
     if form in ("isoflop", "envelope"):
-        found += biased(form, table)
-    return found
+        lines += biased(form, table)
+    return lines
 
 
 def biased(form: str, table: Table) -> list[str]:

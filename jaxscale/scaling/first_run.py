@@ -79,11 +79,11 @@ def first_run(wish: Wish) -> FirstRun:
     share = SHARE
     for _ in range(ROUNDS):
         flops = share * wish.peak * wish.hours * 3600
-        found = sized(wish, flops, share)
-        if found.choice is None or found.choice.forecast.mfu is None:
-            return found
-        share = found.choice.forecast.mfu
-    return found
+        run = sized(wish, flops, share)
+        if run.choice is None or run.choice.forecast.mfu is None:
+            return run
+        share = run.choice.forecast.mfu
+    return run
 
 
 def sized(wish: Wish, flops: float, share: float) -> FirstRun:
@@ -152,16 +152,16 @@ def power_of_two(number: float) -> int:
 # --- the file -------------------------------------------------------------------------------------------------
 
 
-def run_file(wish: Wish, found: FirstRun, prepare: str | None, path: Path) -> str:
+def run_file(wish: Wish, run: FirstRun, prepare: str | None, path: Path) -> str:
     """The run file, with what it was made for above it. `prepare`: the command that makes its dataset."""
-    config = found.config
+    config = run.config
     tokens = config.data.batch_size * config.data.seq_len
     where = wish.topology.name if wish.topology else "this CPU"
-    head = [f"{config.name}: {short(found.parameters)} parameters, chosen by `jaxscale init` for {where}."]
+    head = [f"{config.name}: {short(run.parameters)} parameters, chosen by `jaxscale init` for {where}."]
     head += ["", *([f"  {prepare}"] if prepare else []), f"  jaxscale train {path}", ""]
     head += [
-        f"{config.steps:,} steps of {tokens:,} tokens read the text {found.epochs:.2g} times. {ended(found)}",
-        f"It takes about {clock(found.seconds)}, predicted; `train` shows the speed that it reaches.",
+        f"{config.steps:,} steps of {tokens:,} tokens read the text {run.epochs:.2g} times. {ended(run)}",
+        f"It takes about {clock(run.seconds)}, predicted; `train` shows the speed that it reaches.",
         f"The size follows from {TOKENS_EACH} tokens a parameter (arXiv:2203.15556) and at most {EPOCHS} epochs",
         "(arXiv:2305.16264). `jaxscale ladder` finds what is right for your text.",
     ]
@@ -169,10 +169,10 @@ def run_file(wish: Wish, found: FirstRun, prepare: str | None, path: Path) -> st
     return "".join(f"# {line}".rstrip() + "\n" for line in head) + body
 
 
-def ended(found: FirstRun) -> str:
-    if found.epochs > 1.5 * EPOCHS:
+def ended(run: FirstRun) -> str:
+    if run.epochs > 1.5 * EPOCHS:
         return "That is little text: the model will learn it by heart."
-    if found.limited == "text":
+    if run.limited == "text":
         return "The text sets the size; more hours need more text."
     return "The hours set the size."
 

@@ -38,11 +38,11 @@ class Curve(Protocol):
 
 def starts(curve: PowerSum, y: Array, *, best: int = BEST, exponents: Array = EXPONENTS) -> Array:
     """The `best` starts [best, p] of log losses y [n]: for given exponents the law is linear in E, A and B."""
-    found = []
+    candidates = []
     for alphas in itertools.product(exponents, repeat=curve.exponents):
-        found.append(projected(curve, y, np.array(alphas)))
-    found.sort(key=lambda one: one[0])
-    return np.stack([inside for _, inside in found[:best]])
+        candidates.append(projected(curve, y, np.array(alphas)))
+    candidates.sort(key=lambda one: one[0])
+    return np.stack([inside for _, inside in candidates[:best]])
 
 
 def projected(curve: PowerSum, y: Array, alphas: Array) -> tuple[float, Array]:
@@ -54,29 +54,29 @@ def projected(curve: PowerSum, y: Array, alphas: Array) -> tuple[float, Array]:
 
 def repeated_starts(curve: Repeated, y: Array, *, best: int = BEST) -> Array:
     """As `starts`, with tokens worth what each rate of decay makes of them."""
-    found = []
+    candidates = []
     for rD in RATES:
         worth = curve.log_U + np.log1p(rD * -np.expm1(-curve.repeats / rD))
         plain = PowerSum(np.stack([curve.log_N, worth], -1), curve.centre)
         for alphas in itertools.product(EXPONENTS[::2], repeat=2):
             error, inside = projected(plain, y, np.array(alphas))
-            found += [(error, np.append(inside, np.log([rD, rN]))) for rN in RATES[:2]]
-    found.sort(key=lambda one: one[0])
-    return np.stack([inside for _, inside in found[:best]])
+            candidates += [(error, np.append(inside, np.log([rD, rN]))) for rN in RATES[:2]]
+    candidates.sort(key=lambda one: one[0])
+    return np.stack([inside for _, inside in candidates[:best]])
 
 
 def sigmoid_starts(curve: Sigmoid, y: Array, *, best: int = BEST) -> Array:
     """As `starts`: for given k and x0 accuracy is linear in a and b. a below 0: accuracy falls with the loss."""
-    found = []
+    candidates = []
     z = (curve.x - curve.mean) / curve.spread
     for k, x0 in itertools.product(np.geomspace(0.3, 20, 12), np.linspace(z.min() - 0.5, z.max() + 0.5, 16)):
         s = 1 / (1 + np.exp(np.clip(-k * (z - x0), -500, 500)))
         columns = np.stack([s, np.ones_like(s)], 1)
         (a, b), *_ = np.linalg.lstsq(columns, y, rcond=None)
         error = float(np.sum((columns @ [a, b] - y) ** 2)) + (1e3 if a > 0 else 0.0)
-        found.append((error, np.array([min(a, -1e-6), b, np.log(k), x0])))
-    found.sort(key=lambda one: one[0])
-    return np.stack([inside for _, inside in found[:best]])
+        candidates.append((error, np.array([min(a, -1e-6), b, np.log(k), x0])))
+    candidates.sort(key=lambda one: one[0])
+    return np.stack([inside for _, inside in candidates[:best]])
 
 
 # --- one fit -----------------------------------------------------------------------------------------------------
@@ -100,7 +100,7 @@ def refine(
     low, high = curve.bounds
     inside = begin
     for scale in (SMOOTH, delta) if delta < SMOOTH else (delta,):
-        found = least_squares(
+        minimum = least_squares(
             lambda inside: curve(inside[None])[0][0] - y,
             np.clip(inside, low + 1e-3, high - 1e-3),
             jac=lambda inside: curve(inside[None])[1][0],
@@ -113,8 +113,8 @@ def refine(
             gtol=1e-15,
             max_nfev=evaluations,
         )
-        inside = found.x
-    return inside, float(found.cost)
+        inside = minimum.x
+    return inside, float(minimum.cost)
 
 
 # --- many fits ---------------------------------------------------------------------------------------------------

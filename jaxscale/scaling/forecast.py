@@ -6,7 +6,7 @@ import numpy as np
 
 from jaxscale import config as cfg
 from jaxscale.scaling.bootstrap import INTERVAL
-from jaxscale.scaling.counts import WORDS, flops_per_token, size_of, tokens_of
+from jaxscale.scaling.counts import COUNTS, flops_per_token, size_of, tokens_of
 from jaxscale.scaling.curves import sigmoid
 from jaxscale.scaling.law import Law, Part, Point
 from jaxscale.scaling.laws import form_of
@@ -76,7 +76,7 @@ def forecast(
         form=law.form,
         name=config.name,
         model=config.model.name,
-        counts=WORDS[law.counts],
+        counts=COUNTS[law.counts],
         parameters=N,
         tokens=D,
         unique_tokens=unique_tokens,
@@ -108,33 +108,33 @@ def estimate(value: Array | float, drawn: Array) -> Estimate:
 def beyond(law: Law, N: float, D: float, C: float) -> dict[str, float]:
     """How many times the largest fitted run's FLOPs, parameters and tokens."""
     rows = law.fitted_rows
-    found = {"FLOPs": C / max(row.flops for row in rows)}
+    ratios = {"FLOPs": C / max(row.flops for row in rows)}
     sizes = [row.parameters for row in rows if row.parameters is not None]
     tokens = [row.tokens for row in rows if row.tokens is not None]
     if sizes:
-        found["parameters"] = N / max(sizes)
+        ratios["parameters"] = N / max(sizes)
     if tokens:
-        found["tokens"] = D / max(tokens)
-    return found
+        ratios["tokens"] = D / max(tokens)
+    return ratios
 
 
 def doubts(law: Law, N: float, C: float, unique_tokens: float | None) -> list[str]:
-    found = [f"not identified: {words}" for words in law.not_identified.values()]
+    lines = [f"not identified: {interval}" for interval in law.not_identified.values()]
     if law.form in FRONTIERS:
         best = float(form_of(law.form).size(law.best, C))  # type: ignore[misc]  # both have one
         if not 0.5 < N / best < 2:
-            found.append(
+            lines.append(
                 f"{law.form} says the loss at the best size alone, {best:.3g} parameters for {C:.3g} FLOPs, and this "
                 f"model has {N / best:.2g} times that"
             )
     if law.form == "compute":
-        found.append("compute knows no size: the loss is that of runs shaped as the ladder's, at the same FLOPs")
+        lines.append("compute knows no size: the loss is that of runs shaped as the ladder's, at the same FLOPs")
     if law.form == "data" and unique_tokens is None:
-        found.append("unique tokens are taken to be as many as tokens; give --unique-tokens where data is repeated")
-    return found + law.warnings
+        lines.append("unique tokens are taken to be as many as tokens; give --unique-tokens where data is repeated")
+    return lines + law.warnings
 
 
-def beyond_words(found: dict[str, float]) -> str:
+def beyond_words(ratios: dict[str, float]) -> str:
     """`120 times the largest run's FLOPs`, or that it lies within the data."""
-    parts = [f"{times:,.3g} times the largest run's {what}" for what, times in found.items() if times > FAR]
+    parts = [f"{times:,.3g} times the largest run's {what}" for what, times in ratios.items() if times > FAR]
     return "; ".join(parts) or "within the sizes and tokens that were fitted"

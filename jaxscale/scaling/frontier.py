@@ -48,13 +48,13 @@ class Frontier:
         level = (w * log_N).sum(1, keepdims=True)
         spread = (w * (x - middle) ** 2).sum(1)
         power = np.divide((w * (x - middle) * (log_N - level)).sum(1), spread, where=spread > 0, out=spread * np.nan)
-        found = np.stack([np.exp(level[:, 0] - power * middle[:, 0]), power], 1)
+        size_law = np.stack([np.exp(level[:, 0] - power * middle[:, 0]), power], 1)
         if not self.losses:
-            return found
+            return size_law
         curve = PowerSum.of(C)
         begin = starts(curve, log_L[0], best=WARM + 1) if valid[0].all() else self.begin
         self.begin = begin
-        return np.concatenate([found, curve.outside(fit_many(curve, log_L, valid, begin))], 1)
+        return np.concatenate([size_law, curve.outside(fit_many(curve, log_L, valid, begin))], 1)
 
 
 class Isoflop(Frontier):
@@ -92,7 +92,7 @@ class Isoflop(Frontier):
 
     def minima(self, weights: Array) -> tuple[Array, Array, Array]:
         """(log N*, log L*, 1 where there is a minimum, 0 where no run of the budget is left, else NaN) [S, G]."""
-        found = []
+        by_budget = []
         for rows in self.groups:
             log_N, y, w = np.log(self.table.parameters[rows]), np.log(self.table.loss[rows]), weights[:, rows]
             x = log_N - log_N.mean()
@@ -105,21 +105,21 @@ class Isoflop(Frontier):
             bad = ~curved | (np.abs(best) > np.ptp(x))  # far outside of what was run: this is no minimum
             best = np.where(bad, 0.0, best)
             valid = np.where(w.sum(1) == 0, 0.0, np.where(bad, np.nan, 1.0))
-            found.append((best + log_N.mean(), q[:, 0] + best * q[:, 1] / 2, valid))
-        log_N, log_L, valid = (np.stack(part, 1) for part in zip(*found, strict=True))
+            by_budget.append((best + log_N.mean(), q[:, 0] + best * q[:, 1] / 2, valid))
+        log_N, log_L, valid = (np.stack(part, 1) for part in zip(*by_budget, strict=True))
         return log_N, log_L, valid
 
     def main(self) -> tuple[Array, float]:
-        found = self.through(self.budgets, self.log_N[None], self.log_L[None], np.ones((1, len(self.budgets))))
-        return found[0], float(np.abs(self.residuals(found[0])).sum())
+        parameters = self.through(self.budgets, self.log_N[None], self.log_L[None], np.ones((1, len(self.budgets))))
+        return parameters[0], float(np.abs(self.residuals(parameters[0])).sum())
 
     def many(self, weights: Array) -> Array:
         log_N, log_L, valid = self.minima(weights)
         whole = ~np.isnan(valid).any(1)
-        found = np.full((len(weights), 5 if self.losses else 2), np.nan)
+        parameters = np.full((len(weights), 5 if self.losses else 2), np.nan)
         if whole.any():
-            found[whole] = self.through(self.budgets, log_N[whole], log_L[whole], valid[whole])
-        return found
+            parameters[whole] = self.through(self.budgets, log_N[whole], log_L[whole], valid[whole])
+        return parameters
 
     def residuals(self, parameters: Array) -> Array:
         return self.log_N - np.log(parameters[0]) - parameters[1] * np.log(self.budgets)
@@ -207,8 +207,8 @@ class Envelope(Frontier):
         return best, (np.isfinite(losses.min(1)) & (sizes > low) & (sizes < high)).astype(float)
 
     def main(self) -> tuple[Array, float]:
-        found = self.many(np.ones((1, len(self.table))))[0]
-        return found, float(np.abs(self.residuals(found)).sum())
+        parameters = self.many(np.ones((1, len(self.table))))[0]
+        return parameters, float(np.abs(self.residuals(parameters)).sum())
 
     def many(self, weights: Array) -> Array:
         best, valid = self.winners(weights)
@@ -217,13 +217,13 @@ class Envelope(Frontier):
         middle = (valid * log_N).sum(1, keepdims=True) / np.maximum(valid.sum(1, keepdims=True), 1)
         sizes = [len(set(row[ok > 0].tolist())) for row, ok in zip(log_N, valid, strict=True)]
         whole = (np.array(sizes) >= 2) & (np.abs(valid * (log_N - middle)).sum(1) > 0)
-        found = np.full((len(weights), 5), np.nan)
+        parameters = np.full((len(weights), 5), np.nan)
         if whole.any():
             self.begin = starts(
                 PowerSum.of(self.budgets), np.where(np.isfinite(log_L[0]), log_L[0], 0.0), best=WARM + 1
             )
-            found[whole] = self.through(self.budgets, log_N[whole], log_L[whole], valid[whole])
-        return found
+            parameters[whole] = self.through(self.budgets, log_N[whole], log_L[whole], valid[whole])
+        return parameters
 
     def residuals(self, parameters: Array) -> Array:
         best, valid = self.winners(np.ones((1, len(self.table))))

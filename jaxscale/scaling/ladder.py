@@ -35,13 +35,13 @@ class Scaled(Section):
 
     def of(self, width: int) -> float:
         try:
-            found = self.value * (width / self.at) ** self.power
-            round(found)
+            scaled = self.value * (width / self.at) ** self.power
+            round(scaled)
         except OverflowError:
             raise ValueError(
                 f"{self.value:g} * ({width} / {self.at}) ** {self.power:g} is no number; change power"
             ) from None
-        return found if self.multiple_of is None else max(1, round(found / self.multiple_of)) * self.multiple_of
+        return scaled if self.multiple_of is None else max(1, round(scaled / self.multiple_of)) * self.multiple_of
 
 
 class Size(Section):
@@ -127,11 +127,12 @@ class Ladder(Section):
         if bool(self.rungs) == (self.widths is not None):
             raise ValueError("give either rungs (sizes one by one) or widths (by a rule)")
         lengths = [k for k in ("tokens", "tokens_per_parameter", "flops") if getattr(self, k)]
-        own = bool(self.rungs) and all(size.tokens for size in self.rungs)
-        if len(lengths) + own != 1:
+        by_rung = bool(self.rungs) and all(size.tokens for size in self.rungs)
+        if len(lengths) + by_rung != 1:
             raise ValueError(
                 f"how long a rung trains is said by {' and '.join(lengths) or 'nothing'}"
-                f"{' and by each rung' * own}; give one of tokens, tokens_per_parameter, flops, or tokens to each rung"
+                f"{' and by each rung' * by_rung}; give one of tokens, tokens_per_parameter, flops, or tokens to each "
+                "rung"
             )
         for one in self.set:
             if (key := key_of(one)) in self.decided:
@@ -141,7 +142,7 @@ class Ladder(Section):
     @property
     def decided(self) -> list[str]:
         """Keys of the config that the ladder decides for each rung."""
-        return [*HELD, *(key for own, key in BY_WIDTH.items() if getattr(self, own) is not None)]
+        return [*HELD, *(key for rule, key in BY_WIDTH.items() if getattr(self, rule) is not None)]
 
 
 @dataclass(frozen=True)
@@ -170,10 +171,10 @@ def key_of(override: str) -> str:
 
 def read_ladder(name: str) -> Ladder:
     """From a path, or the name of a shipped one. Raises ValueError, in one line."""
-    path, found = read_kind(name, "ladder", Ladder, "name, config, and rungs or widths")
-    if "/" in found.name or found.name.startswith("."):
-        raise ValueError(f"{path}: name {found.name!r} names a folder; give one without a slash or a dot before it")
-    return found
+    path, ladder = read_kind(name, "ladder", Ladder, "name, config, and rungs or widths")
+    if "/" in ladder.name or ladder.name.startswith("."):
+        raise ValueError(f"{path}: name {ladder.name!r} names a folder; give one without a slash or a dot before it")
+    return ladder
 
 
 def rungs_of(ladder: Ladder, overrides: list[str] | None = None) -> list[Rung]:
@@ -195,17 +196,17 @@ def rungs_of(ladder: Ladder, overrides: list[str] | None = None) -> list[Rung]:
     count = sum((size.seeds or ladder.seeds) * max(1, len(ladder.flops)) for size in sizes)
     if count > MOST_RUNS:
         raise ValueError(f"ladder {ladder.name} has {count:,} runs; give {MOST_RUNS} or fewer, by fewer sizes or seeds")
-    found = [
+    rungs = [
         rung_of(ladder, common, size, seed, flops)
         for size in sizes
         for flops in ladder.flops or (None,)
         for seed in range(size.seeds or ladder.seeds)
     ]
-    found.sort(key=lambda r: (r.flops, r.seed))
-    twice = [name for name, count in Counter(r.name for r in found).items() if count > 1]
+    rungs.sort(key=lambda r: (r.flops, r.seed))
+    twice = [name for name, count in Counter(r.name for r in rungs).items() if count > 1]
     if twice:
         raise ValueError(f"ladder {ladder.name} has rung {twice[0]} twice; remove one, or give it seeds: 2")
-    return checked(ladder, held_out(ladder, found))
+    return checked(ladder, held_out(ladder, rungs))
 
 
 def rung_of(ladder: Ladder, common: list[str], size: Size, seed: int, flops: float | None) -> Rung:
@@ -240,15 +241,15 @@ def lengths(ladder: Ladder, draft: cfg.Config, size: Size, flops: float | None) 
             f"{FEWEST_STEPS} steps or more, by more tokens or a smaller batch"
         )
     every = math.ceil(steps / ladder.evaluations) if ladder.evaluations > 1 else 0  # 0: at the end alone
-    found: dict[str, Any] = {"steps": steps, "evaluation.every": every}
+    overrides: dict[str, Any] = {"steps": steps, "evaluation.every": every}
     if ladder.warmup_fraction is not None:
-        found["optimizer.warmup_steps"] = round(ladder.warmup_fraction * steps)
+        overrides["optimizer.warmup_steps"] = round(ladder.warmup_fraction * steps)
     if ladder.decay_fraction is not None:
-        found["optimizer.decay_steps"] = max(1, round(ladder.decay_fraction * steps))
+        overrides["optimizer.decay_steps"] = max(1, round(ladder.decay_fraction * steps))
     if ladder.evaluate:
-        found["evaluation.abilities"] = f"[{', '.join(ladder.evaluate)}]"
-        found["evaluation.examples"] = ladder.examples
-    return [f"{key}={value}" for key, value in found.items()]
+        overrides["evaluation.abilities"] = f"[{', '.join(ladder.evaluate)}]"
+        overrides["evaluation.examples"] = ladder.examples
+    return [f"{key}={value}" for key, value in overrides.items()]
 
 
 def check_warmup(ladder: Ladder, base: cfg.Config) -> None:
@@ -256,10 +257,10 @@ def check_warmup(ladder: Ladder, base: cfg.Config) -> None:
     for key, fraction in (("warmup_steps", ladder.warmup_fraction), ("decay_steps", ladder.decay_fraction)):
         steps = getattr(base.optimizer, key)
         if steps and fraction is None:
-            own = f"{key.removesuffix('_steps')}_fraction"
+            fraction_key = f"{key.removesuffix('_steps')}_fraction"
             raise ValueError(
                 f"optimizer.{key}={steps} is the same for short and long rungs, which bends the law's exponent; give "
-                f"the ladder {own}, a share of each run"
+                f"the ladder {fraction_key}, a share of each run"
             )
 
 

@@ -104,11 +104,11 @@ def fit(form: str, table: Table, *, draws: int = DRAWS, seed: int = 0) -> Law:
     Raises:
         ValueError: a column or runs that the form needs are missing, or the law is of numbers that are not finite.
     """
-    found = form_of(form)
+    law_form = form_of(form)
     seen = table.fitted
-    require(found, table, seen)
+    require(law_form, table, seen)
     try:
-        return fit_runs(found, table, seen, draws, seed)
+        return fit_runs(law_form, table, seen, draws, seed)
     except ValidationError as error:
         one = error.errors()[0]
         where = ".".join(map(str, one["loc"]))
@@ -117,12 +117,12 @@ def fit(form: str, table: Table, *, draws: int = DRAWS, seed: int = 0) -> Law:
         ) from error
 
 
-def fit_runs(found: Form, table: Table, seen: Table, draws: int, seed: int) -> Law:
+def fit_runs(form: Form, table: Table, seen: Table, draws: int, seed: int) -> Law:
     """As `fit`, of a form and its runs that fit together. Raises ValidationError for numbers that are not finite."""
-    problem = found.problem(seen)
+    problem = form.problem(seen)
     best, objective = problem.main()
     drawn, fitted = bootstrap(problem, count=draws, seed=seed)
-    names = found.parameters[: len(best)]
+    names = form.parameters[: len(best)]
     low, high = np.percentile(drawn, INTERVAL, axis=0)
     intervals = {n: (float(a), float(b)) for n, a, b in zip(names, low, high, strict=True)}
     omissions = problem.omissions()
@@ -131,8 +131,8 @@ def fit_runs(found: Form, table: Table, seen: Table, draws: int, seed: int) -> L
     return Law(
         kind="law",
         law_version=LAW_VERSION,
-        form=found.name,
-        formula=found.formula,
+        form=form.name,
+        formula=form.formula,
         source=table.source,
         counts=table.counts,  # type: ignore[arg-type]  # one of the three
         parameters=dict(zip(names, map(float, best), strict=True)),
@@ -143,9 +143,9 @@ def fit_runs(found: Form, table: Table, seen: Table, draws: int, seed: int) -> L
         draws=[[float(x) for x in draw] for draw in drawn],
         draws_fitted=fitted,
         leave_out=left,
-        held_out=tested(found, best, drawn, table),
-        not_identified=not_identified(intervals, float(np.nanmin(losses(found, seen))), seen),
-        warnings=[*problem.notes, *warnings_of(found.name, seen, fitted)],
+        held_out=tested(form, best, drawn, table),
+        not_identified=not_identified(intervals, float(np.nanmin(losses(form, seen))), seen),
+        warnings=[*problem.notes, *warnings_of(form.name, seen, fitted)],
         versions={name: metadata.version(name) for name in ("jaxscale", "numpy", "scipy")},
     )
 

@@ -14,7 +14,7 @@ from jaxscale.hardware.topology import Topology
 from jaxscale.predict import costs
 from jaxscale.predict.plan import Choice, plan
 from jaxscale.predict.ways import held_keys
-from jaxscale.scaling.counts import WORDS, flops_per_token, short, size_of
+from jaxscale.scaling.counts import COUNTS, flops_per_token, short, size_of
 from jaxscale.scaling.forecast import Estimate, beyond, estimate, values
 from jaxscale.scaling.law import Law, Point
 from jaxscale.scaling.laws import FORMS, Form, form_of
@@ -95,7 +95,7 @@ def optimum(request: Request, flops: float) -> Optimum:
         flops=flops,
         size=size,
         tokens=Estimate(value=flops / 6 / size.value, low=flops / 6 / size.high, high=flops / 6 / size.low),
-        counts=WORDS[request.law.counts],
+        counts=COUNTS[request.law.counts],
         config=choice.config if choice else shaped,
         parameters=N,
         trains=D,
@@ -112,8 +112,8 @@ def optimum(request: Request, flops: float) -> Optimum:
 def optimum_of_days(request: Request, days: float) -> Optimum:
     """What so many days of the topology are best spent on.
 
-    The FLOPs that the days hold follow from the speed of the model, which follows from them: a fixed point, found by
-    bisection where two models next to each other send it back and forth.
+    The FLOPs of the days depend on the model's speed, and the model on those FLOPs: a fixed point. Bisection finds it
+    where two models next to each other send it back and forth.
 
     Raises:
         ValueError: as `optimum`; no number of days, or no topology.
@@ -124,14 +124,14 @@ def optimum_of_days(request: Request, days: float) -> Optimum:
     flops = GUESS * where.chip.bf16_flops * where.chips * days * DAY
     low, high = 0.0, math.inf  # budgets that are too small for the days, and too large
     for rounds in range(1, ROUNDS + 1):
-        found = replace(optimum(request, flops), rounds=rounds)
-        assert found.days is not None
-        if abs(found.days / days - 1) < CLOSE:
+        best = replace(optimum(request, flops), rounds=rounds)
+        assert best.days is not None
+        if abs(best.days / days - 1) < CLOSE:
             break
-        low, high = (flops, high) if found.days < days else (low, flops)
-        guess = flops * days / found.days
+        low, high = (flops, high) if best.days < days else (low, flops)
+        guess = flops * days / best.days
         flops = guess if low < guess < high else (low * high) ** 0.5 if low and high < math.inf else guess
-    return found
+    return best
 
 
 def sized(law: Law) -> Form:
@@ -145,12 +145,12 @@ def sized(law: Law) -> Form:
 def estimate_size(law: Law, form: Form, flops: float) -> Estimate:
     size: Callable = form.size  # type: ignore[assignment]  # `sized` has looked
     with np.errstate(over="ignore"):
-        found = estimate(size(law.best, flops), size(law.drawn, flops))
-    if not 1 < found.value < 1e20:
+        best_size = estimate(size(law.best, flops), size(law.drawn, flops))
+    if not 1 < best_size.value < 1e20:
         raise ValueError(
-            f"the law's best size at {flops:.3g} FLOPs is {found.value:.3g}, which no model has; fit it anew"
+            f"the law's best size at {flops:.3g} FLOPs is {best_size.value:.3g}, which no model has; fit it anew"
         )
-    return found
+    return best_size
 
 
 def said(law: Law, at: Point) -> tuple[Estimate | None, Estimate | None]:
@@ -164,23 +164,23 @@ def fastest(request: Request, config: cfg.Config) -> Choice:
     """The first choice of `plan`, around what the command line holds."""
     assert request.topology is not None
     documents, held = costs.packs_documents(config), held_keys(request.overrides)
-    found = plan(config, request.topology, documents=documents, held=held)
-    if not found.choices:
-        why = f": {found.left_out[0][0]}" if found.left_out else ""
+    planned = plan(config, request.topology, documents=documents, held=held)
+    if not planned.choices:
+        why = f": {planned.left_out[0][0]}" if planned.left_out else ""
         raise ValueError(
             f"no way to train {size_of(config, 'with'):.3g} parameters on {request.topology.name} with "
             f"{config.data.batch_size * config.data.seq_len:,} tokens a step{why}; try other --batch-tokens"
         )
-    return found.choices[0]
+    return planned.choices[0]
 
 
 def command(request: Request, shaped: cfg.Config, changed: Sizes, choice: Choice | None) -> str:
     """The command that trains it: the base with overrides that make the same config."""
-    words = ["jaxscale", "train", request.named, *request.overrides]
-    words += [f"model.{key}={value!r}" for key, value in changed.items()]
-    words += [f"name={shaped.name}", f"steps={shaped.steps}"]
+    arguments = ["jaxscale", "train", request.named, *request.overrides]
+    arguments += [f"model.{key}={value!r}" for key, value in changed.items()]
+    arguments += [f"name={shaped.name}", f"steps={shaped.steps}"]
     if request.batch_tokens is not None:
-        words.append(f"data.batch_size={shaped.data.batch_size}")
+        arguments.append(f"data.batch_size={shaped.data.batch_size}")
     if choice is not None:
         before, after = shaped.model_dump(mode="json"), choice.config.model_dump(mode="json")
         for key in VARIED:
@@ -188,8 +188,8 @@ def command(request: Request, shaped: cfg.Config, changed: Sizes, choice: Choice
             given = changes(key, old, new)
             if key == "mesh" and given:  # an axis that the file leaves out may take all devices (-1)
                 given = list(dict(given + changes(key, cfg.Mesh().model_dump(mode="json"), new)).items())
-            words += [f"{name}={flow(value)}" for name, value in given]
-    return " ".join(shlex.quote(word) for word in words)
+            arguments += [f"{name}={flow(value)}" for name, value in given]
+    return " ".join(shlex.quote(argument) for argument in arguments)
 
 
 def in_section(values: dict, key: str) -> object:

@@ -62,7 +62,7 @@ class Verdict:
         return self.outside == 0
 
 
-def register(found: Forecast, law: Law, law_path: Path, config: cfg.Config, path: Path) -> bool:
+def register(forecast: Forecast, law: Law, law_path: Path, config: cfg.Config, path: Path) -> bool:
     """Write a forecast, before its run. False: the same bytes are there already.
 
     Raises:
@@ -79,7 +79,7 @@ def register(found: Forecast, law: Law, law_path: Path, config: cfg.Config, path
         law_sha256=hashlib.sha256(law_path.read_bytes()).hexdigest(),
         law_counts=law.counts,
         versions=law.versions,
-        forecast=found,
+        forecast=forecast,
         model=config.model.model_dump(mode="json"),
     )
     text = (json.dumps(record.model_dump(mode="json"), indent=1, sort_keys=True, allow_nan=False) + "\n").encode()

@@ -105,15 +105,15 @@ def read_table(
     if ability is not None:
         raise ValueError(f"--ability {ability}: {path} is no ladder's record; give columns bits_per_byte and accuracy")
     names, lines = parquet_rows(path) if path.suffix == ".parquet" else csv_rows(path)
-    found = quantities(names, columns or {}, str(path))
-    known = sum(name in found for name in ("parameters", "tokens", "flops"))
-    if known < 1 or not {"loss", "bits_per_byte"} & set(found):
+    column_of = quantities(names, columns or {}, str(path))
+    known = sum(name in column_of for name in ("parameters", "tokens", "flops"))
+    if known < 1 or not {"loss", "bits_per_byte"} & set(column_of):
         raise ValueError(
             f"{path}: a law needs loss and two of parameters, tokens and flops (flops alone for --form compute); "
             f"{could_be(names)}; rename them, or give --column QUANTITY=COLUMN"
         )
-    rows = [{quantity: line[column] for quantity, column in found.items()} for line in lines]
-    extra = tuple(name for name in names if name not in found.values())
+    rows = [{quantity: line[column] for quantity, column in column_of.items()} for line in lines]
+    extra = tuple(name for name in names if name not in column_of.values())
     return replace(make_table(rows, str(path), counts="with" if embeddings else "unknown"), not_read=extra)
 
 
@@ -187,19 +187,19 @@ def number(row: Mapping[str, Any], i: int, name: str, source: str) -> float:
             return math.nan
         raise ValueError(f"{source}: row {i} has no {name}; give it, or leave the row out")
     try:
-        found = math.nan if isinstance(value, bool) else float(value)
+        parsed = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
         raise ValueError(f"{source}: row {i}: {name} is {str(value)[:40]!r}, not a number; write e.g. 1.5e9") from None
     low = 0.0 if name == "accuracy" else 1 / LARGEST
-    if not low <= found < LARGEST:
+    if not low <= parsed < LARGEST:
         raise ValueError(
             f"{source}: row {i}: {name} is {str(value)[:40]}; it must be a finite number above 0, so leave the row out"
         )
-    if name == "accuracy" and found > 1:
+    if name == "accuracy" and parsed > 1:
         raise ValueError(
-            f"{source}: row {i}: accuracy is {found:g}; it is a share, from 0 to 1: divide percents by 100"
+            f"{source}: row {i}: accuracy is {parsed:g}; it is a share, from 0 to 1: divide percents by 100"
         )
-    return found
+    return parsed
 
 
 def seed_of(row: Mapping[str, Any], i: int, source: str) -> int:

@@ -36,11 +36,11 @@ class Curve:
 
 def curves_of(record: LadderRecord) -> list[Curve]:
     """Every ability of a ladder, in the order in which it was measured."""
-    found: dict[tuple[str, int], list[tuple[float, Measured]]] = {}
+    by_ability: dict[tuple[str, int], list[tuple[float, Measured]]] = {}
     for rung in record.rungs:
         for one in rung.abilities:
-            found.setdefault((one.ability, one.shots), []).append((rung.flops, one))
-    return [curve_of(*key, rows) for key, rows in found.items() if rows[0][1].metrics]
+            by_ability.setdefault((one.ability, one.shots), []).append((rung.flops, one))
+    return [curve_of(*key, rows) for key, rows in by_ability.items() if rows[0][1].metrics]
 
 
 def curve_of(ability: str, shots: int, rows: Sequence[tuple[float, Measured]]) -> Curve:
@@ -58,8 +58,8 @@ def curve_of(ability: str, shots: int, rows: Sequence[tuple[float, Measured]]) -
 def points_of(rows: Sequence[tuple[float, Measured]], metric: str) -> tuple[Point, ...]:
     """Higher is better: what falls as it gets better is turned."""
     sign = -1.0 if metric.endswith(LOWER_IS_BETTER) else 1.0
-    found = [(flops, one.metrics[metric]) for flops, one in rows if metric in one.metrics]
-    return tuple(Point(flops, sign * m.value, m.n, None if m.sharp else m.std or 0.0) for flops, m in found)
+    measurements = [(flops, one.metrics[metric]) for flops, one in rows if metric in one.metrics]
+    return tuple(Point(flops, sign * m.value, m.n, None if m.sharp else m.std or 0.0) for flops, m in measurements)
 
 
 def verdict_of(points: Sequence[Point], chance: float | None) -> Verdict | None:
