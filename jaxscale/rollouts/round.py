@@ -110,7 +110,7 @@ def winners(rewards: np.ndarray) -> np.ndarray:
 
 
 def numbers(round_: Round) -> dict[str, float]:
-    """What is told of a round.
+    """The metrics of a round.
 
     `without_signal`: the share of groups whose rewards are all equal or missing; `cut_off`: of samples that no stop
     token ends; `distinct`: of samples that differ from those before them in their group.
