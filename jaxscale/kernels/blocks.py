@@ -42,28 +42,30 @@ class Kernel(Protocol):
     def name(self) -> str: ...
 
     def forward(
-        self, q: jax.Array, k: jax.Array, v: jax.Array, own: Documents, other: Documents, seen: Seen | None
+        self, q: jax.Array, k: jax.Array, v: jax.Array, q_docs: Documents, k_docs: Documents, seen: Seen | None
     ) -> tuple[jax.Array, jax.Array]:
         """Result [B, T, N, H] and log-sum-exp [B, T, N] in float32; of a query that sees nothing 0 and NEGATIVE."""
         ...
 
     def backward(
-        self, q: jax.Array, k: jax.Array, v: jax.Array, own: Documents, other: Documents, seen: Seen | None,
+        self, q: jax.Array, k: jax.Array, v: jax.Array, q_docs: Documents, k_docs: Documents, seen: Seen | None,
         out: jax.Array, lse: jax.Array, dout: jax.Array,
     ) -> tuple[jax.Array, jax.Array, jax.Array]:  # fmt: skip
         """Gradients of q, k and v by this block; `out` and `lse` are those of the whole row."""
         ...
 
 
-def mask_of(block: Block, own: Documents, other: Documents, seen: Seen | None, window: int | None) -> jax.Array | None:
+def mask_of(
+    block: Block, q_docs: Documents, k_docs: Documents, seen: Seen | None, window: int | None
+) -> jax.Array | None:
     """[B or 1, queries, keys] of a block; None: all is seen."""
     first, last, start, stop = block
     mask = None
     if seen is not None:
         places = jnp.asarray(seen.places[:, first:last])[seen.rank]
         mask = plain.visible(places[:, None], np.arange(start, stop)[None, :], window)[None]
-    if own is not None and other is not None:
-        same = own[:, first:last, None] == other[:, None, start:stop]
+    if q_docs is not None and k_docs is not None:
+        same = q_docs[:, first:last, None] == k_docs[:, None, start:stop]
         mask = same if mask is None else mask & same
     return mask
 
@@ -77,12 +79,12 @@ class Plain:
     name: ClassVar[str] = "xla"
 
     def forward(
-        self, q: jax.Array, k: jax.Array, v: jax.Array, own: Documents, other: Documents, seen: Seen | None
+        self, q: jax.Array, k: jax.Array, v: jax.Array, q_docs: Documents, k_docs: Documents, seen: Seen | None
     ) -> Pair:
         parts: list[Pair] = []
         for block in self.blocks(q, k, seen):
             first, last, start, stop = block
-            q_block, mask = q[:, first:last], mask_of(block, own, other, seen, self.window)
+            q_block, mask = q[:, first:last], mask_of(block, q_docs, k_docs, seen, self.window)
             if parts:  # one block's scores are there at a time
                 q_block, parts[-1] = jax.lax.optimization_barrier((q_block, parts[-1]))
             parts.append(plain.block_forward(q_block, k[:, start:stop], v[:, start:stop], mask, self.softcap))
@@ -90,7 +92,7 @@ class Plain:
         return out, lse
 
     def backward(
-        self, q: jax.Array, k: jax.Array, v: jax.Array, own: Documents, other: Documents, seen: Seen | None,
+        self, q: jax.Array, k: jax.Array, v: jax.Array, q_docs: Documents, k_docs: Documents, seen: Seen | None,
         out: jax.Array, lse: jax.Array, dout: jax.Array,
     ) -> Gradients:  # fmt: skip
         dqs = []
@@ -100,7 +102,7 @@ class Plain:
             first, last, start, stop = block
             q_block, lse_block, delta_block, dout_block = (x[:, first:last] for x in (q, lse, delta, dout))
             q_block, dk, dv = jax.lax.optimization_barrier((q_block, dk, dv))  # as above
-            keys, mask = (k[:, start:stop], v[:, start:stop]), mask_of(block, own, other, seen, self.window)
+            keys, mask = (k[:, start:stop], v[:, start:stop]), mask_of(block, q_docs, k_docs, seen, self.window)
             dq, dk_block, dv_block = plain.block_backward(
                 q_block, *keys, mask, lse_block, delta_block, dout_block, self.softcap
             )
@@ -111,15 +113,15 @@ class Plain:
     def blocks(self, q: jax.Array, k: jax.Array, seen: Seen | None) -> list[Block]:
         """Each is its own piece of the program."""
         T, S = q.shape[1], k.shape[1]
-        size, found = plain.block_of(T), []
+        size, blocks = plain.block_of(T), []
         for first in range(0, T, size):
             last, start, stop = min(first + size, T), 0, S
             if seen is not None:
                 here = seen.places[:, first:last]
                 stop = int(here.max()) + 1
                 start = max(0, int(here.min()) - self.window + 1) if self.window else 0
-            found.append((first, last, start, stop))
-        return found
+            blocks.append((first, last, start, stop))
+        return blocks
 
 
 @dataclass(frozen=True)
@@ -132,15 +134,15 @@ class Splash:
     name: ClassVar[str] = "splash"
 
     def forward(
-        self, q: jax.Array, k: jax.Array, v: jax.Array, own: Documents, other: Documents, seen: Seen | None
+        self, q: jax.Array, k: jax.Array, v: jax.Array, q_docs: Documents, k_docs: Documents, seen: Seen | None
     ) -> Pair:
-        return splash.forward(q, k, v, own, other, **self.options(q, k, seen))
+        return splash.forward(q, k, v, q_docs, k_docs, **self.options(q, k, seen))
 
     def backward(
-        self, q: jax.Array, k: jax.Array, v: jax.Array, own: Documents, other: Documents, seen: Seen | None,
+        self, q: jax.Array, k: jax.Array, v: jax.Array, q_docs: Documents, k_docs: Documents, seen: Seen | None,
         out: jax.Array, lse: jax.Array, dout: jax.Array,
     ) -> Gradients:  # fmt: skip
-        return splash.backward(q, k, v, own, other, out, lse, dout, **self.options(q, k, seen))
+        return splash.backward(q, k, v, q_docs, k_docs, out, lse, dout, **self.options(q, k, seen))
 
     def options(self, q: jax.Array, k: jax.Array, seen: Seen | None) -> dict[str, Any]:
         """What both functions of a block are told beside its arrays."""
@@ -165,25 +167,25 @@ class Cudnn:
     name: ClassVar[str] = "cudnn"
 
     def forward(
-        self, q: jax.Array, k: jax.Array, v: jax.Array, own: Documents, other: Documents, seen: Seen | None
+        self, q: jax.Array, k: jax.Array, v: jax.Array, q_docs: Documents, k_docs: Documents, seen: Seen | None
     ) -> Pair:
-        mask, causal = self.mask(q, k, own, other, seen)
+        mask, causal = self.mask(q, k, q_docs, k_docs, seen)
         return cudnn.forward(q, k, v, mask, causal=causal)
 
     def backward(
-        self, q: jax.Array, k: jax.Array, v: jax.Array, own: Documents, other: Documents, seen: Seen | None,
+        self, q: jax.Array, k: jax.Array, v: jax.Array, q_docs: Documents, k_docs: Documents, seen: Seen | None,
         out: jax.Array, lse: jax.Array, dout: jax.Array,
     ) -> Gradients:  # fmt: skip
-        mask, causal = self.mask(q, k, own, other, seen)
+        mask, causal = self.mask(q, k, q_docs, k_docs, seen)
         return cudnn.backward(q, k, v, mask, out, lse, dout, causal=causal)
 
     def mask(
-        self, q: jax.Array, k: jax.Array, own: Documents, other: Documents, seen: Seen | None
+        self, q: jax.Array, k: jax.Array, q_docs: Documents, k_docs: Documents, seen: Seen | None
     ) -> tuple[jax.Array | None, bool]:
         """[B or 1, T, S] and whether the block is causal. Other places than a causal block's are written out."""
         T, S = q.shape[1], k.shape[1]
         causal = seen is not None and T == S and not self.window
-        return mask_of((0, T, 0, S), own, other, None if causal else seen, self.window), causal
+        return mask_of((0, T, 0, S), q_docs, k_docs, None if causal else seen, self.window), causal
 
 
 KERNELS = {"xla": Plain, "splash": Splash, "cudnn": Cudnn}

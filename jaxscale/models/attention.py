@@ -82,10 +82,10 @@ def attention(
     given = {name: pair for name, pair in given.items() if pair[0] is not None}
 
     def local(q: jax.Array, k: jax.Array, v: jax.Array, *more: jax.Array) -> jax.Array:
-        own = dict(zip(given, more, strict=True))
-        sinks = {"sinks": own["sinks"]} if "sinks" in own else {}
-        found: jax.Array = run(q, k, v, own.get("segments"), how=how, **sinks)
-        return found
+        extras = dict(zip(given, more, strict=True))
+        sinks = {"sinks": extras["sinks"]} if "sinks" in extras else {}
+        out: jax.Array = run(q, k, v, extras.get("segments"), how=how, **sinks)
+        return out
 
     with jax.named_scope("attention"):  # by this name a profile tells its time from the other matmuls'
         specs = (qs, ks, ks, *(layout for _, layout in given.values()))

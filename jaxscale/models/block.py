@@ -129,7 +129,7 @@ class SelfAttention(nnx.Module):
     ) -> tuple[Cache, jax.Array]:
         """Write k, v into the cache and attend to all of this layer's; `segments` [B, S] is 0 where nothing is."""
         start = at[1]
-        cache, own = written(cache, {"k": k.swapaxes(1, 2), "v": v.swapaxes(1, 2)}, at)
+        cache, layer_cache = written(cache, {"k": k.swapaxes(1, 2), "v": v.swapaxes(1, 2)}, at)
         heads, kv = spec("batch", None, "heads", None), spec("batch", "kv_heads", None, None)
         T, S = q.shape[1], segments.shape[1]
 
@@ -139,15 +139,15 @@ class SelfAttention(nnx.Module):
             q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array, start: jax.Array, *sinks: jax.Array
         ) -> jax.Array:
             mask_TS = visible(start + jnp.arange(T)[:, None], jnp.arange(S)[None, :], window)
-            own = jax.lax.dynamic_slice_in_dim(segments, start, T, 1)
-            mask = mask_TS & (own[:, :, None] == segments[:, None, :])
+            q_segments = jax.lax.dynamic_slice_in_dim(segments, start, T, 1)
+            mask = mask_TS & (q_segments[:, :, None] == segments[:, None, :])
             k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
             return attend(q, k, v, mask, softcap=self.how.softcap, sinks_N=sinks[0] if sinks else None)
 
         more = () if sinks is None else (sinks,)
         specs = (heads, kv, kv, spec("batch", None), spec(), *[spec("heads")] * len(more))
         run = on_each_device(local, specs, heads, check_vma=False)
-        return cache, run(q, own["k"], own["v"], segments, start, *more)
+        return cache, run(q, layer_cache["k"], layer_cache["v"], segments, start, *more)
 
 
 def repeat_heads(w: jax.Array, dim: int) -> jax.Array:

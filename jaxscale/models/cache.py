@@ -17,16 +17,16 @@ def written(cache: Cache, new: dict[str, jax.Array], at: At) -> tuple[Cache, dic
     """The cache with a layer's `new` arrays of some tokens, and that layer's whole arrays."""
     layer, start = at
     changed: Cache = {}
-    own: dict[str, jax.Array] = {}
+    layer_cache: dict[str, jax.Array] = {}
     for name, x in new.items():
         place: tuple[Any, ...] = (*[0] * (x.ndim - 2), start, 0)
         if isinstance(cache[name], tuple):
-            own[name] = jax.lax.dynamic_update_slice(cache[name][layer], x, place)
-            changed[name] = (*cache[name][:layer], own[name], *cache[name][layer + 1 :])
+            layer_cache[name] = jax.lax.dynamic_update_slice(cache[name][layer], x, place)
+            changed[name] = (*cache[name][:layer], layer_cache[name], *cache[name][layer + 1 :])
         else:
             changed[name] = jax.lax.dynamic_update_slice(cache[name], x[None], (layer, *place))
-            own[name] = jax.lax.dynamic_index_in_dim(changed[name], layer, 0, keepdims=False)
-    return changed, own
+            layer_cache[name] = jax.lax.dynamic_index_in_dim(changed[name], layer, 0, keepdims=False)
+    return changed, layer_cache
 
 
 def apart(cache: Cache) -> Cache:

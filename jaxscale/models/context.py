@@ -159,14 +159,14 @@ def block_attention(kernel: Kernel, seen: Seen) -> Callable[..., jax.Array]:
     """A kernel's pair as one differentiable function of local arrays."""
 
     def forward(
-        q: jax.Array, k: jax.Array, v: jax.Array, own: Documents, other: Documents, sinks: Sinks
+        q: jax.Array, k: jax.Array, v: jax.Array, q_docs: Documents, k_docs: Documents, sinks: Sinks
     ) -> tuple[jax.Array, Any]:
-        out, lse = named(*drained(*kernel.forward(q, k, v, own, other, seen), sinks))
-        return out, (q, k, v, own, other, sinks, out, lse)
+        out, lse = named(*drained(*kernel.forward(q, k, v, q_docs, k_docs, seen), sinks))
+        return out, (q, k, v, q_docs, k_docs, sinks, out, lse)
 
     def backward(saved: Any, dout: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, None, None, Sinks]:
-        q, k, v, own, other, sinks, out, lse = saved
-        dq, dk, dv = kernel.backward(q, k, v, own, other, seen, out, lse, dout)
+        q, k, v, q_docs, k_docs, sinks, out, lse = saved
+        dq, dk, dv = kernel.backward(q, k, v, q_docs, k_docs, seen, out, lse, dout)
         gradient = of_sinks(sinks, out, lse, dout)
         return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None, None, gradient
 
@@ -242,15 +242,15 @@ class Ring:
         early, late = chunks((q, documents))
 
         def meet(so_far: Arrays, queries: Any, keys: Any) -> Arrays:
-            (q, own), (k, v, other) = queries, keys
-            out, lse = self.kernel.forward(q, k, v, own, other, None)
+            (q, q_docs), (k, v, k_docs) = queries, keys
+            out, lse = self.kernel.forward(q, k, v, q_docs, k_docs, None)
             return merge(so_far[0], so_far[1], out, lse)
 
         def step(carry: tuple[Arrays, Arrays], keys: Any, j: jax.Array | int) -> tuple[Arrays, Arrays]:
             (of_early, of_late), (first, second), lower = carry, chunks(keys), self.lower(j)
             of_late = meet(of_late, late, first)
-            found = meet(pick(lower, of_early, of_late), pick(lower, early, late), pick(lower, first, second))
-            return pick(lower, found, of_early), pick(lower, of_late, found)
+            updated = meet(pick(lower, of_early, of_late), pick(lower, early, late), pick(lower, first, second))
+            return pick(lower, updated, of_early), pick(lower, of_late, updated)
 
         out, lse = self.kernel.forward(q, k, v, documents, documents, self.causal)
         carry = chunks((out.astype(jnp.float32), lse))
@@ -265,9 +265,9 @@ class Ring:
         early, late = chunks((q, documents, out, lse, dout))
 
         def of(queries: Any, keys: Any) -> Arrays:
-            (q, own, out, lse, dout), (k, v, other) = queries, keys
-            found = self.kernel.backward(q, k, v, own, other, None, out, lse, dout)
-            return tuple(x.astype(jnp.float32) for x in found)
+            (q, q_docs, out, lse, dout), (k, v, k_docs) = queries, keys
+            grads = self.kernel.backward(q, k, v, q_docs, k_docs, None, out, lse, dout)
+            return tuple(x.astype(jnp.float32) for x in grads)
 
         def step(carry: Arrays, keys: Any, j: jax.Array | int) -> Arrays:
             dq, dk, dv = carry
@@ -281,7 +281,7 @@ class Ring:
             dv = dv + both(dv_first + pick(lower, dv_2, nothing(dv_2)), pick(lower, nothing(dv_2), dv_2))
             return dq, dk, dv
 
-        own = self.kernel.backward(q, k, v, documents, documents, self.causal, out, lse, dout)
-        dq, dk, dv = self.around(step, tuple(x.astype(jnp.float32) for x in own), (k, v, documents))
+        dqkv = self.kernel.backward(q, k, v, documents, documents, self.causal, out, lse, dout)
+        dq, dk, dv = self.around(step, tuple(x.astype(jnp.float32) for x in dqkv), (k, v, documents))
         dk, dv = self.at.turned((dk, dv))  # home
         return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None, of_sinks(sinks, out, lse, dout)

@@ -209,8 +209,8 @@ def exchange(rows: jax.Array, between: jax.Array, place: int, way: Way) -> jax.A
     at = jnp.arange(place)
     source = jnp.clip(jnp.searchsorted(jnp.cumsum(receive), at, side="right"), 0, way.shards - 1)
     first = (jnp.cumsum(receive) - receive)[source]
-    found = jnp.where(at < receive.sum(), source * most + at - first, way.shards * most)
-    return _filled(got.reshape(way.shards * most, -1), found)
+    index = jnp.where(at < receive.sum(), source * most + at - first, way.shards * most)
+    return _filled(got.reshape(way.shards * most, -1), index)
 
 
 def _filled(rows: jax.Array, index: jax.Array) -> jax.Array:

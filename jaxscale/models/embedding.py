@@ -45,18 +45,18 @@ def lookup(table_VD: jax.Array, ids_BT: jax.Array, *, dtype: jnp.dtype) -> jax.A
             ids = jax.lax.all_gather(ids, rows, axis=0, tiled=True)
         if tokens:
             ids = jax.lax.all_gather(ids, tokens, axis=1, tiled=True)
-        found = rows_of(table, ids, vocab, dtype)
+        x = rows_of(table, ids, vocab, dtype)
         shards = jax.lax.axis_size(tokens) if tokens else 1
-        found = found.reshape(found.shape[0], shards, -1, found.shape[-1])  # the tokens of each device along context
+        x = x.reshape(x.shape[0], shards, -1, x.shape[-1])  # the tokens of each device along context
         if scatter:
-            found = jax.lax.psum_scatter(found, scatter, scatter_dimension=2, tiled=True)
+            x = jax.lax.psum_scatter(x, scatter, scatter_dimension=2, tiled=True)
         if summed:
-            found = jax.lax.psum(found, summed)
+            x = jax.lax.psum(x, summed)
         if tokens:
-            found = jax.lax.all_to_all(found, tokens, split_axis=1, concat_axis=3, tiled=True)
+            x = jax.lax.all_to_all(x, tokens, split_axis=1, concat_axis=3, tiled=True)
         if rows:
-            found = jax.lax.all_to_all(found, rows, split_axis=0, concat_axis=3, tiled=True)
-        return found.reshape(found.shape[0], -1, found.shape[-1])
+            x = jax.lax.all_to_all(x, rows, split_axis=0, concat_axis=3, tiled=True)
+        return x.reshape(x.shape[0], -1, x.shape[-1])
 
     out = spec("batch", "residual_sequence" if scatter else "sequence", None)
     layouts = (to_spec([vocab, (*rows, *tokens)]), spec("batch", "sequence"))

@@ -76,14 +76,14 @@ class LatentAttention(nnx.Module):
         assert rope is not None
         latent_BTJ, shared_BTY = self.latents(x_BTD, rope)
         new = {"kv": shard(latent_BTJ, "batch", "sequence", "latent"), "rope": shared_BTY}
-        cache, own = written(cache, new, at)
+        cache, layer_cache = written(cache, new, at)
         nope, J = self.latent.nope_head_dim, self.latent.kv_rank
         w_k, w_v = jnp.split(self.weight("kv_up"), [nope], axis=-1)
         usual = (J + self.latent.rope_head_dim) ** -0.5  # of keys that are latents
         q, q_rope = jnp.split(self.queries(x_BTD, rope, self.multiplier / usual), [nope], axis=-1)
         out = ("batch", "sequence", "heads", "latent")
         q = jnp.concatenate([einsum("btnh,jnh->btnj", q, w_k, out=out, name="q_of_latents"), q_rope], axis=-1)
-        attended = self.attend_latents(q, own, segments, at[1], window)
+        attended = self.attend_latents(q, layer_cache, segments, at[1], window)
         out = ("batch", "sequence", "heads", "head_dim")
         return self.output(einsum("btnj,jno->btno", attended, w_v, out=out, name="values_of_latents")), cache
 
@@ -95,8 +95,8 @@ class LatentAttention(nnx.Module):
 
         def local(q: jax.Array, kv: jax.Array, rope: jax.Array, segments: jax.Array, start: jax.Array) -> jax.Array:
             mask_TS = visible(start + jnp.arange(T)[:, None], jnp.arange(S)[None, :], window)
-            own = jax.lax.dynamic_slice_in_dim(segments, start, T, 1)
-            mask = mask_TS & (own[:, :, None] == segments[:, None, :])
+            q_segments = jax.lax.dynamic_slice_in_dim(segments, start, T, 1)
+            mask = mask_TS & (q_segments[:, :, None] == segments[:, None, :])
             keys = jnp.concatenate([kv, rope], axis=-1)[:, :, None]
             return attend(q, keys, kv[:, :, None], mask, softcap=self.how.softcap)
 

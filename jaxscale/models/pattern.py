@@ -55,8 +55,8 @@ def scan_runs(
     parts = {name: pieces(xs, [number[name] for number in numbers]) for name, xs in stacks.items()}
     outs: list[dict[str, Any]] = []
     each = [(run, {name: parts[name][i] for name in numbers[i]}) for i, run in enumerate(runs)]
-    for (period, layers), own in reversed(each) if reverse else each:
-        carry, out = scan_run(layer, carry, own, period, layers, reverse=reverse, unroll=unroll)
+    for (period, layers), run_stacks in reversed(each) if reverse else each:
+        carry, out = scan_run(layer, carry, run_stacks, period, layers, reverse=reverse, unroll=unroll)
         outs.append(out)
     return carry, joined(outs[::-1] if reverse else outs)
 
@@ -76,8 +76,8 @@ def scan_run(
     last = {name: single(both[1], after[name]) for name, both in cut.items()}
 
     def one_period(carry: Carry, xs: Stacks) -> tuple[Carry, dict[str, Any]]:
-        own = {name: single(x, inside[name]) for name, x in xs.items()}
-        return in_turn(layer, carry, own, period, reverse=reverse)
+        arrays = {name: single(x, inside[name]) for name, x in xs.items()}
+        return in_turn(layer, carry, arrays, period, reverse=reverse)
 
     outs: list[dict[str, Any]] = []
     if reverse and rest:
@@ -105,22 +105,22 @@ def in_turn(
     Args:
         arrays: those of each stack's layers.
     """
-    waiting = {name: iter(own) for name, own in arrays.items()}
+    waiting = {name: iter(layers) for name, layers in arrays.items()}
     each = [(name, next(waiting[name]), kind) for name, kind in kinds]
     outs: dict[str, list[Any]] = {name: [] for name, _ in kinds}
     for name, x, kind in reversed(each) if reverse else each:
         carry, out = layer(carry, x, kind)
         outs[name].append(out)
-    ordered = {name: own[::-1] if reverse else own for name, own in outs.items()}
-    return carry, {name: jax.tree.map(lambda *x: jnp.stack(x), *own) for name, own in ordered.items()}
+    ordered = {name: stack_outs[::-1] if reverse else stack_outs for name, stack_outs in outs.items()}
+    return carry, {name: jax.tree.map(lambda *x: jnp.stack(x), *stack_outs) for name, stack_outs in ordered.items()}
 
 
 def joined(outs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The results of several runs of layers, one after another, by stack."""
     each = {name: [out[name] for out in outs if name in out] for out in outs for name in out}
     return {
-        name: own[0] if len(own) == 1 else jax.tree.map(lambda *x: jnp.concatenate(x), *own)
-        for name, own in each.items()
+        name: parts[0] if len(parts) == 1 else jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
+        for name, parts in each.items()
     }
 
 

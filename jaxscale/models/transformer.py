@@ -196,9 +196,9 @@ class Transformer(nnx.Module):
         segments = None if segments is None else shard(segments, "batch", "sequence")
 
         def run(x_BTD: jax.Array, block: Any, kind: cfg.LayerKind) -> tuple[jax.Array, Auxiliary]:
-            own = ropes[kind], kind.sliding_window
+            rope, window = ropes[kind], kind.sliding_window
             merged = nnx.merge(graphs[self.stack_of(kind)], block)
-            both: tuple[jax.Array, Auxiliary] = merged(x_BTD, *own, segments, counted)
+            both: tuple[jax.Array, Auxiliary] = merged(x_BTD, rope, window, segments, counted)
             return both
 
         return run
@@ -332,9 +332,9 @@ class Transformer(nnx.Module):
 
         def layer(carry: Any, inputs: tuple[Any, Any], kind: cfg.LayerKind) -> tuple[Any, None]:
             block_state, place = inputs
-            own = ropes[kind], kind.sliding_window
+            rope, window = ropes[kind], kind.sliding_window
             block = nnx.merge(each_split[self.stack_of(kind)][0], block_state)
-            return block.decode(carry[0], *own, segments, carry[1], (place, start)), None
+            return block.decode(carry[0], rope, window, segments, carry[1], (place, start)), None
 
         # the cache is carried, not mapped over: so a token is written into it and nothing else of it is copied
         carry = self.embed(tokens_BT, positions), cache

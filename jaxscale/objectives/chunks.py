@@ -45,8 +45,8 @@ def part(i: jax.Array | int, chunk: int, arrays: Any) -> Any:
         cut = on_each_device(
             lambda x, i: jax.lax.dynamic_slice_in_dim(x, i * tokens, tokens, 1), (here, PartitionSpec()), here
         )
-        found: jax.Array = cut(x, jnp.asarray(i))
-        return found
+        piece: jax.Array = cut(x, jnp.asarray(i))
+        return piece
 
     return jax.tree.map(of_one, arrays)
 

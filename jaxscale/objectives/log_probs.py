@@ -62,8 +62,8 @@ def log_prob_sums(
     if chunk is None or chunk >= targets.shape[1]:
         x_BTD, head = with_head(model, hidden_BTD)
         with jax.named_scope("log_probs"):
-            found = of_log_probs(log_probs(model.unembed(x_BTD, head), targets), columns, divisor)
-        return auxiliary | found
+            sums = of_log_probs(log_probs(model.unembed(x_BTD, head), targets), columns, divisor)
+        return auxiliary | sums
 
     x_BTD, head = jax.lax.stop_gradient(with_head(model, hidden_BTD))
 

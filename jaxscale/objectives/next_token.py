@@ -27,8 +27,8 @@ def next_token(config: cfg.Config) -> Objective:
         model: nnx.Module, batch: Batch, *, divisor: jax.Array | float = 1.0, rng: jax.Array | None = None
     ) -> Sums:
         read = ("targets", "weights")
-        found = token_sums(model, batch, of_logits, read=read, chunk=config.loss.chunk, divisor=divisor, rng=rng)
-        return with_routers(found, config.loss, divisor)
+        totals = token_sums(model, batch, of_logits, read=read, chunk=config.loss.chunk, divisor=divisor, rng=rng)
+        return with_routers(totals, config.loss, divisor)
 
     def of_layers(sums: Sums, divisor: jax.Array | float) -> jax.Array:
         return of_routers(sums, config.loss, divisor)

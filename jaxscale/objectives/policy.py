@@ -30,17 +30,17 @@ def policy(config: cfg.Config) -> Objective:
     With one update on each round of samples r is 1 by definition: `old` then only tells how far sampling and training
     differ.
     """
-    own = config.objective
-    more = ("reference",) if own.reads_reference else ()
+    objective = config.objective
+    more = ("reference",) if objective.reads_reference else ()
     read = ("weights", "advantages", "old", *more)
 
     def of_log_probs(log_p: jax.Array, columns: Batch, divisor: jax.Array | float) -> Sums:
-        sums = surrogate(log_p, columns, own)
+        sums = surrogate(log_p, columns, objective)
         return sums | {"objective": sums["loss"] / divisor}
 
     def of_logits(logits_BTV: jax.Array, columns: Batch, divisor: jax.Array | float) -> Sums:
         parts = parts_of_softmax(
-            logits_BTV, columns["targets"], vocab_size=config.model.vocab_size, temperature=own.temperature
+            logits_BTV, columns["targets"], vocab_size=config.model.vocab_size, temperature=objective.temperature
         )
         logits, _, log_z, target = parts
         entropy = log_z - (jnp.exp(logits - log_z[..., None]) * jnp.maximum(logits, -1e29)).sum(-1)
@@ -50,39 +50,39 @@ def policy(config: cfg.Config) -> Objective:
     def sums(
         model: nnx.Module, batch: Batch, *, divisor: jax.Array | float = 1.0, rng: jax.Array | None = None
     ) -> Sums:
-        if own.level == "token":
-            found = token_sums(model, batch, of_logits, read=("targets", *read), chunk=config.loss.chunk,
-                               divisor=divisor, rng=rng)  # fmt: skip
+        if objective.level == "token":
+            totals = token_sums(model, batch, of_logits, read=("targets", *read), chunk=config.loss.chunk,
+                                divisor=divisor, rng=rng)  # fmt: skip
         else:
-            found = log_prob_sums(model, batch, of_log_probs, read=read, vocab_size=config.model.vocab_size,
-                                  temperature=own.temperature, chunk=config.loss.chunk, divisor=divisor,
-                                  rng=rng)  # fmt: skip
-        return with_routers(found, config.loss, divisor) if own.aggregate == "dapo" else found
+            totals = log_prob_sums(model, batch, of_log_probs, read=read, vocab_size=config.model.vocab_size,
+                                   temperature=objective.temperature, chunk=config.loss.chunk, divisor=divisor,
+                                   rng=rng)  # fmt: skip
+        return with_routers(totals, config.loss, divisor) if objective.aggregate == "dapo" else totals
 
-    told = told_of(own)
-    by_tokens = config.model.moe is not None and own.aggregate == "dapo"
+    names = token_metrics(objective)
+    by_tokens = config.model.moe is not None and objective.aggregate == "dapo"
     return Objective(
         columns=(*SAMPLES, *more),
         sums=sums,
         count=lambda batch: divisor_of(config, batch),
-        means={"loss": "loss", "sampled": "sampled"} | {name: name for name in told} | router_means(config),
-        finish=lambda metrics: finished(metrics, told, config.model.moe),
+        means={"loss": "loss", "sampled": "sampled"} | {name: name for name in names} | router_means(config),
+        finish=lambda metrics: finished(metrics, names, config.model.moe),
         of_layers=(lambda sums, divisor: of_routers(sums, config.loss, divisor)) if by_tokens else None,
-        unit="samples" if own.aggregate != "dapo" else "tokens",
+        unit="samples" if objective.aggregate != "dapo" else "tokens",
         validated=("loss",),
     )
 
 
-def told_of(own: cfg.Objective) -> tuple[str, ...]:
+def token_metrics(objective: cfg.Objective) -> tuple[str, ...]:
     """Metrics that are means over sampled tokens."""
-    names = [name for name in OF_TOKENS if name != "entropy" or own.level == "token"]
-    return (*names, *(("kl", "kl_k1") if own.reads_reference else ()))
+    names = [name for name in OF_TOKENS if name != "entropy" or objective.level == "token"]
+    return (*names, *(("kl", "kl_k1") if objective.reads_reference else ()))
 
 
-def finished(metrics: Sums, told: tuple[str, ...], moe: cfg.Moe | None) -> Sums:
+def finished(metrics: Sums, names: tuple[str, ...], moe: cfg.Moe | None) -> Sums:
     """Means over sampled tokens, whatever the loss is divided by."""
     sampled = jnp.maximum(metrics["sampled"], 1e-30)
-    means = {name: metrics[name] / sampled for name in told}
+    means = {name: metrics[name] / sampled for name in names}
     rest = {name: x for name, x in metrics.items() if name != "sampled"} | means
     return per_token(rest, moe.top_k) if moe else rest
 
@@ -95,29 +95,29 @@ def divisor_of(config: cfg.Config, batch: Batch) -> jax.Array:
     return total
 
 
-def surrogate(log_p: jax.Array, columns: Batch, own: cfg.Objective) -> Sums:
-    """Weighted sums over tokens of the loss; sums over sampled tokens of what is told of it."""
+def surrogate(log_p: jax.Array, columns: Batch, objective: cfg.Objective) -> Sums:
+    """Weighted sums over tokens of the loss; sums over sampled tokens of its metrics."""
     weights, advantages = columns["weights"], columns["advantages"]
     sampled = (weights > 0).astype(jnp.float32)
     drift = (jax.lax.stop_gradient(log_p) - columns["old"]) * sampled  # of training from sampling
-    old = jax.lax.stop_gradient(log_p) if own.updates == 1 else columns["old"]
+    old = jax.lax.stop_gradient(log_p) if objective.updates == 1 else columns["old"]
     log_ratio = (log_p - old) * sampled
-    if own.level == "sequence":
+    if objective.level == "sequence":
         mean = log_ratio.sum(1, keepdims=True) / jnp.maximum(sampled.sum(1, keepdims=True), 1)
         log_ratio = mean * jnp.ones_like(sampled)
-    ratio, (low, high) = jnp.exp(log_ratio), own.clip
+    ratio, (low, high) = jnp.exp(log_ratio), objective.clip
     loss = -jnp.minimum(ratio * advantages, jnp.clip(ratio, 1 - low, 1 + high) * advantages)
-    told = {
+    metrics = {
         "sampled": sampled,
         "mismatch": jnp.abs(drift),
         "kl_old": jnp.exp(drift) - drift - 1,
         "clipped_low": ((ratio < 1 - low) & (advantages < 0)) * sampled,
         "clipped_high": ((ratio > 1 + high) & (advantages > 0)) * sampled,
     }
-    if own.reads_reference:
+    if objective.reads_reference:
         gap = (columns["reference"] - log_p) * sampled
         k3 = jnp.exp(gap) - gap - 1
-        loss = loss + own.kl * k3 * ratio
-        told |= {"kl": k3, "kl_k1": -gap}
-    told = {name: jax.lax.stop_gradient(x.astype(jnp.float32)).sum() for name, x in told.items()}
-    return {"loss": (weights * loss).sum()} | told
+        loss = loss + objective.kl * k3 * ratio
+        metrics |= {"kl": k3, "kl_k1": -gap}
+    metrics = {name: jax.lax.stop_gradient(x.astype(jnp.float32)).sum() for name, x in metrics.items()}
+    return {"loss": (weights * loss).sum()} | metrics

@@ -25,11 +25,11 @@ def preference(config: cfg.Config) -> Objective:
     `chosen_reward` and `rejected_reward` are beta times what a completion has gained over the reference, in nats: where
     the chosen one's falls too, the model moves away from both.
     """
-    own = config.objective
-    read = ("weights", "segments", *(("reference",) if own.reads_reference else ()))
+    objective = config.objective
+    read = ("weights", "segments", *(("reference",) if objective.reads_reference else ()))
 
     def of_log_probs(log_p: jax.Array, columns: Batch, divisor: jax.Array | float) -> Sums:
-        sums = pair_sums(log_p, columns, own)
+        sums = pair_sums(log_p, columns, objective)
         return sums | {"objective": sums["loss"] / divisor}
 
     def sums(
@@ -57,28 +57,28 @@ def of_pairs(config: cfg.Config, sums: SumsOf, metrics: tuple[str, ...]) -> Obje
     )
 
 
-def pair_sums(log_p: jax.Array, columns: Batch, own: cfg.Objective) -> Sums:
-    """The sums over pairs of the loss and of what is told of it."""
+def pair_sums(log_p: jax.Array, columns: Batch, objective: cfg.Objective) -> Sums:
+    """Sums over pairs of the loss and of its metrics."""
     pairs, weights = pair_numbers(columns["segments"]), columns["weights"]
     chosen, rejected = (weights > 0).astype(jnp.float32), (weights < 0).astype(jnp.float32)
     log_c, log_r, n_c, n_r = (by_pair(x, pairs) for x in (log_p * chosen, log_p * rejected, chosen, rejected))
     there = n_c > 0
     gain_c, gain_r = log_c, log_r
-    if own.reads_reference:
+    if objective.reads_reference:
         gain_c, gain_r = (g - by_pair(columns["reference"] * x, pairs) for g, x in ((log_c, chosen), (log_r, rejected)))
     n_c, n_r = jnp.maximum(n_c, 1), jnp.maximum(n_r, 1)
-    loss, margin = losses(own, (log_c / n_c, log_r / n_r), (gain_c, gain_r), (n_c, n_r))
-    if own.sft:
-        loss = loss - own.sft * log_c / n_c
-    rewards = {"chosen_reward": own.beta * gain_c, "rejected_reward": own.beta * gain_r}
-    found = {"loss": loss, "accuracy": (margin > 0).astype(jnp.float32), "margin": margin} | rewards
-    return {name: jnp.where(there, x, 0).sum() for name, x in found.items()}
+    loss, margin = losses(objective, (log_c / n_c, log_r / n_r), (gain_c, gain_r), (n_c, n_r))
+    if objective.sft:
+        loss = loss - objective.sft * log_c / n_c
+    rewards = {"chosen_reward": objective.beta * gain_c, "rejected_reward": objective.beta * gain_r}
+    metrics = {"loss": loss, "accuracy": (margin > 0).astype(jnp.float32), "margin": margin} | rewards
+    return {name: jnp.where(there, x, 0).sum() for name, x in metrics.items()}
 
 
 Two = tuple[jax.Array, jax.Array]  # of the chosen and the rejected completions, [B, P] each
 
 
-def losses(own: cfg.Objective, means: Two, gains: Two, lengths: Two) -> Two:
+def losses(objective: cfg.Objective, means: Two, gains: Two, lengths: Two) -> Two:
     """The loss of each pair, and the margin by which the chosen completion is preferred.
 
     sigmoid: arXiv:2305.18290, eq. 7, with label smoothing as in arXiv:2402.05369; hinge: arXiv:2305.10425; ipo:
@@ -89,19 +89,19 @@ def losses(own: cfg.Objective, means: Two, gains: Two, lengths: Two) -> Two:
         gains: log-probability of the completion, over the reference where the loss has one.
         lengths: tokens.
     """
-    beta, log_sigmoid = own.beta, jax.nn.log_sigmoid
+    beta, log_sigmoid = objective.beta, jax.nn.log_sigmoid
     margin = beta * (gains[0] - gains[1])
-    if own.loss == "sigmoid":
-        swapped = own.label_smoothing
+    if objective.loss == "sigmoid":
+        swapped = objective.label_smoothing
         return -(1 - swapped) * log_sigmoid(margin) - swapped * log_sigmoid(-margin), margin
-    if own.loss == "hinge":
+    if objective.loss == "hinge":
         return jax.nn.relu(1 - margin), margin
-    if own.loss == "ipo":
+    if objective.loss == "ipo":
         difference = gains[0] / lengths[0] - gains[1] / lengths[1]
         return jnp.square(difference - 1 / (2 * beta)), margin
-    if own.loss == "simpo":
+    if objective.loss == "simpo":
         margin = beta * (means[0] - means[1])
-        return -log_sigmoid(margin - own.gamma), margin
+        return -log_sigmoid(margin - objective.gamma), margin
     odds = [mean - jnp.log1p(-jnp.exp(jnp.minimum(mean, -1e-6))) for mean in means]  # log p / (1 - p)
     return -means[0] - beta * log_sigmoid(odds[0] - odds[1]), beta * (odds[0] - odds[1])
 

@@ -26,23 +26,23 @@ def reward(config: cfg.Config) -> Objective:
         hidden_BTD, auxiliary = hidden_and_sums(model, batch, model_arguments(model, batch, rng))
         if not hasattr(model, "scores"):
             raise ValueError(f"objective.kind=reward needs a model with scores(); {type(model).__name__} has none")
-        found = pair_sums(model.scores(hidden_BTD), batch, center)
-        return auxiliary | found | {"objective": found["loss"] / divisor}
+        totals = pair_sums(model.scores(hidden_BTD), batch, center)
+        return auxiliary | totals | {"objective": totals["loss"] / divisor}
 
     return of_pairs(config, sums, METRICS)
 
 
 def pair_sums(scores_BT: jax.Array, columns: Batch, center: float) -> Sums:
-    """The sums over pairs of the loss and of what is told of it."""
+    """Sums over pairs of the loss and of its metrics."""
     pairs, ends = pair_numbers(columns["segments"]), columns["ends"]
     first, second = (ends > 0).astype(jnp.float32), (ends < 0).astype(jnp.float32)
     chosen, rejected, there = (by_pair(x, pairs) for x in (scores_BT * first, scores_BT * second, first))
     margin = chosen - rejected
-    found = {
+    metrics = {
         "loss": -jax.nn.log_sigmoid(margin) + center * jnp.square(chosen + rejected),
         "accuracy": (margin > 0).astype(jnp.float32),
         "margin": margin,
         "chosen_score": chosen,
         "rejected_score": rejected,
     }
-    return {name: jnp.where(there > 0, x, 0).sum() for name, x in found.items()}
+    return {name: jnp.where(there > 0, x, 0).sum() for name, x in metrics.items()}

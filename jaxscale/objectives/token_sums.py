@@ -218,16 +218,16 @@ def adding_gradients(
         def chunk_gradient(i: jax.Array | int) -> tuple[tuple[jax.Array, tuple[jax.Array, ...]], Sums]:
             x_i, columns_i = part(i, chunk, (x, columns))
             logits, back = jax.vjp(multiply, x_i, head)
-            dlogits, found = gradient(logits, columns_i, divisor)
+            dlogits, sums_i = gradient(logits, columns_i, divisor)
             dx, dhead = back(dlogits)
             if not trained:
-                return (dx, ()), found
+                return (dx, ()), sums_i
             dhead = head_gradient(multiply, x_i, head, dlogits) if linear else dhead.astype(jnp.float32)
-            return (dx, (dhead,)), found
+            return (dx, (dhead,)), sums_i
 
         def body(carry: PyTree, i: jax.Array) -> tuple[PyTree, jax.Array]:
-            (dx_i, dhead_i), found = chunk_gradient(i)
-            return jax.tree.map(jnp.add, carry, (found, dhead_i)), dx_i
+            (dx_i, dhead_i), sums_i = chunk_gradient(i)
+            return jax.tree.map(jnp.add, carry, (sums_i, dhead_i)), dx_i
 
         first, total = chunk_gradient(0)
         # the first chunk ends before the others begin, or its logits would be kept beside theirs. They read x behind
@@ -251,8 +251,8 @@ def objective_gradient(sums: OfLogits) -> Callable[..., tuple[jax.Array, Sums]]:
     """`(x, columns, divisor)` to the objective's gradient by x, logits or log-probabilities, and all sums."""
 
     def objective(x: jax.Array, *rest: Any) -> tuple[jax.Array, Sums]:
-        found = sums(x, *rest)
-        return found["objective"], found
+        totals = sums(x, *rest)
+        return totals["objective"], totals
 
     gradient: Callable[..., tuple[jax.Array, Sums]] = jax.grad(objective, has_aux=True)
     return gradient
@@ -285,9 +285,9 @@ def keeping_gradient(sums: OfLogits, multiply: Multiply, chunk: int) -> Callable
         def body(carry: tuple[Sums, jax.Array], i: jax.Array) -> tuple[tuple[Sums, jax.Array], None]:
             total, kept = carry
             x_i, columns_i = part(i, chunk, (x, columns))
-            dlogits, found = gradient(multiply(x_i, head), columns_i, divisor)
+            dlogits, sums_i = gradient(multiply(x_i, head), columns_i, divisor)
             kept = with_part(kept, i, dlogits.astype(kept.dtype))
-            return (jax.tree.map(jnp.add, total, found), kept), None
+            return (jax.tree.map(jnp.add, total, sums_i), kept), None
 
         zeros = no_sums(sums, multiply, chunk, x, head, columns, divisor)
         shape = jax.eval_shape(multiply, x, head).shape

@@ -35,8 +35,8 @@ def token_values(
         return scores(x_BTD, targets)
 
     def body(done: Sums, i: jax.Array) -> tuple[Sums, None]:
-        found = scores(*part(i, chunk, (x_BTD, targets)))
-        return {name: with_part(x, i, found[name]) for name, x in done.items()}, None
+        scores_i = scores(*part(i, chunk, (x_BTD, targets)))
+        return {name: with_part(x, i, scores_i[name]) for name, x in done.items()}, None
 
     nothing = {name: jnp.zeros_like(targets, jnp.float32) for name in ("log_p", "right")}
     values: Sums = jax.lax.scan(body, nothing, jnp.arange(x_BTD.shape[1] // chunk))[0]

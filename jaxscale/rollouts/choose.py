@@ -88,8 +88,8 @@ def choose(way: Way, logits_BV: jax.Array, keys: jax.Array, i: jax.Array, dials:
 
     run = on_each_device(local, (rows, rows, none, none, none), (one, one), check_vma=False)
     with jax.named_scope("choose_tokens"):
-        found: tuple[jax.Array, jax.Array] = run(logits_BV, keys, i, *dials)
-        return found
+        chosen: tuple[jax.Array, jax.Array] = run(logits_BV, keys, i, *dials)
+        return chosen
 
 
 def draw(key: jax.Array, scores_V: jax.Array, i: jax.Array) -> jax.Array:
@@ -110,8 +110,8 @@ def draw(key: jax.Array, scores_V: jax.Array, i: jax.Array) -> jax.Array:
 
 def below(sums: jax.Array, uniform: jax.Array) -> jax.Array:
     """The number of the part in which this share of the whole lies."""
-    found: jax.Array = jnp.minimum((sums <= uniform * sums[-1]).sum(), len(sums) - 1)
-    return found
+    part: jax.Array = jnp.minimum((sums <= uniform * sums[-1]).sum(), len(sums) - 1)
+    return part
 
 
 def truncated(way: Way, logits_BV: jax.Array, dials: Dials) -> jax.Array:

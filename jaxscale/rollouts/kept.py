@@ -40,12 +40,12 @@ def kept_round(out: Path, number: int) -> Round | None:
     """The round of this number, if it is the one that is kept and can be read."""
     try:
         with np.load(io.BytesIO((out / NAME).read_bytes())) as file:
-            found = {name: file[name] for name in file.files}
-        if int(found["number"]) != number:
+            saved = {name: file[name] for name in file.files}
+        if int(saved["number"]) != number:
             return None
-        ends = np.cumsum(found["prompt_lengths"])
-        prompts = [p.tolist() for p in np.split(found["prompts"], ends[:-1])]
-        arrays = {name: found[name] for name in ("tokens", "log_probs", "lengths", "stopped", "rewards")}
-        return Round(number, prompts, **arrays, judged=found["judged"] if found["judged"].size else None)
+        ends = np.cumsum(saved["prompt_lengths"])
+        prompts = [p.tolist() for p in np.split(saved["prompts"], ends[:-1])]
+        arrays = {name: saved[name] for name in ("tokens", "log_probs", "lengths", "stopped", "rewards")}
+        return Round(number, prompts, **arrays, judged=saved["judged"] if saved["judged"].size else None)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None

@@ -69,8 +69,8 @@ def decode_loop(
         return i + 1, out, done, token, position + 1, segments, cache
 
     state = (jnp.int32(1), out, done, token, position, segments, cache)
-    found: Outputs = jax.lax.while_loop(going, advance, state)[1]
-    return found
+    outputs: Outputs = jax.lax.while_loop(going, advance, state)[1]
+    return outputs
 
 
 def written(

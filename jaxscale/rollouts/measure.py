@@ -26,34 +26,34 @@ class OfRollouts:
     sampler: Sampler | None = None
 
     def __call__(self, program: Program, mesh: jax.sharding.Mesh, state: TrainState) -> dict[str, Any]:
-        own, count = self.config.objective, min(len(self.rows), self.config.evaluation.examples)
+        objective, count = self.config.objective, min(len(self.rows), self.config.evaluation.examples)
         if self.sampler is None:
             self.sampler = Sampler(self.config, mesh, rules_for(self.config, mesh), vocab_size=self.rows.vocab_size)
         worth, numbers = self.judges.worth(self.rows, mesh), np.arange(count)
-        found: dict[str, Any] = {"prompts": count}
+        measured: dict[str, Any] = {"prompts": count}
         params = used_parameters(self.config, state)
-        for name, temperature in (("", own.temperature), ("greedy_", 0.0)):
+        for name, temperature in (("", objective.temperature), ("greedy_", 0.0)):
             made = self.sampler(
                 params,
                 [self.rows.tokens(i) for i in range(count)],
                 keys=self.rows.keys(self.config.seed, 2**32 - 1, numbers, np.zeros(count, np.int64)),
-                max_new=own.max_new,
+                max_new=objective.max_new,
                 temperature=temperature,
                 stop_ids=self.rows.stop_ids,
             )
             rewards, judged = worth(numbers, made, 1)
-            found[f"{name}reward"] = mean(rewards)
+            measured[f"{name}reward"] = mean(rewards)
             if judged is not None:
-                found[f"{name}judge"] = mean(judged)
-            found[f"{name}cut_off"] = float(1 - made.stopped.mean())
-        return found
+                measured[f"{name}judge"] = mean(judged)
+            measured[f"{name}cut_off"] = float(1 - made.stopped.mean())
+        return measured
 
-    def numbers(self, found: Mapping[str, Any]) -> Mapping[str, float]:
-        return {name: value for name, value in found.items() if name != "prompts"}
+    def numbers(self, measured: Mapping[str, Any]) -> Mapping[str, float]:
+        return {name: value for name, value in measured.items() if name != "prompts"}
 
-    def line(self, found: Mapping[str, Any]) -> str:
-        judge = f", judge {found['judge']:.3f} and {found['greedy_judge']:.3f}" if "judge" in found else ""
-        return f"held-out reward {found['reward']:.3f} drawn and {found['greedy_reward']:.3f} greedy{judge}"
+    def line(self, measured: Mapping[str, Any]) -> str:
+        judge = f", judge {measured['judge']:.3f} and {measured['greedy_judge']:.3f}" if "judge" in measured else ""
+        return f"held-out reward {measured['reward']:.3f} drawn and {measured['greedy_reward']:.3f} greedy{judge}"
 
 
 def mean(values: np.ndarray) -> float:

@@ -65,11 +65,11 @@ def open_prompt_rows(config: cfg.Config, split: str, *, columns: tuple[str, ...]
     Raises:
         ValueError: other data, a vocabulary beyond the model's, or no prompt that leaves room for `objective.max_new`.
     """
-    data, own = config.data, config.objective
+    data, objective = config.data, config.objective
     if data.kind != "tokens" or data.path is None:
         raise ValueError(
-            f"objective.kind={own.kind} samples answers to prompts: give data.path with a dataset of `jaxscale data "
-            "prepare --prompts`"
+            f"objective.kind={objective.kind} samples answers to prompts: give data.path with a dataset of `jaxscale "
+            "data prepare --prompts`"
         )
     if split == "validation" and not read_index(Path(data.path)).splits["validation"].tokens:
         say("no validation prompts: prepare the prompts with a validation split, to see rewards of held-out ones")
@@ -80,12 +80,12 @@ def open_prompt_rows(config: cfg.Config, split: str, *, columns: tuple[str, ...]
             f"the prompts have vocab_size {prompts.vocab_size}, beyond the model's {config.model.vocab_size}; prepare "
             "them with the model's tokenizer"
         )
-    room = data.seq_len - own.max_new
+    room = data.seq_len - objective.max_new
     lengths = prompts.store.lengths
     kept = np.flatnonzero(lengths <= room)
     if not len(kept):
         raise ValueError(
-            f"none of {len(lengths):,} prompts leaves room for objective.max_new={own.max_new} tokens in rows of "
+            f"none of {len(lengths):,} prompts leaves room for objective.max_new={objective.max_new} tokens in rows of "
             f"data.seq_len={data.seq_len}; the shortest has {int(lengths.min()):,}"
         )
     if left := len(lengths) - len(kept):

@@ -49,15 +49,14 @@ def find_function(name: str) -> Callable[..., Any]:
                 sys.path.insert(0, os.getcwd())
             module = importlib.import_module(head)
     except BaseException as error:
-        raise ValueError(f"reward {name}: {head} cannot be imported ({told(error)})") from None
-    found = getattr(module, tail, None)
-    if not callable(found):
+        raise ValueError(f"reward {name}: {head} cannot be imported ({one_line(error)})") from None
+    function: Callable[..., Any] | None = getattr(module, tail, None)
+    if not callable(function):
         raise ValueError(f"reward {name}: {head} has no function {tail}")
-    function: Callable[..., Any] = found
     return function
 
 
-def told(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}".removesuffix(": ")
 
 
@@ -82,15 +81,15 @@ def serve(name: str, connection: Connection) -> None:
         except KeyboardInterrupt:
             return
         except BaseException as error:
-            connection.send((False, told(error)))
+            connection.send((False, one_line(error)))
 
 
 def checked(values: Any, count: int) -> list[float | None]:
     """What a function gave, as plain numbers; what is none is None. Raises ValueError for another length."""
-    found = list(values)
-    if len(found) != count:
-        raise ValueError(f"{len(found)} rewards for {count} samples")
-    return [float(v) if is_number(v) else None for v in found]
+    rewards = list(values)
+    if len(rewards) != count:
+        raise ValueError(f"{len(rewards)} rewards for {count} samples")
+    return [float(v) if is_number(v) else None for v in rewards]
 
 
 def is_number(value: Any) -> bool:
@@ -165,7 +164,7 @@ class Function:
 
     def __call__(self, prompts: list[str], completions: list[str], columns: Columns) -> list[float | None]:
         """Rewards in the samples' order; a piece that takes longer than `seconds` has none, and its process ends."""
-        found: list[float | None] = [None] * len(prompts)
+        rewards: list[float | None] = [None] * len(prompts)
         size = max(1, min(PIECE, math.ceil(len(prompts) / len(self.workers))))
         waiting = [slice(i, min(i + size, len(prompts))) for i in range(0, len(prompts), size)][::-1]
 
@@ -185,12 +184,12 @@ class Function:
             ready = wait([w.connection for w in busy], timeout=max(0.0, min(w.until for w in busy) - time.monotonic()))
             for worker in busy:
                 if worker.connection in ready:
-                    ask(self.answered(worker, found))
+                    ask(self.answered(worker, rewards))
                 elif time.monotonic() >= worker.until:
                     ask(self.replaced(worker, f"no answer within {self.seconds:g} s"))
-        return found
+        return rewards
 
-    def answered(self, worker: Worker, found: list[float | None]) -> Worker:
+    def answered(self, worker: Worker, rewards: list[float | None]) -> Worker:
         """Take its values; the worker that goes on."""
         assert worker.piece is not None
         try:
@@ -198,7 +197,7 @@ class Function:
         except (EOFError, OSError):
             return self.replaced(worker, "its process died")
         if good:
-            found[worker.piece] = values
+            rewards[worker.piece] = values
             self.count("NaN, infinite or no number", sum(v is None for v in values))
         else:
             self.count(values, worker.piece.stop - worker.piece.start)

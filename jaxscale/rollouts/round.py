@@ -84,13 +84,13 @@ def rows_of(
             continue
         prompt, n = round_.prompts[i], int(round_.lengths[i])
         ids = np.concatenate([np.asarray(prompt, np.int32), round_.tokens[i, :n]])
-        own = slice(len(prompt) - 1, len(ids) - 1)
+        span = slice(len(prompt) - 1, len(ids) - 1)
         columns["tokens"][row, : len(ids)] = ids
         columns["targets"][row, : len(ids) - 1] = ids[1:]
-        columns["weights"][row, own] = 1 / n if aggregate == "grpo" else 1
-        columns["old"][row, own] = round_.log_probs[i, :n]
+        columns["weights"][row, span] = 1 / n if aggregate == "grpo" else 1
+        columns["old"][row, span] = round_.log_probs[i, :n]
         for name, values in (extra or {}).items():
-            columns[name][row, own] = values[i]
+            columns[name][row, span] = values[i]
     return columns
 
 
@@ -110,7 +110,7 @@ def winners(rewards: np.ndarray) -> np.ndarray:
 
 
 def numbers(round_: Round) -> dict[str, float]:
-    """What is told of a round.
+    """The metrics of a round.
 
     `without_signal`: the share of groups whose rewards are all equal or missing; `cut_off`: of samples that no stop
     token ends; `distinct`: of samples that differ from those before them in their group.
@@ -120,7 +120,7 @@ def numbers(round_: Round) -> dict[str, float]:
     signal = [len(set(row[np.isfinite(row)].tolist())) > 1 for row in rewards]
     texts = [tuple(t[:n].tolist()) for t, n in zip(round_.tokens, round_.lengths, strict=True)]
     distinct = sum(len(set(texts[p * G : (p + 1) * G])) for p in range(P))
-    found = {
+    metrics = {
         "reward": float(known.mean()) if known.size else float("nan"),
         "reward_std": float(known.std(ddof=1)) if known.size > 1 else 0.0,
         "best": float(np.mean([row[np.isfinite(row)].max() for row in rewards if np.isfinite(row).any()] or [np.nan])),
@@ -132,9 +132,9 @@ def numbers(round_: Round) -> dict[str, float]:
     }
     if round_.judged is not None:
         judged = round_.judged[np.isfinite(round_.judged)]
-        found["judge"] = float(judged.mean()) if judged.size else float("nan")
-        found["judge_std"] = float(judged.std(ddof=1)) if judged.size > 1 else 0.0
-    return found
+        metrics["judge"] = float(judged.mean()) if judged.size else float("nan")
+        metrics["judge_std"] = float(judged.std(ddof=1)) if judged.size > 1 else 0.0
+    return metrics
 
 
 def rows_of_step(best: np.ndarray, update: int, size: int) -> np.ndarray:

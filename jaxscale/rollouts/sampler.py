@@ -177,8 +177,8 @@ class Sampler:
             model: Any = self.merge(self.kept)
             cache = jax.eval_shape(lambda: model.empty_cache(shape.rows, length))
             cache_bytes = bytes_of(on_devices(cache))
-        own = shape.rows // (whole_rows(self.rules, self.mesh.shape, 1))
-        logits = logits_bytes(own, self.config.model.padded_vocab_size)
+        rows = shape.rows // (whole_rows(self.rules, self.mesh.shape, 1))
+        logits = logits_bytes(rows, self.config.model.padded_vocab_size)
         return Need(self.held_bytes, bytes_of(self.gathered), cache_bytes, logits)
 
 

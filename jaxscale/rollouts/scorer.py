@@ -47,7 +47,7 @@ class Scorer:
         seq_len: int,
         like: cfg.Config,
         step: int | None = None,
-        own: cfg.Config | None = None,
+        config: cfg.Config | None = None,
         tail: Sequence[int] = (),
     ):
         """`rows` texts are scored at one time, of at most `seq_len` tokens.
@@ -55,12 +55,12 @@ class Scorer:
         Args:
             like: its mesh, sharding, runtime and number of microbatches are used.
             step: of this checkpoint; None: the newest.
-            own: the run's config with what a user changed; None: as the checkpoint has it.
+            config: the run's config with what a user changed; None: as the checkpoint has it.
         """
         stored = Stored(run, step)
-        values = dict(stored.config) if own is None else own.model_dump(mode="json")
+        values = dict(stored.config) if config is None else config.model_dump(mode="json")
         require_scores(run, score=bool(values["model"].get("score")))
-        if own is not None and (changed := config_differences(stored.config, values)):
+        if config is not None and (changed := config_differences(stored.config, values)):
             raise ValueError(f"the model is not the checkpoint's: {'; '.join(changed)}; override mesh and runtime only")
         self.name, self.step, self.tail = run, stored.step, list(tail)
         data = values["data"] | {"batch_size": rows, "seq_len": seq_len}
@@ -82,7 +82,7 @@ class Scorer:
 
         NaN of a text that is empty or longer than a row.
         """
-        found = np.full(len(texts), np.nan, np.float32)
+        text_scores = np.full(len(texts), np.nan, np.float32)
         fitting = [i for i, text in enumerate(texts) if 0 < len(text) <= self.seq_len]
         for first in range(0, len(fitting), self.rows):
             numbers = fitting[first : first + self.rows]
@@ -94,8 +94,8 @@ class Scorer:
             with self.setup.context():
                 batch = self.places.every({"tokens": tokens, "weights": weights})
                 scores = self.places.read(self.run(self.state, batch)["scores"])
-            found[numbers] = [scores[i, len(text) - 1] for i, text in enumerate(part)]
-        return found
+            text_scores[numbers] = [scores[i, len(text) - 1] for i, text in enumerate(part)]
+        return text_scores
 
     def of_samples(
         self, prompts: Sequence[Sequence[int]], samples: Sequence[Sequence[int]], stopped: Sequence[bool]

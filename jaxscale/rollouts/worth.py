@@ -51,19 +51,19 @@ class Worth:
         if isinstance(one, Scorer):
             prompts = [self.prompts.tokens(int(i)) for i in rows]
             return one.of_samples(prompts, made.rows(), made.stopped.tolist()).astype(float)
-        own = range(jax.process_index(), len(rows), jax.process_count())
-        texts, samples = [self.text(int(rows[i])) for i in own], made.rows(stop=False)
-        completions = [self.codec.decode(samples[i]) for i in own]
-        records = [self.prompts.record(int(rows[i])) for i in own]
+        numbers = range(jax.process_index(), len(rows), jax.process_count())
+        texts, samples = [self.text(int(rows[i])) for i in numbers], made.rows(stop=False)
+        completions = [self.codec.decode(samples[i]) for i in numbers]
+        records = [self.prompts.record(int(rows[i])) for i in numbers]
         names = sorted(set.intersection(*(set(r) for r in records))) if records else []
         columns = {name: [r[name] for r in records] for name in names if name != "prompt"}
         values = one(texts, completions, columns) if texts else []
-        found = np.full(len(rows), math.nan)
+        rewards = np.full(len(rows), math.nan)
         every = from_all(f"rewards/{next(COUNT)}", json.dumps(values), seconds=SECONDS)
         for rank, text in enumerate(every):
             share = json.loads(text)
-            found[rank :: len(every)] = [math.nan if v is None else v for v in share]
-        return found
+            rewards[rank :: len(every)] = [math.nan if v is None else v for v in share]
+        return rewards
 
     def told(self) -> list[str]:
         """Lines on samples without a reward."""
@@ -82,21 +82,21 @@ class Judges:
     def __init__(self, config: cfg.Config, codec: Tokenizer | None, say: Callable[[str], None]):
         self.config, self.codec, self.say = config, codec, say
         self.known: dict[str, Function | Scorer] = {}
-        own = config.objective
-        for name in filter(None, (own.reward, own.judge)) if own.kind in cfg.OF_ROLLOUTS else ():
+        objective = config.objective
+        for name in filter(None, (objective.reward, objective.judge)) if objective.kind in cfg.OF_ROLLOUTS else ():
             if is_function(name):  # a function that is not there is refused before anything is written
-                self.known[name] = open_function(name, seconds=own.reward_seconds)
+                self.known[name] = open_function(name, seconds=objective.reward_seconds)
                 say(f"rewards by {name}, code that this run was told to run")
             else:
                 Stored(name)  # nor is a run that is not there
 
     def worth(self, prompts: PromptRows, mesh: jax.sharding.Mesh) -> Worth:
         """What samples for these prompts are worth."""
-        own = self.config.objective
-        assert own.reward is not None
+        objective = self.config.objective
+        assert objective.reward is not None
         assert self.codec is not None
-        judge = None if own.judge is None else self.opened(own.judge, prompts, mesh)
-        return Worth(prompts, self.codec, self.opened(own.reward, prompts, mesh), judge)
+        judge = None if objective.judge is None else self.opened(objective.judge, prompts, mesh)
+        return Worth(prompts, self.codec, self.opened(objective.reward, prompts, mesh), judge)
 
     def opened(self, name: str, prompts: PromptRows, mesh: jax.sharding.Mesh) -> Function | Scorer:
         """A function by its name, or a reward model by its run's directory."""

@@ -57,8 +57,8 @@ def score_file(
     with together(config) as (place, monitor):
         first = place.processes == 1 or place.process_id == 0
         mesh = make_mesh(config.mesh, start_devices(config.runtime, place.processes))
-        data = config.data
-        scorer = Scorer(str(run), mesh, rows=data.batch_size, seq_len=data.seq_len, like=config, own=config, step=step)
+        rows, seq_len = config.data.batch_size, config.data.seq_len
+        scorer = Scorer(str(run), mesh, rows=rows, seq_len=seq_len, like=config, config=config, step=step)
         if first:
             say(f"{len(texts.tokens):,} texts by step {scorer.step} of {run}")
         scores = all_scores(scorer, texts.tokens, monitor)
