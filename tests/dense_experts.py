@@ -159,6 +159,11 @@ def poisoned_back(saved, gradient_RF):
 poisoned.defvjp(lambda *args: (poisoned(*args), args), poisoned_back)
 
 
+def poisoned_matmul(x, w, *, sizes_E, platform, transposed=False):
+    """`poisoned` in place of `kernels.grouped.grouped_matmul`."""
+    return poisoned(x, w.swapaxes(1, 2) if transposed else w, sizes_E)
+
+
 # --- a step -----------------------------------------------------------------------------------------------------
 
 

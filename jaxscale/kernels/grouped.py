@@ -34,7 +34,9 @@ KERNELS = {
 }
 
 
-def grouped_matmul(x_RD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array, *, platform: str) -> jax.Array:
+def grouped_matmul(
+    x_RD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array, *, platform: str, transposed: bool = False
+) -> jax.Array:
     """Multiply each row by its expert's matrix, with gradients of x and w.
 
     Inside a shard_map the arrays vary over the same axes. Compute is proportional to the rows that experts have.
@@ -43,28 +45,34 @@ def grouped_matmul(x_RD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array, *, pla
         x_RD: rows sorted by expert, in w's dtype: bfloat16 or float32.
         sizes_E: int32, how many rows each expert has. Their sum is at most R.
         platform: that the program is for, a key of `KERNELS`.
+        transposed: w is [E, F, D], as it is stored: no copy of it is made.
 
     Returns:
         [R, F] in x's dtype, accumulated in float32. Rows past sum(sizes) are undefined, in the gradient of x too. What
         they hold, in x and in the incoming gradient, reaches no other row and no gradient of w.
     """
     assert x_RD.dtype == w_EDF.dtype
-    return _grouped_matmul(platform, x_RD, w_EDF, sizes_E)
+    return _grouped_matmul(platform, transposed, x_RD, w_EDF, sizes_E)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _grouped_matmul(platform: str, x_RD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array) -> jax.Array:
-    return KERNELS[platform].rows(x_RD, w_EDF, sizes_E, False)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _grouped_matmul(
+    platform: str, transposed: bool, x_RD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array
+) -> jax.Array:
+    return KERNELS[platform].rows(x_RD, w_EDF, sizes_E, transposed)
 
 
-def _forward(platform: str, *arrays: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    return _grouped_matmul(platform, *arrays), arrays
+def _forward(platform: str, transposed: bool, *arrays: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    return _grouped_matmul(platform, transposed, *arrays), arrays
 
 
-def _backward(platform: str, saved: tuple[jax.Array, ...], dy_RF: jax.Array) -> tuple[jax.Array, jax.Array, None]:
+def _backward(
+    platform: str, transposed: bool, saved: tuple[jax.Array, ...], dy_RF: jax.Array
+) -> tuple[jax.Array, jax.Array, None]:
     x_RD, w_EDF, sizes_E = saved
     kernel = KERNELS[platform]
-    return kernel.rows(dy_RF, w_EDF, sizes_E, True), kernel.weights(x_RD, dy_RF, sizes_E), None
+    dw = kernel.weights(*((dy_RF, x_RD) if transposed else (x_RD, dy_RF)), sizes_E)
+    return kernel.rows(dy_RF, w_EDF, sizes_E, not transposed), dw, None
 
 
 _grouped_matmul.defvjp(_forward, _backward)

@@ -116,13 +116,14 @@ class Experts(nnx.Module):
             over = set()  # jax lowers no marks where a device's program is the whole
         # w[E_expert, D_fsdp, M_tensor] -> w[E_expert, D, M_tensor]   gather over fsdp
         up = [self.weight(name, [experts, (), split], over) for name in ("expert_gate", "expert_up")]
-        down = self.weight("expert_down", [experts, split, ()], over)
+        turned = bool(dims_of(self.expert_down[...])[2])  # by its device's part: gathered so, it needs no turned copy
+        down = self.weight("expert_down", [experts, *([(), split] if turned else [split, ()])], over, turned=turned)
         operands = (x_BTD, weights_BTK, index_BTK, *up, down)
         if self.moe.mlp_bias:
             layouts = {"expert_gate_bias": [experts, split], "expert_up_bias": [experts, split]}
             layouts |= {"expert_down_bias": [experts, ()]}
             operands += tuple(self.weight(name, dims, over) for name, dims in layouts.items())
-        body = _Local(self.moe, self.exchange, experts, split, platform(), shard_count("experts"))
+        body = _Local(self.moe, self.exchange, experts, split, platform(), shard_count("experts"), turned)
         run = on_each_device(
             body, [jax.typeof(a).sharding.spec for a in operands], to_spec(layout, unreduced=set(split))
         )
@@ -132,9 +133,11 @@ class Experts(nnx.Module):
         named: jax.Array = checkpoint_name(y_BTD, "mlp_out")
         return named
 
-    def weight(self, name: str, dims: list[Axes], over: set[str]) -> jax.Array:
+    def weight(self, name: str, dims: list[Axes], over: set[str], *, turned: bool = False) -> jax.Array:
+        """A weight where it is multiplied; `turned`: with its last two dims exchanged."""
         with jax.named_scope(name):
-            return move(getattr(self, name)[...].astype(self.dtype), dims, over)
+            w = getattr(self, name)[...].astype(self.dtype)
+            return move(w.swapaxes(1, 2) if turned else w, dims, over)
 
 
 # --- what one device does -------------------------------------------------------------------------------------
@@ -195,6 +198,7 @@ class _Local:
     split: Axes  # of the experts' mlp: outputs are partial sums over it
     platform: str
     shards: int
+    turned: bool  # the last matrices are [E, D, M]
 
     def __call__(self, *operands: jax.Array) -> jax.Array:
         """Of x [B, T, D], weights and numbers of experts [B, T, K], matrices, and biases where there are some."""
@@ -216,7 +220,7 @@ class _Local:
             gate_RM, up_RM = gate_RM + of_rows[0], up_RM + of_rows[1]
         h = gated(gate_RM, up_RM, self.moe.limit)
         h = (h.astype(jnp.float32) * weight_R[:, None]).astype(h.dtype)
-        y_RD = multiply(h, down)
+        y_RD = multiply(h, down, transposed=self.turned)
         if of_rows:
             y_RD = y_RD + (self.once(of_rows[2]).astype(jnp.float32) * weight_R[:, None]).astype(y_RD.dtype)
         with jax.named_scope("combine"):

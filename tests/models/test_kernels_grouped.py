@@ -45,13 +45,17 @@ def arrays(rows, sizes, dtype=np.float32):
 
 
 @functools.cache
-def with_gradients(platform):
+def with_gradients(platform, transposed=False):
     """(x, w, sizes, dy) -> y, dx, dw."""
 
     @jax.jit
     def run(x, w, sizes, dy):
-        y, pull = jax.vjp(lambda x, w: grouped_matmul(x, w, sizes, platform=platform), x, w)
-        return y, *pull(dy)
+        def matmul(x, w):
+            return grouped_matmul(x, w, sizes, platform=platform, transposed=transposed)
+
+        y, pull = jax.vjp(matmul, x, w.swapaxes(1, 2) if transposed else w)
+        dx, dw = pull(dy)
+        return y, dx, dw.swapaxes(1, 2) if transposed else dw
 
     return run
 
@@ -82,12 +86,13 @@ CASES = {  # of 640 rows
 }
 
 
+@pytest.mark.parametrize("transposed", [False, True], ids=["", "transposed"])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("case", CASES)
-def test_values_and_gradients(platform, case, dtype):
+def test_values_and_gradients(platform, case, dtype, transposed):
     """In bfloat16 within one rounding of float64, array by array: all sums are of float32."""
     args = arrays(640, CASES[case], dtype)
-    got = with_gradients(platform)(*args)
+    got = with_gradients(platform, transposed)(*args)
     assert [a.dtype for a in got] == [dtype] * 3
     assert_close(got, reference(*args), 2**-8 if dtype == jnp.bfloat16 else 1e-6)
 
