@@ -222,7 +222,7 @@ def test_the_core_stays_short_enough_to_read():
     """
     every = {f: len(FILES[f].read_text().splitlines()) for f in core()}
     kernels = {f: n for f, n in every.items() if f.startswith("kernels/")}
-    assert sum(kernels.values()) < 1150, kernels
+    assert sum(kernels.values()) < 1170, kernels
     lines = {f: n for f, n in every.items() if f not in kernels}
     assert {"config/sections.py", "parallel/sharding.py", "models/transformer.py", "blueprint/decoder.py"} <= set(lines)
     assert sum(lines.values()) < 10_850, lines
