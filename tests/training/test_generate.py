@@ -34,6 +34,11 @@ MODELS = {
         "num_layers": 3,
         "moe": {"num_experts": 8, "top_k": 2, "mlp_dim": 32, "shared_mlp_dim": 16, "dense_layers": 1},
     },
+    "mixture in every second layer": {
+        "num_layers": 5,
+        "pattern": [{"experts": False, "sliding_window": 4}, {}],
+        "moe": {"num_experts": 8, "top_k": 2, "mlp_dim": 32},
+    },
 }
 
 
