@@ -274,7 +274,7 @@ def check_stages(rules: Rules, sizes: Mapping[str, int], config: cfg.Config) -> 
         raise ValueError(
             f"{axes_text(axes, sizes)}: a pipeline trains all parameters, and model.lora few; set mesh.{axes[0]}=1"
         )
-    if config.model.moe and (first := config.model.moe.dense_layers):
+    if first := config.model.first_dense_layers:
         raise ValueError(
             f"{axes_text(axes, sizes)}: stages are alike, and model.moe.dense_layers makes the first {first} layers "
             f"of the model different; set mesh.{axes[0]}=1"

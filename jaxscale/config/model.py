@@ -260,22 +260,25 @@ class Model(Section):
     @functools.cached_property
     def layer_kinds(self) -> tuple[LayerKind, ...]:
         """The kind of every layer."""
-        dense = self.moe.dense_layers if self.moe else 0
         first = {kind: kind.model_copy(update={"experts": False}) for kind in self.kinds}
         every = [self.kinds[i % len(self.kinds)] for i in range(self.num_layers)]
-        return tuple(first[kind] if i < dense else kind for i, kind in enumerate(every))
+        return tuple(first[kind] if i < self.first_dense_layers else kind for i, kind in enumerate(every))
 
     @property
     def runs(self) -> tuple[tuple[tuple[LayerKind, ...], int], ...]:
         """Runs of layers in which the same kinds repeat: one period of each run, and its number of layers."""
-        dense = self.moe.dense_layers if self.moe else 0
-        runs = self.layer_kinds[:dense], self.layer_kinds[dense:]
+        runs = self.layer_kinds[: self.first_dense_layers], self.layer_kinds[self.first_dense_layers :]
         return tuple((shortest(run[: len(self.kinds)]), len(run)) for run in runs if run)
 
     @functools.cached_property
     def windows(self) -> dict[int | None, int]:
         """Sliding window -> how many layers have it."""
         return dict(Counter(kind.sliding_window for kind in self.layer_kinds))
+
+    @property
+    def first_dense_layers(self) -> int:
+        """First layers that have an MLP, whatever their kind says."""
+        return self.moe.dense_layers if self.moe else 0
 
     @property
     def expert_layers(self) -> int:

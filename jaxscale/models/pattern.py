@@ -21,19 +21,6 @@ Stacks = Mapping[str, Any]  # name of a stack -> its arrays [L, ...], L its own 
 Period = Sequence[tuple[str, Kind]]  # of each layer: the name of its stack, and its kind
 
 
-def scan(
-    layer: Layer[Kind], carry: Carry, xs: Any, kinds: Sequence[Kind], *, reverse: bool = False, unroll: bool = False
-) -> tuple[Carry, Any]:
-    """`jax.lax.scan` whose body takes the kind of the layer too: layer i is of kind i modulo their number.
-
-    Args:
-        xs: arrays [L, ...], as of `jax.lax.scan`.
-    """
-    runs = [([("", kind) for kind in kinds], len(jax.tree.leaves(xs)[0]))]
-    carry, outs = scan_runs(layer, carry, {"": xs}, runs, reverse=reverse, unroll=unroll)
-    return carry, outs[""]
-
-
 def scan_runs(
     layer: Layer[Kind],
     carry: Carry,
@@ -43,9 +30,10 @@ def scan_runs(
     reverse: bool = False,
     unroll: bool = False,
 ) -> tuple[Carry, dict[str, Any]]:
-    """One loop for each run of layers, which take their arrays from several stacks.
+    """`jax.lax.scan` whose body takes the kind of the layer too. Each run of layers is a loop over its periods.
 
     Args:
+        stacks: arrays [L, ...], as of `jax.lax.scan`, of each stack's own layers.
         runs: of each run of layers, one period of its kinds and the number of its layers.
 
     Returns:

@@ -144,8 +144,7 @@ class Transformer(nnx.Module):
             )
         x_BTD = self.embed(tokens_BT, positions)
         layer = self.remat(self.layer(tokens_BT.shape, positions, segments, counted))
-        states = {name: nnx.split(layers)[1] for name, layers in self.stacks.items()}
-        x_BTD, sums = pattern.scan_runs(layer, x_BTD, states, self.runs, unroll=self.unroll)
+        x_BTD, sums = pattern.scan_runs(layer, x_BTD, self.states, self.runs, unroll=self.unroll)
         return self.final_norm(x_BTD), sums[LAYERS]
 
     @property
@@ -153,6 +152,11 @@ class Transformer(nnx.Module):
         """All layers, stacked with those whose parameters have the same shapes. Only `layers` have sums."""
         dense = {DENSE_LAYERS: self.dense_layers} if self.model.dense_layers else {}
         return dense | {LAYERS: self.layers}
+
+    @property
+    def states(self) -> dict[str, Any]:
+        """The arrays of each stack, [L, ...]."""
+        return {name: nnx.split(layers)[1] for name, layers in self.stacks.items()}
 
     def stack_of(self, kind: cfg.LayerKind) -> str:
         """The stack that holds layers of this kind."""
@@ -196,9 +200,8 @@ class Transformer(nnx.Module):
         segments = None if segments is None else shard(segments, "batch", "sequence")
 
         def run(x_BTD: jax.Array, block: Any, kind: cfg.LayerKind) -> tuple[jax.Array, Auxiliary]:
-            rope, window = ropes[kind], kind.sliding_window
             merged = nnx.merge(graphs[self.stack_of(kind)], block)
-            both: tuple[jax.Array, Auxiliary] = merged(x_BTD, rope, window, segments, counted)
+            both: tuple[jax.Array, Auxiliary] = merged(x_BTD, ropes[kind], kind.sliding_window, segments, counted)
             return both
 
         return run
@@ -303,8 +306,7 @@ class Transformer(nnx.Module):
         """
         if not self.unroll or self.model.num_layers > MOST_APART:
             return cache, None
-        states = {name: nnx.split(layers)[1] for name, layers in self.stacks.items()}
-        parts = {name: iter(pattern.single(s, len(jax.tree.leaves(s)[0]))) for name, s in states.items()}
+        parts = {name: iter(pattern.single(s, len(jax.tree.leaves(s)[0]))) for name, s in self.states.items()}
         return apart(cache), [next(parts[self.stack_of(kind)]) for kind in self.model.layer_kinds]
 
     def decode(
@@ -326,15 +328,14 @@ class Transformer(nnx.Module):
             each: of `apart`, as the cache is.
         """
         ropes, kinds = self.ropes(positions), self.model.layer_kinds
-        each_split = {name: nnx.split(layers) for name, layers in self.stacks.items()}
-        numbers = {name: [i for i, kind in enumerate(kinds) if self.stack_of(kind) == name] for name in each_split}
-        states = {name: (state, jnp.array(numbers[name])) for name, (_, state) in each_split.items()}
+        graphs = {name: nnx.split(layers)[0] for name, layers in self.stacks.items()}
+        numbers = {name: [i for i, kind in enumerate(kinds) if self.stack_of(kind) == name] for name in graphs}
+        states = {name: (state, jnp.array(numbers[name])) for name, state in self.states.items()}
 
         def layer(carry: Any, inputs: tuple[Any, Any], kind: cfg.LayerKind) -> tuple[Any, None]:
             block_state, place = inputs
-            rope, window = ropes[kind], kind.sliding_window
-            block = nnx.merge(each_split[self.stack_of(kind)][0], block_state)
-            return block.decode(carry[0], rope, window, segments, carry[1], (place, start)), None
+            block = nnx.merge(graphs[self.stack_of(kind)], block_state)
+            return block.decode(carry[0], ropes[kind], kind.sliding_window, segments, carry[1], (place, start)), None
 
         # the cache is carried, not mapped over: so a token is written into it and nothing else of it is copied
         carry = self.embed(tokens_BT, positions), cache

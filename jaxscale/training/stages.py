@@ -33,15 +33,8 @@ OfStage = Callable[[Any, Any], Any]  # (stage, tick) -> a place
 Inputs = dict[str, jax.Array]  # of layers, by stack
 
 COUNTED = "counted"  # what a token counts in the layers' sums
-PIECES = (
-    "embed",
-    "stacks",
-    "stack_of",
-    "layer",
-    "final_norm",
-    "head",
-    "unembed",
-)  # of a model, as `models.transformer` has them
+# of a model, as `models.transformer` has them
+PIECES = ("embed", "stacks", "states", "stack_of", "layer", "final_norm", "head", "unembed")
 STREAM = ("batch", "residual_sequence", "embed")  # what goes from stage to stage: [B, T, D]
 
 
@@ -76,8 +69,7 @@ class Stages:
         self.model: Any = merge(params)
         self.layers = {name: params[name] for name in self.model.stacks}
         self.outer = {name: values for name, values in params.items() if name not in self.layers}
-        states = {name: nnx.split(layers)[1] for name, layers in self.model.stacks.items()}
-        self.blocks: PyTree = jax.tree.map(self.staged, states)
+        self.blocks: PyTree = jax.tree.map(self.staged, self.model.states)
         self.spec = to_spec([(self.axis,), *map(axes_of, STREAM)])  # of an array [S, B, T, D]
         self.ring_spec = to_spec([(), (self.axis,), (), *map(axes_of, STREAM)])
 

@@ -29,6 +29,13 @@ def by_hand(carry, xs, kinds, *, reverse=False):
     return carry, jax.tree.map(lambda *x: jnp.stack(x), *(outs[::-1] if reverse else outs))
 
 
+def scan(layer, carry, xs, kinds, **options):
+    """The loop over one stack."""
+    runs = [([("", kind) for kind in kinds], len(xs["b"]))]
+    carry, outs = pattern.scan_runs(layer, carry, {"": xs}, runs, **options)
+    return carry, outs[""]
+
+
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize(("layers", "period"), [(1, 1), (4, 1), (4, 2), (5, 2), (7, 3), (8, 3), (2, 3), (3, 3)])
 def test_the_loop_is_the_one_that_one_would_write(layers, period, reverse):
@@ -40,7 +47,7 @@ def test_the_loop_is_the_one_that_one_would_write(layers, period, reverse):
         last, outs = run(carry, xs, kinds, reverse=reverse)
         return (last**2).sum() + (jnp.arange(1.0, layers + 1) * outs["sum"]).sum() + outs["b"].var(), (last, outs)
 
-    runs = functools.partial(pattern.scan, layer), by_hand
+    runs = functools.partial(scan, layer), by_hand
     with Setup(make_config()).context():
         xs = jax.device_put(xs, jax.P())
         (got, wanted) = (jax.jit(jax.value_and_grad(functools.partial(total, run), has_aux=True))(xs) for run in runs)
@@ -94,7 +101,7 @@ def test_a_loop_over_whole_periods_is_one_loop():
 
     def text(layers):
         xs = {"w": jnp.zeros((layers, 4, 4)), "b": jnp.zeros((layers, 4))}
-        return jax.jit(lambda xs: pattern.scan(layer, jnp.ones((2, 4)), xs, [1.0, 2.0, 3.0])).lower(xs).as_text()
+        return jax.jit(lambda xs: scan(layer, jnp.ones((2, 4)), xs, [1.0, 2.0, 3.0])).lower(xs).as_text()
 
     with Setup(make_config()).context():
         assert len(text(12).splitlines()) == len(text(6).splitlines())
